@@ -1,0 +1,24 @@
+"""Variational autoencoders in Pyro: checked estimators, parts that swap, posteriors with evidence."""
+
+from pyro_vae import data, elbo, errors, exact, likelihoods, nn, posteriors, priors
+from pyro_vae.__about__ import __version__
+from pyro_vae.compare import compare_elbos
+from pyro_vae.core import VAE, Conditional
+from pyro_vae.train import Fit, fit
+
+__all__ = [
+    "VAE",
+    "Conditional",
+    "Fit",
+    "__version__",
+    "compare_elbos",
+    "data",
+    "elbo",
+    "errors",
+    "exact",
+    "fit",
+    "likelihoods",
+    "nn",
+    "posteriors",
+    "priors",
+]

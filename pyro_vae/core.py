@@ -1,0 +1,250 @@
+"""Three modules that return distributions, wired into a Pyro model and guide."""
+
+import contextlib
+import itertools
+import weakref
+from typing import Any, TypeAlias
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_vae.errors import DataError, ModelError, SettingsError
+
+Distribution: TypeAlias = TorchDistributionMixin
+
+
+class Conditional(nn.Module):
+    """A module whose call returns a distribution: ``() → p(z)``, ``z → p(x|z)`` or ``x → q(z|x)``.
+
+    A member implements ``forward``. What it is given has shape ``(*batch, features)``; what it
+    returns is a ``pyro.distributions`` object of batch shape ``(*batch)``.
+
+    Raises:
+        ModelError: from :meth:`features`, when the network gives the wrong number of outputs.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> class Laplace(Conditional):
+        ...     def forward(self):
+        ...         return dist.Laplace(torch.zeros(3), 1.0).to_event(1)
+        >>> Laplace()().event_shape
+        torch.Size([3])
+    """
+
+    @classmethod
+    def outputs(cls, size: int) -> int:
+        """How many numbers the network must give for an event of ``size`` features."""
+        return size
+
+
+def store_name(module: nn.Module) -> str:
+    """A name for Pyro's parameter store that no other module, copy or later module has."""
+    if module not in _names:
+        _forget_the_dead()
+        _names[module] = name = f"{type(module).__name__.lower()}_{next(_numbers)}"
+        weakref.finalize(module, _dead.append, name).atexit = False
+    return _names[module]
+
+
+_names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
+_dead: list[str] = []
+
+
+def _forget_the_dead() -> None:
+    """Drop the parameters of collected modules, here and not in a finalizer, which may run anywhere."""
+    store, dead = pyro.get_param_store(), {_dead.pop() for _ in range(len(_dead))}
+    for name in [name for name in store if name.split("$$$")[0] in dead]:
+        with contextlib.suppress(KeyError):  # two modules that shared a parameter: its reverse entry went before
+            del store[name]
+
+
+def register(module: nn.Module) -> None:
+    """Tell Pyro of each trainable parameter of ``module``.
+
+    ``pyro.module`` would hand a second module of the same name the first one's weights, and train
+    those; here the name follows the module's identity and the store always holds its own tensors.
+    """
+    store, prefix = pyro.get_param_store(), store_name(module)
+    for name, parameter in module.named_parameters():
+        # torch.func puts plain tensors in the place of parameters; those are not Pyro's to train.
+        if not (parameter.requires_grad and isinstance(parameter, nn.Parameter)):
+            continue
+        if not parameter.is_contiguous():
+            raise ModelError(f"parameter {name} is not contiguous, so Pyro would train a copy; call .contiguous()")
+        full = f"{prefix}$$${name}"
+        if full in store and (store[full].unconstrained() is not parameter or store.param_name(parameter) is None):
+            store[full] = parameter
+        pyro.param(full, parameter)
+
+
+def distribution(part: nn.Module, role: str, *given: Any) -> Distribution:
+    """What ``part(*given)`` returns, if that is a Pyro distribution."""
+    result = part(*given)
+    if isinstance(result, TorchDistributionMixin):
+        return result
+    kind = f"{type(result).__module__}.{type(result).__qualname__}"
+    raise ModelError(f"the {role} returned {kind}; return an object of pyro.distributions, as pyro.sample needs")
+
+
+def data_plate(x: Tensor, size: int | None) -> pyro.plate:
+    """The plate over data: ``len(x)`` rows that stand for ``size``, each scaled by size / len(x)."""
+    if len(x) == 0:
+        raise DataError("x holds no rows; give at least one")
+    if size is not None and size < len(x):
+        raise SettingsError(f"size is {size} but the batch has {len(x)} rows; size counts all data, so it is no less")
+    return pyro.plate("data", len(x) if size is None else size, subsample=x)
+
+
+class Generative(nn.Module):
+    """The Pyro model ``p(z) p(x|z)``: call it with ``(x, size=None)``; its parameters are Θ.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> decoder = pv.likelihoods.Normal(pv.nn.mlp(2, [], 3))
+        >>> model = Generative(pv.priors.StandardNormal(2), decoder)
+        >>> pyro.poutine.trace(model).get_trace(torch.zeros(5, 3)).nodes["z"]["value"].shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, prior: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.prior, self.decoder = prior, decoder
+
+    def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+        register(self)
+        with data_plate(x, size):
+            z = pyro.sample("z", distribution(self.prior, "prior"))
+            return pyro.sample("x", distribution(self.decoder, "decoder", z), obs=x)
+
+
+class Inference(nn.Module):
+    """The Pyro guide ``q(z|x)``: call it with ``(x, size=None)``; its parameters are φ.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> guide = Inference(pv.posteriors.DiagNormal(pv.nn.mlp(3, [], 4)))
+        >>> guide(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+        register(self)
+        with data_plate(x, size):
+            return pyro.sample("z", distribution(self.encoder, "encoder", x))
+
+
+class VAE(nn.Module):
+    """A variational autoencoder: a prior, a decoder and an encoder, each a module that returns a distribution.
+
+    .. math:: p(x, z) = p(z)\\, p(x | z), \\qquad q(z | x)
+
+    ``vae.model`` and ``vae.guide`` are Pyro callables of ``(x, size=None)`` with sites ``z`` and
+    ``x`` in the plate ``data``; with ``size`` every datum counts ``size / len(x)`` times. They are
+    modules too: ``vae.model.parameters()`` are the generative Θ, ``vae.guide.parameters()`` the
+    inference φ. Any number of VAEs, deep copies included, train in one process.
+
+    Args:
+        prior: ``() → p(z)``, event shape ``(latent,)``.
+        decoder: ``z → p(x|z)``, from ``(*batch, latent)`` to event shape ``(*features)``.
+        encoder: ``x → q(z|x)``, from ``(*batch, *features)`` to event shape ``(latent,)``.
+
+    Raises:
+        ModelError: if a part is not a ``torch.nn.Module``.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> _ = torch.manual_seed(0)
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.StandardNormal(2),
+        ...     decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [8], 5), scale=0.5),
+        ...     encoder=pv.posteriors.DiagNormal(pv.nn.mlp(5, [8], 2 * 2)),
+        ... )
+        >>> vae.encoder(torch.zeros(3, 5)).batch_shape, vae.prior().event_shape
+        (torch.Size([3]), torch.Size([2]))
+    """
+
+    def __init__(self, *, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
+        super().__init__()
+        for role, part in {"prior": prior, "decoder": decoder, "encoder": encoder}.items():
+            if not isinstance(part, nn.Module):
+                raise ModelError(
+                    f"the {role} is a {type(part).__name__}; it must be a torch.nn.Module that returns a distribution"
+                )
+        self.model = Generative(prior, decoder)
+        self.guide = Inference(encoder)
+
+    @property
+    def prior(self) -> nn.Module:
+        """``() → p(z)``."""
+        return self.model.prior
+
+    @property
+    def decoder(self) -> nn.Module:
+        """``z → p(x|z)``."""
+        return self.model.decoder
+
+    @property
+    def encoder(self) -> nn.Module:
+        """``x → q(z|x)``."""
+        return self.guide.encoder
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch.nn.Module stores modules before it looks at properties, so the parts are sent home here.
+        home = {"prior": "model", "decoder": "model", "encoder": "guide"}.get(name)
+        if home is None:
+            super().__setattr__(name, value)
+        else:
+            setattr(getattr(self, home), name, value)
+
+    def like(self, x: Tensor) -> Tensor:
+        """``x`` on the device and in the precision of the parameters (itself, where it is so already)."""
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        own = next((t for t in tensors if t.is_floating_point()), torch.empty(()))
+        return x.to(own.device, own.dtype)
+
+    @torch.no_grad()
+    def check(self, x: Tensor) -> None:
+        """Refuse data that do not fit the parts, and parts that do not fit each other.
+
+        Args:
+            x: data, shape ``(datum, *features)``; the first two rows are tried.
+
+        Raises:
+            ModelError: naming both sides that do not fit.
+        """
+        row = self.like(x[:2])
+        with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []):
+            q = self._try("encoder", self.encoder, row)
+            if tuple(q.batch_shape) != (len(row),):
+                raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")
+            p = distribution(self.prior, "prior")
+            if q.event_shape != p.event_shape:
+                raise ModelError(
+                    f"the encoder gives latents of shape {tuple(q.event_shape)}, "
+                    f"the prior has shape {tuple(p.event_shape)}; make them equal"
+                )
+            likelihood = self._try("decoder", self.decoder, q.sample())
+        if likelihood.event_shape != x.shape[1:]:
+            raise ModelError(
+                f"the decoder describes data of shape {tuple(likelihood.event_shape)}, "
+                f"a row of the data has shape {tuple(x.shape[1:])}; make them equal"
+            )
+
+    def _try(self, role: str, part: nn.Module, given: Tensor) -> Distribution:
+        try:
+            return distribution(part, role, given)
+        except RuntimeError as error:
+            want = next((m.in_features for m in part.modules() if isinstance(m, nn.Linear)), None)
+            built = f" and was built for {want}" if want else f" ({str(error).splitlines()[0]})"
+            shape = " × ".join(map(str, given.shape[1:]))
+            raise ModelError(f"the {role} was given rows of {shape} numbers{built}; make the two equal") from error

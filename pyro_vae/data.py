@@ -1,0 +1,365 @@
+"""Real inputs, read and checked: arrays, tables and MNIST's files, never a pickle."""
+
+import gzip
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import DataError, SettingsError
+
+
+@dataclass(frozen=True)
+class Data:
+    """A table of numbers, and what is known of it.
+
+    Args:
+        x: the data, shape ``(datum, feature)``.
+        labels: a class per datum, for colours in figures only, shape ``(datum,)``.
+        columns: the features' names.
+        image_shape: ``(height, width)`` where a row is an image.
+        source: where it came from, for messages.
+
+    Example:
+        >>> Data(torch.zeros(3, 2), source="zeros").x.shape
+        torch.Size([3, 2])
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    columns: Sequence[str] | None = None
+    image_shape: tuple[int, int] | None = None
+    source: str = "data"
+
+    def rows(self, index: Tensor) -> "Data":
+        """The data of some rows."""
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, x=self.x[index], labels=labels)
+
+
+def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None = None) -> Tensor:
+    """Data as a floating-point tensor, checked; a view of them where that is possible.
+
+    Args:
+        data: a tensor, an array or what numpy makes one of, shape ``(datum, *features)``.
+        source: what to call the data in messages.
+        columns: names of the features, for messages.
+
+    Returns:
+        A tensor, float64 if the data were, else float32.
+
+    Raises:
+        DataError: if there are no rows or features, fewer than two dimensions, or a value is not a finite number.
+
+    Example:
+        >>> as_tensor([[1, 2], [3, float("nan")]])
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: data: 1 of 4 values is not finite, the first in row 1, column 1 (nan); ...
+    """
+    tensor = data.detach() if isinstance(data, Tensor) else _from_numpy(data, source)
+    if tensor.is_complex():
+        raise DataError(f"{source}: the numbers are complex; give real ones")
+    if tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    if tensor.dim() < 2:
+        raise DataError(
+            f"{source}: the shape is {tuple(tensor.shape)}; give one row per datum and one column per feature "
+            "(data.reshape(-1, 1) makes a column)"
+        )
+    if 0 in tensor.shape:
+        raise DataError(f"{source}: the shape is {tuple(tensor.shape)}; there must be at least one row and one feature")
+    _refuse_non_finite(tensor, source, columns)
+    return tensor
+
+
+def _from_numpy(data: Any, source: str) -> Tensor:
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise DataError(f"{source}: the rows are not of one length ({error})") from error
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{source}: the values are of type {array.dtype}; give real numbers")
+    if array.dtype == np.float64:
+        return torch.as_tensor(array)
+    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
+        array = array.astype(np.float32, copy=False)
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
+
+
+def _refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None) -> None:
+    bad = ~torch.isfinite(tensor)
+    count = int(bad.sum())
+    if not count:
+        return
+    row, *place = bad.nonzero()[0].tolist()
+    value = tensor[(row, *place)].item()
+    column = repr(columns[place[0]]) if columns else ", ".join(map(str, place))
+    verb = "is" if count == 1 else "are"
+    raise DataError(
+        f"{source}: {count} of {tensor.numel()} values {verb} not finite, the first in row {row}, column {column} "
+        f"({value}); fill or drop them (rows and columns are counted from 0)"
+    )
+
+
+def load(path: str | Path) -> Data:
+    """Read data from a file: ``.npy``, ``.npz``, ``.csv``, ``.parquet``, or MNIST's IDX, gzipped or not.
+
+    An ``.npz`` with several arrays gives ``x``, and ``y`` as labels. A folder is searched for
+    MNIST's training images. Rows of more than one dimension are flattened; pixels that are bytes are
+    divided by 255.
+
+    Args:
+        path: the file, or MNIST's folder.
+
+    Returns:
+        The data, as float32, with labels where the file has them.
+
+    Raises:
+        DataError: with one sentence, if there is no such file or its contents cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.csv").write_text("height,weight\\n1.8,80\\n1.7,70\\n")
+        ...     data = load(Path(folder, "a.csv"))
+        >>> data.columns, data.x.shape
+        (['height', 'weight'], torch.Size([2, 2]))
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; give the path of a data file")
+        if path.is_dir():
+            return _load_mnist_folder(path, "train")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: the file is empty")
+        return _reader(path)(path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def load_held_out(path: str | Path) -> Data | None:
+    """MNIST's own test images, where ``path`` is its folder; otherwise nothing.
+
+    Raises:
+        DataError: if the folder's test images are damaged.
+
+    Example:
+        >>> load_held_out("data.csv") is None
+        True
+    """
+    path = Path(path)
+    return _load_mnist_folder(path, "t10k") if path.is_dir() and _find(path, "t10k-images") else None
+
+
+def _reader(path: Path) -> Callable[[Path], Data]:
+    readers = {".npy": _load_npy, ".npz": _load_npz, ".csv": _load_csv, ".parquet": _load_parquet}
+    if reader := readers.get(path.suffix.lower()):
+        return reader
+    if "idx" in path.name.lower():
+        return _load_idx
+    raise DataError(f"{path}: unknown kind of file; give .npy, .npz, .csv, .parquet or MNIST's IDX files")
+
+
+def _table(array: np.ndarray, path: Path, labels: np.ndarray | None = None) -> Data:
+    x = as_tensor(array, source=str(path)).float()
+    image_shape = (x.shape[1], x.shape[2]) if x.dim() == 3 else None
+    return Data(x.flatten(1), _labels(labels, len(x), path), image_shape=image_shape, source=str(path))
+
+
+def _labels(labels: np.ndarray | None, rows: int, path: Path) -> Tensor | None:
+    if labels is None:
+        return None
+    if labels.shape != (rows,) or labels.dtype.kind not in "iub":
+        raise DataError(f"{path}: the labels have shape {labels.shape}, type {labels.dtype}; give {rows} integers")
+    return torch.as_tensor(labels.astype(np.int64))
+
+
+def _load_npy(path: Path) -> Data:
+    return _table(_numpy_load(path), path)
+
+
+def _load_npz(path: Path) -> Data:
+    archive = _numpy_load(path)
+    names = list(archive.files)
+    name = names[0] if len(names) == 1 else "x"
+    if name not in names:
+        raise DataError(f"{path}: it holds {names or 'no arrays'}; name the data x (and labels, if any, y)")
+    labels = archive["y"] if "y" in names and name == "x" else None
+    try:
+        return _table(archive[name], path, labels)
+    except ValueError as error:
+        raise _numpy_trouble(path, error) from error
+
+
+def _numpy_load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise _numpy_trouble(path, error) from error
+    except Exception as error:  # numpy passes on what its zip reader raises
+        raise DataError(f"{path}: not a whole {path.suffix} file ({error})") from error
+
+
+def _numpy_trouble(path: Path, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    if "pickle" in str(error):
+        return DataError(f"{path}: it holds pickled objects, which could run code and are never loaded; save numbers")
+    return DataError(f"{path}: not a whole {path.suffix} file ({error})")
+
+
+def _load_csv(path: Path) -> Data:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    read = csv.ReadOptions(autogenerate_column_names=not _has_header(path))
+    try:
+        return _from_arrow(csv.read_csv(path, read_options=read), path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a table of comma-separated numbers ({str(error).splitlines()[0]})") from error
+
+
+def _has_header(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        cells = file.readline().strip().lstrip("\ufeff").split(",")
+    return not all(_is_number(cell.strip().strip('"')) for cell in cells)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def _load_parquet(path: Path) -> Data:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return _from_arrow(parquet.read_table(path), path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _from_arrow(table: Any, path: Path) -> Data:
+    if table.num_rows == 0 or table.num_columns == 0:
+        raise DataError(f"{path}: the table has {table.num_rows} rows and {table.num_columns} columns; it needs both")
+    names = [str(name) for name in table.column_names]
+    columns = [_column(table.column(i), name, path) for i, name in enumerate(names)]
+    x = as_tensor(np.stack(columns, 1), source=str(path), columns=names)
+    return Data(x, columns=names, source=str(path))
+
+
+def _column(column: Any, name: str, path: Path) -> np.ndarray:
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
+        return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float32)
+    if pa.types.is_boolean(kind):
+        return column.cast(pa.uint8()).to_numpy(zero_copy_only=False).astype(np.float32)
+    values = enumerate(column.to_pylist())
+    row, value = next(((i, v) for i, v in values if v is not None and not _is_number(str(v))), (0, column[0].as_py()))
+    raise DataError(f"{path}: row {row}, column {name!r} is {value!r}, not a number; encode it as numbers or drop it")
+
+
+# The types of the IDX format, by the third byte of the file; numbers are stored high byte first.
+_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
+            raise DataError(f"{path}: not an IDX file (it begins with {head.hex(' ')})")
+        sizes = file.read(4 * head[3])
+        shape = tuple(int(n) for n in np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4"))
+        kind, body = np.dtype(_IDX_TYPES[head[2]]), file.read()
+    expected = math.prod(shape) * kind.itemsize
+    if len(shape) != head[3] or len(body) != expected:
+        raise DataError(f"{path}: {len(body)} bytes of numbers where the header says {expected}; the file is damaged")
+    return np.frombuffer(body, kind).reshape(shape)
+
+
+def _load_idx(path: Path) -> Data:
+    array = _read_idx(path)
+    if array.ndim < 2:
+        raise DataError(f"{path}: it holds {array.ndim}-dimensional data, labels perhaps; give the images' file")
+    labels = _sibling_labels(path)
+    pixels = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array
+    return _table(pixels, path, None if labels is None else _read_idx(labels))
+
+
+def _sibling_labels(images: Path) -> Path | None:
+    stem = images.name.split("images")[0]
+    return _find(images.parent, stem + "labels") if "images" in images.name else None
+
+
+def _find(folder: Path, prefix: str) -> Path | None:
+    return next((p for p in sorted(folder.glob(prefix + "*")) if "idx" in p.name and p.is_file()), None)
+
+
+def _load_mnist_folder(folder: Path, part: str) -> Data:
+    images = _find(folder, f"{part}-images")
+    if images is None:
+        raise DataError(f"{folder}: a folder without MNIST's {part}-images-idx3-ubyte; give a file, or MNIST's folder")
+    return _load_idx(images)
+
+
+def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Data]:
+    """Split rows at random into training and held-out data.
+
+    Args:
+        data: the data.
+        fraction: the share held out, between 0 and 1; at least one row on each side.
+        seed: of the shuffle.
+
+    Returns:
+        The training data and the held-out data.
+
+    Raises:
+        SettingsError: if ``fraction`` is not between 0 and 1.
+        DataError: if there are fewer than two rows.
+
+    Example:
+        >>> train, test = split(Data(torch.zeros(10, 2)), 0.3)
+        >>> len(train.x), len(test.x)
+        (7, 3)
+    """
+    if not 0 < fraction < 1:
+        raise SettingsError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
+    n = len(data.x)
+    if n < 2:
+        raise DataError(f"{data.source}: 1 row cannot be split; give at least 2")
+    held_out = min(max(round(fraction * n), 1), n - 1)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return data.rows(order[held_out:]), data.rows(order[:held_out])
+
+
+def digits() -> Data:
+    """The 1797 handwritten 8 × 8 digits that scikit-learn carries, their grey levels divided by 16.
+
+    References:
+        | Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998), https://doi.org/10.24432/C50P49
+
+    Example:
+        >>> data = digits()
+        >>> data.x.shape, data.image_shape, data.x.max().item()
+        (torch.Size([1797, 64]), (8, 8), 1.0)
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = torch.as_tensor(bunch.data / 16, dtype=torch.float32)
+    return Data(x, torch.as_tensor(bunch.target), image_shape=(8, 8), source="scikit-learn's digits")

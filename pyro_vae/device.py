@@ -1,0 +1,57 @@
+"""Where to compute, and with which random numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from pyro_vae.errors import SettingsError
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device asked for; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        SettingsError: if there is no such device.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"device {device} cannot be used here ({reason}); use auto or cpu") from error
+    return chosen
+
+
+def describe_device(device: torch.device) -> str:
+    """What a person calls the device.
+
+    Example:
+        >>> describe_device(torch.device("cpu")).startswith("CPU (")
+        True
+    """
+    if device.type == "cuda":
+        return f"CUDA ({torch.cuda.get_device_name(device)})"
+    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from ``seed`` inside, and the global generators as they were outside.
+
+    Example:
+        >>> with seeded(0, torch.device("cpu")):
+        ...     a = torch.rand(())
+        >>> with seeded(0, torch.device("cpu")):
+        ...     bool(a == torch.rand(()))
+        True
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,58 @@
+"""What can go wrong, as types: each message says what, where, and how to mend it."""
+
+from typing import Any
+
+
+class PyroVAEError(Exception):
+    """The base of every error this library raises on purpose.
+
+    >>> issubclass(DataError, PyroVAEError) and issubclass(DataError, ValueError)
+    True
+    """
+
+
+class DataError(PyroVAEError, ValueError):
+    """The data cannot be used as they are.
+
+    >>> raise DataError("row 3, column 2 is nan")
+    Traceback (most recent call last):
+    pyro_vae.errors.DataError: row 3, column 2 is nan
+    """
+
+
+class ModelError(PyroVAEError, ValueError):
+    """The parts of a model do not fit each other, the data or the estimator.
+
+    >>> raise ModelError("the encoder gives 4 latents, the prior has 8")
+    Traceback (most recent call last):
+    pyro_vae.errors.ModelError: the encoder gives 4 latents, the prior has 8
+    """
+
+
+class SettingsError(PyroVAEError, ValueError):
+    """A setting is out of its range.
+
+    >>> raise SettingsError("epochs is 0; it must be at least 1")
+    Traceback (most recent call last):
+    pyro_vae.errors.SettingsError: epochs is 0; it must be at least 1
+    """
+
+
+class DivergenceError(PyroVAEError, ArithmeticError):
+    """Training met a number that is not finite; ``history`` holds the epochs before it.
+
+    >>> raise DivergenceError("the loss became nan at step 7")
+    Traceback (most recent call last):
+    pyro_vae.errors.DivergenceError: the loss became nan at step 7
+    """
+
+    history: Any = None
+
+
+class OutputError(PyroVAEError, OSError):
+    """A result cannot be written where it was asked for.
+
+    >>> raise OutputError("runs/a already holds a run; choose another folder")
+    Traceback (most recent call last):
+    pyro_vae.errors.OutputError: runs/a already holds a run; choose another folder
+    """

@@ -1,0 +1,161 @@
+"""What a person sees at the end of a run: a table, a sentence, and files."""
+
+import copy
+from typing import Any
+
+import torch
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pyro_vae.compare import verdict
+from pyro_vae.core import VAE
+from pyro_vae.data import Data
+from pyro_vae.runs import RunFolder
+from pyro_vae.train import Fit
+
+
+def comparison_table(comparison: xr.Dataset) -> Table:
+    """The comparison of estimators, a row each.
+
+    Args:
+        comparison: from :func:`pyro_vae.compare_elbos`.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> comparison_table(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)).row_count
+        3
+    """
+    about = comparison.attrs
+    table = Table(
+        title=f"{comparison.sizes['datum']} data, {about['draws']} draws, {about['dtype']}, {about['device']}",
+        caption="Differences are from HandDerivedELBO with the same noise: of a datum at most,\n"
+        "of the gradient relative to its norm. ms: one evaluation with gradient, median.",
+        box=box.SIMPLE,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("estimator", no_wrap=True)
+    table.add_column("KL", no_wrap=True)
+    for heading in ("ELBO per datum\n± s.e., nats", "difference\nnats", "gradient\ndifference", "ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in comparison.estimator.values:
+        row = comparison.sel(estimator=name)
+        table.add_row(
+            str(name),
+            str(row.kl.item()),
+            f"{row.elbo.item():.3f} ± {row.elbo_se.item():.3f}",
+            f"{row.difference.item():.1e}",
+            f"{row.gradient_difference.item():.1e}",
+            f"{1000 * row.seconds.item():.2f}",
+        )
+    return table
+
+
+def show_comparison(comparison: xr.Dataset, console: Console) -> None:
+    """Print the table and, where Pyro's analytic-KL ELBO is in it, the verdict.
+
+    Example:
+        >>> import io, pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> comparison = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)
+        >>> show_comparison(comparison, Console(file=io.StringIO()))
+    """
+    console.print(comparison_table(comparison))
+    if "TraceMeanField_ELBO" in comparison.estimator.values:
+        console.print(verdict(comparison), highlight=False, soft_wrap=True)
+
+
+def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
+    """Write history, weights and figures of a fit.
+
+    Args:
+        run: where to.
+        fit: what was trained.
+        held_out: data for the figures.
+
+    Example:
+        >>> import tempfile, pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> result = pv.fit(linear.as_vae(), linear.sample(8), epochs=1, batch_size=8, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = RunFolder(folder)
+        ...     save_fit(run, result, Data(linear.sample(4)))
+        ...     sorted(p.name for p in run.path.glob("*.png"))
+        ['latent.png', 'prior_samples.png', 'reconstructions.png', 'training.png']
+    """
+    from pyro_vae import plots
+
+    run.dataset("history.nc", fit.history)
+    run.weights("weights.safetensors", fit.vae)
+    look: Any = {"image_shape": held_out.image_shape, "limits": (held_out.x.min().item(), held_out.x.max().item())}
+    shown = held_out.rows(torch.arange(min(len(held_out.x), 5000)))
+    run.figure("training.png", plots.history(fit.history))
+    run.figure("reconstructions.png", plots.reconstructions(fit.vae, held_out.x, **look))
+    run.figure("prior_samples.png", plots.prior_samples(fit.vae, **look))
+    run.figure("latent.png", plots.latent_space(fit.vae, shown.x, labels=shown.labels))
+
+
+def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
+    """Write a comparison and, where there are others than the hand-derived ELBO, its figure.
+
+    Args:
+        run: where to.
+        comparison: from :func:`pyro_vae.compare_elbos`.
+
+    Example:
+        >>> import tempfile, pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> comparison = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = RunFolder(folder)
+        ...     save_comparison(run, comparison)
+        ...     sorted(p.name for p in run.path.iterdir())
+        ['comparison.nc', 'comparison.png']
+    """
+    from pyro_vae import plots
+
+    run.dataset("comparison.nc", comparison)
+    run.figure("comparison.png", plots.elbos_by_datum(comparison))
+
+
+def show_fit(fit: Fit, console: Console) -> None:
+    """Print what training came to, in one line.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> result = pv.fit(linear.as_vae(), linear.sample(8), epochs=1, batch_size=8, progress=False)
+        >>> show_fit(result, Console(width=200))
+        Trained for 1 epochs on CPU (...) in ... s: ELBO per datum ... ± ... nats in training
+    """
+    last = fit.history.isel(epoch=-1)
+    parts = [
+        f"{last[f'{part}_elbo'].item():.3f} ± {last[f'{part}_elbo_se'].item():.3f} nats in {label}"
+        for part, label in (("train", "training"), ("validation", "validation"))
+        if f"{part}_elbo" in last
+    ]
+    ended = "Interrupted after" if fit.interrupted else "Trained for"
+    seconds = fit.history.seconds.sum().item()
+    console.print(
+        f"{ended} {fit.history.sizes['epoch']} epochs on {fit.device} in {seconds:.1f} s: "
+        f"ELBO per datum {', '.join(parts)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def in_double(vae: VAE) -> VAE:
+    """A copy in double precision, where agreement shows to the last digits.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> next(in_double(linear.as_vae()).parameters()).dtype
+        torch.float64
+    """
+    return copy.deepcopy(vae).double()

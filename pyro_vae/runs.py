@@ -1,0 +1,115 @@
+"""Run folders: written whole or not at all, and never over anything."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xarray as xr
+from matplotlib.figure import Figure
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pyro_vae.core import VAE
+from pyro_vae.errors import DataError, OutputError
+
+
+class RunFolder:
+    """A new folder for the results of one run.
+
+    Args:
+        path: made if it is not there; it must hold nothing.
+
+    Raises:
+        OutputError: if it cannot be made or written, or holds anything already.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = RunFolder(Path(folder, "run"))
+        ...     run.text("note.txt", "hello")
+        ...     sorted(p.name for p in run.path.iterdir())
+        ['note.txt']
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = next(self.path.iterdir(), None)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+        if held is not None:
+            raise OutputError(f"{path}: already holds {held.name}; nothing is overwritten, choose another folder")
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """A path to write to, which becomes ``name`` when the writing has ended well."""
+        part = self.path / f".{name}.part"
+        try:
+            yield part
+            os.replace(part, self.path / name)
+        except OSError as error:
+            raise OutputError(f"{self.path / name}: cannot be written ({error.strerror or error})") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        with self.file(name) as path:
+            path.write_text(text, encoding="utf-8")
+
+    def dataset(self, name: str, dataset: xr.Dataset) -> None:
+        """Write a dataset as netCDF."""
+        with self.file(name) as path:
+            dataset.to_netcdf(path, engine="h5netcdf")
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Write a figure as PNG."""
+        with self.file(name) as path:
+            figure.savefig(path, format="png", dpi=130)
+
+    def weights(self, name: str, vae: VAE) -> None:
+        """Write the weights, as safetensors."""
+        with self.file(name) as path:
+            save_file({key: value.detach().contiguous() for key, value in vae.state_dict().items()}, path)
+
+
+def load_weights(vae: VAE, path: str | Path) -> None:
+    """Fill a VAE with weights that :class:`RunFolder` wrote.
+
+    Args:
+        vae: of the same architecture.
+        path: a ``.safetensors`` file; nothing is unpickled.
+
+    Raises:
+        DataError: if the file cannot be read or is of another architecture.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
+        >>> load_weights(vae, "nowhere.safetensors")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: nowhere.safetensors: ...
+    """
+    try:
+        vae.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: the weights cannot be read ({error})") from error
+    except RuntimeError as error:
+        what = str(error).splitlines()[1].strip()
+        raise DataError(f"{path}: the weights are of another architecture ({what})") from error
+
+
+def first_free(path: Path) -> Path:
+    """``path``, or ``path-2``, ``path-3``, … if that is there already.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first_free(Path(folder)).name == Path(folder).name + "-2"
+        True
+    """
+    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in range(1, 10**6))
+    return next(name for name in names if not name.exists())

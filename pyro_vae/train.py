@@ -1,0 +1,340 @@
+"""``fit``: data, steps, history."""
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pyro
+import torch
+import xarray as xr
+from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.optim import PyroOptim
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from pyro_vae import __about__
+from pyro_vae.core import VAE
+from pyro_vae.data import as_tensor
+from pyro_vae.device import choose_device, describe_device, seeded
+from pyro_vae.elbo import log_weights
+from pyro_vae.errors import DivergenceError, SettingsError
+
+Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+Loss: TypeAlias = ELBO | Callable[..., Any]
+
+EVALUATION_ROWS = 2048
+"""At most so many training data are evaluated after each epoch."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What :func:`fit` gives back.
+
+    Args:
+        vae: the trained VAE, the same object that was given.
+        history: per epoch ``objective``, ``train_elbo``, ``train_elbo_se``, ``validation_elbo``,
+            ``validation_elbo_se`` (nats per datum) and ``seconds``.
+        device: where it was trained.
+        interrupted: whether Ctrl-C ended it early.
+
+    Example:
+        >>> Fit(None, xr.Dataset(), "cpu").interrupted
+        False
+    """
+
+    vae: VAE
+    history: xr.Dataset
+    device: str
+    interrupted: bool = False
+
+
+def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The default optimizer: one fused Adam over all parameters, at a learning rate of 1e-3.
+
+    References:
+        | Adam (Kingma & Ba, 2014), https://arxiv.org/abs/1412.6980
+
+    Example:
+        >>> adam([torch.zeros(2, requires_grad=True)]).defaults["lr"]
+        0.001
+    """
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+def fit(
+    vae: VAE,
+    data: Any,
+    *,
+    elbo: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    epochs: int = 100,
+    batch_size: int = 128,
+    validation_data: Any = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    progress: bool = True,
+) -> Fit:
+    """Train a VAE by stochastic variational inference.
+
+    .. math:: \\max_{\\Theta, \\phi} \\sum_i \\mathcal L_i, \\qquad
+        \\nabla \\mathcal L \\approx \\frac nm \\sum_{i \\in \\mathrm{batch}} \\nabla \\mathcal L_i
+
+    Each epoch visits every datum once, in a new order. After it the ELBO per datum is evaluated on
+    at most 2048 training data and on the validation data, with the same random numbers each time,
+    apart from those of training: watching changes nothing. Same seed, same machine, same versions:
+    the same numbers.
+
+    Args:
+        vae: trained in place, and moved to ``device``.
+        data: shape ``(datum, *features)``; a tensor, an array or what numpy makes one of.
+        elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given.
+        optimizer: from all trainable parameters to one torch optimizer; :func:`adam` if not given.
+        epochs: passes over the data, at least 1.
+        batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
+        validation_data: as ``data``.
+        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        seed: of the order of the data and of the samples of z.
+        progress: whether to say where it trains and to show a bar.
+
+    Returns:
+        The VAE, its labelled history and the device.
+
+    Raises:
+        DataError: if the data are not finite numbers in rows.
+        ModelError: if data and parts do not fit each other.
+        SettingsError: if a setting is out of its range.
+        DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> x = pv.exact.LinearGaussian(torch.randn(4, 1), torch.zeros(4), 0.5).sample(256)
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.StandardNormal(1),
+        ...     decoder=pv.likelihoods.Normal(pv.nn.mlp(1, [], 4), learn_scale=True),
+        ...     encoder=pv.posteriors.DiagNormal(pv.nn.mlp(4, [], 2)),
+        ... )
+        >>> elbo = fit(vae, x, epochs=20, batch_size=32, progress=False).history.train_elbo
+        >>> bool(elbo[-1] > elbo[0])
+        True
+    """
+    x = as_tensor(data)
+    _refuse_settings(epochs, batch_size, len(x))
+    vae.check(x)
+    x_validation = None
+    if validation_data is not None:
+        x_validation = as_tensor(validation_data, source="validation data")
+        vae.check(x_validation)
+    chosen = choose_device(device)
+    run = _Run(vae.to(chosen), x, x_validation, elbo or Trace_ELBO(), optimizer or adam, chosen, seed, batch_size)
+    with _display(run, epochs, progress) as bar, _stop_on_interrupt() as stop, _quiet_pyro(), seeded(seed, chosen):
+        for epoch in range(1, epochs + 1):
+            run.epoch(epoch, bar, stop)
+            if stop.is_set():
+                break
+    return Fit(vae, run.history(), describe_device(chosen), stop.is_set())
+
+
+def _refuse_settings(epochs: int, batch_size: int, n: int) -> None:
+    if epochs < 1:
+        raise SettingsError(f"epochs is {epochs}; it must be at least 1")
+    if not 1 <= batch_size <= n:
+        raise SettingsError(f"batch_size is {batch_size}; it must be from 1 to the number of training data, {n}")
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        x: Tensor,
+        x_validation: Tensor | None,
+        loss: Loss,
+        optimizer: Optimizer,
+        device: torch.device,
+        seed: int,
+        batch_size: int,
+    ) -> None:
+        self.vae, self.device, self.seed, self.batch_size = vae, device, seed, batch_size
+        self.x = vae.like(x)
+        with seeded(seed, device):
+            rows = torch.randperm(len(x), device=device)[:EVALUATION_ROWS]
+        self.watched = {"train": self.x[rows]}
+        if x_validation is not None:
+            self.watched["validation"] = vae.like(x_validation)
+        torch_optimizer = optimizer([p for p in vae.parameters() if p.requires_grad])
+        self.svi = SVI(vae.model, vae.guide, _WholeOptimizer(torch_optimizer), loss)
+        self.attributes = {
+            "estimator": getattr(loss, "__name__", type(loss).__name__),
+            "optimizer": type(torch_optimizer).__name__,
+            "batch_size": batch_size,
+            "data": len(x),
+            "seed": seed,
+            "device": describe_device(device),
+            **__about__.versions(),
+        }
+        self.rows: list[dict[str, float]] = []
+        self.steps = 0
+        self.good = _copy_of(vae)
+
+    def epoch(self, epoch: int, bar: "_Bar", stop: threading.Event) -> None:
+        """One pass over the data, and what it came to."""
+        started, n = time.perf_counter(), len(self.x)
+        total = seen = 0
+        for rows in torch.randperm(n, device=self.device).split(self.batch_size):
+            loss = self.svi.step(self.x[rows], n)
+            self.steps += 1
+            if not math.isfinite(loss):
+                self._diverged(f"the loss became {loss} at step {self.steps} (epoch {epoch})")
+            total, seen = total - loss / n * len(rows), seen + len(rows)
+            bar.step(total / seen)
+            if stop.is_set():
+                break
+        row = {"objective": total / seen, "seconds": time.perf_counter() - started, "step": self.steps}
+        for name, x in self.watched.items():
+            row[f"{name}_elbo"], row[f"{name}_elbo_se"] = _mean_elbo(self.vae, x, self.seed)
+        if not math.isfinite(row["train_elbo"]):
+            self._diverged(f"the ELBO became {row['train_elbo']} after step {self.steps} (epoch {epoch})")
+        self.rows.append(row)
+        self.good = _copy_of(self.vae)
+        bar.epoch(epoch, row)
+
+    def _diverged(self, what: str) -> None:
+        self.vae.load_state_dict(self.good)
+        kept = f"those after epoch {len(self.rows)}" if self.rows else "the initial ones"
+        error = DivergenceError(f"{what}; the weights kept are {kept}; lower the learning rate")
+        error.history = self.history()
+        raise error
+
+    def history(self) -> xr.Dataset:
+        """The epochs so far, labelled."""
+        columns = ["objective", *(f"{name}_elbo{end}" for name in self.watched for end in ("", "_se"))]
+        variables = {c: ("epoch", [r[c] for r in self.rows], {"units": "nats per datum"}) for c in columns}
+        variables["seconds"] = ("epoch", [r["seconds"] for r in self.rows], {"units": "s"})
+        coordinates = {"epoch": range(1, len(self.rows) + 1), "step": ("epoch", [int(r["step"]) for r in self.rows])}
+        return xr.Dataset(variables, coordinates, self.attributes)
+
+
+def _copy_of(vae: VAE) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
+
+
+class _WholeOptimizer(PyroOptim):
+    """One torch optimizer over all parameters, where Pyro makes one per tensor."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(type(optimizer), {})
+        self.optimizer = optimizer
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.optimizer.step()
+
+
+@torch.no_grad()
+def per_datum_elbo(vae: VAE, x: Tensor, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
+    """The ELBO of each datum, by the mean of its log-weights.
+
+    .. math:: \\mathcal L_i \\approx \\frac1K \\sum_k \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i)
+
+    Args:
+        vae: the VAE, which is left as it is: nothing is trained.
+        x: data, shape ``(datum, *features)``.
+        num_particles: K, at least 1.
+        chunk: so many data at a time.
+
+    Returns:
+        Nats, shape ``(datum,)``.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
+        >>> x = torch.ones(3, 5).double()
+        >>> bool((per_datum_elbo(linear.as_vae(), x) - linear.log_marginal(x)).abs().max() < 1e-12)
+        True
+    """
+    parts = vae.like(x).split(chunk)
+    return torch.cat([log_weights(vae.model, vae.guide, part, num_particles=num_particles).mean(0) for part in parts])
+
+
+def _mean_elbo(vae: VAE, x: Tensor, seed: int) -> tuple[float, float]:
+    """The mean over data and its standard error, which covers both the data and the sampling of z."""
+    with seeded(seed + 1, x.device):
+        values = per_datum_elbo(vae, x).double()
+    spread = values.std() if len(values) > 1 else values.new_tensor(math.nan)
+    return values.mean().item(), (spread / math.sqrt(len(values))).item()
+
+
+@contextmanager
+def _quiet_pyro() -> Iterator[None]:
+    """Without Pyro's checks at every step; what they look for is looked for here, once, or in the loss."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        yield
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that a step is never left half done; a second one interrupts."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(*_: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Bar:
+    """A progress bar with the running ELBO, its validation value and the time left."""
+
+    EVERY = 10
+
+    def __init__(self, progress: Progress, epochs: int, steps: int) -> None:
+        self.progress, self.epochs, self.pending = progress, epochs, 0
+        self.task = progress.add_task("", total=steps, done=0, epochs=epochs, elbo="…", validation="")
+
+    def step(self, elbo: float) -> None:
+        self.pending += 1
+        if self.pending == self.EVERY:
+            self.progress.update(self.task, advance=self.pending, elbo=f"{elbo:.3f}")
+            self.pending = 0
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        fields: dict[str, Any] = {"done": epoch, "elbo": f"{row['objective']:.3f}"}
+        if "validation_elbo" in row:
+            fields["validation"] = f", validation {row['validation_elbo']:.3f} ± {row['validation_elbo_se']:.3f}"
+        self.progress.update(self.task, advance=self.pending, **fields)
+        self.pending = 0
+
+
+@contextmanager
+def _display(run: _Run, epochs: int, show: bool) -> Iterator[_Bar]:
+    console = Console(stderr=True, quiet=not show)
+    console.print(f"Training on {describe_device(run.device)} by {run.attributes['estimator']}", highlight=False)
+    columns = (
+        TextColumn("epoch {task.fields[done]}/{task.fields[epochs]}"),
+        BarColumn(bar_width=20),
+        TextColumn("ELBO {task.fields[elbo]}{task.fields[validation]} nats/datum"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, disable=not show) as progress:
+        yield _Bar(progress, epochs, epochs * -(-len(run.x) // run.batch_size))
