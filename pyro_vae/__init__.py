@@ -1,9 +1,10 @@
 """Variational autoencoders in Pyro: checked estimators, parts that swap, posteriors with evidence."""
 
-from pyro_vae import data, elbo, errors, exact, likelihoods, nn, posteriors, priors
+from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
+from pyro_vae.predict import to_datatree
 from pyro_vae.train import Fit, fit
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "__version__",
     "compare_elbos",
     "data",
+    "diagnose",
     "elbo",
     "errors",
     "exact",
@@ -21,4 +23,5 @@ __all__ = [
     "nn",
     "posteriors",
     "priors",
+    "to_datatree",
 ]

@@ -2,6 +2,8 @@
 
 import gzip
 import math
+import re
+import reprlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -82,14 +84,14 @@ def _from_numpy(data: Any, source: str) -> Tensor:
     try:
         array = np.asarray(data)
     except ValueError as error:
-        raise DataError(f"{source}: the rows are not of one length ({error})") from error
+        raise DataError(f"{source}: the rows are not of one length ({_reason(error)})") from error
     if array.dtype.kind not in "fiub":
         raise DataError(f"{source}: the values are of type {array.dtype}; give real numbers")
-    if array.dtype == np.float64:
-        return torch.as_tensor(array)
-    with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
-        array = array.astype(np.float32, copy=False)
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
+    if array.dtype != np.float64:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
+            array = array.astype(np.float32, copy=False)
+    shareable = array.flags.writeable and min(array.strides, default=0) >= 0  # what torch can take a view of
+    return torch.as_tensor(array if shareable else array.copy())
 
 
 def _refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None) -> None:
@@ -99,20 +101,27 @@ def _refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | Non
         return
     row, *place = bad.nonzero()[0].tolist()
     value = tensor[(row, *place)].item()
+    shown = f"{value}, or too large for float32" if math.isinf(value) and tensor.dtype == torch.float32 else value
     column = repr(columns[place[0]]) if columns else ", ".join(map(str, place))
     verb = "is" if count == 1 else "are"
     raise DataError(
         f"{source}: {count} of {tensor.numel()} values {verb} not finite, the first in row {row}, column {column} "
-        f"({value}); fill or drop them (rows and columns are counted from 0)"
+        f"({shown}); fill or drop them (rows and columns are counted from 0)"
     )
+
+
+def _reason(error: Exception, limit: int = 200) -> str:
+    """What a reader complains of, in one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def load(path: str | Path) -> Data:
     """Read data from a file: ``.npy``, ``.npz``, ``.csv``, ``.parquet``, or MNIST's IDX, gzipped or not.
 
     An ``.npz`` with several arrays gives ``x``, and ``y`` as labels. A folder is searched for
-    MNIST's training images. Rows of more than one dimension are flattened; pixels that are bytes are
-    divided by 255.
+    MNIST's training images. Rows of more than one dimension are flattened; the bytes of IDX files are
+    divided by 255, other numbers are taken as they are.
 
     Args:
         path: the file, or MNIST's folder.
@@ -138,10 +147,10 @@ def load(path: str | Path) -> Data:
         if path.is_dir():
             return _load_mnist_folder(path, "train")
         if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty")
+            raise DataError(f"{path}: the file is empty; give one that holds data")
         return _reader(path)(path)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({_reason(error)}); copy or make it again") from error
 
 
 def load_held_out(path: str | Path) -> Data | None:
@@ -159,7 +168,7 @@ def load_held_out(path: str | Path) -> Data | None:
 
 
 def _reader(path: Path) -> Callable[[Path], Data]:
-    readers = {".npy": _load_npy, ".npz": _load_npz, ".csv": _load_csv, ".parquet": _load_parquet}
+    readers = {".npy": _load_numpy, ".npz": _load_numpy, ".csv": _load_csv, ".parquet": _load_parquet}
     if reader := readers.get(path.suffix.lower()):
         return reader
     if "idx" in path.name.lower():
@@ -167,10 +176,13 @@ def _reader(path: Path) -> Callable[[Path], Data]:
     raise DataError(f"{path}: unknown kind of file; give .npy, .npz, .csv, .parquet or MNIST's IDX files")
 
 
-def _table(array: np.ndarray, path: Path, labels: np.ndarray | None = None) -> Data:
-    x = as_tensor(array, source=str(path)).float()
+def _table(array: np.ndarray, path: Path, labels: np.ndarray | None = None, labels_path: Path | None = None) -> Data:
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
+            array = array.astype(np.float32)
+    x = as_tensor(array, source=str(path))
     image_shape = (x.shape[1], x.shape[2]) if x.dim() == 3 else None
-    return Data(x.flatten(1), _labels(labels, len(x), path), image_shape=image_shape, source=str(path))
+    return Data(x.flatten(1), _labels(labels, len(x), labels_path or path), image_shape=image_shape, source=str(path))
 
 
 def _labels(labels: np.ndarray | None, rows: int, path: Path) -> Tensor | None:
@@ -181,55 +193,68 @@ def _labels(labels: np.ndarray | None, rows: int, path: Path) -> Tensor | None:
     return torch.as_tensor(labels.astype(np.int64))
 
 
-def _load_npy(path: Path) -> Data:
-    return _table(_numpy_load(path), path)
+def _load_numpy(path: Path) -> Data:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            array, labels = (loaded, None) if isinstance(loaded, np.ndarray) else _of_archive(loaded, path)
+    except DataError:
+        raise
+    except Exception as error:  # what numpy and its zip reader raise has no common base
+        if "pickle" in str(error):
+            what = "it holds pickled objects, or nothing of NumPy's; a pickle could run code and is never loaded"
+            raise DataError(f"{path}: {what}: save numbers, by numpy.save") from error
+        raise DataError(f"{path}: not a whole {path.suffix} file ({_reason(error)}); copy or make it again") from error
+    return _table(array, path, labels)
 
 
-def _load_npz(path: Path) -> Data:
-    archive = _numpy_load(path)
+def _of_archive(archive: Any, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     names = list(archive.files)
     name = names[0] if len(names) == 1 else "x"
     if name not in names:
         raise DataError(f"{path}: it holds {names or 'no arrays'}; name the data x (and labels, if any, y)")
-    labels = archive["y"] if "y" in names and name == "x" else None
-    try:
-        return _table(archive[name], path, labels)
-    except ValueError as error:
-        raise _numpy_trouble(path, error) from error
-
-
-def _numpy_load(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise _numpy_trouble(path, error) from error
-    except Exception as error:  # numpy passes on what its zip reader raises
-        raise DataError(f"{path}: not a whole {path.suffix} file ({error})") from error
-
-
-def _numpy_trouble(path: Path, error: Exception) -> DataError:
-    if isinstance(error, DataError):
-        return error
-    if "pickle" in str(error):
-        return DataError(f"{path}: it holds pickled objects, which could run code and are never loaded; save numbers")
-    return DataError(f"{path}: not a whole {path.suffix} file ({error})")
+    return archive[name], archive["y"] if "y" in names and name == "x" else None
 
 
 def _load_csv(path: Path) -> Data:
     import pyarrow as pa
     from pyarrow import csv
 
-    read = csv.ReadOptions(autogenerate_column_names=not _has_header(path))
+    header = _has_header(path)
+    read = csv.ReadOptions(autogenerate_column_names=not header)
     try:
         return _from_arrow(csv.read_csv(path, read_options=read), path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a table of comma-separated numbers ({str(error).splitlines()[0]})") from error
+    except pa.ArrowException as error:
+        _refuse_ragged(path, header)
+        raise DataError(f"{path}: not comma-separated numbers ({_reason(error)}); give a table of them") from error
+
+
+def _refuse_ragged(path: Path, header: bool) -> None:
+    """Say which row is too long or too short, if that is the trouble: Arrow counts rows in a single thread only."""
+    from pyarrow import csv
+
+    read = csv.ReadOptions(autogenerate_column_names=not header, use_threads=False)
+    try:
+        csv.read_csv(path, read_options=read)
+    except ValueError as error:
+        if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error)):
+            line, expected, got = map(int, found.groups())
+            raise DataError(
+                f"{path}: row {line - 1 - header} has {got} value{'s' if got > 1 else ''} and the table has {expected} "
+                "columns; make them equal (rows are counted from 0, after the header)"
+            ) from error
 
 
 def _has_header(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        cells = file.readline().strip().lstrip("\ufeff").split(",")
-    return not all(_is_number(cell.strip().strip('"')) for cell in cells)
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        line = first.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({_reason(error)}); save the table as CSV in UTF-8") from error
+    if "\0" in line:  # UTF-16, or no text at all
+        raise DataError(f"{path}: not text in UTF-8 (it holds NUL characters); save the table as CSV in UTF-8")
+    return not all(_is_number(cell.strip().strip('"')) for cell in line.strip().split(","))
 
 
 def _is_number(text: str) -> bool:
@@ -245,9 +270,10 @@ def _load_parquet(path: Path) -> Data:
     from pyarrow import parquet
 
     try:
-        return _from_arrow(parquet.read_table(path), path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+        with parquet.ParquetFile(path) as file:
+            return _from_arrow(file.read(), path)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not a whole Parquet file ({_reason(error)}); copy or make it again") from error
 
 
 def _from_arrow(table: Any, path: Path) -> Data:
@@ -264,12 +290,27 @@ def _column(column: Any, name: str, path: Path) -> np.ndarray:
 
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float32)
+        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
+            return values.astype(np.float32)
     if pa.types.is_boolean(kind):
         return column.cast(pa.uint8()).to_numpy(zero_copy_only=False).astype(np.float32)
-    values = enumerate(column.to_pylist())
-    row, value = next(((i, v) for i, v in values if v is not None and not _is_number(str(v))), (0, column[0].as_py()))
-    raise DataError(f"{path}: row {row}, column {name!r} is {value!r}, not a number; encode it as numbers or drop it")
+    row = next((i for i, value in enumerate(column) if not _casts(value)), 0)
+    raise DataError(
+        f"{path}: row {row}, column {name!r} is {reprlib.repr(column[row].as_py())}, not a number; encode it as "
+        "numbers or drop it (rows are counted from 0)"
+    )
+
+
+def _casts(scalar: Any) -> bool:
+    """Whether Arrow takes it for a number, which is stricter than Python."""
+    import pyarrow as pa
+
+    try:
+        scalar.cast(pa.float64())
+    except pa.ArrowException:
+        return False
+    return True
 
 
 # The types of the IDX format, by the third byte of the file; numbers are stored high byte first.
@@ -281,14 +322,14 @@ def _read_idx(path: Path) -> np.ndarray:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else path.open("rb") as file:
         head = file.read(4)
-        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
-            raise DataError(f"{path}: not an IDX file (it begins with {head.hex(' ')})")
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES or head[3] > 32:
+            raise DataError(f"{path}: not an IDX file (it begins with {head.hex(' ')}); copy it again")
         sizes = file.read(4 * head[3])
         shape = tuple(int(n) for n in np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4"))
         kind, body = np.dtype(_IDX_TYPES[head[2]]), file.read()
     expected = math.prod(shape) * kind.itemsize
     if len(shape) != head[3] or len(body) != expected:
-        raise DataError(f"{path}: {len(body)} bytes of numbers where the header says {expected}; the file is damaged")
+        raise DataError(f"{path}: damaged, {len(body)} bytes follow the header, which says {expected}; copy it again")
     return np.frombuffer(body, kind).reshape(shape)
 
 
@@ -298,7 +339,7 @@ def _load_idx(path: Path) -> Data:
         raise DataError(f"{path}: it holds {array.ndim}-dimensional data, labels perhaps; give the images' file")
     labels = _sibling_labels(path)
     pixels = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array
-    return _table(pixels, path, None if labels is None else _read_idx(labels))
+    return _table(pixels, path, None if labels is None else _read_idx(labels), labels)
 
 
 def _sibling_labels(images: Path) -> Path | None:

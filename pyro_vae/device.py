@@ -22,9 +22,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.zeros((), device=chosen).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(" device type at start")[0]
         raise SettingsError(f"device {device} cannot be used here ({reason}); use auto or cpu") from error
     return chosen
 

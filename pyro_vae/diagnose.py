@@ -38,5 +38,5 @@ def psis(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
     from pyro_vae._arviz import array_stats
 
     # This function takes log-likelihoods, and turns their sign to make weights of them.
-    smoothed, khat = array_stats.psislw(-log_weights.detach().double().cpu().numpy().T, axis=-1)
+    smoothed, khat = array_stats.psislw(-log_weights.detach().double().cpu().numpy().T)
     return smoothed, khat

@@ -273,14 +273,15 @@ class HandDerivedELBO(ELBO):
         return model_trace, guide_trace
 
     def _refuse_other_priors(self, model: Program, site: Site) -> None:
-        """N(0, I) is seen in its values, once per model: looking costs a device synchronisation."""
+        """N(0, I) is seen in its values, and only once per model while training: looking makes a GPU wait."""
         loc, scale = _normal(site["fn"], "prior p(z)")
-        owner = getattr(model, "__self__", model)
-        if owner in self._standard and not (loc.requires_grad or scale.requires_grad):
+        learned, owner = loc.requires_grad or scale.requires_grad, getattr(model, "__self__", model)
+        if torch.is_grad_enabled() and not learned and owner in self._standard:
             return
-        if loc.requires_grad or scale.requires_grad or bool((loc != 0).any() | (scale != 1).any()):
+        if learned or bool((loc != 0).any() | (scale != 1).any()):
             raise ModelError("HandDerivedELBO is derived for the prior N(0, I) alone; use TraceMeanField_ELBO")
-        self._standard.add(owner)
+        if torch.is_grad_enabled():  # without gradients a learned prior cannot be told from a fixed one
+            self._standard.add(owner)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the ELBO, summed over data and scaled by n/m; a tensor of shape ``()``."""

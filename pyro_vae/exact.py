@@ -19,6 +19,8 @@ class LinearGaussian:
 
     .. math:: z \\sim \\mathcal N(0, I), \\qquad x | z \\sim \\mathcal N(W z + b, s^2 I)
 
+    Gradients flow through all of it, so that a bound can be maximised without any sampling.
+
     Args:
         weight: W, shape ``(feature, latent)``.
         bias: b, shape ``(feature,)``.
@@ -45,8 +47,8 @@ class LinearGaussian:
                 f"weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; "
                 "they must be (feature, latent) and (feature,)"
             )
-        self.weight, self.bias = weight.detach(), bias.detach()
-        self.scale = torch.as_tensor(scale, dtype=weight.dtype, device=weight.device).detach()
+        self.weight, self.bias = weight, bias
+        self.scale = torch.as_tensor(scale, dtype=weight.dtype, device=weight.device)
         if not (self.scale.dim() == 0 and self.scale > 0):
             raise SettingsError(f"scale is {scale}; it must be one number above 0")
 
@@ -143,6 +145,7 @@ class LinearGaussian:
             raise ModelError("the oracle needs a StandardNormal prior and a Normal likelihood with one linear layer")
         return cls(layer.weight, layer.bias, vae.decoder.scale)  # type: ignore[arg-type]
 
+    @torch.no_grad()
     def as_vae(self, *, diagonal: bool = False) -> VAE:
         """A VAE of this model whose guide is the exact posterior, or the best diagonal normal.
 

@@ -189,8 +189,8 @@ def _plane(means: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
     unit = "(prior standard deviations)"
     if means.shape[1] == 1:
         return np.c_[means, np.zeros(len(means))], (f"z₁ {unit}", "")
-    if means.shape[1] == 2:
-        return means, (f"z₁ {unit}", f"z₂ {unit}")
+    if means.shape[1] == 2 or len(means) < 2:
+        return means[:, :2], (f"z₁ {unit}", f"z₂ {unit}")
     from sklearn.decomposition import PCA
 
     pca = PCA(2).fit(means)

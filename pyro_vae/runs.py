@@ -39,10 +39,11 @@ class RunFolder:
             held = next(self.path.iterdir(), None)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+        except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{self.path}: cannot be written ({reason}); choose another folder") from error
         if held is not None:
-            raise OutputError(f"{path}: already holds {held.name}; nothing is overwritten, choose another folder")
+            raise OutputError(f"{self.path}: already holds {held.name}; nothing is overwritten, choose another folder")
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
@@ -85,7 +86,7 @@ def load_weights(vae: VAE, path: str | Path) -> None:
         path: a ``.safetensors`` file; nothing is unpickled.
 
     Raises:
-        DataError: if the file cannot be read or is of another architecture.
+        DataError: if the file cannot be read, is of another architecture, or a weight is not a finite number.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -95,12 +96,17 @@ def load_weights(vae: VAE, path: str | Path) -> None:
         pyro_vae.errors.DataError: nowhere.safetensors: ...
     """
     try:
-        vae.load_state_dict(load_file(path))
+        weights = load_file(path)
+        if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+            raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
+        vae.load_state_dict(weights)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: the weights cannot be read ({error})") from error
+        raise DataError(f"{path}: the weights cannot be read ({error}); copy the run again") from error
     except RuntimeError as error:
         what = str(error).splitlines()[1].strip()
-        raise DataError(f"{path}: the weights are of another architecture ({what})") from error
+        raise DataError(
+            f"{path}: the weights are of another architecture ({what}); give the run's own files"
+        ) from error
 
 
 def first_free(path: Path) -> Path:

@@ -129,7 +129,7 @@ def fit(
         True
     """
     x = as_tensor(data)
-    _refuse_settings(epochs, batch_size, len(x))
+    _refuse_settings(epochs, batch_size, len(x), getattr(elbo, "num_particles", 1))
     vae.check(x)
     x_validation = None
     if validation_data is not None:
@@ -145,11 +145,13 @@ def fit(
     return Fit(vae, run.history(), describe_device(chosen), stop.is_set())
 
 
-def _refuse_settings(epochs: int, batch_size: int, n: int) -> None:
+def _refuse_settings(epochs: int, batch_size: int, n: int, particles: int) -> None:
     if epochs < 1:
         raise SettingsError(f"epochs is {epochs}; it must be at least 1")
     if not 1 <= batch_size <= n:
         raise SettingsError(f"batch_size is {batch_size}; it must be from 1 to the number of training data, {n}")
+    if particles < 1:
+        raise SettingsError(f"elbo: num_particles is {particles}; it must be at least 1")
 
 
 class _Run:

@@ -1,0 +1,147 @@
+"""What can be set from the command line or a YAML file, and how a mistake in it is told in one sentence."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentParser
+from pyro.infer import ELBO
+
+from pyro_vae.demo import demo
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.posteriors import DiagNormal, Posterior
+from pyro_vae.priors import Prior, StandardNormal
+
+PriorMaker = Callable[[int], Prior]
+LikelihoodMaker = Callable[[torch.nn.Module], Likelihood]
+PosteriorMaker = Callable[[torch.nn.Module], Posterior]
+OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+
+EPILOGUE = """
+Examples:
+  pyro-vae demo
+  pyro-vae fit --data table.csv --out runs/first --latent_dim 4 --epochs 200
+  pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
+  pyro-vae compare --run runs/first --out runs/first-compared
+  pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
+"""
+
+
+def fit_settings(
+    data: str,
+    out: str,
+    *,
+    validation_data: str | None = None,
+    held_out: float = 0.2,
+    latent_dim: int = 8,
+    hidden: list[int] = [128],  # noqa: B006  (jsonargparse shows it as the default)
+    prior: PriorMaker = StandardNormal,
+    likelihood: LikelihoodMaker | None = None,
+    posterior: PosteriorMaker = DiagNormal,
+    elbo: ELBO | None = None,
+    optimizer: OptimizerMaker = torch.optim.Adam,
+    epochs: int = 100,
+    batch_size: int = 128,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Train a VAE on your data, and write its weights, history and figures to a new folder.
+
+    Args:
+        data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder.
+        out: the folder for the results; it must be new or empty.
+        validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
+        held_out: that share, between 0 and 1.
+        latent_dim: the number of latents.
+        hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
+        prior: the class of p(z), called with the number of latents.
+        likelihood: the class of p(x|z), called with the decoder network; by default a Normal whose scale is learned.
+        posterior: the class of q(z|x), called with the encoder network.
+        elbo: the estimator; Trace_ELBO if not given.
+        optimizer: a class of torch.optim, called with the parameters.
+        epochs: passes over the data.
+        batch_size: data per step.
+        device: auto (CUDA where there is one), cpu or cuda.
+        seed: of the split, the weights, the order of the data and the noise.
+    """
+
+
+def compare_settings(run: str | None = None, *, draws: int = 100, precision: str = "float64") -> None:
+    """Compare Pyro's ELBOs with the hand-derived one, for a trained run or a VAE trained here.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote; without it a VAE is trained first, as fit would.
+        draws: independent draws of the noise.
+        precision: float64 shows agreement to the last digits; float32 is what training uses.
+    """
+
+
+# Errors are raised, to be told in one sentence; a setting is named in full.
+STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
+
+# From the parser's way of speaking to plain words, in this order.
+PLAINER = (
+    (r"- Expected a <class 'NoneType'>", ""),
+    (r"Does not validate against any .*?Errors:\s*- ([^\n]*).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
+    (r"Type \S*Callable\[.*?\] expects a function or a callable class: ", ""),
+    (r"\.* Got value: Namespace\(.*", ""),
+    (r"Expected a (?=<class)", "expected "),
+    (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"\.+ Got value: ", ", got "),
+    (r"Expected a dot import path string: ([^\s.]+).*", r"there is no class \1"),
+    (r"Unexpected config:.*", "not a table of settings, as 'epochs: 10'"),
+    (r'in "<unicode string>", ', "in "),
+    (r'Parser key "([\w.]+)":', r"\1:"),
+    (r"Option '(\w+)' is not accepted", r"name a class for \1 to be a setting of"),
+    (r"\s+", " "),
+)
+
+
+def plain(error: Exception) -> str:
+    """What a parser has to say, in one line."""
+    text = str(error)
+    for pattern, plainer in PLAINER:
+        text = re.sub(pattern, plainer, text, flags=re.DOTALL)
+    return text.strip().rstrip(".")
+
+
+class ConfigFile(ActionConfigFile):
+    """The flag ``--config``, which names the file when something is wrong in it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (TypeError, KeyError, UnicodeError, argparse.ArgumentError) as error:
+            raise TypeError(f"{values}: {plain(error)}") from error
+
+
+def parser() -> ArgumentParser:
+    program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
+    program.formatter_class = _keep_lines(program.formatter_class)
+    commands = program.add_subcommands(dest="command", required=True)
+    for name, function in ("demo", demo), ("fit", fit_settings), ("compare", compare_settings):
+        commands.add_subcommand(name, command(name, function), help=(function.__doc__ or "").splitlines()[0])
+    return program
+
+
+def _keep_lines(formatter: type) -> type:
+    """The formatter, but leaving the examples as they are typed."""
+
+    class Formatter(formatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    return Formatter
+
+
+def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
+    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
+    parser.add_function_arguments(function, as_positional=False)
+    if name == "compare":
+        parser.add_function_arguments(fit_settings, as_positional=False, skip={"data"})
+        parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")
+    return parser

@@ -1,0 +1,47 @@
+"""What several tests need: a z-score, small VAEs, and losses and gradients at a given seed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+
+
+def z_score(samples: Tensor, truth: float | Tensor) -> float:
+    """How many standard errors the mean of independent samples lies from the truth."""
+    return ((samples.mean() - truth) / (samples.std() / math.sqrt(len(samples)))).item()
+
+
+def small_vae(features: int = 6, latents: int = 3, *, seed: int = 0, **likelihood) -> pv.VAE:
+    """The note's VAE, in double precision."""
+    torch.manual_seed(seed)
+    likelihood = {"scale": 0.7, **likelihood}
+    return pv.VAE(
+        prior=pv.priors.StandardNormal(latents),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(latents, [8], features), **likelihood),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(features, [8], 2 * latents)),
+    ).double()
+
+
+def linear_gaussian(features: int = 5, latents: int = 2, *, scale: float = 0.8) -> pv.exact.LinearGaussian:
+    """An oracle whose posterior is correlated, so that no diagonal normal is exact."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(features, latents, generator=generator, dtype=torch.float64)
+    bias = torch.randn(features, generator=generator, dtype=torch.float64)
+    return pv.exact.LinearGaussian(weight, bias, scale)
+
+
+def loss_and_gradients(loss, vae: pv.VAE, x: Tensor, size: int | None = None, *, seed: int = 1):
+    """The differentiable loss and its gradient by every parameter, with the noise of a seed."""
+    torch.manual_seed(seed)
+    value = getattr(loss, "differentiable_loss", loss)(vae.model, vae.guide, x, size)
+    parameters = dict(vae.named_parameters())
+    gradients = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
+    return value.detach(), dict(zip(parameters, gradients, strict=True))
+
+
+def normal_log_density(x: Tensor, mean: Tensor, scale: Tensor | float) -> Tensor:
+    """log N(x | mean, diag(scale²)), summed over the last dimension: written out, as in the note."""
+    scale = torch.as_tensor(scale, dtype=x.dtype).expand_as(x + mean)
+    return (-0.5 * ((x - mean) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)

@@ -1,0 +1,47 @@
+"""Every test starts from one seed and an empty parameter store, and leaves global state as it found it."""
+
+import signal
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+# MNIST lies beside a developer's checkout, not in the project.
+MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
+
+
+def global_state() -> dict[str, object]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "validation": torch.distributions.Distribution._validate_args,
+        "Pyro's validation": pyro.infer.util.is_validation_enabled(),
+        "Pyro's handlers": len(pyro.poutine.runtime._PYRO_STACK),
+        "interrupt handler": signal.getsignal(signal.SIGINT),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    before = global_state()
+    yield
+    after = global_state()
+    assert after == before, "the test left global state changed"
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    if not MNIST.is_dir():
+        pytest.skip("MNIST is not beside this checkout (shared/data/mnist)")
+    return MNIST
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return torch.device("cuda")

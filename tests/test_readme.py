@@ -1,0 +1,63 @@
+"""Every snippet of the README runs as it stands, in one process, from top to bottom."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyro_vae as pv
+from pyro_vae.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def snippets(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_runs(capsys):
+    names = {}
+    for snippet in snippets("python"):
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert "nats per datum" in capsys.readouterr().out
+    assert names["fit"].history.sizes["epoch"] == 20
+    assert names["loss"] > 0
+
+
+def test_code_stands_within_the_first_forty_lines():
+    assert "import pyro_vae as pv" in "\n".join(README.splitlines()[:40])
+
+
+def test_the_commands_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savetxt("table.csv", np.random.default_rng(0).normal(size=(200, 6)), delimiter=",")
+    commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("pyro-vae")]
+    assert len(commands) == 2
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert (tmp_path / "runs/first-compared/comparison.nc").exists()
+
+
+def test_the_make_targets_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in {*re.findall(r"\bmake ([a-z-]+)", README)} - {"the"}:
+        assert f"\n{target}:" in makefile, target
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))
+def test_links_within_the_project_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("module", ["priors", "likelihoods", "posteriors", "elbo"])
+def test_the_table_names_every_member(module):
+    part = getattr(pv, module)
+    names = getattr(part, "__all__", None) or [
+        name for name, value in vars(part).items()
+        if isinstance(value, type) and value.__module__ == part.__name__ and not issubclass(pv.Conditional, value)
+    ]  # fmt: skip
+    for name in set(names) - {"Prior", "Likelihood", "Posterior", "kl_provenance"}:
+        assert f"{module}.{name}`" in README, name
