@@ -95,7 +95,9 @@ PLAINER = (
     (r"Unexpected config:.*", "not a table of settings, as 'epochs: 10'"),
     (r'in "<unicode string>", ', "in "),
     (r'Parser key "([\w.]+)":', r"\1:"),
-    (r"Option '(\w+)' is not accepted", r"name a class for \1 to be a setting of"),
+    (r"Option '(\w+)' is not accepted", r"no class is named that has an option '\1'"),
+    (r"NestedArg\(key='\w+', val='([^']*)'\)", r"\1"),
+    (r":, got ", ": got "),
     (r"\s+", " "),
 )
 

@@ -327,7 +327,7 @@ SETTINGS = [
     setting("a negative likelihood scale", NORMAL + " --likelihood.scale=-1", "scale is -1.0", SCALE),
     setting("likelihood scale nan", NORMAL + " --likelihood.scale .nan", "scale is nan", SCALE),
     setting("a word for the scale", NORMAL + " --likelihood.scale x", "likelihood", "got x", HELP),
-    setting("a scale of no class", "--likelihood.scale 1", "likelihood: name a class for scale", HELP),
+    setting("a scale of no class", "--likelihood.scale 1", "likelihood: no class is named", "option 'scale'", HELP),
     setting(
         "a learning rate that diverges", "--optimizer torch.optim.SGD --optimizer.lr 1e30",
         "the loss became nan at step 2 (epoch 1)", "weights kept are the initial ones", "lower the learning rate",
@@ -341,7 +341,7 @@ SETTINGS = [
     setting("a prior of no module", "--prior nowhere.Prior", "prior: No module named 'nowhere'", HELP),
     setting("a base class for a prior", "--prior Prior", "no VAE can be made", "change them, latent_dim 8"),
     setting("a prior for a likelihood", "--likelihood pyro_vae.priors.Prior", "Prior"),
-    setting("a setting that a prior has not", "--prior.what 3", "prior: Option 'what' is not accepted", HELP),
+    setting("a setting that a prior has not", "--prior.what 3", "prior: no class is named", "option 'what'", HELP),
     setting("an unknown estimator", "--elbo Nope", "elbo: there is no class Nope", HELP),
     setting(
         "an estimator without particles", "--elbo pyro_vae.elbo.Trace_ELBO --elbo.num_particles 0",
