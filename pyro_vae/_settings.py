@@ -85,13 +85,13 @@ STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
 # From the parser's way of speaking to plain words, in this order.
 PLAINER = (
     (r"- Expected a <class 'NoneType'>", ""),
-    (r"Does not validate against any .*?Errors:\s*- ([^\n]*).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
+    (r"Does not validate against any .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
     (r"Type \S*Callable\[.*?\] expects a function or a callable class: ", ""),
-    (r"\.* Got value: Namespace\(.*", ""),
+    (r"\.* Got value: Namespace\([^\n]*\)+", ""),
     (r"Expected a (?=<class)", "expected "),
     (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
     (r"\.+ Got value: ", ", got "),
-    (r"Expected a dot import path string: ([^\s.]+).*", r"there is no class \1"),
+    (r"Expected a dot import path string: ([^\s.,]+).*", r"there is no class \1"),
     (r"Unexpected config:.*", "not a table of settings, as 'epochs: 10'"),
     (r'in "<unicode string>", ', "in "),
     (r'Parser key "([\w.]+)":', r"\1:"),
