@@ -44,7 +44,7 @@ def fit_settings(
     elbo: ELBO | None = None,
     optimizer: OptimizerMaker = torch.optim.Adam,
     epochs: int = 100,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     device: str = "auto",
     seed: int = 0,
 ) -> None:
@@ -63,7 +63,7 @@ def fit_settings(
         elbo: the estimator; Trace_ELBO if not given.
         optimizer: a class of torch.optim, called with the parameters.
         epochs: passes over the data.
-        batch_size: data per step.
+        batch_size: data per step; by default 128, or all data where there are fewer.
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
     """
@@ -85,7 +85,8 @@ STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
 # From the parser's way of speaking to plain words, in this order.
 PLAINER = (
     (r"- Expected a <class 'NoneType'>", ""),
-    (r"Does not validate against any .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
+    (r"Does not validate .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
+    (r'Key "(?:fit|compare|demo)\.(\w+)"', r"--\1"),
     (r"Type \S*Callable\[.*?\] expects a function or a callable class: ", ""),
     (r"\.* Got value: Namespace\([^\n]*\)+", ""),
     (r"Expected a (?=<class)", "expected "),
@@ -95,6 +96,7 @@ PLAINER = (
     (r"Unexpected config:.*", "not a table of settings, as 'epochs: 10'"),
     (r'in "<unicode string>", ', "in "),
     (r'Parser key "([\w.]+)":', r"\1:"),
+    (r"Dict must include a class_path and optionally init_args, but", "no class is named,"),
     (r"Option '(\w+)' is not accepted", r"no class is named that has an option '\1'"),
     (r"NestedArg\(key='\w+', val='([^']*)'\)", r"\1"),
     (r":, got ", ": got "),

@@ -15,11 +15,12 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae import nn
-from pyro_vae._settings import command, fit_settings, parser, plain
+from pyro_vae._settings import command, compare_settings, fit_settings, parser, plain
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE
 from pyro_vae.data import Data, load, load_held_out, split
 from pyro_vae.demo import demo
+from pyro_vae.device import refuse_seed
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import DataError, DivergenceError, PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Normal
@@ -50,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parser().parse_args(flags)
         chosen = settings[settings.command]
-        if abs(chosen.seed) >= 2**62:
-            raise SettingsError(f"seed is {chosen.seed}; it must lie between -2**62 and 2**62")
+        refuse_seed(chosen.seed)
         return commands[settings.command](chosen)
     except argparse.ArgumentError as error:
         command = f"{typed[0]} " if typed and typed[0] in commands else ""
@@ -72,13 +72,12 @@ def _run_demo(settings: Namespace) -> int:
 
 def _run_fit(settings: Namespace) -> int:
     vae, train, held_out = _untrained(settings)
-    run = RunFolder(settings.out)
-    console = Console()
-    result = _train(settings, vae, train, held_out, run)
-    run.text("config.yaml", _as_yaml(settings))
-    show_fit(result, console)
-    save_fit(run, result, held_out)
-    console.print(f"Written to {run.path}: {', '.join(sorted(p.name for p in run.path.iterdir()))}", soft_wrap=True)
+    with RunFolder(settings.out) as run:
+        result = _train(settings, vae, train, held_out, run)
+        run.text("config.yaml", _as_yaml(settings))
+        show_fit(result, Console())
+        save_fit(run, result, held_out)
+        run.show(Console())
     return 130 if result.interrupted else 0
 
 
@@ -138,22 +137,36 @@ def _run_compare(settings: Namespace) -> int:
         if settings.data is None:
             raise SettingsError("compare needs --run, a folder that pyro-vae fit wrote, or --data to train on first")
         vae, train, held_out = _untrained(settings)
-        run = RunFolder(settings.out)
-        show_fit(_train(settings, vae, train, held_out, run), Console())
+        with RunFolder(settings.out) as run:
+            show_fit(_train(settings, vae, train, held_out, run), Console())
+            _compare(settings, vae, held_out, run)
     else:
         vae, held_out = _trained(settings)
-        run = RunFolder(settings.out)
-    comparison = compare_elbos(
-        in_double(vae) if settings.precision == "float64" else vae, held_out.x, draws=settings.draws, seed=settings.seed
-    )
+        with RunFolder(settings.out) as run:
+            _compare(settings, vae, held_out, run)
+    return 0
+
+
+def _compare(settings: Namespace, vae: VAE, held_out: Data, run: RunFolder) -> None:
+    judged = in_double(vae) if settings.precision == "float64" else vae
+    comparison = compare_elbos(judged, held_out.x, draws=settings.draws, seed=settings.seed)
     show_comparison(comparison, Console())
     save_comparison(run, comparison)
-    Console().print(f"Written to {run.path}: {', '.join(sorted(p.name for p in run.path.iterdir()))}", soft_wrap=True)
-    return 0
+    run.show(Console())
+
+
+def _refuse_training_settings(settings: Namespace) -> None:
+    """A trained run is as it is: a setting that would be ignored is refused."""
+    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "out", "draws", "precision"}
+    changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
+    ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
+    if ignored:
+        raise SettingsError(f"--run brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave out --run")
 
 
 def _trained(settings: Namespace) -> tuple[VAE, Data]:
     """The VAE of a run folder, and the data to compare on: its held-out ones, or those given."""
+    _refuse_training_settings(settings)
     config = Path(settings.run) / "config.yaml"
     if not config.is_file():
         raise DataError(f"{settings.run}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")

@@ -1,9 +1,10 @@
 """Estimators of the ELBO side by side, with the same noise."""
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyro
@@ -14,13 +15,12 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core import VAE
+from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import as_tensor
-from pyro_vae.device import describe_device, seeded
-from pyro_vae.elbo import HandDerivedELBO, Trace_ELBO, TraceMeanField_ELBO, kl_provenance
+from pyro_vae.device import describe_device, refuse_seed, seeded
+from pyro_vae.elbo import HandDerivedELBO, Trace_ELBO, TraceMeanField_ELBO, kl_provenance, note_objective
 from pyro_vae.errors import ModelError, SettingsError
-
-Loss: TypeAlias = ELBO | Callable[..., Any]
+from pyro_vae.traces import Loss, differentiable, loss_name, particles_of
 
 TIMED_REPEATS = 11
 """How often each estimator is timed; the median is reported."""
@@ -51,7 +51,8 @@ def compare_elbos(
 ) -> xr.Dataset:
     """Compare estimators of the ELBO, draw by draw with the same noise.
 
-    Each draw r seeds the generator alike for every estimator, so what differs is the estimator.
+    Each draw seeds the generator alike for every estimator (``noise_seed``), so what differs is the
+    estimator. Layers are in evaluation mode: nothing is dropped out and no running mean moves.
     Differences are from :class:`~pyro_vae.elbo.HandDerivedELBO` with as many particles.
 
     Args:
@@ -72,12 +73,13 @@ def compare_elbos(
         - ``gradient_difference``: the largest norm of a draw's gradient minus the hand-derived one,
           relative to the norm of the latter;
         - ``seconds``: the median time of one evaluation with gradient;
-        - the coordinate ``kl``: how the KL is had.
+        - the coordinates ``kl``: how the KL is had; ``noise_seed (draw)``.
 
     Raises:
-        SettingsError: if ``draws`` is below 2.
-        ModelError: if the VAE does not fit the data or the hand-derived formulas, or an estimator is not
-            a sum over data.
+        DataError: if the data are not finite numbers in rows.
+        SettingsError: if ``draws`` is below 2, or ``elbos`` holds no estimator.
+        ModelError: if the VAE does not fit the data or the hand-derived formulas, has no gradients, or
+            an estimator is not a sum over data.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -91,29 +93,55 @@ def compare_elbos(
         True
     """
     x = as_tensor(x)
+    refuse_seed(seed)
     if draws < 2:
         raise SettingsError(f"draws is {draws}; a standard error needs at least 2")
     vae.check(x)
     x, size = vae.like(x), len(x) if size is None else size
-    chosen = default_elbos() if elbos is None else dict(elbos)
-    with pyro.validation_enabled(False):
-        pairs = {name: _draws(vae, x, size, loss, draws, seed) for name, loss in chosen.items()}
+    chosen = {name: _of_one_plate(loss) for name, loss in (default_elbos() if elbos is None else elbos).items()}
+    _refuse(vae, x, chosen)
+    seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(seed)).tolist()
+    with pyro.validation_enabled(False), torch.enable_grad(), evaluating(vae):
+        pairs = {name: _draws(vae, x, size, loss, seeds) for name, loss in chosen.items()}
         seconds = _median_seconds(vae, x, size, chosen, seed)
-    provenance = ", ".join(sorted(set(kl_provenance(vae.model, vae.guide, x[:1]).values())))
-    return _dataset(pairs, seconds, [_kl(loss, provenance) for loss in chosen.values()]).assign_attrs(
+        provenance = ", ".join(sorted(set(kl_provenance(vae.model, vae.guide, x[:1]).values())))
+    table = _dataset(pairs, seconds, [_kl(loss, provenance) for loss in chosen.values()])
+    return table.assign_coords(noise_seed=("draw", seeds)).assign_attrs(
         draws=draws, seed=seed, size=size, dtype=str(x.dtype), threads=torch.get_num_threads(),
         device=describe_device(x.device), **versions(),
     )  # fmt: skip
 
 
-def _draws(vae: VAE, x: Tensor, size: int, loss: Loss, draws: int, seed: int) -> dict[str, np.ndarray]:
+def _of_one_plate(loss: Loss) -> Loss:
+    """A copy that knows the plates of a VAE: Pyro would guess them at first use, and draw noise to do so."""
+    if not isinstance(loss, ELBO):
+        return loss
+    known = copy.copy(loss)
+    known.max_plate_nesting = 1 + (known.vectorize_particles and known.num_particles > 1)
+    return known
+
+
+def _refuse(vae: VAE, x: Tensor, losses: Mapping[str, Loss]) -> None:
+    if not losses:
+        raise SettingsError("elbos is empty; give at least one estimator, or none for the default three")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ModelError(f"the VAE computes in {x.dtype}, too coarse to compare in; use vae.float() or vae.double()")
+    if torch.is_inference_mode_enabled() or not any(p.requires_grad for p in vae.parameters()):
+        raise ModelError("there are no gradients to compare: every parameter is frozen, or inference mode is on")
+    for name, loss in losses.items():
+        if isinstance(loss, type):
+            raise SettingsError(f"elbos[{name!r}] is a class; give an instance, {loss.__name__}()")
+        differentiable(loss)
+
+
+def _draws(vae: VAE, x: Tensor, size: int, loss: Loss, seeds: list[int]) -> dict[str, np.ndarray]:
     """Per draw the ELBO of each datum, and how it and the gradient differ from the hand-derived one."""
-    reference = HandDerivedELBO(getattr(loss, "num_particles", 1))
-    reference.vectorize_particles = getattr(loss, "vectorize_particles", False)
+    vectorized = getattr(loss, "vectorize_particles", False)
+    reference = _of_one_plate(HandDerivedELBO(particles_of(loss), vectorize_particles=vectorized))
     values, differences, gradients = [], [], []
-    for draw in range(draws):
-        value, gradient = _evaluate(vae, x, size, loss, seed + draw)
-        by_hand, hand_gradient = _evaluate(vae, x, size, reference, seed + draw)
+    for seed in seeds:
+        value, gradient = _evaluate(vae, x, size, loss, seed)
+        by_hand, hand_gradient = _evaluate(vae, x, size, reference, seed)
         values.append(value)
         differences.append((value - by_hand).abs().max())
         gradients.append((gradient - hand_gradient).norm() / hand_gradient.norm())
@@ -134,22 +162,18 @@ def _evaluate(vae: VAE, x: Tensor, size: int, loss: Loss, seed: int) -> tuple[Te
     model, guide = (poutine.scale(program, scale=weights) for program in (vae.model, vae.guide))
     parameters = [p for p in vae.parameters() if p.requires_grad]
     with seeded(seed, x.device):
-        total = _differentiable(loss)(model, guide, x, size)
+        total = differentiable(loss)(model, guide, x, size)
     parts, *gradients = torch.autograd.grad(total, [weights, *parameters], materialize_grads=True)
-    if (parts.sum() - total.detach()).abs() > 1e-4 * parts.abs().sum():
-        name = getattr(loss, "__name__", type(loss).__name__)
-        raise ModelError(f"{name} is not a sum over data of terms in plate 'data', so it has no value per datum")
+    if (parts.sum() - total.detach()).abs() > 1e4 * torch.finfo(x.dtype).eps * parts.abs().sum():
+        raise ModelError(f"{loss_name(loss)} is not a sum over the plate 'data', so it has no value per datum")
     return -parts / (size / len(x)), torch.cat([g.flatten() for g in gradients]) / size
-
-
-def _differentiable(loss: Loss) -> Callable[..., Tensor]:
-    return loss.differentiable_loss if isinstance(loss, ELBO) else loss
 
 
 def _kl(loss: Loss, provenance: str) -> str:
     if isinstance(loss, TraceMeanField_ELBO):
         return provenance
-    return "Monte Carlo" if isinstance(loss, Trace_ELBO) else "by hand"
+    by_hand = isinstance(loss, HandDerivedELBO) or loss_name(loss) == note_objective.__name__
+    return "Monte Carlo" if isinstance(loss, Trace_ELBO) else "by hand" if by_hand else "unknown"
 
 
 def _median_seconds(vae: VAE, x: Tensor, size: int, losses: Mapping[str, Loss], seed: int) -> list[float]:
@@ -159,7 +183,7 @@ def _median_seconds(vae: VAE, x: Tensor, size: int, losses: Mapping[str, Loss], 
     def once(loss: Loss) -> float:
         _synchronise(x.device)
         started = time.perf_counter()
-        torch.autograd.grad(_differentiable(loss)(vae.model, vae.guide, x, size), parameters, allow_unused=True)
+        torch.autograd.grad(differentiable(loss)(vae.model, vae.guide, x, size), parameters, allow_unused=True)
         _synchronise(x.device)
         return time.perf_counter() - started
 

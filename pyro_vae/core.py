@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import pyro
@@ -15,14 +17,11 @@ from pyro_vae.errors import DataError, ModelError, SettingsError
 Distribution: TypeAlias = TorchDistributionMixin
 
 
-class Conditional(nn.Module):
+class Conditional(nn.Module, ABC):
     """A module whose call returns a distribution: ``() → p(z)``, ``z → p(x|z)`` or ``x → q(z|x)``.
 
     A member implements ``forward``. What it is given has shape ``(*batch, features)``; what it
     returns is a ``pyro.distributions`` object of batch shape ``(*batch)``.
-
-    Raises:
-        ModelError: from :meth:`features`, when the network gives the wrong number of outputs.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -32,6 +31,10 @@ class Conditional(nn.Module):
         >>> Laplace()().event_shape
         torch.Size([3])
     """
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Distribution:
+        """The distribution, given nothing, z or x."""
 
     @classmethod
     def outputs(cls, size: int) -> int:
@@ -140,6 +143,25 @@ class Inference(nn.Module):
             return pyro.sample("z", distribution(self.encoder, "encoder", x))
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """``module`` in evaluation mode inside, so that looking at it neither drops out nor moves running means.
+
+    Example:
+        >>> layer = nn.Dropout(0.9)
+        >>> with evaluating(layer):
+        ...     layer(torch.ones(3))
+        tensor([1., 1., 1.])
+    """
+    were_training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in were_training:
+            part.training = True
+
+
 class VAE(nn.Module):
     """A variational autoencoder: a prior, a decoder and an encoder, each a module that returns a distribution.
 
@@ -223,7 +245,7 @@ class VAE(nn.Module):
             ModelError: naming both sides that do not fit.
         """
         row = self.like(x[:2])
-        with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []):
+        with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(self):
             q = self._try("encoder", self.encoder, row)
             if tuple(q.batch_shape) != (len(row),):
                 raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")

@@ -10,6 +10,7 @@ from pyro_vae import likelihoods, nn, posteriors, priors
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE
 from pyro_vae.data import digits, split
+from pyro_vae.device import seeded
 from pyro_vae.exact import LinearGaussian
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.runs import RunFolder, first_free
@@ -65,8 +66,7 @@ def linear_check(x: torch.Tensor, *, latents: int = 2, epochs: int = 80, seed: i
     """
     x = x.double()
     best = LinearGaussian.fit(x, latents).log_marginal(x).mean().item()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, torch.device("cpu")):
         vae = note_vae(x.shape[1], latents, []).double()
     for rate in (2e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4):
         adam = partial(torch.optim.Adam, lr=rate, fused=True)
@@ -90,28 +90,28 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
     console = Console()
     data = digits()
     train, test = split(data, seed=seed)
-    run = RunFolder(first_free(Path("runs/demo")) if out is None else out)
-    console.print(f"{data.source}: {len(train.x)} to train on, {len(test.x)} held out, {data.x.shape[1]} pixels each")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = note_vae(data.x.shape[1], 8, [128])
-    result = fit(
-        vae, train.x, validation_data=test.x, epochs=epochs, seed=seed, device=device,
-        optimizer=partial(torch.optim.Adam, lr=2e-3, fused=True),
-    )  # fmt: skip
-    show_fit(result, console)
-    save_fit(run, result, test)
-    if not result.interrupted:
-        comparison = compare_elbos(in_double(vae), test.x, seed=seed)
-        show_comparison(comparison, console)
-        save_comparison(run, comparison)
-        trained, best = linear_check(data.x, seed=seed)
+    with RunFolder(first_free(Path("runs/demo")) if out is None else out) as run:
         console.print(
-            f"Linear-Gaussian check: a linear VAE trained by SVI reaches an ELBO of {trained:.4f} nats per datum; the "
-            f"exact maximum, the log-likelihood of probabilistic PCA, is {best:.4f} ({best - trained:.4f} above; both "
-            "numbers are closed forms, without sampling error).",
-            highlight=False,
-            soft_wrap=True,
+            f"{data.source}: {len(train.x)} to train on, {len(test.x)} held out, {data.x.shape[1]} pixels each"
         )
-    console.print(f"Written to {run.path}: {', '.join(sorted(p.name for p in run.path.iterdir()))}", soft_wrap=True)
+        with seeded(seed, torch.device("cpu")):
+            vae = note_vae(data.x.shape[1], 8, [128])
+        adam = partial(torch.optim.Adam, lr=2e-3, fused=True)
+        result = fit(vae, train.x, validation_data=test.x, optimizer=adam, epochs=epochs, seed=seed, device=device)
+        show_fit(result, console)
+        save_fit(run, result, test)
+        if not result.interrupted:
+            comparison = compare_elbos(in_double(vae), test.x, seed=seed)
+            show_comparison(comparison, console)
+            save_comparison(run, comparison)
+            console.print(_linear_verdict(*linear_check(data.x, seed=seed)), highlight=False, soft_wrap=True)
+        run.show(console)
     return run.path
+
+
+def _linear_verdict(trained: float, best: float) -> str:
+    return (
+        f"Linear-Gaussian check: a linear VAE trained by SVI reaches an ELBO of {trained:.4f} nats per datum; the "
+        f"exact maximum, the log-likelihood of probabilistic PCA, is {best:.4f} ({best - trained:.4f} above; both "
+        "numbers are closed forms, without sampling error)."
+    )

@@ -11,6 +11,9 @@ from pyro_vae.errors import SettingsError
 def choose_device(device: str | torch.device = "auto") -> torch.device:
     """The device asked for; ``"auto"`` is CUDA where there is one, else the CPU.
 
+    Args:
+        device: ``"auto"``, or what ``torch.device`` takes.
+
     Raises:
         SettingsError: if there is no such device.
 
@@ -38,12 +41,35 @@ def describe_device(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return f"CUDA ({torch.cuda.get_device_name(device)})"
-    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' * (threads != 1)})" if device.type == "cpu" else str(device)
+
+
+def refuse_seed(seed: int) -> None:
+    """Refuse a seed that torch's generators do not take.
+
+    Args:
+        seed: a whole number between -2**62 and 2**62.
+
+    Raises:
+        SettingsError: if it is another.
+
+    Example:
+        >>> refuse_seed(2**64)
+        Traceback (most recent call last):
+        pyro_vae.errors.SettingsError: seed is 18446744073709551616; it must be a whole number between ...
+    """
+    if not isinstance(seed, int) or abs(seed) >= 2**62:
+        raise SettingsError(f"seed is {seed}; it must be a whole number between -2**62 and 2**62")
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers from ``seed`` inside, and the global generators as they were outside.
+
+    Args:
+        seed: of torch's generators.
+        device: a CUDA device whose generator is to be kept too, or the CPU.
 
     Example:
         >>> with seeded(0, torch.device("cpu")):

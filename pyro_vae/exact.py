@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core import VAE, Distribution
+from pyro_vae.core import VAE, Distribution, evaluating
+from pyro_vae.data import as_tensor
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.likelihoods import Normal
 from pyro_vae.posteriors import DiagNormal, Posterior
@@ -65,14 +66,17 @@ class LinearGaussian:
         """The matrix from ``x - b`` to the posterior mean: ``A⁻¹ Wᵀ / s²``."""
         return torch.linalg.solve(self.precision, self.weight.T / self.scale**2)
 
+    def _posterior_mean(self, x: Tensor) -> Tensor:
+        return (x.to(self.weight) - self.bias) @ self._posterior_map().T
+
     def log_marginal(self, x: Tensor) -> Tensor:
         """``log N(x | b, W Wᵀ + s² I)``: the evidence, in nats, shape ``(datum,)``."""
         noise = self.scale.square().expand(len(self.bias))
-        return dist.LowRankMultivariateNormal(self.bias, self.weight, noise).log_prob(x)
+        return dist.LowRankMultivariateNormal(self.bias, self.weight, noise).log_prob(x.to(self.weight))
 
     def posterior(self, x: Tensor) -> Distribution:
         """``p(z | x) = N(A⁻¹ Wᵀ (x - b) / s², A⁻¹)``, batch shape ``(datum,)``."""
-        return dist.MultivariateNormal((x - self.bias) @ self._posterior_map().T, precision_matrix=self.precision)
+        return dist.MultivariateNormal(self._posterior_mean(x), precision_matrix=self.precision)
 
     def best_diagonal(self, x: Tensor) -> Distribution:
         """The diagonal normal nearest to the posterior: its mean, and variances ``1 / A_jj``.
@@ -80,7 +84,7 @@ class LinearGaussian:
         It loses ``½ (Σ_j log A_jj - log det A)`` nats to the evidence, for every x.
         """
         scale = self.precision.diagonal().rsqrt()
-        return dist.Normal((x - self.bias) @ self._posterior_map().T, scale).to_event(1)
+        return dist.Normal(self._posterior_mean(x), scale).to_event(1)
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
         """The ELBO of ``q``, in closed form.
@@ -93,10 +97,12 @@ class LinearGaussian:
             ``E_q log p(x|z) + E_q log p(z) + H[q]`` in nats, shape ``(datum,)``.
 
         Raises:
-            ModelError: if ``q`` is of another kind.
+            ModelError: if ``q`` is of another kind, or not one per datum.
         """
         covariance = _covariance(q)
-        square = ((x - self.bias - q.mean @ self.weight.T) ** 2).sum(-1)
+        if q.batch_shape != x.shape[:1]:
+            raise ModelError(f"q has batch shape {tuple(q.batch_shape)} for {len(x)} data; give one q per datum")
+        square = ((x.to(self.weight) - self.bias - q.mean @ self.weight.T) ** 2).sum(-1)
         spread = ((self.weight @ covariance) * self.weight).sum((-2, -1))
         features, latents = self.weight.shape
         log_likelihood = -0.5 * features * torch.log(2 * math.pi * self.scale**2)
@@ -117,8 +123,10 @@ class LinearGaussian:
 
         Raises:
             SettingsError: if ``latent_dim`` is out of range.
-            DataError: if what the latents leave over has no variance, so that s would be 0.
+            DataError: if the data are not finite numbers in rows, or what the latents leave over has no
+                variance, so that s would be 0.
         """
+        x = as_tensor(x).flatten(1)
         if not 1 <= latent_dim < x.shape[1]:
             raise SettingsError(f"latent_dim is {latent_dim}; {x.shape[1]} features allow 1 to {x.shape[1] - 1}")
         mean = x.mean(0)
@@ -238,7 +246,8 @@ def quadrature_log_marginal(
 
     Raises:
         ModelError: if there are more than two latents.
-        SettingsError: if ``points`` or ``limit`` is out of range, or the grid is too coarse for ``tolerance``.
+        SettingsError: if ``points`` or ``limit`` is out of range, or the grid is too coarse or too small for
+            ``tolerance``.
 
     References:
         | The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014),
@@ -251,23 +260,37 @@ def quadrature_log_marginal(
         >>> bool((quadrature_log_marginal(model.as_vae(), x) - model.log_marginal(x)).abs().max() < 1e-9)
         True
     """
+    with evaluating(vae):
+        return _quadrature(vae, x, points, limit, tolerance, chunk_elements)
+
+
+def _quadrature(vae: VAE, x: Tensor, points: int, limit: float, tolerance: float, chunk_elements: int) -> Tensor:
     latents = vae.prior().event_shape.numel()
     if latents > 2:
         raise ModelError(f"quadrature needs 1 or 2 latents, this VAE has {latents}")
     if points < 3 or points % 2 == 0 or not limit > 0:
         raise SettingsError(f"points is {points} and limit {limit}; points must be odd, at least 3, and limit above 0")
-    x = vae.like(x)
+    x = vae.like(as_tensor(x))
     axis = torch.linspace(-limit, limit, points, dtype=x.dtype, device=x.device)
     grid = torch.cartesian_prod(*[axis] * latents).reshape(-1, latents)
     even = torch.arange(points, device=x.device) % 2 == 0
     coarse = torch.cartesian_prod(*[even] * latents).reshape(-1, latents).all(1)
+    edge = (grid.abs() >= limit * (1 - 1e-9)).any(1)
     step = math.log(2 * limit / (points - 1))
     rows = max(1, chunk_elements // x.numel())
-    fine_sum, coarse_sum = torch.full((2, len(x)), -math.inf, dtype=torch.float64, device=x.device)
-    for z, on_coarse in zip(grid.split(rows), coarse.split(rows), strict=True):
+    fine_sum, coarse_sum, edge_sum = torch.full((3, len(x)), -math.inf, dtype=torch.float64, device=x.device)
+    for z, on_coarse, on_edge in zip(grid.split(rows), coarse.split(rows), edge.split(rows), strict=True):
         joint = (vae.prior().log_prob(z).unsqueeze(1) + vae.decoder(z.unsqueeze(1)).log_prob(x)).double()
         fine_sum = torch.logaddexp(fine_sum, joint.logsumexp(0))
         coarse_sum = torch.logaddexp(coarse_sum, joint[on_coarse].logsumexp(0))
+        edge_sum = torch.logaddexp(edge_sum, joint[on_edge].logsumexp(0))
+    # The density at the edge, per unit of z, bounds what lies beyond it where it falls at least as exp(-|z|).
+    beyond = (edge_sum - fine_sum - step).exp().max().item()
+    if not beyond <= tolerance:
+        raise SettingsError(
+            f"the grid from {-limit:g} to {limit:g} is too small: about a share {beyond:.2g} of p(x) lies beyond it; "
+            f"raise limit (or tolerance, now {tolerance:g})"
+        )
     fine, rough = fine_sum + latents * step, coarse_sum + latents * (step + math.log(2))
     worst = (fine - rough).abs().max().item()
     if not worst <= tolerance:

@@ -8,9 +8,9 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
-from pyro_vae.core import VAE
+from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import as_tensor
-from pyro_vae.device import seeded
+from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.errors import SettingsError
 
 
@@ -51,11 +51,12 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
         {'chain': 1, 'draw': 10, 'datum': 3, 'feature': 5}
     """
     x = as_tensor(x)
+    refuse_seed(seed)
     if min(draws, prior_draws) < 1:
         raise SettingsError(f"draws is {draws} and prior_draws {prior_draws}; each must be at least 1")
     vae.check(x)
     x = vae.like(x)
-    with seeded(seed, x.device):
+    with seeded(seed, x.device), evaluating(vae):
         z = vae.encoder(x).sample((draws,))
         likelihood = vae.decoder(z)
         x_new = likelihood.sample()

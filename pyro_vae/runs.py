@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xarray as xr
 from matplotlib.figure import Figure
+from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -26,14 +27,15 @@ class RunFolder:
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run = RunFolder(Path(folder, "run"))
-        ...     run.text("note.txt", "hello")
+        ...     with RunFolder(Path(folder, "run")) as run:
+        ...         run.text("note.txt", "hello")
         ...     sorted(p.name for p in run.path.iterdir())
         ['note.txt']
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             held = next(self.path.iterdir(), None)
@@ -44,6 +46,14 @@ class RunFolder:
             raise OutputError(f"{self.path}: cannot be written ({reason}); choose another folder") from error
         if held is not None:
             raise OutputError(f"{self.path}: already holds {held.name}; nothing is overwritten, choose another folder")
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """An error before the first result leaves no empty folder behind."""
+        if self.made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
@@ -56,6 +66,11 @@ class RunFolder:
             raise OutputError(f"{self.path / name}: cannot be written ({error.strerror or error})") from error
         finally:
             part.unlink(missing_ok=True)
+
+    def show(self, console: Console) -> None:
+        """Print what the folder holds."""
+        names = ", ".join(sorted(path.name for path in self.path.iterdir()))
+        console.print(f"Written to {self.path}: {names}", soft_wrap=True, highlight=False)
 
     def text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -74,8 +89,10 @@ class RunFolder:
 
     def weights(self, name: str, vae: VAE) -> None:
         """Write the weights, as safetensors."""
+        # Copies, since the format has no way to say that two names share a tensor.
+        weights = {key: value.detach().clone().contiguous() for key, value in vae.state_dict().items()}
         with self.file(name) as path:
-            save_file({key: value.detach().contiguous() for key, value in vae.state_dict().items()}, path)
+            save_file(weights, path)
 
 
 def load_weights(vae: VAE, path: str | Path) -> None:

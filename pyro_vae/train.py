@@ -8,26 +8,25 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyro
 import torch
 import xarray as xr
-from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.optim import PyroOptim
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from pyro_vae import __about__
-from pyro_vae.core import VAE
+from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import as_tensor
-from pyro_vae.device import choose_device, describe_device, seeded
+from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import DivergenceError, SettingsError
+from pyro_vae.progress import Bar, display
+from pyro_vae.traces import Loss, loss_name
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-Loss: TypeAlias = ELBO | Callable[..., Any]
 
 EVALUATION_ROWS = 2048
 """At most so many training data are evaluated after each epoch."""
@@ -75,7 +74,7 @@ def fit(
     elbo: Loss | None = None,
     optimizer: Optimizer | None = None,
     epochs: int = 100,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     validation_data: Any = None,
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -89,7 +88,8 @@ def fit(
     Each epoch visits every datum once, in a new order. After it the ELBO per datum is evaluated on
     at most 2048 training data and on the validation data, with the same random numbers each time,
     apart from those of training: watching changes nothing. Same seed, same machine, same versions:
-    the same numbers.
+    the same numbers. Ctrl-C ends after the step under way, and what was learnt is kept. One process
+    trains one VAE at a time: Pyro's handlers are not made for threads.
 
     Args:
         vae: trained in place, and moved to ``device``.
@@ -98,6 +98,7 @@ def fit(
         optimizer: from all trainable parameters to one torch optimizer; :func:`adam` if not given.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
+            If not given, 128, or all data where there are fewer.
         validation_data: as ``data``.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         seed: of the order of the data and of the samples of z.
@@ -129,7 +130,8 @@ def fit(
         True
     """
     x = as_tensor(data)
-    _refuse_settings(epochs, batch_size, len(x), getattr(elbo, "num_particles", 1))
+    batch_size = min(128, len(x)) if batch_size is None else batch_size
+    _refuse_settings(vae, elbo, epochs, batch_size, len(x), seed)
     vae.check(x)
     x_validation = None
     if validation_data is not None:
@@ -137,7 +139,15 @@ def fit(
         vae.check(x_validation)
     chosen = choose_device(device)
     run = _Run(vae.to(chosen), x, x_validation, elbo or Trace_ELBO(), optimizer or adam, chosen, seed, batch_size)
-    with _display(run, epochs, progress) as bar, _stop_on_interrupt() as stop, _quiet_pyro(), seeded(seed, chosen):
+    where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
+    steps = epochs * -(-len(x) // batch_size)
+    with (
+        display(where, epochs, steps, show=progress) as bar,
+        _stop_on_interrupt() as stop,
+        _quiet_pyro(),
+        seeded(seed, chosen),
+        torch.enable_grad(),
+    ):
         for epoch in range(1, epochs + 1):
             run.epoch(epoch, bar, stop)
             if stop.is_set():
@@ -145,13 +155,25 @@ def fit(
     return Fit(vae, run.history(), describe_device(chosen), stop.is_set())
 
 
-def _refuse_settings(epochs: int, batch_size: int, n: int, particles: int) -> None:
+def _refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
+    for name, number in {"epochs": epochs, "batch_size": batch_size}.items():
+        if not isinstance(number, int):
+            raise SettingsError(f"{name} is {number!r}; it must be a whole number")
     if epochs < 1:
         raise SettingsError(f"epochs is {epochs}; it must be at least 1")
     if not 1 <= batch_size <= n:
         raise SettingsError(f"batch_size is {batch_size}; it must be from 1 to the number of training data, {n}")
-    if particles < 1:
-        raise SettingsError(f"elbo: num_particles is {particles}; it must be at least 1")
+    refuse_seed(seed)
+    if isinstance(elbo, type):
+        raise SettingsError(f"elbo is a class; give an instance, {elbo.__name__}()")
+    if getattr(elbo, "num_particles", 1) < 1:
+        raise SettingsError(f"elbo: num_particles is {elbo.num_particles}; it must be at least 1")  # type: ignore[union-attr]
+    if isinstance(elbo, RenyiELBO) and batch_size < n:
+        raise SettingsError(f"Pyro's RenyiELBO is no bound on minibatches: n/m enters inside its logarithm; take {n}")
+    if torch.is_inference_mode_enabled():
+        raise SettingsError("inference mode is on, where nothing can be trained; call fit outside of it")
+    if not any(p.requires_grad for p in vae.parameters()):
+        raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")
 
 
 class _Run:
@@ -176,9 +198,11 @@ class _Run:
         if x_validation is not None:
             self.watched["validation"] = vae.like(x_validation)
         torch_optimizer = optimizer([p for p in vae.parameters() if p.requires_grad])
+        if isinstance(torch_optimizer, torch.optim.LBFGS):
+            raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
         self.svi = SVI(vae.model, vae.guide, _WholeOptimizer(torch_optimizer), loss)
         self.attributes = {
-            "estimator": getattr(loss, "__name__", type(loss).__name__),
+            "estimator": loss_name(loss),
             "optimizer": type(torch_optimizer).__name__,
             "batch_size": batch_size,
             "data": len(x),
@@ -190,7 +214,7 @@ class _Run:
         self.steps = 0
         self.good = _copy_of(vae)
 
-    def epoch(self, epoch: int, bar: "_Bar", stop: threading.Event) -> None:
+    def epoch(self, epoch: int, bar: Bar, stop: threading.Event) -> None:
         """One pass over the data, and what it came to."""
         started, n = time.perf_counter(), len(self.x)
         total = seen = 0
@@ -265,8 +289,12 @@ def per_datum_elbo(vae: VAE, x: Tensor, *, num_particles: int = 1, chunk: int = 
         >>> bool((per_datum_elbo(linear.as_vae(), x) - linear.log_marginal(x)).abs().max() < 1e-12)
         True
     """
-    parts = vae.like(x).split(chunk)
-    return torch.cat([log_weights(vae.model, vae.guide, part, num_particles=num_particles).mean(0) for part in parts])
+    with evaluating(vae):
+        parts = [
+            log_weights(vae.model, vae.guide, rows, num_particles=num_particles).mean(0)
+            for rows in vae.like(x).split(chunk)
+        ]
+    return torch.cat(parts)
 
 
 def _mean_elbo(vae: VAE, x: Tensor, seed: int) -> tuple[float, float]:
@@ -303,40 +331,3 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class _Bar:
-    """A progress bar with the running ELBO, its validation value and the time left."""
-
-    EVERY = 10
-
-    def __init__(self, progress: Progress, epochs: int, steps: int) -> None:
-        self.progress, self.epochs, self.pending = progress, epochs, 0
-        self.task = progress.add_task("", total=steps, done=0, epochs=epochs, elbo="…", validation="")
-
-    def step(self, elbo: float) -> None:
-        self.pending += 1
-        if self.pending == self.EVERY:
-            self.progress.update(self.task, advance=self.pending, elbo=f"{elbo:.3f}")
-            self.pending = 0
-
-    def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        fields: dict[str, Any] = {"done": epoch, "elbo": f"{row['objective']:.3f}"}
-        if "validation_elbo" in row:
-            fields["validation"] = f", validation {row['validation_elbo']:.3f} ± {row['validation_elbo_se']:.3f}"
-        self.progress.update(self.task, advance=self.pending, **fields)
-        self.pending = 0
-
-
-@contextmanager
-def _display(run: _Run, epochs: int, show: bool) -> Iterator[_Bar]:
-    console = Console(stderr=True, quiet=not show)
-    console.print(f"Training on {describe_device(run.device)} by {run.attributes['estimator']}", highlight=False)
-    columns = (
-        TextColumn("epoch {task.fields[done]}/{task.fields[epochs]}"),
-        BarColumn(bar_width=20),
-        TextColumn("ELBO {task.fields[elbo]}{task.fields[validation]} nats/datum"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=console, disable=not show) as progress:
-        yield _Bar(progress, epochs, epochs * -(-len(run.x) // run.batch_size))

@@ -327,7 +327,7 @@ SETTINGS = [
     setting("a negative likelihood scale", NORMAL + " --likelihood.scale=-1", "scale is -1.0", SCALE),
     setting("likelihood scale nan", NORMAL + " --likelihood.scale .nan", "scale is nan", SCALE),
     setting("a word for the scale", NORMAL + " --likelihood.scale x", "likelihood", "got x", HELP),
-    setting("a scale of no class", "--likelihood.scale 1", "likelihood: no class is named", "option 'scale'", HELP),
+    setting("a scale of no class", "--likelihood.scale 1", "likelihood: no class is named, got 1", HELP),
     setting(
         "a learning rate that diverges", "--optimizer torch.optim.SGD --optimizer.lr 1e30",
         "the loss became nan at step 2 (epoch 1)", "weights kept are the initial ones", "lower the learning rate",

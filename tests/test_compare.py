@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -9,7 +10,7 @@ from checks import linear_gaussian, loss_and_gradients, small_vae
 
 import pyro_vae as pv
 from pyro_vae.compare import verdict
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
 
 
 def away_from_the_best_guide():
@@ -50,27 +51,87 @@ def test_values_per_datum_add_up_to_the_loss_under_subsampling():
     vae, x = small_vae(), torch.randn(10, 6).double()
     table = pv.compare_elbos(vae, x, {"Trace_ELBO": pv.elbo.Trace_ELBO()}, draws=2, size=130, seed=4)
     for draw in range(2):
-        loss, _ = loss_and_gradients(pv.elbo.Trace_ELBO(), vae, x, 130, seed=4 + draw)
+        noise = table.noise_seed.values[draw].item()
+        loss, _ = loss_and_gradients(pv.elbo.Trace_ELBO(), vae, x, 130, seed=noise)
         assert table.value.values[0, draw] == pytest.approx(-loss.item() / 130, abs=1e-12)
 
 
-def test_a_planted_error_in_the_kl_is_a_disagreement():
-    class Wrong(pv.elbo.TraceMeanField_ELBO):
-        """The KL counted once and a thousandth of a thousandth too much."""
-
-        def differentiable_loss(self, model, guide, x, size):
-            return super().differentiable_loss(model, guide, x, size) + 1e-6 * self.kl(model, guide, x, size)
-
-        def kl(self, model, guide, x, size):
-            trace = pyro.poutine.trace(guide).get_trace(x, size)
-            q, scale = trace.nodes["z"]["fn"], trace.nodes["z"]["scale"]
-            return (scale * torch.distributions.kl_divergence(q, small_vae().prior())).sum()
-
+@pytest.mark.parametrize(
+    ("term", "value_differs", "gradient_differs"),
+    [
+        (lambda q: 1e-6 * q.variance.sum(-1), True, True),
+        (lambda q: 1e-6 * (q.variance - q.variance.detach()).sum(-1), False, True),
+        (lambda q: 1e-6 * q.variance.detach().sum(-1), True, False),
+        (lambda q: 1e-6 * (q.variance - q.variance.mean(0)).detach()[:, 0], True, False),
+    ],
+    ids=["both", "gradient alone", "value alone", "of either sign, with mean 0"],
+)
+def test_planted_errors_are_disagreements(term, value_differs, gradient_differs):
     vae, x = small_vae(), torch.randn(10, 6).double()
-    right = verdict(pv.compare_elbos(vae, x, draws=2))
-    wrong = verdict(pv.compare_elbos(vae, x, {"TraceMeanField_ELBO": Wrong()}, draws=2))
-    assert " agree to " in right
-    assert "DISAGREE" in wrong
+
+    class Wrong(pv.elbo.TraceMeanField_ELBO):
+        def differentiable_loss(self, model, guide, x, size):
+            right = super().differentiable_loss(model, guide, x, size)
+            site = pyro.poutine.trace(guide).get_trace(x, size).nodes["z"]
+            return right + (site["scale"] * term(site["fn"])).sum()
+
+    table = pv.compare_elbos(vae, x, {"TraceMeanField_ELBO": Wrong()}, draws=2)
+    assert (table.difference.item() > 1e-8) == value_differs
+    assert (table.gradient_difference.item() > 1e-10) == gradient_differs
+    assert "DISAGREE" in verdict(table)
+
+
+def test_vectorised_estimators_keep_the_same_noise_when_used_again():
+    """Pyro guesses the nesting of plates at first use, and draws noise to do so."""
+    vae, x = small_vae(), torch.randn(10, 6)
+    used = pv.elbo.TraceMeanField_ELBO(num_particles=3, vectorize_particles=True)
+    for _ in range(2):
+        assert pv.compare_elbos(vae, x, {"a": used}, draws=2).difference < 1e-12
+    used.differentiable_loss(vae.model, vae.guide, x.double())
+    assert pv.compare_elbos(vae, x, {"a": used}, draws=2).difference < 1e-12
+
+
+def test_neighbouring_seeds_share_no_draw():
+    vae, x = small_vae(), torch.randn(10, 6)
+    first, second = (set(pv.compare_elbos(vae, x, draws=20, seed=s).noise_seed.values.tolist()) for s in (0, 1))
+    assert len(first) == len(second) == 20
+    assert not first & second
+
+
+def test_a_partial_is_compared_with_as_many_particles_and_named():
+    from functools import partial
+
+    vae, x = small_vae(), torch.randn(10, 6)
+    vae.decoder.fixed_scale.fill_(0.5**0.5)
+    table = pv.compare_elbos(vae, x, {"printed": partial(pv.elbo.note_objective, num_particles=5)}, draws=2)
+    assert table.difference.item() == pytest.approx(3 * np.log(np.pi), abs=1e-6), "the constant of (26) at s² = ½"
+    assert table.kl.values.tolist() == ["by hand"]
+    unknown = pv.compare_elbos(vae, x, {"mine": lambda *a: pv.elbo.Trace_ELBO().differentiable_loss(*a)}, draws=2)
+    assert unknown.kl.values.tolist() == ["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("elbos", "message"),
+    [
+        ({}, "elbos is empty"),
+        ({"renyi": pyro.infer.RenyiELBO(alpha=0)}, "RenyiELBO has no differentiable_loss"),
+        ({"a": pv.elbo.Trace_ELBO}, "is a class; give an instance, Trace_ELBO()"),
+    ],
+)
+def test_what_is_no_estimator_is_refused(elbos, message):
+    with pytest.raises(PyroVAEError, match=message.replace("(", "\\(").replace(")", "\\)")):
+        pv.compare_elbos(small_vae(), torch.randn(10, 6), elbos, draws=2)
+
+
+def test_it_works_without_gradients_around_it_and_refuses_where_there_can_be_none():
+    vae, x = small_vae(), torch.randn(10, 6)
+    with torch.no_grad():
+        assert pv.compare_elbos(vae, x, draws=2).sel(estimator="TraceMeanField_ELBO").difference < 1e-12
+    with pytest.raises(ModelError, match="computes in torch.bfloat16"):
+        pv.compare_elbos(small_vae().to(torch.bfloat16), x, draws=2)
+    vae.requires_grad_(False)
+    with pytest.raises(ModelError, match="every parameter is frozen"):
+        pv.compare_elbos(vae, x, draws=2)
 
 
 def test_same_seed_same_table_and_nothing_is_trained():
@@ -97,7 +158,7 @@ def test_an_estimator_that_is_no_sum_over_data_is_refused():
     def joint(model, guide, x, size):
         return pv.elbo.Trace_ELBO().differentiable_loss(model, guide, x, size) ** 2
 
-    with pytest.raises(ModelError, match="joint is not a sum over data"):
+    with pytest.raises(ModelError, match="joint is not a sum over the plate 'data'"):
         pv.compare_elbos(small_vae(), torch.randn(10, 6), {"joint": joint}, draws=2)
 
 

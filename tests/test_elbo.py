@@ -195,6 +195,37 @@ def test_by_hand_refuses_a_prior_that_learning_may_move_after_it_was_seen():
         elbo.differentiable_loss(vae.model, vae.guide, x)
 
 
+def test_by_hand_looks_again_when_a_fixed_prior_changes():
+    vae, elbo, x = small_vae(), HandDerivedELBO(), torch.randn(5, 6).double()
+    right = elbo.differentiable_loss(vae.model, vae.guide, x)
+    seen = elbo._standard
+    elbo.differentiable_loss(vae.model, vae.guide, x)
+    assert elbo._standard is seen, "an unchanged prior is not looked at twice"
+    vae.prior.loc += 3
+    with pytest.raises(ModelError, match="another"):
+        elbo.differentiable_loss(vae.model, vae.guide, x)
+    vae.prior = pv.priors.StandardNormal(3).double()
+    torch.manual_seed(0)
+    assert elbo.differentiable_loss(vae.model, vae.guide, x) != right
+    vae.prior = ShiftedPrior(3).double()
+    with pytest.raises(ModelError, match="another"):
+        elbo.differentiable_loss(vae.model, vae.guide, x)
+    copy.deepcopy(elbo)
+
+
+def test_log_weights_refuse_masks_and_models_without_a_plate():
+    vae, x = small_vae(), torch.randn(5, 6).double()
+    masked = pyro.poutine.mask(vae.model, mask=torch.zeros(5, dtype=torch.bool))
+    with pytest.raises(ModelError, match="masked by a handler"):
+        log_weights(masked, vae.guide, x)
+
+    def model(x):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x[0, 0])
+
+    with pytest.raises(ModelError, match="no plate over data"):
+        log_weights(model, lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), x)
+
+
 def test_by_hand_refuses_what_it_was_not_derived_for():
     vae, x = small_vae(), torch.randn(5, 6).double()
     exact = linear_gaussian(features=6, latents=3).as_vae()

@@ -110,6 +110,23 @@ def test_quadrature_refuses_what_it_cannot_do():
         quadrature_log_marginal(linear_gaussian().as_vae(), linear_gaussian().sample(2), points=10)
 
 
+@pytest.mark.parametrize("points", [161, 8001])
+def test_quadrature_refuses_a_posterior_beyond_its_grid_however_fine(points):
+    """x far out puts z at 7.8: cut off at 6, log p(x) would come out 0.3 nats too low."""
+    far = LinearGaussian(torch.ones(5, 1).double(), torch.zeros(5).double(), 2.0)
+    x = torch.full((1, 5), 14.0).double()
+    with pytest.raises(SettingsError, match="raise limit"):
+        quadrature_log_marginal(far.as_vae(), x, points=points)
+    wide = quadrature_log_marginal(far.as_vae(), x, points=points, limit=14.0)
+    assert (wide - far.log_marginal(x)).abs().max() < 5e-6
+
+
+def test_it_takes_data_of_another_precision():
+    model, x = linear_gaussian(), linear_gaussian().sample(3)
+    assert (model.log_marginal(x.float()) - model.log_marginal(x)).abs().max() < 1e-5
+    assert (model.elbo(x.float(), model.posterior(x.float())) - model.log_marginal(x)).abs().max() < 1e-5
+
+
 def test_impossible_models_are_refused():
     with pytest.raises(SettingsError, match=r"\(feature, latent\)"):
         LinearGaussian(torch.ones(3), torch.ones(3), 1.0)
@@ -117,6 +134,10 @@ def test_impossible_models_are_refused():
         LinearGaussian(torch.ones(3, 1), torch.ones(3), 0.0)
     with pytest.raises(SettingsError, match="5 features allow 1 to 4"):
         LinearGaussian.fit(torch.randn(10, 5), 5)
+    with pytest.raises(DataError, match="not finite"):
+        LinearGaussian.fit(torch.full((10, 5), torch.nan), 2)
+    with pytest.raises(ModelError, match=r"batch shape \(4,\) for 2 data"):
+        linear_gaussian().elbo(linear_gaussian().sample(2), linear_gaussian().posterior(linear_gaussian().sample(4)))
     with pytest.raises(DataError, match="fewer latents"):
         LinearGaussian.fit(torch.zeros(10, 5), 2)
     with pytest.raises(ModelError, match="one linear layer"):

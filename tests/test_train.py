@@ -7,6 +7,7 @@ import threading
 from functools import partial
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from checks import linear_gaussian, small_vae
@@ -202,12 +203,89 @@ def test_ctrl_c_stops_cleanly_and_keeps_what_was_learnt():
     assert any(not torch.equal(before[name], p) for name, p in vae.named_parameters())
 
 
+def with_memory():
+    """A VAE whose encoder has running means and drops out."""
+    vae = small_vae()
+    layers = [torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.5), *vae.encoder.net]
+    vae.encoder = pv.posteriors.DiagNormal(torch.nn.Sequential(*layers)).double()
+    return vae
+
+
+def test_looking_at_a_model_with_memory_changes_nothing_and_drops_nothing():
+    x = 5 + torch.randn(40, 6).double()
+    vae = with_memory()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    vae.check(x)
+    first, second = per_datum_elbo(vae, x[:1]), pv.compare_elbos(vae, x, draws=2).drop_vars("seconds")
+    assert second.identical(pv.compare_elbos(vae, x, draws=2).drop_vars("seconds"))
+    pv.to_datatree(vae, x, draws=2)
+    assert first.shape == (1,)
+    assert not first.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert all(part.training for part in vae.modules()), "and it is left in training mode"
+    ends = []
+    for validation in (None, 100 + x):
+        trained = with_memory()
+        quiet_fit(trained, x, validation_data=validation, epochs=2, batch_size=10)
+        ends.append(trained.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not torch.equal(ends[0]["guide.encoder.net.0.running_mean"], before["guide.encoder.net.0.running_mean"])
+
+
+def test_each_epoch_visits_every_datum_once_in_a_new_order():
+    seen = []
+
+    class Spy(pv.elbo.Trace_ELBO):
+        def loss_and_grads(self, model, guide, x, size):
+            seen.append(x[:, 0].tolist())
+            return super().loss_and_grads(model, guide, x, size)
+
+    data = torch.arange(60.0).reshape(10, 6)
+    quiet_fit(small_vae(), data, elbo=Spy(), epochs=2, batch_size=4)
+    epochs = [[value for batch in part for value in batch] for part in (seen[:3], seen[3:])]
+    assert [len(batch) for batch in seen] == [4, 4, 2] * 2
+    assert all(sorted(epoch) == data[:, 0].tolist() for epoch in epochs)
+    assert epochs[0] != epochs[1] != data[:, 0].tolist() != epochs[0]
+
+
+def test_frozen_parameters_do_not_decay():
+    vae = small_vae()
+    vae.guide.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    adamw = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    quiet_fit(vae, torch.randn(20, 6), optimizer=adamw, epochs=1, batch_size=5)
+    moved = {name for name, p in vae.named_parameters() if not torch.equal(before[name], p)}
+    assert moved == {name for name in before if name.startswith("model")}
+
+
+def test_it_trains_where_gradients_are_off_around_it():
+    vae = small_vae()
+    before = vae.decoder.net[0].weight.detach().clone()
+    with torch.no_grad():
+        quiet_fit(vae, torch.randn(20, 6), epochs=1)
+    assert not torch.equal(before, vae.decoder.net[0].weight)
+    with torch.inference_mode(), pytest.raises(SettingsError, match="inference mode"):
+        quiet_fit(small_vae(), torch.randn(20, 6), epochs=1)
+
+
+def test_few_data_make_one_batch():
+    assert quiet_fit(small_vae(), torch.randn(20, 6), epochs=1).history.attrs["batch_size"] == 20
+    assert quiet_fit(small_vae(), torch.randn(200, 6), epochs=1).history.attrs["batch_size"] == 128
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 0}, "batch_size is 0; it must be from 1 to the number of training data, 20"),
         ({"batch_size": 21}, "batch_size is 21"),
+        ({"epochs": 2.5}, "epochs is 2.5; it must be a whole number"),
+        ({"seed": 2**64}, "between -2\\*\\*62"),
+        ({"elbo": pv.elbo.Trace_ELBO}, "give an instance"),
+        ({"elbo": pyro.infer.RenyiELBO(alpha=0, num_particles=2)}, "RenyiELBO is no bound on minibatches"),
+        ({"elbo": pv.elbo.Trace_ELBO(num_particles=0)}, "num_particles is 0"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS needs a closure"),
+        ({"device": "meta"}, "device meta cannot be used"),
         ({"device": "cuda:99"}, "device cuda:99 cannot be used"),
         ({"device": "nonsense"}, "device nonsense cannot be used"),
     ],
@@ -232,6 +310,11 @@ def test_settings_out_of_range(settings, message):
 def test_data_that_do_not_fit(data, validation, error, message):
     with pytest.raises(error, match=message):
         quiet_fit(small_vae(), data, validation_data=validation, epochs=1, batch_size=2)
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(SettingsError, match="every parameter of the VAE is frozen"):
+        quiet_fit(small_vae().requires_grad_(False), torch.randn(20, 6), epochs=1)
 
 
 def test_parts_that_do_not_fit_each_other():

@@ -1,0 +1,46 @@
+"""What is seen while training goes on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+    """A progress bar with the running ELBO, its validation value and the time left."""
+
+    EVERY = 10
+
+    def __init__(self, progress: Progress, epochs: int, steps: int) -> None:
+        self.progress, self.epochs, self.pending = progress, epochs, 0
+        self.task = progress.add_task("", total=steps, done=0, epochs=epochs, elbo="…", validation="")
+
+    def step(self, elbo: float) -> None:
+        self.pending += 1
+        if self.pending == self.EVERY:
+            self.progress.update(self.task, advance=self.pending, elbo=f"{elbo:.3f}")
+            self.pending = 0
+
+    def epoch(self, epoch: int, row: dict[str, float]) -> None:
+        fields: dict[str, Any] = {"done": epoch, "elbo": f"{row['objective']:.3f}"}
+        if "validation_elbo" in row:
+            fields["validation"] = f", validation {row['validation_elbo']:.3f} ± {row['validation_elbo_se']:.3f}"
+        self.progress.update(self.task, advance=self.pending, **fields)
+        self.pending = 0
+
+
+@contextmanager
+def display(where: str, epochs: int, steps: int, *, show: bool) -> Iterator[Bar]:
+    """Say where training goes on, and show its bar."""
+    console = Console(stderr=True, quiet=not show)
+    console.print(where, highlight=False)
+    columns = (
+        TextColumn("epoch {task.fields[done]}/{task.fields[epochs]}"),
+        BarColumn(bar_width=20),
+        TextColumn("ELBO {task.fields[elbo]}{task.fields[validation]} nats/datum"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, disable=not show) as progress:
+        yield Bar(progress, epochs, steps)
