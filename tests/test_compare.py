@@ -127,7 +127,7 @@ def test_it_works_without_gradients_around_it_and_refuses_where_there_can_be_non
     vae, x = small_vae(), torch.randn(10, 6)
     with torch.no_grad():
         assert pv.compare_elbos(vae, x, draws=2).sel(estimator="TraceMeanField_ELBO").difference < 1e-12
-    with pytest.raises(ModelError, match="computes in torch.bfloat16"):
+    with pytest.raises(ModelError, match="too coarse to compare in"):
         pv.compare_elbos(small_vae().to(torch.bfloat16), x, draws=2)
     vae.requires_grad_(False)
     with pytest.raises(ModelError, match="every parameter is frozen"):
