@@ -31,8 +31,8 @@ def comparison_table(comparison: xr.Dataset) -> Table:
     about = comparison.attrs
     table = Table(
         title=f"{comparison.sizes['datum']} data, {about['draws']} draws, {about['dtype']}, {about['device']}",
-        caption="Gradient difference: from HandDerivedELBO with the same noise, relative to its\n"
-        "norm, the largest of all draws. ms: one evaluation with gradient, median.",
+        caption="Gradient difference: from HandDerivedELBO, same noise, relative.\n"
+        "ms: median of one evaluation with gradient.",
         box=box.SIMPLE,
         padding=(0, 1),
         collapse_padding=True,
