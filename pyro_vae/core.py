@@ -101,8 +101,45 @@ def data_plate(x: Tensor, size: int | None) -> pyro.plate:
     return pyro.plate("data", len(x) if size is None else size, subsample=x)
 
 
+def join(given: Tensor, context: Tensor | None) -> Tensor:
+    """What a network is fed: ``given`` of shape ``(*batch, features)``, with its context behind it.
+
+    Example:
+        >>> join(torch.zeros(7, 5, 3), torch.ones(5, 2)).shape
+        torch.Size([7, 5, 5])
+    """
+    if context is None:
+        return given
+    return torch.cat([given, context.to(given).expand(*given.shape[:-1], context.shape[-1])], -1)
+
+
+def masked(likelihood: Distribution, mask: Tensor) -> Distribution:
+    """``likelihood`` without the features where ``mask`` is false: they are missing, and integrate to one.
+
+    Raises:
+        ModelError: if the features of the likelihood are not independent.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> d = masked(dist.Normal(torch.zeros(4, 3), 1.0).to_event(1), torch.tensor([True, False, True]))
+        >>> whole = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
+        >>> torch.allclose(d.log_prob(torch.ones(4, 3)), whole.log_prob(torch.ones(4, 2)))
+        True
+    """
+    if not isinstance(likelihood, torch.distributions.Independent):
+        raise ModelError(
+            f"missing values need a likelihood of independent features, this is a {type(likelihood).__name__}"
+        )
+    return likelihood.base_dist.mask(mask).to_event(likelihood.reinterpreted_batch_ndims)
+
+
+def observed(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` with 0 in the place of what is missing, which every likelihood takes and none then scores."""
+    return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
 class Generative(nn.Module):
-    """The Pyro model ``p(z) p(x|z)``: call it with ``(x, size=None)``; its parameters are Θ.
+    """The Pyro model ``p(z) p(x|z)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are Θ.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -116,15 +153,21 @@ class Generative(nn.Module):
         super().__init__()
         self.prior, self.decoder = prior, decoder
 
-    def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         register(self)
+        given = () if context is None else (context,)
         with data_plate(x, size):
-            z = pyro.sample("z", distribution(self.prior, "prior"))
-            return pyro.sample("x", distribution(self.decoder, "decoder", z), obs=x)
+            z = pyro.sample("z", distribution(self.prior, "prior", *given))
+            likelihood = distribution(self.decoder, "decoder", z, *given)
+            if mask is not None:
+                likelihood = masked(likelihood, mask)
+            return pyro.sample("x", likelihood, obs=observed(x, mask))
 
 
 class Inference(nn.Module):
-    """The Pyro guide ``q(z|x)``: call it with ``(x, size=None)``; its parameters are φ.
+    """The Pyro guide ``q(z|x)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are φ.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -137,10 +180,13 @@ class Inference(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         register(self)
+        given = () if context is None else (context,)
         with data_plate(x, size):
-            return pyro.sample("z", distribution(self.encoder, "encoder", x))
+            return pyro.sample("z", distribution(self.encoder, "encoder", observed(x, mask), *given))
 
 
 @contextlib.contextmanager
@@ -167,15 +213,21 @@ class VAE(nn.Module):
 
     .. math:: p(x, z) = p(z)\\, p(x | z), \\qquad q(z | x)
 
-    ``vae.model`` and ``vae.guide`` are Pyro callables of ``(x, size=None)`` with sites ``z`` and
-    ``x`` in the plate ``data``; with ``size`` every datum counts ``size / len(x)`` times. They are
-    modules too: ``vae.model.parameters()`` are the generative Θ, ``vae.guide.parameters()`` the
-    inference φ. Any number of VAEs, deep copies included, train in one process.
+    ``vae.model`` and ``vae.guide`` are Pyro callables of ``(x, size=None, context=None, mask=None)``
+    with sites ``z`` and ``x`` in the plate ``data``; with ``size`` every datum counts ``size / len(x)``
+    times. A ``context`` of shape ``(datum, c)`` is handed to prior, decoder and encoder as their last
+    argument (a conditional VAE). Where ``mask`` is false a feature is missing: it leaves the
+    likelihood, and the encoder sees 0.
+
+    They are modules too: ``vae.model.parameters()`` are the generative Θ, ``vae.guide.parameters()``
+    the inference φ. Any number of VAEs, deep copies included, train in one process.
 
     Args:
         prior: ``() → p(z)``, event shape ``(latent,)``.
         decoder: ``z → p(x|z)``, from ``(*batch, latent)`` to event shape ``(*features)``.
         encoder: ``x → q(z|x)``, from ``(*batch, *features)`` to event shape ``(latent,)``.
+
+    A prior or encoder that needs another part has a method ``bind(vae)``, called when the VAE is made.
 
     Raises:
         ModelError: if a part is not a ``torch.nn.Module``.
@@ -204,6 +256,12 @@ class VAE(nn.Module):
                 )
         self.model = Generative(prior, decoder)
         self.guide = Inference(encoder)
+        self._bind()
+
+    def _bind(self) -> None:
+        for part in (self.prior, self.encoder):
+            if callable(bind := getattr(part, "bind", None)):
+                bind(self)
 
     @property
     def prior(self) -> nn.Module:
@@ -227,6 +285,7 @@ class VAE(nn.Module):
             super().__setattr__(name, value)
         else:
             setattr(getattr(self, home), name, value)
+            self._bind()
 
     def like(self, x: Tensor) -> Tensor:
         """``x`` on the device and in the precision of the parameters (itself, where it is so already)."""
@@ -235,38 +294,42 @@ class VAE(nn.Module):
         return x.to(own.device, own.dtype)
 
     @torch.no_grad()
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Tensor, context: Tensor | None = None) -> None:
         """Refuse data that do not fit the parts, and parts that do not fit each other.
 
         Args:
-            x: data, shape ``(datum, *features)``; the first two rows are tried.
+            x: data, shape ``(datum, *features)``; the first two rows are tried, with 0 for what is not finite.
+            context: shape ``(datum, c)``.
 
         Raises:
             ModelError: naming both sides that do not fit.
         """
-        row = self.like(x[:2])
+        if context is not None and (context.dim() != 2 or len(context) != len(x)):
+            raise ModelError(f"the context has shape {tuple(context.shape)} for {len(x)} data; give (datum, c)")
+        row = self.like(x[:2]).nan_to_num(0.0)
+        given = () if context is None else (self.like(context[:2]),)
         with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(self):
-            q = self._try("encoder", self.encoder, row)
+            q = self._try("encoder", self.encoder, row, *given)
             if tuple(q.batch_shape) != (len(row),):
                 raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")
-            p = distribution(self.prior, "prior")
+            p = distribution(self.prior, "prior", *given)
             if q.event_shape != p.event_shape:
                 raise ModelError(
                     f"the encoder gives latents of shape {tuple(q.event_shape)}, "
                     f"the prior has shape {tuple(p.event_shape)}; make them equal"
                 )
-            likelihood = self._try("decoder", self.decoder, q.sample())
+            likelihood = self._try("decoder", self.decoder, q.sample(), *given)
         if likelihood.event_shape != x.shape[1:]:
             raise ModelError(
                 f"the decoder describes data of shape {tuple(likelihood.event_shape)}, "
                 f"a row of the data has shape {tuple(x.shape[1:])}; make them equal"
             )
 
-    def _try(self, role: str, part: nn.Module, given: Tensor) -> Distribution:
+    def _try(self, role: str, part: nn.Module, *given: Tensor) -> Distribution:
         try:
-            return distribution(part, role, given)
+            return distribution(part, role, *given)
         except RuntimeError as error:
             want = next((m.in_features for m in part.modules() if isinstance(m, nn.Linear)), None)
             built = f" and was built for {want}" if want else f" ({str(error).splitlines()[0]})"
-            shape = " × ".join(map(str, given.shape[1:]))
+            shape = " × ".join(map(str, given[0].shape[1:])) + (" and a context" if len(given) > 1 else "")
             raise ModelError(f"the {role} was given rows of {shape} numbers{built}; make the two equal") from error
