@@ -4,6 +4,8 @@ from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, poste
 from pyro_vae.__about__ import __version__
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
+from pyro_vae.describe import describe
+from pyro_vae.evidence import log_evidence
 from pyro_vae.predict import to_datatree
 from pyro_vae.train import Fit, fit
 
@@ -14,12 +16,14 @@ __all__ = [
     "__version__",
     "compare_elbos",
     "data",
+    "describe",
     "diagnose",
     "elbo",
     "errors",
     "exact",
     "fit",
     "likelihoods",
+    "log_evidence",
     "nn",
     "posteriors",
     "priors",

@@ -26,6 +26,7 @@ Examples:
   pyro-vae fit --data table.csv --out runs/first --latent_dim 4 --epochs 200
   pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
   pyro-vae compare --run runs/first --out runs/first-compared
+  pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
 """
 
@@ -69,6 +70,23 @@ def fit_settings(
     """
 
 
+def swap_settings(
+    priors: list[PriorMaker] = [StandardNormal],  # noqa: B006
+    likelihoods: list[LikelihoodMaker] | None = None,
+    posteriors: list[PosteriorMaker] = [DiagNormal],  # noqa: B006
+    *,
+    particles: int = 500,
+) -> None:
+    """Train every combination of parts on your data, and rank them by the evidence of held-out data.
+
+    Args:
+        priors: classes of p(z), as "[StandardNormal, Laplace]" or, with settings, in a YAML file.
+        likelihoods: classes of p(x|z); by default a Normal whose scale is learned.
+        posteriors: classes of q(z|x).
+        particles: of the importance-weighted bound on log p(x).
+    """
+
+
 def compare_settings(run: str | None = None, *, draws: int = 100, precision: str = "float64") -> None:
     """Compare Pyro's ELBOs with the hand-derived one, for a trained run or a VAE trained here.
 
@@ -86,7 +104,7 @@ STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
 PLAINER = (
     (r"- Expected a <class 'NoneType'>", ""),
     (r"Does not validate .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
-    (r'Key "(?:fit|compare|demo)\.(\w+)"', r"--\1"),
+    (r'Key "(?:fit|compare|demo|swap)\.(\w+)"', r"--\1"),
     (r"Type \S*Callable\[.*?\] expects a function or a callable class: ", ""),
     (r"\.* Got value: Namespace\([^\n]*\)+", ""),
     (r"Expected a (?=<class)", "expected "),
@@ -126,7 +144,7 @@ def parser() -> ArgumentParser:
     program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
     program.formatter_class = _keep_lines(program.formatter_class)
     commands = program.add_subcommands(dest="command", required=True)
-    for name, function in ("demo", demo), ("fit", fit_settings), ("compare", compare_settings):
+    for name, function in ("demo", demo), ("fit", fit_settings), ("compare", compare_settings), ("swap", swap_settings):
         commands.add_subcommand(name, command(name, function), help=(function.__doc__ or "").splitlines()[0])
     return program
 
@@ -145,6 +163,8 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
     parser.add_function_arguments(function, as_positional=False)
+    if name == "swap":
+        parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"data"})
         parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")

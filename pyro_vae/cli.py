@@ -1,8 +1,10 @@
-"""The command line: ``pyro-vae demo | fit | compare``."""
+"""The command line: ``pyro-vae demo | fit | compare | swap``."""
 
 import argparse
 import copy
 import importlib
+import inspect
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -15,17 +17,19 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae import nn
-from pyro_vae._settings import command, compare_settings, fit_settings, parser, plain
+from pyro_vae._settings import command, compare_settings, fit_settings, parser, plain, swap_settings
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE
 from pyro_vae.data import Data, load, load_held_out, split
 from pyro_vae.demo import demo
-from pyro_vae.device import refuse_seed
+from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import DataError, DivergenceError, PyroVAEError, SettingsError
+from pyro_vae.evidence import refuse_particles
 from pyro_vae.likelihoods import Normal
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.runs import RunFolder, load_weights
+from pyro_vae.swap import rank, ranking_figure, ranking_table
 from pyro_vae.train import Fit, fit
 
 # Units of the user's data are unknown, so their noise is learned unless a likelihood is named.
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"demo": _run_demo, "fit": _run_fit, "compare": _run_compare}
+    commands = {"demo": _run_demo, "fit": _run_fit, "compare": _run_compare, "swap": _run_swap}
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
     try:
         settings = parser().parse_args(flags)
@@ -101,7 +105,7 @@ def _untrained(settings: Namespace) -> tuple[VAE, Data, Data]:
     """The VAE, the training data and the held-out data, seen to fit each other and the optimizer."""
     train, held_out = _data(settings)
     _refuse_other_width(held_out, train.x.shape[1], train.source)
-    vae = build(settings, train.x.shape[1])
+    vae = build(settings, train)
     vae.check(train.x)
     _refuse_optimizer(_instances(settings).optimizer, copy.deepcopy(vae))
     return vae, train, held_out
@@ -175,7 +179,7 @@ def _trained(settings: Namespace) -> tuple[VAE, Data]:
     except (argparse.ArgumentError, TypeError, UnicodeError) as error:
         raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
     train, held_out = _data(of_run)
-    vae = build(of_run, train.x.shape[1])
+    vae = build(of_run, train)
     load_weights(vae, Path(settings.run) / "weights.safetensors")
     if settings.data is not None:
         held_out = load(settings.data)
@@ -183,12 +187,16 @@ def _trained(settings: Namespace) -> tuple[VAE, Data]:
     return vae, held_out
 
 
-def build(settings: Namespace, features: int) -> VAE:
+Part = tuple[Any, Namespace | type | None]
+"""A maker of a part, and the settings it was made of."""
+
+
+def build(settings: Namespace, train: Data) -> VAE:
     """The VAE that the settings describe, its networks as wide as its parts need them.
 
     Args:
         settings: of ``pyro-vae fit``.
-        features: numbers per datum.
+        train: the data, for their width and for parts that start from them.
 
     Raises:
         SettingsError: if a part or a network cannot be made of its settings.
@@ -196,19 +204,24 @@ def build(settings: Namespace, features: int) -> VAE:
     Example:
         >>> parser = command("fit", fit_settings)
         >>> settings = parser.parse_args(["--data", "x.npy", "--out", "run", "--latent_dim", "3"])
-        >>> build(settings, 10).prior()
+        >>> build(settings, Data(torch.zeros(4, 10))).prior()
         Independent(Normal(loc: torch.Size([3]), scale: torch.Size([3])), 1)
     """
     made = _instances(settings)
-    latents, hidden = settings.latent_dim, list(settings.hidden)
+    parts = ((made[name], settings[name]) for name in ("prior", "likelihood", "posterior"))
+    return _assemble(settings, train, *parts)
+
+
+def _assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, posterior: Part) -> VAE:
+    latents, hidden, features = settings.latent_dim, list(settings.hidden), train.x.shape[1]
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            prior = made.prior(latents)
-            decoder_net = nn.mlp(latents, hidden[::-1], _class_of(settings.likelihood).outputs(features))
-            encoder_net = nn.mlp(features, hidden, _class_of(settings.posterior).outputs(latents))
-            decoder = (made.likelihood or _learned_normal)(decoder_net)
-            return VAE(prior=prior, decoder=decoder, encoder=made.posterior(encoder_net))
+        with seeded(settings.seed, torch.device("cpu")):
+            first = train.x if getattr(_class_of(prior), "takes_data", False) else latents
+            made_prior = prior[0](first)
+            decoder_net = nn.mlp(latents, hidden[::-1], _outputs(likelihood, features))
+            encoder_net = nn.mlp(features, hidden, _outputs(posterior, latents))
+            decoder = (likelihood[0] or _learned_normal)(decoder_net)
+            return VAE(prior=made_prior, decoder=decoder, encoder=posterior[0](encoder_net))
     except PyroVAEError:
         raise
     except (MemoryError, RuntimeError, TypeError, ValueError) as error:
@@ -220,14 +233,76 @@ def build(settings: Namespace, features: int) -> VAE:
 
 def _instances(settings: Namespace) -> Namespace:
     """The settings of a fit, with the makers of parts where there were names of classes."""
-    return command("fit", fit_settings).instantiate(_without(settings, "run", "draws", "precision"))
+    others = ("run", "draws", "precision", "priors", "likelihoods", "posteriors", "particles")
+    return command("fit", fit_settings).instantiate(_without(settings, *others))
 
 
-def _class_of(part: Namespace | None) -> Any:
-    if part is None:
+def _class_of(part: Part) -> Any:
+    if part[1] is None:
         return _learned_normal.func
-    module, _, name = part.class_path.rpartition(".")
+    if isinstance(part[1], type):  # a default
+        return part[1]
+    module, _, name = part[1].class_path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def _outputs(part: Part, size: int) -> int:
+    """How many numbers the network of a part gives, as its class and its settings say."""
+    outputs = _class_of(part).outputs
+    known = inspect.signature(outputs).parameters
+    return outputs(size, **{name: value for name, value in _settings_of(part).items() if name in known})
+
+
+def _settings_of(part: Part) -> dict[str, Any]:
+    return part[1].get("init_args", Namespace()).as_dict() if isinstance(part[1], Namespace) else {}
+
+
+def _run_swap(settings: Namespace) -> int:
+    """Every combination of parts, trained alike and ranked by the evidence of held-out data."""
+    refuse_particles(settings.particles)
+    train, held_out = _data(settings)
+    _refuse_other_width(held_out, train.x.shape[1], train.source)
+    made = command("swap", swap_settings).instantiate(settings)
+    choices = [_parts(made, settings, name) for name in ("priors", "likelihoods", "posteriors")]
+    grid = list(itertools.product(*choices))
+    vaes = {_name_of_combination(parts, choices): _assemble(settings, train, *parts) for parts in grid}
+    for vae in vaes.values():
+        vae.check(train.x)
+    with RunFolder(settings.out) as run:
+        for i, (name, vae) in enumerate(vaes.items(), 1):
+            Console(stderr=True).print(f"{i} of {len(vaes)}: {name}", highlight=False)
+            _train(settings, vae, train, held_out, run)
+        ranked = rank(vaes, held_out, num_particles=settings.particles, seed=settings.seed)
+        Console().print(ranking_table(ranked))
+        run.text("config.yaml", command("swap", swap_settings).dump(_with_absolute_paths(settings)))
+        run.dataset("ranking.nc", ranked)
+        run.figure("ranking.png", ranking_figure(ranked))
+        run.show(Console())
+    return 0
+
+
+def _name_of_combination(parts: Sequence[Part], choices: Sequence[Sequence[Part]]) -> str:
+    """The parts that there is a choice of, or all of them where there is none."""
+    chosen = [part for part, of in zip(parts, choices, strict=True) if len(of) > 1] or parts
+    return " · ".join(_name_of(part) for part in chosen)
+
+
+def _parts(made: Namespace, settings: Namespace, name: str) -> list[Part]:
+    if made[name] is None:
+        return [(None, None)]
+    if not made[name]:
+        raise SettingsError(f"{name} is empty; name at least one class")
+    return list(zip(made[name], settings[name], strict=True))
+
+
+def _name_of(part: Part) -> str:
+    """The class, and the settings that are not its defaults."""
+    cls = _class_of(part)
+    if part[1] is None:
+        return f"{cls.__name__}(learn_scale=True)"
+    defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    own = ", ".join(f"{name}={value}" for name, value in _settings_of(part).items() if value != defaults.get(name))
+    return cls.__name__ + (f"({own})" if own else "")
 
 
 def _without(settings: Namespace, *names: str) -> Namespace:
@@ -244,10 +319,15 @@ def _data(settings: Namespace) -> tuple[Data, Data]:
     return split(data, settings.held_out, seed=settings.seed) if held_out is None else (data, held_out)
 
 
-def _as_yaml(settings: Namespace) -> str:
-    """The settings, from which the run can be made again, its paths made absolute."""
-    kept = _without(settings, "config", "run", "draws", "precision")
+def _with_absolute_paths(settings: Namespace) -> Namespace:
+    kept = _without(settings, "config")
     for name in ("data", "validation_data"):
         if kept[name]:
             kept[name] = str(Path(kept[name]).resolve())
-    return command("fit", fit_settings).dump(kept)
+    return kept
+
+
+def _as_yaml(settings: Namespace) -> str:
+    """The settings of a fit, from which the run can be made again."""
+    others = ("run", "draws", "precision", "priors", "likelihoods", "posteriors", "particles")
+    return command("fit", fit_settings).dump(_without(_with_absolute_paths(settings), *others))

@@ -216,7 +216,8 @@ class VAE(nn.Module):
     ``vae.model`` and ``vae.guide`` are Pyro callables of ``(x, size=None, context=None, mask=None)``
     with sites ``z`` and ``x`` in the plate ``data``; with ``size`` every datum counts ``size / len(x)``
     times. A ``context`` of shape ``(datum, c)`` is handed to prior, decoder and encoder as their last
-    argument (a conditional VAE). Where ``mask`` is false a feature is missing: it leaves the
+    argument (a conditional VAE); through Pyro's handlers it goes by position, since they have an
+    argument of that name themselves. Where ``mask`` is false a feature is missing: it leaves the
     likelihood, and the encoder sees 0.
 
     They are modules too: ``vae.model.parameters()`` are the generative Θ, ``vae.guide.parameters()``
@@ -331,5 +332,5 @@ class VAE(nn.Module):
         except RuntimeError as error:
             want = next((m.in_features for m in part.modules() if isinstance(m, nn.Linear)), None)
             built = f" and was built for {want}" if want else f" ({str(error).splitlines()[0]})"
-            shape = " × ".join(map(str, given[0].shape[1:])) + (" and a context" if len(given) > 1 else "")
+            shape = " × ".join(map(str, given[0].shape[1:])) + (f" + {given[1].shape[-1]}" if len(given) > 1 else "")
             raise ModelError(f"the {role} was given rows of {shape} numbers{built}; make the two equal") from error

@@ -188,11 +188,11 @@ class _SharedCovariance(Posterior):
     """A normal with a linear mean and one covariance for all x: the family of the exact posterior."""
 
     def __init__(self, net: nn.Module, scale_tril: Tensor) -> None:
-        super().__init__()
-        self.net, self.scale_tril = net, nn.Parameter(scale_tril.contiguous())
+        super().__init__(net)
+        self.scale_tril = nn.Parameter(scale_tril.contiguous())
 
-    def forward(self, x: Tensor) -> Distribution:
-        return dist.MultivariateNormal(self.net(x), scale_tril=self.scale_tril.tril())
+    def distribution(self, out: Tensor) -> Distribution:
+        return dist.MultivariateNormal(out, scale_tril=self.scale_tril.tril())
 
 
 def _inverse_factor(precision: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Networks; each takes ``(*batch, features)``, with any number of batch dimensions."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import ModelError, SettingsError
 
 
 def mlp(
@@ -14,6 +15,7 @@ def mlp(
     out_features: int,
     *,
     activation: Callable[[], nn.Module] = nn.ReLU,
+    norm: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
     """A multilayer perceptron; with no hidden layer, a linear map.
 
@@ -24,6 +26,8 @@ def mlp(
         hidden: the width of each hidden layer; empty for a linear map.
         out_features: numbers per output, at least 1.
         activation: a class or function that makes the activation a.
+        norm: a class or function that makes, of a hidden layer's width, what normalises it before the
+            activation, as ``torch.nn.LayerNorm``; it must act on the last dimension. None if not given.
 
     Returns:
         A network from ``(*batch, in_features)`` to ``(*batch, out_features)``.
@@ -34,15 +38,145 @@ def mlp(
     References:
         | Learning representations by back-propagating errors (Rumelhart, Hinton & Williams, 1986),
           https://doi.org/10.1038/323533a0
+        | Layer Normalization (Ba, Kiros & Hinton, 2016), https://arxiv.org/abs/1607.06450
 
     Example:
         >>> import torch
         >>> _ = torch.manual_seed(0)
-        >>> mlp(8, [128], 64)(torch.zeros(7, 5, 8)).shape
+        >>> mlp(8, [128], 64, norm=nn.LayerNorm)(torch.zeros(7, 5, 8)).shape
         torch.Size([7, 5, 64])
     """
     widths = [in_features, *hidden, out_features]
     if min(widths) < 1:
         raise SettingsError(f"the layers are {widths} wide; every width must be at least 1")
-    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), activation())]
-    return nn.Sequential(*layers[:-1])
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths[:-1]):
+        layers += [nn.Linear(before, after), *([] if norm is None else [norm(after)]), activation()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], out_features))
+
+
+def conv_encoder(
+    image_shape: tuple[int, int, int],
+    hidden: Sequence[int],
+    out_features: int,
+    *,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Module:
+    """A convolutional network from flat images to features; each layer halves height and width.
+
+    .. math:: h_l = a(K_l * h_{l-1} + b_l) \\text{ at every second pixel}, \\qquad f = W \\, \\mathrm{vec}(h_L) + b
+
+    Args:
+        image_shape: ``(channels, height, width)``, each at least 1; no power of two is needed.
+        hidden: the channels of each convolution (3 × 3, stride 2), in order; empty for a linear map.
+        out_features: numbers per output, at least 1.
+        activation: a class or function that makes the activation a.
+
+    Returns:
+        A network from ``(*batch, channels · height · width)`` to ``(*batch, out_features)``.
+
+    Raises:
+        SettingsError: if a size is below 1.
+        ModelError: when called, if the rows are no such images.
+
+    References:
+        | Gradient-Based Learning Applied to Document Recognition (LeCun et al., 1998), https://doi.org/10.1109/5.726791
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> conv_encoder((1, 7, 5), [8, 16], 4)(torch.zeros(3, 2, 35)).shape
+        torch.Size([3, 2, 4])
+    """
+    _refuse_below_one(*image_shape, *hidden, out_features)
+    layers: list[nn.Module] = []
+    for before, after in pairwise([image_shape[0], *hidden]):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation()]
+    height, width = _halvings(image_shape, len(hidden))[-1]
+    channels = [image_shape[0], *hidden][-1]
+    layers += [nn.Flatten(), nn.Linear(channels * height * width, out_features)]
+    return _OneBatch(nn.Sequential(*layers), image_shape)
+
+
+def conv_decoder(
+    in_features: int,
+    hidden: Sequence[int],
+    image_shape: tuple[int, int, int],
+    *,
+    outputs_per_feature: int = 1,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Module:
+    """A convolutional network from features to flat images; each layer doubles height and width.
+
+    .. math:: h_0 = a(W v + b), \\qquad h_l = a(K_l *^\\top h_{l-1} + b_l), \\qquad f = \\mathrm{vec}(h_L)
+
+    Args:
+        in_features: numbers per input, at least 1.
+        hidden: the channels before each transposed convolution (3 × 3, stride 2), in order from the
+            smallest image; empty for a linear map.
+        image_shape: ``(channels, height, width)``, each at least 1; no power of two is needed.
+        outputs_per_feature: numbers per pixel and channel, at least 1, for likelihoods with several parameters.
+            ``.chunk(outputs_per_feature, -1)`` of the output is each parameter's own flat image.
+        activation: a class or function that makes the activation a.
+
+    Returns:
+        A network from ``(*batch, in_features)`` to
+        ``(*batch, outputs_per_feature · channels · height · width)``.
+
+    Raises:
+        SettingsError: if a size is below 1.
+        ModelError: when called, if the rows are not of ``in_features`` numbers.
+
+    References:
+        | Deep Convolutional Generative Adversarial Networks (Radford, Metz & Chintala, 2015),
+          https://arxiv.org/abs/1511.06434
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> net = conv_decoder(4, [16, 8], (1, 7, 5), outputs_per_feature=2)
+        >>> net(torch.zeros(3, 2, 4)).shape
+        torch.Size([3, 2, 70])
+    """
+    _refuse_below_one(in_features, *hidden, *image_shape, outputs_per_feature)
+    channels = [*hidden, outputs_per_feature * image_shape[0]]
+    sizes = _halvings(image_shape, len(hidden))[::-1]
+    layers: list[nn.Module] = [nn.Linear(in_features, channels[0] * math.prod(sizes[0]))]
+    layers.append(nn.Unflatten(1, (channels[0], *sizes[0])))
+    for (before, after), (small, large) in zip(pairwise(channels), pairwise(sizes), strict=True):
+        odd_or_even = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
+        layers.append(activation())
+        layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=odd_or_even))
+    return _OneBatch(nn.Sequential(*layers, nn.Flatten()), (in_features,))
+
+
+class _OneBatch(nn.Module):
+    """``body``, which takes one batch dimension before ``shape``, for flat rows with any number of them."""
+
+    def __init__(self, body: nn.Sequential, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body, self.shape = body, tuple(shape)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        batch = rows.shape[:-1]
+        if rows.shape[-1] != math.prod(self.shape):
+            built = " × ".join(map(str, self.shape))
+            raise ModelError(f"the network was given rows of {rows.shape[-1]} numbers and was built for {built}")
+        return self.body(rows.reshape(batch.numel(), *self.shape)).unflatten(0, batch) if batch else self._row(rows)
+
+    def _row(self, row: Tensor) -> Tensor:
+        return self.body(row.reshape(1, *self.shape)).squeeze(0)
+
+
+def _halvings(image_shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
+    """The heights and widths that halving, rounded up, goes through."""
+    sizes = [(image_shape[1], image_shape[2])]
+    for _ in range(times):
+        height, width = sizes[-1]
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
+    return sizes
+
+
+def _refuse_below_one(*sizes: int) -> None:
+    if min(sizes) < 1:
+        raise SettingsError(f"the sizes are {list(sizes)}; every size must be at least 1")

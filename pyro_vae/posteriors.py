@@ -1,20 +1,47 @@
 """Posteriors, ``x → q(z|x)``."""
 
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import pyro
 import pyro.distributions as dist
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pyro_vae.core import Conditional, Distribution
-from pyro_vae.errors import ModelError
+from pyro_vae.core import Conditional, Distribution, evaluating, join
+from pyro_vae.errors import ModelError, SettingsError
+
+if TYPE_CHECKING:
+    from pyro_vae.core import VAE
 
 
 class Posterior(Conditional):
     """The base of amortised posteriors: a module from ``x`` of shape ``(*batch, *features)`` to ``q(z|x)``.
 
+    A member says in ``distribution`` what its network's numbers mean, and in ``outputs`` how many it needs.
+
+    Args:
+        net: the encoder network, given x with the context, if any, behind its features.
+
     Example:
-        >>> issubclass(DiagNormal, Posterior)
-        True
+        >>> class Unit(Posterior):
+        ...     def distribution(self, out):
+        ...         return dist.Normal(out, 1.0).to_event(1)
+        >>> Unit(nn.Linear(3, 2))(torch.zeros(4, 3)).event_shape
+        torch.Size([2])
     """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @abstractmethod
+    def distribution(self, out: Tensor) -> Distribution:
+        """The distribution of batch shape ``(*batch)`` that the network's ``(*batch, outputs)`` numbers stand for."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        return self.distribution(self.net(join(x, context)))
 
 
 class DiagNormal(Posterior):
@@ -38,17 +65,304 @@ class DiagNormal(Posterior):
         (torch.Size([4]), torch.Size([2]))
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
     @classmethod
     def outputs(cls, size: int) -> int:
         return 2 * size
 
-    def forward(self, x: torch.Tensor) -> Distribution:
-        out = self.net(x)
+    def distribution(self, out: Tensor) -> Distribution:
         if out.shape[-1] % 2:
             raise ModelError(f"the encoder network gives {out.shape[-1]} numbers; μ and log σ make an even number")
         loc, log_scale = out.chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class FullNormal(Posterior):
+    """A normal with a full covariance, by its Cholesky factor.
+
+    .. math:: q(z | x) = \\mathcal N(z | \\mu, L L^\\top), \\qquad L_{jj} = \\exp \\ell_j
+
+    Its KL from a normal prior has a closed form here (Pyro itself would sample it).
+
+    Args:
+        net: the encoder network, from ``(*batch, *features)`` to ``(*batch, d (d + 3) / 2)`` for d latents:
+            first μ, then ℓ, the logarithms of the factor's diagonal, then the rows of L below its diagonal.
+
+    Raises:
+        ModelError: when called, if the network's outputs are no such number.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+        | An Introduction to Variational Autoencoders (Kingma & Welling, 2019), section 2.5.1,
+          https://arxiv.org/abs/1906.02691
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> q = FullNormal(nn.Linear(3, FullNormal.outputs(2)))(torch.zeros(4, 3))
+        >>> q.covariance_matrix.shape
+        torch.Size([4, 2, 2])
+    """
+
+    @classmethod
+    def outputs(cls, size: int) -> int:
+        return size * (size + 3) // 2
+
+    def distribution(self, out: Tensor) -> Distribution:
+        size = (math.isqrt(9 + 8 * out.shape[-1]) - 3) // 2
+        if size < 1 or self.outputs(size) != out.shape[-1]:
+            raise ModelError(
+                f"the encoder network gives {out.shape[-1]} numbers; "
+                f"a full normal of d latents takes d (d + 3) / 2, as {self.outputs(size)} or {self.outputs(size + 1)}"
+            )
+        loc, log_diagonal, below = out.split([size, size, size * (size - 1) // 2], -1)
+        entries = torch.cat([torch.zeros_like(out[..., :1]), log_diagonal.exp(), below], -1)
+        return dist.MultivariateNormal(loc, scale_tril=entries[..., _places(size, out.device)])
+
+
+def _places(size: int, device: torch.device) -> Tensor:
+    """Where in (0, the diagonal, the rows below it) each entry of a lower triangular matrix stands."""
+    places = torch.arange(1, size + 1, device=device).diag()
+    row, column = torch.tril_indices(size, size, -1, device=device)
+    places[row, column] = torch.arange(size + 1, size + 1 + len(row), device=device)
+    return places
+
+
+class LowRankNormal(Posterior):
+    """A normal whose covariance is diagonal plus low rank: correlations at a cost linear in the latents.
+
+    .. math:: q(z | x) = \\mathcal N(z | \\mu, W W^\\top + \\mathrm{diag}(\\sigma^2)), \\qquad W \\in R^{d \\times r}
+
+    Its KL from a normal prior has a closed form here (Pyro itself would sample it).
+
+    Args:
+        net: the encoder network, from ``(*batch, *features)`` to ``(*batch, d (2 + rank))`` for d latents:
+            first μ, then log σ, then the rows of W.
+        rank: r, at least 1; 1 if not given. ``outputs(size, rank=rank)`` counts what the network must give.
+
+    Raises:
+        SettingsError: if ``rank`` is below 1.
+        ModelError: when called, if the network's outputs are no multiple of ``2 + rank``.
+
+    References:
+        | Stochastic Backpropagation (Rezende, Mohamed & Wierstra, 2014), section 4.3, https://arxiv.org/abs/1401.4082
+        | Gaussian Variational Approximation with a Factor Covariance Structure (Ong, Nott & Smith, 2018),
+          https://arxiv.org/abs/1701.03208
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Linear(3, LowRankNormal.outputs(5, rank=2))
+        >>> LowRankNormal(net, 2)(torch.zeros(4, 3)).cov_factor.shape
+        torch.Size([4, 5, 2])
+    """
+
+    def __init__(self, net: nn.Module, rank: int = 1) -> None:
+        super().__init__(net)
+        self.rank = _at_least("rank", rank, 1)
+
+    @classmethod
+    def outputs(cls, size: int, *, rank: int = 1) -> int:
+        return size * (2 + rank)
+
+    def distribution(self, out: Tensor) -> Distribution:
+        size, rest = divmod(out.shape[-1], 2 + self.rank)
+        if rest or size < 1:
+            raise ModelError(
+                f"the encoder network gives {out.shape[-1]} numbers; "
+                f"a normal of rank {self.rank} takes {2 + self.rank} per latent"
+            )
+        loc, log_scale, factor = out.split([size, size, size * self.rank], -1)
+        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (size, self.rank)), (2 * log_scale).exp())
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}"
+
+
+class Flow(Posterior):
+    """Any conditional normalizing flow of zuko.
+
+    .. math:: q(z | x) = p_0(f(z; c)) \\, |\\det \\partial f(z; c) / \\partial z|, \\qquad c = \\mathrm{net}(x)
+
+    A flow has no mean in closed form: ``.mean`` is that of a fixed number of draws, for figures. Sample it with
+    an inverse that is cheap (a coupling or inverse autoregressive flow), since every step of training samples.
+
+    Args:
+        flow: a zuko flow over d latents, as ``zuko.flows.NICE(d, context=c)``; ``pip install pyro-vae[flows]``.
+        net: from ``(*batch, *features)`` to the flow's c context numbers; x itself if not given.
+
+    Raises:
+        ModelError: if ``flow`` is no module, or gives no distribution when called.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
+        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
+          https://arxiv.org/abs/1606.04934
+        | zuko (Rozet et al., 2022), https://zuko.readthedocs.io
+
+    Example:
+        >>> import zuko
+        >>> _ = torch.manual_seed(0)
+        >>> q = Flow(zuko.flows.NICE(2, context=8, transforms=2), net=nn.Linear(3, 8))(torch.zeros(4, 3))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([4]), torch.Size([2]))
+    """
+
+    def __init__(self, flow: nn.Module, *, net: nn.Module | None = None) -> None:
+        super().__init__(nn.Identity() if net is None else net)
+        if not isinstance(flow, nn.Module):
+            raise ModelError(
+                f"flow is a {type(flow).__name__}; make it a flow of zuko (pip install pyro-vae[flows]), "
+                "as zuko.flows.NICE(latents, context=features)"
+            )
+        self.flow = flow
+
+    def distribution(self, out: Tensor) -> Distribution:
+        from pyro_vae._flows import as_pyro
+
+        q = self.flow(out)
+        if not isinstance(q, torch.distributions.Distribution):
+            raise ModelError(f"{type(self.flow).__name__} gives no distribution; make it a zuko flow with a context")
+        return as_pyro(q)
+
+
+class Refined(Posterior):
+    """A semi-amortised diagonal normal: the encoder's answer, improved for each datum by a few gradient steps.
+
+    .. math::
+        \\mu \\leftarrow \\mu + \\eta \\frac{\\sigma^2}{h} \\partial_\\mu \\hat{\\mathcal L}_i, \\quad
+        \\log \\sigma \\leftarrow \\log \\sigma - \\tfrac\\eta2 \\log h, \\quad
+        h = 1 - \\partial_{\\log \\sigma} \\hat{\\mathcal L}_i, \\quad
+        \\hat{\\mathcal L}_i = \\sum_j \\log \\sigma_j
+        + \\frac1K \\sum_k \\log p(x_i, \\mu + \\sigma \\odot \\epsilon_k)
+
+    Here h estimates σ² times the curvature of -log p(x, z), so each step is Newton's, in each latent
+    by itself, and the rate η has no unit (Kim et al. take plain gradient steps). The noise ε is drawn
+    once, the same for every datum and call, in pairs ±ε of orthogonal directions: q is a function of x.
+    A step that would lower a datum's estimate is not taken and that datum's η is halved, so no
+    datum's estimate ever falls. Decoder and prior are those of the VAE the encoder becomes part of,
+    in evaluation mode; they are no submodules. The gradient passes straight through: the correction
+    is a constant added to the encoder's answer, and φ learns from the bound at the refined place.
+    Where values are missing, the steps take the 0 in their place for an observation.
+
+    Args:
+        encoder: a :class:`DiagNormal`, or the network of one.
+        steps: gradient steps per call, at least 1; each runs the decoder on ``particles`` latents per datum.
+        rate: η, above 0; at 1 a full Newton step, exact where the latents are independent normals a posteriori.
+        particles: K, even, at least 2; from twice the number of latents on, the noise has covariance I exactly.
+
+    Raises:
+        SettingsError: if a setting is out of its range.
+        ModelError: when called before it is part of a VAE, or if the VAE's prior calls its encoder.
+
+    References:
+        | Semi-Amortized Variational Autoencoders (Kim et al., 2018), https://arxiv.org/abs/1802.02550
+        | Variational Adaptive-Newton Method for Explorative Learning (Khan et al., 2017),
+          https://arxiv.org/abs/1711.05560
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
+        >>> x, vae = linear.sample(3), linear.as_vae(diagonal=True)
+        >>> amortised = DiagNormal(nn.Linear(5, 4))
+        >>> vae.encoder = Refined(amortised, steps=20)
+        >>> bool((linear.elbo(x, vae.encoder(x)) > linear.elbo(x, amortised(x))).all())
+        True
+    """
+
+    def __init__(self, encoder: nn.Module, *, steps: int = 5, rate: float = 0.5, particles: int = 8) -> None:
+        super().__init__(encoder if isinstance(encoder, DiagNormal) else DiagNormal(encoder))
+        self.steps, self.particles = _at_least("steps", steps, 1), _at_least("particles", particles, 2)
+        if not (rate > 0 and math.isfinite(rate)):
+            raise SettingsError(f"rate is {rate}; it must be a finite number above 0")
+        if particles % 2:
+            raise SettingsError(f"particles is {particles}; the noise comes in pairs, so it must be even")
+        self.rate = float(rate)
+        self._model: tuple[nn.Module, ...] = ()
+        self._noise = torch.empty(0)
+        self._busy = False
+
+    @classmethod
+    def outputs(cls, size: int) -> int:
+        return DiagNormal.outputs(size)
+
+    def bind(self, vae: "VAE") -> None:
+        """Take the VAE's prior and decoder; a tuple keeps them from becoming submodules, and is copied along."""
+        self._model = (vae.model,)
+
+    def distribution(self, out: Tensor) -> Distribution:
+        return self.net.distribution(out)  # type: ignore[operator]
+
+    @property
+    def amortised(self) -> nn.Module:
+        """The encoder that refinement starts from; a VampPrior is made of its answers."""
+        return self.net
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        if not self._model:
+            raise ModelError("a Refined posterior needs the decoder of a VAE; make it the encoder of one first")
+        if self._busy:
+            raise ModelError("the prior calls the encoder, which asks the prior to refine its answer; change one")
+        start = self.net(x, context).base_dist
+        loc, log_scale = start.loc, start.scale.log()
+        self._busy = True
+        try:
+            # A step may land where the decoder is not finite; it is then not taken, so that is no error.
+            with evaluating(self._model[0]), pyro.validation_enabled(False):
+                loc_step, log_scale_step = self._corrections(x, context, loc.detach(), log_scale.detach())
+        finally:
+            self._busy = False
+        return dist.Normal(loc + loc_step, (log_scale + log_scale_step).exp()).to_event(1)
+
+    def _corrections(self, x: Tensor, context: Tensor | None, *start: Tensor) -> list[Tensor]:
+        """What the steps add to (μ, log σ), without a graph."""
+        place, rate = start, torch.full_like(start[0][..., :1], self.rate)
+        value, slope = self._estimate(x, context, *place)
+        for _ in range(self.steps):
+            curvature = (1 - slope[1]).clamp(min=0.1)  # times σ²; below, the steps would be without bound
+            newton = slope[0] * (2 * place[1]).exp() / curvature, -0.5 * curvature.log()
+            moved = [old + rate * step for old, step in zip(place, newton, strict=True)]
+            moved = [torch.where(new.isfinite(), new, old) for new, old in zip(moved, place, strict=True)]
+            new_value, new_slope = self._estimate(x, context, *moved)
+            better = (new_value > value).unsqueeze(-1)
+            place = tuple(torch.where(better, new, old) for new, old in zip(moved, place, strict=True))
+            slope = tuple(torch.where(better, new, old) for new, old in zip(new_slope, slope, strict=True))
+            value = torch.where(better.squeeze(-1), new_value, value)
+            rate = torch.where(better, rate, rate / 2)
+        return [end - begin for end, begin in zip(place, start, strict=True)]
+
+    @torch.enable_grad()
+    def _estimate(
+        self, x: Tensor, context: Tensor | None, loc: Tensor, log_scale: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Each datum's ELBO but for a constant, and its gradient by (μ, log σ)."""
+        model, given = self._model[0], () if context is None else (context,)
+        loc, log_scale = loc.requires_grad_(), log_scale.requires_grad_()
+        z = loc + log_scale.exp() * self._draws(loc)
+        log_joint = model.decoder(z, *given).log_prob(x) + model.prior(*given).log_prob(z)  # type: ignore[operator]
+        value = log_joint.mean(0) + log_scale.sum(-1)
+        slope = torch.autograd.grad(value.sum(), (loc, log_scale))
+        return value.detach(), slope
+
+    def _draws(self, loc: Tensor) -> Tensor:
+        """The noise, shape ``(particles, 1, …, 1, latent)``; made at the first call, for each precision and device."""
+        size, noise = loc.shape[-1], self._noise
+        if noise.shape != (self.particles, size) or noise.dtype != loc.dtype or noise.device != loc.device:
+            self._noise = noise = _orthogonal_pairs(self.particles, size).to(loc)
+        return noise.view(self.particles, *[1] * (loc.dim() - 1), size)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, rate={self.rate:g}, particles={self.particles}"
+
+
+def _orthogonal_pairs(number: int, size: int) -> Tensor:
+    """Pairs ±ε of length √size, in blocks of random orthogonal directions: mean 0, whole blocks covariance I."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = math.ceil(number / 2 / size)
+    normal = torch.randn(blocks, size, size, generator=generator, dtype=torch.float64)
+    directions = math.sqrt(size) * torch.linalg.qr(normal).Q.reshape(-1, size)[: number // 2]
+    return torch.cat([directions, -directions])
+
+
+def _at_least(name: str, number: int, least: int) -> int:
+    if not isinstance(number, int) or number < least:
+        raise SettingsError(f"{name} is {number}; it must be a whole number of at least {least}")
+    return number

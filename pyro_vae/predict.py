@@ -8,10 +8,10 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
-from pyro_vae.core import VAE, evaluating
-from pyro_vae.data import as_tensor
+from pyro_vae.core import VAE, evaluating, masked
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.errors import SettingsError
+from pyro_vae.rows import rows_of
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
 
     Args:
         vae: a VAE.
-        x: data, shape ``(datum, *features)``.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         draws: posterior draws per datum, at least 1.
         prior_draws: draws from the prior, at least 1.
         seed: of all draws.
@@ -50,29 +50,42 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
         >>> dict(tree["posterior_predictive"].sizes)
         {'chain': 1, 'draw': 10, 'datum': 3, 'feature': 5}
     """
-    x = as_tensor(x)
+    rows = rows_of(x)
     refuse_seed(seed)
     if min(draws, prior_draws) < 1:
         raise SettingsError(f"draws is {draws} and prior_draws {prior_draws}; each must be at least 1")
-    vae.check(x)
-    x = vae.like(x)
-    with seeded(seed, x.device), evaluating(vae):
-        z = vae.encoder(x).sample((draws,))
-        likelihood = vae.decoder(z)
+    vae.check(rows.x, rows.context)
+    rows = rows.like(vae)
+    given = () if rows.context is None else (rows.context,)
+    with seeded(seed, rows.x.device), evaluating(vae):
+        z = vae.encoder(rows.x, *given).sample((draws,))
+        likelihood = vae.decoder(z, *given)
         x_new = likelihood.sample()
-        z_prior = vae.prior().sample((prior_draws,))
-        x_prior = vae.decoder(z_prior).sample()
+        z_prior, x_prior = _from_the_prior(vae, prior_draws, rows.context)
+    scored = likelihood if rows.mask is None else masked(likelihood, rows.mask)
+    seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
     groups = {
         "posterior": _variable("z", z, "datum", "latent"),
         "posterior_predictive": _variable("x", x_new, "datum", "feature"),
-        "log_likelihood": _variable("x", likelihood.log_prob(x), "datum"),
+        "log_likelihood": _variable("x", scored.log_prob(rows.x), "datum"),
         "prior": _variable("z", z_prior, "latent"),
         "prior_predictive": _variable("x", x_prior, "feature"),
-        "observed_data": xr.Dataset({"x": (("datum", "feature"), x.flatten(1).cpu().numpy())}),
+        "observed_data": xr.Dataset({"x": (("datum", "feature"), seen.flatten(1).cpu().numpy())}),
     }
     stamp = {"created_at": datetime.now(UTC).isoformat(), "inference_library": "pyro_vae", "seed": seed}
     attributes = {**stamp, "inference_library_version": __version__, **versions()}
     return xr.DataTree.from_dict({name: _with_coordinates(g).assign_attrs(attributes) for name, g in groups.items()})
+
+
+def _from_the_prior(vae: VAE, draws: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Latents and data of the model; each draw takes the context of a datum drawn at random."""
+    if context is None:
+        z = vae.prior().sample((draws,))
+        return z, vae.decoder(z).sample()
+    drawn = context[torch.randint(len(context), (draws,), device=context.device)]
+    prior = vae.prior(drawn)
+    z = prior.sample(() if prior.batch_shape else (draws,))
+    return z, vae.decoder(z, drawn).sample()
 
 
 def _variable(name: str, draws: Tensor, *dims: str) -> xr.Dataset:

@@ -1,19 +1,41 @@
-"""Priors, ``() → p(z)``."""
+"""Priors, ``() → p(z)``; those that know no context ignore it."""
+
+import math
+from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor, nn
 
 from pyro_vae.core import Conditional, Distribution
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import ModelError, SettingsError
+
+if TYPE_CHECKING:
+    from pyro_vae.core import VAE
 
 
 class Prior(Conditional):
-    """The base of priors: a module that takes nothing and returns ``p(z)`` of event shape ``(latent,)``.
+    """The base of priors: a module that takes nothing, or a context, and returns ``p(z)``.
 
     Example:
         >>> issubclass(StandardNormal, Prior)
         True
     """
+
+    takes_data: bool = False
+    """Whether the constructor's first argument is data instead of the number of latents."""
+
+
+def _at_least_one(name: str, number: int) -> int:
+    if not isinstance(number, int) or number < 1:
+        raise SettingsError(f"{name} is {number}; it must be a whole number of at least 1")
+    return number
+
+
+def _above_zero(name: str, number: float) -> float:
+    if not (number > 0 and math.isfinite(number)):
+        raise SettingsError(f"{name} is {number}; it must be a finite number above 0")
+    return float(number)
 
 
 class StandardNormal(Prior):
@@ -35,18 +57,265 @@ class StandardNormal(Prior):
         tensor(-2.7568)
     """
 
-    loc: torch.Tensor
-    scale: torch.Tensor
+    loc: Tensor
+    scale: Tensor
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise SettingsError(f"latent_dim is {latent_dim}; it must be at least 1")
+        _at_least_one("latent_dim", latent_dim)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
-    def forward(self) -> Distribution:
+    def forward(self, context: Tensor | None = None) -> Distribution:
         return dist.Normal(self.loc, self.scale).to_event(1)
 
     def extra_repr(self) -> str:
         return f"latent_dim={len(self.loc)}"
+
+
+class _LocationScale(Prior):
+    """A learned location and scale per latent."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(_at_least_one("latent_dim", latent_dim)))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={len(self.loc)}"
+
+
+class Normal(_LocationScale):
+    """A diagonal normal whose location and scale are learned.
+
+    .. math:: p(z) = \\mathcal N(z | m, \\mathrm{diag}(s^2))
+
+    Args:
+        latent_dim: the number of latents d, at least 1; learning starts at N(0, I).
+
+    Raises:
+        SettingsError: if ``latent_dim`` is below 1.
+
+    References:
+        | Stochastic Backpropagation (Rezende, Mohamed & Wierstra, 2014), https://arxiv.org/abs/1401.4082
+
+    Example:
+        >>> Normal(3)().log_prob(torch.zeros(3)).item() == StandardNormal(3)().log_prob(torch.zeros(3)).item()
+        True
+    """
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
+class Laplace(_LocationScale):
+    """Independent Laplace distributions with learned locations and scales, for sparse latents.
+
+    .. math:: p(z) = \\prod_j \\frac1{2 b_j} \\exp(-|z_j - m_j| / b_j)
+
+    Args:
+        latent_dim: the number of latents d, at least 1; learning starts at location 0 and b = 1.
+
+    Raises:
+        SettingsError: if ``latent_dim`` is below 1.
+
+    References:
+        | The Bayesian Lasso (Park & Casella, 2008), https://doi.org/10.1198/016214508000000337
+
+    Example:
+        >>> Laplace(3)().log_prob(torch.zeros(3))  # -3 log 2
+        tensor(-2.0794, grad_fn=<...>)
+    """
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return dist.Laplace(self.loc, self.log_scale.exp()).to_event(1)
+
+
+class StudentT(_LocationScale):
+    """Independent Student-t distributions with learned locations and scales, for latents with heavy tails.
+
+    .. math:: p(z) = \\prod_j t_\\nu(z_j | m_j, s_j)
+
+    Args:
+        latent_dim: the number of latents d, at least 1; learning starts at location 0 and scale 1.
+        df: ν, the degrees of freedom, above 0; the variance is finite above 2.
+
+    Raises:
+        SettingsError: if ``latent_dim`` is below 1 or ``df`` is not above 0.
+
+    References:
+        | Robust Statistical Modeling Using the t Distribution (Lange, Little & Taylor, 1989),
+          https://doi.org/10.2307/2290063
+
+    Example:
+        >>> StudentT(1, df=1.0)().log_prob(torch.zeros(1))  # Cauchy: -log π
+        tensor(-1.1447, grad_fn=<...>)
+    """
+
+    def __init__(self, latent_dim: int, *, df: float = 5.0) -> None:
+        super().__init__(latent_dim)
+        self.df = _above_zero("df", df)
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return dist.StudentT(self.df, self.loc, self.log_scale.exp()).to_event(1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, df={self.df:g}"
+
+
+class GaussianMixture(Prior):
+    """A mixture of diagonal normals with learned weights, locations and scales.
+
+    .. math:: p(z) = \\sum_k \\pi_k \\, \\mathcal N(z | m_k, \\mathrm{diag}(s_k^2))
+
+    Args:
+        latent_dim: the number of latents d, at least 1.
+        components: the number of normals, at least 1; their locations start as draws from N(0, I).
+
+    Raises:
+        SettingsError: if a number is below 1.
+
+    References:
+        | Variational Deep Embedding (Jiang et al., 2017), https://arxiv.org/abs/1611.05148
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> GaussianMixture(2, components=5)().sample((7,)).shape
+        torch.Size([7, 2])
+    """
+
+    def __init__(self, latent_dim: int, *, components: int = 10) -> None:
+        super().__init__()
+        shape = _at_least_one("components", components), _at_least_one("latent_dim", latent_dim)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(torch.randn(shape))
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        normals = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), normals)
+
+    def extra_repr(self) -> str:
+        components, latents = self.loc.shape
+        return f"latent_dim={latents}, components={components}"
+
+
+class VampPrior(Prior):
+    """The mean of the guide's posteriors at learned pseudo-inputs.
+
+    .. math:: p(z) = \\frac1K \\sum_k q(z | u_k)
+
+    The encoder is that of the VAE the prior becomes part of; it is no submodule, so that its
+    parameters stay inference parameters φ. Only the pseudo-inputs u are the prior's own.
+
+    Args:
+        data: shape ``(datum, feature)``; the pseudo-inputs start as rows of it, drawn at random.
+        components: K, the number of pseudo-inputs, from 1 to the number of data.
+
+    Raises:
+        SettingsError: if ``components`` is out of range.
+        ModelError: when called before it is part of a VAE.
+
+    References:
+        | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> vae = pv.VAE(
+        ...     prior=VampPrior(torch.randn(100, 5), components=10),
+        ...     decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [8], 5)),
+        ...     encoder=pv.posteriors.DiagNormal(pv.nn.mlp(5, [8], 4)),
+        ... )
+        >>> vae.prior().sample((7,)).shape
+        torch.Size([7, 2])
+    """
+
+    takes_data = True
+
+    def __init__(self, data: Tensor, *, components: int = 50) -> None:
+        super().__init__()
+        if not 1 <= components <= len(data):
+            raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(data)}")
+        self.pseudo_inputs = nn.Parameter(data[torch.randperm(len(data))[:components]].detach().clone().float())
+        self._encoder: tuple[nn.Module, ...] = ()
+
+    def bind(self, vae: "VAE") -> None:
+        """Take the VAE's encoder for q, where it is refined the one before; a tuple keeps it from being a submodule."""
+        self._encoder = (getattr(vae.encoder, "amortised", vae.encoder),)
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        if not self._encoder:
+            raise ModelError("a VampPrior needs the encoder of a VAE; make it the prior of one first")
+        posteriors = self._encoder[0](self.pseudo_inputs)
+        weights = dist.Categorical(logits=torch.zeros_like(self.pseudo_inputs[:, 0]))
+        return dist.MixtureSameFamily(weights, posteriors)
+
+    def extra_repr(self) -> str:
+        return f"components={len(self.pseudo_inputs)}"
+
+
+class ContextNormal(Prior):
+    """A diagonal normal that depends on the context: the prior of a conditional VAE.
+
+    .. math:: p(z | c) = \\mathcal N(z | \\mu(c), \\mathrm{diag}(\\sigma(c)^2))
+
+    Args:
+        net: from ``(*batch, context)`` to ``(*batch, 2 · latent)``: first μ, then log σ.
+
+    Raises:
+        ModelError: when called without a context.
+
+    References:
+        | Learning Structured Output Representation (Sohn, Lee & Yan, 2015),
+          https://proceedings.neurips.cc/paper/2015/hash/8d55a249e6baa5c06772297520da2051-Abstract.html
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> ContextNormal(nn.Linear(3, 2 * 2))(torch.zeros(5, 3)).batch_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        if context is None:
+            raise ModelError("this prior depends on a context and was given none; hand over context=")
+        loc, log_scale = self.net(context).chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class Flow(Prior):
+    """Any normalizing flow of zuko as a prior.
+
+    .. math:: p(z) = p_0(f(z)) \\, |\\det \\partial f / \\partial z|
+
+    Args:
+        flow: a zuko flow over the latents, without context, as ``zuko.flows.NSF(8)``.
+
+    Raises:
+        ModelError: if ``flow`` gives no distribution when called with nothing.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
+        | zuko (Rozet et al., 2022), https://zuko.readthedocs.io
+
+    Example:
+        >>> import zuko
+        >>> _ = torch.manual_seed(0)
+        >>> Flow(zuko.flows.NICE(4, transforms=2))().event_shape
+        torch.Size([4])
+    """
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        self.flow = flow
+        if not isinstance(self.flow(), torch.distributions.Distribution):
+            raise ModelError(f"{type(flow).__name__} gives no distribution; make it a zuko flow over the latents")
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        from pyro_vae._flows import as_pyro
+
+        return as_pyro(self.flow())

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from pyro_vae import __about__
 from pyro_vae.core import VAE, evaluating
-from pyro_vae.data import as_tensor
 from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import DivergenceError, SettingsError
+from pyro_vae.likelihoods import Likelihood
 from pyro_vae.progress import Bar, display
+from pyro_vae.rows import Rows, rows_of
 from pyro_vae.traces import Loss, loss_name
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -79,6 +80,8 @@ def fit(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool = True,
+    context: Any = None,
+    mask: Any = None,
 ) -> Fit:
     """Train a VAE by stochastic variational inference.
 
@@ -93,16 +96,20 @@ def fit(
 
     Args:
         vae: trained in place, and moved to ``device``.
-        data: shape ``(datum, *features)``; a tensor, an array or what numpy makes one of.
+        data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
+            :class:`~pyro_vae.data.Data` with a context and mask of its own.
         elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given.
         optimizer: from all trainable parameters to one torch optimizer; :func:`adam` if not given.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
             If not given, 128, or all data where there are fewer.
-        validation_data: as ``data``.
+        validation_data: as ``data``; with a context or mask, as ``Data``.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         seed: of the order of the data and of the samples of z.
         progress: whether to say where it trains and to show a bar.
+        context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
+        mask: booleans of the shape of the data, true where a value was observed; missing values leave
+            the likelihood (:func:`pyro_vae.data.mask_nan` takes NaN for missing).
 
     Returns:
         The VAE, its labelled history and the device.
@@ -129,18 +136,20 @@ def fit(
         >>> bool(elbo[-1] > elbo[0])
         True
     """
-    x = as_tensor(data)
-    batch_size = min(128, len(x)) if batch_size is None else batch_size
-    _refuse_settings(vae, elbo, epochs, batch_size, len(x), seed)
-    vae.check(x)
-    x_validation = None
+    rows = rows_of(data, context=context, mask=mask)
+    batch_size = min(128, len(rows)) if batch_size is None else batch_size
+    _refuse_settings(vae, elbo, epochs, batch_size, len(rows), seed)
+    watched = {"train": rows}
     if validation_data is not None:
-        x_validation = as_tensor(validation_data, source="validation data")
-        vae.check(x_validation)
+        watched["validation"] = rows_of(validation_data, source="validation data")
+    for name, part in watched.items():
+        vae.check(part.x, part.context)
+        if isinstance(vae.decoder, Likelihood):
+            vae.decoder.refuse(part.x, source="data" if name == "train" else "validation data")
     chosen = choose_device(device)
-    run = _Run(vae.to(chosen), x, x_validation, elbo or Trace_ELBO(), optimizer or adam, chosen, seed, batch_size)
+    run = _Run(vae.to(chosen), watched, elbo or Trace_ELBO(), optimizer or adam, chosen, seed, batch_size)
     where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
-    steps = epochs * -(-len(x) // batch_size)
+    steps = epochs * -(-len(rows) // batch_size)
     with (
         display(where, epochs, steps, show=progress) as bar,
         _stop_on_interrupt() as stop,
@@ -182,8 +191,7 @@ class _Run:
     def __init__(
         self,
         vae: VAE,
-        x: Tensor,
-        x_validation: Tensor | None,
+        watched: dict[str, Rows],
         loss: Loss,
         optimizer: Optimizer,
         device: torch.device,
@@ -191,12 +199,10 @@ class _Run:
         batch_size: int,
     ) -> None:
         self.vae, self.device, self.seed, self.batch_size = vae, device, seed, batch_size
-        self.x = vae.like(x)
+        self.watched = {name: part.like(vae) for name, part in watched.items()}
+        self.rows = self.watched["train"]
         with seeded(seed, device):
-            rows = torch.randperm(len(x), device=device)[:EVALUATION_ROWS]
-        self.watched = {"train": self.x[rows]}
-        if x_validation is not None:
-            self.watched["validation"] = vae.like(x_validation)
+            self.watched["train"] = self.rows.take(torch.randperm(len(self.rows), device=device)[:EVALUATION_ROWS])
         torch_optimizer = optimizer([p for p in vae.parameters() if p.requires_grad])
         if isinstance(torch_optimizer, torch.optim.LBFGS):
             raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
@@ -205,40 +211,41 @@ class _Run:
             "estimator": loss_name(loss),
             "optimizer": type(torch_optimizer).__name__,
             "batch_size": batch_size,
-            "data": len(x),
+            "data": len(self.rows),
             "seed": seed,
             "device": describe_device(device),
             **__about__.versions(),
         }
-        self.rows: list[dict[str, float]] = []
+        self.epochs: list[dict[str, float]] = []
         self.steps = 0
         self.good = _copy_of(vae)
 
     def epoch(self, epoch: int, bar: Bar, stop: threading.Event) -> None:
         """One pass over the data, and what it came to."""
-        started, n = time.perf_counter(), len(self.x)
+        started, n = time.perf_counter(), len(self.rows)
         total = seen = 0
-        for rows in torch.randperm(n, device=self.device).split(self.batch_size):
-            loss = self.svi.step(self.x[rows], n)
+        for index in torch.randperm(n, device=self.device).split(self.batch_size):
+            batch = self.rows.take(index)
+            loss = self.svi.step(*batch.arguments(n))
             self.steps += 1
             if not math.isfinite(loss):
                 self._diverged(f"the loss became {loss} at step {self.steps} (epoch {epoch})")
-            total, seen = total - loss / n * len(rows), seen + len(rows)
+            total, seen = total - loss / n * len(batch), seen + len(batch)
             bar.step(total / seen)
             if stop.is_set():
                 break
         row = {"objective": total / seen, "seconds": time.perf_counter() - started, "step": self.steps}
-        for name, x in self.watched.items():
-            row[f"{name}_elbo"], row[f"{name}_elbo_se"] = _mean_elbo(self.vae, x, self.seed)
+        for name, rows in self.watched.items():
+            row[f"{name}_elbo"], row[f"{name}_elbo_se"] = _mean_elbo(self.vae, rows, self.seed)
         if not math.isfinite(row["train_elbo"]):
             self._diverged(f"the ELBO became {row['train_elbo']} after step {self.steps} (epoch {epoch})")
-        self.rows.append(row)
+        self.epochs.append(row)
         self.good = _copy_of(self.vae)
         bar.epoch(epoch, row)
 
     def _diverged(self, what: str) -> None:
         self.vae.load_state_dict(self.good)
-        kept = f"those after epoch {len(self.rows)}" if self.rows else "the initial ones"
+        kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
         error = DivergenceError(f"{what}; the weights kept are {kept}; lower the learning rate")
         error.history = self.history()
         raise error
@@ -246,9 +253,12 @@ class _Run:
     def history(self) -> xr.Dataset:
         """The epochs so far, labelled."""
         columns = ["objective", *(f"{name}_elbo{end}" for name in self.watched for end in ("", "_se"))]
-        variables = {c: ("epoch", [r[c] for r in self.rows], {"units": "nats per datum"}) for c in columns}
-        variables["seconds"] = ("epoch", [r["seconds"] for r in self.rows], {"units": "s"})
-        coordinates = {"epoch": range(1, len(self.rows) + 1), "step": ("epoch", [int(r["step"]) for r in self.rows])}
+        variables = {c: ("epoch", [r[c] for r in self.epochs], {"units": "nats per datum"}) for c in columns}
+        variables["seconds"] = ("epoch", [r["seconds"] for r in self.epochs], {"units": "s"})
+        coordinates = {
+            "epoch": range(1, len(self.epochs) + 1),
+            "step": ("epoch", [int(r["step"]) for r in self.epochs]),
+        }
         return xr.Dataset(variables, coordinates, self.attributes)
 
 
@@ -268,14 +278,14 @@ class _WholeOptimizer(PyroOptim):
 
 
 @torch.no_grad()
-def per_datum_elbo(vae: VAE, x: Tensor, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
+def per_datum_elbo(vae: VAE, x: Any, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
     """The ELBO of each datum, by the mean of its log-weights.
 
     .. math:: \\mathcal L_i \\approx \\frac1K \\sum_k \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i)
 
     Args:
         vae: the VAE, which is left as it is: nothing is trained.
-        x: data, shape ``(datum, *features)``.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         num_particles: K, at least 1.
         chunk: so many data at a time.
 
@@ -291,16 +301,18 @@ def per_datum_elbo(vae: VAE, x: Tensor, *, num_particles: int = 1, chunk: int = 
     """
     with evaluating(vae):
         parts = [
-            log_weights(vae.model, vae.guide, rows, num_particles=num_particles).mean(0)
-            for rows in vae.like(x).split(chunk)
+            log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(
+                0
+            )
+            for rows in rows_of(x).like(vae).split(chunk)
         ]
     return torch.cat(parts)
 
 
-def _mean_elbo(vae: VAE, x: Tensor, seed: int) -> tuple[float, float]:
+def _mean_elbo(vae: VAE, rows: Rows, seed: int) -> tuple[float, float]:
     """The mean over data and its standard error, which covers both the data and the sampling of z."""
-    with seeded(seed + 1, x.device):
-        values = per_datum_elbo(vae, x).double()
+    with seeded(seed + 1, rows.x.device):
+        values = per_datum_elbo(vae, rows).double()
     spread = values.std() if len(values) > 1 else values.new_tensor(math.nan)
     return values.mean().item(), (spread / math.sqrt(len(values))).item()
 

@@ -6,6 +6,10 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+import zuko  # noqa: F401
+
+# Importing zuko switches the validation of all distributions off; tests want it as torch has it.
+torch.distributions.Distribution.set_default_validate_args(True)
 
 # MNIST lies beside a developer's checkout, not in the project.
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"

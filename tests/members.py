@@ -4,16 +4,53 @@ Latents are 3, features 6. Networks are small, in double precision once :func:`m
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
+import zuko
 from torch import nn
 
 import pyro_vae as pv
 
 LATENTS, FEATURES = 3, 6
 
+
+class WithContext(nn.Module):
+    """A prior at one context, so that it can be called like the others."""
+
+    def __init__(self, prior: nn.Module) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, context=None):
+        return self.prior(torch.ones(2, dtype=next(self.parameters()).dtype) if context is None else context)
+
+
+def bound(prior: nn.Module) -> nn.Module:
+    """A prior that has been made part of a VAE, whose encoder it then holds on to."""
+    torch.manual_seed(7)
+    encoder = pv.posteriors.DiagNormal(pv.nn.mlp(FEATURES, [8], 2 * LATENTS)).double()
+    pv.VAE(prior=prior, decoder=pv.likelihoods.Normal(pv.nn.mlp(LATENTS, [8], FEATURES)), encoder=encoder)
+    return prior
+
+
+def refining(encoder: nn.Module) -> nn.Module:
+    """An encoder that has been made part of a VAE, whose decoder and prior it then holds on to."""
+    torch.manual_seed(7)
+    decoder = pv.likelihoods.Normal(pv.nn.mlp(LATENTS, [8], FEATURES), scale=0.7).double()
+    pv.VAE(prior=pv.priors.StandardNormal(LATENTS).double(), decoder=decoder, encoder=encoder)
+    return encoder
+
+
 PRIORS: dict[str, Callable[[], nn.Module]] = {
     "StandardNormal": lambda: pv.priors.StandardNormal(LATENTS),
+    "Normal": lambda: pv.priors.Normal(LATENTS),
+    "Laplace": lambda: pv.priors.Laplace(LATENTS),
+    "StudentT": lambda: pv.priors.StudentT(LATENTS, df=12.0),
+    "GaussianMixture": lambda: pv.priors.GaussianMixture(LATENTS, components=3),
+    "VampPrior": lambda: bound(pv.priors.VampPrior(torch.randn(20, FEATURES), components=4)),
+    "ContextNormal": lambda: WithContext(pv.priors.ContextNormal(pv.nn.mlp(2, [8], 2 * LATENTS))),
+    "Flow": lambda: pv.priors.Flow(zuko.flows.MAF(LATENTS, transforms=1, hidden_features=[8])),
 }
 
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
@@ -21,10 +58,47 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "Normal, learned scale": lambda: pv.likelihoods.Normal(
         pv.nn.mlp(LATENTS, [8], FEATURES), scale=0.7, learn_scale=True
     ),
+    "Normal, a scale per feature": lambda: pv.likelihoods.Normal(
+        pv.nn.mlp(LATENTS, [8], FEATURES), scale=0.7, per_feature=FEATURES
+    ),
+    "HeteroscedasticNormal": lambda: pv.likelihoods.HeteroscedasticNormal(
+        pv.nn.mlp(LATENTS, [8], 2 * FEATURES), min_scale=0.1
+    ),
+    "StudentT": lambda: pv.likelihoods.StudentT(pv.nn.mlp(LATENTS, [8], FEATURES), df=12.0, learn_scale=True),
+    "Laplace": lambda: pv.likelihoods.Laplace(pv.nn.mlp(LATENTS, [8], FEATURES), scale=0.7, per_feature=FEATURES),
+    "Bernoulli": lambda: pv.likelihoods.Bernoulli(pv.nn.mlp(LATENTS, [8], FEATURES)),
+    "ContinuousBernoulli": lambda: pv.likelihoods.ContinuousBernoulli(pv.nn.mlp(LATENTS, [8], FEATURES)),
+    "Categorical": lambda: pv.likelihoods.Categorical(pv.nn.mlp(LATENTS, [8], 4 * FEATURES), levels=4),
+    "DiscretizedLogisticMixture": lambda: pv.likelihoods.DiscretizedLogisticMixture(
+        pv.nn.mlp(LATENTS, [8], 9 * FEATURES), components=3, levels=32
+    ),
+    "Binomial": lambda: pv.likelihoods.Binomial(pv.nn.mlp(LATENTS, [8], FEATURES), total_count=5),
+    "Poisson": lambda: pv.likelihoods.Poisson(pv.nn.mlp(LATENTS, [8], FEATURES)),
+    "NegativeBinomial": lambda: pv.likelihoods.NegativeBinomial(pv.nn.mlp(LATENTS, [8], 2 * FEATURES)),
+    "Blocks": lambda: pv.likelihoods.Blocks(
+        pv.nn.mlp(LATENTS, [8], 14),
+        [
+            (partial(pv.likelihoods.Normal, learn_scale=True), 2),
+            (pv.likelihoods.Bernoulli, 1),
+            (partial(pv.likelihoods.Categorical, levels=4), 2),
+            (partial(pv.likelihoods.DiscretizedLogisticMixture, components=1, levels=8), 1),
+        ],
+    ),
 }
+
+# Likelihoods whose support is countable; others are densities, save that Blocks are both.
+DISCRETE = {"Bernoulli", "Categorical", "DiscretizedLogisticMixture", "Binomial", "Poisson", "NegativeBinomial"}
 
 POSTERIORS: dict[str, Callable[[], nn.Module]] = {
     "DiagNormal": lambda: pv.posteriors.DiagNormal(pv.nn.mlp(FEATURES, [8], 2 * LATENTS)),
+    "FullNormal": lambda: pv.posteriors.FullNormal(pv.nn.mlp(FEATURES, [8], pv.posteriors.FullNormal.outputs(LATENTS))),
+    "LowRankNormal": lambda: pv.posteriors.LowRankNormal(
+        pv.nn.mlp(FEATURES, [8], pv.posteriors.LowRankNormal.outputs(LATENTS, rank=2)), 2
+    ),
+    "Flow": lambda: pv.posteriors.Flow(
+        zuko.flows.MAF(LATENTS, context=4, transforms=1, hidden_features=[8]), net=pv.nn.mlp(FEATURES, [8], 4)
+    ),
+    "Refined": lambda: refining(pv.posteriors.Refined(pv.nn.mlp(FEATURES, [8], 2 * LATENTS), steps=3)),
 }
 
 # What is exported beside members: the bases, which a member extends.
@@ -39,4 +113,5 @@ def make(constructor: Callable[[], nn.Module]) -> nn.Module:
 def exported(module) -> set[str]:
     """The members that a module of parts exports: its own public classes."""
     own = {name: value for name, value in vars(module).items() if isinstance(value, type)}
-    return {name for name, value in own.items() if value.__module__ == module.__name__ and not name.startswith("_")}
+    here = {name for name, value in own.items() if f"{value.__module__}.".startswith(f"{module.__name__}.")}
+    return {name for name in here if not name.startswith("_")}

@@ -358,7 +358,7 @@ SETTINGS = [
     config("a wrong type in --config", b"epochs: x\n", "a.yaml: epochs: expected int", HELP),
     config("code in --config", b"seed: !!python/object/apply:os.mkdir [a]", "a.yaml: ", "could not determine", HELP),
     Case("no data", ("arguments are required: fit.data", HELP), ("fit", "--out", "out")),
-    Case("no command", ("one of {demo,fit,compare}", "see pyro-vae --help"), ()),
+    Case("no command", ("one of {demo,fit,compare", "see pyro-vae --help"), ()),
     Case("an unknown command", ("invalid choice: 'train'", "see pyro-vae --help"), ("train",)),
     Case("a demo of 0 epochs", ("epochs is 0", "at least 1"), ("demo", "--out", "out", "--epochs", "0")),
 ]  # fmt: skip

@@ -16,7 +16,8 @@ PARTS = [pv.data, pv.diagnose, pv.elbo, pv.errors, pv.exact, pv.likelihoods, pv.
 
 def public(module):
     """Functions and classes that the module defines and does not hide."""
-    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    inside = f"{module.__name__}."
+    own = {name: v for name, v in vars(module).items() if f"{getattr(v, '__module__', '')}.".startswith(inside)}
     return {name: value for name, value in own.items() if not name.startswith("_") and callable(value)}
 
 
@@ -41,11 +42,12 @@ def test_signatures_of_the_contract():
     signature = inspect.signature(pv.fit)
     assert list(signature.parameters) == [
         "vae", "data", "elbo", "optimizer", "epochs", "batch_size", "validation_data", "device", "seed", "progress",
+        "context", "mask",
     ]  # fmt: skip
     assert signature.parameters["device"].default == "auto"
     assert list(inspect.signature(pv.compare_elbos).parameters) == ["vae", "x", "elbos", "draws", "size", "seed"]
     keyword_only = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
-    assert keyword_only == [False] * 2 + [True] * 8
+    assert keyword_only == [False] * 2 + [True] * 10
     assert pv.elbo.Trace_ELBO.__module__.startswith("pyro."), "Pyro's own stand in the same namespace"
 
 

@@ -35,7 +35,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savetxt("table.csv", np.random.default_rng(0).normal(size=(200, 6)), delimiter=",")
     commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("pyro-vae")]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, command
     assert (tmp_path / "runs/first-compared/comparison.nc").exists()
@@ -55,9 +55,7 @@ def test_links_within_the_project_lead_somewhere(link):
 @pytest.mark.parametrize("module", ["priors", "likelihoods", "posteriors", "elbo"])
 def test_the_table_names_every_member(module):
     part = getattr(pv, module)
-    names = getattr(part, "__all__", None) or [
-        name for name, value in vars(part).items()
-        if isinstance(value, type) and value.__module__ == part.__name__ and not issubclass(pv.Conditional, value)
-    ]  # fmt: skip
-    for name in set(names) - {"Prior", "Likelihood", "Posterior", "kl_provenance"}:
+    own = {name for name, value in vars(part).items() if isinstance(value, type) and value.__module__ == part.__name__}
+    names = getattr(part, "__all__", None) or {name for name in own if not name.startswith("_")}
+    for name in set(names) - {"Prior", "Likelihood", "Posterior", "kl_provenance", "taking"}:
         assert f"{module}.{name}`" in README, name

@@ -1,0 +1,24 @@
+"""Likelihoods, ``z → p(x|z)``."""
+
+from pyro_vae.likelihoods.base import Likelihood, taking
+from pyro_vae.likelihoods.blocks import Blocks
+from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial, Poisson
+from pyro_vae.likelihoods.levels import Bernoulli, Categorical, ContinuousBernoulli, DiscretizedLogisticMixture
+from pyro_vae.likelihoods.real import HeteroscedasticNormal, Laplace, Normal, StudentT
+
+__all__ = [
+    "Bernoulli",
+    "Binomial",
+    "Blocks",
+    "Categorical",
+    "ContinuousBernoulli",
+    "DiscretizedLogisticMixture",
+    "HeteroscedasticNormal",
+    "Laplace",
+    "Likelihood",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "StudentT",
+    "taking",
+]

@@ -1,0 +1,161 @@
+"""What all likelihoods share: a network's numbers become independent features."""
+
+import math
+import sys
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from pyro_vae.core import Conditional, Distribution, join
+from pyro_vae.errors import DataError, ModelError, SettingsError
+
+
+class Likelihood(Conditional):
+    """The base of likelihoods: a module from ``z`` of shape ``(*batch, latent)`` to ``p(x|z)``.
+
+    .. math:: p(x | z) = \\prod_j p(x_j | f_\\Theta(z)_j)
+
+    A member implements :meth:`features`, which makes of the network's output the distribution of each
+    feature. Where a feature needs several numbers, the output holds the first number of all features,
+    then the second of all, and so on.
+
+    Args:
+        net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, outputs)``; with a context of
+            size c it is fed ``latent + c`` numbers.
+
+    Raises:
+        ModelError: in a call, if the network's outputs cannot be shared out among the features.
+
+    Example:
+        >>> issubclass(Likelihood, Conditional)
+        True
+    """
+
+    support: ClassVar[constraints.Constraint] = constraints.real
+    """The values of one feature that the class can describe, with some choice of its settings."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @classmethod
+    def outputs(cls, size: int) -> int:
+        """How many numbers the network must give for ``size`` features; a member may ask for its settings too."""
+        return size
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers of the network each feature takes, with this instance's settings."""
+        return self.outputs(1)
+
+    @property
+    def feature_support(self) -> constraints.Constraint:
+        """The values of one feature that this instance can describe."""
+        return self.support
+
+    @property
+    def takes(self) -> str:
+        """The values of :attr:`feature_support`, in words."""
+        return "finite numbers"
+
+    @abstractmethod
+    def features(self, out: Tensor) -> Distribution:
+        """The distributions of the features, batch shape ``(*batch, features)``, given the network's output."""
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
+        out = self.net(join(z, context))
+        return self.features(out).to_event(out.dim() - z.dim() + 1)
+
+    def parts(self, out: Tensor) -> tuple[Tensor, ...]:
+        """The network's output as :attr:`numbers` tensors, each with one number per feature."""
+        given = out.shape[-1] if out.dim() else 0
+        if given == 0 or given % self.numbers:
+            raise ModelError(
+                f"the network gives {given} outputs, {type(self).__name__} needs {self.numbers} for each feature; "
+                f"make them a multiple of {self.numbers}"
+            )
+        return out.chunk(self.numbers, -1)
+
+    def refuse(self, x: Tensor, source: str = "data", columns: Sequence[str] | None = None) -> None:
+        """Refuse data that this likelihood cannot have given; NaN, a missing value, passes.
+
+        Args:
+            x: data, shape ``(datum, *features)``.
+            source: where they come from, for the message.
+            columns: the names of the columns, for the message.
+
+        Raises:
+            DataError: naming the first such value and its place, and the likelihoods that would take the data.
+        """
+        self.refuse_columns(x, source, columns, 0)
+
+    def refuse_columns(self, x: Tensor, source: str, columns: Sequence[str] | None, first: int) -> None:
+        """:meth:`refuse` for ``x`` whose column 0 is column ``first`` of the data."""
+        outside = _outside(x, self.feature_support)
+        if not (count := int(outside.sum())):
+            return
+        row, *place = outside.nonzero()[0].tolist()
+        value = x[(row, *place)].item()
+        # As few digits as show that it is outside.
+        few = (f"{value:g}", f"{value:.9g}")
+        shown = next((text for text in few if _outside(torch.tensor(float(text)), self.feature_support)), repr(value))
+        if place:
+            place[-1] += first
+        column = repr(columns[place[-1]]) if columns and len(place) == 1 else ", ".join(map(str, place)) or "0"
+        others = [name for name in taking(x) if name != type(self).__name__]
+        advice = f"take {', '.join(others)}" if others else "no likelihood here takes them all, so clean the data"
+        raise DataError(
+            f"{source}: row {row}, column {column} is {shown}, and {type(self).__name__} takes {self.takes}; "
+            f"{count} of {x.numel()} values {'is' if count == 1 else 'are'} outside; {advice} "
+            "(rows and columns are counted from 0)"
+        )
+
+
+def taking(x: Tensor) -> list[str]:
+    """The names of the likelihoods here whose support holds every value of ``x``, missing ones (NaN) apart.
+
+    Those of any real number come last.
+
+    Example:
+        >>> import torch
+        >>> taking(torch.tensor([[0.0, 3.0], [7.0, 1.0]]))[:3]
+        ['Binomial', 'Categorical', 'NegativeBinomial']
+        >>> "Bernoulli" in taking(torch.tensor([[0.0, 1.0]]))
+        True
+    """
+    here = vars(sys.modules[__package__])
+    members = {name: part for name, part in here.items() if isinstance(part, type) and issubclass(part, Likelihood)}
+    supports = {name: part.support for name, part in members.items() if part is not Likelihood}
+    plain = {name: support for name, support in supports.items() if support is not constraints.dependent}
+    taken = {id(support): not bool(_outside(x, support).any()) for support in plain.values()}
+    return sorted((name for name in plain if taken[id(plain[name])]), key=lambda n: (plain[n] is constraints.real, n))
+
+
+def _outside(x: Tensor, support: constraints.Constraint) -> Tensor:
+    return ~x.isnan() & ~(x.isfinite() & support.check(x))
+
+
+def above_zero(name: str, value: float) -> float:
+    """``value``, if it is a finite number above 0.
+
+    >>> above_zero("scale", 0.5)
+    0.5
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 and math.isfinite(value)):
+        raise SettingsError(f"{name} is {value}; it must be a finite number above 0")
+    return float(value)
+
+
+def whole(name: str, value: int, least: int) -> int:
+    """``value``, if it is a whole number of at least ``least``.
+
+    >>> whole("levels", 4, 2)
+    4
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingsError(f"{name} is {value}; it must be a whole number of at least {least}")
+    return value

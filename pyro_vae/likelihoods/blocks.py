@@ -1,0 +1,118 @@
+"""A likelihood for tables that mix kinds of columns."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from pyro_vae.core import Distribution
+from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.likelihoods._distributions import Side
+from pyro_vae.likelihoods.base import Likelihood, whole
+
+Block = tuple[Callable[[nn.Module], Likelihood], int]
+
+
+class Blocks(Likelihood):
+    """Consecutive blocks of columns, each with a likelihood of its own, on the output of one network.
+
+    .. math:: p(x | z) = \\prod_b p_b(x_b | f_\\Theta(z)_b)
+
+    Args:
+        net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, outputs)``: the outputs of the first
+            block, then of the second, …; ``Blocks.outputs(features, blocks=blocks)`` tells how many.
+        blocks: pairs of a likelihood's class (or a function of a network, as ``partial(Categorical, levels=4)``)
+            and the number of its columns, at least 1.
+
+    Raises:
+        SettingsError: if there is no block, or one is not such a pair.
+        ModelError: in a call, if the network's outputs are not those of all blocks.
+
+    References:
+        | Handling Incomplete Heterogeneous Data Using VAEs (Nazábal et al., 2018), https://arxiv.org/abs/1807.03653
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from pyro_vae.likelihoods import Bernoulli, Categorical, Normal
+        >>> _ = torch.manual_seed(0)
+        >>> blocks = [(Normal, 3), (Bernoulli, 1), (partial(Categorical, levels=4), 2)]
+        >>> Blocks.outputs(6, blocks=blocks)
+        12
+        >>> likelihood = Blocks(nn.Linear(2, 12), blocks)
+        >>> p = likelihood(torch.zeros(5, 2))
+        >>> p.event_shape, p.log_prob(torch.zeros(6)).shape, likelihood.net_outputs
+        (torch.Size([6]), torch.Size([5]), 12)
+    """
+
+    support = constraints.dependent
+
+    def __init__(self, net: nn.Module, blocks: Sequence[Block]) -> None:
+        super().__init__(net)
+        self.sizes, likelihoods = _made(blocks)
+        self.blocks = nn.ModuleList(likelihoods)
+
+    @classmethod
+    def outputs(cls, size: int, *, blocks: Sequence[Block] | None = None) -> int:
+        if blocks is None:
+            raise SettingsError("the outputs of Blocks depend on its blocks; give blocks too")
+        sizes, likelihoods = _made(blocks)
+        if sum(sizes) != size:
+            raise SettingsError(f"the blocks have {sum(sizes)} columns for {size} features; make them equal")
+        return sum(_shares(sizes, likelihoods))
+
+    @property
+    def _members(self) -> list[Any]:
+        return list(self.blocks)
+
+    @property
+    def net_outputs(self) -> int:
+        """How many numbers the network must give."""
+        return sum(_shares(self.sizes, self._members))
+
+    @property
+    def feature_support(self) -> constraints.Constraint:
+        """The values that the columns can have, block by block."""
+        return constraints.cat([block.feature_support for block in self._members], -1, self.sizes)
+
+    @property
+    def takes(self) -> str:
+        return "; ".join(f"{block.takes} in {n} columns" for n, block in zip(self.sizes, self._members, strict=True))
+
+    def features(self, out: Tensor) -> Distribution:
+        if out.shape[-1] != self.net_outputs:
+            raise ModelError(
+                f"the network gives {out.shape[-1]} outputs and the blocks need {self.net_outputs}; make them equal"
+            )
+        shares = out.split(_shares(self.sizes, self._members), -1)
+        return Side([block.features(share) for block, share in zip(self._members, shares, strict=True)])
+
+    def refuse_columns(self, x: Tensor, source: str, columns: Sequence[str] | None, first: int) -> None:
+        if x.shape[-1] != sum(self.sizes):
+            raise ModelError(f"the blocks have {sum(self.sizes)} columns and the data {x.shape[-1]}; make them equal")
+        for n, block, part in zip(self.sizes, self._members, x.split(self.sizes, -1), strict=True):
+            block.refuse_columns(part, source, columns, first)
+            first += n
+
+    def extra_repr(self) -> str:
+        return f"columns={self.sizes}"
+
+
+def _shares(sizes: Sequence[int], likelihoods: Any) -> list[int]:
+    return [n * likelihood.numbers for n, likelihood in zip(sizes, likelihoods, strict=True)]
+
+
+def _made(blocks: Sequence[Block]) -> tuple[list[int], list[Likelihood]]:
+    if not blocks:
+        raise SettingsError("there are no blocks; give at least one pair of a likelihood and its number of columns")
+    sizes, likelihoods = [], []
+    for block in blocks:
+        if not (isinstance(block, Sequence) and len(block) == 2 and callable(block[0])):
+            raise SettingsError(f"the block {block!r} is not a pair of a likelihood's class and its number of columns")
+        likelihood = block[0](nn.Identity())
+        if not isinstance(likelihood, Likelihood) or isinstance(likelihood, Blocks):
+            raise SettingsError(f"a block gives a {type(likelihood).__name__}; it must give a likelihood, not blocks")
+        sizes.append(whole("a block's number of columns", block[1], 1))
+        likelihoods.append(likelihood)
+    return sizes, likelihoods

@@ -1,0 +1,130 @@
+"""Likelihoods of counts."""
+
+import pyro.distributions as dist
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from pyro_vae.core import Distribution
+from pyro_vae.likelihoods.base import Likelihood, whole
+
+
+class Binomial(Likelihood):
+    """The number of successes among a known number of trials, per feature.
+
+    .. math:: p(x | z) = \\prod_j \\binom{n}{x_j} \\lambda_j^{x_j} (1 - \\lambda_j)^{n - x_j},
+        \\qquad \\lambda = \\sigma(f_\\Theta(z))
+
+    Args:
+        net: the decoder network f, which gives the logits, from ``(*batch, latent)`` to ``(*batch, *features)``.
+        total_count: n, the number of trials of every feature, at least 1.
+
+    Raises:
+        SettingsError: if ``total_count`` is not a whole number of at least 1.
+
+    References:
+        | Generalized Linear Models (Nelder & Wedderburn, 1972), https://doi.org/10.2307/2344614
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> likelihood = Binomial(nn.Linear(2, 3), total_count=8)
+        >>> likelihood.feature_support
+        IntegerInterval(lower_bound=0, upper_bound=8)
+        >>> likelihood(torch.zeros(4, 2)).mean.shape
+        torch.Size([4, 3])
+    """
+
+    support = constraints.nonnegative_integer
+
+    def __init__(self, net: nn.Module, total_count: int) -> None:
+        super().__init__(net)
+        self.total_count = whole("total_count", total_count, 1)
+
+    @property
+    def feature_support(self) -> constraints.Constraint:
+        return constraints.integer_interval(0, self.total_count)
+
+    @property
+    def takes(self) -> str:
+        return f"whole numbers from 0 to {self.total_count}"
+
+    def features(self, out: Tensor) -> Distribution:
+        (logits,) = self.parts(out)
+        return dist.Binomial(self.total_count, logits=logits)
+
+    def extra_repr(self) -> str:
+        return f"total_count={self.total_count}"
+
+
+class Poisson(Likelihood):
+    """Counts whose variance equals their mean, the rate.
+
+    .. math:: p(x | z) = \\prod_j \\frac{r_j^{x_j} e^{-r_j}}{x_j!}, \\qquad r = e^{f_\\Theta(z)}
+
+    Args:
+        net: the decoder network f, which gives log-rates (of counts per datum), from ``(*batch, latent)`` to
+            ``(*batch, *features)``; they are clamped to [-20, 20], rates from 2e-9 to 5e8, beyond which no
+            gradient flows.
+
+    References:
+        | Generalized Linear Models (Nelder & Wedderburn, 1972), https://doi.org/10.2307/2344614
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> Poisson(nn.Linear(2, 3))(torch.zeros(4, 2)).log_prob(torch.ones(4, 3)).shape
+        torch.Size([4])
+    """
+
+    support = constraints.nonnegative_integer
+
+    @property
+    def takes(self) -> str:
+        return "whole numbers from 0"
+
+    def features(self, out: Tensor) -> Distribution:
+        (log_rate,) = self.parts(out)
+        return dist.Poisson(log_rate.clamp(-20, 20).exp())
+
+
+class NegativeBinomial(Likelihood):
+    """Counts that vary more than Poisson's: a Poisson whose rate is itself gamma-distributed.
+
+    .. math:: p(x | z) = \\prod_j \\frac{\\Gamma(x_j + r_j)}{x_j!\\, \\Gamma(r_j)}
+        (1 - \\lambda_j)^{r_j} \\lambda_j^{x_j}, \\qquad \\lambda = \\sigma(l(z)),\\ r = e^{k(z)}
+
+    Its mean is :math:`r e^{l}`, its variance :math:`r e^{l} (1 + e^{l})`; as r grows at a given mean it
+    becomes Poisson.
+
+    Args:
+        net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 2 features)``: all logits l, then
+            all k; both are clamped, l to [-20, 20] and k to [-10, 10], beyond which no gradient flows.
+
+    Raises:
+        ModelError: in a call, if the network's outputs are not two for each feature.
+
+    References:
+        | Deep Generative Modeling for Single-Cell Transcriptomics (Lopez et al., 2018),
+          https://doi.org/10.1038/s41592-018-0229-2
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> p = NegativeBinomial(nn.Linear(2, 6))(torch.zeros(4, 2))
+        >>> bool((p.variance > p.mean).all())
+        True
+    """
+
+    support = constraints.nonnegative_integer
+
+    @classmethod
+    def outputs(cls, size: int) -> int:
+        return 2 * size
+
+    @property
+    def takes(self) -> str:
+        return "whole numbers from 0"
+
+    def features(self, out: Tensor) -> Distribution:
+        logits, log_count = self.parts(out)
+        return dist.NegativeBinomial(log_count.clamp(-10, 10).exp(), logits=logits.clamp(-20, 20))

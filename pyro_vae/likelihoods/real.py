@@ -1,0 +1,205 @@
+"""Likelihoods of real numbers."""
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.core import Distribution
+from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.likelihoods.base import Likelihood, above_zero, whole
+
+
+class _Scaled(Likelihood):
+    """A location from the network, and a scale that is fixed or learned, one for all features or one each."""
+
+    fixed_scale: Tensor
+
+    def __init__(self, net: nn.Module, scale: float, learn_scale: bool, per_feature: int | None) -> None:
+        super().__init__(net)
+        start = torch.tensor(above_zero("scale", scale))
+        if per_feature is not None:
+            start = start.repeat(whole("per_feature", per_feature, 1))
+        self.learn_scale, self.per_feature = learn_scale or per_feature is not None, per_feature
+        if self.learn_scale:
+            self.log_scale = nn.Parameter(start.log())
+        else:
+            self.register_buffer("fixed_scale", start)
+
+    @property
+    def scale(self) -> Tensor:
+        """s, of shape ``()``, or ``(features,)`` where each feature has its own."""
+        return self.log_scale.exp() if self.learn_scale else self.fixed_scale
+
+    def located(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """The location and the scale."""
+        (loc,) = self.parts(out)
+        if self.per_feature is not None and loc.shape[-1] != self.per_feature:
+            raise ModelError(
+                f"the network gives {loc.shape[-1]} features and per_feature is {self.per_feature}; make them equal"
+            )
+        return loc, self.scale
+
+    def extra_repr(self) -> str:
+        shown = [f"{s:.4g}" for s in self.scale.detach().flatten().tolist()]
+        scale = shown[0] if self.per_feature is None else f"[{', '.join(shown[:3])}{', …' * (len(shown) > 3)}]"
+        return f"scale={scale}, learn_scale={self.learn_scale}"
+
+
+class Normal(_Scaled):
+    """The Gaussian likelihood of the note, equation (14), its variance fixed or learned.
+
+    .. math:: p(x | z) = \\mathcal N(x | f_\\Theta(z), s^2 I)
+
+    Args:
+        net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
+        scale: s, the standard deviation in units of the data, above 0; where learning starts.
+        learn_scale: whether s is a parameter of Θ, trained as ``log s``.
+        per_feature: the number of features (the size of the last dimension), to learn an s for each of
+            them; by default all share one s.
+
+    Raises:
+        SettingsError: if ``scale`` is not a finite number above 0, or ``per_feature`` below 1.
+        ModelError: in a call, if the network does not give ``per_feature`` features.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> likelihood = Normal(nn.Linear(2, 3), scale=0.5)
+        >>> likelihood(torch.zeros(4, 2)).log_prob(torch.zeros(4, 3)).shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self, net: nn.Module, scale: float = 1.0, *, learn_scale: bool = False, per_feature: int | None = None
+    ) -> None:
+        super().__init__(net, scale, learn_scale, per_feature)
+
+    def features(self, out: Tensor) -> Distribution:
+        return dist.Normal(*self.located(out))
+
+
+class HeteroscedasticNormal(Likelihood):
+    """A Gaussian likelihood whose network gives the scale of each feature too.
+
+    .. math:: p(x | z) = \\prod_j \\mathcal N(x_j | m_j(z), (s_0 + e^{l_j(z)})^2)
+
+    The density has no upper bound where a scale can go to 0; ``min_scale`` above 0 gives it one.
+
+    Args:
+        net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 2 features)``: all m, then all l.
+        min_scale: s₀, the least standard deviation in units of the data, at least 0.
+
+    Raises:
+        SettingsError: if ``min_scale`` is not a finite number of at least 0.
+        ModelError: in a call, if the network's outputs are not two for each feature.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix C, https://arxiv.org/abs/1312.6114
+        | Leveraging the Exact Likelihood of Deep Latent Variable Models (Mattei & Frellsen, 2018),
+          https://arxiv.org/abs/1802.04826
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> HeteroscedasticNormal(nn.Linear(2, 6), min_scale=0.1)(torch.zeros(4, 2)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, net: nn.Module, *, min_scale: float = 0.0) -> None:
+        super().__init__(net)
+        self.min_scale = 0.0 if min_scale == 0 else above_zero("min_scale, where it is not 0,", min_scale)
+
+    @classmethod
+    def outputs(cls, size: int) -> int:
+        return 2 * size
+
+    def features(self, out: Tensor) -> Distribution:
+        loc, log_scale = self.parts(out)
+        return dist.Normal(loc, self.min_scale + log_scale.exp())
+
+    def extra_repr(self) -> str:
+        return f"min_scale={self.min_scale:.4g}"
+
+
+class StudentT(_Scaled):
+    """Student's t as a likelihood, whose heavy tails forgive outliers; its scale is fixed or learned.
+
+    .. math:: p(x | z) = \\prod_j t_\\nu((x_j - f_\\Theta(z)_j) / s) / s
+
+    Its variance is :math:`s^2 \\nu / (\\nu - 2)`.
+
+    Args:
+        net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
+        df: ν, the degrees of freedom, above 2 so that the variance is finite.
+        scale: s, in units of the data, above 0; where learning starts.
+        learn_scale: whether s is a parameter of Θ, trained as ``log s``.
+        per_feature: the number of features, to learn an s for each of them.
+
+    Raises:
+        SettingsError: if ``scale`` is not above 0, ``df`` not above 2, or ``per_feature`` below 1.
+        ModelError: in a call, if the network does not give ``per_feature`` features.
+
+    References:
+        | Robust Statistical Modeling Using the t Distribution (Lange, Little & Taylor, 1989),
+          https://doi.org/10.1080/01621459.1989.10478852
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> StudentT(nn.Linear(2, 3), df=5.0, scale=0.5)(torch.zeros(4, 2)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        df: float = 4.0,
+        *,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+        per_feature: int | None = None,
+    ) -> None:
+        super().__init__(net, scale, learn_scale, per_feature)
+        self.df = above_zero("df", df)
+        if self.df <= 2:
+            raise SettingsError(f"df is {df}; it must be above 2, where the variance is finite")
+
+    def features(self, out: Tensor) -> Distribution:
+        return dist.StudentT(self.df, *self.located(out))
+
+    def extra_repr(self) -> str:
+        return f"df={self.df:.4g}, {super().extra_repr()}"
+
+
+class Laplace(_Scaled):
+    """Laplace's law as a likelihood, whose mode is a median fit; its scale is fixed or learned.
+
+    .. math:: p(x | z) = \\prod_j \\frac{1}{2 s} e^{-|x_j - f_\\Theta(z)_j| / s}
+
+    Args:
+        net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
+        scale: s, the mean absolute deviation in units of the data, above 0; where learning starts.
+        learn_scale: whether s is a parameter of Θ, trained as ``log s``.
+        per_feature: the number of features, to learn an s for each of them.
+
+    Raises:
+        SettingsError: if ``scale`` is not a finite number above 0, or ``per_feature`` below 1.
+        ModelError: in a call, if the network does not give ``per_feature`` features.
+
+    References:
+        | Asymptotic Theory of Least Absolute Error Regression (Bassett & Koenker, 1978),
+          https://doi.org/10.1080/01621459.1978.10480065
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> Laplace(nn.Linear(2, 3), scale=0.5)(torch.zeros(4, 2)).event_shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self, net: nn.Module, scale: float = 1.0, *, learn_scale: bool = False, per_feature: int | None = None
+    ) -> None:
+        super().__init__(net, scale, learn_scale, per_feature)
+
+    def features(self, out: Tensor) -> Distribution:
+        return dist.Laplace(*self.located(out))

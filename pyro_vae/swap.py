@@ -1,0 +1,128 @@
+"""Swap parts and see what it changes: a grid of VAEs trained alike, compared on held-out data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from pyro_vae.core import VAE
+from pyro_vae.errors import SettingsError
+from pyro_vae.evidence import log_evidence
+
+
+def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
+    """Rank trained VAEs by the evidence of held-out data, best first.
+
+    .. math:: \\frac1n \\sum_i \\log p(x_i), \\qquad \\Delta_m = \\frac1n \\sum_i \\log p_m(x_i) - \\log p_{best}(x_i)
+
+    The standard errors are over data (and cover the Monte-Carlo error); the error of a difference is
+    that of the paired differences. Likelihoods are comparable only on one scale: a density of numbers
+    and a probability of counts are not.
+
+    Args:
+        vaes: name → trained VAE.
+        x: held-out data, shape ``(datum, *features)``, at least 2 of them.
+        num_particles: of the importance-weighted bound.
+        seed: of the particles.
+
+    Returns:
+        A dataset over ``model``, best first: ``log_evidence``, ``se``, ``difference``, ``difference_se``,
+        in nats per datum, and ``mcse``, the root mean square of the data's Monte-Carlo errors.
+
+    Raises:
+        SettingsError: if there is no VAE.
+
+    References:
+        | Practical Bayesian model evaluation (Vehtari, Gelman & Gabry, 2017), https://arxiv.org/abs/1507.04544
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> other = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.9)
+        >>> ranked = rank({"wrong": other.as_vae(), "right": linear.as_vae()}, linear.sample(200))
+        >>> ranked.model.values.tolist()
+        ['right', 'wrong']
+    """
+    if not vaes:
+        raise SettingsError("there is no VAE to rank; give at least one")
+    found = {name: log_evidence(vae, x, num_particles=num_particles, seed=seed) for name, vae in vaes.items()}
+    each = np.stack([one.log_evidence.values for one in found.values()])  # (model, datum)
+    order = np.argsort(-each.mean(1), kind="stable")
+    each, names = each[order], [list(found)[i] for i in order]
+    apart = each - each[0]
+    root = np.sqrt(each.shape[1])
+    nats = {"units": "nats per datum"}
+    return xr.Dataset(
+        {
+            "log_evidence": ("model", each.mean(1), nats),
+            "se": ("model", each.std(1, ddof=1) / root, nats),
+            "difference": ("model", apart.mean(1), nats),
+            "difference_se": ("model", apart.std(1, ddof=1) / root, nats),
+            "mcse": ("model", [float(np.sqrt((found[name].mcse ** 2).mean())) for name in names], {"units": "nats"}),
+            "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
+        },
+        {"model": names},
+        {"num_particles": num_particles, "seed": seed, "data": each.shape[1]},
+    )
+
+
+def ranking_table(ranked: xr.Dataset) -> Table:
+    """The ranking, a row each, best first.
+
+    Args:
+        ranked: from :func:`rank`.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> ranking_table(rank({"a": linear.as_vae()}, linear.sample(5))).row_count
+        1
+    """
+    table = Table(
+        title=f"log p(x) per held-out datum ({ranked.attrs['data']} data, {ranked.attrs['num_particles']} particles)",
+        caption="± standard errors; that of a difference is of the paired differences.",
+        box=box.SIMPLE,
+    )
+    table.add_column("model", overflow="fold")
+    table.add_column("nats", justify="right", no_wrap=True)
+    table.add_column("behind the best", justify="right", no_wrap=True)
+    for name in ranked.model.values:
+        row = ranked.sel(model=name)
+        behind = f"{row.difference.item():.3f} ± {row.difference_se.item():.3f}" if row.difference < 0 else ""
+        table.add_row(str(name), f"{row.log_evidence.item():.3f} ± {row.se.item():.3f}", behind)
+    return table
+
+
+def ranking_figure(ranked: xr.Dataset) -> Figure:
+    """How far each VAE lies behind the best, with two standard errors of the paired difference.
+
+    Args:
+        ranked: from :func:`rank`.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> _ = ranking_figure(rank({"a": linear.as_vae()}, linear.sample(5)))
+    """
+    count = ranked.sizes["model"]
+    figure = Figure(figsize=(8, 1.6 + 0.42 * count), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="#777777", lw=1)
+    axes.errorbar(
+        ranked.difference, range(count), xerr=2 * ranked.difference_se, fmt="o", color="#0072B2", capsize=4, ms=6
+    )
+    axes.set_yticks(range(count), [str(name) for name in ranked.model.values])
+    axes.invert_yaxis()
+    best = ranked.isel(model=0)
+    axes.set(
+        xlabel="log p(x) per held-out datum, behind the best (nats)",
+        title=f"Best: {best.log_evidence.item():.2f} ± {best.se.item():.2f} nats per datum (bars: ± 2 standard errors)",
+    )
+    axes.title.set_fontsize(10)
+    axes.grid(alpha=0.3, axis="x")
+    return figure
