@@ -141,6 +141,7 @@ class ConfigFile(ActionConfigFile):
 
 
 def parser() -> ArgumentParser:
+    """The whole command line."""
     program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
     program.formatter_class = _keep_lines(program.formatter_class)
     commands = program.add_subcommands(dest="command", required=True)
@@ -160,6 +161,7 @@ def _keep_lines(formatter: type) -> type:
 
 
 def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
+    """The settings of one command: those of its function, and of a fit where it trains."""
     parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
     parser.add_function_arguments(function, as_positional=False)

@@ -130,14 +130,17 @@ def _structure(fn: Any) -> tuple[Any, ...]:
 
 
 def family(fn: Any) -> str:
+    """What a distribution is called, whatever it is wrapped in."""
     return type(base(fn)).__name__
 
 
 def base(fn: Any) -> Any:
+    """A distribution without its ``to_event``."""
     return base(fn.base_dist) if isinstance(fn, Independent) else fn
 
 
 def refuse_unequal_scales(name: str, q: Site, p: Site) -> None:
+    """Refuse a latent site scaled in the model but not alike in the guide: an analytic KL has one scale."""
     same = q["scale"] == p["scale"]
     if not (same if isinstance(same, bool) else bool(same.all())):
         raise ModelError(

@@ -97,6 +97,7 @@ def _from_numpy(data: Any, source: str) -> Tensor:
 
 
 def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None) -> None:
+    """Refuse NaN and infinity, by count and first place."""
     bad = ~torch.isfinite(tensor)
     count = int(bad.sum())
     if not count:
