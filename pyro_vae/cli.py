@@ -90,7 +90,7 @@ def _train(settings: Namespace, vae: VAE, train: Data, held_out: Data, run: RunF
     made = _instances(settings)
     try:
         return fit(
-            vae, train.x, validation_data=held_out.x, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
+            vae, train, validation_data=held_out, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
             epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
         )  # fmt: skip
     except DivergenceError as error:

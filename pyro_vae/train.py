@@ -24,7 +24,7 @@ from pyro_vae.elbo import log_weights
 from pyro_vae.errors import DivergenceError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.progress import Bar, display
-from pyro_vae.rows import Rows, rows_of
+from pyro_vae.rows import Data, Rows, rows_of
 from pyro_vae.traces import Loss, loss_name
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -140,12 +140,10 @@ def fit(
     batch_size = min(128, len(rows)) if batch_size is None else batch_size
     _refuse_settings(vae, elbo, epochs, batch_size, len(rows), seed)
     watched = {"train": rows}
+    _refuse_rows(vae, rows, data, "data")
     if validation_data is not None:
         watched["validation"] = rows_of(validation_data, source="validation data")
-    for name, part in watched.items():
-        vae.check(part.x, part.context)
-        if isinstance(vae.decoder, Likelihood):
-            vae.decoder.refuse(part.x, source="data" if name == "train" else "validation data")
+        _refuse_rows(vae, watched["validation"], validation_data, "validation data")
     chosen = choose_device(device)
     run = _Run(vae.to(chosen), watched, elbo or Trace_ELBO(), optimizer or adam, chosen, seed, batch_size)
     where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
@@ -183,6 +181,14 @@ def _refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, 
         raise SettingsError("inference mode is on, where nothing can be trained; call fit outside of it")
     if not any(p.requires_grad for p in vae.parameters()):
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")
+
+
+def _refuse_rows(vae: VAE, rows: Rows, data: Any, name: str) -> None:
+    """Refuse data that do not fit the parts, or lie outside the support of the likelihood."""
+    vae.check(rows.x, rows.context)
+    if isinstance(vae.decoder, Likelihood):
+        source, columns = (data.source, data.columns) if isinstance(data, Data) else (name, None)
+        vae.decoder.refuse(rows.x, source=name if source == "data" else source, columns=columns)
 
 
 class _Run:

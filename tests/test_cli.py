@@ -74,6 +74,13 @@ def test_fit_writes_a_run_that_compare_reads(table, tmp_path, capsys):
         assert comparison.elbo.values == pytest.approx(trained, abs=1), "the same trained weights"
 
 
+def test_compare_refuses_settings_that_a_run_has_already(table, tmp_path, capsys):
+    assert main(["fit", "--data", table, "--out", "run", *FAST]) == 0
+    assert main(["compare", "--run", "run", "--out", "compared", "--epochs", "5"]) == 2
+    assert "--run brings its own epochs; leave --epochs out" in capsys.readouterr().err
+    assert not (tmp_path / "compared").exists()
+
+
 def test_compare_without_a_run_trains_first(table, tmp_path):
     assert main(["compare", "--data", table, "--out", "compared", "--draws", "5", *FAST]) == 0
     assert {"comparison.nc", "comparison.png"} <= names(tmp_path / "compared")

@@ -100,3 +100,15 @@ def test_describe_says_how_the_kl_is_had(capsys):
         encoder=pv.posteriors.DiagNormal(torch.nn.Linear(8, 6)),
     )
     assert pv.describe(conditional, context=torch.zeros(1, 2)).attrs["kl"] == "analytic"
+
+
+def test_a_tables_file_and_column_are_named(tmp_path, capsys):
+    from pyro_vae.cli import main
+
+    (tmp_path / "counts.csv").write_text("visits,score\n" + "1,2\n3,-4\n" * 20)
+    flags = ["--data", str(tmp_path / "counts.csv"), "--out", str(tmp_path / "run"), "--latent_dim", "1"]
+    assert main(["fit", *flags, "--likelihood", "Poisson"]) == 2
+    said = capsys.readouterr().err
+    assert "counts.csv: row " in said
+    assert "column 'score' is -4, and Poisson takes" in said
+    assert not (tmp_path / "run").exists()
