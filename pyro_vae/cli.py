@@ -92,6 +92,7 @@ def _train(settings: Namespace, vae: VAE, train: Data, held_out: Data, run: RunF
         return fit(
             vae, train, validation_data=held_out, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
             epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
+            engine=settings.engine,
         )  # fmt: skip
     except DivergenceError as error:
         run.text("config.yaml", _as_yaml(settings))

@@ -172,6 +172,8 @@ class CompiledSVI(SVI):
         chunks = [*order[:whole].view(-1, batch_size).split(CHUNK)] if whole else []
         if whole < len(order):
             chunks.append(order[whole:].unsqueeze(0))
+        if chunks and self._stale():
+            chunks[0:1] = [part for part in (chunks[0][:1], chunks[0][1:]) if len(part)]
         for chunk in chunks:
             index, data = feed.chunk(chunk)
             yield self._steps(Gathered(arguments), len(index), [index], data)
@@ -206,7 +208,8 @@ class CompiledSVI(SVI):
         store = pyro.get_param_store()
         spaces = [("pyro.get_param_store()", store._params, [name for name in sites if name in store])]
         self._watch = Watch((self.model, self.guide, self.estimator), [*spaces, *self._updates.spaces()])
-        return torch.as_tensor(loss).detach().reshape(1)
+        like = self._updates.parameters[0]
+        return torch.as_tensor(loss, dtype=like.dtype, device=like.device).detach().reshape(1)
 
     def _stale(self) -> bool:
         """Whether the next step must be a first one: there was none, or what it met has changed."""
