@@ -261,7 +261,7 @@ class _Run:
     def epoch(self, epoch: int, bar: Bar, stop: threading.Event) -> None:
         """One pass over the data, and what it came to."""
         started, n = time.perf_counter(), len(self.rows)
-        total = seen = 0
+        total, seen = 0.0, 0
         for losses in self.stepping.along(torch.randperm(n, device=self.device)):
             for loss in losses:
                 self.steps += 1

@@ -13,6 +13,8 @@ import pyro.util
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.errors import CompileError, PyroVAEError
 
@@ -22,7 +24,8 @@ class Graph:
     """A traced function.
 
     Args:
-        module: called with ``captured`` and then the function's own inputs, it gives what the function gave, in a tuple.
+        module: called with ``captured`` and then the function's own inputs, it gives what the function gave, as
+            the only element of a tuple.
         captured: the tensors that the function used besides its inputs: parameters, buffers, the state of
             an optimizer, constants. They are inputs of the graph, so none is baked in, and it may change them.
     """
@@ -54,8 +57,14 @@ def _same(first: Tensor, second: Tensor) -> bool:
 def _trace_once(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    captures = _Captures()
+
+    def captured(*tensors: Tensor) -> Any:
+        with captures:
+            return function(*tensors)
+
     # A fake tensor has a shape and no numbers: nothing is computed, drawn or changed.
-    tracer = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)
+    tracer = make_fx(captured, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
         with pyro.validation_enabled(False), _numbers_stay_tensors(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -64,7 +73,34 @@ def _trace_once(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
         raise
     except Exception as error:
         raise CompileError(_why(error)) from error
-    return _lifted(module)
+    return _lifted(module, captures.real)
+
+
+class _Captures(TorchDispatchMode):
+    """Fakes each tensor that the function takes from elsewhere; left real, small ones would be computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch._guards import detect_fake_mode
+
+        if func is not torch.ops.aten.lift_fresh.default:  # which takes constants, just made
+            mode = detect_fake_mode()
+            args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._fake(t, mode), (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _fake(self, tensor: Tensor, mode: Any) -> Tensor:
+        from torch._subclasses import FakeTensor
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        with disable_proxy_modes_tracing():  # making a view's fake is no part of the step
+            fake: Tensor = mode.from_tensor(tensor)
+        self.real[id(fake)] = tensor, fake
+        return fake
 
 
 class _ItemsAreTensors(TorchFunctionMode):
@@ -73,6 +109,8 @@ class _ItemsAreTensors(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:
             return args[0].detach()
+        if func is torch._is_all_true:  # a distribution that was made to validate its arguments does so itself
+            return True
         return func(*args, **(kwargs or {}))
 
 
@@ -88,14 +126,22 @@ def _numbers_stay_tensors() -> Iterator[None]:
         pyro.util.torch_isnan = ask
 
 
-def _lifted(module: fx.GraphModule) -> Graph:
+def _lifted(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> Graph:
     """The graph with an input in the place of each tensor that it captured, those before its own."""
-    graph, placeholders, captured = module.graph, {}, []
+    from torch._subclasses import FakeTensor
+
+    graph = module.graph
+    placeholders: dict[int, fx.Node] = {}
+    captured: list[Tensor] = []
     first = next(iter(graph.nodes))
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(module, node.target)
         if not isinstance(tensor, Tensor):
             raise CompileError(f"the step holds a {type(tensor).__name__}, an operator that is not traced through")
+        if id(tensor) in real:
+            tensor = real[id(tensor)][0]
+        elif isinstance(tensor, FakeTensor):
+            raise CompileError("the step uses a tensor that an earlier step made and Python kept; make it a buffer")
         if id(tensor) not in placeholders:
             with graph.inserting_before(first):
                 placeholders[id(tensor)] = graph.placeholder(f"captured_{len(captured)}")
@@ -112,8 +158,9 @@ def _lifted(module: fx.GraphModule) -> Graph:
 def _why(error: Exception) -> str:
     """One sentence on what could not be traced, and where in the user's code."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    if isinstance(error, DataDependentOutputException):
+    if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
         what = "Python reads a value of a tensor there (as bool(), float() or int() do)"
     elif isinstance(error, DynamicOutputShapeException):
         what = f"the shape of what {error.func} gives depends on values there"
@@ -123,9 +170,10 @@ def _why(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """The innermost line that belongs neither to torch, Pyro nor this engine."""
-    others = [Path(module.__file__ or "").parent for module in (torch, pyro)] + [Path(__file__).parent]
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in others)]
-    chosen = (own or list(frames))[-1]
+    """The innermost line that belongs neither to torch, Pyro nor this engine; else to Pyro."""
+    torchs, pyros, here = (Path(part).parent for part in (torch.__file__, pyro.__file__, __file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    outer = [f for f in frames if not Path(f.filename).is_relative_to(torchs)]
+    own = [f for f in outer if not any(Path(f.filename).is_relative_to(folder) for folder in (pyros, here))]
+    chosen = (own or [f for f in outer if Path(f.filename).is_relative_to(pyros)] or frames)[-1]
     return f"{Path(chosen.filename).name}:{chosen.lineno}"

@@ -10,11 +10,15 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.errors import CompileError, SettingsError
 
 Maker: TypeAlias = Callable[[Iterable[Tensor]], Any]
 Group: TypeAlias = dict[str, Any]
+
+COMPILED = (Adam, AdamW, SGD)
+NAMES = "Adam, AdamW and SGD"
 
 NUMBERS = 7
 """What each clock gives for a step; see :meth:`Clock.numbers`."""
@@ -29,13 +33,14 @@ class WholeOptimizer(PyroOptim):
         clip_norm: the gradient of all parameters together is scaled down to at most this norm.
     """
 
-    def __init__(self, optimizer: Optimizer | Maker, clip_norm: float | None = None) -> None:
+    def __init__(self, optimizer: Optimizer | LRScheduler | Maker, clip_norm: float | None = None) -> None:
         super().__init__(type(optimizer), {})
-        self.made, self.clip_norm = optimizer, clip_norm
+        self.made: Any = optimizer
+        self.clip_norm = clip_norm
 
     @property
-    def optimizer(self) -> Optimizer:
-        """The torch optimizer; there is none before the first step where it is still to be made."""
+    def optimizer(self) -> Any:
+        """The torch optimizer, or before the first step what is to make it."""
         return getattr(self.made, "optimizer", self.made)
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -160,6 +165,20 @@ class Updates:
             torch._foreach_add_(counters, steps)
 
 
+def refuse_optimizer(optim: PyroOptim) -> None:
+    """Refuse, before a step is taken, an optimizer that is not compiled.
+
+    Raises:
+        SettingsError: naming it.
+    """
+    if not isinstance(optim, WholeOptimizer):
+        kind = optim.pt_optim_constructor
+        if kind not in COMPILED:
+            raise SettingsError(f"the optimizer is {getattr(kind, '__name__', kind)}; {NAMES} are compiled")
+    elif isinstance(optim.optimizer, Optimizer):
+        _refuse(optim.optimizer)
+
+
 def _members(optim: PyroOptim) -> list[Member]:
     if isinstance(optim, WholeOptimizer):
         whole = optim.optimizer
@@ -170,8 +189,8 @@ def _members(optim: PyroOptim) -> list[Member]:
 
 def _refuse(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
-    if type(optimizer) not in (Adam, AdamW, SGD):
-        raise SettingsError(f"the optimizer is {type(optimizer).__module__}.{name}; Adam, AdamW and SGD are compiled")
+    if type(optimizer) not in COMPILED:
+        raise SettingsError(f"the optimizer is {name}; {NAMES} are compiled")
     hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
     if hooks:
         raise SettingsError(f"the optimizer, {name}, has hooks, which a compiled step does not call; remove them")

@@ -66,7 +66,8 @@ class Replays:
             restore: puts back what tracing moves.
         """
         inputs = [*(tensor[0] for tensor in changing), *fixed]
-        key = (key, torch.get_num_threads(), *((t.shape, t.dtype, t.device) for t in inputs))
+        ambient = torch.get_num_threads(), torch.is_autocast_enabled(inputs[-1].device.type)
+        key = (key, ambient, *((t.shape, t.dtype, t.device) for t in inputs))
         if key not in self._made:
             if len(self._made) >= MOST_GRAPHS:
                 raise CompileError(

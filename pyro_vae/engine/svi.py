@@ -9,12 +9,13 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
+from pyro.poutine import runtime
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.engine.backends import Backend
 from pyro_vae.engine.feed import Arguments, Feed, Gathered, Given, Rowwise, feed_of, refuse_run
-from pyro_vae.engine.optimizers import Maker, Updates, WholeOptimizer, refuse_clip_norm
+from pyro_vae.engine.optimizers import Maker, Updates, WholeOptimizer, refuse_clip_norm, refuse_optimizer
 from pyro_vae.engine.precision import computing_in, refuse_precision
 from pyro_vae.engine.replay import Replays
 from pyro_vae.engine.watch import Watch, counters
@@ -90,10 +91,14 @@ class CompiledSVI(SVI):
         refuse_clip_norm(clip_norm)
         refuse_precision(precision)
         if isinstance(optim, PyroOptim) and clip_norm is not None:
-            raise SettingsError("clip_norm is of all parameters together; Pyro's optimizers have clip_args of their own")
+            raise SettingsError(
+                "clip_norm is of all parameters together; Pyro's optimizers have clip_args of their own"
+            )
         if isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss"):
             raise ModelError(f"{loss_name(loss)} has no differentiable_loss, so its step cannot be compiled; use SVI")
-        super().__init__(model, guide, optim if isinstance(optim, PyroOptim) else WholeOptimizer(optim, clip_norm), loss)
+        whole = optim if isinstance(optim, PyroOptim) else WholeOptimizer(optim, clip_norm)
+        refuse_optimizer(whole)
+        super().__init__(model, guide, whole, loss)
         self.estimator, self.precision = loss, precision
         self._replays = Replays(backend)
         self._updates: Updates | None = None
@@ -206,13 +211,15 @@ class CompiledSVI(SVI):
             parameter.grad = None
         self._counters = [(counter, counter.item() - then) for counter, then in before]
         store = pyro.get_param_store()
-        spaces = [("pyro.get_param_store()", store._params, [name for name in sites if name in store])]
+        spaces = [("ParamStoreDict", vars(store), ["_params"]), ("pyro.param", store._params, list(sites))]
         self._watch = Watch((self.model, self.guide, self.estimator), [*spaces, *self._updates.spaces()])
         like = self._updates.parameters[0]
         return torch.as_tensor(loss, dtype=like.dtype, device=like.device).detach().reshape(1)
 
     def _stale(self) -> bool:
-        """Whether the next step must be a first one: there was none, or what it met has changed."""
+        """Whether the next step must be Pyro's own: there was none, what it met has changed, or a handler is around."""
+        if runtime._PYRO_STACK:
+            return True
         if self._updates is not None and (what := self._watch.changed()):
             self._changes += 1
             if self._changes > MOST_CHANGES:

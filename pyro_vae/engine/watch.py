@@ -31,13 +31,13 @@ class Watch:
         for root in roots:
             self._before += [(type(owner).__name__, vars(owner), dict(vars(owner))) for owner in losses_in(root)]
             self._before += _named_by(_function_of(root))
-        self._before += [(owner, space, {name: space.get(name) for name in names}) for owner, space, names in others]
         self._places = [
             (owner, space, name, value)
             for owner, space, before in self._before
             for name, value in before.items()
-            if isinstance(value, (*PLAIN, Tensor, nn.Module)) or name == "state"
+            if isinstance(value, (*PLAIN, Tensor, nn.Module))
         ]
+        self._places += [(owner, space, name, space.get(name)) for owner, space, names in others for name in names]
 
     def changed(self) -> str:
         """The name of a value that is another than when this was made, or nothing."""
@@ -51,7 +51,8 @@ class Watch:
         """Put back what tracing has put in the place of a value.
 
         Raises:
-            CompileError: if that was a number or a tensor, so that the step is another at each call.
+            CompileError: if that was a number, a buffer or a public tensor: the step is another at each call, or
+                leaves something behind that a compiled one would not. Private tensors are taken for caches.
         """
         moved = [
             (owner, space, name, then)
@@ -62,7 +63,7 @@ class Watch:
         for _, space, name, then in moved:
             space[name] = then
         for owner, _, name, then in moved:
-            if isinstance(then, (*PLAIN, Tensor)):
+            if isinstance(then, PLAIN) or (isinstance(then, Tensor) and not name.startswith("_")):
                 raise CompileError(
                     f"{owner}.{name} gets a new value at every step, which a compiled step would not see; "
                     "make it a buffer that is changed in place"
