@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -29,7 +30,7 @@ class WholeOptimizer(PyroOptim):
 
     Args:
         optimizer: a torch optimizer, or what makes one (or a learning-rate scheduler of one) of the
-            parameters, in the order in which the model and guide use them.
+            parameters, in the order in which the parameter store met them.
         clip_norm: the gradient of all parameters together is scaled down to at most this norm.
     """
 
@@ -45,7 +46,8 @@ class WholeOptimizer(PyroOptim):
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self.optimizer, Optimizer):
-            self.made = self.made(list(params))
+            met = set(params)  # SVI gives a set, so the order is the store's
+            self.made = self.made([p for _, p in pyro.get_param_store().named_parameters() if p in met])
             if not isinstance(self.optimizer, Optimizer):
                 raise SettingsError(f"optim made a {type(self.made).__name__} of the parameters; make a torch.optim")
         if self.clip_norm is not None:
@@ -226,7 +228,8 @@ def _adam(member: Member, gradient: Tensor, numbers: Sequence[Tensor]) -> None:
             parameter.mul_(keep)
         else:
             gradient = gradient + decay * parameter
-    mean = state["exp_avg"].lerp_(gradient, first)
+    mean = state["exp_avg"]
+    mean.add_((gradient - mean) * first)
     square = state["exp_avg_sq"].mul_(second).add_(rest * gradient * gradient)
     if group["amsgrad"]:
         largest = state["max_exp_avg_sq"]
