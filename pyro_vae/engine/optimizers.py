@@ -47,7 +47,8 @@ class WholeOptimizer(PyroOptim):
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self.optimizer, Optimizer):
             met = set(params)  # SVI gives a set, so the order is the store's
-            self.made = self.made([p for _, p in pyro.get_param_store().named_parameters() if p in met])
+            every = dict.fromkeys(p for _, p in pyro.get_param_store().named_parameters())
+            self.made = self.made([p for p in every if p in met])
             if not isinstance(self.optimizer, Optimizer):
                 raise SettingsError(f"optim made a {type(self.made).__name__} of the parameters; make a torch.optim")
         if self.clip_norm is not None:
