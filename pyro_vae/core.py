@@ -138,6 +138,20 @@ def observed(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
+def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Distribution:
+    """``q(z|x)``: the encoder sees 0 for what is missing; one with ``takes_mask`` is told what that is.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> infer(pv.posteriors.DiagNormal(nn.Linear(3, 4)), torch.zeros(5, 3)).batch_shape
+        torch.Size([5])
+    """
+    given = () if context is None else (context,)
+    if mask is not None and getattr(encoder, "takes_mask", False):
+        given = (context, mask)
+    return distribution(encoder, "encoder", observed(x, mask), *given)
+
+
 class Generative(nn.Module):
     """The Pyro model ``p(z) p(x|z)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are Θ.
 
@@ -184,9 +198,8 @@ class Inference(nn.Module):
         self, x: Tensor, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         register(self)
-        given = () if context is None else (context,)
         with data_plate(x, size):
-            return pyro.sample("z", distribution(self.encoder, "encoder", observed(x, mask), *given))
+            return pyro.sample("z", infer(self.encoder, x, context, mask))
 
 
 @contextlib.contextmanager
@@ -218,7 +231,7 @@ class VAE(nn.Module):
     times. A ``context`` of shape ``(datum, c)`` is handed to prior, decoder and encoder as their last
     argument (a conditional VAE); through Pyro's handlers it goes by position, since they have an
     argument of that name themselves. Where ``mask`` is false a feature is missing: it leaves the
-    likelihood, and the encoder sees 0.
+    likelihood, and the encoder sees 0 (and the mask as its third argument, if it has ``takes_mask``).
 
     They are modules too: ``vae.model.parameters()`` are the generative Θ, ``vae.guide.parameters()``
     the inference φ. Any number of VAEs, deep copies included, train in one process.

@@ -8,7 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
-from pyro_vae.core import VAE, evaluating, masked
+from pyro_vae.core import VAE, evaluating, infer, masked
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.errors import SettingsError
 from pyro_vae.rows import rows_of
@@ -58,7 +58,7 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
     rows = rows.like(vae)
     given = () if rows.context is None else (rows.context,)
     with seeded(seed, rows.x.device), evaluating(vae):
-        z = vae.encoder(rows.x, *given).sample((draws,))
+        z = infer(vae.encoder, rows.x, rows.context, rows.mask).sample((draws,))
         likelihood = vae.decoder(z, *given)
         x_new = likelihood.sample()
         z_prior, x_prior = _from_the_prior(vae, prior_draws, rows.context)

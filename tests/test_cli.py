@@ -137,6 +137,30 @@ def test_a_part_of_the_users_own_by_its_dotted_path(table, tmp_path, monkeypatch
     assert "width: 3.0" in (tmp_path / "run/config.yaml").read_text()
 
 
+def test_flows_and_refinement_from_the_command_line(table, tmp_path, monkeypatch):
+    (tmp_path / "flows.py").write_text(
+        "import zuko\n"
+        "import pyro_vae as pv\n"
+        "class Spline(pv.priors.Flow):\n"
+        "    def __init__(self, latent_dim: int, *, transforms: int = 3):\n"
+        "        super().__init__(zuko.flows.NSF(latent_dim, transforms=transforms, hidden_features=(8,)))\n"
+        "class Coupling(pv.posteriors.Flow):\n"
+        "    def __init__(self, net, *, latents: int):\n"
+        "        super().__init__(zuko.flows.NICE(latents, context=8, transforms=1), net=net)\n"
+        "    @classmethod\n"
+        "    def outputs(cls, size):\n"
+        "        return 8\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flows = ["--prior", "flows.Spline", "--prior.transforms", "1", "--posterior", "flows.Coupling"]
+    latents = FAST[FAST.index("--latent_dim") + 1]
+    assert main(["fit", "--data", table, "--out", "flow", *flows, "--posterior.latents", latents, *FAST]) == 0
+    assert "transforms: 1" in (tmp_path / "flow/config.yaml").read_text()
+    refined = ["--posterior", "Refined", "--posterior.steps", "2"]
+    assert main(["fit", "--data", table, "--out", "refined", *refined, *FAST]) == 0
+    assert "steps: 2" in (tmp_path / "refined/config.yaml").read_text()
+
+
 @pytest.mark.parametrize("command", [[], ["demo"], ["fit"], ["compare"]], ids=str)
 def test_help_is_worth_reading(command, capsys):
     with pytest.raises(SystemExit) as ended:
