@@ -146,7 +146,7 @@ def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Te
         >>> infer(pv.posteriors.DiagNormal(nn.Linear(3, 4)), torch.zeros(5, 3)).batch_shape
         torch.Size([5])
     """
-    given = () if context is None else (context,)
+    given: tuple[Tensor | None, ...] = () if context is None else (context,)
     if mask is not None and getattr(encoder, "takes_mask", False):
         given = (context, mask)
     return distribution(encoder, "encoder", observed(x, mask), *given)
