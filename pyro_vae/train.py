@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_vae import __about__
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
-from pyro_vae.elbo import log_weights
+from pyro_vae.elbo import Estimator, log_weights
 from pyro_vae.errors import DivergenceError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.progress import Bar, display
@@ -98,7 +98,8 @@ def fit(
         vae: trained in place, and moved to ``device``.
         data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
             :class:`~pyro_vae.data.Data` with a context and mask of its own.
-        elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given.
+        elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
+            what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
         optimizer: from all trainable parameters to one torch optimizer; :func:`adam` if not given.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
@@ -117,7 +118,7 @@ def fit(
     Raises:
         DataError: if the data are not finite numbers in rows.
         ModelError: if data and parts do not fit each other.
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of its range, or a schedule longer than the training.
         DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
 
     References:
@@ -139,6 +140,7 @@ def fit(
     rows = rows_of(data, context=context, mask=mask)
     batch_size = min(128, len(rows)) if batch_size is None else batch_size
     _refuse_settings(vae, elbo, epochs, batch_size, len(rows), seed)
+    _refuse_schedules(elbo, epochs * -(-len(rows) // batch_size))
     watched = {"train": rows}
     _refuse_rows(vae, rows, data, "data")
     if validation_data is not None:
@@ -181,6 +183,15 @@ def _refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, 
         raise SettingsError("inference mode is on, where nothing can be trained; call fit outside of it")
     if not any(p.requires_grad for p in vae.parameters()):
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")
+
+
+def _refuse_schedules(elbo: Loss | None, steps: int) -> None:
+    for schedule in elbo.schedules() if isinstance(elbo, Estimator) else ():
+        if schedule.steps > steps:
+            raise SettingsError(
+                f"elbo: {schedule} would end after {schedule.steps} steps, and training has {steps}, so it would end "
+                "before its objective is the one that was meant; shorten it or train longer"
+            )
 
 
 def _refuse_rows(vae: VAE, rows: Rows, data: Any, name: str) -> None:
