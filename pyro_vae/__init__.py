@@ -6,13 +6,16 @@ from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
 from pyro_vae.evidence import log_evidence
+from pyro_vae.pair import Pair
 from pyro_vae.predict import to_datatree
+from pyro_vae.recommend import recommend
 from pyro_vae.train import Fit, fit
 
 __all__ = [
     "VAE",
     "Conditional",
     "Fit",
+    "Pair",
     "__version__",
     "compare_elbos",
     "data",
@@ -27,5 +30,6 @@ __all__ = [
     "nn",
     "posteriors",
     "priors",
+    "recommend",
     "to_datatree",
 ]

@@ -87,12 +87,25 @@ def swap_settings(
     """
 
 
-def compare_settings(run: str | None = None, *, draws: int = 100, precision: str = "float64") -> None:
-    """Compare Pyro's ELBOs with the hand-derived one, for a trained run or a VAE trained here.
+def compare_settings(
+    run: str | None = None,
+    *,
+    elbos: list[ELBO] | None = None,
+    particles: list[int] = [1, 8],  # noqa: B006
+    draws: int = 100,
+    rows: int = 512,
+    precision: str = "float64",
+) -> None:
+    """Compare estimators at the start, the middle and the end of training: which one to train with?
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote; without it a VAE is trained first, as fit would.
+        run: the folder of a run that pyro-vae fit wrote, compared at its start and end; without it a VAE is
+            trained first, as fit would, and compared in the middle too.
+        elbos: the estimators, as "[ELBO, IWAE, DReG]" or, with settings, in a YAML file; by default Pyro's two, the
+            hand-derived one, STL, IWAE, DReG, Renyi and Thermodynamic.
+        particles: the numbers of particles to compare each with.
         draws: independent draws of the noise.
+        rows: at most so many of the held-out data.
         precision: float64 shows agreement to the last digits; float32 is what training uses.
     """
 

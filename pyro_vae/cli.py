@@ -7,12 +7,13 @@ import inspect
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -30,10 +31,15 @@ from pyro_vae.likelihoods import Normal
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.runs import RunFolder, load_weights
 from pyro_vae.swap import rank, ranking_figure, ranking_table
+from pyro_vae.traces import loss_name
 from pyro_vae.train import Fit, fit
 
 # Units of the user's data are unknown, so their noise is learned unless a likelihood is named.
 _learned_normal = partial(Normal, scale=0.5, learn_scale=True)
+
+
+OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
+OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,13 +91,22 @@ def _run_fit(settings: Namespace) -> int:
     return 130 if result.interrupted else 0
 
 
-def _train(settings: Namespace, vae: VAE, train: Data, held_out: Data, run: RunFolder) -> Fit:
+def _train(
+    settings: Namespace,
+    vae: VAE,
+    train: Data,
+    held_out: Data,
+    run: RunFolder,
+    *,
+    on_epoch: Callable[[int, VAE], None] | None = None,
+) -> Fit:
     """Train; after a divergence the run folder still gets the settings, the last good weights and the history."""
     made = _instances(settings)
     try:
         return fit(
             vae, train, validation_data=held_out, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
             epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
+            on_epoch=on_epoch,
         )  # fmt: skip
     except DivergenceError as error:
         run.text("config.yaml", _as_yaml(settings))
@@ -135,41 +150,62 @@ def _first_line(error: Exception) -> str:
 def _run_compare(settings: Namespace) -> int:
     if settings.precision not in ("float32", "float64"):
         raise SettingsError(f"precision is {settings.precision}; it must be float32 or float64")
-    if settings.draws < 2:
-        raise SettingsError(f"draws is {settings.draws}; a standard error needs at least 2")
+    if settings.draws < 2 or settings.rows < 2:
+        raise SettingsError(f"draws is {settings.draws} and rows {settings.rows}; each must be at least 2")
     if settings.run is None:
         if settings.data is None:
             raise SettingsError("compare needs --run, a folder that pyro-vae fit wrote, or --data to train on first")
         vae, train, held_out = _untrained(settings)
+        moments = {"start": copy.deepcopy(vae)}
         with RunFolder(settings.out) as run:
-            show_fit(_train(settings, vae, train, held_out, run), Console())
-            _compare(settings, vae, held_out, run)
+            show_fit(
+                _train(settings, vae, train, held_out, run, on_epoch=_halfway(moments, settings.epochs)), Console()
+            )
+            _compare(settings, {**moments, "end": vae}, held_out, run)
     else:
-        vae, held_out = _trained(settings)
+        first, vae, held_out = _trained(settings)
         with RunFolder(settings.out) as run:
-            _compare(settings, vae, held_out, run)
+            _compare(settings, {"start": first, "end": vae}, held_out, run)
     return 0
 
 
-def _compare(settings: Namespace, vae: VAE, held_out: Data, run: RunFolder) -> None:
-    judged = in_double(vae) if settings.precision == "float64" else vae
-    comparison = compare_elbos(judged, held_out.x, draws=settings.draws, seed=settings.seed)
-    show_comparison(comparison, Console())
-    save_comparison(run, comparison)
+def _halfway(moments: dict[str, VAE], epochs: int) -> Callable[[int, VAE], None]:
+    """What keeps a copy of the VAE in the middle of training."""
+
+    def keep(epoch: int, vae: VAE) -> None:
+        if epoch == epochs // 2 and epochs > 1:
+            moments["middle"] = copy.deepcopy(vae)
+
+    return keep
+
+
+def _compare(settings: Namespace, moments: dict[str, VAE], held_out: Data, run: RunFolder) -> None:
+    shown, tables = held_out.rows(torch.arange(min(len(held_out.x), settings.rows))), []
+    elbos = {loss_name(loss): loss for loss in settings.elbos} if settings.elbos else None
+    for moment, vae in moments.items():
+        judged = in_double(vae) if settings.precision == "float64" else vae
+        comparison = compare_elbos(
+            judged, shown, elbos, particles=settings.particles, draws=settings.draws, seed=settings.seed, progress=True
+        )
+        Console().print(f"\nAt the {moment} of training:", highlight=False)
+        show_comparison(comparison, Console())
+        tables.append(comparison)
+    every = xr.concat(tables, xr.Variable("moment", list(moments)), combine_attrs="drop_conflicts")
+    save_comparison(run, every)
     run.show(Console())
 
 
 def _refuse_training_settings(settings: Namespace) -> None:
     """A trained run is as it is: a setting that would be ignored is refused."""
-    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "out", "draws", "precision"}
+    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "out", *OF_COMPARE}
     changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
     ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
     if ignored:
         raise SettingsError(f"--run brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave out --run")
 
 
-def _trained(settings: Namespace) -> tuple[VAE, Data]:
-    """The VAE of a run folder, and the data to compare on: its held-out ones, or those given."""
+def _trained(settings: Namespace) -> tuple[VAE, VAE, Data]:
+    """The VAE of a run folder, before and after, and the data to compare on: its held-out ones, or those given."""
     _refuse_training_settings(settings)
     config = Path(settings.run) / "config.yaml"
     if not config.is_file():
@@ -179,12 +215,13 @@ def _trained(settings: Namespace) -> tuple[VAE, Data]:
     except (argparse.ArgumentError, TypeError, UnicodeError) as error:
         raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
     train, held_out = _data(of_run)
-    vae = build(of_run, train)
+    first = build(of_run, train)
+    vae = copy.deepcopy(first)
     load_weights(vae, Path(settings.run) / "weights.safetensors")
     if settings.data is not None:
         held_out = load(settings.data)
         _refuse_other_width(held_out, train.x.shape[1], train.source)
-    return vae, held_out
+    return first, vae, held_out
 
 
 Part = tuple[Any, Namespace | type | None]
@@ -233,8 +270,7 @@ def _assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, p
 
 def _instances(settings: Namespace) -> Namespace:
     """The settings of a fit, with the makers of parts where there were names of classes."""
-    others = ("run", "draws", "precision", "priors", "likelihoods", "posteriors", "particles")
-    return command("fit", fit_settings).instantiate(_without(settings, *others))
+    return command("fit", fit_settings).instantiate(_without(settings, *OF_COMPARE, *OF_SWAP))
 
 
 def _class_of(part: Part) -> Any:
@@ -329,5 +365,4 @@ def _with_absolute_paths(settings: Namespace) -> Namespace:
 
 def _as_yaml(settings: Namespace) -> str:
     """The settings of a fit, from which the run can be made again."""
-    others = ("run", "draws", "precision", "priors", "likelihoods", "posteriors", "particles")
-    return command("fit", fit_settings).dump(_without(_with_absolute_paths(settings), *others))
+    return command("fit", fit_settings).dump(_without(_with_absolute_paths(settings), *OF_COMPARE, *OF_SWAP))

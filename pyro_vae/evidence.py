@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -11,7 +12,8 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.elbo import log_weights
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
 from pyro_vae.rows import Rows, rows_of
 
 
@@ -82,3 +84,45 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
 
 def _log_weights(vae: VAE, rows: Rows, num_particles: int) -> Tensor:
     return log_weights(vae.model, vae.guide, *rows.arguments(), num_particles=num_particles).double()
+
+
+def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, float, str]:
+    """The mean of log p(x), its standard error, and where it is from: given, an oracle's, or not known (NaN).
+
+    Args:
+        vae: where nothing is given, a linear-Gaussian VAE or one with at most two latents has an oracle.
+        rows: the data.
+        given: a dataset from :func:`log_evidence`, numbers of shape ``(datum,)``, or nothing.
+
+    Raises:
+        DataError: if what is given is not one number per datum.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> known_evidence(linear.as_vae(), rows_of(torch.ones(3, 5)))[2]
+        'linear-Gaussian'
+    """
+    if given is None:
+        return _oracle(vae, rows)
+    error = np.asarray(given["mcse"], dtype=float) if isinstance(given, xr.Dataset) else np.zeros(1)
+    values = given["log_evidence"] if isinstance(given, xr.Dataset) else given
+    values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+    if values.shape != (len(rows),):
+        raise DataError(f"log_evidence has shape {values.shape} for {len(rows)} data; give one number per datum")
+    return float(values.mean()), float(np.sqrt((error**2).sum()) / len(values)), "given"
+
+
+@torch.no_grad()
+def _oracle(vae: Any, rows: Rows) -> tuple[float, float, str]:
+    nothing = math.nan, math.nan, "not known"
+    if not isinstance(vae, VAE) or rows.context is not None or rows.mask is not None:
+        return nothing
+    try:
+        return float(LinearGaussian.of(vae).log_marginal(rows.x).mean()), 0.0, "linear-Gaussian"
+    except ModelError:
+        pass
+    try:
+        return float(quadrature_log_marginal(vae, rows.x).mean()), 0.0, "quadrature"
+    except (ModelError, SettingsError):
+        return nothing

@@ -47,6 +47,9 @@ class TensorELBO(ELBO, ABC):
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return traces(model, guide, *args, **kwargs)
 
+    def __repr__(self) -> str:
+        return type(self).__name__
+
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss, with no graph; a tensor of shape ``()``."""
@@ -71,6 +74,8 @@ def differentiable(loss: Loss) -> Callable[..., Any]:
 
 def loss_name(loss: Loss) -> str:
     """What a person calls an estimator."""
+    if isinstance(loss, TensorELBO):
+        return repr(loss)
     function = loss.func if isinstance(loss, partial) else loss
     return getattr(function, "__name__", type(function).__name__)
 

@@ -82,6 +82,7 @@ def fit(
     progress: bool = True,
     context: Any = None,
     mask: Any = None,
+    on_epoch: Callable[[int, VAE], None] | None = None,
 ) -> Fit:
     """Train a VAE by stochastic variational inference.
 
@@ -111,6 +112,7 @@ def fit(
         context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
         mask: booleans of the shape of the data, true where a value was observed; missing values leave
             the likelihood (:func:`pyro_vae.data.mask_nan` takes NaN for missing).
+        on_epoch: called after each epoch with its number and the VAE; it may look, and keep a copy.
 
     Returns:
         The VAE, its labelled history and the device.
@@ -146,6 +148,8 @@ def fit(
     if validation_data is not None:
         watched["validation"] = rows_of(validation_data, source="validation data")
         _refuse_rows(vae, watched["validation"], validation_data, "validation data")
+    if isinstance(elbo, Estimator):
+        elbo.restart()
     chosen = choose_device(device)
     run = _Run(vae.to(chosen), watched, elbo or Trace_ELBO(), optimizer or adam, chosen, seed, batch_size)
     where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
@@ -159,6 +163,8 @@ def fit(
     ):
         for epoch in range(1, epochs + 1):
             run.epoch(epoch, bar, stop)
+            if on_epoch is not None:
+                on_epoch(epoch, vae)
             if stop.is_set():
                 break
     return Fit(vae, run.history(), describe_device(chosen), stop.is_set())

@@ -76,6 +76,9 @@ class Estimator(TensorELBO):
     def advance(self) -> None:
         """Take notice that a step of training was made."""
 
+    def restart(self) -> None:
+        """Begin again, as before the first step of training."""
+
     def schedules(self) -> list[Any]:
         """The schedules it follows."""
         return []

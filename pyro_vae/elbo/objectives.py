@@ -138,6 +138,9 @@ class Objective(Estimator):
     def advance(self) -> None:
         self.elbo.advance()
 
+    def restart(self) -> None:
+        self.elbo.restart()
+
     def schedules(self) -> list[Schedule]:
         return self.elbo.schedules()
 
@@ -207,6 +210,10 @@ class Beta(Objective):
     def advance(self) -> None:
         super().advance()
         self.step += 1
+
+    def restart(self) -> None:
+        super().restart()
+        self.step.zero_()
 
     def schedules(self) -> list[Schedule]:
         return super().schedules() + ([self.beta] if isinstance(self.beta, Schedule) else [])
