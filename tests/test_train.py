@@ -10,7 +10,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from checks import linear_gaussian, small_vae
+from checks import linear_gaussian, small_vae, untimed
 
 import pyro_vae as pv
 from pyro_vae.demo import linear_check, note_vae

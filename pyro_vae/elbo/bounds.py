@@ -86,6 +86,7 @@ class Estimator(TensorELBO):
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         """One pass over model and guide."""
         w = weigh(model, guide, *args, num_particles=self.num_particles, path_gradient=self.path_gradient, **kwargs)
+        w.refuse()
         for name, site in samples(w.guide_trace):
             if not site["fn"].has_rsample:
                 raise ModelError(

@@ -155,6 +155,10 @@ class Weights:
     temperature: float | Tensor = 1.0
     fixed: Trace | None = None
 
+    def refuse(self) -> None:
+        """Refuse sites that have no log-weight per datum, and models without data."""
+        self.dims, self._observed  # noqa: B018
+
     def tempered(self, temperature: float | Tensor) -> "Weights":
         """The same, with ``log p(z) - log q(z|x)`` multiplied once more."""
         return replace(self, temperature=self.temperature * temperature)
@@ -251,7 +255,7 @@ class Weights:
         return value[(..., *[None] * self.guide_trace.nodes[name]["fn"].event_dim)]
 
     def _sum(self, sites: Iterator[Site]) -> Tensor:
-        self.dims  # noqa: B018  (refuses what has no log-weight per datum before it is scored)
+        self.refuse()
         terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._observed) for site in sites]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
