@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from pyro.infer import ELBO
 
 from pyro_vae.demo import demo
+from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import DiagNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
@@ -112,6 +113,22 @@ def compare_settings(
 
 # Errors are raised, to be told in one sentence; a setting is named in full.
 STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
+
+
+def instantiated(parser: ArgumentParser, settings: Namespace) -> Namespace:
+    """The settings with objects where there were names of classes.
+
+    Raises:
+        SettingsError: what a class says of its settings, where the parser would wrap it.
+    """
+    try:
+        return parser.instantiate(settings)
+    except ValueError as error:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, PyroVAEError):
+            reason = reason.__cause__ or reason.__context__
+        raise SettingsError(str(reason) if reason else plain(error)) from error
+
 
 # From the parser's way of speaking to plain words, in this order.
 PLAINER = (

@@ -18,8 +18,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae import nn
-from pyro_vae._settings import command, compare_settings, fit_settings, parser, plain, swap_settings
-from pyro_vae.compare import compare_elbos
+from pyro_vae._settings import command, compare_settings, fit_settings, instantiated, parser, plain, swap_settings
+from pyro_vae.compare import compare_elbos, default_elbos, refuse_choices
 from pyro_vae.core import VAE
 from pyro_vae.data import Data, load, load_held_out, split
 from pyro_vae.demo import demo
@@ -31,7 +31,7 @@ from pyro_vae.likelihoods import Normal
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.runs import RunFolder, load_weights
 from pyro_vae.swap import rank, ranking_figure, ranking_table
-from pyro_vae.traces import loss_name
+from pyro_vae.traces import Loss, loss_name
 from pyro_vae.train import Fit, fit
 
 # Units of the user's data are unknown, so their noise is learned unless a likelihood is named.
@@ -152,6 +152,9 @@ def _run_compare(settings: Namespace) -> int:
         raise SettingsError(f"precision is {settings.precision}; it must be float32 or float64")
     if settings.draws < 2 or settings.rows < 2:
         raise SettingsError(f"draws is {settings.draws} and rows {settings.rows}; each must be at least 2")
+    made = instantiated(command("compare", compare_settings), settings).elbos
+    elbos = default_elbos() if made is None else {loss_name(loss): loss for loss in made}
+    refuse_choices(elbos, settings.particles)
     if settings.run is None:
         if settings.data is None:
             raise SettingsError("compare needs --run, a folder that pyro-vae fit wrote, or --data to train on first")
@@ -161,11 +164,11 @@ def _run_compare(settings: Namespace) -> int:
             show_fit(
                 _train(settings, vae, train, held_out, run, on_epoch=_halfway(moments, settings.epochs)), Console()
             )
-            _compare(settings, {**moments, "end": vae}, held_out, run)
+            _compare(settings, elbos if made else None, {**moments, "end": vae}, held_out, run)
     else:
         first, vae, held_out = _trained(settings)
         with RunFolder(settings.out) as run:
-            _compare(settings, {"start": first, "end": vae}, held_out, run)
+            _compare(settings, elbos if made else None, {"start": first, "end": vae}, held_out, run)
     return 0
 
 
@@ -179,9 +182,10 @@ def _halfway(moments: dict[str, VAE], epochs: int) -> Callable[[int, VAE], None]
     return keep
 
 
-def _compare(settings: Namespace, moments: dict[str, VAE], held_out: Data, run: RunFolder) -> None:
+def _compare(
+    settings: Namespace, elbos: dict[str, Loss] | None, moments: dict[str, VAE], held_out: Data, run: RunFolder
+) -> None:
     shown, tables = held_out.rows(torch.arange(min(len(held_out.x), settings.rows))), []
-    elbos = {loss_name(loss): loss for loss in settings.elbos} if settings.elbos else None
     for moment, vae in moments.items():
         judged = in_double(vae) if settings.precision == "float64" else vae
         comparison = compare_elbos(
@@ -270,7 +274,7 @@ def _assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, p
 
 def _instances(settings: Namespace) -> Namespace:
     """The settings of a fit, with the makers of parts where there were names of classes."""
-    return command("fit", fit_settings).instantiate(_without(settings, *OF_COMPARE, *OF_SWAP))
+    return instantiated(command("fit", fit_settings), _without(settings, *OF_COMPARE, *OF_SWAP))
 
 
 def _class_of(part: Part) -> Any:

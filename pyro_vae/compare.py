@@ -142,7 +142,8 @@ def compare_elbos(
     subject = subject_of(vae, x, size)
     offered = default_elbos() if elbos is None else dict(elbos)
     particles = (1,) if elbos is None and particles is None else particles
-    _refuse(subject, offered, particles)
+    refuse_choices(offered, particles)
+    _refuse(subject)
     missing = _why_not(subject, HandDerivedELBO())
     chosen, left_out = cells(offered, particles)
     if elbos is None:
@@ -166,21 +167,29 @@ def compare_elbos(
     )  # fmt: skip
 
 
-def _refuse(subject: Subject, losses: Mapping[str, Loss], particles: Sequence[int] | None) -> None:
+def refuse_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) -> None:
+    """Refuse estimators and numbers of particles that nothing can be made of.
+
+    Example:
+        >>> refuse_choices(default_elbos(), [1, 8])
+    """
     if not losses:
         raise SettingsError("elbos is empty; give at least one estimator, or none for the default ones")
     if particles is not None and (not particles or any(not isinstance(k, int) or k < 1 for k in particles)):
         raise SettingsError(f"particles is {list(particles)}; give whole numbers of at least 1")
+    for name, loss in losses.items():
+        if isinstance(loss, type):
+            raise SettingsError(f"elbos[{name!r}] is a class; give an instance, {loss.__name__}()")
+        differentiable(loss)
+
+
+def _refuse(subject: Subject) -> None:
     if subject.rows.x.dtype not in (torch.float32, torch.float64):
         raise ModelError(
             f"the VAE computes in {subject.rows.x.dtype}, too coarse to compare in; use vae.float() or vae.double()"
         )
     if not subject.parameters:
         raise ModelError("there are no gradients to compare: every parameter is frozen")
-    for name, loss in losses.items():
-        if isinstance(loss, type):
-            raise SettingsError(f"elbos[{name!r}] is a class; give an instance, {loss.__name__}()")
-        differentiable(loss)
 
 
 def _why_not(subject: Subject, loss: Loss) -> str:

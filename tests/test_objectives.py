@@ -98,7 +98,7 @@ def test_total_correlation_is_its_formula_datum_by_datum():
             [torch.distributions.Normal(loc[m, j], scale[m, j]).log_prob(z[i, j]) for j in range(3)] for m in range(4)
         ]
         joint = torch.stack([sum(row) for row in log_q]).logsumexp(0) - math.log(n * 4)
-        single = sum(torch.stack([log_q[m, j] for m in range(4)]).logsumexp(0) - math.log(n * 4) for j in range(3))
+        single = sum(torch.stack([log_q[m][j] for m in range(4)]).logsumexp(0) - math.log(n * 4) for j in range(3))
         assert abs(total_correlation(w)[i] - (joint - single)) < 1e-11
     plain, _ = loss_and_gradients(ELBO(), vae, x, n)
     value, _ = loss_and_gradients(TCVAE(ELBO(), 3.0), vae, x, n)
