@@ -5,6 +5,7 @@ from pyro_vae.__about__ import __version__
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
+from pyro_vae.engine import CompiledSVI
 from pyro_vae.evidence import log_evidence
 from pyro_vae.pair import Pair
 from pyro_vae.predict import to_datatree
@@ -13,6 +14,7 @@ from pyro_vae.train import Fit, fit
 
 __all__ = [
     "VAE",
+    "CompiledSVI",
     "Conditional",
     "Fit",
     "Pair",

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -49,6 +49,7 @@ def fit_settings(
     batch_size: int | None = None,
     device: str = "auto",
     seed: int = 0,
+    engine: Literal["auto", "compiled", "eager"] = "auto",
 ) -> None:
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
@@ -68,6 +69,7 @@ def fit_settings(
         batch_size: data per step; by default 128, or all data where there are fewer.
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
+        engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
     """
 
 

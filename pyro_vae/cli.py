@@ -107,6 +107,7 @@ def _train(
             vae, train, validation_data=held_out, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
             epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
             on_epoch=on_epoch,
+            engine=settings.engine,
         )  # fmt: skip
     except DivergenceError as error:
         run.text("config.yaml", _as_yaml(settings))

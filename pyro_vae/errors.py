@@ -56,3 +56,12 @@ class OutputError(PyroVAEError, OSError):
     Traceback (most recent call last):
     pyro_vae.errors.OutputError: runs/a already holds a run; choose another folder
     """
+
+
+class CompileError(PyroVAEError, RuntimeError):
+    """A training step cannot be compiled; it can still be trained uncompiled.
+
+    >>> raise CompileError("the model reads a value of a tensor in Python, at model.py:12")
+    Traceback (most recent call last):
+    pyro_vae.errors.CompileError: the model reads a value of a tensor in Python, at model.py:12
+    """

@@ -1,5 +1,6 @@
 """The note's ELBO and its printed objective, written out by hand."""
 
+import functools
 import math
 from typing import Any
 
@@ -153,6 +154,12 @@ def _scaled_sum(*terms: tuple[Tensor, Any]) -> Tensor:
     return torch.stack([(scale * value).sum() for value, scale in terms]).sum()
 
 
+@functools.cache
+def _seen_before(num_particles: int) -> HandDerivedELBO:
+    """One for all calls, which so looks at the values of a prior once, and not at every step."""
+    return HandDerivedELBO(num_particles)
+
+
 def note_objective(model: Program, guide: Program, *args: Any, num_particles: int = 1, **kwargs: Any) -> Tensor:
     """Equation (26) of the note as it is printed, with its sign turned: a loss for ``SVI(..., loss=)``.
 
@@ -195,5 +202,5 @@ def note_objective(model: Program, guide: Program, *args: Any, num_particles: in
         >>> print(round(losses[1] - losses[0], 3), round(3 * 5 / 2 * math.log(math.pi), 3))
         8.585 8.585
     """
-    pairs = HandDerivedELBO(num_particles)._get_traces(model, guide, args, kwargs)
+    pairs = _seen_before(num_particles)._get_traces(model, guide, args, kwargs)
     return -torch.stack([_scaled_sum(*_printed(*pair)) for pair in pairs]).sum() / num_particles

@@ -17,6 +17,10 @@ class Bar:
         self.progress, self.epochs, self.pending = progress, epochs, 0
         self.task = progress.add_task("", total=steps, done=0, epochs=epochs, elbo="…", validation="")
 
+    def say(self, sentence: str) -> None:
+        """A sentence above the bar."""
+        self.progress.console.print(sentence, highlight=False)
+
     def step(self, elbo: float) -> None:
         self.pending += 1
         if self.pending == self.EVERY:

@@ -13,21 +13,23 @@ from typing import Any
 import pyro
 import torch
 import xarray as xr
-from pyro.infer import SVI, RenyiELBO, Trace_ELBO
-from pyro.optim import PyroOptim
+from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae import __about__
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
 from pyro_vae.elbo import Estimator, log_weights
+from pyro_vae.engine.optimizers import WholeOptimizer, refuse_clip_norm
+from pyro_vae.engine.steps import ENGINES, Engine, Steps
 from pyro_vae.errors import DivergenceError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.progress import Bar, display
 from pyro_vae.rows import Data, Rows, rows_of
 from pyro_vae.traces import Loss, loss_name
 
-Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
 
 EVALUATION_ROWS = 2048
 """At most so many training data are evaluated after each epoch."""
@@ -83,6 +85,8 @@ def fit(
     context: Any = None,
     mask: Any = None,
     on_epoch: Callable[[int, VAE], None] | None = None,
+    engine: Engine = "auto",
+    clip_norm: float | None = None,
 ) -> Fit:
     """Train a VAE by stochastic variational inference.
 
@@ -101,7 +105,8 @@ def fit(
             :class:`~pyro_vae.data.Data` with a context and mask of its own.
         elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
             what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
-        optimizer: from all trainable parameters to one torch optimizer; :func:`adam` if not given.
+        optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
+            one, which then goes on after each epoch; :func:`adam` if not given.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
             If not given, 128, or all data where there are fewer.
@@ -113,6 +118,10 @@ def fit(
         mask: booleans of the shape of the data, true where a value was observed; missing values leave
             the likelihood (:func:`pyro_vae.data.mask_nan` takes NaN for missing).
         on_epoch: called after each epoch with its number and the VAE; it may look, and keep a copy.
+        engine: ``"compiled"`` takes steps by :class:`~pyro_vae.CompiledSVI`, ``"eager"`` by Pyro's SVI, and
+            ``"auto"`` by the first where enough steps are left for compiling to pay and the step can be
+            compiled. The numbers are the same, but for rounding.
+        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
 
     Returns:
         The VAE, its labelled history and the device.
@@ -122,6 +131,7 @@ def fit(
         ModelError: if data and parts do not fit each other.
         SettingsError: if a setting is out of its range, or a schedule longer than the training.
         DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
+        CompileError: if ``engine`` is ``"compiled"`` and the step cannot be compiled.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -143,6 +153,7 @@ def fit(
     batch_size = min(128, len(rows)) if batch_size is None else batch_size
     _refuse_settings(vae, elbo, epochs, batch_size, len(rows), seed)
     _refuse_schedules(elbo, epochs * -(-len(rows) // batch_size))
+    _refuse_engine(engine, clip_norm)
     watched = {"train": rows}
     _refuse_rows(vae, rows, data, "data")
     if validation_data is not None:
@@ -151,7 +162,8 @@ def fit(
     if isinstance(elbo, Estimator):
         elbo.restart()
     chosen = choose_device(device)
-    run = _Run(vae.to(chosen), watched, elbo or Trace_ELBO(), optimizer or adam, chosen, seed, batch_size)
+    optim = WholeOptimizer(_made(optimizer or adam, vae.to(chosen)), clip_norm)
+    run = _Run(vae, watched, elbo or Trace_ELBO(), optim, chosen, seed, batch_size)
     where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
     steps = epochs * -(-len(rows) // batch_size)
     with (
@@ -161,6 +173,7 @@ def fit(
         seeded(seed, chosen),
         torch.enable_grad(),
     ):
+        run.start(engine, steps, bar)
         for epoch in range(1, epochs + 1):
             run.epoch(epoch, bar, stop)
             if on_epoch is not None:
@@ -200,6 +213,21 @@ def _refuse_schedules(elbo: Loss | None, steps: int) -> None:
             )
 
 
+def _refuse_engine(engine: str, clip_norm: float | None) -> None:
+    if engine not in ENGINES:
+        raise SettingsError(f"engine is {engine!r}; it must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
+    refuse_clip_norm(clip_norm)
+
+
+def _made(optimizer: Optimizer, vae: VAE) -> torch.optim.Optimizer | LRScheduler:
+    made = optimizer([p for p in vae.parameters() if p.requires_grad])
+    if isinstance(getattr(made, "optimizer", made), torch.optim.LBFGS):
+        raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
+    if isinstance(made, ReduceLROnPlateau):
+        raise SettingsError("ReduceLROnPlateau needs a number at each epoch; take a schedule that steps alone")
+    return made
+
+
 def _refuse_rows(vae: VAE, rows: Rows, data: Any, name: str) -> None:
     """Refuse data that do not fit the parts, or lie outside the support of the likelihood."""
     vae.check(rows.x, rows.context)
@@ -216,23 +244,20 @@ class _Run:
         vae: VAE,
         watched: dict[str, Rows],
         loss: Loss,
-        optimizer: Optimizer,
+        optim: WholeOptimizer,
         device: torch.device,
         seed: int,
         batch_size: int,
     ) -> None:
-        self.vae, self.device, self.seed, self.batch_size = vae, device, seed, batch_size
+        self.vae, self.loss, self.optim = vae, loss, optim
+        self.device, self.seed, self.batch_size = device, seed, batch_size
         self.watched = {name: part.like(vae) for name, part in watched.items()}
         self.rows = self.watched["train"]
         with seeded(seed, device):
             self.watched["train"] = self.rows.take(torch.randperm(len(self.rows), device=device)[:EVALUATION_ROWS])
-        torch_optimizer = optimizer([p for p in vae.parameters() if p.requires_grad])
-        if isinstance(torch_optimizer, torch.optim.LBFGS):
-            raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
-        self.svi = SVI(vae.model, vae.guide, _WholeOptimizer(torch_optimizer), loss)
         self.attributes = {
             "estimator": loss_name(loss),
-            "optimizer": type(torch_optimizer).__name__,
+            "optimizer": type(optim.optimizer).__name__,
             "batch_size": batch_size,
             "data": len(self.rows),
             "seed": seed,
@@ -243,20 +268,29 @@ class _Run:
         self.steps = 0
         self.good = _copy_of(vae)
 
+    def start(self, engine: Engine, steps: int, bar: Bar) -> None:
+        """Make ready for so many steps."""
+        self.stepping = Steps(
+            self.vae, self.loss, self.optim, self.rows, batch_size=self.batch_size, engine=engine, steps=steps,
+            say=bar.say,
+        )  # fmt: skip
+
     def epoch(self, epoch: int, bar: Bar, stop: threading.Event) -> None:
         """One pass over the data, and what it came to."""
         started, n = time.perf_counter(), len(self.rows)
-        total = seen = 0
-        for index in torch.randperm(n, device=self.device).split(self.batch_size):
-            batch = self.rows.take(index)
-            loss = self.svi.step(*batch.arguments(n))
-            self.steps += 1
-            if not math.isfinite(loss):
-                self._diverged(f"the loss became {loss} at step {self.steps} (epoch {epoch})")
-            total, seen = total - loss / n * len(batch), seen + len(batch)
-            bar.step(total / seen)
+        total, seen = 0.0, 0
+        for losses in self.stepping.along(torch.randperm(n, device=self.device)):
+            for loss in losses:
+                self.steps += 1
+                if not math.isfinite(loss):
+                    self._diverged(f"the loss became {loss} at step {self.steps} (epoch {epoch})")
+                size = min(self.batch_size, n - seen)
+                total, seen = total - loss / n * size, seen + size
+                bar.step(total / seen)
             if stop.is_set():
                 break
+        if isinstance(self.optim.made, LRScheduler):
+            self.optim.made.step()
         row = {"objective": total / seen, "seconds": time.perf_counter() - started, "step": self.steps}
         for name, rows in self.watched.items():
             row[f"{name}_elbo"], row[f"{name}_elbo_se"] = _mean_elbo(self.vae, rows, self.seed)
@@ -282,22 +316,12 @@ class _Run:
             "epoch": range(1, len(self.epochs) + 1),
             "step": ("epoch", [int(r["step"]) for r in self.epochs]),
         }
-        return xr.Dataset(variables, coordinates, self.attributes)
+        engine = {"engine": self.stepping.used, "engine_reason": self.stepping.reason}
+        return xr.Dataset(variables, coordinates, self.attributes | engine)
 
 
 def _copy_of(vae: VAE) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in vae.state_dict().items()}
-
-
-class _WholeOptimizer(PyroOptim):
-    """One torch optimizer over all parameters, where Pyro makes one per tensor."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(type(optimizer), {})
-        self.optimizer = optimizer
-
-    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self.optimizer.step()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 
 import pyro_vae as pv
 from pyro_vae.demo import note_vae
-from pyro_vae.train import _WholeOptimizer
+from pyro_vae.engine.optimizers import WholeOptimizer
 
 
 class GivenNoise(Messenger):
@@ -33,7 +33,7 @@ def losses_of_the_demo(device, dtype, steps=50):
     data = pv.data.digits().x[:1408].to(device, dtype)
     torch.manual_seed(0)
     vae = note_vae(64, 8, [128]).to(device, dtype)
-    svi = SVI(vae.model, vae.guide, _WholeOptimizer(torch.optim.Adam(vae.parameters(), lr=2e-3)), Trace_ELBO())
+    svi = SVI(vae.model, vae.guide, WholeOptimizer(torch.optim.Adam(vae.parameters(), lr=2e-3)), Trace_ELBO())
     losses = []
     for step in range(steps):
         with GivenNoise(noise[step]):

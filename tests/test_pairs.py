@@ -11,7 +11,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_vae as pv
 from pyro_vae.elbo import kl_provenance
-from pyro_vae.train import _WholeOptimizer, per_datum_elbo
+from pyro_vae.engine.optimizers import WholeOptimizer
+from pyro_vae.train import per_datum_elbo
 
 TRIPLES = list(itertools.product(PRIORS, LIKELIHOODS, POSTERIORS))
 
@@ -37,7 +38,7 @@ def test_every_combination_trains_and_its_elbos_agree(prior, likelihood, posteri
     vae, x = assembled(prior, likelihood, posterior)
     before = mean_elbo(vae, x)
     adam = torch.optim.Adam([p for p in vae.parameters() if p.requires_grad], lr=1e-2)
-    svi = SVI(vae.model, vae.guide, _WholeOptimizer(adam), Trace_ELBO())
+    svi = SVI(vae.model, vae.guide, WholeOptimizer(adam), Trace_ELBO())
     torch.manual_seed(6)
     with pyro.validation_enabled(False):
         for _ in range(20):

@@ -1,0 +1,179 @@
+"""A function of tensors as a graph: traced at dispatch, below Pyro's handlers, with all it captures as inputs."""
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.util
+import torch
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.errors import CompileError, PyroVAEError
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced function.
+
+    Args:
+        module: called with ``captured`` and then the function's own inputs, it gives what the function gave, as
+            the only element of a tuple.
+        captured: the tensors that the function used besides its inputs: parameters, buffers, the state of
+            an optimizer, constants. They are inputs of the graph, so none is baked in, and it may change them.
+    """
+
+    module: fx.GraphModule
+    captured: list[Tensor]
+
+
+def trace(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
+    """Trace ``function(*inputs)`` to a graph without computing anything; twice, to see that it is the same.
+
+    Raises:
+        CompileError: if it cannot be traced, or what it does depends on more than its tensors' shapes.
+    """
+    first, second = _trace_once(function, inputs), _trace_once(function, inputs)
+    pairs = zip(first.captured, second.captured, strict=False)
+    if first.module.code != second.module.code or not all(_same(*pair) for pair in pairs):
+        raise CompileError(
+            "the model or guide does something else each time it runs, so no compiled step stands for it"
+        )
+    return first
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """The same tensor, or two constants of one value."""
+    return first is second or (first.shape == second.shape and bool(((first == second) | first.isnan()).all()))
+
+
+def _trace_once(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    captures = _Captures()
+
+    def captured(*tensors: Tensor) -> Any:
+        with captures:
+            return function(*tensors)
+
+    # A fake tensor has a shape and no numbers: nothing is computed, drawn or changed.
+    tracer = make_fx(captured, tracing_mode="fake", _allow_non_fake_inputs=True)
+    try:
+        with pyro.validation_enabled(False), _numbers_stay_tensors(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = tracer(*inputs)
+    except PyroVAEError:
+        raise
+    except Exception as error:
+        raise CompileError(_why(error)) from error
+    return _lifted(module, captures.real)
+
+
+class _Captures(TorchDispatchMode):
+    """Fakes each tensor that the function takes from elsewhere; left real, small ones would be computed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch._guards import detect_fake_mode
+
+        if func is not torch.ops.aten.lift_fresh.default:  # which takes constants, just made
+            mode = detect_fake_mode()
+            args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._fake(t, mode), (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _fake(self, tensor: Tensor, mode: Any) -> Tensor:
+        from torch._subclasses import FakeTensor
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        with disable_proxy_modes_tracing():  # making a view's fake is no part of the step
+            fake: Tensor = mode.from_tensor(tensor)
+        self.real[id(fake)] = tensor, fake
+        return fake
+
+
+class _ItemsAreTensors(TorchFunctionMode):
+    """Gives ``x.item()`` as a tensor without a graph: a number of the trace would be the same at every step."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.item:
+            return args[0].detach()
+        if func is torch._is_all_true:  # a distribution that was made to validate its arguments does so itself
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _numbers_stay_tensors() -> Iterator[None]:
+    """Without what Pyro's estimators do with numbers: ``.item()``, and asking whether one is NaN."""
+    ask = pyro.util.torch_isnan
+    pyro.util.torch_isnan = lambda x: False
+    try:
+        with _ItemsAreTensors():
+            yield
+    finally:
+        pyro.util.torch_isnan = ask
+
+
+def _lifted(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> Graph:
+    """The graph with an input in the place of each tensor that it captured, those before its own."""
+    from torch._subclasses import FakeTensor
+
+    graph = module.graph
+    placeholders: dict[int, fx.Node] = {}
+    captured: list[Tensor] = []
+    first = next(iter(graph.nodes))
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(module, node.target)
+        if not isinstance(tensor, Tensor):
+            raise CompileError(f"the step holds a {type(tensor).__name__}, an operator that is not traced through")
+        if id(tensor) in real:
+            tensor = real[id(tensor)][0]
+        elif isinstance(tensor, FakeTensor):
+            raise CompileError("the step uses a tensor that an earlier step made and Python kept; make it a buffer")
+        if id(tensor) not in placeholders:
+            with graph.inserting_before(first):
+                placeholders[id(tensor)] = graph.placeholder(f"captured_{len(captured)}")
+            placeholders[id(tensor)].meta = dict(node.meta)
+            captured.append(tensor)
+        node.replace_all_uses_with(placeholders[id(tensor)])
+        graph.erase_node(node)
+    result = next(node for node in graph.nodes if node.op == "output")
+    result.args = ((result.args[0],),)  # backends expect a tuple
+    graph.lint()
+    return Graph(fx.GraphModule({}, graph), captured)
+
+
+def _why(error: Exception) -> str:
+    """One sentence on what could not be traced, and where in the user's code."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
+        what = "Python reads a value of a tensor there (as bool(), float() or int() do)"
+    elif isinstance(error, DynamicOutputShapeException):
+        what = f"the shape of what {error.func} gives depends on values there"
+    else:
+        what = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"the step cannot be traced at {_place(error)}: {what}"
+
+
+def _place(error: Exception) -> str:
+    """The innermost line that belongs neither to torch, Pyro nor this engine; else to Pyro."""
+    torchs, pyros, here = (Path(part).parent for part in (torch.__file__, pyro.__file__, __file__))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    outer = [f for f in frames if not Path(f.filename).is_relative_to(torchs)]
+    own = [f for f in outer if not any(Path(f.filename).is_relative_to(folder) for folder in (pyros, here))]
+    chosen = (own or [f for f in outer if Path(f.filename).is_relative_to(pyros)] or frames)[-1]
+    return f"{Path(chosen.filename).name}:{chosen.lineno}"

@@ -1,0 +1,91 @@
+"""Graphs kept and replayed."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.engine.backends import Backend, Compiled, compiled
+from pyro_vae.engine.graph import trace
+from pyro_vae.errors import CompileError
+
+MOST_GRAPHS = 16
+"""So many shapes and values of arguments are compiled; more are not static structure."""
+
+
+@dataclass
+class Replay:
+    """A compiled function of (what it captured, what changes from step to step, what does not).
+
+    Args:
+        run: takes all of them in one list, and gives the loss.
+        captured: parameters, buffers, state of the optimizer, constants.
+    """
+
+    run: Compiled
+    captured: list[Tensor]
+
+    def __call__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
+        """The losses of steps, shape ``(steps,)``: each tensor of ``changing`` has one row per step."""
+        rows = zip(*(tensor.unbind() for tensor in changing), strict=True)
+        return torch.stack([self.run([*self.captured, *row, *fixed]) for row in rows])
+
+
+class Replays:
+    """The replays made so far, by what they hold for.
+
+    Args:
+        backend: what compiles them.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._made: dict[Hashable, Replay] = {}
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._made.clear()
+
+    def get(
+        self,
+        key: Hashable,
+        function: Callable[..., Tensor],
+        changing: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        restore: Callable[[], Any],
+    ) -> Replay:
+        """The replay of ``function`` for these inputs, made where there is none for ``key``.
+
+        Args:
+            key: what the trace depends on besides the tensors' shapes.
+            function: takes one row of each tensor of ``changing``, and then ``fixed``.
+            changing: one row per step.
+            fixed: the same in each step.
+            restore: puts back what tracing moves.
+        """
+        inputs = [*(tensor[0] for tensor in changing), *fixed]
+        ambient = torch.get_num_threads(), torch.is_autocast_enabled(inputs[-1].device.type)
+        key = (key, ambient, *((t.shape, t.dtype, t.device) for t in inputs))
+        if key not in self._made:
+            if len(self._made) >= MOST_GRAPHS:
+                raise CompileError(
+                    f"{MOST_GRAPHS} graphs are compiled already, and the arguments are of a new shape or value; "
+                    "hand over what changes as a tensor of one shape"
+                )
+            try:
+                graph = trace(function, inputs)
+            finally:
+                restore()
+            run = compiled(graph, inputs, self.backend)
+            self._made[key] = _replay_on(inputs[0].device)(run, graph.captured)
+        return self._made[key]
+
+
+def _replay_on(device: torch.device) -> type[Replay]:
+    if device.type != "cuda":
+        return Replay
+    from pyro_vae.engine.cuda import CudaReplay
+
+    return CudaReplay
