@@ -9,6 +9,7 @@ import torch
 from checks import linear_gaussian, loss_and_gradients, small_vae, z_score
 from members import ESTIMATORS, OBJECTIVES
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, config_enumerate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_vae as pv
 from pyro_vae.elbo import (
@@ -306,3 +307,26 @@ def test_what_has_no_log_weight_is_refused_and_told_what_to_use():
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(SettingsError, match=message):
         make()
+
+
+class HostSyncs(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: a tensor read as a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "_local_scalar_dense" in str(func) or "nonzero" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*ESTIMATORS, *OBJECTIVES])
+def test_no_step_waits_for_the_device(name):
+    vae, x, loss = small_vae(learn_scale=True), torch.randn(5, 6).double(), made(name)
+    with pyro.validation_enabled(False), HostSyncs() as syncs:
+        loss.loss_and_grads(vae.model, vae.guide, x, 65)
+    assert syncs.count == 0
+    with pyro.validation_enabled(False), HostSyncs() as syncs:
+        Trace_ELBO().loss_and_grads(vae.model, vae.guide, x, 65)
+    assert syncs.count > 0, "power: Pyro's own reads numbers"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import pyro
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
@@ -45,12 +46,19 @@ class WholeOptimizer(PyroOptim):
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self.optimizer, Optimizer):
-            self.made = self.made(list(params))
+            self.made = self.made(_in_order_of_use(params))
             if not isinstance(self.optimizer, Optimizer):
                 raise SettingsError(f"optim made a {type(self.made).__name__} of the parameters; make a torch.optim")
         if self.clip_norm is not None:
             clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm)
         self.optimizer.step()
+
+
+def _in_order_of_use(params: Iterable[Tensor]) -> list[Tensor]:
+    """Pyro hands over a set, whose order is another in each process; the store keeps the order of use."""
+    store = pyro.get_param_store()
+    place = {id(store[name].unconstrained()): i for i, name in enumerate(store)}
+    return sorted(params, key=lambda p: place.get(id(p), len(place)))
 
 
 def refuse_clip_norm(clip_norm: float | None) -> None:
