@@ -9,6 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.elbo import log_weights
@@ -23,8 +24,7 @@ def refuse_particles(num_particles: int) -> None:
     Example:
         >>> refuse_particles(2)
     """
-    if num_particles < 2:
-        raise SettingsError(f"num_particles is {num_particles}; an error needs at least 2")
+    whole("num_particles", num_particles, 2)
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
     Raises:
         DataError: if the data are not finite numbers in rows.
         ModelError: if the VAE does not fit the data.
-        SettingsError: if ``num_particles`` is below 2.
+        SettingsError: if ``num_particles`` is no whole number of at least 2.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519

@@ -1,11 +1,13 @@
 """Networks; each takes ``(*batch, features)``, with any number of batch dimensions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.errors import ModelError, SettingsError
 
 
@@ -33,7 +35,7 @@ def mlp(
         A network from ``(*batch, in_features)`` to ``(*batch, out_features)``.
 
     Raises:
-        SettingsError: if a width is below 1.
+        SettingsError: if ``hidden`` is no list, or a size no whole number of at least 1.
 
     References:
         | Learning representations by back-propagating errors (Rumelhart, Hinton & Williams, 1986),
@@ -46,9 +48,8 @@ def mlp(
         >>> mlp(8, [128], 64, norm=nn.LayerNorm)(torch.zeros(7, 5, 8)).shape
         torch.Size([7, 5, 64])
     """
+    _refuse_sizes(hidden, in_features, out_features)
     widths = [in_features, *hidden, out_features]
-    if min(widths) < 1:
-        raise SettingsError(f"the layers are {widths} wide; every width must be at least 1")
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after), *([] if norm is None else [norm(after)]), activation()]
@@ -76,7 +77,7 @@ def conv_encoder(
         A network from ``(*batch, channels · height · width)`` to ``(*batch, out_features)``.
 
     Raises:
-        SettingsError: if a size is below 1.
+        SettingsError: if ``hidden`` is no list, or a size no whole number of at least 1.
         ModelError: when called, if the rows are no such images.
 
     References:
@@ -88,7 +89,7 @@ def conv_encoder(
         >>> conv_encoder((1, 7, 5), [8, 16], 4)(torch.zeros(3, 2, 35)).shape
         torch.Size([3, 2, 4])
     """
-    _refuse_below_one(*image_shape, *hidden, out_features)
+    _refuse_sizes(hidden, *image_shape, out_features)
     layers: list[nn.Module] = []
     for before, after in pairwise([image_shape[0], *hidden]):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation()]
@@ -124,7 +125,7 @@ def conv_decoder(
         ``(*batch, outputs_per_feature · channels · height · width)``.
 
     Raises:
-        SettingsError: if a size is below 1.
+        SettingsError: if ``hidden`` is no list, or a size no whole number of at least 1.
         ModelError: when called, if the rows are not of ``in_features`` numbers.
 
     References:
@@ -138,7 +139,7 @@ def conv_decoder(
         >>> net(torch.zeros(3, 2, 4)).shape
         torch.Size([3, 2, 70])
     """
-    _refuse_below_one(in_features, *hidden, *image_shape, outputs_per_feature)
+    _refuse_sizes(hidden, in_features, *image_shape, outputs_per_feature)
     channels = [*hidden, outputs_per_feature * image_shape[0]]
     sizes = _halvings(image_shape, len(hidden))[::-1]
     layers: list[nn.Module] = [nn.Linear(in_features, channels[0] * math.prod(sizes[0]))]
@@ -177,6 +178,8 @@ def _halvings(image_shape: tuple[int, int, int], times: int) -> list[tuple[int, 
     return sizes
 
 
-def _refuse_below_one(*sizes: int) -> None:
-    if min(sizes) < 1:
-        raise SettingsError(f"the sizes are {list(sizes)}; every size must be at least 1")
+def _refuse_sizes(hidden: Any, *others: int) -> None:
+    if not isinstance(hidden, Iterable):
+        raise SettingsError(f"hidden is {hidden!r}; it must be a list of sizes, as [{hidden!r}]")
+    for size in (every := [*hidden, *others]):
+        whole(f"one of the sizes {every}", size, 1)

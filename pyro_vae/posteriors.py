@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Conditional, Distribution, evaluating, join, masked
 from pyro_vae.errors import ModelError, SettingsError
 
@@ -159,7 +160,7 @@ class LowRankNormal(Posterior):
 
     def __init__(self, net: nn.Module, rank: int = 1) -> None:
         super().__init__(net)
-        self.rank = _at_least("rank", rank, 1)
+        self.rank = whole("rank", rank, 1)
 
     @classmethod
     def outputs(cls, size: int, *, rank: int = 1) -> int:
@@ -275,12 +276,10 @@ class Refined(Posterior):
 
     def __init__(self, encoder: nn.Module, *, steps: int = 5, rate: float = 0.5, particles: int = 8) -> None:
         super().__init__(encoder if isinstance(encoder, DiagNormal) else DiagNormal(encoder))
-        self.steps, self.particles = _at_least("steps", steps, 1), _at_least("particles", particles, 2)
-        if not (rate > 0 and math.isfinite(rate)):
-            raise SettingsError(f"rate is {rate}; it must be a finite number above 0")
+        self.steps, self.particles = whole("steps", steps, 1), whole("particles", particles, 2)
+        self.rate = above_zero("rate", rate)
         if particles % 2:
             raise SettingsError(f"particles is {particles}; the noise comes in pairs, so it must be even")
-        self.rate = float(rate)
         self._model: tuple[nn.Module, ...] = ()
         self._noise = torch.empty(0)
         self._busy = False
@@ -366,9 +365,3 @@ def _orthogonal_pairs(number: int, size: int) -> Tensor:
     normal = torch.randn(blocks, size, size, generator=generator, dtype=torch.float64)
     directions = math.sqrt(size) * torch.linalg.qr(normal).Q.reshape(-1, size)[: number // 2]
     return torch.cat([directions, -directions])
-
-
-def _at_least(name: str, number: int, least: int) -> int:
-    if not isinstance(number, int) or number < least:
-        raise SettingsError(f"{name} is {number}; it must be a whole number of at least {least}")
-    return number

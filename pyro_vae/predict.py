@@ -8,9 +8,9 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
+from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating, infer, masked
 from pyro_vae.device import refuse_seed, seeded
-from pyro_vae.errors import SettingsError
 from pyro_vae.rows import rows_of
 
 
@@ -52,8 +52,8 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
     """
     rows = rows_of(x)
     refuse_seed(seed)
-    if min(draws, prior_draws) < 1:
-        raise SettingsError(f"draws is {draws} and prior_draws {prior_draws}; each must be at least 1")
+    whole("draws", draws, 1)
+    whole("prior_draws", prior_draws, 1)
     vae.check(rows.x, rows.context)
     rows = rows.like(vae)
     given = () if rows.context is None else (rows.context,)

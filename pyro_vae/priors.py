@@ -1,12 +1,12 @@
 """Priors, ``() → p(z)``; those that know no context ignore it."""
 
-import math
 from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Conditional, Distribution
 from pyro_vae.errors import ModelError, SettingsError
 
@@ -24,18 +24,6 @@ class Prior(Conditional):
 
     takes_data: bool = False
     """Whether the constructor's first argument is data instead of the number of latents."""
-
-
-def _at_least_one(name: str, number: int) -> int:
-    if not isinstance(number, int) or number < 1:
-        raise SettingsError(f"{name} is {number}; it must be a whole number of at least 1")
-    return number
-
-
-def _above_zero(name: str, number: float) -> float:
-    if not (number > 0 and math.isfinite(number)):
-        raise SettingsError(f"{name} is {number}; it must be a finite number above 0")
-    return float(number)
 
 
 class StandardNormal(Prior):
@@ -62,7 +50,7 @@ class StandardNormal(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        _at_least_one("latent_dim", latent_dim)
+        whole("latent_dim", latent_dim, 1)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
@@ -78,7 +66,7 @@ class _LocationScale(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.loc = nn.Parameter(torch.zeros(_at_least_one("latent_dim", latent_dim)))
+        self.loc = nn.Parameter(torch.zeros(whole("latent_dim", latent_dim, 1)))
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))
 
     def extra_repr(self) -> str:
@@ -154,7 +142,7 @@ class StudentT(_LocationScale):
 
     def __init__(self, latent_dim: int, *, df: float = 5.0) -> None:
         super().__init__(latent_dim)
-        self.df = _above_zero("df", df)
+        self.df = above_zero("df", df)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         return dist.StudentT(self.df, self.loc, self.log_scale.exp()).to_event(1)
@@ -186,7 +174,7 @@ class GaussianMixture(Prior):
 
     def __init__(self, latent_dim: int, *, components: int = 10) -> None:
         super().__init__()
-        shape = _at_least_one("components", components), _at_least_one("latent_dim", latent_dim)
+        shape = whole("components", components, 1), whole("latent_dim", latent_dim, 1)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(shape))
         self.log_scale = nn.Parameter(torch.zeros(shape))

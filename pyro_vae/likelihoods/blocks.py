@@ -6,10 +6,11 @@ from typing import Any
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.core import Distribution
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods._distributions import Side
-from pyro_vae.likelihoods.base import Likelihood, whole
+from pyro_vae.likelihoods.base import Likelihood
 
 Block = tuple[Callable[[nn.Module], Likelihood], int]
 

@@ -4,8 +4,9 @@ import pyro.distributions as dist
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.core import Distribution
-from pyro_vae.likelihoods.base import Likelihood, whole
+from pyro_vae.likelihoods.base import Likelihood
 
 
 class Binomial(Likelihood):
