@@ -15,7 +15,7 @@ from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
-from pyro_vae.rows import Rows, rows_of
+from pyro_vae.rows import Rows, rows_for
 
 
 def refuse_particles(num_particles: int) -> None:
@@ -48,7 +48,7 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
         A dataset over ``datum`` of ``log_evidence`` and ``mcse``, in nats.
 
     Raises:
-        DataError: if the data are not finite numbers in rows.
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
         ModelError: if the VAE does not fit the data.
         SettingsError: if ``num_particles`` is no whole number of at least 2.
 
@@ -65,9 +65,7 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
     """
     refuse_particles(num_particles)
     refuse_seed(seed)
-    rows = rows_of(x)
-    vae.check(rows.x, rows.context)
-    rows, parts = rows.like(vae), []
+    rows, parts = rows_for(vae, x).like(vae), []
     size = max(1, chunk // (num_particles * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(vae):
         for part in rows.split(size):

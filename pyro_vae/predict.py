@@ -11,7 +11,7 @@ from pyro_vae.__about__ import __version__, versions
 from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating, infer, masked
 from pyro_vae.device import refuse_seed, seeded
-from pyro_vae.rows import rows_of
+from pyro_vae.rows import rows_for
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
         The log-likelihood is that of a datum given its own latent: no cross-validation can be made of it.
 
     Raises:
-        DataError: if the data are not finite numbers in rows.
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a number of draws is below 1.
 
@@ -50,12 +50,10 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
         >>> dict(tree["posterior_predictive"].sizes)
         {'chain': 1, 'draw': 10, 'datum': 3, 'feature': 5}
     """
-    rows = rows_of(x)
     refuse_seed(seed)
     whole("draws", draws, 1)
     whole("prior_draws", prior_draws, 1)
-    vae.check(rows.x, rows.context)
-    rows = rows.like(vae)
+    rows = rows_for(vae, x).like(vae)
     given = () if rows.context is None else (rows.context,)
     with seeded(seed, rows.x.device), evaluating(vae):
         z = infer(vae.encoder, rows.x, rows.context, rows.mask).sample((draws,))
