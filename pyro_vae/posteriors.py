@@ -26,7 +26,7 @@ class Posterior(Conditional):
     A member says in ``distribution`` what its network's numbers mean, and in ``outputs`` how many it needs.
 
     Args:
-        net: the encoder network, given x with the context, if any, behind its features.
+        net: the encoder network, given x, or with a context x made flat and the context behind it.
 
     Example:
         >>> class Unit(Posterior):
@@ -45,6 +45,8 @@ class Posterior(Conditional):
         """The distribution of batch shape ``(*batch)`` that the network's ``(*batch, outputs)`` numbers stand for."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        if context is not None:
+            x = x.flatten(context.dim() - 1)
         return self.distribution(self.net(join(x, context)))
 
 
@@ -193,7 +195,7 @@ class Flow(Posterior):
         net: from ``(*batch, *features)`` to the flow's c context numbers; x itself if not given.
 
     Raises:
-        ModelError: if ``flow`` is no module, or gives no distribution when called.
+        ModelError: if ``flow`` is no module, or gives no distribution over all real numbers when called.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -221,10 +223,7 @@ class Flow(Posterior):
     def distribution(self, out: Tensor) -> Distribution:
         from pyro_vae._flows import as_pyro
 
-        q = self.flow(out)
-        if not isinstance(q, torch.distributions.Distribution):
-            raise ModelError(f"{type(self.flow).__name__} gives no distribution; make it a zuko flow with a context")
-        return as_pyro(q)
+        return as_pyro(self.flow(out), type(self.flow).__name__)
 
 
 class Refined(Posterior):

@@ -1,14 +1,16 @@
 """Priors, ``() → p(z)``; those that know no context ignore it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae._check import called, drawn, in_a_line
 from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Conditional, Distribution
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
+from pyro_vae.rows import rows_of
 
 if TYPE_CHECKING:
     from pyro_vae.core import VAE
@@ -191,18 +193,21 @@ class GaussianMixture(Prior):
 class VampPrior(Prior):
     """The mean of the guide's posteriors at learned pseudo-inputs.
 
-    .. math:: p(z) = \\frac1K \\sum_k q(z | u_k)
+    .. math:: p(z) = \\frac1K \\sum_k q(z | u_k), \\qquad p(z | c) = \\frac1K \\sum_k q(z | u_k, c)
 
-    The encoder is that of the VAE the prior becomes part of; it is no submodule, so that its
-    parameters stay inference parameters φ. Only the pseudo-inputs u are the prior's own.
+    Given a context c, every pseudo-input is encoded with that of the datum. The encoder is that of the
+    VAE the prior becomes part of; it is no submodule, so that its parameters stay inference parameters φ.
+    Only the pseudo-inputs u are the prior's own.
 
     Args:
-        data: shape ``(datum, feature)``; the pseudo-inputs start as rows of it, drawn at random.
+        data: shape ``(datum, *features)``; the pseudo-inputs start as rows of it, drawn at random, with 0 for
+            what is missing where they are :class:`~pyro_vae.data.Data` with a mask.
         components: K, the number of pseudo-inputs, from 1 to the number of data.
 
     Raises:
+        DataError: if the data are not finite numbers in rows.
         SettingsError: if ``components`` is out of range.
-        ModelError: when called before it is part of a VAE.
+        ModelError: when called before it is part of a VAE, or if the encoder does not take such data.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
@@ -221,11 +226,12 @@ class VampPrior(Prior):
 
     takes_data = True
 
-    def __init__(self, data: Tensor, *, components: int = 50) -> None:
+    def __init__(self, data: Any, *, components: int = 50) -> None:
         super().__init__()
-        if not 1 <= components <= len(data):
-            raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(data)}")
-        self.pseudo_inputs = nn.Parameter(data[torch.randperm(len(data))[:components]].detach().clone().float())
+        x = rows_of(data, source="data of the VampPrior").x
+        if whole("components", components, 1) > len(x):
+            raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(x)}")
+        self.pseudo_inputs = nn.Parameter(x[torch.randperm(len(x))[:components]].clone().float())
         self._encoder: tuple[nn.Module, ...] = ()
 
     def bind(self, vae: "VAE") -> None:
@@ -235,9 +241,26 @@ class VampPrior(Prior):
     def forward(self, context: Tensor | None = None) -> Distribution:
         if not self._encoder:
             raise ModelError("a VampPrior needs the encoder of a VAE; make it the prior of one first")
-        posteriors = self._encoder[0](self.pseudo_inputs)
-        weights = dist.Categorical(logits=torch.zeros_like(self.pseudo_inputs[:, 0]))
-        return dist.MixtureSameFamily(weights, posteriors)
+        posteriors = self._posteriors(context)
+        weights = torch.zeros(posteriors.batch_shape, dtype=self.pseudo_inputs.dtype, device=self.pseudo_inputs.device)
+        return dist.MixtureSameFamily(dist.Categorical(logits=weights), posteriors)
+
+    def _posteriors(self, context: Tensor | None) -> Any:
+        """q(z | u) of every pseudo-input, with a context as many times as there are contexts."""
+        given: list[Tensor] = [self.pseudo_inputs]
+        if context is not None:
+            given = [self.pseudo_inputs.expand(*context.shape[:-1], *given[0].shape), context.unsqueeze(-2)]
+        try:
+            return self._encoder[0](*given)
+        except PyroVAEError:
+            raise
+        except Exception as error:  # the encoder may be the user's own
+            shape = " × ".join(map(str, self.pseudo_inputs.shape[1:]))
+            raise ModelError(
+                f"the encoder cannot take the VampPrior's pseudo-inputs, rows of {shape} numbers"
+                f"{'' if context is None else f' and a context of {context.shape[-1]}'} ({in_a_line(error)}); "
+                "make the prior of data that the encoder takes"
+            ) from error
 
     def extra_repr(self) -> str:
         return f"components={len(self.pseudo_inputs)}"
@@ -284,7 +307,7 @@ class Flow(Prior):
         flow: a zuko flow over the latents, without context, as ``zuko.flows.NSF(8)``.
 
     Raises:
-        ModelError: if ``flow`` gives no distribution when called with nothing.
+        ModelError: if ``flow`` gives no distribution over all real numbers when called with nothing.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -299,11 +322,13 @@ class Flow(Prior):
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
+        if not isinstance(flow, nn.Module):
+            raise ModelError(f"flow is a {type(flow).__name__}; make it a zuko flow, as zuko.flows.NSF(latents)")
         self.flow = flow
-        if not isinstance(self.flow(), torch.distributions.Distribution):
-            raise ModelError(f"{type(flow).__name__} gives no distribution; make it a zuko flow over the latents")
+        with torch.random.fork_rng(devices=[]):
+            drawn("prior", called("prior", self))  # a flow with a context fails only now
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         from pyro_vae._flows import as_pyro
 
-        return as_pyro(self.flow())
+        return as_pyro(self.flow(), type(self.flow).__name__)
