@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
 from pyro_vae._numbers import whole
-from pyro_vae.core import VAE, evaluating, infer, masked
+from pyro_vae.core import VAE, Distribution, evaluating, infer, masked
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.rows import rows_for
 
@@ -59,7 +59,8 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
         z = infer(vae.encoder, rows.x, rows.context, rows.mask).sample((draws,))
         likelihood = vae.decoder(z, *given)
         x_new = likelihood.sample()
-        z_prior, x_prior = _from_the_prior(vae, prior_draws, rows.context)
+        z_prior, of_the_prior = from_the_prior(vae, prior_draws, rows.context)
+        x_prior = of_the_prior.sample()
     scored = likelihood if rows.mask is None else masked(likelihood, rows.mask)
     seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
     groups = {
@@ -75,15 +76,23 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
     return xr.DataTree.from_dict({name: _with_coordinates(g).assign_attrs(attributes) for name, g in groups.items()})
 
 
-def _from_the_prior(vae: VAE, draws: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Latents and data of the model; each draw takes the context of a datum drawn at random."""
+def from_the_prior(vae: VAE, draws: int, context: Tensor | None) -> tuple[Tensor, Distribution]:
+    """Latents of the model and the likelihood of each; each draw takes the context of a datum drawn at random.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> z, likelihood = from_the_prior(vae, 7, None)
+        >>> z.shape, likelihood.mean.shape
+        (torch.Size([7, 2]), torch.Size([7, 5]))
+    """
     if context is None:
         z = vae.prior().sample((draws,))
-        return z, vae.decoder(z).sample()
+        return z, vae.decoder(z)
     drawn = context[torch.randint(len(context), (draws,), device=context.device)]
     prior = vae.prior(drawn)
     z = prior.sample(() if prior.batch_shape else (draws,))
-    return z, vae.decoder(z, drawn).sample()
+    return z, vae.decoder(z, drawn)
 
 
 def _variable(name: str, draws: Tensor, *dims: str) -> xr.Dataset:
