@@ -1,9 +1,11 @@
 """What can be set from the command line or a YAML file, and how a mistake in it is told in one sentence."""
 
 import argparse
+import copy
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +22,9 @@ PriorMaker = Callable[[int], Prior]
 LikelihoodMaker = Callable[[torch.nn.Module], Likelihood]
 PosteriorMaker = Callable[[torch.nn.Module], Posterior]
 OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+
+OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
+OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
 
 EPILOGUE = """
 Examples:
@@ -203,3 +208,30 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"data"})
         parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")
     return parser
+
+
+def without(settings: Namespace, *names: str) -> Namespace:
+    """A copy of settings that lacks some."""
+    kept = copy.deepcopy(settings)
+    for name in names:
+        kept.pop(name, None)
+    return kept
+
+
+def instances(settings: Namespace) -> Namespace:
+    """The settings of a fit, with the makers of parts where there were names of classes."""
+    return instantiated(command("fit", fit_settings), without(settings, *OF_COMPARE, *OF_SWAP))
+
+
+def with_absolute_paths(settings: Namespace) -> Namespace:
+    """A copy of settings that holds wherever it is read."""
+    kept = without(settings, "config")
+    for name in ("data", "validation_data"):
+        if kept[name]:
+            kept[name] = str(Path(kept[name]).resolve())
+    return kept
+
+
+def as_yaml(settings: Namespace) -> str:
+    """The settings of a fit, from which the run can be made again."""
+    return command("fit", fit_settings).dump(without(with_absolute_paths(settings), *OF_COMPARE, *OF_SWAP))

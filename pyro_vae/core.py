@@ -318,32 +318,6 @@ class VAE(nn.Module):
         Raises:
             ModelError: naming both sides that do not fit.
         """
-        if context is not None and (context.dim() != 2 or len(context) != len(x)):
-            raise ModelError(f"the context has shape {tuple(context.shape)} for {len(x)} data; give (datum, c)")
-        row = self.like(x[:2]).nan_to_num(0.0)
-        given = () if context is None else (self.like(context[:2]),)
-        with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(self):
-            q = self._try("encoder", self.encoder, row, *given)
-            if tuple(q.batch_shape) != (len(row),):
-                raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")
-            p = distribution(self.prior, "prior", *given)
-            if q.event_shape != p.event_shape:
-                raise ModelError(
-                    f"the encoder gives latents of shape {tuple(q.event_shape)}, "
-                    f"the prior has shape {tuple(p.event_shape)}; make them equal"
-                )
-            likelihood = self._try("decoder", self.decoder, q.sample(), *given)
-        if likelihood.event_shape != x.shape[1:]:
-            raise ModelError(
-                f"the decoder describes data of shape {tuple(likelihood.event_shape)}, "
-                f"a row of the data has shape {tuple(x.shape[1:])}; make them equal"
-            )
+        from pyro_vae._check import check
 
-    def _try(self, role: str, part: nn.Module, *given: Tensor) -> Distribution:
-        try:
-            return distribution(part, role, *given)
-        except RuntimeError as error:
-            want = next((m.in_features for m in part.modules() if isinstance(m, nn.Linear)), None)
-            built = f" and was built for {want}" if want else f" ({str(error).splitlines()[0]})"
-            shape = " × ".join(map(str, given[0].shape[1:])) + (f" + {given[1].shape[-1]}" if len(given) > 1 else "")
-            raise ModelError(f"the {role} was given rows of {shape} numbers{built}; make the two equal") from error
+        check(self, x, context)

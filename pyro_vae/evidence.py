@@ -9,12 +9,13 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
-from pyro_vae.rows import Rows, rows_of
+from pyro_vae.rows import Rows, rows_for
 
 
 def refuse_particles(num_particles: int) -> None:
@@ -23,8 +24,7 @@ def refuse_particles(num_particles: int) -> None:
     Example:
         >>> refuse_particles(2)
     """
-    if num_particles < 2:
-        raise SettingsError(f"num_particles is {num_particles}; an error needs at least 2")
+    whole("num_particles", num_particles, 2)
 
 
 @torch.no_grad()
@@ -48,9 +48,9 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
         A dataset over ``datum`` of ``log_evidence`` and ``mcse``, in nats.
 
     Raises:
-        DataError: if the data are not finite numbers in rows.
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
         ModelError: if the VAE does not fit the data.
-        SettingsError: if ``num_particles`` is below 2.
+        SettingsError: if ``num_particles`` is no whole number of at least 2.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -65,9 +65,7 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
     """
     refuse_particles(num_particles)
     refuse_seed(seed)
-    rows = rows_of(x)
-    vae.check(rows.x, rows.context)
-    rows, parts = rows.like(vae), []
+    rows, parts = rows_for(vae, x).like(vae), []
     size = max(1, chunk // (num_particles * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(vae):
         for part in rows.split(size):

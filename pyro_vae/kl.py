@@ -1,5 +1,7 @@
 """Kullback-Leibler divergences of latent sites: had in closed form, or sampled?"""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import (
     Independent,
+    Laplace,
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
@@ -21,21 +24,50 @@ from pyro_vae.traces import Program, Site, samples, traces
 
 @register_kl(LowRankMultivariateNormal, Independent)
 @register_kl(MultivariateNormal, Independent)
-def _kl_from_diagonal(q: Any, p: Any) -> Tensor:
-    """KL(q ‖ p) of a correlated normal from a diagonal one, such as N(0, I), in nats; Pyro has none.
+def _kl_from_independent(q: Any, p: Any) -> Tensor:
+    """KL(q ‖ p) of a correlated normal from independent normals, such as N(0, I), or Laplaces, in nats; Pyro has none.
 
-    .. math:: KL = -H[q] - \\log p(\\mu_q) + \\tfrac12 \\sum_j \\Sigma_{jj} / s_j^2
+    .. math:: KL = -H[q] - \\sum_j E_{q_j} \\log p_j(z_j)
+
+    Only the variances of q enter the expectation, in which every feature stands by itself.
     """
-    fits = isinstance(p.base_dist, Normal) and p.reinterpreted_batch_ndims == 1 and p.event_shape == q.event_shape
+    expected = next((of for kind, of in _EXPECTED.items() if isinstance(p.base_dist, kind)), None)
+    if expected is None or p.reinterpreted_batch_ndims != 1 or p.event_shape != q.event_shape:
+        raise NotImplementedError
+    return -q.entropy() - expected(q, p.base_dist).sum(-1)
+
+
+def _under_normal(q: Any, p: Any) -> Tensor:
+    """E log p(z) of each feature, for z of q and p normal."""
+    return p.log_prob(q.mean) - 0.5 * q.variance / p.variance
+
+
+def _under_laplace(q: Any, p: Any) -> Tensor:
+    """E log p(z) of each feature, for z of q and p Laplace's: E|z - m| = s √(2/π) e^(-t²) + (μ - m) erf(t)."""
+    apart, scale = q.mean - p.loc, q.variance.sqrt()
+    t = apart / (math.sqrt(2) * scale)
+    distance = scale * math.sqrt(2 / math.pi) * torch.exp(-(t**2)) + apart * torch.erf(t)
+    return -torch.log(2 * p.scale) - distance / p.scale
+
+
+_EXPECTED: dict[type, Callable[[Any, Any], Tensor]] = {Normal: _under_normal, Laplace: _under_laplace}
+
+
+@register_kl(Independent, LowRankMultivariateNormal)
+def _kl_from_low_rank(q: Any, p: Any) -> Tensor:
+    """KL(q ‖ p) of independent normals from one of low rank, as of a normal whose rank is 0."""
+    fits = isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1 and p.event_shape == q.event_shape
     if not fits:
         raise NotImplementedError
-    return 0.5 * (q.variance / p.variance).sum(-1) - p.log_prob(q.mean) - q.entropy()
+    nothing = torch.zeros_like(q.mean).unsqueeze(-1)
+    return kl_divergence(LowRankMultivariateNormal(q.mean, nothing, q.variance, validate_args=False), p)
 
 
 def kl_provenance(model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, str]:
     """Whether there is a closed form for each latent site's KL, or Pyro samples it without a word.
 
-    Importing this library adds the normals with a full or low-rank covariance against a diagonal one.
+    Importing this library adds the normals with a full or low-rank covariance against independent normals and
+    Laplaces, and independent normals against one with a low-rank covariance.
 
     Args:
         model: a Pyro model.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.errors import ModelError
-from pyro_vae.rows import Rows, rows_of
+from pyro_vae.rows import Rows, rows_for, rows_of
 from pyro_vae.traces import Program, replayed
 
 
@@ -104,7 +104,7 @@ def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
     """A VAE or a pair with data.
 
     Raises:
-        DataError: if the data are not finite numbers in rows.
+        DataError: if the data are not finite numbers in rows, or outside the support of a VAE's likelihood.
         ModelError: if a VAE does not fit them.
 
     Example:
@@ -113,12 +113,11 @@ def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
         >>> subject_of(vae, torch.ones(3, 5), 30).size
         30
     """
-    rows = rows_of(x)
+    rows = rows_for(vae, x) if isinstance(vae, VAE) else rows_of(x)
     n = len(rows) if size is None else size
     if torch.is_inference_mode_enabled():
         raise ModelError("inference mode is on, where there are no gradients to compare; call this outside of it")
     if isinstance(vae, VAE):
-        vae.check(rows.x, rows.context)
         rows = rows.like(vae)
         arguments = rows.arguments(n)
         theirs = [_trainable(part) for part in (vae.model, vae.guide)]

@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.core import VAE
+from pyro_vae.core import VAE, evaluating, infer
 from pyro_vae.device import seeded
+from pyro_vae.predict import from_the_prior
+from pyro_vae.rows import as_tensor, rows_of
 
 # Okabe & Ito's colours, safe for the colour-blind, and Tol's ten muted ones for classes.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -58,7 +60,7 @@ def history(data: xr.Dataset) -> Figure:
 @torch.no_grad()
 def reconstructions(
     vae: VAE,
-    x: Tensor,
+    x: Any,
     *,
     image_shape: tuple[int, int] | None = None,
     limits: Limits = (0.0, 1.0),
@@ -68,7 +70,8 @@ def reconstructions(
 
     Args:
         vae: a VAE.
-        x: data, shape ``(datum, feature)``; the first ``count`` are shown.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; the first
+            ``count`` are shown, with 0 for what is missing.
         image_shape: ``(height, width)`` if a row is an image; otherwise rows are drawn as lines.
         limits: the values drawn white and black.
         count: how many.
@@ -81,16 +84,19 @@ def reconstructions(
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> _ = reconstructions(vae, torch.ones(3, 4), image_shape=(2, 2))
     """
-    x = vae.like(x[:count])
-    mean = vae.decoder(vae.encoder(x).mean).mean
+    rows = rows_of(x).take(slice(count)).like(vae)
+    given = () if rows.context is None else (rows.context,)
+    with evaluating(vae):
+        mean = vae.decoder(infer(vae.encoder, rows.x, rows.context, rows.mask).mean, *given).mean
     title = "Held-out data and their reconstructions (mean of p(x|z) at the mean of q(z|x))"
-    return _gallery({"data": x, "reconstruction": mean}, image_shape, limits, title)
+    return _gallery({"data": rows.x, "reconstruction": mean}, image_shape, limits, title)
 
 
 @torch.no_grad()
 def prior_samples(
     vae: VAE,
     *,
+    context: Any = None,
     image_shape: tuple[int, int] | None = None,
     limits: Limits = (0.0, 1.0),
     count: int = 20,
@@ -100,6 +106,7 @@ def prior_samples(
 
     Args:
         vae: a VAE.
+        context: the contexts of a conditional VAE, shape ``(datum, c)``, of which each draw takes one at random.
         image_shape: ``(height, width)`` if a row is an image; otherwise rows are drawn as lines.
         limits: the values drawn white and black.
         count: how many, rounded down to an even number.
@@ -112,9 +119,9 @@ def prior_samples(
         >>> import pyro_vae as pv
         >>> _ = prior_samples(pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae())
     """
-    prior = vae.prior()
-    with seeded(seed, prior.mean.device):
-        first, second = vae.decoder(prior.sample((count // 2 * 2,))).mean.chunk(2)
+    given = None if context is None else vae.like(as_tensor(context, source="context"))
+    with seeded(seed, vae.like(torch.zeros(())).device), evaluating(vae):
+        first, second = from_the_prior(vae, count // 2 * 2, given)[1].mean.chunk(2)
     title = "What the prior generates (mean of p(x|z))"
     return _gallery({"z ~ p(z)": first, "z ~ p(z) ": second}, image_shape, limits, title)
 
@@ -150,12 +157,12 @@ def _lines(rows: dict[str, np.ndarray], title: str) -> Figure:
 
 
 @torch.no_grad()
-def latent_space(vae: VAE, x: Tensor, *, labels: Tensor | None = None) -> Figure:
+def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
     """The posterior means of data, in their first two principal components where there are more latents.
 
     Args:
         vae: a VAE.
-        x: data, shape ``(datum, feature)``.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         labels: a class per datum, for colour and marker.
 
     Returns:
@@ -166,10 +173,12 @@ def latent_space(vae: VAE, x: Tensor, *, labels: Tensor | None = None) -> Figure
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 3), torch.zeros(4), 0.5).as_vae()
         >>> _ = latent_space(vae, torch.randn(9, 4), labels=torch.arange(9) % 2)
     """
-    points, names = _plane(vae.encoder(vae.like(x)).mean.cpu().numpy())
+    rows = rows_of(x).like(vae)
+    with evaluating(vae):
+        points, names = _plane(infer(vae.encoder, rows.x, rows.context, rows.mask).mean.cpu().numpy())
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     axes = figure.subplots()
-    classes = np.zeros(len(x), int) if labels is None else labels.cpu().numpy()
+    classes = np.zeros(len(rows), int) if labels is None else labels.cpu().numpy()
     for i, label in enumerate(np.unique(classes)):
         chosen = points[classes == label]
         style: dict[str, Any] = {"color": CLASSES[i % 10], "marker": MARKERS[i % 10], "s": 16, "alpha": 0.75, "lw": 0}

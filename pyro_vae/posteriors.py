@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Conditional, Distribution, evaluating, join, masked
 from pyro_vae.errors import ModelError, SettingsError
 
@@ -25,7 +26,7 @@ class Posterior(Conditional):
     A member says in ``distribution`` what its network's numbers mean, and in ``outputs`` how many it needs.
 
     Args:
-        net: the encoder network, given x with the context, if any, behind its features.
+        net: the encoder network, given x, or with a context x made flat and the context behind it.
 
     Example:
         >>> class Unit(Posterior):
@@ -44,6 +45,8 @@ class Posterior(Conditional):
         """The distribution of batch shape ``(*batch)`` that the network's ``(*batch, outputs)`` numbers stand for."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        if context is not None:
+            x = x.flatten(context.dim() - 1)
         return self.distribution(self.net(join(x, context)))
 
 
@@ -159,7 +162,7 @@ class LowRankNormal(Posterior):
 
     def __init__(self, net: nn.Module, rank: int = 1) -> None:
         super().__init__(net)
-        self.rank = _at_least("rank", rank, 1)
+        self.rank = whole("rank", rank, 1)
 
     @classmethod
     def outputs(cls, size: int, *, rank: int = 1) -> int:
@@ -192,7 +195,7 @@ class Flow(Posterior):
         net: from ``(*batch, *features)`` to the flow's c context numbers; x itself if not given.
 
     Raises:
-        ModelError: if ``flow`` is no module, or gives no distribution when called.
+        ModelError: if ``flow`` is no module, or gives no distribution over all real numbers when called.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -220,10 +223,7 @@ class Flow(Posterior):
     def distribution(self, out: Tensor) -> Distribution:
         from pyro_vae._flows import as_pyro
 
-        q = self.flow(out)
-        if not isinstance(q, torch.distributions.Distribution):
-            raise ModelError(f"{type(self.flow).__name__} gives no distribution; make it a zuko flow with a context")
-        return as_pyro(q)
+        return as_pyro(self.flow(out), type(self.flow).__name__)
 
 
 class Refined(Posterior):
@@ -275,12 +275,10 @@ class Refined(Posterior):
 
     def __init__(self, encoder: nn.Module, *, steps: int = 5, rate: float = 0.5, particles: int = 8) -> None:
         super().__init__(encoder if isinstance(encoder, DiagNormal) else DiagNormal(encoder))
-        self.steps, self.particles = _at_least("steps", steps, 1), _at_least("particles", particles, 2)
-        if not (rate > 0 and math.isfinite(rate)):
-            raise SettingsError(f"rate is {rate}; it must be a finite number above 0")
+        self.steps, self.particles = whole("steps", steps, 1), whole("particles", particles, 2)
+        self.rate = above_zero("rate", rate)
         if particles % 2:
             raise SettingsError(f"particles is {particles}; the noise comes in pairs, so it must be even")
-        self.rate = float(rate)
         self._model: tuple[nn.Module, ...] = ()
         self._noise = torch.empty(0)
         self._busy = False
@@ -366,9 +364,3 @@ def _orthogonal_pairs(number: int, size: int) -> Tensor:
     normal = torch.randn(blocks, size, size, generator=generator, dtype=torch.float64)
     directions = math.sqrt(size) * torch.linalg.qr(normal).Q.reshape(-1, size)[: number // 2]
     return torch.cat([directions, -directions])
-
-
-def _at_least(name: str, number: int, least: int) -> int:
-    if not isinstance(number, int) or number < least:
-        raise SettingsError(f"{name} is {number}; it must be a whole number of at least {least}")
-    return number

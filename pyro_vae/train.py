@@ -24,9 +24,8 @@ from pyro_vae.elbo import Estimator, log_weights
 from pyro_vae.engine.optimizers import WholeOptimizer, refuse_clip_norm
 from pyro_vae.engine.steps import ENGINES, Engine, Steps
 from pyro_vae.errors import DivergenceError, SettingsError
-from pyro_vae.likelihoods import Likelihood
 from pyro_vae.progress import Bar, display
-from pyro_vae.rows import Data, Rows, rows_of
+from pyro_vae.rows import Rows, rows_for, rows_of
 from pyro_vae.traces import Loss, loss_name
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
@@ -149,16 +148,14 @@ def fit(
         >>> bool(elbo[-1] > elbo[0])
         True
     """
-    rows = rows_of(data, context=context, mask=mask)
+    rows = rows_for(vae, data, context=context, mask=mask)
     batch_size = min(128, len(rows)) if batch_size is None else batch_size
     _refuse_settings(vae, elbo, epochs, batch_size, len(rows), seed)
     _refuse_schedules(elbo, epochs * -(-len(rows) // batch_size))
     _refuse_engine(engine, clip_norm)
     watched = {"train": rows}
-    _refuse_rows(vae, rows, data, "data")
     if validation_data is not None:
-        watched["validation"] = rows_of(validation_data, source="validation data")
-        _refuse_rows(vae, watched["validation"], validation_data, "validation data")
+        watched["validation"] = rows_for(vae, validation_data, source="validation data")
     if isinstance(elbo, Estimator):
         elbo.restart()
     chosen = choose_device(device)
@@ -226,14 +223,6 @@ def _made(optimizer: Optimizer, vae: VAE) -> torch.optim.Optimizer | LRScheduler
     if isinstance(made, ReduceLROnPlateau):
         raise SettingsError("ReduceLROnPlateau needs a number at each epoch; take a schedule that steps alone")
     return made
-
-
-def _refuse_rows(vae: VAE, rows: Rows, data: Any, name: str) -> None:
-    """Refuse data that do not fit the parts, or lie outside the support of the likelihood."""
-    vae.check(rows.x, rows.context)
-    if isinstance(vae.decoder, Likelihood):
-        source, columns = (data.source, data.columns) if isinstance(data, Data) else (name, None)
-        vae.decoder.refuse(rows.x, source=name if source == "data" else source, columns=columns)
 
 
 class _Run:

@@ -313,7 +313,7 @@ SETTINGS = [
     setting("a word for epochs", "--epochs many", "epochs: expected int, got many", HELP),
     setting("latent_dim 0", "--latent_dim 0", "latent_dim is 0", "at least 1"),
     setting("latent_dim beyond any memory", f"--latent_dim {10**15}", "no VAE can be made", "memory", "change them"),
-    setting("a hidden layer of width 0", "--hidden [4,0]", "[8, 0, 4, 3] wide", "at least 1"),
+    setting("a hidden layer of width 0", "--hidden [4,0]", "one of the sizes [0, 4, 8, 3] is 0", "at least 1"),
     setting("held_out 0", "--held_out 0", "held-out fraction is 0.0", FRACTION),
     setting("held_out 1", "--held_out 1", "held-out fraction is 1.0", FRACTION),
     setting("held_out 1.5", "--held_out 1.5", "held-out fraction is 1.5", FRACTION),
