@@ -21,7 +21,7 @@ class _Candidate:
 
     @property
     def called(self) -> str:
-        return f"{self.estimator} with K = {self.particles}"
+        return f"{self.estimator} at K = {self.particles}"
 
 
 def recommend(comparison: xr.Dataset) -> str:

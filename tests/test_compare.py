@@ -253,7 +253,7 @@ def test_a_biased_gradient_is_seen_and_not_recommended():
     sentences = pv.recommend(pv.compare_elbos(vae, x, elbos, particles=(16,), draws=200))
     assert "biased" not in sentences
     assert "said" not in sentences
-    assert sentences.startswith("Train with DReG with K = 16: of 2 choices")
+    assert sentences.startswith("Train with DReG at K = 16: of 2 choices")
 
 
 def test_the_recommendation_is_the_cell_with_the_most_signal_per_second_and_says_how_sure():
@@ -265,7 +265,7 @@ def test_the_recommendation_is_the_cell_with_the_most_signal_per_second_and_says
     )
     least = slow_b.efficiency.sel(parameter_group=["Θ", "φ"]).min("parameter_group")
     best = least.where(least == least.max(), drop=True)
-    named = f"{best.estimator.item()} with K = {best.particles.item()}"
+    named = f"{best.estimator.item()} at K = {best.particles.item()}"
     sure = pv.recommend(slow_b)
     assert sure.startswith(f"Train with {named}: of 4 choices")
     vague = pv.recommend(slow_b.assign(efficiency_se=slow_b.efficiency))
