@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vae.engine.graph import Graph
+from pyro_vae.engine.rewrites import cheaper_products
 from pyro_vae.errors import CompileError
 
 Compiled: TypeAlias = Callable[[list[Tensor]], Tensor]
@@ -68,6 +69,7 @@ def _by(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Com
         import torch._inductor
 
         on_cpu = all(example.device.type == "cpu" for example in examples)
+        module = cheaper_products(module) if on_cpu else module
         whole = torch._inductor.compile(module, list(examples), options=INDUCTOR | (ON_CPU if on_cpu else {}))
     elif isinstance(backend, str):
         import torch._dynamo

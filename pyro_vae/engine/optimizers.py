@@ -30,7 +30,7 @@ class WholeOptimizer(PyroOptim):
 
     Args:
         optimizer: a torch optimizer, or what makes one (or a learning-rate scheduler of one) of the
-            parameters, in the order in which the model and guide use them.
+            parameters, in the order in which the parameter store met them.
         clip_norm: the gradient of all parameters together is scaled down to at most this norm.
     """
 
@@ -46,19 +46,14 @@ class WholeOptimizer(PyroOptim):
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self.optimizer, Optimizer):
-            self.made = self.made(_in_order_of_use(params))
+            met = set(params)  # SVI gives a set, so the order is the store's
+            every = dict.fromkeys(p for _, p in pyro.get_param_store().named_parameters())
+            self.made = self.made([p for p in every if p in met])
             if not isinstance(self.optimizer, Optimizer):
                 raise SettingsError(f"optim made a {type(self.made).__name__} of the parameters; make a torch.optim")
         if self.clip_norm is not None:
             clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm)
         self.optimizer.step()
-
-
-def _in_order_of_use(params: Iterable[Tensor]) -> list[Tensor]:
-    """Pyro hands over a set, whose order is another in each process; the store keeps the order of use."""
-    store = pyro.get_param_store()
-    place = {id(store[name].unconstrained()): i for i, name in enumerate(store)}
-    return sorted(params, key=lambda p: place.get(id(p), len(place)))
 
 
 def refuse_clip_norm(clip_norm: float | None) -> None:
@@ -234,7 +229,8 @@ def _adam(member: Member, gradient: Tensor, numbers: Sequence[Tensor]) -> None:
             parameter.mul_(keep)
         else:
             gradient = gradient + decay * parameter
-    mean = state["exp_avg"].lerp_(gradient, first)
+    mean = state["exp_avg"]
+    mean.add_((gradient - mean) * first)
     square = state["exp_avg_sq"].mul_(second).add_(rest * gradient * gradient)
     if group["amsgrad"]:
         largest = state["max_exp_avg_sq"]
