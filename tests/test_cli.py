@@ -1,8 +1,10 @@
 """The command line does what the README says: demo, fit, compare; its help; its run folder."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +138,40 @@ def test_a_part_of_the_users_own_by_its_dotted_path(table, tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["fit", "--data", table, "--out", "run", "--prior", "mine.Wide", "--prior.width", "3", *FAST]) == 0
     assert "width: 3.0" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_the_users_class_in_the_current_folder_is_found_by_the_installed_command(table, tmp_path):
+    (tmp_path / "beside.py").write_text("import pyro_vae as pv\n\n\nclass Mine(pv.priors.Laplace):\n    pass\n")
+    script = shutil.which("pyro-vae", path=str(Path(sys.executable).parent))
+    assert script, "the package is installed"
+    fit = [script, "fit", "--data", table, "--out", "run", "--prior", "beside.Mine", *FAST]
+    ended = subprocess.run(fit, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "beside.Mine" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_main_leaves_the_places_of_modules_as_they_were(table):
+    before = list(sys.path)
+    assert main(["fit", "--data", "nowhere.csv", "--out", "run"]) == 2
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "net", "width"),
+    [
+        (["--likelihood", "Categorical", "--likelihood.levels", "20"], "model.decoder.net.2.weight", 20 * 6),
+        (["--posterior", "LowRankNormal", "--posterior.rank", "2"], "guide.encoder.net.2.weight", 4 * 3),
+        (
+            ["--likelihood", "DiscretizedLogisticMixture", "--likelihood.components", "2", "--likelihood.levels", "20"],
+            "model.decoder.net.2.weight", 3 * 2 * 6,
+        ),
+    ],
+)  # fmt: skip
+def test_networks_are_as_wide_as_the_settings_of_a_part_ask(flags, net, width, table, tmp_path):
+    levels = np.random.default_rng(0).integers(0, 20, (100, 6))
+    np.save("levels.npy", levels / 19 if "DiscretizedLogisticMixture" in flags else levels)
+    assert main(["fit", "--data", "levels.npy", "--out", "run", *FAST, *flags]) == 0
+    assert len(load_file(tmp_path / "run/weights.safetensors")[net]) == width
 
 
 def test_flows_and_refinement_from_the_command_line(table, tmp_path, monkeypatch):
