@@ -7,7 +7,9 @@ from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
 from pyro_vae.engine import CompiledSVI
 from pyro_vae.evidence import log_evidence
+from pyro_vae.pair import Pair
 from pyro_vae.predict import to_datatree
+from pyro_vae.recommend import recommend
 from pyro_vae.train import Fit, fit
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "CompiledSVI",
     "Conditional",
     "Fit",
+    "Pair",
     "__version__",
     "compare_elbos",
     "data",
@@ -29,5 +32,6 @@ __all__ = [
     "nn",
     "posteriors",
     "priors",
+    "recommend",
     "to_datatree",
 ]

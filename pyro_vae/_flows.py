@@ -7,6 +7,8 @@ from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_vae.errors import ModelError
+
 MEAN_DRAWS = 256
 """A flow has no mean in closed form; this many draws estimate it, for figures."""
 
@@ -16,22 +18,28 @@ class FlowDistribution(ZukoToPyro):
 
     support = constraints.real_vector
 
+    @property
+    def has_rsample(self) -> bool:
+        """Whether a gradient flows through samples; zuko says so of every flow, whatever its base is."""
+        base: Any = getattr(self.dist, "base", self.dist)
+        return bool(self.dist.has_rsample and base.has_rsample)
+
     def __call__(self, shape: Any = ()) -> Tensor:
-        return self.rsample(shape)
+        return self.rsample(shape) if self.has_rsample else self.sample(shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.dist.rsample(sample_shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
-            return self.dist.rsample(sample_shape)
+            return self.dist.sample(torch.Size(sample_shape))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Of values that broadcast against the batch, which zuko's transforms do not do of themselves."""
         return self.dist.log_prob(x.expand(torch.broadcast_shapes(x.shape, self.batch_shape + self.event_shape)))
 
     def expand(self, batch_shape: Any, *_: Any) -> "FlowDistribution":
-        return FlowDistribution(self.dist.expand(batch_shape))
+        return FlowDistribution(self.dist.expand(torch.Size(batch_shape)))
 
     @property
     def mean(self) -> Tensor:
@@ -49,6 +57,36 @@ class FlowDistribution(ZukoToPyro):
             return self.dist.sample((MEAN_DRAWS,))
 
 
-def as_pyro(flow: torch.distributions.Distribution) -> FlowDistribution:
-    """A zuko distribution as ``pyro.sample`` takes it."""
+def as_pyro(flow: Any, name: str) -> FlowDistribution:
+    """A zuko distribution as ``pyro.sample`` takes it.
+
+    Raises:
+        ModelError: if it is no distribution, or one that does not live on all real numbers.
+
+    Example:
+        >>> import zuko
+        >>> as_pyro(zuko.distributions.DiagNormal(torch.zeros(2), torch.ones(2)), "mine").event_shape
+        torch.Size([2])
+    """
+    if not isinstance(flow, torch.distributions.Distribution):
+        raise ModelError(f"{name} gives no distribution; make it a zuko flow over the latents")
+    base = flow
+    while isinstance(inner := getattr(base, "base", None), torch.distributions.Distribution):
+        base = inner
+    if not _is_real(base):
+        raise ModelError(
+            f"the base of {name} has the support {base.support}, so it is no density on all real numbers, where "
+            "latents lie; take a flow with a normal base, as zuko.flows.NSF"
+        )
     return FlowDistribution(flow)
+
+
+def _is_real(base: torch.distributions.Distribution) -> bool:
+    """Whether a distribution lives on all real numbers, as far as it says."""
+    try:
+        support = base.support
+    except NotImplementedError:
+        return True
+    while isinstance(support, torch.distributions.constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))

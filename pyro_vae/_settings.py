@@ -1,16 +1,19 @@
 """What can be set from the command line or a YAML file, and how a mistake in it is told in one sentence."""
 
 import argparse
+import copy
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from pyro.infer import ELBO
 
 from pyro_vae.demo import demo
+from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import DiagNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
@@ -19,6 +22,9 @@ PriorMaker = Callable[[int], Prior]
 LikelihoodMaker = Callable[[torch.nn.Module], Likelihood]
 PosteriorMaker = Callable[[torch.nn.Module], Posterior]
 OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+
+OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
+OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
 
 EPILOGUE = """
 Examples:
@@ -89,18 +95,47 @@ def swap_settings(
     """
 
 
-def compare_settings(run: str | None = None, *, draws: int = 100, precision: str = "float64") -> None:
-    """Compare Pyro's ELBOs with the hand-derived one, for a trained run or a VAE trained here.
+def compare_settings(
+    run: str | None = None,
+    *,
+    elbos: list[ELBO] | None = None,
+    particles: list[int] = [1, 8],  # noqa: B006
+    draws: int = 100,
+    rows: int = 512,
+    precision: str = "float64",
+) -> None:
+    """Compare estimators at the start, the middle and the end of training: which one to train with?
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote; without it a VAE is trained first, as fit would.
+        run: the folder of a run that pyro-vae fit wrote, compared at its start and end; without it a VAE is
+            trained first, as fit would, and compared in the middle too.
+        elbos: the estimators, as "[ELBO, IWAE, DReG]" or, with settings, in a YAML file; by default Pyro's two, the
+            hand-derived one, STL, IWAE, DReG, Renyi and Thermodynamic.
+        particles: the numbers of particles to compare each with.
         draws: independent draws of the noise.
+        rows: at most so many of the held-out data.
         precision: float64 shows agreement to the last digits; float32 is what training uses.
     """
 
 
 # Errors are raised, to be told in one sentence; a setting is named in full.
 STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
+
+
+def instantiated(parser: ArgumentParser, settings: Namespace) -> Namespace:
+    """The settings with objects where there were names of classes.
+
+    Raises:
+        SettingsError: what a class says of its settings, where the parser would wrap it.
+    """
+    try:
+        return parser.instantiate(settings)
+    except ValueError as error:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, PyroVAEError):
+            reason = reason.__cause__ or reason.__context__
+        raise SettingsError(str(reason) if reason else plain(error)) from error
+
 
 # From the parser's way of speaking to plain words, in this order.
 PLAINER = (
@@ -173,3 +208,30 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"data"})
         parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")
     return parser
+
+
+def without(settings: Namespace, *names: str) -> Namespace:
+    """A copy of settings that lacks some."""
+    kept = copy.deepcopy(settings)
+    for name in names:
+        kept.pop(name, None)
+    return kept
+
+
+def instances(settings: Namespace) -> Namespace:
+    """The settings of a fit, with the makers of parts where there were names of classes."""
+    return instantiated(command("fit", fit_settings), without(settings, *OF_COMPARE, *OF_SWAP))
+
+
+def with_absolute_paths(settings: Namespace) -> Namespace:
+    """A copy of settings that holds wherever it is read."""
+    kept = without(settings, "config")
+    for name in ("data", "validation_data"):
+        if kept[name]:
+            kept[name] = str(Path(kept[name]).resolve())
+    return kept
+
+
+def as_yaml(settings: Namespace) -> str:
+    """The settings of a fit, from which the run can be made again."""
+    return command("fit", fit_settings).dump(without(with_absolute_paths(settings), *OF_COMPARE, *OF_SWAP))

@@ -1,36 +1,48 @@
-"""Estimators of the ELBO side by side, with the same noise."""
+"""Estimators of the evidence side by side, with the same noise."""
 
-import copy
-import statistics
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 import xarray as xr
-from pyro import poutine
-from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core import VAE, evaluating
+from pyro_vae._cells import Cell, cells, evaluate, how_kl_is_had, step_of
+from pyro_vae._cost import median_seconds, peak_bytes
+from pyro_vae._moments import Moments, distance, jackknife, squares
+from pyro_vae.core import VAE
 from pyro_vae.device import describe_device, refuse_seed, seeded
-from pyro_vae.elbo import HandDerivedELBO, Trace_ELBO, TraceMeanField_ELBO, kl_provenance, note_objective
+from pyro_vae.elbo import (
+    IWAE,
+    STL,
+    DReG,
+    Estimator,
+    HandDerivedELBO,
+    Renyi,
+    Thermodynamic,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+    kl_provenance,
+)
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.rows import Rows, rows_of
-from pyro_vae.traces import Loss, differentiable, loss_name, particles_of
+from pyro_vae.evidence import known_evidence
+from pyro_vae.pair import Pair, Subject, subject_of
+from pyro_vae.progress import counting
+from pyro_vae.traces import Loss, differentiable
 
 TIMED_REPEATS = 11
 """How often each estimator is timed; the median is reported."""
 
 
-def default_elbos() -> dict[str, Loss]:
+def note_elbos() -> dict[str, Loss]:
     """Pyro's sampled and analytic ELBO, and the one derived by hand.
 
     Example:
-        >>> list(default_elbos())
+        >>> list(note_elbos())
         ['Trace_ELBO', 'TraceMeanField_ELBO', 'HandDerivedELBO']
     """
     return {
@@ -40,43 +52,72 @@ def default_elbos() -> dict[str, Loss]:
     }
 
 
+def default_elbos() -> dict[str, Loss]:
+    """Those of :func:`note_elbos`, and one of each other kind that one would train with.
+
+    Example:
+        >>> list(default_elbos())[3:]
+        ['STL', 'IWAE', 'DReG', 'Renyi', 'Thermodynamic']
+    """
+    own = {"STL": STL(), "IWAE": IWAE(), "DReG": DReG(), "Renyi": Renyi(alpha=0.5), "Thermodynamic": Thermodynamic()}
+    return {**note_elbos(), **own}
+
+
 def compare_elbos(
-    vae: VAE,
+    vae: VAE | Pair,
     x: Any,
     elbos: Mapping[str, Loss] | None = None,
     *,
+    particles: Sequence[int] | None = None,
     draws: int = 100,
     size: int | None = None,
+    log_evidence: Any = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> xr.Dataset:
-    """Compare estimators of the ELBO, draw by draw with the same noise.
+    """Compare estimators: value, bias, variance, gradient signal, time and memory, with the same noise.
 
     Each draw seeds the generator alike for every estimator (``noise_seed``), so what differs is the
     estimator. Layers are in evaluation mode: nothing is dropped out and no running mean moves.
-    Differences are from :class:`~pyro_vae.elbo.HandDerivedELBO` with as many particles.
 
     Args:
-        vae: the VAE; nothing is trained.
+        vae: a VAE, or a :class:`Pair` of a Pyro model and guide; nothing is trained.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; taken
             in the VAE's own precision and on its device.
         elbos: name → estimator, whatever ``SVI`` takes as ``loss=``; :func:`default_elbos` if not given,
-            without the hand-derived one where it does not hold (differences are then NaN, and the
-            attribute ``reference`` says why).
+            without those that do not hold here (the attribute ``left_out`` says why).
+        particles: the numbers K to compare each with; by default each estimator's own, or 1 where ``elbos`` is
+            not given either.
         draws: how many independent draws of all latents, at least 2.
         size: the number of data that ``x`` stands for; the n of n/m.
+        log_evidence: log p(x) per datum in nats: what :func:`pyro_vae.log_evidence` returns, or numbers of
+            shape ``(datum,)``. If not given, the oracle's where the VAE is linear-Gaussian or has at most two
+            latents (the attribute ``log_evidence`` says which).
         seed: of the draws.
+        progress: whether to show a bar.
 
     Returns:
-        A dataset over ``estimator``, ``draw`` and ``datum``, in nats per datum:
+        A dataset over ``estimator``, ``particles`` and ``parameter_group`` (all, Θ, φ, each module that has
+        parameters itself), NaN where an estimator cannot have so many particles. In nats per datum:
 
-        - ``elbo``, ``elbo_se``: the mean over draws and its Monte-Carlo standard error, for these data;
-        - ``elbo_sd``: the spread of a single draw;
-        - ``value (estimator, draw)``: each draw; ``datum_elbo (estimator, datum)``: the mean over draws;
-        - ``difference``: the largest difference from the hand-derived ELBO of one datum in one draw;
-        - ``gradient_difference``: the largest norm of a draw's gradient minus the hand-derived one,
-          relative to the norm of the latter;
-        - ``seconds``: the median time of one evaluation with gradient;
-        - the coordinates ``kl``: how the KL is had; ``noise_seed (draw)``.
+        - ``elbo``, ``elbo_se``, ``elbo_sd``: the bound, its Monte-Carlo standard error for these data, and the
+          spread of a single draw; ``value (…, draw)``: each draw; ``datum_elbo (…, datum)``: the mean over draws;
+        - ``bias``, ``bias_se``: the bound minus log p(x);
+        - ``difference``, ``gradient_difference``: the largest difference from the hand-derived ELBO of one datum
+          in one draw, and of a draw's gradient, relative to the norm of the latter.
+
+        Of the gradient, per datum, with ``_se`` by the jackknife over ten blocks of draws:
+
+        - ``gradient_norm``: the norm of its mean; ``gradient_variance``: its total variance in one draw;
+        - ``gradient_snr``: the root of the ratio of the former squared to the latter;
+        - ``gradient_bias``: the distance of its mean from that of another unbiased estimator of the same bound
+          (as many particles and draws, other noise), relative to the norm of the latter; 0 where the noise hides
+          it, NaN where no other such estimator is known.
+
+        Of the cost: ``seconds`` (median of one evaluation with gradient), ``peak_memory`` (bytes); and what decides:
+        ``variance_seconds`` (``gradient_variance · seconds``), ``efficiency`` (``gradient_snr² / seconds``) and
+        ``speedup`` (the efficiency, relative to that with the fewest particles: above 1, more particles pay).
+        Coordinates: ``kl``, how the KL is had; ``bound``, what is estimated; ``known_bias``; ``noise_seed (draw)``.
 
     Raises:
         DataError: if the data are not finite numbers in rows.
@@ -84,7 +125,8 @@ def compare_elbos(
         ModelError: if the VAE does not fit the data, has no gradients, or an estimator is not a sum over data.
 
     References:
-        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+        | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
+          https://arxiv.org/abs/1802.04537
 
     Example:
         >>> import pyro_vae as pv
@@ -94,152 +136,277 @@ def compare_elbos(
         >>> bool(table.difference.sel(estimator="TraceMeanField_ELBO") < 1e-12)
         True
     """
-    rows = rows_of(x)
     refuse_seed(seed)
     if draws < 2:
         raise SettingsError(f"draws is {draws}; a standard error needs at least 2")
-    vae.check(rows.x, rows.context)
-    rows, size = rows.like(vae), len(rows) if size is None else size
-    missing = _why_no_reference(vae, rows)
+    subject = subject_of(vae, x, size)
     offered = default_elbos() if elbos is None else dict(elbos)
-    if elbos is None and missing:
-        del offered["HandDerivedELBO"]
-    chosen = {name: _of_one_plate(loss) for name, loss in offered.items()}
-    _refuse(vae, rows.x, chosen)
-    seeds = torch.randint(2**62, (draws,), generator=torch.Generator().manual_seed(seed)).tolist()
-    with pyro.validation_enabled(False), torch.enable_grad(), evaluating(vae):
-        pairs = {
-            name: _draws(vae, rows, size, loss, seeds, with_reference=not missing) for name, loss in chosen.items()
-        }
-        seconds = _median_seconds(vae, rows, size, chosen, seed)
-        first = rows.take(slice(1))
-        provenance = ", ".join(sorted(set(kl_provenance(vae.model, vae.guide, *first.arguments()).values())))
-    table = _dataset(pairs, seconds, [_kl(loss, provenance) for loss in chosen.values()])
-    return table.assign_coords(noise_seed=("draw", seeds)).assign_attrs(
-        draws=draws, seed=seed, size=size, dtype=str(rows.x.dtype), threads=torch.get_num_threads(),
-        device=describe_device(rows.x.device), reference=missing or "HandDerivedELBO", **versions(),
+    particles = (1,) if elbos is None and particles is None else particles
+    refuse_choices(offered, particles)
+    _refuse(subject)
+    missing = _why_not(subject, HandDerivedELBO())
+    chosen, left_out = cells(offered, particles)
+    if elbos is None:
+        unfit = {cell.name: why for cell in chosen if (why := _why_not(subject, cell.loss))}
+        chosen = [cell for cell in chosen if cell.name not in unfit]
+        left_out += [f"{name}: {why}" for name, why in unfit.items()]
+    if not chosen:
+        raise SettingsError(f"no estimator is left to compare ({'; '.join(left_out)}); choose others")
+    truth, truth_se, source = known_evidence(vae, subject.rows, log_evidence)
+    with subject.evaluating(), counting("Comparing estimators", progress) as count:
+        found = _Comparison(subject, chosen, draws, seed, by_hand=not missing, count=count).run()
+        provenance = _provenance(subject)
+    table = _Table(chosen, list(offered), list(subject.groups())).dataset(found, truth, truth_se)
+    kl = {cell.name: how_kl_is_had(cell.loss, provenance) for cell in chosen}
+    return table.assign_coords(
+        kl=("estimator", [kl[n] for n in table.estimator.values]), noise_seed=("draw", found.seeds)
+    ).assign_attrs(
+        draws=draws, seed=seed, size=subject.size, dtype=str(subject.rows.x.dtype), threads=torch.get_num_threads(),
+        device=describe_device(subject.device), reference=missing or "HandDerivedELBO", log_evidence=source,
+        left_out="; ".join(left_out), **versions(),
     )  # fmt: skip
 
 
-def _of_one_plate(loss: Loss) -> Loss:
-    """A copy that knows the plates of a VAE: Pyro would guess them at first use, and draw noise to do so."""
-    if not isinstance(loss, ELBO):
-        return loss
-    known = copy.copy(loss)
-    known.max_plate_nesting = 1 + (known.vectorize_particles and known.num_particles > 1)
-    return known
+def refuse_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) -> None:
+    """Refuse estimators and numbers of particles that nothing can be made of.
 
-
-def _refuse(vae: VAE, x: Tensor, losses: Mapping[str, Loss]) -> None:
+    Example:
+        >>> refuse_choices(default_elbos(), [1, 8])
+    """
     if not losses:
-        raise SettingsError("elbos is empty; give at least one estimator, or none for the default three")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ModelError(f"the VAE computes in {x.dtype}, too coarse to compare in; use vae.float() or vae.double()")
-    if torch.is_inference_mode_enabled() or not any(p.requires_grad for p in vae.parameters()):
-        raise ModelError("there are no gradients to compare: every parameter is frozen, or inference mode is on")
+        raise SettingsError("elbos is empty; give at least one estimator, or none for the default ones")
+    if particles is not None and (not particles or any(not isinstance(k, int) or k < 1 for k in particles)):
+        raise SettingsError(f"particles is {list(particles)}; give whole numbers of at least 1")
     for name, loss in losses.items():
         if isinstance(loss, type):
             raise SettingsError(f"elbos[{name!r}] is a class; give an instance, {loss.__name__}()")
         differentiable(loss)
 
 
-def _why_no_reference(vae: VAE, rows: Rows) -> str:
-    """Why the hand-derived ELBO does not hold for this VAE; nothing where it does."""
-    first = rows.take(slice(1))
+def _refuse(subject: Subject) -> None:
+    if subject.rows.x.dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"the VAE computes in {subject.rows.x.dtype}, too coarse to compare in; use vae.float() or vae.double()"
+        )
+    if not subject.parameters:
+        raise ModelError("there are no gradients to compare: every parameter is frozen")
+
+
+def _why_not(subject: Subject, loss: Loss) -> str:
+    """Why an estimator does not hold for this pair; nothing where it does."""
     try:
-        with evaluating(vae), seeded(0, rows.x.device):
-            HandDerivedELBO().differentiable_loss(vae.model, vae.guide, *first.arguments())
+        with subject.evaluating(), seeded(0, subject.device):
+            step_of(subject, loss)
     except ModelError as error:
-        return f"none: {error}"
+        return f"none: {error}" if isinstance(loss, HandDerivedELBO) else str(error)
     return ""
 
 
-def _draws(
-    vae: VAE, rows: Rows, size: int, loss: Loss, seeds: list[int], *, with_reference: bool
-) -> dict[str, np.ndarray]:
-    """Per draw the ELBO of each datum, and how it and the gradient differ from the hand-derived one."""
-    vectorized = getattr(loss, "vectorize_particles", False)
-    reference = _of_one_plate(HandDerivedELBO(particles_of(loss), vectorize_particles=vectorized))
-    values, differences, gradients = [], [], []
-    for seed in seeds:
-        value, gradient = _evaluate(vae, rows, size, loss, seed)
-        nothing = value * torch.nan, gradient * torch.nan
-        by_hand, hand_gradient = _evaluate(vae, rows, size, reference, seed) if with_reference else nothing
-        values.append(value)
-        differences.append((value - by_hand).abs().max())
-        gradients.append((gradient - hand_gradient).norm() / hand_gradient.norm())
-    return {
-        "datum": torch.stack(values).double().cpu().numpy(),
-        "difference": torch.stack(differences).double().cpu().numpy(),
-        "gradient": torch.stack(gradients).double().cpu().numpy(),
-    }
+def _provenance(subject: Subject) -> str:
+    found = kl_provenance(subject.model, subject.guide, *subject.arguments)
+    return ", ".join(sorted(set(found.values())))
 
 
-def _evaluate(vae: VAE, rows: Rows, size: int, loss: Loss, seed: int) -> tuple[Tensor, Tensor]:
-    """The ELBO of each datum, and the gradient of minus their sum per datum.
+@dataclass(frozen=True)
+class _Found:
+    """What was measured, per cell in the order of the cells."""
 
-    Every term of a datum is scaled by its own weight of 1. The loss is linear in these weights, so
-    its derivative by each of them is that datum's part of it: one evaluation gives all parts.
-    """
-    x = rows.x
-    weights = torch.ones(len(x), dtype=x.dtype, device=x.device, requires_grad=True)
-    model, guide = (poutine.scale(program, scale=weights) for program in (vae.model, vae.guide))
-    parameters = [p for p in vae.parameters() if p.requires_grad]
-    with seeded(seed, x.device):
-        total = differentiable(loss)(model, guide, *rows.arguments(size))
-    parts, *gradients = torch.autograd.grad(total, [weights, *parameters], materialize_grads=True)
-    if (parts.sum() - total.detach()).abs() > 1e4 * torch.finfo(x.dtype).eps * parts.abs().sum():
-        raise ModelError(f"{loss_name(loss)} is not a sum over the plate 'data', so it has no value per datum")
-    return -parts / (size / len(x)), torch.cat([g.flatten() for g in gradients]) / size
+    seeds: list[int]
+    values: np.ndarray
+    difference: list[float]
+    gradient_difference: list[float]
+    moments: list[Moments]
+    references: list[Moments | None]
+    groups: list[list[int]]
+    seconds: list[float]
+    peak: list[int]
 
 
-def _kl(loss: Loss, provenance: str) -> str:
-    if isinstance(loss, TraceMeanField_ELBO):
-        return provenance
-    by_hand = isinstance(loss, HandDerivedELBO) or loss_name(loss) == note_objective.__name__
-    return "Monte Carlo" if isinstance(loss, Trace_ELBO) else "by hand" if by_hand else "unknown"
+_Evaluated = tuple[Tensor, list[Tensor]]
 
 
-def _median_seconds(vae: VAE, rows: Rows, size: int, losses: Mapping[str, Loss], seed: int) -> list[float]:
-    """Timed in turns, so that a disturbance of the machine meets all estimators alike."""
-    parameters = [p for p in vae.parameters() if p.requires_grad]
-
-    def once(loss: Loss) -> float:
-        _synchronise(rows.x.device)
-        started = time.perf_counter()
-        torch.autograd.grad(
-            differentiable(loss)(vae.model, vae.guide, *rows.arguments(size)), parameters, allow_unused=True
-        )
-        _synchronise(rows.x.device)
-        return time.perf_counter() - started
-
-    with seeded(seed, rows.x.device):
-        rounds = [[once(loss) for loss in losses.values()] for _ in range(TIMED_REPEATS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+def _flat(gradient: list[Tensor]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradient])
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+@dataclass(frozen=True)
+class _Comparison:
+    """The draws of all cells."""
+
+    subject: Subject
+    chosen: list[Cell]
+    draws: int
+    seed: int
+    by_hand: bool
+    count: Callable[[Iterator[Any], int], Iterator[Any]]
+
+    def run(self) -> _Found:
+        generator = torch.Generator().manual_seed(self.seed)
+        seeds = torch.randint(2**62, (self.draws,), generator=generator).tolist()
+        others = torch.randint(2**62, (self.draws,), generator=generator).tolist()
+        moments = [self._moments(self.draws) for _ in self.chosen]
+        values, apart = zip(*(self._draw(s, moments) for s in self.count(iter(seeds), self.draws)), strict=True)
+        worst = np.asarray(apart).max(0)  # (cell, value | gradient)
+        steps = [partial(step_of, self.subject, cell.loss) for cell in self.chosen]
+        with seeded(self.seed, self.subject.device):
+            seconds = median_seconds(steps, self.subject.device, TIMED_REPEATS)
+            peak = [peak_bytes(step) for step in steps]
+        return _Found(
+            seeds, np.moveaxis(np.asarray(values), 0, 1), worst[:, 0].tolist(), worst[:, 1].tolist(), moments,
+            self._references(others), list(self.subject.groups().values()), seconds, peak,
+        )  # fmt: skip
+
+    def _moments(self, draws: int) -> Moments:
+        leaves = list(self.subject.parameters.values())
+        return Moments([leaf.numel() for leaf in leaves], draws, like=leaves[0])
+
+    def _draw(self, seed: int, moments: list[Moments]) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
+        """One draw of every cell: the value per datum, and how it and the gradient differ from the hand-derived."""
+        references: dict[str, _Evaluated] = {}
+        values, apart = [], []
+        for cell, sums in zip(self.chosen, moments, strict=True):
+            value, gradient = evaluate(self.subject, cell.loss, seed)
+            sums.add(gradient)
+            values.append(value.double().cpu().numpy())
+            hand = cell.by_hand() if self.by_hand else None
+            apart.append((np.nan, np.nan) if hand is None else self._apart(hand, seed, (value, gradient), references))
+        return values, apart
+
+    def _apart(
+        self, hand: HandDerivedELBO, seed: int, found: _Evaluated, known: dict[str, _Evaluated]
+    ) -> tuple[float, float]:
+        key = f"{hand.num_particles} {hand.vectorize_particles}"
+        if key not in known:
+            known[key] = evaluate(self.subject, hand, seed)
+        value, flat = (found[0] - known[key][0]).abs().max(), _flat(known[key][1])
+        return value.item(), ((_flat(found[1]) - flat).norm() / flat.norm()).item()
+
+    def _references(self, seeds: list[int]) -> list[Moments | None]:
+        """Gradients of another unbiased estimator of each cell's bound, with noise of its own."""
+        known: dict[str, Moments | None] = {}
+        for cell in self.chosen:
+            reference = cell.reference()
+            if reference not in (None, cell.loss) and repr(reference) not in known:
+                known[repr(reference)] = self._average(reference, seeds)
+        return [known.get(repr(cell.reference())) for cell in self.chosen]
+
+    def _average(self, reference: Estimator, seeds: list[int]) -> Moments | None:
+        if _why_not(self.subject, reference):
+            return None
+        moments = self._moments(len(seeds))
+        for seed in self.count(iter(seeds), len(seeds)):
+            moments.add(evaluate(self.subject, reference, seed)[1])
+        return moments
 
 
-def _dataset(pairs: dict[str, dict[str, np.ndarray]], seconds: list[float], kl: list[str]) -> xr.Dataset:
-    nats = {"units": "nats per datum"}
-    datum = np.stack([pair["datum"] for pair in pairs.values()])  # (estimator, draw, datum)
-    value = datum.mean(-1)
-    spread = value.std(-1, ddof=1)
-    return xr.Dataset(
-        {
-            "elbo": ("estimator", value.mean(-1), nats),
-            "elbo_se": ("estimator", spread / np.sqrt(value.shape[-1]), nats),
-            "elbo_sd": ("estimator", spread, nats),
-            "difference": ("estimator", [pair["difference"].max() for pair in pairs.values()], nats),
-            "gradient_difference": ("estimator", [pair["gradient"].max() for pair in pairs.values()], {"units": "1"}),
-            "seconds": ("estimator", seconds, {"units": "s"}),
-            "value": (("estimator", "draw"), value, nats),
-            "datum_elbo": (("estimator", "datum"), datum.mean(1), {"units": "nats"}),
-        },
-        {"estimator": list(pairs), "kl": ("estimator", kl)},
+NATS = {"units": "nats per datum"}
+
+
+@dataclass(frozen=True)
+class _Table:
+    """From measurements per cell to labelled arrays."""
+
+    chosen: list[Cell]
+    offered: list[str]
+    groups: list[str]
+
+    def dataset(self, found: _Found, truth: float, truth_se: float) -> xr.Dataset:
+        value = found.values.mean(-1)  # (cell, draw)
+        spread = value.std(-1, ddof=1)
+        error = spread / np.sqrt(value.shape[-1])
+        cell, dims = self._spread, ("estimator", "particles")
+        variables = {
+            "elbo": (dims, cell(value.mean(-1)), NATS),
+            "elbo_se": (dims, cell(error), NATS),
+            "elbo_sd": (dims, cell(spread), NATS),
+            "bias": (dims, cell(value.mean(-1) - truth), NATS),
+            "bias_se": (dims, cell(np.hypot(error, truth_se)), NATS),
+            "difference": (dims, cell(found.difference), NATS),
+            "gradient_difference": (dims, cell(found.gradient_difference), {"units": "1"}),
+            "seconds": (dims, cell(found.seconds), {"units": "s"}),
+            "peak_memory": (dims, cell(found.peak), {"units": "bytes"}),
+            "value": ((*dims, "draw"), cell(value), NATS),
+            "datum_elbo": ((*dims, "datum"), cell(found.values.mean(1)), {"units": "nats"}),
+            **{name: ((*dims, "parameter_group"), cell(v), u) for name, (v, u) in _gradients(found).items()},
+        }
+        losses = {c.name: c for c in self.chosen}
+        known_bias = [getattr(losses[n].loss, "known_bias", "") for n in self.estimators]
+        coordinates = {
+            "estimator": self.estimators,
+            "particles": self.particles,
+            "parameter_group": self.groups,
+            "bound": ("estimator", [losses[n].target for n in self.estimators]),
+            "known_bias": ("estimator", known_bias),
+        }
+        return _with_efficiency(xr.Dataset(variables, coordinates))
+
+    @property
+    def estimators(self) -> list[str]:
+        return [name for name in self.offered if any(cell.name == name for cell in self.chosen)]
+
+    @property
+    def particles(self) -> list[int]:
+        return sorted({cell.particles for cell in self.chosen})
+
+    def _spread(self, per_cell: Any) -> np.ndarray:
+        """Numbers per cell as (estimator, particles, …), NaN where there is no cell."""
+        array = np.asarray(per_cell, dtype=float)
+        table = np.full((len(self.estimators), len(self.particles), *array.shape[1:]), np.nan)
+        for cell, numbers in zip(self.chosen, array, strict=True):
+            table[self.estimators.index(cell.name), self.particles.index(cell.particles)] = numbers
+        return table
+
+
+def _gradients(found: _Found) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Signal, noise and bias of the gradient, per cell and group, with their errors."""
+    per_datum, one = {"units": "nats per datum per unit of the parameters"}, {"units": "1"}
+    columns: dict[str, list[Tensor]] = {}
+    for sums, reference in zip(found.moments, found.references, strict=True):
+        for name in "norm", "variance", "snr":
+            value, error = jackknife(sums, partial(_moment, sums, found.groups, name))
+            columns.setdefault(f"gradient_{name}", []).append(value)
+            columns.setdefault(f"gradient_{name}_se", []).append(error)
+        value, error = _relative_bias(sums, reference, found.groups)
+        columns.setdefault("gradient_bias", []).append(value)
+        columns.setdefault("gradient_bias_se", []).append(error)
+    stacked = {name: torch.stack(column).cpu().numpy() for name, column in columns.items()}
+    with_unit = ("gradient_norm", "gradient_variance")
+    return {name: (array, per_datum if name.startswith(with_unit) else one) for name, array in stacked.items()}
+
+
+def _moment(sums: Moments, groups: list[list[int]], name: str, without: int | None) -> Tensor:
+    found: Tensor = getattr(squares(sums, groups, without), name)
+    return found
+
+
+def _relative_bias(sums: Moments, reference: Moments | None, groups: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """The distance of two mean gradients relative to the norm of the second; 0 where noise hides it."""
+    if reference is None:
+        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
+        return nothing, nothing
+    square, error, norm = distance(sums, reference, groups)
+    norm = norm.clamp(min=0).sqrt()
+    root = square.clamp(min=0).sqrt()
+    return root / norm, error / (2 * torch.maximum(root, error.sqrt())) / norm
+
+
+def _with_efficiency(table: xr.Dataset) -> xr.Dataset:
+    """The numbers that decide."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        efficiency = table.gradient_snr**2 / table.seconds
+        relative = 2 * table.gradient_snr_se / table.gradient_snr
+        fewest = efficiency.notnull().argmax("particles")
+        speedup = efficiency / efficiency.isel(particles=fewest)
+        error = speedup * np.hypot(relative, relative.isel(particles=fewest))
+    per_second = {"units": "1/s"}
+    return table.assign(
+        variance_seconds=(table.gradient_variance * table.seconds).assign_attrs(
+            units="(nats per datum per unit of the parameters)² s"
+        ),
+        efficiency=efficiency.assign_attrs(per_second),
+        efficiency_se=(efficiency * relative).assign_attrs(per_second),
+        speedup=speedup.assign_attrs(units="1"),
+        speedup_se=error.assign_attrs(units="1"),
     )
 
 
@@ -256,18 +423,19 @@ def verdict(comparison: xr.Dataset) -> str:
         >>> import pyro_vae as pv
         >>> _ = torch.manual_seed(0)
         >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2).double(), torch.zeros(5).double(), 0.5)
-        >>> print(verdict(compare_elbos(linear.as_vae(diagonal=True), linear.sample(20), draws=5)))
+        >>> print(verdict(compare_elbos(linear.as_vae(diagonal=True), linear.sample(20), note_elbos(), draws=5)))
         Pyro's analytic-KL ELBO and the hand-derived ELBO agree to ... nats per datum and their gradients to ...
     """
     if comparison.attrs["reference"].startswith("none"):
         return f"There is no hand-derived ELBO of this VAE to compare with ({comparison.attrs['reference'][6:]})."
     row = comparison.sel(estimator="TraceMeanField_ELBO")
+    difference, gradient = float(row.difference.max()), float(row.gradient_difference.max())
     # Each value is a sum of rounded terms: a thousand units in the last place is agreement.
     rounding = 1000 * float(np.finfo(comparison.attrs["dtype"].removeprefix("torch.")).eps)
     scale = float(np.abs(comparison.datum_elbo).max())
-    agree = float(row.difference) <= rounding * max(scale, 1.0) and float(row.gradient_difference) <= rounding
+    agree = difference <= rounding * max(scale, 1.0) and gradient <= rounding
     return (
         f"Pyro's analytic-KL ELBO and the hand-derived ELBO {'agree' if agree else 'DISAGREE: they differ by up'} to "
-        f"{float(row.difference):.0e} nats per datum and their gradients to {float(row.gradient_difference):.0e} "
+        f"{difference:.0e} nats per datum and their gradients to {gradient:.0e} "
         f"(relative), with the same noise in {comparison.attrs['draws']} draws, in {comparison.attrs['dtype']}."
     )

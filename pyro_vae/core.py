@@ -138,6 +138,20 @@ def observed(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
+def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Distribution:
+    """``q(z|x)``: the encoder sees 0 for what is missing; one with ``takes_mask`` is told what that is.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> infer(pv.posteriors.DiagNormal(nn.Linear(3, 4)), torch.zeros(5, 3)).batch_shape
+        torch.Size([5])
+    """
+    given: tuple[Tensor | None, ...] = () if context is None else (context,)
+    if mask is not None and getattr(encoder, "takes_mask", False):
+        given = (context, mask)
+    return distribution(encoder, "encoder", observed(x, mask), *given)
+
+
 class Generative(nn.Module):
     """The Pyro model ``p(z) p(x|z)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are Θ.
 
@@ -184,9 +198,8 @@ class Inference(nn.Module):
         self, x: Tensor, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         register(self)
-        given = () if context is None else (context,)
         with data_plate(x, size):
-            return pyro.sample("z", distribution(self.encoder, "encoder", observed(x, mask), *given))
+            return pyro.sample("z", infer(self.encoder, x, context, mask))
 
 
 @contextlib.contextmanager
@@ -218,7 +231,7 @@ class VAE(nn.Module):
     times. A ``context`` of shape ``(datum, c)`` is handed to prior, decoder and encoder as their last
     argument (a conditional VAE); through Pyro's handlers it goes by position, since they have an
     argument of that name themselves. Where ``mask`` is false a feature is missing: it leaves the
-    likelihood, and the encoder sees 0.
+    likelihood, and the encoder sees 0 (and the mask as its third argument, if it has ``takes_mask``).
 
     They are modules too: ``vae.model.parameters()`` are the generative Θ, ``vae.guide.parameters()``
     the inference φ. Any number of VAEs, deep copies included, train in one process.
@@ -305,32 +318,6 @@ class VAE(nn.Module):
         Raises:
             ModelError: naming both sides that do not fit.
         """
-        if context is not None and (context.dim() != 2 or len(context) != len(x)):
-            raise ModelError(f"the context has shape {tuple(context.shape)} for {len(x)} data; give (datum, c)")
-        row = self.like(x[:2]).nan_to_num(0.0)
-        given = () if context is None else (self.like(context[:2]),)
-        with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(self):
-            q = self._try("encoder", self.encoder, row, *given)
-            if tuple(q.batch_shape) != (len(row),):
-                raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")
-            p = distribution(self.prior, "prior", *given)
-            if q.event_shape != p.event_shape:
-                raise ModelError(
-                    f"the encoder gives latents of shape {tuple(q.event_shape)}, "
-                    f"the prior has shape {tuple(p.event_shape)}; make them equal"
-                )
-            likelihood = self._try("decoder", self.decoder, q.sample(), *given)
-        if likelihood.event_shape != x.shape[1:]:
-            raise ModelError(
-                f"the decoder describes data of shape {tuple(likelihood.event_shape)}, "
-                f"a row of the data has shape {tuple(x.shape[1:])}; make them equal"
-            )
+        from pyro_vae._check import check
 
-    def _try(self, role: str, part: nn.Module, *given: Tensor) -> Distribution:
-        try:
-            return distribution(part, role, *given)
-        except RuntimeError as error:
-            want = next((m.in_features for m in part.modules() if isinstance(m, nn.Linear)), None)
-            built = f" and was built for {want}" if want else f" ({str(error).splitlines()[0]})"
-            shape = " × ".join(map(str, given[0].shape[1:])) + (f" + {given[1].shape[-1]}" if len(given) > 1 else "")
-            raise ModelError(f"the {role} was given rows of {shape} numbers{built}; make the two equal") from error
+        check(self, x, context)

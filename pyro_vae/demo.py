@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from pyro_vae import likelihoods, nn, posteriors, priors
-from pyro_vae.compare import compare_elbos
+from pyro_vae.compare import compare_elbos, note_elbos
 from pyro_vae.core import VAE
 from pyro_vae.data import digits, split
 from pyro_vae.device import seeded
@@ -101,7 +101,7 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
         show_fit(result, console)
         save_fit(run, result, test)
         if not result.interrupted:
-            comparison = compare_elbos(in_double(vae), test.x, seed=seed)
+            comparison = compare_elbos(in_double(vae), test.x, note_elbos(), seed=seed)
             show_comparison(comparison, console)
             save_comparison(run, comparison)
             console.print(_linear_verdict(*linear_check(data.x, seed=seed)), highlight=False, soft_wrap=True)

@@ -1,18 +1,22 @@
 """What a VAE is made of, and what that means for its ELBO."""
 
+from typing import Any
+
 import torch
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from pyro_vae._check import called, drawn
 from pyro_vae.core import VAE, Distribution, evaluating
 from pyro_vae.device import seeded
 from pyro_vae.kl import family, kl_provenance
+from pyro_vae.rows import as_tensor
 
 
 @torch.no_grad()
-def describe(vae: VAE, *, context: Tensor | None = None, console: Console | None = None) -> xr.Dataset:
+def describe(vae: VAE, *, context: Any = None, console: Console | None = None) -> xr.Dataset:
     """Print and return a table of the parts: distribution, event shape, parameters, and how their KL is had.
 
     .. math:: KL(q(z|x) \\,\\|\\, p(z)) \\text{ in closed form, or } \\log q(z|x) - \\log p(z) \\text{ of a sample}
@@ -28,6 +32,10 @@ def describe(vae: VAE, *, context: Tensor | None = None, console: Console | None
         A dataset over ``part`` (prior, decoder, encoder) of ``class``, ``distribution``, ``event_shape``,
         ``parameters`` and, as an attribute, ``kl``: "analytic" or "Monte Carlo".
 
+    Raises:
+        DataError: if the context is no table of finite numbers.
+        ModelError: if the parts do not fit each other or the context.
+
     Example:
         >>> import io, pyro_vae as pv
         >>> _ = torch.manual_seed(0)
@@ -39,9 +47,10 @@ def describe(vae: VAE, *, context: Tensor | None = None, console: Console | None
         >>> describe(vae, console=Console(file=io.StringIO())).attrs["kl"]
         'analytic'
     """
-    given = () if context is None else (vae.like(context[:1]),)
-    with seeded(0, torch.device("cpu")), evaluating(vae):
+    given = () if context is None else (vae.like(as_tensor(context, source="context")[:1]),)
+    with seeded(0, vae.like(torch.zeros(())).device), evaluating(vae):
         prior, likelihood, x = _shown(vae, *given)
+        vae.check(x, *given)
         posterior = vae.encoder(x, *given)
         kl = ", ".join(sorted(set(kl_provenance(vae.model, vae.guide, x, None, *given).values())))
     shown = {"prior": (vae.prior, prior), "decoder": (vae.decoder, likelihood), "encoder": (vae.encoder, posterior)}
@@ -52,10 +61,10 @@ def describe(vae: VAE, *, context: Tensor | None = None, console: Console | None
 
 def _shown(vae: VAE, *given: Tensor) -> tuple[Distribution, Distribution, Tensor]:
     """The prior, the likelihood of one of its latents, and one datum."""
-    prior = vae.prior(*given)
-    z = prior.sample(() if prior.batch_shape else (1,))
-    likelihood = vae.decoder(z, *given)
-    return prior, likelihood, likelihood.sample()
+    prior = called("prior", vae.prior, *given)
+    z = drawn("prior", prior, () if prior.batch_shape else (1,))
+    likelihood = called("decoder", vae.decoder, z, *given)
+    return prior, likelihood, drawn("decoder", likelihood)
 
 
 def _dataset(shown: dict[str, tuple[nn.Module, Distribution]]) -> xr.Dataset:

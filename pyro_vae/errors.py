@@ -1,5 +1,6 @@
 """What can go wrong, as types: each message says what, where, and how to mend it."""
 
+import re
 from typing import Any
 
 
@@ -9,6 +10,10 @@ class PyroVAEError(Exception):
     >>> issubclass(DataError, PyroVAEError) and issubclass(DataError, ValueError)
     True
     """
+
+    def __str__(self) -> str:
+        # Where an error passes through Pyro's trace, Pyro raises it anew with a table of shapes behind its sentence.
+        return re.split(r"\n\s*Trace Shapes:", super().__str__())[0]
 
 
 class DataError(PyroVAEError, ValueError):

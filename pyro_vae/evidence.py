@@ -3,16 +3,19 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.elbo import log_weights
-from pyro_vae.errors import SettingsError
-from pyro_vae.rows import Rows, rows_of
+from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
+from pyro_vae.rows import Rows, rows_for
 
 
 def refuse_particles(num_particles: int) -> None:
@@ -21,8 +24,7 @@ def refuse_particles(num_particles: int) -> None:
     Example:
         >>> refuse_particles(2)
     """
-    if num_particles < 2:
-        raise SettingsError(f"num_particles is {num_particles}; an error needs at least 2")
+    whole("num_particles", num_particles, 2)
 
 
 @torch.no_grad()
@@ -46,9 +48,9 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
         A dataset over ``datum`` of ``log_evidence`` and ``mcse``, in nats.
 
     Raises:
-        DataError: if the data are not finite numbers in rows.
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
         ModelError: if the VAE does not fit the data.
-        SettingsError: if ``num_particles`` is below 2.
+        SettingsError: if ``num_particles`` is no whole number of at least 2.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -63,9 +65,7 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
     """
     refuse_particles(num_particles)
     refuse_seed(seed)
-    rows = rows_of(x)
-    vae.check(rows.x, rows.context)
-    rows, parts = rows.like(vae), []
+    rows, parts = rows_for(vae, x).like(vae), []
     size = max(1, chunk // (num_particles * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(vae):
         for part in rows.split(size):
@@ -82,3 +82,45 @@ def log_evidence(vae: VAE, x: Any, *, num_particles: int = 500, chunk: int = 2**
 
 def _log_weights(vae: VAE, rows: Rows, num_particles: int) -> Tensor:
     return log_weights(vae.model, vae.guide, *rows.arguments(), num_particles=num_particles).double()
+
+
+def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, float, str]:
+    """The mean of log p(x), its standard error, and where it is from: given, an oracle's, or not known (NaN).
+
+    Args:
+        vae: where nothing is given, a linear-Gaussian VAE or one with at most two latents has an oracle.
+        rows: the data.
+        given: a dataset from :func:`log_evidence`, numbers of shape ``(datum,)``, or nothing.
+
+    Raises:
+        DataError: if what is given is not one number per datum.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> known_evidence(linear.as_vae(), rows_of(torch.ones(3, 5)))[2]
+        'linear-Gaussian'
+    """
+    if given is None:
+        return _oracle(vae, rows)
+    error = np.asarray(given["mcse"], dtype=float) if isinstance(given, xr.Dataset) else np.zeros(1)
+    values = given["log_evidence"] if isinstance(given, xr.Dataset) else given
+    values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+    if values.shape != (len(rows),):
+        raise DataError(f"log_evidence has shape {values.shape} for {len(rows)} data; give one number per datum")
+    return float(values.mean()), float(np.sqrt((error**2).sum()) / len(values)), "given"
+
+
+@torch.no_grad()
+def _oracle(vae: Any, rows: Rows) -> tuple[float, float, str]:
+    nothing = math.nan, math.nan, "not known"
+    if not isinstance(vae, VAE) or rows.context is not None or rows.mask is not None:
+        return nothing
+    try:
+        return float(LinearGaussian.of(vae).log_marginal(rows.x).mean()), 0.0, "linear-Gaussian"
+    except ModelError:
+        pass
+    try:
+        return float(quadrature_log_marginal(vae, rows.x).mean()), 0.0, "quadrature"
+    except (ModelError, SettingsError):
+        return nothing

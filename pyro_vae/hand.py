@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.distributions import Normal
 
 from pyro_vae.errors import ModelError
 from pyro_vae.kl import base, family, refuse_unequal_scales
-from pyro_vae.traces import Program, Site, samples, traces
+from pyro_vae.traces import Program, Site, TensorELBO, samples, traces
 
 
 class _HandReparameterised(Messenger):
@@ -36,7 +35,7 @@ def _normal(fn: Any, role: str) -> tuple[Tensor, Tensor]:
     return normal.loc, normal.scale
 
 
-class HandDerivedELBO(ELBO):
+class HandDerivedELBO(TensorELBO):
     """The note's ELBO written out by hand, equations (22), (23) and (25), of any Pyro pair it was derived for.
 
     .. math::
@@ -100,18 +99,6 @@ class HandDerivedELBO(ELBO):
         """Minus the ELBO, summed over data and scaled by n/m; a tensor of shape ``()``."""
         pairs = self._get_traces(model, guide, args, kwargs)
         return -torch.stack([_scaled_sum(*_hand_derived(*pair)) for pair in pairs]).sum() / self.num_particles
-
-    @torch.no_grad()
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, with no graph; a tensor of shape ``()``."""
-        return self.differentiable_loss(model, guide, *args, **kwargs)
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, its gradient added to ``.grad`` of every parameter; a tensor of shape ``()``."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.detach()
 
 
 def _origin(tensor: Tensor) -> tuple[Tensor, Any, int]:

@@ -1,15 +1,16 @@
 """Kullback-Leibler divergences of latent sites: had in closed form, or sampled?"""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import (
     Independent,
+    Laplace,
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
@@ -23,21 +24,50 @@ from pyro_vae.traces import Program, Site, samples, traces
 
 @register_kl(LowRankMultivariateNormal, Independent)
 @register_kl(MultivariateNormal, Independent)
-def _kl_from_diagonal(q: Any, p: Any) -> Tensor:
-    """KL(q ‖ p) of a correlated normal from a diagonal one, such as N(0, I), in nats; Pyro has none.
+def _kl_from_independent(q: Any, p: Any) -> Tensor:
+    """KL(q ‖ p) of a correlated normal from independent normals, such as N(0, I), or Laplaces, in nats; Pyro has none.
 
-    .. math:: KL = -H[q] - \\log p(\\mu_q) + \\tfrac12 \\sum_j \\Sigma_{jj} / s_j^2
+    .. math:: KL = -H[q] - \\sum_j E_{q_j} \\log p_j(z_j)
+
+    Only the variances of q enter the expectation, in which every feature stands by itself.
     """
-    fits = isinstance(p.base_dist, Normal) and p.reinterpreted_batch_ndims == 1 and p.event_shape == q.event_shape
+    expected = next((of for kind, of in _EXPECTED.items() if isinstance(p.base_dist, kind)), None)
+    if expected is None or p.reinterpreted_batch_ndims != 1 or p.event_shape != q.event_shape:
+        raise NotImplementedError
+    return -q.entropy() - expected(q, p.base_dist).sum(-1)
+
+
+def _under_normal(q: Any, p: Any) -> Tensor:
+    """E log p(z) of each feature, for z of q and p normal."""
+    return p.log_prob(q.mean) - 0.5 * q.variance / p.variance
+
+
+def _under_laplace(q: Any, p: Any) -> Tensor:
+    """E log p(z) of each feature, for z of q and p Laplace's: E|z - m| = s √(2/π) e^(-t²) + (μ - m) erf(t)."""
+    apart, scale = q.mean - p.loc, q.variance.sqrt()
+    t = apart / (math.sqrt(2) * scale)
+    distance = scale * math.sqrt(2 / math.pi) * torch.exp(-(t**2)) + apart * torch.erf(t)
+    return -torch.log(2 * p.scale) - distance / p.scale
+
+
+_EXPECTED: dict[type, Callable[[Any, Any], Tensor]] = {Normal: _under_normal, Laplace: _under_laplace}
+
+
+@register_kl(Independent, LowRankMultivariateNormal)
+def _kl_from_low_rank(q: Any, p: Any) -> Tensor:
+    """KL(q ‖ p) of independent normals from one of low rank, as of a normal whose rank is 0."""
+    fits = isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1 and p.event_shape == q.event_shape
     if not fits:
         raise NotImplementedError
-    return 0.5 * (q.variance / p.variance).sum(-1) - p.log_prob(q.mean) - q.entropy()
+    nothing = torch.zeros_like(q.mean).unsqueeze(-1)
+    return kl_divergence(LowRankMultivariateNormal(q.mean, nothing, q.variance, validate_args=False), p)
 
 
 def kl_provenance(model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, str]:
     """Whether there is a closed form for each latent site's KL, or Pyro samples it without a word.
 
-    Importing this library adds the normals with a full or low-rank covariance against a diagonal one.
+    Importing this library adds the normals with a full or low-rank covariance against independent normals and
+    Laplaces, and independent normals against one with a low-rank covariance.
 
     Args:
         model: a Pyro model.
@@ -72,61 +102,26 @@ def _kind(q: Any, p: Any) -> str:
     return "analytic"
 
 
-class AnalyticKL(TraceMeanField_ELBO):
-    """Pyro's ``TraceMeanField_ELBO``, made strict: what it would get silently wrong is refused.
-
-    .. math:: \\mathcal L_i = E_q \\log p(x_i | z) - KL(q(z | x_i) \\,\\|\\, p(z))
-
-    Refused are a KL without a closed form (Pyro samples it instead), a latent site scaled in the
-    model but not alike in the guide (Pyro takes the guide's scale and ignores the model's), and
-    more than one latent site (where the KL of the sum need not be the sum of the KLs).
-
-    Args:
-        args, kwargs: as ``pyro.infer.TraceMeanField_ELBO`` takes them, ``num_particles`` first.
-        strict: whether a KL without a closed form is refused; if not, it is sampled, as Pyro does.
+def closed_form(name: str, q: Site, p: Site, *, strict: bool) -> Tensor | None:
+    """The KL of a latent site, of batch shape; nothing where there is no formula and ``strict`` is off.
 
     Raises:
-        ModelError: when called on such a pair.
-
-    References:
-        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+        ModelError: if there is no formula and ``strict`` is on, or the site's scales differ.
 
     Example:
-        >>> import pyro_vae as pv
-        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
-        >>> vae = linear.as_vae()
-        >>> vae.prior = pv.priors.StudentT(2)
-        >>> AnalyticKL().loss(vae.model, vae.guide, torch.zeros(3, 5))
-        Traceback (most recent call last):
-        pyro_vae.errors.ModelError: the KL of MultivariateNormal from StudentT at site z has no closed form ...
+        >>> import pyro.distributions as dist
+        >>> normal = {"fn": dist.Normal(torch.zeros(3), 1.0), "scale": 1.0}
+        >>> closed_form("z", normal, normal, strict=True)
+        tensor([0., 0., 0.])
     """
-
-    def __init__(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.strict = strict
-        self._closed_forms: set[Any] = set()
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        latents = dict(samples(prune_subsample_sites(guide_trace)))
-        if len(latents) != 1:
-            raise ModelError(f"AnalyticKL takes one latent site, the guide has {list(latents)}; use Trace_ELBO")
-        for name, q in latents.items():
-            refuse_unequal_scales(name, q, model_trace.nodes[name])
-            self._refuse_sampling(name, q["fn"], model_trace.nodes[name]["fn"])
-        return model_trace, guide_trace
-
-    def _refuse_sampling(self, name: str, q: Any, p: Any) -> None:
-        pair = (_structure(q), _structure(p))
-        if self.strict and pair not in self._closed_forms:  # looking costs a KL, so each kind of pair is looked at once
-            if _kind(q, p) != "analytic":
-                families = f"{family(q)} from {family(p)}"
-                raise ModelError(f"the KL of {families} at site {name} has no closed form; use Trace_ELBO")
-            self._closed_forms.add(pair)
-
-
-def _structure(fn: Any) -> tuple[Any, ...]:
-    return (type(fn), fn.event_dim, *(_structure(fn.base_dist) if isinstance(fn, Independent) else ()))
+    refuse_unequal_scales(name, q, p)
+    try:
+        return kl_divergence(q["fn"], p["fn"])
+    except NotImplementedError as error:
+        if not strict:
+            return None
+        families = f"{family(q['fn'])} from {family(p['fn'])}"
+        raise ModelError(f"the KL of {families} at site {name} has no closed form; use Trace_ELBO") from error
 
 
 def family(fn: Any) -> str:

@@ -1,11 +1,14 @@
 """Networks; each takes ``(*batch, features)``, with any number of batch dimensions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.errors import ModelError, SettingsError
 
 
@@ -33,7 +36,7 @@ def mlp(
         A network from ``(*batch, in_features)`` to ``(*batch, out_features)``.
 
     Raises:
-        SettingsError: if a width is below 1.
+        SettingsError: if ``hidden`` is no list, or a size no whole number of at least 1.
 
     References:
         | Learning representations by back-propagating errors (Rumelhart, Hinton & Williams, 1986),
@@ -46,9 +49,8 @@ def mlp(
         >>> mlp(8, [128], 64, norm=nn.LayerNorm)(torch.zeros(7, 5, 8)).shape
         torch.Size([7, 5, 64])
     """
+    _refuse_sizes(hidden, in_features, out_features)
     widths = [in_features, *hidden, out_features]
-    if min(widths) < 1:
-        raise SettingsError(f"the layers are {widths} wide; every width must be at least 1")
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after), *([] if norm is None else [norm(after)]), activation()]
@@ -60,6 +62,7 @@ def conv_encoder(
     hidden: Sequence[int],
     out_features: int,
     *,
+    context: int = 0,
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Module:
     """A convolutional network from flat images to features; each layer halves height and width.
@@ -70,13 +73,14 @@ def conv_encoder(
         image_shape: ``(channels, height, width)``, each at least 1; no power of two is needed.
         hidden: the channels of each convolution (3 × 3, stride 2), in order; empty for a linear map.
         out_features: numbers per output, at least 1.
+        context: the numbers of a context behind each image; each becomes a channel of that number.
         activation: a class or function that makes the activation a.
 
     Returns:
-        A network from ``(*batch, channels · height · width)`` to ``(*batch, out_features)``.
+        A network from ``(*batch, channels · height · width + context)`` to ``(*batch, out_features)``.
 
     Raises:
-        SettingsError: if a size is below 1.
+        SettingsError: if ``hidden`` is no list, or a size no whole number of at least 1.
         ModelError: when called, if the rows are no such images.
 
     References:
@@ -88,14 +92,14 @@ def conv_encoder(
         >>> conv_encoder((1, 7, 5), [8, 16], 4)(torch.zeros(3, 2, 35)).shape
         torch.Size([3, 2, 4])
     """
-    _refuse_below_one(*image_shape, *hidden, out_features)
+    _refuse_sizes(hidden, *image_shape, out_features)
     layers: list[nn.Module] = []
-    for before, after in pairwise([image_shape[0], *hidden]):
+    channels = [image_shape[0] + whole("context", context, 0), *hidden]
+    for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation()]
     height, width = _halvings(image_shape, len(hidden))[-1]
-    channels = [image_shape[0], *hidden][-1]
-    layers += [nn.Flatten(), nn.Linear(channels * height * width, out_features)]
-    return _OneBatch(nn.Sequential(*layers), image_shape)
+    layers += [nn.Flatten(), nn.Linear(channels[-1] * height * width, out_features)]
+    return _OneBatch(nn.Sequential(*layers), image_shape, context)
 
 
 def conv_decoder(
@@ -124,7 +128,7 @@ def conv_decoder(
         ``(*batch, outputs_per_feature · channels · height · width)``.
 
     Raises:
-        SettingsError: if a size is below 1.
+        SettingsError: if ``hidden`` is no list, or a size no whole number of at least 1.
         ModelError: when called, if the rows are not of ``in_features`` numbers.
 
     References:
@@ -138,7 +142,7 @@ def conv_decoder(
         >>> net(torch.zeros(3, 2, 4)).shape
         torch.Size([3, 2, 70])
     """
-    _refuse_below_one(in_features, *hidden, *image_shape, outputs_per_feature)
+    _refuse_sizes(hidden, in_features, *image_shape, outputs_per_feature)
     channels = [*hidden, outputs_per_feature * image_shape[0]]
     sizes = _halvings(image_shape, len(hidden))[::-1]
     layers: list[nn.Module] = [nn.Linear(in_features, channels[0] * math.prod(sizes[0]))]
@@ -151,21 +155,29 @@ def conv_decoder(
 
 
 class _OneBatch(nn.Module):
-    """``body``, which takes one batch dimension before ``shape``, for flat rows with any number of them."""
+    """``body``, which takes one batch dimension before ``shape``, for flat rows with any number of them.
 
-    def __init__(self, body: nn.Sequential, shape: tuple[int, ...]) -> None:
+    The last ``context`` numbers of a row become channels of an image before them.
+    """
+
+    def __init__(self, body: nn.Sequential, shape: tuple[int, ...], context: int = 0) -> None:
         super().__init__()
-        self.body, self.shape = body, tuple(shape)
+        self.body, self.shape, self.context = body, tuple(shape), context
 
     def forward(self, rows: Tensor) -> Tensor:
         batch = rows.shape[:-1]
-        if rows.shape[-1] != math.prod(self.shape):
-            built = " × ".join(map(str, self.shape))
+        if rows.shape[-1] != math.prod(self.shape) + self.context:
+            built = " × ".join(map(str, self.shape)) + f" + {self.context}" * (self.context > 0)
             raise ModelError(f"the network was given rows of {rows.shape[-1]} numbers and was built for {built}")
-        return self.body(rows.reshape(batch.numel(), *self.shape)).unflatten(0, batch) if batch else self._row(rows)
+        out = self.body(self._shaped(rows.reshape(batch.numel(), rows.shape[-1])))
+        return out.unflatten(0, batch) if batch else out.squeeze(0)
 
-    def _row(self, row: Tensor) -> Tensor:
-        return self.body(row.reshape(1, *self.shape)).squeeze(0)
+    def _shaped(self, rows: Tensor) -> Tensor:
+        image = rows[:, : math.prod(self.shape)].unflatten(1, self.shape)
+        if not self.context:
+            return image
+        behind = rows[:, -self.context :, None, None].expand(-1, -1, *self.shape[1:])
+        return torch.cat([image, behind], 1)
 
 
 def _halvings(image_shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
@@ -177,6 +189,8 @@ def _halvings(image_shape: tuple[int, int, int], times: int) -> list[tuple[int, 
     return sizes
 
 
-def _refuse_below_one(*sizes: int) -> None:
-    if min(sizes) < 1:
-        raise SettingsError(f"the sizes are {list(sizes)}; every size must be at least 1")
+def _refuse_sizes(hidden: Any, *others: int) -> None:
+    if not isinstance(hidden, Iterable):
+        raise SettingsError(f"hidden is {hidden!r}; it must be a list of sizes, as [{hidden!r}]")
+    for size in (every := [*hidden, *others]):
+        whole(f"one of the sizes {every}", size, 1)

@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.core import VAE
+from pyro_vae.core import VAE, evaluating, infer
 from pyro_vae.device import seeded
+from pyro_vae.predict import from_the_prior
+from pyro_vae.rows import as_tensor, rows_of
 
 # Okabe & Ito's colours, safe for the colour-blind, and Tol's ten muted ones for classes.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -58,7 +60,7 @@ def history(data: xr.Dataset) -> Figure:
 @torch.no_grad()
 def reconstructions(
     vae: VAE,
-    x: Tensor,
+    x: Any,
     *,
     image_shape: tuple[int, int] | None = None,
     limits: Limits = (0.0, 1.0),
@@ -68,7 +70,8 @@ def reconstructions(
 
     Args:
         vae: a VAE.
-        x: data, shape ``(datum, feature)``; the first ``count`` are shown.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; the first
+            ``count`` are shown, with 0 for what is missing.
         image_shape: ``(height, width)`` if a row is an image; otherwise rows are drawn as lines.
         limits: the values drawn white and black.
         count: how many.
@@ -81,16 +84,19 @@ def reconstructions(
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> _ = reconstructions(vae, torch.ones(3, 4), image_shape=(2, 2))
     """
-    x = vae.like(x[:count])
-    mean = vae.decoder(vae.encoder(x).mean).mean
+    rows = rows_of(x).take(slice(count)).like(vae)
+    given = () if rows.context is None else (rows.context,)
+    with evaluating(vae):
+        mean = vae.decoder(infer(vae.encoder, rows.x, rows.context, rows.mask).mean, *given).mean
     title = "Held-out data and their reconstructions (mean of p(x|z) at the mean of q(z|x))"
-    return _gallery({"data": x, "reconstruction": mean}, image_shape, limits, title)
+    return _gallery({"data": rows.x, "reconstruction": mean}, image_shape, limits, title)
 
 
 @torch.no_grad()
 def prior_samples(
     vae: VAE,
     *,
+    context: Any = None,
     image_shape: tuple[int, int] | None = None,
     limits: Limits = (0.0, 1.0),
     count: int = 20,
@@ -100,6 +106,7 @@ def prior_samples(
 
     Args:
         vae: a VAE.
+        context: the contexts of a conditional VAE, shape ``(datum, c)``, of which each draw takes one at random.
         image_shape: ``(height, width)`` if a row is an image; otherwise rows are drawn as lines.
         limits: the values drawn white and black.
         count: how many, rounded down to an even number.
@@ -112,9 +119,9 @@ def prior_samples(
         >>> import pyro_vae as pv
         >>> _ = prior_samples(pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae())
     """
-    prior = vae.prior()
-    with seeded(seed, prior.mean.device):
-        first, second = vae.decoder(prior.sample((count // 2 * 2,))).mean.chunk(2)
+    given = None if context is None else vae.like(as_tensor(context, source="context"))
+    with seeded(seed, vae.like(torch.zeros(())).device), evaluating(vae):
+        first, second = from_the_prior(vae, count // 2 * 2, given)[1].mean.chunk(2)
     title = "What the prior generates (mean of p(x|z))"
     return _gallery({"z ~ p(z)": first, "z ~ p(z) ": second}, image_shape, limits, title)
 
@@ -150,12 +157,12 @@ def _lines(rows: dict[str, np.ndarray], title: str) -> Figure:
 
 
 @torch.no_grad()
-def latent_space(vae: VAE, x: Tensor, *, labels: Tensor | None = None) -> Figure:
+def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
     """The posterior means of data, in their first two principal components where there are more latents.
 
     Args:
         vae: a VAE.
-        x: data, shape ``(datum, feature)``.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         labels: a class per datum, for colour and marker.
 
     Returns:
@@ -166,10 +173,12 @@ def latent_space(vae: VAE, x: Tensor, *, labels: Tensor | None = None) -> Figure
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 3), torch.zeros(4), 0.5).as_vae()
         >>> _ = latent_space(vae, torch.randn(9, 4), labels=torch.arange(9) % 2)
     """
-    points, names = _plane(vae.encoder(vae.like(x)).mean.cpu().numpy())
+    rows = rows_of(x).like(vae)
+    with evaluating(vae):
+        points, names = _plane(infer(vae.encoder, rows.x, rows.context, rows.mask).mean.cpu().numpy())
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     axes = figure.subplots()
-    classes = np.zeros(len(x), int) if labels is None else labels.cpu().numpy()
+    classes = np.zeros(len(rows), int) if labels is None else labels.cpu().numpy()
     for i, label in enumerate(np.unique(classes)):
         chosen = points[classes == label]
         style: dict[str, Any] = {"color": CLASSES[i % 10], "marker": MARKERS[i % 10], "s": 16, "alpha": 0.75, "lw": 0}
@@ -201,6 +210,8 @@ def _plane(means: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
 def elbos_by_datum(comparison: xr.Dataset) -> Figure:
     """Each estimator's ELBO of each datum against the hand-derived (or the first) one, and how they differ.
 
+    Estimators of other bounds are not in it, and of several numbers of particles the fewest are drawn.
+
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`.
 
@@ -212,6 +223,8 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> _ = elbos_by_datum(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3))
     """
+    comparison = comparison.isel(particles=0)
+    comparison = comparison.sel(estimator=(comparison.bound == "ELBO") & comparison.elbo.notnull())
     everyone = [str(name) for name in comparison.estimator.values]
     reference = "HandDerivedELBO" if "HandDerivedELBO" in everyone else everyone[0]
     names = [name for name in everyone if name != reference]
@@ -239,3 +252,96 @@ def _differences(axes: Axes, by_hand: np.ndarray, difference: np.ndarray, name: 
     largest = float(np.abs(difference).max())
     axes.set_ylabel("difference (nats)")
     axes.set_title(f"{name}\nat most {largest:.1e} nats", fontsize=10)
+
+
+ESTIMATORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#777777"]
+
+
+def compare(comparison: xr.Dataset) -> Figure:
+    """Estimators at a look: the bound against the truth, the gradient's signal against its cost, slopes in K.
+
+    Args:
+        comparison: from :func:`pyro_vae.compare_elbos`; with a dimension ``moment``, a row for each.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> table = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), particles=(1, 4), draws=4)
+        >>> _ = compare(table)
+    """
+    each = range(comparison.sizes.get("moment", 0))
+    moments = [comparison.isel(moment=i) for i in each] or [comparison]
+    groups = [g for g in ("Θ", "φ") if g in comparison.parameter_group.values] or ["all"]
+    figure = Figure(figsize=(4.4 * (1 + len(groups)) + 1.8, 3.5 * len(moments) + 0.6), layout="constrained")
+    grid = figure.subplots(len(moments), 1 + len(groups), squeeze=False)
+    for row, table in zip(grid, moments, strict=True):
+        _bounds(row[0], table)
+        for axes, group in zip(row[1:], groups, strict=True):
+            _signal(axes, table.sel(parameter_group=group), group)
+        if "moment" in table.coords:
+            row[0].set_title(f"{table.moment.item()}: {row[0].get_title()}", fontsize=10)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=9)
+    return figure
+
+
+def _style(i: int) -> dict[str, Any]:
+    return {"color": ESTIMATORS[i % len(ESTIMATORS)], "marker": MARKERS[i % len(MARKERS)], "ms": 6, "lw": 1.2}
+
+
+def _bounds(axes: Axes, table: xr.Dataset) -> None:
+    """Each bound by its number of particles; estimators of one bound are moved a little apart."""
+    names = table.estimator.values
+    for i, name in enumerate(names):
+        cell = table.sel(estimator=name)
+        moved = table.particles * 2 ** (0.08 * (i - (len(names) - 1) / 2))
+        axes.errorbar(moved, cell.elbo, 2 * cell.elbo_se, label=str(name), capsize=2, **_style(i))
+    truth = (table.elbo - table.bias).values
+    if np.isfinite(truth).any():
+        axes.axhline(np.nanmean(truth), color=GREY, ls="--", lw=1.5, label="log p(x)")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(table.particles.values, [str(k) for k in table.particles.values])
+    axes.minorticks_off()
+    axes.set(xlabel="particles K", ylabel="bound (nats per datum)")
+    axes.set_title("value ± 2 s.e.", fontsize=10)
+    axes.grid(alpha=0.3)
+
+
+def _signal(axes: Axes, table: xr.Dataset, group: str) -> None:
+    """Signal-to-noise of the gradient against the time of a step, a point for each K."""
+    ends: list[tuple[float, str, int]] = []
+    for i, name in enumerate(table.estimator.values):
+        cell = table.sel(estimator=name)
+        shown = np.isfinite(cell.gradient_snr.values) & (cell.gradient_snr.values > 0)
+        if shown.any():
+            cell = cell.isel(particles=shown)
+            axes.errorbar(1000 * cell.seconds, cell.gradient_snr, 2 * cell.gradient_snr_se, capsize=2, **_style(i))
+            if shown.sum() > 1:
+                slope = f"{_slope(cell.particles.values, cell.gradient_snr.values):+.2f}"
+                ends.append((float(cell.gradient_snr.values[-1]), slope, i))
+    axes.set(xscale="log", yscale="log", xlabel="time of one step (ms)")
+    axes.set_ylabel(f"signal-to-noise of the gradient by {group}")
+    axes.set_title(f"{group}, K grows along the lines (numbers: slope)", fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    axes.margins(x=0.15)
+    _label(axes, ends)
+
+
+def _label(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
+    """Each line's slope at its end, as far apart as the letters are high."""
+    lowest, placed = -np.inf, []
+    low, high = np.log(axes.get_ylim())
+    for y, text, i in sorted(ends):
+        lowest = max((np.log(y) - low) / (high - low), lowest + 0.055)
+        placed.append((lowest, text, ESTIMATORS[i % len(ESTIMATORS)]))
+    above = max(0.0, lowest - 0.98)
+    for place, text, colour in placed:
+        axes.text(1.01, place - above, text, transform=axes.transAxes, color=colour, fontsize=8, va="center")
+
+
+def _slope(particles: np.ndarray, ratio: np.ndarray) -> float:
+    """Of the log-log line through the points."""
+    return float(np.polyfit(np.log(particles), np.log(ratio), 1)[0])

@@ -9,11 +9,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core import Conditional, Distribution, evaluating, join
+from pyro_vae._numbers import above_zero, whole
+from pyro_vae.core import Conditional, Distribution, evaluating, join, masked
 from pyro_vae.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from pyro_vae.core import VAE
+
+Given = tuple[Tensor, Tensor | None, Tensor | None]
+"""x, its context and the mask of what of it was observed."""
 
 
 class Posterior(Conditional):
@@ -22,7 +26,7 @@ class Posterior(Conditional):
     A member says in ``distribution`` what its network's numbers mean, and in ``outputs`` how many it needs.
 
     Args:
-        net: the encoder network, given x with the context, if any, behind its features.
+        net: the encoder network, given x, or with a context x made flat and the context behind it.
 
     Example:
         >>> class Unit(Posterior):
@@ -41,6 +45,8 @@ class Posterior(Conditional):
         """The distribution of batch shape ``(*batch)`` that the network's ``(*batch, outputs)`` numbers stand for."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+        if context is not None:
+            x = x.flatten(context.dim() - 1)
         return self.distribution(self.net(join(x, context)))
 
 
@@ -156,7 +162,7 @@ class LowRankNormal(Posterior):
 
     def __init__(self, net: nn.Module, rank: int = 1) -> None:
         super().__init__(net)
-        self.rank = _at_least("rank", rank, 1)
+        self.rank = whole("rank", rank, 1)
 
     @classmethod
     def outputs(cls, size: int, *, rank: int = 1) -> int:
@@ -189,7 +195,7 @@ class Flow(Posterior):
         net: from ``(*batch, *features)`` to the flow's c context numbers; x itself if not given.
 
     Raises:
-        ModelError: if ``flow`` is no module, or gives no distribution when called.
+        ModelError: if ``flow`` is no module, or gives no distribution over all real numbers when called.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -217,10 +223,7 @@ class Flow(Posterior):
     def distribution(self, out: Tensor) -> Distribution:
         from pyro_vae._flows import as_pyro
 
-        q = self.flow(out)
-        if not isinstance(q, torch.distributions.Distribution):
-            raise ModelError(f"{type(self.flow).__name__} gives no distribution; make it a zuko flow with a context")
-        return as_pyro(q)
+        return as_pyro(self.flow(out), type(self.flow).__name__)
 
 
 class Refined(Posterior):
@@ -240,7 +243,7 @@ class Refined(Posterior):
     datum's estimate ever falls. Decoder and prior are those of the VAE the encoder becomes part of,
     in evaluation mode; they are no submodules. The gradient passes straight through: the correction
     is a constant added to the encoder's answer, and φ learns from the bound at the refined place.
-    Where values are missing, the steps take the 0 in their place for an observation.
+    Missing values leave the likelihood that the steps climb, too.
 
     Args:
         encoder: a :class:`DiagNormal`, or the network of one.
@@ -268,14 +271,14 @@ class Refined(Posterior):
         True
     """
 
+    takes_mask = True
+
     def __init__(self, encoder: nn.Module, *, steps: int = 5, rate: float = 0.5, particles: int = 8) -> None:
         super().__init__(encoder if isinstance(encoder, DiagNormal) else DiagNormal(encoder))
-        self.steps, self.particles = _at_least("steps", steps, 1), _at_least("particles", particles, 2)
-        if not (rate > 0 and math.isfinite(rate)):
-            raise SettingsError(f"rate is {rate}; it must be a finite number above 0")
+        self.steps, self.particles = whole("steps", steps, 1), whole("particles", particles, 2)
+        self.rate = above_zero("rate", rate)
         if particles % 2:
             raise SettingsError(f"particles is {particles}; the noise comes in pairs, so it must be even")
-        self.rate = float(rate)
         self._model: tuple[nn.Module, ...] = ()
         self._noise = torch.empty(0)
         self._busy = False
@@ -296,7 +299,7 @@ class Refined(Posterior):
         """The encoder that refinement starts from; a VampPrior is made of its answers."""
         return self.net
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Distribution:
         if not self._model:
             raise ModelError("a Refined posterior needs the decoder of a VAE; make it the encoder of one first")
         if self._busy:
@@ -307,21 +310,21 @@ class Refined(Posterior):
         try:
             # A step may land where the decoder is not finite; it is then not taken, so that is no error.
             with evaluating(self._model[0]), pyro.validation_enabled(False):
-                loc_step, log_scale_step = self._corrections(x, context, loc.detach(), log_scale.detach())
+                loc_step, log_scale_step = self._corrections((x, context, mask), loc.detach(), log_scale.detach())
         finally:
             self._busy = False
         return dist.Normal(loc + loc_step, (log_scale + log_scale_step).exp()).to_event(1)
 
-    def _corrections(self, x: Tensor, context: Tensor | None, *start: Tensor) -> list[Tensor]:
+    def _corrections(self, given: Given, *start: Tensor) -> list[Tensor]:
         """What the steps add to (μ, log σ), without a graph."""
         place, rate = start, torch.full_like(start[0][..., :1], self.rate)
-        value, slope = self._estimate(x, context, *place)
+        value, slope = self._estimate(given, *place)
         for _ in range(self.steps):
             curvature = (1 - slope[1]).clamp(min=0.1)  # times σ²; below, the steps would be without bound
             newton = slope[0] * (2 * place[1]).exp() / curvature, -0.5 * curvature.log()
             moved = [old + rate * step for old, step in zip(place, newton, strict=True)]
             moved = [torch.where(new.isfinite(), new, old) for new, old in zip(moved, place, strict=True)]
-            new_value, new_slope = self._estimate(x, context, *moved)
+            new_value, new_slope = self._estimate(given, *moved)
             better = (new_value > value).unsqueeze(-1)
             place = tuple(torch.where(better, new, old) for new, old in zip(moved, place, strict=True))
             slope = tuple(torch.where(better, new, old) for new, old in zip(new_slope, slope, strict=True))
@@ -330,14 +333,15 @@ class Refined(Posterior):
         return [end - begin for end, begin in zip(place, start, strict=True)]
 
     @torch.enable_grad()
-    def _estimate(
-        self, x: Tensor, context: Tensor | None, loc: Tensor, log_scale: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _estimate(self, given: Given, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Each datum's ELBO but for a constant, and its gradient by (μ, log σ)."""
-        model, given = self._model[0], () if context is None else (context,)
+        model, (x, context, mask) = self._model[0], given
+        besides = () if context is None else (context,)
         loc, log_scale = loc.requires_grad_(), log_scale.requires_grad_()
         z = loc + log_scale.exp() * self._draws(loc)
-        log_joint = model.decoder(z, *given).log_prob(x) + model.prior(*given).log_prob(z)  # type: ignore[operator]
+        likelihood = model.decoder(z, *besides)  # type: ignore[operator]
+        likelihood = likelihood if mask is None else masked(likelihood, mask)
+        log_joint = likelihood.log_prob(x) + model.prior(*besides).log_prob(z)  # type: ignore[operator]
         value = log_joint.mean(0) + log_scale.sum(-1)
         slope = torch.autograd.grad(value.sum(), (loc, log_scale))
         return value.detach(), slope
@@ -360,9 +364,3 @@ def _orthogonal_pairs(number: int, size: int) -> Tensor:
     normal = torch.randn(blocks, size, size, generator=generator, dtype=torch.float64)
     directions = math.sqrt(size) * torch.linalg.qr(normal).Q.reshape(-1, size)[: number // 2]
     return torch.cat([directions, -directions])
-
-
-def _at_least(name: str, number: int, least: int) -> int:
-    if not isinstance(number, int) or number < least:
-        raise SettingsError(f"{name} is {number}; it must be a whole number of at least {least}")
-    return number

@@ -8,10 +8,10 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
-from pyro_vae.core import VAE, evaluating, masked
+from pyro_vae._numbers import whole
+from pyro_vae.core import VAE, Distribution, evaluating, infer, masked
 from pyro_vae.device import refuse_seed, seeded
-from pyro_vae.errors import SettingsError
-from pyro_vae.rows import rows_of
+from pyro_vae.rows import rows_for
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
         The log-likelihood is that of a datum given its own latent: no cross-validation can be made of it.
 
     Raises:
-        DataError: if the data are not finite numbers in rows.
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a number of draws is below 1.
 
@@ -50,18 +50,17 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
         >>> dict(tree["posterior_predictive"].sizes)
         {'chain': 1, 'draw': 10, 'datum': 3, 'feature': 5}
     """
-    rows = rows_of(x)
     refuse_seed(seed)
-    if min(draws, prior_draws) < 1:
-        raise SettingsError(f"draws is {draws} and prior_draws {prior_draws}; each must be at least 1")
-    vae.check(rows.x, rows.context)
-    rows = rows.like(vae)
+    whole("draws", draws, 1)
+    whole("prior_draws", prior_draws, 1)
+    rows = rows_for(vae, x).like(vae)
     given = () if rows.context is None else (rows.context,)
     with seeded(seed, rows.x.device), evaluating(vae):
-        z = vae.encoder(rows.x, *given).sample((draws,))
+        z = infer(vae.encoder, rows.x, rows.context, rows.mask).sample((draws,))
         likelihood = vae.decoder(z, *given)
         x_new = likelihood.sample()
-        z_prior, x_prior = _from_the_prior(vae, prior_draws, rows.context)
+        z_prior, of_the_prior = from_the_prior(vae, prior_draws, rows.context)
+        x_prior = of_the_prior.sample()
     scored = likelihood if rows.mask is None else masked(likelihood, rows.mask)
     seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
     groups = {
@@ -77,15 +76,23 @@ def to_datatree(vae: VAE, x: Any, *, draws: int = 100, prior_draws: int = 100, s
     return xr.DataTree.from_dict({name: _with_coordinates(g).assign_attrs(attributes) for name, g in groups.items()})
 
 
-def _from_the_prior(vae: VAE, draws: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Latents and data of the model; each draw takes the context of a datum drawn at random."""
+def from_the_prior(vae: VAE, draws: int, context: Tensor | None) -> tuple[Tensor, Distribution]:
+    """Latents of the model and the likelihood of each; each draw takes the context of a datum drawn at random.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> z, likelihood = from_the_prior(vae, 7, None)
+        >>> z.shape, likelihood.mean.shape
+        (torch.Size([7, 2]), torch.Size([7, 5]))
+    """
     if context is None:
         z = vae.prior().sample((draws,))
-        return z, vae.decoder(z).sample()
+        return z, vae.decoder(z)
     drawn = context[torch.randint(len(context), (draws,), device=context.device)]
     prior = vae.prior(drawn)
     z = prior.sample(() if prior.batch_shape else (draws,))
-    return z, vae.decoder(z, drawn).sample()
+    return z, vae.decoder(z, drawn)
 
 
 def _variable(name: str, draws: Tensor, *dims: str) -> xr.Dataset:

@@ -1,14 +1,16 @@
 """Priors, ``() → p(z)``; those that know no context ignore it."""
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae._check import called, drawn, in_a_line
+from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Conditional, Distribution
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
+from pyro_vae.rows import rows_of
 
 if TYPE_CHECKING:
     from pyro_vae.core import VAE
@@ -24,18 +26,6 @@ class Prior(Conditional):
 
     takes_data: bool = False
     """Whether the constructor's first argument is data instead of the number of latents."""
-
-
-def _at_least_one(name: str, number: int) -> int:
-    if not isinstance(number, int) or number < 1:
-        raise SettingsError(f"{name} is {number}; it must be a whole number of at least 1")
-    return number
-
-
-def _above_zero(name: str, number: float) -> float:
-    if not (number > 0 and math.isfinite(number)):
-        raise SettingsError(f"{name} is {number}; it must be a finite number above 0")
-    return float(number)
 
 
 class StandardNormal(Prior):
@@ -62,7 +52,7 @@ class StandardNormal(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        _at_least_one("latent_dim", latent_dim)
+        whole("latent_dim", latent_dim, 1)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
@@ -78,7 +68,7 @@ class _LocationScale(Prior):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.loc = nn.Parameter(torch.zeros(_at_least_one("latent_dim", latent_dim)))
+        self.loc = nn.Parameter(torch.zeros(whole("latent_dim", latent_dim, 1)))
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))
 
     def extra_repr(self) -> str:
@@ -154,7 +144,7 @@ class StudentT(_LocationScale):
 
     def __init__(self, latent_dim: int, *, df: float = 5.0) -> None:
         super().__init__(latent_dim)
-        self.df = _above_zero("df", df)
+        self.df = above_zero("df", df)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         return dist.StudentT(self.df, self.loc, self.log_scale.exp()).to_event(1)
@@ -186,7 +176,7 @@ class GaussianMixture(Prior):
 
     def __init__(self, latent_dim: int, *, components: int = 10) -> None:
         super().__init__()
-        shape = _at_least_one("components", components), _at_least_one("latent_dim", latent_dim)
+        shape = whole("components", components, 1), whole("latent_dim", latent_dim, 1)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(shape))
         self.log_scale = nn.Parameter(torch.zeros(shape))
@@ -203,18 +193,21 @@ class GaussianMixture(Prior):
 class VampPrior(Prior):
     """The mean of the guide's posteriors at learned pseudo-inputs.
 
-    .. math:: p(z) = \\frac1K \\sum_k q(z | u_k)
+    .. math:: p(z) = \\frac1K \\sum_k q(z | u_k), \\qquad p(z | c) = \\frac1K \\sum_k q(z | u_k, c)
 
-    The encoder is that of the VAE the prior becomes part of; it is no submodule, so that its
-    parameters stay inference parameters φ. Only the pseudo-inputs u are the prior's own.
+    Given a context c, every pseudo-input is encoded with that of the datum. The encoder is that of the
+    VAE the prior becomes part of; it is no submodule, so that its parameters stay inference parameters φ.
+    Only the pseudo-inputs u are the prior's own.
 
     Args:
-        data: shape ``(datum, feature)``; the pseudo-inputs start as rows of it, drawn at random.
+        data: shape ``(datum, *features)``; the pseudo-inputs start as rows of it, drawn at random, with 0 for
+            what is missing where they are :class:`~pyro_vae.data.Data` with a mask.
         components: K, the number of pseudo-inputs, from 1 to the number of data.
 
     Raises:
+        DataError: if the data are not finite numbers in rows.
         SettingsError: if ``components`` is out of range.
-        ModelError: when called before it is part of a VAE.
+        ModelError: when called before it is part of a VAE, or if the encoder does not take such data.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
@@ -233,11 +226,12 @@ class VampPrior(Prior):
 
     takes_data = True
 
-    def __init__(self, data: Tensor, *, components: int = 50) -> None:
+    def __init__(self, data: Any, *, components: int = 50) -> None:
         super().__init__()
-        if not 1 <= components <= len(data):
-            raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(data)}")
-        self.pseudo_inputs = nn.Parameter(data[torch.randperm(len(data))[:components]].detach().clone().float())
+        x = rows_of(data, source="data of the VampPrior").x
+        if whole("components", components, 1) > len(x):
+            raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(x)}")
+        self.pseudo_inputs = nn.Parameter(x[torch.randperm(len(x))[:components]].clone().float())
         self._encoder: tuple[nn.Module, ...] = ()
 
     def bind(self, vae: "VAE") -> None:
@@ -247,9 +241,26 @@ class VampPrior(Prior):
     def forward(self, context: Tensor | None = None) -> Distribution:
         if not self._encoder:
             raise ModelError("a VampPrior needs the encoder of a VAE; make it the prior of one first")
-        posteriors = self._encoder[0](self.pseudo_inputs)
-        weights = dist.Categorical(logits=torch.zeros_like(self.pseudo_inputs[:, 0]))
-        return dist.MixtureSameFamily(weights, posteriors)
+        posteriors = self._posteriors(context)
+        weights = torch.zeros(posteriors.batch_shape, dtype=self.pseudo_inputs.dtype, device=self.pseudo_inputs.device)
+        return dist.MixtureSameFamily(dist.Categorical(logits=weights), posteriors)
+
+    def _posteriors(self, context: Tensor | None) -> Any:
+        """q(z | u) of every pseudo-input, with a context as many times as there are contexts."""
+        given: list[Tensor] = [self.pseudo_inputs]
+        if context is not None:
+            given = [self.pseudo_inputs.expand(*context.shape[:-1], *given[0].shape), context.unsqueeze(-2)]
+        try:
+            return self._encoder[0](*given)
+        except PyroVAEError:
+            raise
+        except Exception as error:  # the encoder may be the user's own
+            shape = " × ".join(map(str, self.pseudo_inputs.shape[1:]))
+            raise ModelError(
+                f"the encoder cannot take the VampPrior's pseudo-inputs, rows of {shape} numbers"
+                f"{'' if context is None else f' and a context of {context.shape[-1]}'} ({in_a_line(error)}); "
+                "make the prior of data that the encoder takes"
+            ) from error
 
     def extra_repr(self) -> str:
         return f"components={len(self.pseudo_inputs)}"
@@ -296,7 +307,7 @@ class Flow(Prior):
         flow: a zuko flow over the latents, without context, as ``zuko.flows.NSF(8)``.
 
     Raises:
-        ModelError: if ``flow`` gives no distribution when called with nothing.
+        ModelError: if ``flow`` gives no distribution over all real numbers when called with nothing.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -311,11 +322,13 @@ class Flow(Prior):
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
+        if not isinstance(flow, nn.Module):
+            raise ModelError(f"flow is a {type(flow).__name__}; make it a zuko flow, as zuko.flows.NSF(latents)")
         self.flow = flow
-        if not isinstance(self.flow(), torch.distributions.Distribution):
-            raise ModelError(f"{type(flow).__name__} gives no distribution; make it a zuko flow over the latents")
+        with torch.random.fork_rng(devices=[]):
+            drawn("prior", called("prior", self))  # a flow with a context fails only now
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         from pyro_vae._flows import as_pyro
 
-        return as_pyro(self.flow())
+        return as_pyro(self.flow(), type(self.flow).__name__)

@@ -1,11 +1,11 @@
 """What is seen while training goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Bar:
@@ -48,3 +48,19 @@ def display(where: str, epochs: int, steps: int, *, show: bool) -> Iterator[Bar]
     )
     with Progress(*columns, console=console, disable=not show) as progress:
         yield Bar(progress, epochs, steps)
+
+
+@contextmanager
+def counting(what: str, show: bool) -> Iterator[Callable[[Iterator[Any], int], Iterator[Any]]]:
+    """A function that passes on what it is given and counts it on a bar, which a longer count extends."""
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True, quiet=not show), disable=not show) as progress:
+        task = progress.add_task(what, total=0)
+
+        def count(items: Iterator[Any], number: int) -> Iterator[Any]:
+            progress.update(task, total=(progress.tasks[0].total or 0) + number)
+            for item in items:
+                yield item
+                progress.advance(task)
+
+        yield count

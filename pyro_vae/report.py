@@ -1,6 +1,7 @@
 """What a person sees at the end of a run: a table, a sentence, and files."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from rich.table import Table
 from pyro_vae.compare import verdict
 from pyro_vae.core import VAE
 from pyro_vae.data import Data
+from pyro_vae.recommend import recommend
 from pyro_vae.runs import RunFolder
 from pyro_vae.train import Fit
 
 
 def comparison_table(comparison: xr.Dataset) -> Table:
-    """The comparison of estimators, a row each.
+    """The comparison of estimators, a row for each number of particles.
 
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`.
@@ -26,13 +28,13 @@ def comparison_table(comparison: xr.Dataset) -> Table:
         >>> import pyro_vae as pv, torch
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> comparison_table(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)).row_count
-        3
+        7
     """
     about = comparison.attrs
     table = Table(
         title=f"{comparison.sizes['datum']} data, {about['draws']} draws, {about['dtype']}, {about['device']}",
         caption="Gradient difference: from HandDerivedELBO, same noise, relative.\n"
-        "ms: median of one evaluation with gradient.",
+        "SNR: signal-to-noise of one gradient. ms: median of one evaluation with gradient.",
         box=box.SIMPLE,
         padding=(0, 1),
         collapse_padding=True,
@@ -40,23 +42,41 @@ def comparison_table(comparison: xr.Dataset) -> Table:
         show_edge=False,
     )
     table.add_column("estimator", no_wrap=True)
-    table.add_column("KL", no_wrap=True)
-    for heading in ("ELBO per datum\n± s.e., nats", "gradient\ndifference", "ms"):
+    for heading, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for name in comparison.estimator.values:
-        row = comparison.sel(estimator=name)
-        table.add_row(
-            str(name),
-            str(row.kl.item()),
-            f"{row.elbo.item():.3f} ± {row.elbo_se.item():.3f}",
-            f"{row.gradient_difference.item():.1e}",
-            f"{1000 * row.seconds.item():.2f}",
-        )
+        cells = (comparison.sel(estimator=name, particles=k) for k in comparison.particles.values)
+        for i, cell in enumerate(cell for cell in cells if cell.elbo.notnull()):
+            table.add_row("" if i else str(name), *(shown(cell) for _, shown in _COLUMNS))
     return table
 
 
+def _snr(group: str) -> Callable[[xr.Dataset], str]:
+    def shown(cell: xr.Dataset) -> str:
+        if group not in cell.parameter_group.values:
+            return ""
+        cell = cell.sel(parameter_group=group)
+        return f"{cell.gradient_snr.item():.2f}±{cell.gradient_snr_se.item():.2f}"
+
+    return shown
+
+
+def _difference(cell: xr.Dataset) -> str:
+    return f"{cell.gradient_difference.item():.1e}" if cell.gradient_difference.notnull() else ""
+
+
+_COLUMNS: tuple[tuple[str, Callable[[xr.Dataset], str]], ...] = (
+    ("K", lambda cell: str(cell.particles.item())),
+    ("bound ± s.e.,\nnats per datum", lambda cell: f"{cell.elbo.item():.3f}±{cell.elbo_se.item():.3f}"),
+    ("gradient\ndifference", _difference),
+    ("SNR of Θ\n± s.e.", _snr("Θ")),
+    ("SNR of φ\n± s.e.", _snr("φ")),
+    ("ms", lambda cell: f"{1000 * cell.seconds.item():.2f}"),
+)
+
+
 def show_comparison(comparison: xr.Dataset, console: Console) -> None:
-    """Print the table and, where Pyro's analytic-KL ELBO is in it, the verdict.
+    """Print the table, where Pyro's analytic-KL ELBO is in it the verdict, and which estimator to train with.
 
     Example:
         >>> import io, pyro_vae as pv, torch
@@ -67,6 +87,9 @@ def show_comparison(comparison: xr.Dataset, console: Console) -> None:
     console.print(comparison_table(comparison))
     if "TraceMeanField_ELBO" in comparison.estimator.values:
         console.print(verdict(comparison), highlight=False, soft_wrap=True)
+    console.print(recommend(comparison), highlight=False, soft_wrap=True)
+    if comparison.attrs["left_out"]:
+        console.print(f"Left out: {comparison.attrs['left_out']}.", highlight=False, soft_wrap=True)
 
 
 def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
@@ -100,7 +123,7 @@ def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
 
 
 def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
-    """Write a comparison and, where there are others than the hand-derived ELBO, its figure.
+    """Write a comparison and its figures.
 
     Args:
         run: where to.
@@ -114,12 +137,15 @@ def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
         ...     run = RunFolder(folder)
         ...     save_comparison(run, comparison)
         ...     sorted(p.name for p in run.path.iterdir())
-        ['comparison.nc', 'comparison.png']
+        ['comparison.nc', 'comparison.png', 'elbos_by_datum.png']
     """
     from pyro_vae import plots
 
     run.dataset("comparison.nc", comparison)
-    run.figure("comparison.png", plots.elbos_by_datum(comparison))
+    run.figure("comparison.png", plots.compare(comparison))
+    last = comparison.isel(moment=-1) if "moment" in comparison.dims else comparison
+    if (last.bound == "ELBO").sum() > 1:
+        run.figure("elbos_by_datum.png", plots.elbos_by_datum(last))
 
 
 def show_fit(fit: Fit, console: Console) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError
+from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
     from pyro_vae.core import VAE
@@ -183,11 +184,11 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     """
     if isinstance(data, Rows):
         return data
-    columns = None
+    source, columns = _named(data, source)
     if isinstance(data, Data):
         context = data.context if context is None else context
         mask = data.mask if mask is None else mask
-        data, source, columns = data.x, data.source if source == "data" else source, data.columns
+        data = data.x
     if mask is not None:
         mask = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask)
         raw = data if isinstance(data, Tensor) else _from_numpy(data, source)
@@ -207,11 +208,46 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     return Rows(x, context, mask)
 
 
+def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
+    """:func:`rows_of` data that fit the parts of a VAE and lie in the support of its likelihood.
+
+    Args:
+        vae: the VAE that is to see the data.
+        data: as for :func:`rows_of`.
+        context: shape ``(datum, c)``.
+        mask: booleans, the shape of the data.
+        source: what to call the data in messages.
+
+    Raises:
+        DataError: if an observed value is not a finite number or not one that the likelihood takes.
+        ModelError: if the data do not fit the parts, or these not each other.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
+        >>> len(rows_for(vae, torch.zeros(3, 4)))
+        3
+    """
+    rows = rows_of(data, context=context, mask=mask, source=source)
+    vae.check(rows.x, rows.context)
+    if isinstance(vae.decoder, Likelihood):
+        vae.decoder.refuse(rows.x, *_named(data, source))
+    return rows
+
+
+def _named(data: Any, source: str) -> tuple[str, Sequence[str] | None]:
+    """What to call data in messages, and their columns: :class:`Data` know it themselves."""
+    if not isinstance(data, Data):
+        return source, None
+    return source if data.source == "data" else data.source, data.columns
+
+
 def mask_nan(data: Any, *, source: str = "data") -> Data:
     """Data whose NaN mean that a value is missing.
 
     Args:
-        data: shape ``(datum, *features)``, with NaN.
+        data: shape ``(datum, *features)``, with NaN; :class:`Data` keep what else is known of them, and of
+            their mask what was missing already.
         source: what to call the data in messages.
 
     Returns:
@@ -227,10 +263,12 @@ def mask_nan(data: Any, *, source: str = "data") -> Data:
                 [2., 3.]]), tensor([[ True, False],
                 [ True,  True]]))
     """
-    raw = data if isinstance(data, Tensor) else _from_numpy(data, source)
+    source, _ = _named(data, source)
+    known = data if isinstance(data, Data) else Data(torch.empty(0))
+    raw = data.x if isinstance(data, Data) else data if isinstance(data, Tensor) else _from_numpy(data, source)
     raw = raw if raw.is_floating_point() else raw.float()
-    mask = ~raw.isnan()
-    rows = rows_of(raw, mask=mask, source=source)
+    mask = ~raw.isnan() if known.mask is None else known.mask & ~raw.isnan()
+    rows = rows_of(replace(known, x=raw, mask=mask, source=source))
     if (empty := (~mask.flatten(1).any(1)).nonzero()).numel():
         raise DataError(f"{source}: row {empty[0].item()} has no observed value, counted from 0; drop it")
-    return Data(rows.x, mask=mask, source=source)
+    return replace(known, x=rows.x, mask=mask, source=source)

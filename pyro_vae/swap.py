@@ -4,14 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from pyro_vae.core import VAE
+from pyro_vae.core import VAE, evaluating, infer
+from pyro_vae.device import seeded
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence import log_evidence
+from pyro_vae.kl import base
+from pyro_vae.likelihoods._distributions import Side
+from pyro_vae.rows import Rows, rows_for
 
 
 def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
@@ -21,7 +27,8 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
 
     The standard errors are over data (and cover the Monte-Carlo error); the error of a difference is
     that of the paired differences. Likelihoods are comparable only on one scale: a density of numbers
-    and a probability of counts are not.
+    and a probability of counts are not. Where they are mixed, the attribute ``caution`` says so, and
+    ``kind`` which is which.
 
     Args:
         vaes: name → trained VAE.
@@ -31,10 +38,13 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
 
     Returns:
         A dataset over ``model``, best first: ``log_evidence``, ``se``, ``difference``, ``difference_se``,
-        in nats per datum, and ``mcse``, the root mean square of the data's Monte-Carlo errors.
+        in nats per datum; ``mcse``, the root mean square of the data's Monte-Carlo errors; ``kind``, whether the
+        numbers are of a probability, a density or both; ``note``, empty here (see :func:`with_failures`).
 
     Raises:
-        SettingsError: if there is no VAE.
+        DataError: if the data are not finite numbers in rows, or outside the support of a likelihood.
+        ModelError: if a VAE does not fit them.
+        SettingsError: if there is no VAE, or one datum only.
 
     References:
         | Practical Bayesian model evaluation (Vehtari, Gelman & Gabry, 2017), https://arxiv.org/abs/1507.04544
@@ -50,6 +60,9 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
     """
     if not vaes:
         raise SettingsError("there is no VAE to rank; give at least one")
+    checked = {name: rows_for(vae, x) for name, vae in vaes.items()}  # all of them, before the first is evaluated
+    refuse_one_row(len(next(iter(checked.values()))))
+    countable = {name: _countable(vae, checked[name]) for name, vae in vaes.items()}
     found = {name: log_evidence(vae, x, num_particles=num_particles, seed=seed) for name, vae in vaes.items()}
     each = np.stack([one.log_evidence.values for one in found.values()])  # (model, datum)
     order = np.argsort(-each.mean(1), kind="stable")
@@ -57,7 +70,7 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
     apart = each - each[0]
     root = np.sqrt(each.shape[1])
     nats = {"units": "nats per datum"}
-    return xr.Dataset(
+    ranked = xr.Dataset(
         {
             "log_evidence": ("model", each.mean(1), nats),
             "se": ("model", each.std(1, ddof=1) / root, nats),
@@ -65,10 +78,77 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
             "difference_se": ("model", apart.std(1, ddof=1) / root, nats),
             "mcse": ("model", [float(np.sqrt((found[name].mcse ** 2).mean())) for name in names], {"units": "nats"}),
             "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
+            "kind": ("model", [_kind(countable[name]) for name in names]),
         },
         {"model": names},
-        {"num_particles": num_particles, "seed": seed, "data": each.shape[1]},
+        {
+            "num_particles": num_particles,
+            "seed": seed,
+            "data": each.shape[1],
+            "caution": CAUTION if len(set(countable.values())) > 1 else "",
+        },
     )
+    return with_failures(ranked, {})
+
+
+CAUTION = "Densities and probabilities are not in the same units: compare models of one kind only."
+
+
+def refuse_one_row(rows: int) -> None:
+    """Refuse so few held-out data that a ranking has no error.
+
+    Example:
+        >>> refuse_one_row(2)
+    """
+    if rows < 2:
+        raise SettingsError("there is 1 held-out datum, of which no standard error can be had; give at least 2")
+
+
+@torch.no_grad()
+def _countable(vae: VAE, rows: Rows) -> tuple[bool, ...]:
+    """Of each feature, whether its values are countable, so that a probability is had of it and not a density."""
+    one = rows.take(slice(1)).like(vae)
+    given = () if one.context is None else (one.context,)
+    with seeded(0, one.x.device), evaluating(vae):
+        z = infer(vae.encoder, one.x, one.context, one.mask).sample()
+        likelihood = vae.decoder(z, *given)
+    features = base(likelihood)
+    parts, sizes = (features.parts, features.sizes) if isinstance(features, Side) else ([features], [rows.x[0].numel()])
+    return tuple(_is_discrete(part) for part, size in zip(parts, sizes, strict=True) for _ in range(size))
+
+
+def _is_discrete(d: Any) -> bool:
+    """Whether a distribution is of countable values; one that does not say is taken for a density."""
+    try:
+        return bool(d.support.is_discrete)
+    except NotImplementedError:
+        return False
+
+
+def _kind(countable: tuple[bool, ...]) -> str:
+    return "probability" if all(countable) else "both" if any(countable) else "density"
+
+
+def with_failures(ranked: xr.Dataset, failures: Mapping[str, str]) -> xr.Dataset:
+    """The ranking with models that could not be trained behind it, and why in ``note``.
+
+    Args:
+        ranked: from :func:`rank`.
+        failures: name → what was wrong.
+
+    Returns:
+        The ranking, its numbers NaN where there are none and its ``note`` empty where nothing was wrong.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> both = with_failures(rank({"a": linear.as_vae()}, linear.sample(5)), {"b": "the loss became nan"})
+        >>> both.model.values.tolist(), both.note.values.tolist()
+        (['a', 'b'], ['', 'the loss became nan'])
+    """
+    names = [str(name) for name in ranked.model.values]
+    every = ranked.reindex(model=[*names, *failures], fill_value={"kind": "", "note": ""})
+    return every.assign(note=("model", [*("" for _ in names), *failures.values()]))
 
 
 def ranking_table(ranked: xr.Dataset) -> Table:
@@ -83,9 +163,10 @@ def ranking_table(ranked: xr.Dataset) -> Table:
         >>> ranking_table(rank({"a": linear.as_vae()}, linear.sample(5))).row_count
         1
     """
+    caution = ranked.attrs["caution"]
     table = Table(
         title=f"log p(x) per held-out datum ({ranked.attrs['data']} data, {ranked.attrs['num_particles']} particles)",
-        caption="± standard errors; that of a difference is of the paired differences.",
+        caption=f"± standard errors; that of a difference is of the paired differences. {caution}".strip(),
         box=box.SIMPLE,
     )
     table.add_column("model", overflow="fold")
@@ -93,8 +174,12 @@ def ranking_table(ranked: xr.Dataset) -> Table:
     table.add_column("behind the best", justify="right", no_wrap=True)
     for name in ranked.model.values:
         row = ranked.sel(model=name)
+        told = escape(f"{name} ({row.kind.item()})" if caution and row.kind.item() else str(name))
+        if row.note.item():
+            table.add_row(told, "diverged", "")
+            continue
         behind = f"{row.difference.item():.3f} ± {row.difference_se.item():.3f}" if row.difference < 0 else ""
-        table.add_row(str(name), f"{row.log_evidence.item():.3f} ± {row.se.item():.3f}", behind)
+        table.add_row(told, f"{row.log_evidence.item():.3f} ± {row.se.item():.3f}", behind)
     return table
 
 
@@ -116,7 +201,7 @@ def ranking_figure(ranked: xr.Dataset) -> Figure:
     axes.errorbar(
         ranked.difference, range(count), xerr=2 * ranked.difference_se, fmt="o", color="#0072B2", capsize=4, ms=6
     )
-    axes.set_yticks(range(count), [str(name) for name in ranked.model.values])
+    axes.set_yticks(range(count), [_label(ranked.sel(model=name)) for name in ranked.model.values])
     axes.invert_yaxis()
     best = ranked.isel(model=0)
     axes.set(
@@ -125,4 +210,10 @@ def ranking_figure(ranked: xr.Dataset) -> Figure:
     )
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3, axis="x")
+    if ranked.attrs["caution"]:
+        figure.supxlabel(ranked.attrs["caution"], fontsize=9)
     return figure
+
+
+def _label(row: xr.Dataset) -> str:
+    return f"{row.model.item()}{' (diverged)' if row.note.item() else ''}"

@@ -1,13 +1,16 @@
 """Running a Pyro model against its guide, and what estimators are called."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor
 
 from pyro_vae.errors import ModelError
 
@@ -16,16 +19,48 @@ Site = dict[str, Any]
 Loss: TypeAlias = ELBO | Callable[..., Any]
 
 
+def replayed(program: Program, trace: Trace, *args: Any, **kwargs: Any) -> Trace:
+    """The trace of a program at the values of another, the plates' own sites included."""
+    return poutine.trace(poutine.replay(program, trace=trace)).get_trace(*args, **kwargs)
+
+
 def traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Trace, Trace]:
     """The trace of the model replayed against that of the guide, and the latter, without the plates' own sites."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    model_trace = replayed(model, guide_trace, *args, **kwargs)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 
 def samples(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """The sample sites of a trace, by name."""
-    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+    """The sample sites of a trace by name, but for those in which a plate draws its own rows."""
+    sites = ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+    return ((name, site) for name, site in sites if not site_is_subsample(site))
+
+
+class TensorELBO(ELBO, ABC):
+    """An estimator whose losses are tensors, so that nothing waits for a GPU; a member gives the one with a graph."""
+
+    @abstractmethod
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the bound, summed over data and scaled by n/m; a tensor of shape ``()``."""
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return traces(model, guide, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+    @torch.no_grad()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, with no graph; a tensor of shape ``()``."""
+        return self.differentiable_loss(model, guide, *args, **kwargs)
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, its gradient added to ``.grad`` of every parameter; a tensor of shape ``()``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.detach()
 
 
 def differentiable(loss: Loss) -> Callable[..., Any]:
@@ -39,6 +74,8 @@ def differentiable(loss: Loss) -> Callable[..., Any]:
 
 def loss_name(loss: Loss) -> str:
     """What a person calls an estimator."""
+    if isinstance(loss, TensorELBO):
+        return repr(loss)
     function = loss.func if isinstance(loss, partial) else loss
     return getattr(function, "__name__", type(function).__name__)
 

@@ -20,13 +20,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae import __about__
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
-from pyro_vae.elbo import log_weights
+from pyro_vae.elbo import Estimator, log_weights
 from pyro_vae.engine.optimizers import WholeOptimizer, refuse_clip_norm
 from pyro_vae.engine.steps import ENGINES, Engine, Steps
 from pyro_vae.errors import DivergenceError, SettingsError
-from pyro_vae.likelihoods import Likelihood
 from pyro_vae.progress import Bar, display
-from pyro_vae.rows import Data, Rows, rows_of
+from pyro_vae.rows import Rows, rows_for, rows_of
 from pyro_vae.traces import Loss, loss_name
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
@@ -84,6 +83,7 @@ def fit(
     progress: bool = True,
     context: Any = None,
     mask: Any = None,
+    on_epoch: Callable[[int, VAE], None] | None = None,
     engine: Engine = "auto",
     clip_norm: float | None = None,
 ) -> Fit:
@@ -102,7 +102,8 @@ def fit(
         vae: trained in place, and moved to ``device``.
         data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
             :class:`~pyro_vae.data.Data` with a context and mask of its own.
-        elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given.
+        elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
+            what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
         optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
             one, which then goes on after each epoch; :func:`adam` if not given.
         epochs: passes over the data, at least 1.
@@ -115,6 +116,7 @@ def fit(
         context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
         mask: booleans of the shape of the data, true where a value was observed; missing values leave
             the likelihood (:func:`pyro_vae.data.mask_nan` takes NaN for missing).
+        on_epoch: called after each epoch with its number and the VAE; it may look, and keep a copy.
         engine: ``"compiled"`` takes steps by :class:`~pyro_vae.CompiledSVI`, ``"eager"`` by Pyro's SVI, and
             ``"auto"`` by the first where enough steps are left for compiling to pay and the step can be
             compiled. The numbers are the same, but for rounding.
@@ -126,7 +128,7 @@ def fit(
     Raises:
         DataError: if the data are not finite numbers in rows.
         ModelError: if data and parts do not fit each other.
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of its range, or a schedule longer than the training.
         DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
         CompileError: if ``engine`` is ``"compiled"`` and the step cannot be compiled.
 
@@ -146,15 +148,16 @@ def fit(
         >>> bool(elbo[-1] > elbo[0])
         True
     """
-    rows = rows_of(data, context=context, mask=mask)
+    rows = rows_for(vae, data, context=context, mask=mask)
     batch_size = min(128, len(rows)) if batch_size is None else batch_size
     _refuse_settings(vae, elbo, epochs, batch_size, len(rows), seed)
+    _refuse_schedules(elbo, epochs * -(-len(rows) // batch_size))
     _refuse_engine(engine, clip_norm)
     watched = {"train": rows}
-    _refuse_rows(vae, rows, data, "data")
     if validation_data is not None:
-        watched["validation"] = rows_of(validation_data, source="validation data")
-        _refuse_rows(vae, watched["validation"], validation_data, "validation data")
+        watched["validation"] = rows_for(vae, validation_data, source="validation data")
+    if isinstance(elbo, Estimator):
+        elbo.restart()
     chosen = choose_device(device)
     optim = WholeOptimizer(_made(optimizer or adam, vae.to(chosen)), clip_norm)
     run = _Run(vae, watched, elbo or Trace_ELBO(), optim, chosen, seed, batch_size)
@@ -170,6 +173,8 @@ def fit(
         run.start(engine, steps, bar)
         for epoch in range(1, epochs + 1):
             run.epoch(epoch, bar, stop)
+            if on_epoch is not None:
+                on_epoch(epoch, vae)
             if stop.is_set():
                 break
     return Fit(vae, run.history(), describe_device(chosen), stop.is_set())
@@ -196,6 +201,15 @@ def _refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, 
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")
 
 
+def _refuse_schedules(elbo: Loss | None, steps: int) -> None:
+    for schedule in elbo.schedules() if isinstance(elbo, Estimator) else ():
+        if schedule.steps > steps:
+            raise SettingsError(
+                f"elbo: {schedule} would end after {schedule.steps} steps, and training has {steps}, so it would end "
+                "before its objective is the one that was meant; shorten it or train longer"
+            )
+
+
 def _refuse_engine(engine: str, clip_norm: float | None) -> None:
     if engine not in ENGINES:
         raise SettingsError(f"engine is {engine!r}; it must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
@@ -209,14 +223,6 @@ def _made(optimizer: Optimizer, vae: VAE) -> torch.optim.Optimizer | LRScheduler
     if isinstance(made, ReduceLROnPlateau):
         raise SettingsError("ReduceLROnPlateau needs a number at each epoch; take a schedule that steps alone")
     return made
-
-
-def _refuse_rows(vae: VAE, rows: Rows, data: Any, name: str) -> None:
-    """Refuse data that do not fit the parts, or lie outside the support of the likelihood."""
-    vae.check(rows.x, rows.context)
-    if isinstance(vae.decoder, Likelihood):
-        source, columns = (data.source, data.columns) if isinstance(data, Data) else (name, None)
-        vae.decoder.refuse(rows.x, source=name if source == "data" else source, columns=columns)
 
 
 class _Run:

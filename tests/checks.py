@@ -3,6 +3,7 @@
 import math
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 import pyro_vae as pv
@@ -45,3 +46,9 @@ def normal_log_density(x: Tensor, mean: Tensor, scale: Tensor | float) -> Tensor
     """log N(x | mean, diag(scale²)), summed over the last dimension: written out, as in the note."""
     scale = torch.as_tensor(scale, dtype=x.dtype).expand_as(x + mean)
     return (-0.5 * ((x - mean) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def untimed(table: xr.Dataset) -> xr.Dataset:
+    """A comparison without what depends on the clock."""
+    timed = ["seconds", "variance_seconds", "efficiency", "efficiency_se", "speedup", "speedup_se"]
+    return table.drop_vars(timed)

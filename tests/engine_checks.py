@@ -6,9 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from members import FEATURES, LATENTS, LIKELIHOODS, POSTERIORS, PRIORS
+from members import ESTIMATORS, FEATURES, LATENTS, LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS
 from pyro.distributions import constraints
-from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 
 import pyro_vae as pv
 from pyro_vae.engine.optimizers import WholeOptimizer
@@ -27,13 +27,10 @@ def adam(parameters):
 
 
 def estimators():
-    """Every estimator of the library, around Pyro's where it needs one; a note's objective is a function."""
-    found = {"note_objective": lambda: pv.elbo.note_objective}
-    for name in pv.elbo.__all__:
-        kind = getattr(pv.elbo, name)
-        if isinstance(kind, type) and issubclass(kind, ELBO):
-            found[name] = kind
-    return found
+    """Every estimator of the library and Pyro's two; a note's objective is a function."""
+    pyros = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": pv.elbo.TraceMeanField_ELBO}
+    own = {"HandDerivedELBO": pv.elbo.HandDerivedELBO, "note_objective": lambda: pv.elbo.note_objective}
+    return {**pyros, **own, **ESTIMATORS, **OBJECTIVES}
 
 
 def vae_of(prior="StandardNormal", likelihood="Normal", posterior="DiagNormal", dtype=torch.float64):

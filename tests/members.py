@@ -53,6 +53,32 @@ PRIORS: dict[str, Callable[[], nn.Module]] = {
     "Flow": lambda: pv.priors.Flow(zuko.flows.MAF(LATENTS, transforms=1, hidden_features=[8])),
 }
 
+ESTIMATORS: dict[str, Callable[[], pv.elbo.Estimator]] = {
+    "ELBO": lambda: pv.elbo.ELBO(3),
+    "STL": lambda: pv.elbo.STL(3),
+    "AnalyticKL": lambda: pv.elbo.AnalyticKL(3),
+    "IWAE": lambda: pv.elbo.IWAE(3),
+    "DReG": lambda: pv.elbo.DReG(3),
+    "IWAESTL": lambda: pv.elbo.IWAESTL(3),
+    "Renyi": lambda: pv.elbo.Renyi(3, alpha=0.5),
+    "Renyi, above 1": lambda: pv.elbo.Renyi(3, alpha=2.0),
+    "Renyi, the largest": lambda: pv.elbo.Renyi(3, alpha=float("-inf")),
+    "MIWAE": lambda: pv.elbo.MIWAE(4, groups=2),
+    "CIWAE": lambda: pv.elbo.CIWAE(3, mix=0.3),
+    "PIWAE": lambda: pv.elbo.PIWAE(4, groups=2),
+    "ScoreFunction": lambda: pv.elbo.ScoreFunction(3),
+    "VIMCO": lambda: pv.elbo.VIMCO(3),
+    "Thermodynamic": lambda: pv.elbo.Thermodynamic(4, partitions=3),
+}
+
+OBJECTIVES: dict[str, Callable[[], pv.elbo.Estimator]] = {
+    "Beta": lambda: pv.elbo.Beta(pv.elbo.IWAE(3), 0.5),
+    "Beta, scheduled": lambda: pv.elbo.Beta(pv.elbo.ELBO(), pv.elbo.Linear(4)),
+    "FreeBits": lambda: pv.elbo.FreeBits(pv.elbo.AnalyticKL(2), nats=0.3),
+    "TCVAE": lambda: pv.elbo.TCVAE(pv.elbo.ELBO(), beta=3.0),
+    "InfoVAE": lambda: pv.elbo.InfoVAE(pv.elbo.ELBO(), alpha=0.5, weight=5.0),
+}
+
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "Normal": lambda: pv.likelihoods.Normal(pv.nn.mlp(LATENTS, [8], FEATURES), scale=0.7),
     "Normal, learned scale": lambda: pv.likelihoods.Normal(

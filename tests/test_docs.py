@@ -70,3 +70,16 @@ def test_its_row_is_one_of_the_readmes_table():
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     header = next(line for line in readme.splitlines() if line.startswith("| | member"))
     assert README_ROW.strip().replace("\\|", "").count("|") == header.count("|")
+
+
+def test_the_page_on_comparing_estimators_runs(capsys):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "comparing_estimators.md").read_text(encoding="utf-8")
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(snippet, "docs/comparing_estimators.md", "exec"), names)
+    assert "Train with" in capsys.readouterr().out
+    pair = names["pair"]
+    assert pair.parameter_group.values.tolist() == ["all", "Θ", "φ", "decode", "encode"]
+    assert (pair.elbo.sel(estimator="IWAE", particles=8) > pair.elbo.sel(estimator="ELBO", particles=8)).item()
+    stated = set(re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE))
+    assert {name for cell in stated for name in re.findall(r"`(\w+)`", cell)} <= set(pair.data_vars)

@@ -173,3 +173,26 @@ def test_rows_are_taken_together():
     assert taken.context.squeeze(1).tolist() == [2.0, 0.0]
     assert taken.mask.tolist() == [[False, False], [True, False]]
     assert [len(part) for part in rows.split(2)] == [2, 1]
+
+
+def test_refinement_leaves_out_what_is_missing():
+    """With its start independent of x, the refined q is that of the model without the unseen features."""
+    full, marginal = seen_features()
+    x = full.sample(3)
+    found = []
+    for model, data, mask in (
+        (full, x, MASK.expand(3, 5)),
+        (marginal, x[:, MASK[0]], None),
+        (full, torch.where(MASK, x, 0.0), None),
+    ):
+        net = torch.nn.Linear(data.shape[1], 4).double()
+        torch.nn.init.zeros_(net.weight)
+        torch.nn.init.zeros_(net.bias)
+        vae = model.as_vae()
+        vae.encoder = pv.posteriors.Refined(net, steps=20)
+        found.append(pv.core.infer(vae.encoder, data, None, mask).mean)
+    assert (found[0] - found[1]).abs().max() < 1e-12
+    assert (found[0] - found[2]).abs().max() > 1e-2, "power: zeros in the place of the missing are seen"
+    tree = pv.to_datatree(vae, Data(x, mask=MASK.expand(3, 5)), draws=4000)
+    apart = tree["posterior"].z.mean(("chain", "draw")) - found[0].detach().numpy()
+    assert float(abs(apart).max()) < 0.1

@@ -42,12 +42,14 @@ def test_signatures_of_the_contract():
     signature = inspect.signature(pv.fit)
     assert list(signature.parameters) == [
         "vae", "data", "elbo", "optimizer", "epochs", "batch_size", "validation_data", "device", "seed", "progress",
-        "context", "mask", "engine", "clip_norm",
+        "context", "mask", "on_epoch", "engine", "clip_norm",
     ]  # fmt: skip
     assert signature.parameters["device"].default == "auto"
-    assert list(inspect.signature(pv.compare_elbos).parameters) == ["vae", "x", "elbos", "draws", "size", "seed"]
+    assert list(inspect.signature(pv.compare_elbos).parameters) == [
+        "vae", "x", "elbos", "particles", "draws", "size", "log_evidence", "seed", "progress",
+    ]  # fmt: skip
     keyword_only = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
-    assert keyword_only == [False] * 2 + [True] * 12
+    assert keyword_only == [False] * 2 + [True] * 13
     assert pv.elbo.Trace_ELBO.__module__.startswith("pyro."), "Pyro's own stand in the same namespace"
 
 

@@ -39,13 +39,15 @@ def test_01_a_sampled_kl_is_said_and_can_be_refused():
     values = {loss_and_gradients(TraceMeanField_ELBO(), vae, x, seed=s)[0].item() for s in range(2)}
     assert len(values) == 2, "Pyro samples it without a warning (which would be an error here)"
     assert kl_provenance(vae.model, vae.guide, x) == {"z": "Monte Carlo"}
-    assert pv.compare_elbos(small_vae(), x, draws=2).kl.values.tolist() == ["Monte Carlo", "analytic", "by hand"]
+    kl = pv.compare_elbos(small_vae(), x, draws=2).kl.values.tolist()
+    assert kl == ["Monte Carlo", "analytic", "by hand"] + 4 * ["Monte Carlo"]
     with pytest.raises(ModelError, match="Normal from StudentT at site z has no closed form"):
         AnalyticKL().loss(vae.model, vae.guide, x)
     AnalyticKL(strict=False).loss(vae.model, vae.guide, x)
     fine = small_vae()
     strict, _ = loss_and_gradients(AnalyticKL(num_particles=3), fine, x, 50)
-    assert strict == loss_and_gradients(TraceMeanField_ELBO(num_particles=3), fine, x, 50)[0]
+    pyros = TraceMeanField_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    assert strict.item() == pytest.approx(loss_and_gradients(pyros, fine, x, 50)[0].item(), abs=1e-11)
 
 
 def test_02_a_scale_on_the_models_latent_alone_is_refused():
@@ -324,13 +326,13 @@ def test_22_arviz_imports_and_reads_what_we_make():
 
 
 def test_24_timings_say_their_threads_and_are_medians_of_turns(monkeypatch):
-    from pyro_vae import compare
+    from pyro_vae import _cost
 
     table = pv.compare_elbos(small_vae(), torch.randn(5, 6), draws=2)
     assert table.attrs["threads"] == torch.get_num_threads()
     assert {"torch", "pyro", "pyro_vae", "python", "device"} <= set(table.attrs)
     # A clock whose 20th interval is a disturbance of an hour: a median does not see it, a mean would.
     ticks = iter(range(10_000))
-    monkeypatch.setattr(compare.time, "perf_counter", lambda: (t := next(ticks)) + 3600 * (t > 38))
+    monkeypatch.setattr(_cost.time, "perf_counter", lambda: (t := next(ticks)) + 3600 * (t > 38))
     seconds = pv.compare_elbos(small_vae(), torch.randn(5, 6), draws=2).seconds.values
-    assert seconds.tolist() == [1, 1, 1]
+    assert (seconds == 1).all()

@@ -80,6 +80,17 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(up, 1 - x, x)
 
 
+class NegativeBinomial(dist.NegativeBinomial):
+    """Pyro's, scored in double precision: terms like r log r cancel, which in single costs 0.02 nats at r = 2e4."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        total_count, logits = self.total_count.double(), self.logits.double()
+        double = dist.NegativeBinomial(total_count, logits=logits, validate_args=False)
+        return double.log_prob(value.double()).to(self.logits.dtype)
+
+
 class Levels(dist.TorchDistribution):
     """One of L levels 0, …, L - 1, as a float, given logits of shape ``(*batch, L)``."""
 

@@ -1,6 +1,5 @@
 """What all likelihoods share: a network's numbers become independent features."""
 
-import math
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.core import Conditional, Distribution, join
-from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.errors import DataError, ModelError
 
 
 class Likelihood(Conditional):
@@ -137,25 +136,3 @@ def taking(x: Tensor) -> list[str]:
 
 def _outside(x: Tensor, support: constraints.Constraint) -> Tensor:
     return ~x.isnan() & ~(x.isfinite() & support.check(x))
-
-
-def above_zero(name: str, value: float) -> float:
-    """``value``, if it is a finite number above 0.
-
-    >>> above_zero("scale", 0.5)
-    0.5
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 and math.isfinite(value)):
-        raise SettingsError(f"{name} is {value}; it must be a finite number above 0")
-    return float(value)
-
-
-def whole(name: str, value: int, least: int) -> int:
-    """``value``, if it is a whole number of at least ``least``.
-
-    >>> whole("levels", 4, 2)
-    4
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingsError(f"{name} is {value}; it must be a whole number of at least {least}")
-    return value

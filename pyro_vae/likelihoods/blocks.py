@@ -6,10 +6,11 @@ from typing import Any
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.core import Distribution
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods._distributions import Side
-from pyro_vae.likelihoods.base import Likelihood, whole
+from pyro_vae.likelihoods.base import Likelihood
 
 Block = tuple[Callable[[nn.Module], Likelihood], int]
 
@@ -110,9 +111,22 @@ def _made(blocks: Sequence[Block]) -> tuple[list[int], list[Likelihood]]:
     for block in blocks:
         if not (isinstance(block, Sequence) and len(block) == 2 and callable(block[0])):
             raise SettingsError(f"the block {block!r} is not a pair of a likelihood's class and its number of columns")
-        likelihood = block[0](nn.Identity())
-        if not isinstance(likelihood, Likelihood) or isinstance(likelihood, Blocks):
-            raise SettingsError(f"a block gives a {type(likelihood).__name__}; it must give a likelihood, not blocks")
         sizes.append(whole("a block's number of columns", block[1], 1))
-        likelihoods.append(likelihood)
+        likelihoods.append(_likelihood(block[0]))
     return sizes, likelihoods
+
+
+def _likelihood(make: Any) -> Likelihood:
+    if isinstance(make, nn.Module):
+        name = type(make).__name__
+        raise SettingsError(f"a block is an instance of {name}, which has a network; give the class, {name}")
+    try:
+        likelihood = make(nn.Identity())
+    except TypeError as error:
+        name = getattr(make, "__name__", repr(make))
+        raise SettingsError(
+            f"no block can be made by {name} ({error}); give its settings by partial({name}, ...)"
+        ) from error
+    if not isinstance(likelihood, Likelihood) or isinstance(likelihood, Blocks):
+        raise SettingsError(f"a block gives a {type(likelihood).__name__}; it must give a likelihood, not blocks")
+    return likelihood

@@ -4,8 +4,10 @@ import pyro.distributions as dist
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.core import Distribution
-from pyro_vae.likelihoods.base import Likelihood, whole
+from pyro_vae.likelihoods._distributions import NegativeBinomial as _NegativeBinomial
+from pyro_vae.likelihoods.base import Likelihood
 
 
 class Binomial(Likelihood):
@@ -127,4 +129,4 @@ class NegativeBinomial(Likelihood):
 
     def features(self, out: Tensor) -> Distribution:
         logits, log_count = self.parts(out)
-        return dist.NegativeBinomial(log_count.clamp(-10, 10).exp(), logits=logits.clamp(-20, 20))
+        return _NegativeBinomial(log_count.clamp(-10, 10).exp(), logits=logits.clamp(-20, 20))

@@ -5,11 +5,12 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.core import Distribution
 from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods._distributions import ContinuousBernoulli as _ContinuousBernoulli
 from pyro_vae.likelihoods._distributions import Levels, LogisticLevels, grid
-from pyro_vae.likelihoods.base import Likelihood, whole
+from pyro_vae.likelihoods.base import Likelihood
 
 
 class Bernoulli(Likelihood):

@@ -4,9 +4,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Distribution
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.likelihoods.base import Likelihood, above_zero, whole
+from pyro_vae.likelihoods.base import Likelihood
 
 
 class _Scaled(Likelihood):

@@ -1,0 +1,70 @@
+"""What one step costs: seconds, and bytes held at its peak."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def median_seconds(steps: Sequence[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
+    """The median time of each, timed in turns, so that a disturbance of the machine meets all alike.
+
+    Example:
+        >>> len(median_seconds([lambda: None, lambda: None], torch.device("cpu"), 3))
+        2
+    """
+
+    def once(step: Callable[[], Any]) -> float:
+        _synchronise(device)
+        started = time.perf_counter()
+        step()
+        _synchronise(device)
+        return time.perf_counter() - started
+
+    rounds = [[once(step) for step in steps] for _ in range(repeats)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """The largest sum of the tensors that one step makes and holds at a time.
+
+    Counted tensor by tensor, alike on every device; an allocator's rounding and a kernel's own
+    workspace are not in it.
+
+    Example:
+        >>> peak_bytes(lambda: torch.zeros(1000).sum())
+        4004
+    """
+    with _Watch() as watch:
+        step()
+    return watch.peak
+
+
+class _Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in given:
+                    self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._live = {key: held for key, held in self._live.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return made

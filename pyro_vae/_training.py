@@ -1,0 +1,130 @@
+"""What the commands that train have in common: data, what is refused of them, and the training."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jsonargparse import Namespace
+
+from pyro_vae._parts import build, first_line
+from pyro_vae._settings import as_yaml, instances
+from pyro_vae.core import VAE, evaluating
+from pyro_vae.data import Data, load, load_held_out, split
+from pyro_vae.device import seeded
+from pyro_vae.elbo import Trace_ELBO
+from pyro_vae.errors import DataError, DivergenceError, SettingsError
+from pyro_vae.rows import rows_for, rows_of
+from pyro_vae.runs import RunFolder
+from pyro_vae.train import Fit, fit
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The data of a command.
+
+    Args:
+        train: to train on.
+        held_out: to judge by.
+        files: the same as they lie in their files, so that a row is told by its number there.
+    """
+
+    train: Data
+    held_out: Data
+    files: tuple[Data, ...]
+
+
+def loaded(settings: Namespace) -> Loaded:
+    """The data that settings name, split where no held-out ones are named.
+
+    Raises:
+        DataError: if they cannot be read, or are not of as many columns.
+    """
+    data = load(settings.data)
+    held_out = load(settings.validation_data) if settings.validation_data else load_held_out(settings.data)
+    if held_out is None:
+        return Loaded(*split(data, settings.held_out, seed=settings.seed), files=(data,))
+    refuse_other_width(held_out, data)
+    return Loaded(data, held_out, files=(data, held_out))
+
+
+def refuse_other_width(data: Data, of: Data) -> None:
+    """Refuse data of other columns than others have.
+
+    Raises:
+        DataError: naming both.
+    """
+    mine, theirs = data.x.shape[1], of.x.shape[1]
+    if mine != theirs:
+        raise DataError(
+            f"{data.source}: a row has {mine} numbers, and {theirs} in {of.source}; give data of the same columns"
+        )
+
+
+def untrained(settings: Namespace) -> tuple[VAE, Loaded]:
+    """The VAE and the data, seen to fit each other and the optimizer."""
+    data = loaded(settings)
+    vae = build(settings, data.train)
+    refuse(settings, vae, data)
+    return vae, data
+
+
+def refuse(settings: Namespace, vae: VAE, data: Loaded) -> None:
+    """Refuse what training would refuse: data by their place in the file, and an optimizer's settings.
+
+    Raises:
+        DataError: if data are outside the support of the likelihood.
+        ModelError: if the parts do not fit each other or the data.
+        SettingsError: if the optimizer cannot be used.
+    """
+    for file in data.files:
+        rows_for(vae, file)
+    _refuse_optimizer(instances(settings).optimizer, copy.deepcopy(vae))
+
+
+def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
+    """Try a step on a copy: torch's optimizers refuse settings when made, and networks when they step."""
+    try:
+        for parameter in vae.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer(list(vae.parameters())).step()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SettingsError(f"optimizer: it cannot be used ({first_line(error)}); change its settings") from error
+
+
+def refuse_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
+    """Evaluate the estimator on two rows, as it refuses a pair that it does not hold for when it meets it.
+
+    Raises:
+        ModelError: if it does.
+    """
+    elbo = instances(settings).elbo or Trace_ELBO()
+    rows = rows_of(data).take(slice(2)).like(vae)
+    with seeded(settings.seed, rows.x.device), evaluating(vae), pyro.validation_enabled(False), torch.no_grad():
+        elbo.loss(vae.model, vae.guide, *rows.arguments(len(data.x)))
+
+
+def train(settings: Namespace, vae: VAE, data: Loaded, *, on_epoch: Callable[[int, VAE], None] | None = None) -> Fit:
+    """Train as settings say."""
+    made = instances(settings)
+    return fit(
+        vae, data.train, validation_data=data.held_out, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
+        epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
+        on_epoch=on_epoch, engine=settings.engine,
+    )  # fmt: skip
+
+
+@contextmanager
+def keeping(settings: Namespace, vae: VAE, run: RunFolder) -> Iterator[None]:
+    """After a divergence inside, the run folder still gets the settings, the last good weights and the history."""
+    try:
+        yield
+    except DivergenceError as error:
+        run.text("config.yaml", as_yaml(settings))
+        run.weights("weights.safetensors", vae)
+        if error.history is not None:
+            run.dataset("history.nc", error.history)
+        raise
