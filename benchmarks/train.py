@@ -46,11 +46,13 @@ class Contestant:
         assert self.process.stderr is not None
         return {"left_out": (self.process.stderr.read().strip().splitlines() or ["it ended"])[-1]}
 
-    def take_turn(self) -> None:
+    def take_turn(self, *, counts: bool = True) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.passes.append(self._answer())
+        answer = self._answer()
+        if counts:
+            self.passes.append(answer)
 
     def end(self) -> dict[str, Any]:
         self.process.communicate()
@@ -73,6 +75,8 @@ def race(case: Case, names: list[str], repeats: int, threads: int) -> dict[str, 
         contestants.append(Contestant(name, case, threads))
         print(f"  {name}: {contestants[-1].first}", file=sys.stderr, flush=True)
     running = [c for c in contestants if "left_out" not in c.first]
+    for contestant in running:  # while others made ready its memory has grown cold
+        contestant.take_turn(counts=False)
     for repeat in range(repeats):
         for contestant in running[repeat % len(running) :] + running[: repeat % len(running)]:
             contestant.take_turn()

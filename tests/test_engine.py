@@ -30,7 +30,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 
 import pyro_vae as pv
-from pyro_vae.engine import graph
+from pyro_vae.engine import backends, graph
 from pyro_vae.engine.optimizers import WholeOptimizer
 from pyro_vae.engine.rewrites import cheaper_products
 from pyro_vae.errors import DataError, SettingsError
@@ -197,3 +197,20 @@ def test_products_are_rewritten_up_to_rounding():
         "aten.t.default"
     )
     assert torch.allclose(rewritten(*inputs)[0], linear(*inputs), rtol=1e-12, atol=1e-12)
+
+
+def test_small_steps_are_taken_by_one_thread():
+    """A product of (n × n) matrices is 2 n³ operations."""
+    traced = graph.trace(lambda a, b: torch.mm(a, b).exp().sum(), [torch.randn(50, 50), torch.randn(50, 50)])
+    assert traced.flops() == 2 * 50**3
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert backends.threads_for(traced) == 1
+        with backends.threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        large = graph.trace(torch.mm, [torch.randn(500, 500), torch.randn(500, 500)])
+        assert backends.threads_for(large) == 2
+    finally:
+        torch.set_num_threads(before)

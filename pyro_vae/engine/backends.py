@@ -33,6 +33,28 @@ ON_CPU = {
 }
 
 
+SMALL_STEP = 32_000_000
+"""A step of fewer operations is taken by one thread: handing out its work takes as long as doing it."""
+
+
+def threads_for(graph: Graph) -> int:
+    """How many threads a graph is compiled for, and run by: one, or as many as torch is set to."""
+    return 1 if graph.flops() < SMALL_STEP else torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads inside, of torch and of the BLAS."""
+    before = torch.get_num_threads()
+    if number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number != before:
+            torch.set_num_threads(before)
+
+
 def compiled(graph: Graph, inputs: Sequence[Tensor], backend: Backend) -> Compiled:
     """``graph`` by a backend, as a function of one list: what the graph captured, and its inputs.
 
@@ -45,7 +67,8 @@ def compiled(graph: Graph, inputs: Sequence[Tensor], backend: Backend) -> Compil
         CompileError: if it cannot be compiled, or what comes out is not what the graph says.
     """
     examples = [*graph.captured, *inputs]
-    with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(examples)):
+    devices = list({tensor.device for tensor in examples if tensor.is_cuda})
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), threads(threads_for(graph)):
         try:
             with _quietly():
                 run = _by(backend, graph.module, examples)
@@ -53,7 +76,7 @@ def compiled(graph: Graph, inputs: Sequence[Tensor], backend: Backend) -> Compil
             what = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CompileError(f"the backend {backend} cannot compile the step: {what}") from error
         if not isinstance(backend, str) or backend != "eager":
-            _refuse_other_results(graph, run, examples)
+            _refuse_other_results(graph, run, examples, devices)
     return run
 
 
@@ -93,15 +116,17 @@ def _by(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Com
     return run
 
 
-def _refuse_other_results(graph: Graph, run: Compiled, examples: list[Tensor]) -> None:
+def _refuse_other_results(graph: Graph, run: Compiled, examples: list[Tensor], devices: list[torch.device]) -> None:
     """One step from the same state and with the same noise, compiled and as the graph says; the state stays.
 
     What it guards against, above all, is noise drawn in another order.
     """
     before = [tensor.detach().clone() for tensor in graph.captured]
-    seed, results = torch.initial_seed(), []
+    results = []
     for step in (lambda inputs: graph.module(*inputs)[0]), run:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device.index].manual_seed(0)
         loss = step(examples)
         results.append([loss.detach().clone(), *(tensor.detach().clone() for tensor in graph.captured)])
         for tensor, value in zip(graph.captured, before, strict=True):
@@ -120,7 +145,3 @@ def _close(said: Tensor, found: Tensor, scale: float) -> bool:
     precise = said.dtype in (torch.float32, torch.float64)
     bound = (1e-2 if precise else 0.2) * said.double().norm() + 100 * torch.finfo(said.dtype).eps * scale
     return bool((said.double() - found.double()).norm() <= bound)
-
-
-def _cuda_devices(tensors: Sequence[Tensor]) -> list[torch.device]:
-    return list({tensor.device for tensor in tensors if tensor.is_cuda})

@@ -23,14 +23,13 @@ class CudaReplay(Replay):
     copied to a place of its own first, and a graph is captured anew where another tensor moved.
     """
 
-    def __init__(self, run: Compiled, captured: list[Tensor]) -> None:
-        super().__init__(run, captured)
+    def __init__(self, run: Compiled, captured: list[Tensor], threads: int = 1) -> None:
+        super().__init__(run, captured, threads)
         self._taken = 0
         self._graphs: dict[int, _Captured] = {}
 
     def __call__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
-        device, steps = self.device(fixed, changing), len(changing[0])
-        changing = [tensor.to(device, non_blocking=True) for tensor in changing]
+        steps = len(changing[0])
         if self._taken < WARM_UPS:
             self._taken += steps
             return super().__call__(changing, fixed)
@@ -38,10 +37,6 @@ class CudaReplay(Replay):
         if steps not in self._graphs or self._graphs[steps].places != places:
             self._graphs[steps] = _Captured(self, changing, fixed, places)
         return self._graphs[steps](changing)
-
-    def device(self, *tensors: Sequence[Tensor]) -> torch.device:
-        """The GPU among the places of what is computed with."""
-        return next(tensor.device for part in (self.captured, *tensors) for tensor in part if tensor.is_cuda)
 
     def uncaptured(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
         """The steps, kernel by kernel."""

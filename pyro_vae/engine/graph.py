@@ -33,6 +33,21 @@ class Graph:
     module: fx.GraphModule
     captured: list[Tensor]
 
+    def flops(self) -> int:
+        """The operations of its products of matrices and convolutions, a multiplication and an addition each."""
+        from torch.utils.flop_counter import flop_registry
+
+        def value(argument: Any) -> Any:
+            return argument.meta["val"] if isinstance(argument, fx.Node) else argument
+
+        total = 0
+        for node in self.module.graph.nodes:
+            count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+            if count is not None:
+                args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), value)
+                total += count(*args, **kwargs, out_val=node.meta["val"])
+        return total
+
 
 def trace(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
     """Trace ``function(*inputs)`` to a graph without computing anything; twice, to see that it is the same.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.backends import Backend, Compiled, compiled
+from pyro_vae.engine.backends import Backend, Compiled, compiled, threads, threads_for
 from pyro_vae.engine.graph import trace
 from pyro_vae.errors import CompileError
 
@@ -22,15 +22,23 @@ class Replay:
     Args:
         run: takes all of them in one list, and gives the loss.
         captured: parameters, buffers, state of the optimizer, constants.
+        threads: how many it was compiled for.
     """
 
     run: Compiled
     captured: list[Tensor]
+    threads: int = 1
+
+    def once(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What the function gives, of inputs that need no rows taken of them."""
+        with threads(self.threads):
+            return self.run([*self.captured, *inputs])
 
     def __call__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
         """The losses of steps, shape ``(steps,)``: each tensor of ``changing`` has one row per step."""
         rows = zip(*(tensor.unbind() for tensor in changing), strict=True)
-        return torch.stack([self.run([*self.captured, *row, *fixed]) for row in rows])
+        with threads(self.threads):
+            return torch.stack([self.run([*self.captured, *row, *fixed]) for row in rows])
 
 
 class Replays:
@@ -66,7 +74,7 @@ class Replays:
             restore: puts back what tracing moves.
         """
         inputs = [*(tensor[0] for tensor in changing), *fixed]
-        ambient = torch.get_num_threads(), torch.is_autocast_enabled(inputs[-1].device.type)
+        ambient = torch.get_num_threads(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
         key = (key, ambient, *((t.shape, t.dtype, t.device) for t in inputs))
         if key not in self._made:
             if len(self._made) >= MOST_GRAPHS:
@@ -79,13 +87,12 @@ class Replays:
             finally:
                 restore()
             run = compiled(graph, inputs, self.backend)
-            self._made[key] = _replay_on(inputs[0].device)(run, graph.captured)
+            kind = _cuda_replay() if any(t.is_cuda for t in (*graph.captured, *inputs)) else Replay
+            self._made[key] = kind(run, graph.captured, threads_for(graph))
         return self._made[key]
 
 
-def _replay_on(device: torch.device) -> type[Replay]:
-    if device.type != "cuda":
-        return Replay
+def _cuda_replay() -> type[Replay]:
     from pyro_vae.engine.cuda import CudaReplay
 
     return CudaReplay

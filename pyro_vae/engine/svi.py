@@ -129,7 +129,7 @@ class CompiledSVI(SVI):
         given = Given(args, kwargs)
         with self._computing(), torch.no_grad():
             replay = self._replays.get(("loss", given), self._loss_of(given), (), given.tensors, self._watch.restore)
-            return replay.run([*replay.captured, *given.tensors]).item()
+            return replay.once(given.tensors).item()
 
     def run(self, data: Tensor | Sequence[Tensor], *, steps: int, batch_size: int, **kwargs: Any) -> Tensor:
         """Take many steps, each on the next rows of data that stay in place, in a new order in each pass.
@@ -191,7 +191,7 @@ class CompiledSVI(SVI):
             return first if steps == 1 else torch.cat([first, self._steps(given, steps - 1, rest, fixed)])
         assert self._updates is not None
         with self._computing(), torch.no_grad():
-            numbers = self._updates.numbers(steps)
+            numbers = self._updates.numbers(steps).to(self._updates.parameters[0].device, non_blocking=True)
             inputs = [numbers, *changing]
             replay = self._replays.get(("step", given), self._step_of(given), inputs, fixed, self._watch.restore)
             losses = replay(inputs, fixed)
