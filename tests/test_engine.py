@@ -45,9 +45,14 @@ def test_the_table_holds_every_part():
 
 @pytest.mark.parametrize(("prior", "likelihood", "posterior"), TRIPLES)
 def test_every_part_trains_the_same(prior, likelihood, posterior):
-    x = data_of(likelihood)
-    make = partial(vae_of, prior, likelihood, posterior)
-    assert_same(both(lambda: parts_of(make()), lambda step: (x.roll(step, 0)[:BATCH], ROWS)))
+    assert_same(pair_of(partial(vae_of, prior, likelihood, posterior), data_of(likelihood)))
+
+
+def test_a_smaller_batch_now_and_then():
+    x = data_of()
+    pair = both(lambda: parts_of(vae_of()), lambda step: (batch_of(x, step), ROWS))
+    assert_same(pair)
+    assert len(pair[1][2]._replays._made) == 2
 
 
 @pytest.mark.parametrize("name", estimators())
@@ -58,14 +63,13 @@ def test_every_estimator_trains_the_same(name):
 @pytest.mark.parametrize("vectorized", [True, False])
 def test_several_particles_train_the_same(vectorized):
     loss = partial(Trace_ELBO, num_particles=3, vectorize_particles=vectorized, max_plate_nesting=1 + vectorized)
-    assert_same(pair_of(vae_of, data_of(), loss=loss))
+    assert_same(pair_of(vae_of, data_of(), loss=loss, steps=30))
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_compiled_by_inductor_it_trains_the_same(dtype):
     vae = partial(vae_of, "Flow", "Normal, a scale per feature", "DiagNormal", dtype)
-    x = data_of(dtype=dtype)
-    pair = both(lambda: parts_of(vae()), lambda step: (x.roll(step, 0)[:BATCH], ROWS), backend="inductor")
+    pair = pair_of(vae, data_of(dtype=dtype), backend="inductor")
     assert_same(pair, BOUNDS[dtype])
     assert not torch._inductor.config.fallback_random, "what the engine sets is set for its own compiling only"
 

@@ -1,0 +1,93 @@
+"""What a benchmark leaves: JSON with the machine and all repeats, a table, and a figure."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+BASE = "ours, compiled"
+PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpyro", "jax", "pythae", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the versions and the date; no name of a host."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "processor": _processor(),
+        "cores": _cores(),
+        "gpu": _gpu(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """As Linux tells it: vendor and model name with its family and model numbers, which say the generation."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line]
+    facts = {key.strip(): value.strip() for key, value in reversed(lines)}
+    return f"{facts.get('model name', 'unknown')} (family {facts.get('cpu family')}, model {facts.get('model')})"
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def table(race: dict[str, Any]) -> str:
+    """The medians of one race, the ratios to ours, and the objectives after the last pass."""
+    lines = [f"{race['case']['name']}, {race['threads']} thread(s)"]
+    for name, result in race["contestants"].items():
+        if "left_out" in result:
+            lines.append(f"  {name:32s} left out: {result['left_out']}")
+            continue
+        low, high = min(result["all_milliseconds"]), max(result["all_milliseconds"])
+        lines.append(
+            f"  {name:32s} {result['milliseconds_per_step']:9.3f} ms/step ({low:.3f} to {high:.3f})  "
+            f"{result.get('times_ours', float('nan')):6.2f} × ours  ELBO {result['elbo'][-1]:9.3f} nats/datum  "
+            f"first pass after {result['seconds_to_first_pass']:.1f} s"
+        )
+    return "\n".join(lines)
+
+
+def figure(races: list[dict[str, Any]], path: Path) -> None:
+    """Milliseconds per step of every contestant, one panel per race."""
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(races))
+    rows = -(-len(races) // columns)
+    drawing = Figure(figsize=(6.5 * columns, 2.6 * rows), layout="constrained")
+    for axes, race in zip(drawing.subplots(rows, columns, squeeze=False).flat, races, strict=False):
+        named = {n: r for n, r in race["contestants"].items() if "left_out" not in r}
+        times = [result["milliseconds_per_step"] for result in named.values()]
+        colours = ["#D55E00" if name == BASE else "#0072B2" for name in named]
+        bars = axes.barh(list(named), times, color=colours)
+        axes.bar_label(bars, [f"{time:.3g} ms" for time in times], padding=3, fontsize=8)
+        axes.set(xlabel="ms per step, median", xlim=(0, 1.2 * max(times)))
+        axes.set_title(f"{race['case']['name']}, {race['threads']} threads", fontsize=9)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+    drawing.savefig(path, dpi=130)

@@ -1,0 +1,122 @@
+"""Training speed, side by side: ``python -m benchmarks.train`` (``--quick`` for a look, ``--help`` for more).
+
+Every contestant trains the same architecture, on the same data, in the same batches, for the same number of steps, in a
+process of its own; they take turns, so that what disturbs the machine disturbs all alike, and wait idle between.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import BATCHES, SIZES, Case
+from benchmarks.report import BASE, figure, machine, table, write
+
+NAMES = [
+    "ours, compiled", "ours, eager", "pyro.infer.SVI", "pyro.infer.SVI, validation on", "torch by hand",
+    "torch by hand, torch.compile", "NumPyro, jitted epoch", "pythae's trainer",
+]  # fmt: skip
+
+
+class Contestant:
+    """A worker process, which trains a pass when it is told to."""
+
+    def __init__(self, name: str, case: Case, threads: int) -> None:
+        self.name, self.passes = name, []  # type: ignore[var-annotated]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if threads == 1 else "",
+        }
+        command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(case.settings())]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self.first = self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        assert self.process.stderr is not None
+        return {"left_out": (self.process.stderr.read().strip().splitlines() or ["it ended"])[-1]}
+
+    def take_turn(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.passes.append(self._answer())
+
+    def end(self) -> dict[str, Any]:
+        self.process.communicate()
+        if "left_out" in self.first:
+            return self.first
+        milliseconds = [1e3 * one["seconds"] for one in self.passes]
+        return {
+            "milliseconds_per_step": statistics.median(milliseconds),
+            "all_milliseconds": milliseconds,
+            "seconds_to_first_pass": self.first["ready"],
+            "elbo": [self.first["elbo"], *(one["elbo"] for one in self.passes)],
+            "mebibytes": self.passes[-1]["mebibytes"],
+        }
+
+
+def race(case: Case, names: list[str], repeats: int, threads: int) -> dict[str, Any]:
+    """The contestants' times on one case, taken in turns."""
+    contestants = []
+    for name in names:
+        contestants.append(Contestant(name, case, threads))
+        print(f"  {name}: {contestants[-1].first}", file=sys.stderr, flush=True)
+    running = [c for c in contestants if "left_out" not in c.first]
+    for repeat in range(repeats):
+        for contestant in running[repeat % len(running) :] + running[: repeat % len(running)]:
+            contestant.take_turn()
+    results = {contestant.name: contestant.end() for contestant in contestants}
+    ours = results.get(BASE, {}).get("milliseconds_per_step")
+    for result in results.values():
+        if ours and "milliseconds_per_step" in result:
+            result["times_ours"] = result["milliseconds_per_step"] / ours
+    return {"case": case.settings() | {"name": case.name}, "threads": threads, "contestants": results}
+
+
+def cases(chosen: str) -> list[Case]:
+    """The races of a set: ``bars`` are those the project holds itself to."""
+    small, middle = SIZES["64-128-8"], SIZES["784-400-20"]
+    if chosen == "bars":
+        return [small, middle]
+    if chosen == "sizes":
+        return list(SIZES.values())
+    if chosen == "batches":
+        return [replace(middle, batch=b, steps=max(8192 // b, 4) if b != 20 else 256) for b in BATCHES]
+    if chosen == "estimators":
+        return [replace(SIZES["784-200-200-50"], estimator=e, steps=16) for e in ("trace", "analytic", "iwae50")]
+    raise SystemExit(f"there are the sets bars, sizes, batches and estimators, not {chosen}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sets", nargs="+", default=["bars", "sizes", "batches", "estimators"])
+    parser.add_argument("--contestants", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count() or 1])
+    parser.add_argument("--quick", action="store_true", help="the bars only, 5 repeats")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "train.json")
+    settings = parser.parse_args()
+    sets, repeats = (["bars"], 5) if settings.quick else (settings.sets, settings.repeats)
+    races = []
+    for case in dict.fromkeys(case for chosen in sets for case in cases(chosen)):
+        for threads in settings.threads:
+            print(f"{case.name}, {threads} thread{'s' * (threads > 1)}", file=sys.stderr, flush=True)
+            races.append(race(case, settings.contestants, repeats, threads))
+            print(table(races[-1]), flush=True)
+            write(settings.out, {"machine": machine(), "repeats": repeats, "races": races})
+    figure(races, settings.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""One contestant in a process of its own: it makes ready, then trains a pass at each line of its input."""
+
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+
+
+def main() -> None:
+    name, settings = sys.argv[1], json.loads(sys.argv[2])
+    # What a contestant prints goes to the errors; the results have the output to themselves.
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    warnings.simplefilter("ignore")
+
+    from benchmarks.cases import Case, bits
+    from benchmarks.contestants import CONTESTANTS
+
+    def tell(**what: object) -> None:
+        print(json.dumps(what), file=results, flush=True)
+
+    case = Case.of(settings)
+    started = time.perf_counter()
+    try:
+        one_pass = CONTESTANTS[name](case, bits(case))
+    except ImportError as error:
+        return tell(left_out=f"{error.name} is not installed")
+    if one_pass is None:
+        return tell(left_out="it has no such model")
+    elbo = one_pass()
+    tell(ready=time.perf_counter() - started, elbo=elbo)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        elbo = one_pass()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        tell(seconds=(time.perf_counter() - started) / case.steps, elbo=elbo, mebibytes=memory)
+
+
+if __name__ == "__main__":
+    main()
