@@ -1,5 +1,6 @@
 """NumPyro's SVI on the same architecture: a pass over the data as one jitted ``lax.fori_loop``."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -16,7 +17,7 @@ from benchmarks.cases import LEARNING_RATE, Case
 def _layers(key: jax.Array, widths: list[int]) -> list[tuple[jax.Array, jax.Array]]:
     """Torch's way of drawing first weights."""
     layers = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         key, one, two = random.split(key, 3)
         bound = before**-0.5
         draw = [random.uniform(k, s, minval=-bound, maxval=bound) for k, s in ((one, (before, after)), (two, (after,)))]
