@@ -98,7 +98,7 @@ def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, floa
     Example:
         >>> import pyro_vae as pv
         >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
-        >>> known_evidence(linear.as_vae(), rows_of(torch.ones(3, 5)))[2]
+        >>> known_evidence(linear.as_vae(), Rows(torch.ones(3, 5)))[2]
         'linear-Gaussian'
     """
     if given is None:
