@@ -22,6 +22,7 @@ from pyro_vae.elbo import (
     log_weights,
 )
 from pyro_vae.elbo.bounds import log_mean_exp
+from pyro_vae.errors import ModelError
 
 OUTCOMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -156,6 +157,13 @@ def test_two_latents_give_pyros_gradient_and_unbiased_path_gradients():
         z = (mine.mean(0) - theirs.mean(0)) / error.clamp(min=1e-12)
         assert z.abs().max() < 5
         assert (theirs.mean(0).abs() / error.clamp(min=1e-12)).max() > 20, "power: the gradient itself stands out"
+
+
+def test_the_analytic_kl_and_penalties_of_one_latent_refuse_two():
+    model, guide, _ = two_latents()
+    for loss, name in ((pv.elbo.AnalyticKL(), "AnalyticKL"), (pv.elbo.TCVAE(ELBO()), "TCVAE")):
+        with pytest.raises(ModelError, match=f"{name} takes one latent site"):
+            loss.loss(model, guide, torch.randn(3, 4).double())
 
 
 def test_path_gradients_of_two_latents_vanish_at_the_exact_posterior():
