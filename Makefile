@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -20,6 +20,11 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Alone on the machine, half an hour; the results lie in benchmarks/results.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.growth
 
 clean:
 	rm -rf $(VENV)
@@ -40,4 +45,8 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.lint: $(VENV)/.base
 	$(PIP) -e ".[lint]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.base
+	$(PIP) -e ".[bench]"
 	@touch $@

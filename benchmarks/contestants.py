@@ -27,7 +27,8 @@ def device() -> torch.device:
 
 
 def networks(case: Case) -> tuple[nn.Module, nn.Module]:
-    """The encoder's network, ``features → 2 latent``, and the decoder's, ``latent → features``."""
+    """The encoder's network, ``features → 2 latent``, and the decoder's, ``latent → features``; always the same."""
+    torch.manual_seed(0)
     if case.convolutional:
         image, channels = (1, 28, 28), list(case.hidden)
         return (

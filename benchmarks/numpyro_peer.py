@@ -1,7 +1,7 @@
 """NumPyro's SVI on the same architecture: a pass over the data as one jitted ``lax.fori_loop``."""
 
-import itertools
 from collections.abc import Callable
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from benchmarks.cases import LEARNING_RATE, Case
 def _layers(key: jax.Array, widths: list[int]) -> list[tuple[jax.Array, jax.Array]]:
     """Torch's way of drawing first weights."""
     layers = []
-    for before, after in itertools.pairwise(widths):
+    for before, after in pairwise(widths):
         key, one, two = random.split(key, 3)
         bound = before**-0.5
         draw = [random.uniform(k, s, minval=-bound, maxval=bound) for k, s in ((one, (before, after)), (two, (after,)))]

@@ -91,3 +91,23 @@ def figure(races: list[dict[str, Any]], path: Path) -> None:
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
     drawing.savefig(path, dpi=130)
+
+
+def growth_figure(results: dict[str, Any], path: Path) -> None:
+    """Time and memory against rows, particles and latents."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(12, 5.5), layout="constrained")
+    panels = drawing.subplots(2, 3, sharex="col")
+    for column, name in enumerate(("rows", "particles", "latents")):
+        found = [result for result in results[name] if "failed" not in result]
+        at = [result[name] for result in found]
+        panels[0, column].loglog(at, [r["milliseconds_per_step"] for r in found], "o-", color="#D55E00")
+        panels[0, column].set(title=f"with {name}", ylabel="ms per step" if column == 0 else "")
+        panels[1, column].loglog(at, [r["mebibytes_at_most"] for r in found], "o-", color="#0072B2", label="at most")
+        panels[1, column].loglog(at, [r["mebibytes_with_data"] for r in found], "--", color="#777777", label="the data")
+        panels[1, column].set(xlabel=name, ylabel="MiB" if column == 0 else "")
+        for row in (0, 1):
+            panels[row, column].grid(alpha=0.3)
+    panels[1, 0].legend(fontsize=8)
+    drawing.savefig(path, dpi=130)
