@@ -27,7 +27,7 @@ from pyro_vae.errors import DataError, PyroVAEError, SettingsError
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.rows import rows_for
 from pyro_vae.runs import RunFolder, load_weights
-from pyro_vae.traces import Loss, loss_name
+from pyro_vae.traces import Loss, called
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,7 +100,7 @@ def _run_compare(settings: Namespace) -> int:
     if settings.draws < 2 or settings.rows < 2:
         raise SettingsError(f"draws is {settings.draws} and rows {settings.rows}; each must be at least 2")
     made = instantiated(command("compare", compare_settings), settings).elbos
-    elbos = default_elbos() if made is None else {loss_name(loss): loss for loss in made}
+    elbos = default_elbos() if made is None else {called(loss): loss for loss in made}
     refuse_choices(elbos, settings.particles)
     if settings.run is None:
         if settings.data is None:

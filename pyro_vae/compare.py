@@ -14,6 +14,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae._cells import Cell, cells, evaluate, how_kl_is_had, step_of
 from pyro_vae._cost import median_seconds, peak_bytes
 from pyro_vae._moments import Moments, distance, jackknife, squares
+from pyro_vae._numbers import whole
 from pyro_vae.core import VAE
 from pyro_vae.device import describe_device, refuse_seed, seeded
 from pyro_vae.elbo import (
@@ -111,12 +112,13 @@ def compare_elbos(
         - ``gradient_norm``: the norm of its mean; ``gradient_variance``: its total variance in one draw;
         - ``gradient_snr``: the root of the ratio of the former squared to the latter;
         - ``gradient_bias``: the distance of its mean from that of another unbiased estimator of the same bound
-          (as many particles and draws, other noise), relative to the norm of the latter; 0 where the noise hides
+          (as many particles, twice the draws, other noise), relative to the norm of the latter; 0 where the noise hides
           it, NaN where no other such estimator is known.
 
-        Of the cost: ``seconds`` (median of one evaluation with gradient), ``peak_memory`` (bytes); and what decides:
-        ``variance_seconds`` (``gradient_variance · seconds``), ``efficiency`` (``gradient_snr² / seconds``) and
-        ``speedup`` (the efficiency, relative to that with the fewest particles: above 1, more particles pay).
+        Of the cost: ``seconds`` (median of one evaluation with gradient; ``seconds_se``), ``peak_memory`` (bytes);
+        and what decides: ``variance_seconds`` (``gradient_variance · seconds``), ``efficiency``
+        (``gradient_snr² / seconds``) and ``speedup`` (the efficiency, relative to that with the fewest particles:
+        above 1, more particles pay).
         Coordinates: ``kl``, how the KL is had; ``bound``, what is estimated; ``known_bias``; ``noise_seed (draw)``.
 
     Raises:
@@ -137,8 +139,11 @@ def compare_elbos(
         True
     """
     refuse_seed(seed)
-    if draws < 2:
+    if whole("draws", draws, 1) < 2:
         raise SettingsError(f"draws is {draws}; a standard error needs at least 2")
+    if elbos is not None and not isinstance(elbos, Mapping):
+        raise SettingsError(f"elbos is a {type(elbos).__name__}; give a name for each, as {{'STL': pv.elbo.STL()}}")
+    particles = None if particles is None else _as_numbers(particles)
     subject = subject_of(vae, x, size)
     offered = default_elbos() if elbos is None else dict(elbos)
     particles = (1,) if elbos is None and particles is None else particles
@@ -167,6 +172,13 @@ def compare_elbos(
     )  # fmt: skip
 
 
+def _as_numbers(particles: Any) -> list[int]:
+    try:
+        return [k if isinstance(k, bool) else int(k) if int(k) == k else k for k in particles]
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"particles is {particles!r}; give a sequence of whole numbers, as (1, 8)") from error
+
+
 def refuse_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) -> None:
     """Refuse estimators and numbers of particles that nothing can be made of.
 
@@ -175,12 +187,15 @@ def refuse_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) 
     """
     if not losses:
         raise SettingsError("elbos is empty; give at least one estimator, or none for the default ones")
-    if particles is not None and (not particles or any(not isinstance(k, int) or k < 1 for k in particles)):
+    if particles is not None and (not particles or any(type(k) is not int or k < 1 for k in particles)):
         raise SettingsError(f"particles is {list(particles)}; give whole numbers of at least 1")
     for name, loss in losses.items():
         if isinstance(loss, type):
             raise SettingsError(f"elbos[{name!r}] is a class; give an instance, {loss.__name__}()")
         differentiable(loss)
+    chosen, left_out = cells(losses, particles)
+    if not chosen:
+        raise SettingsError(f"no estimator is left to compare ({'; '.join(left_out)}); choose others")
 
 
 def _refuse(subject: Subject) -> None:
@@ -189,7 +204,9 @@ def _refuse(subject: Subject) -> None:
             f"the VAE computes in {subject.rows.x.dtype}, too coarse to compare in; use vae.float() or vae.double()"
         )
     if not subject.parameters:
-        raise ModelError("there are no gradients to compare: every parameter is frozen")
+        raise ModelError(
+            "there are no gradients to compare: every parameter is frozen, or none was registered, as by pyro.module"
+        )
 
 
 def _why_not(subject: Subject, loss: Loss) -> str:
@@ -219,6 +236,7 @@ class _Found:
     references: list[Moments | None]
     groups: list[list[int]]
     seconds: list[float]
+    seconds_se: list[float]
     peak: list[int]
 
 
@@ -243,17 +261,17 @@ class _Comparison:
     def run(self) -> _Found:
         generator = torch.Generator().manual_seed(self.seed)
         seeds = torch.randint(2**62, (self.draws,), generator=generator).tolist()
-        others = torch.randint(2**62, (self.draws,), generator=generator).tolist()
+        others = torch.randint(2**62, (2 * self.draws,), generator=generator).tolist()
         moments = [self._moments(self.draws) for _ in self.chosen]
         values, apart = zip(*(self._draw(s, moments) for s in self.count(iter(seeds), self.draws)), strict=True)
         worst = np.asarray(apart).max(0)  # (cell, value | gradient)
         steps = [partial(step_of, self.subject, cell.loss) for cell in self.chosen]
         with seeded(self.seed, self.subject.device):
-            seconds = median_seconds(steps, self.subject.device, TIMED_REPEATS)
+            seconds, seconds_se = median_seconds(steps, self.subject.device, TIMED_REPEATS)
             peak = [peak_bytes(step) for step in steps]
         return _Found(
             seeds, np.moveaxis(np.asarray(values), 0, 1), worst[:, 0].tolist(), worst[:, 1].tolist(), moments,
-            self._references(others), list(self.subject.groups().values()), seconds, peak,
+            self._references(others), list(self.subject.groups().values()), seconds, seconds_se, peak,
         )  # fmt: skip
 
     def _moments(self, draws: int) -> Moments:
@@ -324,6 +342,7 @@ class _Table:
             "difference": (dims, cell(found.difference), NATS),
             "gradient_difference": (dims, cell(found.gradient_difference), {"units": "1"}),
             "seconds": (dims, cell(found.seconds), {"units": "s"}),
+            "seconds_se": (dims, cell(found.seconds_se), {"units": "s"}),
             "peak_memory": (dims, cell(found.peak), {"units": "bytes"}),
             "value": ((*dims, "draw"), cell(value), NATS),
             "datum_elbo": ((*dims, "datum"), cell(found.values.mean(1)), {"units": "nats"}),
@@ -394,7 +413,7 @@ def _with_efficiency(table: xr.Dataset) -> xr.Dataset:
     """The numbers that decide."""
     with np.errstate(divide="ignore", invalid="ignore"):
         efficiency = table.gradient_snr**2 / table.seconds
-        relative = 2 * table.gradient_snr_se / table.gradient_snr
+        relative = np.hypot(2 * table.gradient_snr_se / table.gradient_snr, table.seconds_se / table.seconds)
         fewest = efficiency.notnull().argmax("particles")
         speedup = efficiency / efficiency.isel(particles=fewest)
         error = speedup * np.hypot(relative, relative.isel(particles=fewest))

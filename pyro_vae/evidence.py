@@ -98,17 +98,22 @@ def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, floa
     Example:
         >>> import pyro_vae as pv
         >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
-        >>> known_evidence(linear.as_vae(), rows_of(torch.ones(3, 5)))[2]
+        >>> known_evidence(linear.as_vae(), Rows(torch.ones(3, 5)))[2]
         'linear-Gaussian'
     """
     if given is None:
         return _oracle(vae, rows)
-    error = np.asarray(given["mcse"], dtype=float) if isinstance(given, xr.Dataset) else np.zeros(1)
+    mcse = np.asarray(given["mcse"], dtype=float) if isinstance(given, xr.Dataset) else np.zeros(1)
     values = given["log_evidence"] if isinstance(given, xr.Dataset) else given
-    values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+    try:
+        values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError("log_evidence holds what is no number; give one number per datum") from error
+    if not np.isfinite(values).all():
+        raise DataError("log_evidence holds a value that is not finite; give one number per datum")
     if values.shape != (len(rows),):
         raise DataError(f"log_evidence has shape {values.shape} for {len(rows)} data; give one number per datum")
-    return float(values.mean()), float(np.sqrt((error**2).sum()) / len(values)), "given"
+    return float(values.mean()), float(np.sqrt((mcse**2).sum()) / len(values)), "given"
 
 
 @torch.no_grad()

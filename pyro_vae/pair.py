@@ -8,12 +8,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.errors import ModelError
 from pyro_vae.rows import Rows, rows_for, rows_of
-from pyro_vae.traces import Program, replayed
+from pyro_vae.traces import Program, replayed, samples
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
         30
     """
     rows = rows_for(vae, x) if isinstance(vae, VAE) else rows_of(x)
-    n = len(rows) if size is None else size
+    n = len(rows) if size is None else whole("size", size, 1)
     if torch.is_inference_mode_enabled():
         raise ModelError("inference mode is on, where there are no gradients to compare; call this outside of it")
     if isinstance(vae, VAE):
@@ -130,6 +132,16 @@ def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
     return Subject(vae.model, vae.guide, rows, n, arguments, every, len(generative))
 
 
+def _refuse_own_subsamples(model_trace: Trace, rows: int) -> None:
+    for name, site in samples(model_trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.size < (frame.full_size or frame.size) == rows:
+                raise ModelError(
+                    f"site {name} is in a plate that draws {frame.size} of the {rows} rows itself, so no draw has a "
+                    "value for each; hand a batch over as x, with size="
+                )
+
+
 def _trainable(part: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
 
@@ -139,6 +151,7 @@ def _captured(pair: Pair, arguments: tuple[Any, ...]) -> list[dict[str, Tensor]]
     with torch.random.fork_rng(), torch.no_grad():
         guide_trace = poutine.trace(pair.guide).get_trace(*arguments)
         model_trace = replayed(pair.model, guide_trace, *arguments)
+    _refuse_own_subsamples(model_trace, len(arguments[0]))
     store = pyro.get_param_store()
     names = ([n for n, site in t.nodes.items() if site["type"] == "param"] for t in (model_trace, guide_trace))
     found = ({name.replace("$$$", "."): store[name].unconstrained() for name in sites} for sites in names)

@@ -80,6 +80,18 @@ def loss_name(loss: Loss) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
+def called(loss: Loss) -> str:
+    """Its name, whatever its number of particles.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> called(pv.elbo.Renyi(8, alpha=0.0)), called(pv.elbo.Trace_ELBO())
+        ('Renyi(alpha=0)', 'Trace_ELBO')
+    """
+    own = getattr(loss, "called", None)
+    return own() if callable(own) else loss_name(loss)
+
+
 def particles_of(loss: Loss) -> int:
     """How many particles an estimator draws."""
     settings = loss.keywords if isinstance(loss, partial) else vars(loss) if isinstance(loss, ELBO) else {}

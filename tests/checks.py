@@ -50,5 +50,5 @@ def normal_log_density(x: Tensor, mean: Tensor, scale: Tensor | float) -> Tensor
 
 def untimed(table: xr.Dataset) -> xr.Dataset:
     """A comparison without what depends on the clock."""
-    timed = ["seconds", "variance_seconds", "efficiency", "efficiency_se", "speedup", "speedup_se"]
+    timed = ["seconds", "seconds_se", "variance_seconds", "efficiency", "efficiency_se", "speedup", "speedup_se"]
     return table.drop_vars(timed)

@@ -77,7 +77,7 @@ def test_svi_takes_it_and_learns(name):
         (AnalyticKL(), TraceMeanField_ELBO()),
         (AnalyticKL(5), TraceMeanField_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)),
     ],
-    ids=repr,
+    ids=["sampled", "sampled, five", "analytic", "analytic, five"],
 )
 @pytest.mark.parametrize("size", [5, 65])
 def test_it_equals_pyros_with_the_same_noise(ours, pyros, size):

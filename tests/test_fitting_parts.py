@@ -126,7 +126,7 @@ def test_describe_says_the_distribution_of_each_part():
 CALLERS = {
     "fit": lambda vae, x: pv.fit(vae, x, epochs=1, progress=False, device="cpu"),
     "validation": lambda vae, x: pv.fit(vae, X, validation_data=x, epochs=1, progress=False, device="cpu"),
-    "compare_elbos": lambda vae, x: pv.compare_elbos(vae, x, draws=2),
+    "compare_elbos": lambda vae, x: pv.compare_elbos(vae, x, {"STL": pv.elbo.STL()}, draws=2),
     "log_evidence": lambda vae, x: pv.log_evidence(vae, x, num_particles=2),
     "to_datatree": lambda vae, x: pv.to_datatree(vae, x, draws=2),
     "rank": lambda vae, x: rank({"only": vae}, x, num_particles=2),

@@ -68,16 +68,16 @@ def test_the_evidence_of_a_conditional_model_is_given_its_context():
     vae, data = conditional()
     vae = guided(vae, lambda _, context: vae.prior(context))
     with torch.no_grad():
-        z = vae.prior(data.context).sample((50_000,))
+        z = vae.prior(data.context).sample((20_000,))
         logs = vae.decoder(z, data.context).log_prob(data.x)
         exact = logs.logsumexp(0) - np.log(len(z))
         error = (logs - exact).exp().std(0) / len(z) ** 0.5
-    found = pv.log_evidence(vae, data, num_particles=5000)
+    found = pv.log_evidence(vae, data, num_particles=2000)
     apart = (found.log_evidence.values - exact.numpy()) / np.hypot(found.mcse.values, error.numpy())
-    clear = found.mcse.values < 0.05
+    clear = found.mcse.values < 0.1
     assert clear.sum() > 20
     assert abs(apart[clear]).max() < 5
-    wrong = pv.log_evidence(vae, other(data), num_particles=5000).log_evidence.values
+    wrong = pv.log_evidence(vae, other(data), num_particles=2000).log_evidence.values
     assert abs(wrong - exact.numpy())[clear].max() > 1, "power"
 
 
@@ -97,8 +97,8 @@ def test_the_evidence_drops_nothing_out():
 @pytest.mark.parametrize("make", [conditional, incomplete])
 def test_a_comparison_sees_mask_and_context(make):
     vae, data = make()
-    table = pv.compare_elbos(vae, data, {"Trace_ELBO": pv.elbo.Trace_ELBO(), "STL": pv.elbo.STL()}, draws=300)
-    exact = per_datum_elbo(vae, data, num_particles=20_000).mean().item()
+    table = pv.compare_elbos(vae, data, {"Trace_ELBO": pv.elbo.Trace_ELBO(), "STL": pv.elbo.STL()}, draws=100)
+    exact = per_datum_elbo(vae, data, num_particles=10_000).mean().item()
     without = per_datum_elbo(vae, other(data), num_particles=2000).mean().item()
     for estimator in table.estimator.values:
         found = table.sel(estimator=estimator)

@@ -13,6 +13,7 @@ import pyro_vae as pv
 from pyro_vae.elbo import (
     ELBO,
     IWAE,
+    PIWAE,
     STL,
     VIMCO,
     DReG,
@@ -21,6 +22,7 @@ from pyro_vae.elbo import (
     log_weights,
 )
 from pyro_vae.elbo.bounds import log_mean_exp
+from pyro_vae.errors import ModelError
 
 OUTCOMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -157,6 +159,13 @@ def test_two_latents_give_pyros_gradient_and_unbiased_path_gradients():
         assert (theirs.mean(0).abs() / error.clamp(min=1e-12)).max() > 20, "power: the gradient itself stands out"
 
 
+def test_the_analytic_kl_and_penalties_of_one_latent_refuse_two():
+    model, guide, _ = two_latents()
+    for loss, name in ((pv.elbo.AnalyticKL(), "AnalyticKL"), (pv.elbo.TCVAE(ELBO()), "TCVAE")):
+        with pytest.raises(ModelError, match=f"{name} takes one latent site"):
+            loss.loss(model, guide, torch.randn(3, 4).double())
+
+
 def test_path_gradients_of_two_latents_vanish_at_the_exact_posterior():
     """z₁ ~ N(0,1), z₂ ~ N(z₁,1), x ~ N(z₂,1): q(z₁|x) = N(x/3, 2/3), q(z₂|z₁,x) = N((z₁+x)/2, 1/2)."""
     scales = torch.tensor([1 / 3, 0.5], dtype=torch.float64, requires_grad=True)
@@ -199,3 +208,78 @@ def test_further_plates_inside_the_data_are_summed_over():
     assert w.log.shape == (3, 5)
     by_hand = torch.stack([site["fn"].log_prob(site["value"]).sum(0) for site in [w.guide_trace.nodes["z"]]]).sum(0)
     assert (w.posterior - by_hand).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("loss", [ScoreFunction(3), VIMCO(3)], ids=repr)
+def test_score_function_gradients_stay_exact_with_the_kl_weighted(loss):
+    """The score is that of q as it is, whatever β."""
+    model, guide, outcomes, leaves, log_p, log_q = discrete(3)
+    index = outcomes.long()
+    theta = leaves[0]
+    log_prior = dist.Bernoulli(logits=theta[0]).log_prob(OUTCOMES)
+    log_w = ((log_p - log_prior) + 0.5 * (log_prior - log_q))[index]
+    bound = log_w.mean(0) if isinstance(loss, ScoreFunction) else log_mean_exp(log_w)
+    exact = torch.autograd.grad((log_q[index].sum(0).exp() * bound).sum(), leaves, retain_graph=True)
+    weighted = pv.elbo.Beta(loss, 0.5)
+    found = weighted.bound(weighted.weigh(model, guide, torch.zeros(8, 1)))
+    mine = torch.autograd.grad((log_q[index].sum(0).exp().detach() * found).sum(), leaves)
+    for ours, theirs in zip(mine, exact, strict=True):
+        assert (ours - theirs).abs().max() < 1e-12
+        assert theirs.abs().max() > 1e-2, "power"
+
+
+def pixels(data_dim, inner_dim):
+    """Data in one explicit plate and further draws in another, whichever of them is to the left."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=data_dim):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            with pyro.plate("inner", 3, dim=inner_dim):
+                pyro.sample("x", dist.Normal(z, 0.5), obs=x if data_dim == -2 else x.T)
+
+    def guide(x):
+        mean = 4 * x.sum(1) / 13
+        with pyro.plate("data", len(x), dim=data_dim):
+            pyro.sample("z", dist.Normal(mean if data_dim == -1 else mean.unsqueeze(-1), 0.5))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(("data_dim", "inner_dim"), [(-1, -2), (-2, -1)])
+@pytest.mark.parametrize("loss", [ELBO(4), IWAE(4), DReG(4), PIWAE(4, groups=2)], ids=repr)
+def test_plates_with_dimensions_of_their_own(loss, data_dim, inner_dim):
+    model, guide = pixels(data_dim, inner_dim)
+    x = torch.randn(5, 3).double()
+    w = loss.weigh(model, guide, x)
+    assert w.log.shape == (4, 5)
+    z = w.guide_trace.nodes["z"]["value"].reshape(4, 5)
+    by_hand = dist.Normal(z.unsqueeze(-1), 0.5).log_prob(x).sum(-1)
+    assert (w.likelihood - by_hand).abs().max() < 1e-12
+    loss.differentiable_loss(model, guide, x)
+
+
+def test_what_stays_outside_the_bound_is_what_all_data_sites_have_in_common():
+    """The order of observed sites of different scales is of no account."""
+    x = torch.randn(5, 2).double()
+
+    def model(first):
+        def run(x):
+            with pyro.plate("data", 50, subsample=x):
+                z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+                for name in (first, "y" if first == "x" else "x"):
+                    with pyro.poutine.scale(scale=0.1 if name == "y" else 1.0):
+                        pyro.sample(name, dist.Normal(z, 1.0), obs=x[:, int(name == "y")])
+
+        return run
+
+    def guide(x):
+        with pyro.plate("data", 50, subsample=x):
+            pyro.sample("z", dist.Normal(x.sum(1) / 3, 0.7))
+
+    def value(loss, first):
+        torch.manual_seed(0)
+        return loss.loss(model(first), guide, x)
+
+    for loss in ELBO(4), IWAE(4):
+        assert abs(value(loss, "x") - value(loss, "y")) < 1e-10
+    assert abs(value(ELBO(), "x") - value(Trace_ELBO(), "x")) < 1e-10

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -152,13 +151,16 @@ def test_where_all_diverge_that_is_said(folder, capsys):
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_ctrl_c_ends_the_grid_and_ranks_what_is_wholly_trained(at, folder, trained, monkeypatch, capsys):
-    begun = trained
+    begun, whole = trained, _grid.train
 
-    def interrupting(settings, vae, data, whole=_grid.train):
-        if len(begun) + 1 == at:
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-            settings = settings.clone()
-            settings.epochs = 10_000
+    def interrupting(settings, vae, data):
+        sent = []
+
+        def interrupt(*_):
+            if len(begun) == at and torch.is_grad_enabled() and not sent:  # in a step, where fit waits for its end
+                sent.append(os.kill(os.getpid(), signal.SIGINT))
+
+        vae.prior.register_forward_pre_hook(interrupt)
         return whole(settings, vae, data)
 
     monkeypatch.setattr(_grid, "train", interrupting)
@@ -249,8 +251,11 @@ likelihoods:
     assert ranked.kind.sel(model=name) == "both"
     fit = ["fit", "--data", "mixed.npy", "--out", "fitted", *FAST[:6], "--likelihood", "Blocks"]
     assert main([*fit, "--likelihood.blocks", "[[Normal, 1], [HeteroscedasticNormal, 1], [Poisson, 1]]"]) == 0
-    compare = ["compare", "--run", "fitted", "--out", "compared", "--draws", "2", "--elbos", "[STL]"]
-    assert main(compare) == 0, "it is made again"
+    elbos = "[STL, {class_path: Renyi, init_args: {alpha: 2.0}}]"
+    compare = ["compare", "--run", "fitted", "--out", "compared", "--draws", "2", "--particles", "[1]"]
+    assert main([*compare, "--elbos", elbos]) == 0, "it is made again"
+    with xr.open_dataset("compared/comparison.nc", engine="h5netcdf") as comparison:
+        assert [name.split("(")[0] for name in comparison.estimator.values] == ["STL", "Renyi"]
 
 
 def test_blocks_of_other_columns_are_refused(folder, capsys):

@@ -110,10 +110,14 @@ class Estimator(TensorELBO):
         """What distinguishes it from another of its class, but for the number of particles."""
         return {}
 
-    def target(self) -> str:
-        """The bound that it estimates, which other estimators may share."""
+    def called(self) -> str:
+        """Its class and settings, whatever the number of particles."""
         own = shown(self.settings())
         return type(self).__name__ + (f"({', '.join(own)})" if own else "")
+
+    def target(self) -> str:
+        """The bound that it estimates, which other estimators may share."""
+        return self.called()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join([str(self.num_particles), *shown(self.settings())])})"
@@ -289,7 +293,8 @@ class DReG(IWAE):
         \\tilde w_{ki} = w_{ki} / \\textstyle\\sum_l w_{li}
 
     Unbiased, as the gradient of :class:`IWAE` is, whose gradient by Θ it shares; its signal-to-noise
-    ratio by φ grows with K. With one particle it is :class:`STL`.
+    ratio by φ grows with K. With one particle it is :class:`STL`. Where the KL is weighted by β, the score is too,
+    and the factor is :math:`(1 - \\beta) \\tilde w_{ki} + \\beta \\tilde w_{ki}^2`.
 
     References:
         | Doubly Reparameterized Gradient Estimators (Tucker et al., 2018), https://arxiv.org/abs/1810.04152
@@ -306,9 +311,10 @@ class DReG(IWAE):
 
     def bound(self, w: Weights) -> Tensor:
         share = w.log.detach().softmax(0)
+        temperature = w.common_temperature()
         for name, z in w.latents.items():
             if z.requires_grad:  # what flows back to the guide is weighted once more
-                z.register_hook(partial(torch.mul, w.by_site(share, name)))
+                z.register_hook(partial(torch.mul, w.by_site(1 - temperature + temperature * share, name)))
         return valued(log_mean_exp(w.log), (share * w.log).sum(0))
 
     def reference(self) -> Estimator:
@@ -477,7 +483,8 @@ class PIWAE(MIWAE):
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         w = super().weigh(model, guide, *args, **kwargs)
         fixed = with_values(w.guide_trace, {name: z.detach() for name, z in w.latents.items()})
-        return replace(w, fixed=replayed(at_particles(model, self.num_particles), fixed, *args, **kwargs))
+        plated = at_particles(model, self.num_particles, w.dims[0])
+        return replace(w, fixed=replayed(plated, fixed, *args, **kwargs))
 
     def bound(self, w: Weights) -> Tensor:
         every = w.log.detach().softmax(0)

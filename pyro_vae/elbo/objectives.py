@@ -154,6 +154,14 @@ class Objective(Estimator):
         other.elbo = self.elbo.reference()
         return other
 
+    @property
+    def known_bias(self) -> str:  # type: ignore[override]
+        """That of the estimator inside."""
+        return self.elbo.known_bias
+
+    def called(self) -> str:
+        return f"{type(self).__name__}({', '.join([self.elbo.called(), *shown(self.settings())])})"
+
     def target(self) -> str:
         return f"{type(self).__name__}({', '.join([self.elbo.target(), *shown(self.settings())])})"
 
@@ -214,6 +222,16 @@ class Beta(Objective):
     def restart(self) -> None:
         super().restart()
         self.step.zero_()
+
+    def with_particles(self, num_particles: int) -> "Estimator":
+        other = super().with_particles(num_particles)
+        other.step = self.step.clone()
+        return other
+
+    def reference(self) -> Estimator:
+        other = super().reference()
+        other.step = self.step.clone()
+        return other
 
     def schedules(self) -> list[Schedule]:
         return super().schedules() + ([self.beta] if isinstance(self.beta, Schedule) else [])

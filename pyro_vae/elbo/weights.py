@@ -18,6 +18,9 @@ from pyro_vae.traces import Program, Site, replayed, samples
 PARTICLES = "_particles"
 """The plate of particles, to the left of the data."""
 
+PARTICLE_DIMS = (-2, -3, -4, -5)
+"""Where it may stand: the first that no plate of the user's own stands at."""
+
 
 def log_weights(
     model: Program,
@@ -86,12 +89,31 @@ def weigh(
         >>> weigh(vae.model, vae.guide, torch.ones(3, 5), num_particles=4).likelihood.shape
         torch.Size([4, 3])
     """
-    model, guide = at_particles(model, num_particles), at_particles(guide, num_particles)
+    for dim in PARTICLE_DIMS[:-1]:
+        try:
+            return _weigh(dim, model, guide, num_particles, path_gradient, detached, (args, kwargs))
+        except ValueError as error:
+            if "collide at dim" not in str(error):
+                raise
+    return _weigh(PARTICLE_DIMS[-1], model, guide, num_particles, path_gradient, detached, (args, kwargs))
+
+
+def _weigh(
+    dim: int,
+    model: Program,
+    guide: Program,
+    num_particles: int,
+    path_gradient: bool,
+    detached: bool,
+    given: tuple[Any, Any],
+) -> "Weights":
+    args, kwargs = given
+    model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     latents = {name: site["value"] for name, site in samples(guide_trace)}
     copies = {name: value.detach() if detached else value.view_as(value) for name, value in latents.items()}
     model_trace = replayed(model, with_values(guide_trace, copies), *args, **kwargs)
-    scores = _Scores(guide, guide_trace, copies, (args, kwargs))
+    scores = _Scores(guide, guide_trace, copies, given)
     scored = scores.path() if path_gradient else scores.at_copies() if detached else (guide_trace,)
     return Weights(model_trace, guide_trace, copies, scored)
 
@@ -211,7 +233,8 @@ class Weights:
         shared = set.intersection(*({f.dim for f in _data_frames(site)} for _, site in sites)) if sites else set()
         if not shared:
             raise ModelError(f"the sites {sorted(dict(sites))} share no plate over data; {INSTEAD}")
-        return -2, tuple(sorted(shared))
+        particle = next(f.dim for f in self._observed["cond_indep_stack"] if f.name == PARTICLES)
+        return particle, tuple(sorted(shared))
 
     @cached_property
     def size(self) -> int:
@@ -226,10 +249,20 @@ class Weights:
                 return site
         raise ModelError("the model observes nothing, so there is no evidence to bound; give a site obs=x")
 
+    @cached_property
+    def _outer(self) -> Any:
+        """The scale that all observed sites have in common; where they differ, that of the plates alone."""
+        scales = [site["scale"] for _, site in samples(self.model_trace) if site["is_observed"]]
+        first = self._observed["scale"]
+        if len(scales) == 1 or (not any(isinstance(s, Tensor) for s in scales) and len(set(scales)) == 1):
+            return first
+        frames = {f.dim: f for f in _data_frames(self._observed)}
+        return math.prod((frames[d].full_size or frames[d].size) / frames[d].size for d in self.dims[1])
+
     @property
     def scale(self) -> Any:
-        """What each datum's bound is multiplied by, n/m and any scale around the model: that of the data's site."""
-        return self._observed["scale"]
+        """What each datum's bound is multiplied by: n/m, and any scale around the whole model."""
+        return self._outer
 
     def total(self, bound: Tensor) -> Tensor:
         """The sum over data of a bound of shape ``(batch,)``, scaled; shape ``()``."""
@@ -238,11 +271,22 @@ class Weights:
             scale = self.by_datum(scale.expand(self._observed["fn"].batch_shape))[0]
         return (scale * bound).sum()
 
+    def common_temperature(self) -> Any:
+        """What the log-densities of all latents are multiplied by.
+
+        Raises:
+            ModelError: if it is one for some and another for others.
+        """
+        found = [_relative(site, self._outer) for _, site in samples(self.guide_trace)]
+        if len({id(t) if isinstance(t, Tensor) else t for t in found}) > 1:
+            raise ModelError("latent sites are scaled by different numbers, which DReG is not derived for; use IWAE")
+        return self.temperature * found[0]
+
     def kl_pairs(self) -> Iterator[tuple[str, Site, Site, Any]]:
         """Each latent's sites in guide and model, and its scale beyond that of the data."""
         for name, q in samples(self.guide_trace):
             if name in self.model_trace.nodes:
-                yield name, q, self.model_trace.nodes[name], self.temperature * _relative(q, self._observed)
+                yield name, q, self.model_trace.nodes[name], self.temperature * _relative(q, self._outer)
 
     def by_site(self, value: Tensor, name: str) -> Tensor:
         """The other way: what there is per particle and datum, to multiply a latent of that site with."""
@@ -256,7 +300,7 @@ class Weights:
 
     def _sum(self, sites: Iterator[Site]) -> Tensor:
         self.refuse()
-        terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._observed) for site in sites]
+        terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._outer) for site in sites]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
     def by_datum(self, value: Tensor) -> Tensor:
@@ -267,9 +311,9 @@ class Weights:
         return value.movedim((particle, *data), tuple(range(1 + len(data)))).flatten(1, len(data)).flatten(2).sum(-1)
 
 
-def _relative(site: Site, observed: Site) -> Any:
+def _relative(site: Site, outer: Any) -> Any:
     """A site's scale beyond that of the data: a temperature, which is part of the density."""
-    mine, outer = site["scale"], observed["scale"]
+    mine = site["scale"]
     if mine is outer or (isinstance(mine, float | int) and isinstance(outer, float | int) and mine == outer):
         return 1.0
     ratio = mine / outer
@@ -292,8 +336,8 @@ def _refuse_site(name: str, site: Site) -> None:
         raise ModelError(f"site {name} lies in no plate over data, so it has no log-weight per datum; {INSTEAD}")
 
 
-def at_particles(program: Program, num_particles: int) -> Program:
-    """A program that draws K particles of each datum at once.
+def at_particles(program: Program, num_particles: int, dim: int = -2) -> Program:
+    """A program that draws K particles of each datum at once, in a plate at ``dim``.
 
     Example:
         >>> import pyro_vae as pv
@@ -301,4 +345,4 @@ def at_particles(program: Program, num_particles: int) -> Program:
         >>> at_particles(vae.guide, 4)(torch.ones(3, 5)).shape
         torch.Size([4, 3, 2])
     """
-    return pyro.plate(PARTICLES, num_particles, dim=-2)(program)
+    return pyro.plate(PARTICLES, num_particles, dim=dim)(program)
