@@ -42,7 +42,9 @@ class Given:
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.leaves, self.spec = pytree.tree_flatten((args, kwargs))
+        flat = not kwargs and all(isinstance(value, (Tensor, *PLAIN)) for value in args)
+        self.spec: pytree.TreeSpec | None
+        self.leaves, self.spec = (list(args), None) if flat else pytree.tree_flatten((args, kwargs))
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.tensors = [self.leaves[i].detach().contiguous() for i in self.places]
         rest = ((type(v), v) if isinstance(v, PLAIN) else Same(v) for v in self.leaves if not isinstance(v, Tensor))
@@ -52,7 +54,7 @@ class Given:
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
-        return pytree.tree_unflatten(leaves, self.spec)
+        return (leaves, {}) if self.spec is None else pytree.tree_unflatten(leaves, self.spec)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Given) and self.key == other.key

@@ -119,6 +119,8 @@ class Updates:
         for member in self.members:
             _refuse_parameter(member)
             member.clock = self._clock_of(member)
+        counts = [(m.state["step"], m.parameter) for m in self.members if "step" in m.state]
+        self.elsewhere = [step for step, parameter in counts if step.device != parameter.device]
 
     def _clock_of(self, member: Member) -> int:
         steps = int(member.state["step"]) if "step" in member.state else 0
@@ -158,14 +160,15 @@ class Updates:
             own = numbers[NUMBERS * member.clock :][:NUMBERS].to(gradient.dtype).unbind()
             rule = _sgd if isinstance(member.optimizer, SGD) else _adam
             rule(member, -gradient if member.group["maximize"] else gradient, own)
+            if "step" in member.state and member.state["step"].device == member.parameter.device:
+                member.state["step"].add_(1)
 
     def advance(self, steps: int) -> None:
-        """Count steps taken."""
+        """Count steps taken, where :meth:`apply` has not."""
         for clock in self.clocks:
             clock.steps += steps
-        counters = [member.state["step"] for member in self.members if "step" in member.state]
-        if counters:
-            torch._foreach_add_(counters, steps)
+        if self.elsewhere:
+            torch._foreach_add_(self.elsewhere, steps)
 
 
 def refuse_optimizer(optim: PyroOptim) -> None:
