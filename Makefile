@@ -23,7 +23,8 @@ lint: $(VENV)/.lint
 
 # Alone on the machine, half an hour; the results lie in benchmarks/results.
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.train --sets bars --threads 1 2 --out benchmarks/results/bars.json
+	$(BIN)/python -m benchmarks.train --sets sizes batches estimators --repeats 7
 	$(BIN)/python -m benchmarks.growth
 
 clean:

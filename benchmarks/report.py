@@ -59,7 +59,12 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 def table(race: dict[str, Any]) -> str:
     """The medians of one race, the ratios to ours, and the objectives after the last pass."""
-    lines = [f"{race['case']['name']}, {race['threads']} thread(s)"]
+    floor = race["floor"]
+    lines = [
+        f"{race['case']['name']}, {race['threads']} thread(s)",
+        f"  {floor['flops_per_step'] / 1e6:.0f} MFLOP in its products of matrices, "
+        f"{floor['milliseconds_floor']:.2f} ms at the {floor['flops_per_second'] / 1e9:.0f} GFLOP/s of a large one",
+    ]
     for name, result in race["contestants"].items():
         if "left_out" in result:
             lines.append(f"  {name:32s} left out: {result['left_out']}")
@@ -86,6 +91,9 @@ def figure(races: list[dict[str, Any]], path: Path) -> None:
         colours = ["#D55E00" if name == BASE else "#0072B2" for name in named]
         bars = axes.barh(list(named), times, color=colours)
         axes.bar_label(bars, [f"{time:.3g} ms" for time in times], padding=3, fontsize=8)
+        floor = race["floor"]["milliseconds_floor"]
+        axes.axvline(floor, color="#777777", linestyle=":", label="matrix products alone")
+        axes.legend(fontsize=7, loc="lower right")
         axes.set(xlabel="ms per step, median", xlim=(0, 1.2 * max(times)))
         axes.set_title(f"{race['case']['name']}, {race['threads']} threads", fontsize=9)
         axes.invert_yaxis()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import BATCHES, SIZES, Case
+from benchmarks.floor import flops, flops_per_second
 from benchmarks.report import BASE, figure, machine, table, write
 
 NAMES = [
@@ -85,7 +86,9 @@ def race(case: Case, names: list[str], repeats: int, threads: int) -> dict[str, 
     for result in results.values():
         if ours and "milliseconds_per_step" in result:
             result["times_ours"] = result["milliseconds_per_step"] / ours
-    return {"case": case.settings() | {"name": case.name}, "threads": threads, "contestants": results}
+    operations, speed = flops(case), flops_per_second(threads)
+    floor = {"flops_per_step": operations, "flops_per_second": speed, "milliseconds_floor": 1e3 * operations / speed}
+    return {"case": case.settings() | {"name": case.name}, "threads": threads, "floor": floor, "contestants": results}
 
 
 def cases(chosen: str) -> list[Case]:
