@@ -1,30 +1,18 @@
-"""Figures of training, predictions and comparisons; each function returns a matplotlib ``Figure``.
+"""Figures of training, data and what the model makes of them."""
 
-The figures are made without ``pyplot``, so nothing global is touched and no window is opened.
-"""
-
-import itertools
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.core import VAE, evaluating, infer
 from pyro_vae.device import seeded
+from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits
 from pyro_vae.predict import from_the_prior
 from pyro_vae.rows import as_tensor, rows_of
-
-# Okabe & Ito's colours, safe for the colour-blind, and Tol's ten muted ones for classes.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-CLASSES = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
-CLASSES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777"]
-MARKERS = "os^vD*PX<>"
-
-Limits = tuple[float, float]
 
 
 def history(data: xr.Dataset) -> Figure:
@@ -205,143 +193,3 @@ def _plane(means: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:
     pca = PCA(2).fit(means)
     share = [f"{100 * r:.0f} % of variance" for r in pca.explained_variance_ratio_]
     return pca.transform(means), (f"component 1 of z {unit}, {share[0]}", f"component 2 of z {unit}, {share[1]}")
-
-
-def elbos_by_datum(comparison: xr.Dataset) -> Figure:
-    """Each estimator's ELBO of each datum against the hand-derived (or the first) one, and how they differ.
-
-    Estimators of other bounds are not in it, and of several numbers of particles the fewest are drawn.
-
-    Args:
-        comparison: from :func:`pyro_vae.compare_elbos`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> import pyro_vae as pv
-        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
-        >>> _ = elbos_by_datum(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3))
-    """
-    comparison = comparison.isel(particles=0)
-    comparison = comparison.sel(estimator=(comparison.bound == "ELBO") & comparison.elbo.notnull())
-    everyone = [str(name) for name in comparison.estimator.values]
-    reference = "HandDerivedELBO" if "HandDerivedELBO" in everyone else everyone[0]
-    names = [name for name in everyone if name != reference]
-    by_hand = comparison.datum_elbo.sel(estimator=reference).values
-    figure = Figure(figsize=(4.2 * (1 + len(names)), 4.2), layout="constrained")
-    left, *others = figure.subplots(1, 1 + len(names))
-    ends = [by_hand.min(), by_hand.max()]
-    left.plot(ends, ends, color=GREY, lw=1, label="equal")
-    styles = zip((ORANGE, BLUE, GREEN), "x.+", (26, 12, 20), strict=True)
-    for name, axes, (colour, marker, size) in zip(names, others, itertools.cycle(styles), strict=False):
-        values = comparison.datum_elbo.sel(estimator=name).values
-        left.scatter(by_hand, values, color=colour, marker=marker, s=size, label=name, lw=1)
-        _differences(axes, by_hand, values - by_hand, f"{name} − {reference}", colour)
-        axes.set_xlabel(f"{reference} (nats)")
-    draws = comparison.attrs["draws"]
-    left.set(xlabel=f"{reference} (nats)", ylabel="the other's ELBO (nats)")
-    left.set_title(f"ELBO of each datum, mean of {draws} draws", fontsize=10)
-    left.legend()
-    return figure
-
-
-def _differences(axes: Axes, by_hand: np.ndarray, difference: np.ndarray, name: str, colour: str) -> None:
-    axes.axhline(0, color=GREY, lw=1)
-    axes.scatter(by_hand, difference, color=colour, s=8, lw=0)
-    largest = float(np.abs(difference).max())
-    axes.set_ylabel("difference (nats)")
-    axes.set_title(f"{name}\nat most {largest:.1e} nats", fontsize=10)
-
-
-ESTIMATORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#777777"]
-
-
-def compare(comparison: xr.Dataset) -> Figure:
-    """Estimators at a look: the bound against the truth, the gradient's signal against its cost, slopes in K.
-
-    Args:
-        comparison: from :func:`pyro_vae.compare_elbos`; with a dimension ``moment``, a row for each.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> import pyro_vae as pv
-        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
-        >>> table = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), particles=(1, 4), draws=4)
-        >>> _ = compare(table)
-    """
-    each = range(comparison.sizes.get("moment", 0))
-    moments = [comparison.isel(moment=i) for i in each] or [comparison]
-    groups = [g for g in ("Θ", "φ") if g in comparison.parameter_group.values] or ["all"]
-    figure = Figure(figsize=(4.4 * (1 + len(groups)) + 1.8, 3.5 * len(moments) + 0.6), layout="constrained")
-    grid = figure.subplots(len(moments), 1 + len(groups), squeeze=False)
-    for row, table in zip(grid, moments, strict=True):
-        _bounds(row[0], table)
-        for axes, group in zip(row[1:], groups, strict=True):
-            _signal(axes, table.sel(parameter_group=group), group)
-        if "moment" in table.coords:
-            row[0].set_title(f"{table.moment.item()}: {row[0].get_title()}", fontsize=10)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=9)
-    return figure
-
-
-def _style(i: int) -> dict[str, Any]:
-    return {"color": ESTIMATORS[i % len(ESTIMATORS)], "marker": MARKERS[i % len(MARKERS)], "ms": 6, "lw": 1.2}
-
-
-def _bounds(axes: Axes, table: xr.Dataset) -> None:
-    """Each bound by its number of particles; estimators of one bound are moved a little apart."""
-    names = table.estimator.values
-    for i, name in enumerate(names):
-        cell = table.sel(estimator=name)
-        moved = table.particles * 2 ** (0.08 * (i - (len(names) - 1) / 2))
-        axes.errorbar(moved, cell.elbo, 2 * cell.elbo_se, label=str(name), capsize=2, **_style(i))
-    truth = (table.elbo - table.bias).values
-    if np.isfinite(truth).any():
-        axes.axhline(np.nanmean(truth), color=GREY, ls="--", lw=1.5, label="log p(x)")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(table.particles.values, [str(k) for k in table.particles.values])
-    axes.minorticks_off()
-    axes.set(xlabel="particles K", ylabel="bound (nats per datum)")
-    axes.set_title("value ± 2 s.e.", fontsize=10)
-    axes.grid(alpha=0.3)
-
-
-def _signal(axes: Axes, table: xr.Dataset, group: str) -> None:
-    """Signal-to-noise of the gradient against the time of a step, a point for each K."""
-    ends: list[tuple[float, str, int]] = []
-    for i, name in enumerate(table.estimator.values):
-        cell = table.sel(estimator=name)
-        shown = np.isfinite(cell.gradient_snr.values) & (cell.gradient_snr.values > 0)
-        if shown.any():
-            cell = cell.isel(particles=shown)
-            axes.errorbar(1000 * cell.seconds, cell.gradient_snr, 2 * cell.gradient_snr_se, capsize=2, **_style(i))
-            if shown.sum() > 1:
-                slope = f"{_slope(cell.particles.values, cell.gradient_snr.values):+.2f}"
-                ends.append((float(cell.gradient_snr.values[-1]), slope, i))
-    axes.set(xscale="log", yscale="log", xlabel="time of one step (ms)")
-    axes.set_ylabel(f"signal-to-noise of the gradient by {group}")
-    axes.set_title(f"{group}, K grows along the lines (numbers: slope)", fontsize=10)
-    axes.grid(alpha=0.3, which="both")
-    axes.margins(x=0.15)
-    _label(axes, ends)
-
-
-def _label(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
-    """Each line's slope at its end, as far apart as the letters are high."""
-    lowest, placed = -np.inf, []
-    low, high = np.log(axes.get_ylim())
-    for y, text, i in sorted(ends):
-        lowest = max((np.log(y) - low) / (high - low), lowest + 0.055)
-        placed.append((lowest, text, ESTIMATORS[i % len(ESTIMATORS)]))
-    above = max(0.0, lowest - 0.98)
-    for place, text, colour in placed:
-        axes.text(1.01, place - above, text, transform=axes.transAxes, color=colour, fontsize=8, va="center")
-
-
-def _slope(particles: np.ndarray, ratio: np.ndarray) -> float:
-    """Of the log-log line through the points."""
-    return float(np.polyfit(np.log(particles), np.log(ratio), 1)[0])
