@@ -31,9 +31,8 @@ class Contestant:
         self.name, self.passes = name, []  # type: ignore[var-annotated]
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
-            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if threads == 1 else "",
         }
-        command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(case.settings())]
+        command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(case.settings()), str(threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )

@@ -23,7 +23,7 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
         The figure.
 
     Example:
-        >>> import pyro_vae as pv
+        >>> import pyro_vae as pv, torch
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> _ = elbos_by_datum(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3))
     """
@@ -68,7 +68,7 @@ def compare(comparison: xr.Dataset) -> Figure:
         The figure.
 
     Example:
-        >>> import pyro_vae as pv
+        >>> import pyro_vae as pv, torch
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> table = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), particles=(1, 4), draws=4)
         >>> _ = compare(table)
