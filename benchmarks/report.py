@@ -85,8 +85,11 @@ def figure(races: list[dict[str, Any]], path: Path) -> None:
     columns = min(2, len(races))
     rows = -(-len(races) // columns)
     drawing = Figure(figsize=(6.5 * columns, 2.8 * rows + 0.3), layout="constrained")
-    for axes, race in zip(drawing.subplots(rows, columns, squeeze=False).flat, races, strict=False):
+    panels = list(drawing.subplots(rows, columns, squeeze=False).flat)
+    for axes, race in zip(panels, races, strict=False):
         _race(axes, race)
+    for axes in panels[len(races) :]:
+        axes.set_axis_off()
     drawing.legend(*drawing.axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     drawing.savefig(path, dpi=110)
 
