@@ -33,6 +33,7 @@ Examples:
   pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
   pyro-vae compare --run runs/first --out runs/first-compared
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
+  pyro-vae check runs/first
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
 """
 
@@ -118,6 +119,27 @@ def compare_settings(
     """
 
 
+def check_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    rows: int = 200,
+    budget: float = 180.0,
+    seed: int = 0,
+) -> None:
+    """Check a trained VAE's posteriors and predictions, and write a report to look at.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: held-out data, as for fit; by default those of the run.
+        out: a new folder for the report; by default check in that of the run, or the next free name.
+        rows: at most so many of the held-out data.
+        budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
+        seed: of all draws.
+    """
+
+
 # Errors are raised, to be told in one sentence; a setting is named in full.
 STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
 
@@ -141,7 +163,7 @@ def instantiated(parser: ArgumentParser, settings: Namespace) -> Namespace:
 PLAINER = (
     (r"- Expected a <class 'NoneType'>", ""),
     (r"Does not validate .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
-    (r'Key "(?:fit|compare|demo|swap)\.(\w+)"', r"--\1"),
+    (r'Key "(?:fit|compare|demo|swap|check)\.(\w+)"', r"--\1"),
     (r"Type \S*Callable\[.*?\] expects a function or a callable class: ", ""),
     (r"\.* Got value: Namespace\([^\n]*\)+", ""),
     (r"Expected a (?=<class)", "expected "),
@@ -182,7 +204,10 @@ def parser() -> ArgumentParser:
     program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
     program.formatter_class = _keep_lines(program.formatter_class)
     commands = program.add_subcommands(dest="command", required=True)
-    for name, function in ("demo", demo), ("fit", fit_settings), ("compare", compare_settings), ("swap", swap_settings):
+    functions: dict[str, Callable[..., Any]] = {
+        "demo": demo, "fit": fit_settings, "compare": compare_settings, "swap": swap_settings, "check": check_settings,
+    }  # fmt: skip
+    for name, function in functions.items():
         commands.add_subcommand(name, command(name, function), help=(function.__doc__ or "").splitlines()[0])
     return program
 
@@ -201,7 +226,7 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     """The settings of one command: those of its function, and of a fit where it trains."""
     parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
-    parser.add_function_arguments(function, as_positional=False)
+    parser.add_function_arguments(function, as_positional=name == "check")
     if name == "swap":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":

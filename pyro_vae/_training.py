@@ -1,9 +1,11 @@
 """What the commands that train have in common: data, what is refused of them, and the training."""
 
+import argparse
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -11,14 +13,14 @@ import torch
 from jsonargparse import Namespace
 
 from pyro_vae._parts import build, first_line
-from pyro_vae._settings import as_yaml, instances
+from pyro_vae._settings import as_yaml, command, fit_settings, instances, plain
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import Data, load, load_held_out, split
 from pyro_vae.device import seeded
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import DataError, DivergenceError, SettingsError
 from pyro_vae.rows import rows_for, rows_of
-from pyro_vae.runs import RunFolder
+from pyro_vae.runs import RunFolder, load_weights
 from pyro_vae.train import Fit, fit
 
 
@@ -115,6 +117,31 @@ def train(settings: Namespace, vae: VAE, data: Loaded, *, on_epoch: Callable[[in
         epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
         on_epoch=on_epoch, engine=settings.engine,
     )  # fmt: skip
+
+
+def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
+    """The VAE of a run folder, before and after, and data to judge it by: its held-out ones, or those given.
+
+    Raises:
+        DataError: if the folder is not of a run, or the data are of other columns.
+    """
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
+    try:
+        settings = command("fit", fit_settings).parse_path(str(config))
+    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
+        raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
+    of_run = loaded(settings)
+    first = build(settings, of_run.train)
+    vae = copy.deepcopy(first)
+    load_weights(vae, Path(folder) / "weights.safetensors")
+    if data is None:
+        return first, vae, of_run.held_out
+    held_out = load(data)
+    refuse_other_width(held_out, of_run.train)
+    rows_for(vae, held_out)  # all of them, though only some are looked at
+    return first, vae, held_out
 
 
 @contextmanager

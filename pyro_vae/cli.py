@@ -1,4 +1,4 @@
-"""The command line: ``pyro-vae demo | fit | compare | swap``."""
+"""The command line: ``pyro-vae demo | fit | compare | swap | check``."""
 
 import argparse
 import copy
@@ -7,26 +7,24 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
 
+from pyro_vae._checking import run_check
 from pyro_vae._grid import run_swap
-from pyro_vae._parts import build
-from pyro_vae._settings import OF_COMPARE, as_yaml, command, compare_settings, fit_settings, instantiated, parser, plain
-from pyro_vae._training import keeping, loaded, refuse_other_width, train, untrained
+from pyro_vae._settings import OF_COMPARE, as_yaml, command, compare_settings, instantiated, parser, plain
+from pyro_vae._training import keeping, train, trained_run, untrained
 from pyro_vae.compare import compare_elbos, default_elbos, refuse_choices
 from pyro_vae.core import VAE
-from pyro_vae.data import Data, load
+from pyro_vae.data import Data
 from pyro_vae.demo import demo
 from pyro_vae.device import refuse_seed
-from pyro_vae.errors import DataError, PyroVAEError, SettingsError
+from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
-from pyro_vae.rows import rows_for
-from pyro_vae.runs import RunFolder, load_weights
+from pyro_vae.runs import RunFolder
 from pyro_vae.traces import Loss, called
 
 
@@ -44,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"demo": _run_demo, "fit": _run_fit, "compare": _run_compare, "swap": run_swap}
+    commands = {"demo": _run_demo, "fit": _run_fit, "compare": _run_compare, "swap": run_swap, "check": run_check}
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
     try:
         with _own_classes():
@@ -111,7 +109,8 @@ def _run_compare(settings: Namespace) -> int:
             show_fit(train(settings, vae, data, on_epoch=_halfway(moments, settings.epochs)), Console())
             _compare(settings, elbos if made else None, {**moments, "end": vae}, data.held_out, run)
     else:
-        first, vae, held_out = _trained(settings)
+        _refuse_training_settings(settings)
+        first, vae, held_out = trained_run(settings.run, settings.data)
         with RunFolder(settings.out) as run:
             _compare(settings, elbos if made else None, {"start": first, "end": vae}, held_out, run)
     return 0
@@ -151,25 +150,3 @@ def _refuse_training_settings(settings: Namespace) -> None:
     ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
     if ignored:
         raise SettingsError(f"--run brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave out --run")
-
-
-def _trained(settings: Namespace) -> tuple[VAE, VAE, Data]:
-    """The VAE of a run folder, before and after, and the data to compare on: its held-out ones, or those given."""
-    _refuse_training_settings(settings)
-    config = Path(settings.run) / "config.yaml"
-    if not config.is_file():
-        raise DataError(f"{settings.run}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
-    try:
-        of_run = command("fit", fit_settings).parse_path(str(config))
-    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
-        raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
-    data = loaded(of_run)
-    first = build(of_run, data.train)
-    vae = copy.deepcopy(first)
-    load_weights(vae, Path(settings.run) / "weights.safetensors")
-    if settings.data is None:
-        return first, vae, data.held_out
-    held_out = load(settings.data)
-    refuse_other_width(held_out, data.train)
-    rows_for(vae, held_out)  # all of them, though only some are compared on
-    return first, vae, held_out

@@ -1,0 +1,306 @@
+"""``check``: all diagnostics of a VAE on held-out data, within a budget, and a verdict."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xarray as xr
+from rich.console import Console
+
+from pyro_vae import diagnose
+from pyro_vae.__about__ import versions
+from pyro_vae._numbers import above_zero, whole
+from pyro_vae.core import VAE, evaluating
+from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.diagnose import Finding
+from pyro_vae.elbo import log_weights
+from pyro_vae.predict import to_datatree
+from pyro_vae.rows import Rows, rows_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pyro_vae._html import Section
+
+PILOT = 8
+"""Particles of the trial that says what an evaluation costs."""
+PARTICLES, SIMULATIONS = 1000, 500
+"""Of each datum's importance weights, and of the calibration."""
+GAPS = 50_000
+"""Evaluations of a datum that optimising its own q comes to, a gradient counted as three."""
+CHAINS, WARMUP, DRAWS = 4, 200, 250
+"""What NUTS is run with, for each datum."""
+LEAPFROGS, GRADIENT = 8, 3e-3
+"""Of one of its transitions, about; and the seconds that each takes, most of them Python's."""
+
+ABOUT = {
+    "khat": "Importance weights of q",
+    "sbc": "Calibration by simulation",
+    "predictive_check": "Posterior predictive",
+    "prior_check": "New data sets of the model",
+    "collapse": "Use of the latents",
+    "converged": "Convergence of the training",
+    "gaps": "Inference gaps",
+    "nuts": "NUTS as a gold standard",
+}
+"""The groups of the diagnostics, and what they are about."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A diagnostic, as it is run here.
+
+    Args:
+        name: of its group in the tree.
+        run: it.
+        seconds: what it will take, about.
+    """
+
+    name: str
+    run: Callable[[], xr.Dataset]
+    seconds: float
+
+    @property
+    def called(self) -> str:
+        """What it is about, and the time it takes."""
+        return f"{ABOUT[self.name]} (about {self.seconds:.0f} s)"
+
+
+@dataclass
+class Checked:
+    """What has been found so far."""
+
+    groups: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+JUDGES: dict[str, Callable[[xr.Dataset], Finding]] = {
+    "khat": diagnose.judge_khat,
+    "sbc": diagnose.judge_sbc,
+    "predictive_check": diagnose.judge_predictive_check,
+    "prior_check": diagnose.judge_predictive_check,
+    "collapse": diagnose.judge_collapse,
+    "converged": diagnose.judge_converged,
+    "gaps": diagnose.judge_gaps,
+    "nuts": diagnose.judge_nuts,
+}
+
+
+def check(
+    vae: VAE,
+    x: Any,
+    *,
+    history: xr.Dataset | None = None,
+    gold: int = 2,
+    draws: int = 100,
+    budget: float = 180.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.DataTree:
+    """Look at a trained VAE from all sides, and say what is fine, what is not, how sure that is, and what to try next.
+
+    .. math:: q(z|x) \\approx p(z|x)? \\qquad \\tilde x \\sim x? \\qquad z \\text{ used}? \\qquad \\text{converged}?
+
+    The workflow of Gelman et al.: the importance weights of q, simulation-based calibration,
+    posterior and prior predictive checks, collapse, the inference gaps, NUTS as a gold standard for a few data, and
+    the training's own history. The verdict is printed.
+
+    Args:
+        vae: a trained VAE.
+        x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; a few
+            hundred are enough.
+        history: of the fit, to see whether it had converged.
+        gold: so many of the first data are given to NUTS.
+        draws: of the posterior of each datum in the groups for ArviZ, and of replicated data.
+        budget: seconds. What is expected to take longer than what is left of them is left out, by name.
+        seed: of all draws.
+        progress: say what is being done.
+
+    Returns:
+        ArviZ's groups as :func:`~pyro_vae.to_datatree` gives them, a group for each diagnostic, and
+        ``findings`` (about, level, why, next).
+
+    Raises:
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
+        ModelError: if the VAE does not fit the data.
+        SettingsError: if a setting is out of its range.
+
+    References:
+        | Bayesian Workflow (Gelman et al., 2020), https://arxiv.org/abs/2011.01808
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
+        >>> tree = pv.check(linear.as_vae(), linear.sample(50), gold=0, budget=30)
+        ... # doctest: +ELLIPSIS
+        Verdict: ...
+        >>> tree["findings"].level.values[0]
+        'fine'
+    """
+    refuse_seed(seed)
+    whole("gold", gold, 0)
+    above_zero("budget", budget)
+    rows, console = rows_for(vae, x).like(vae), Console(stderr=True, quiet=not progress)
+    started, found = time.perf_counter(), Checked()
+    for step in _steps(vae, x, rows, history, gold, draws, seed):
+        if step.seconds > budget - (time.perf_counter() - started):
+            found.left_out.append(step.called)
+            continue
+        console.print(f"{step.called} ...", highlight=False)
+        found.groups[step.name] = step.run()
+        found.findings.append(JUDGES[step.name](found.groups[step.name]))
+    arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
+    tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": _as_dataset(found, seed, len(rows))})
+    Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
+    return tree
+
+
+def _steps(vae: VAE, x: Any, rows: Rows, history: xr.Dataset | None, gold: int, draws: int, seed: int) -> list[Step]:
+    """In the order of what matters most for the time it takes."""
+    one = _seconds_of_an_evaluation(vae, rows, seed)
+    of_all, gold = one * len(rows), min(gold, len(rows))
+    sbc = partial(diagnose.sbc, vae, simulations=SIMULATIONS, context=rows.context, mask=rows.mask, seed=seed)
+    replicated, of_replicates = {"draws": 5 * draws, "seed": seed}, of_all * 5 * draws
+    nuts = partial(diagnose.nuts, vae, x, data=gold, chains=CHAINS, warmup=WARMUP, draws=DRAWS, seed=seed)
+    steps = [
+        Step("khat", partial(diagnose.khat, vae, x, num_particles=PARTICLES, seed=seed), of_all * PARTICLES),
+        Step("sbc", sbc, one * SIMULATIONS * 200),
+        Step("predictive_check", partial(diagnose.predictive_check, vae, x, **replicated), of_replicates),
+        Step("prior_check", partial(diagnose.prior_check, vae, x, **replicated), of_replicates),
+        Step("collapse", partial(diagnose.collapse, vae, x, seed=seed), of_all * len(rows) / 4),
+        Step("converged", partial(diagnose.converged, history), 1.0),
+        Step("gaps", partial(diagnose.inference_gaps, vae, x, seed=seed), of_all * GAPS),
+        Step("nuts", nuts, gold * CHAINS * (WARMUP + DRAWS) * LEAPFROGS * GRADIENT),
+    ]
+    left_out = {name for name, is_there in (("converged", history is not None), ("nuts", gold > 0)) if not is_there}
+    return [step for step in steps if step.name not in left_out]
+
+
+@torch.no_grad()
+def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
+    """Of log p(x, z) - log q(z | x) for one datum and one z, among many; the better of two trials."""
+    part, seconds = rows.take(slice(100)), []
+    with seeded(seed, rows.x.device), evaluating(vae):
+        for _ in range(2):
+            started = time.perf_counter()
+            float(log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum())
+            seconds.append(time.perf_counter() - started)
+    return min(seconds) / (PILOT * len(part))
+
+
+def _as_dataset(found: Checked, seed: int, data: int) -> xr.Dataset:
+    columns = {name: [getattr(f, name) for f in found.findings] for name in ("level", "why", "next")}
+    return xr.Dataset(
+        {name: ("about", values) for name, values in columns.items()},
+        coords={"about": [f.about for f in found.findings]},
+        attrs={"left_out": "; ".join(found.left_out), "seed": seed, "data": data, **versions()},
+    )
+
+
+def findings(tree: xr.DataTree) -> list[Finding]:
+    """What :func:`check` found, as it is kept in its tree.
+
+    Example:
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "fine", "x")]), 0, 9)})
+        >>> findings(tree)[0].level
+        'fine'
+    """
+    table = tree["findings"].to_dataset()
+    every = (table.isel(about=i) for i in range(table.sizes["about"]))
+    return [Finding(str(f.about.item()), f.level.item(), str(f.why.item()), str(f.next.item())) for f in every]
+
+
+def verdict(tree: xr.DataTree) -> str:
+    """The conclusion of :func:`check`: how many of the questions are answered well, then each answer.
+
+    Example:
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "fine", "x")]), 0, 9)})
+        >>> print(verdict(tree))
+        Verdict: of 1 question 1 is fine, by 9 data.
+        fine      q: x
+    """
+    return "\n".join([conclusion(tree), *map(str, findings(tree))])
+
+
+def conclusion(tree: xr.DataTree) -> str:
+    """The first line of the verdict.
+
+    Example:
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "bad", "x")]), 0, 9)})
+        >>> conclusion(tree)
+        'Verdict: of 1 question 0 are fine; bad: q, by 9 data.'
+    """
+    every, about = findings(tree), tree["findings"].attrs
+    parts = [f"of {len(every)} question{'s' * (len(every) != 1)} {_counted(sum(f.level == 'fine' for f in every))} fine"]
+    for level in "bad", "doubtful":
+        if named := [f.about for f in every if f.level == level]:
+            parts.append(f"{level}: {', '.join(named)}")
+    text = f"Verdict: {'; '.join(parts)}, by {about['data']} data."
+    return f"{text} Left out for the budget: {about['left_out']}." if about["left_out"] else text
+
+
+def _counted(number: int) -> str:
+    return f"{number} {'is' if number == 1 else 'are'}"
+
+
+def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | None = None) -> str:
+    """The report of a check: one HTML file with the findings, the figures and how it was made.
+
+    Args:
+        tree: from :func:`check`.
+        title: of the report.
+        image_shape: ``(height, width)`` where a row is an image.
+
+    Returns:
+        The text of the file, which has no script and needs no network.
+
+    Example:
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "fine", "x")]), 0, 9)})
+        >>> as_html(tree, "Mine")[:15]
+        '<!doctype html>'
+    """
+    from pyro_vae._html import report
+
+    about = {name: value for name, value in tree["findings"].attrs.items() if name != "left_out"}
+    return report(title, conclusion(tree), _sections(tree, image_shape), about)
+
+
+def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> "list[Section]":
+    from pyro_vae._html import Section
+
+    groups = [name for name in ABOUT if name in tree.children]
+    return [
+        Section(ABOUT[name], finding, _figures(name, tree[name].to_dataset(), tree, image_shape))
+        for name, finding in zip(groups, findings(tree), strict=True)
+    ]
+
+
+def _figures(
+    name: str, found: xr.Dataset, tree: xr.DataTree, image_shape: tuple[int, int] | None
+) -> "dict[str, Figure]":
+    """What is drawn of a diagnostic, by caption."""
+    from pyro_vae import plots
+
+    if name == "khat":
+        x = tree["observed_data"].x.values
+        drawn = plots.khat(found, x=x, image_shape=image_shape) if image_shape else plots.khat(found)
+        return {"Pareto k̂ and effective sample size of each datum; the worst are named.": drawn}
+    if name == "sbc":
+        return {
+            "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc(found),
+            "How often the central intervals of q hold the truth.": plots.coverage(found),
+        }
+    if name in ("predictive_check", "prior_check"):
+        return {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check(found)}
+    captions = {
+        "collapse": "The KL of each latent, and the parts of the mean KL.",
+        "converged": "The ELBO along the training, and its trend at the end.",
+        "gaps": "What the ELBO loses to log p(x), datum by datum.",
+        "nuts": "Marginals of q and of NUTS.",
+    }
+    return {captions[name]: getattr(plots, name)(found)}
