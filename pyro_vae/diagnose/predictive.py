@@ -163,14 +163,13 @@ def _check(
     refuse_seed(seed)
     functions = STATISTICS if statistics is None else _functions(statistics)
     rows = rows_for(vae, x).like(vae)
-    parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
     of_data = [_number(name, function, _seen(rows.x, rows.mask)) for name, function in functions.items()]
     seen, made = [], []
     with seeded(seed, rows.x.device), evaluating(vae):
-        for replicated, discrepancies in _replicates(vae, parts, draws, prior):
+        for replicated, discrepancies in _replicates(vae, rows, draws, chunk, prior):
             of_replicate = [_number(name, function, replicated) for name, function in functions.items()]
-            seen.append(of_data + [d[0] for d in discrepancies])
-            made.append(of_replicate + [d[1] for d in discrepancies])
+            seen.append(of_data + discrepancies[:1])
+            made.append(of_replicate + discrepancies[1:])
     names = [*functions, *[LIKELIHOOD] * (not prior)]
     return _summary(np.array(seen), np.array(made), names).assign_attrs(
         {"latents": "prior" if prior else "posterior", "data": len(rows), "draws": draws, "seed": seed, **versions()}
@@ -200,25 +199,27 @@ def _seen(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(~mask, torch.nan)
 
 
-def _replicates(
-    vae: VAE, parts: list[Rows], draws: int, prior: bool
-) -> Iterator[tuple[Tensor, list[tuple[float, float]]]]:
-    """Replicated data sets, and of each the discrepancies of data and replicate."""
+def _replicates(vae: VAE, rows: Rows, draws: int, chunk: int, prior: bool) -> Iterator[tuple[Tensor, list[float]]]:
+    """Replicated data sets, and of each the discrepancy of data and replicate; none from the prior."""
+    parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
     guides = [None if prior else infer(vae.encoder, part.x, part.context, part.mask) for part in parts]
-    for _ in range(draws):
-        made = [_replicate(vae, part, q) for part, q in zip(parts, guides, strict=True)]
-        x, scores = torch.cat([x for x, _ in made]), torch.stack([score for _, score in made]).sum(0) / len(made[0][0])
-        yield x, [] if prior else [(float(scores[0]), float(scores[1]))]
+    block = max(1, chunk // rows.x.numel())
+    for start in range(0, draws, block):
+        shape = (min(block, draws - start),)
+        made = [_replicate(vae, part, q, shape) for part, q in zip(parts, guides, strict=True)]
+        scores = torch.stack([scores for _, scores in made]).sum(0) / len(rows)
+        for x, score in zip(torch.cat([x for x, _ in made], 1), scores.tolist(), strict=True):
+            yield x, [] if prior else score
 
 
-def _replicate(vae: VAE, rows: Rows, q: Distribution | None) -> tuple[Tensor, Tensor]:
-    """One replicate of some rows, and the sums of log p(x|z) of data and replicate."""
-    z = latents(vae, len(rows), rows.context) if q is None else q.sample()
+def _replicate(vae: VAE, rows: Rows, q: Distribution | None, shape: tuple[int]) -> tuple[Tensor, Tensor]:
+    """Replicates of some rows, and the sums of log p(x|z) of data and replicate, ``(draw, 2)``."""
+    z = latents(vae, len(rows), rows.context, shape) if q is None else q.sample(shape)
     p = likelihood(vae, z, rows.context)
     x = p.sample()
     scored = p if rows.mask is None else masked(p, rows.mask)
-    both = torch.stack([scored.log_prob(rows.x).sum(), scored.log_prob(observed(x, rows.mask)).sum()])
-    return _seen(x, rows.mask), both
+    scores = [scored.log_prob(value).double().sum(-1) for value in (rows.x, observed(x, rows.mask))]
+    return _seen(x, rows.mask), torch.stack(scores, -1)
 
 
 def _summary(seen: np.ndarray, made: np.ndarray, names: list[str]) -> xr.Dataset:
