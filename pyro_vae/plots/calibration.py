@@ -151,8 +151,10 @@ def _statistic(axes: Axes, one: xr.Dataset) -> None:
         axes.text(0.5, 0.5, f"{seen[0]:.4g} in data\nand all replicates", ha="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
         return
-    edges = np.histogram_bin_edges(made, 25).tolist() if np.ptp(made) > 0 else 1
-    axes.hist(made, edges, color=BLUE, alpha=0.6, label="replicates")
+    if np.ptp(made) > 0:
+        axes.hist(made, 25, color=BLUE, alpha=0.6, label="replicates")
+    else:
+        axes.plot([made[0]] * 2, [0, len(made)], color=BLUE, lw=4, alpha=0.6)
     if varies:
         axes.hist(seen, 25, histtype="step", color=ORANGE, lw=1.6, label="data, at the same latents")
         axes.legend(fontsize=7)

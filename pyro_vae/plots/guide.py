@@ -100,16 +100,17 @@ def _sorted(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
 
 
 def _sizes(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
-    """ESS against k̂; the worst data carry their numbers."""
+    """ESS against k̂; the worst data are named."""
     shape, particles = _finite(found.khat.values), found.attrs["num_particles"]
     ess = found.ess.values
+    names = ", ".join(map(str, named[:5])) + ", …" * (len(named) > 5)
     axes.errorbar(shape, ess, 2 * found.ess_se.values, fmt=".", color=BLUE, ms=4, lw=0.5, alpha=0.7)
-    axes.plot(shape[named], ess[named], "D", color=ORANGE, ms=4, label="the worst data, by number")
-    for i in named:
-        axes.annotate(str(i), (shape[i], ess[i]), xytext=(3, 4), textcoords="offset points", fontsize=8)
+    axes.plot(shape[named], ess[named], "D", color=ORANGE, ms=4, label=f"the worst data: {names}")
     _thresholds(axes.axvline, found)
-    axes.set(xlabel="Pareto shape k̂", ylabel=f"effective draws, of {particles}", ylim=(0, 1.04 * particles))
-    axes.set_title("effective sample size (± 2 s.e.; too high to be true beyond 0.7)", fontsize=9)
+    axes.set(
+        xlabel="Pareto shape k̂", ylabel=f"effective draws, of {particles}", yscale="log", ylim=(0.9, 1.3 * particles)
+    )
+    axes.set_title("effective sample size ± 2 s.e. (beyond 0.7 too high to be true)", fontsize=9)
     axes.legend(fontsize=8, loc="lower left")
     axes.grid(alpha=0.3)
 
@@ -170,7 +171,7 @@ def collapse(found: xr.Dataset) -> Figure:
 def _divided(axes: Axes, found: xr.Dataset) -> None:
     names = ["mean_kl", "mutual_information", "marginal_kl"]
     labels = ["mean KL", "mutual\ninformation", "KL(q(z)‖p(z))"]
-    axes.set_title("mean KL = mutual information + marginal KL", fontsize=10)
+    axes.set_title("how the mean KL divides (± 2 s.e.)", fontsize=10)
     values = np.array([float(found[name]) for name in names])
     errors = np.array([float(found[f"{name}_se"]) for name in names])
     axes.bar(range(3), np.nan_to_num(values), yerr=np.nan_to_num(2 * errors), color=[GREY, BLUE, ORANGE], capsize=3)
