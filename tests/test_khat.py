@@ -157,6 +157,14 @@ def test_the_figure_names_the_worst():
         pv_plots().khat(found, x=x[:3], image_shape=(1, 2))
 
 
+def test_the_figure_shows_what_is_infinite():
+    model = correlated(0.3)
+    found = khat(model.as_vae(diagonal=True), model.sample(4), num_particles=100)
+    found.khat[2] = found.khat_se[2] = np.inf
+    pv_plots().khat(found).canvas.draw()
+    assert "the worst datum 2 with inf" in judge_khat(found).why
+
+
 def pv_plots():
     from pyro_vae import plots
 

@@ -27,7 +27,7 @@ def test_data_of_the_model_pass():
     p = np.array([f.p_value.values for f in found])
     assert ((p < 0.01) | (p > 0.99)).sum() <= 8, "of 140"
     assert sum(judge_predictive_check(f).level == "fine" for f in found) >= 19
-    assert abs(np.mean([f.discrepancy.mean() for f in found])) < 0.5
+    assert abs(np.mean([f.z_score.mean() for f in found])) < 0.5
 
 
 def test_prior_p_values_of_data_of_the_model_are_uniform():
@@ -45,7 +45,7 @@ def test_a_wrong_variance_is_seen_by_the_sd_and_not_by_the_mean():
     for check in (prior_check, predictive_check):
         found = check(MODEL.as_vae(), x, draws=400)
         assert found.p_value.sel(statistic="sd") < 0.01, "in the check of inferred latents less so"
-        assert found.discrepancy.sel(statistic="sd") > 2.5
+        assert found.z_score.sel(statistic="sd") > 2.5
         assert judge_predictive_check(found).level == "bad"
     assert 0.01 < prior_check(MODEL.as_vae(), x, draws=400).p_value.sel(statistic="mean") < 0.99
 

@@ -192,13 +192,17 @@ def judge_sbc(found: xr.Dataset) -> Finding:
     worst = found.isel(quantity=int(found.p_value.values.argmin()))
     wide = found.sel(level=0.9)
     why = (
-        f"p = {p:.2g} that ranks of {found.sizes['quantity']} quantities in {number} simulations stray so far "
-        f"(doubtful below {DOUBTFUL}, bad below {BAD}), the worst {worst.quantity.item()}, p = "
-        f"{float(worst.p_value):.2g}, ECDF off by up to {float(abs(worst.ecdf_difference).max()):.3f}; 90 % intervals "
-        f"of the latents hold {100 * float(wide.expected_coverage):.1f} ± "
+        f"{_shown(p)} that ranks of {found.sizes['quantity']} quantities in {number} simulations stray so far "
+        f"(doubtful below {DOUBTFUL}, bad below {BAD}), the worst {worst.quantity.item()}, "
+        f"{_shown(float(worst.p_value))}, ECDF off by up to {float(abs(worst.ecdf_difference).max()):.3f}; "
+        f"90 % intervals of the latents hold {100 * float(wide.expected_coverage):.1f} ± "
         f"{100 * float(wide.expected_coverage_se):.1f} %"
     )
     return Finding("calibration (SBC)", level, why, "" if level == "fine" else _advice(found))
+
+
+def _shown(p: float) -> str:
+    return f"p = {p:.2g}" if p > 1e-99 else "p below 1e-99"
 
 
 def _advice(found: xr.Dataset) -> str:

@@ -81,7 +81,7 @@ def predictive_check(
     Returns:
         A dataset over ``statistic`` of ``observed`` and ``replicated`` (both over ``draw``; only the discrepancy
         differs from draw to draw in the data), ``p_value``, ``p_value_se`` (the standard deviation of the Beta
-        distribution that the number of replicates above leaves for it) and ``discrepancy``, how many standard
+        distribution that the number of replicates above leaves for it) and ``z_score``, how many standard
         deviations of the replicates the data lie above their mean.
 
     Raises:
@@ -236,7 +236,7 @@ def _summary(seen: np.ndarray, made: np.ndarray, names: list[str]) -> xr.Dataset
         "replicated": (("draw", "statistic"), made, {"units": "of the statistic"}),
         "p_value": ("statistic", above / draws, share),
         "p_value_se": ("statistic", np.sqrt(posterior_mean * (1 - posterior_mean) / (draws + 3)), share),
-        "discrepancy": ("statistic", far, {"units": "standard deviations of the replicates"}),
+        "z_score": ("statistic", far, {"units": "standard deviations of the replicates"}),
     }
     coords = {"draw": range(draws), "statistic": names}
     return xr.Dataset(found, coords, attrs={"doubtful_below": DOUBTFUL, "far_beyond": FAR})
@@ -264,7 +264,7 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
     draws, number = found.sizes["draw"], found.sizes["statistic"]
     above = found.p_value.values * draws
     two_sided = 2 * (np.minimum(above, draws - above) + 1) / (draws + 2)
-    far = np.abs(found.discrepancy.values)
+    far = np.abs(found.z_score.values)
     worst = int(np.lexsort((-far, two_sided))[0])
     corrected = min(1.0, number * float(two_sided[worst]))
     blind = number * 2 / (draws + 2) >= DOUBTFUL
