@@ -1,6 +1,22 @@
 """How good is q(z|x)? Each diagnostic gives labelled data, and a finding in words."""
 
+from pyro_vae.diagnose.calibration import judge_sbc, sbc
 from pyro_vae.diagnose.finding import Finding
+from pyro_vae.diagnose.importance import judge_khat, khat
+from pyro_vae.diagnose.latents import collapse, judge_collapse
+from pyro_vae.diagnose.predictive import judge_predictive_check, predictive_check, prior_check
 from pyro_vae.diagnose.weights import psis
 
-__all__ = ["Finding", "psis"]
+__all__ = [
+    "Finding",
+    "collapse",
+    "judge_collapse",
+    "judge_khat",
+    "judge_predictive_check",
+    "judge_sbc",
+    "khat",
+    "predictive_check",
+    "prior_check",
+    "psis",
+    "sbc",
+]

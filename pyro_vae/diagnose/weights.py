@@ -5,13 +5,20 @@ from torch import Tensor
 
 from pyro_vae.errors import SettingsError
 
+LEAST = 25
+"""Particles below which there is no tail to fit."""
+
+CONSTANT = 1e-3
+"""The relative spread of the largest weights below which they have no tail: rounding, or a plateau."""
+
 
 def psis(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Pareto-smoothed log-weights and the shape k̂ of their tail, datum by datum.
 
     A k̂ below 0.5 says that q covers the posterior of that datum well enough for importance
     sampling, above 0.7 that it does not. Weights of several data are never pooled: k̂ then grows with
-    their number though no q has changed.
+    their number though no q has changed. Where the largest weights are equal but for a thousandth, as those of
+    an exact guide are, there is no tail and k̂ is 0; where all but a few weights are 0, it is infinite.
 
     Args:
         log_weights: from :func:`pyro_vae.elbo.log_weights`, shape ``(K, datum)``, K at least 25.
@@ -33,10 +40,31 @@ def psis(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
         >>> bool(abs(psis(heavy)[1][0] - 2) < 0.2)
         True
     """
-    if len(log_weights) < 25:
-        raise SettingsError(f"there are {len(log_weights)} particles; the tail needs at least 25")
+    if len(log_weights) < LEAST:
+        raise SettingsError(f"there are {len(log_weights)} particles; the tail needs at least {LEAST}")
     from pyro_vae._arviz import array_stats
 
-    # This function takes log-likelihoods, and turns their sign to make weights of them.
-    smoothed, khat = array_stats.psislw(-log_weights.detach().double().cpu().numpy().T)
-    return smoothed, khat
+    log_weights = log_weights.detach().double()
+    smoothed = (log_weights - log_weights.logsumexp(0)).cpu().numpy().T.copy()
+    tail = tail_length(len(log_weights))
+    largest = np.sort(smoothed, 1)[:, -tail - 1 :]
+    with np.errstate(all="ignore"):
+        largest = np.exp(largest - largest[:, -1:])
+        flat = largest[:, 0] >= 1 - CONSTANT
+        steep = ~flat & ~(largest[:, (tail + 2) // 4] > largest[:, 0])  # where the fit takes its scale
+        khat = np.where(steep, np.inf, 0.0)
+        fitted = ~flat & ~steep
+        if fitted.any():
+            # This function takes log-likelihoods, and turns their sign to make weights of them.
+            smoothed[fitted], khat[fitted] = array_stats.psislw(-smoothed[fitted])
+    return smoothed, np.where(np.isnan(khat), np.inf, khat)
+
+
+def tail_length(num_particles: int) -> int:
+    """How many of the largest weights the tail is fitted to.
+
+    Example:
+        >>> tail_length(100), tail_length(1000)
+        (20, 94)
+    """
+    return int(3 * num_particles**0.5) if num_particles > 225 else num_particles // 5

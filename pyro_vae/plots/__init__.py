@@ -3,7 +3,21 @@
 The figures are made without ``pyplot``, so nothing global is touched and no window is opened.
 """
 
+from pyro_vae.plots.calibration import coverage, predictive_check, sbc
 from pyro_vae.plots.comparison import compare, elbos_by_datum
+from pyro_vae.plots.guide import collapse, khat
 from pyro_vae.plots.pictures import history, latent_space, prior_samples, reconstructions
 
-__all__ = ["compare", "elbos_by_datum", "history", "latent_space", "prior_samples", "reconstructions"]
+__all__ = [
+    "collapse",
+    "compare",
+    "coverage",
+    "elbos_by_datum",
+    "history",
+    "khat",
+    "latent_space",
+    "predictive_check",
+    "prior_samples",
+    "reconstructions",
+    "sbc",
+]

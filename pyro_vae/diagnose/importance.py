@@ -1,0 +1,150 @@
+"""Can q's draws be reweighted to the posterior? k̂ and effective sample size, datum by datum."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_vae.__about__ import versions
+from pyro_vae._numbers import whole
+from pyro_vae.core import VAE, evaluating
+from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.diagnose.weights import LEAST, psis, tail_length
+from pyro_vae.elbo import log_weights
+from pyro_vae.errors import ModelError
+from pyro_vae.rows import rows_for
+
+GOOD, BAD = 0.5, 0.7
+"""k̂ below the first: the weights have a variance. Above the second: their mean cannot be relied on."""
+
+SOME, MANY = 0.02, 0.25
+"""The shares of data above BAD from which q is called doubtful, and bad."""
+
+
+@torch.no_grad()
+def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: int = 2**20) -> xr.Dataset:
+    """The Pareto shape k̂ and the effective sample size of each datum's importance weights.
+
+    .. math:: w_{ki} = p(x_i, z_{ki}) / q(z_{ki} | x_i), \\qquad
+        \\mathrm{ESS}_i = \\frac{(\\sum_k w_{ki})^2}{\\sum_k w_{ki}^2}
+
+    k̂ is the shape of the generalised Pareto distribution fitted to the largest weights of one datum; weights of
+    several data are never pooled. An exact guide has constant weights: no tail (k̂ is 0 then), and an ESS of K. A
+    q that is too narrow somewhere has a heavy tail, and its ESS, too, is then too high to be true.
+
+    Args:
+        vae: a VAE.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
+        num_particles: K, at least 25; the error of k̂ falls as its fourth root.
+        seed: of the particles.
+        chunk: about so many numbers at a time.
+
+    Returns:
+        A dataset over ``datum``: ``khat``; ``ess``, the effective sample size (of K) of the smoothed weights; and
+        ``khat_se``, ``ess_se``, their Monte-Carlo standard errors (of large-sample formulas, the second trustworthy
+        where k̂ is below ¼). ``share`` and ``share_se`` over ``threshold`` (0.5 and 0.7): the share of data whose k̂
+        is above it, with the standard error of a sample of so many data.
+
+    Raises:
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
+        ModelError: if the VAE does not fit the data, or gives a weight that is no number.
+        SettingsError: if ``num_particles`` is below 25.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024), https://arxiv.org/abs/1507.02646
+        | Yes, but Did It Work? (Yao et al., 2018), https://arxiv.org/abs/1802.02538
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
+        >>> found = khat(linear.as_vae(), torch.ones(3, 5), num_particles=100)
+        >>> found.khat.values, found.ess.values.round(9)
+        (array([0., 0., 0.]), array([100., 100., 100.]))
+    """
+    whole("num_particles", num_particles, LEAST)
+    whole("chunk", chunk, 1)
+    refuse_seed(seed)
+    rows, parts = rows_for(vae, x).like(vae), []
+    size = max(1, chunk // (num_particles * rows.x[0].numel()))
+    with seeded(seed, rows.x.device), evaluating(vae):
+        for start, part in enumerate(rows.split(size)):
+            weights = log_weights(vae.model, vae.guide, *part.arguments(), num_particles=num_particles)
+            _refuse(weights, start * size)
+            smoothed, shape = psis(weights)
+            parts.append(np.stack([shape, _shape_error(shape, num_particles), *_effective(smoothed)]))
+    shape, shape_se, ess, ess_se = np.concatenate(parts, 1)
+    above = np.array([(shape > threshold).mean() for threshold in (GOOD, BAD)])
+    units = {"khat": "1", "ess": f"draws, of {num_particles}", "share": "share of the data"}
+    found = {"khat": shape, "khat_se": shape_se, "ess": ess, "ess_se": ess_se}
+    variables = {name: ("datum", value, {"units": units[name.split("_")[0]]}) for name, value in found.items()}
+    shares = {"share": above, "share_se": np.sqrt(above * (1 - above) / len(shape))}
+    return xr.Dataset(
+        variables | {name: ("threshold", value, {"units": units["share"]}) for name, value in shares.items()},
+        coords={"datum": range(len(shape)), "threshold": [GOOD, BAD]},
+        attrs={"good_below": GOOD, "bad_above": BAD, "num_particles": num_particles, "seed": seed, **versions()},
+    )
+
+
+def _refuse(log_weights: Tensor, first: int) -> None:
+    """Refuse weights whose sum is 0, infinite or no number; ``first`` is the number of the first datum."""
+    wrong = (~log_weights.logsumexp(0).isfinite()).nonzero()
+    if len(wrong):
+        raise ModelError(
+            f"datum {first + wrong[0].item()} has importance weights that are no finite numbers, all 0 or infinite; "
+            "look at the densities that decoder, prior and encoder give for it"
+        )
+
+
+def _shape_error(shape: np.ndarray, num_particles: int) -> np.ndarray:
+    """The standard error of k̂: the large-sample one, (1 + k) / √M, pulled in as the fit's prior pulls k̂ to ½."""
+    tail, prior = tail_length(num_particles), 10
+    unpulled = (shape * (tail + prior) - prior / 2) / tail
+    error = (1 + np.maximum(unpulled, -0.5)) * math.sqrt(tail) / (tail + prior)
+    return np.where(shape == 0, 0.0, error)
+
+
+def _effective(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The effective sample size of normalised log-weights, and its standard error by the delta method."""
+    number = smoothed.shape[1]
+    weights = number * np.exp(smoothed)  # of mean 1
+    square = (weights**2).mean(1)
+    slope = 2 * (weights - 1) / square[:, None] - (weights**2 - square[:, None]) / square[:, None] ** 2
+    return number / square, math.sqrt(number) * slope.std(1)
+
+
+def judge_khat(found: xr.Dataset) -> Finding:
+    """Do q's importance weights hold?
+
+    Args:
+        found: from :func:`khat`.
+
+    Returns:
+        Fine where at most 2 % of the data have k̂ above 0.7 and the median is below 0.5, bad where more than a quarter
+        are above 0.7, else doubtful.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> judge_khat(khat(vae, torch.ones(3, 5))).level
+        'fine'
+    """
+    shape, number = found.khat.values, found.sizes["datum"]
+    share, error = float(found.share[-1]), float(found.share_se[-1])
+    typical, worst = float(np.median(shape)), int(shape.argmax())
+    level: Level = "bad" if share > MANY else "fine" if share <= SOME and typical < GOOD else "doubtful"
+    why = (
+        f"k̂ is above {BAD} for {100 * share:.1f} ± {100 * error:.1f} % of {number} data, its median {typical:.2f} "
+        f"(good below {GOOD}), the worst datum {worst} with {shape[worst]:.2f} ± {float(found.khat_se[worst]):.2f}; "
+        f"median ESS {float(found.ess.median()):.0f} of {found.attrs['num_particles']}"
+    )
+    return Finding("importance weights (k̂)", level, why, "" if level == "fine" else NEXT)
+
+
+NEXT = (
+    "look at the worst data (plots.khat); a richer posterior (FullNormal, Flow, Refined) or longer training of the "
+    "encoder; until then use neither q's draws nor its weights for those data"
+)

@@ -1,0 +1,289 @@
+"""Do the model's own data sets look like the one observed, before training and after?"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_vae.__about__ import versions
+from pyro_vae._numbers import whole
+from pyro_vae.core import VAE, Distribution, evaluating, infer, masked, observed
+from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.diagnose._prior import latents, likelihood
+from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.errors import SettingsError
+from pyro_vae.rows import Rows, rows_for
+
+Statistic: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _of_cells(function: Statistic) -> Statistic:
+    """A statistic of all observed numbers of a data set, wherever they stand."""
+    return lambda x: function(x[~x.isnan()])
+
+
+STATISTICS: Mapping[str, Statistic] = MappingProxyType(
+    {
+        "mean": _of_cells(torch.mean),
+        "sd": _of_cells(lambda x: x.std(correction=0)),
+        "smallest": _of_cells(torch.min),
+        "largest": _of_cells(torch.max),
+        "share of zeros": _of_cells(lambda x: (x == 0).double().mean()),
+        "sd of row means": lambda x: STATISTICS["sd"](x.flatten(1).nanmean(1)),
+    }
+)
+"""What is compared where nothing else is asked for."""
+
+LIKELIHOOD = "mean log p(x|z)"
+
+DOUBTFUL, FAR = 0.05, 4.0
+"""The two-sided p-value, times the number of statistics, below which a model is called doubtful, and the distance in
+standard deviations of the replicated data sets beyond which it is then called bad."""
+
+
+@torch.no_grad()
+def predictive_check(
+    vae: VAE,
+    x: Any,
+    *,
+    statistics: Mapping[str, Statistic] | None = None,
+    draws: int = 500,
+    seed: int = 0,
+    chunk: int = 2**22,
+) -> xr.Dataset:
+    """Posterior predictive checks: statistics of the data against those of data sets the model replicates.
+
+    .. math:: z_i \\sim q(z | x_i), \\; \\tilde x_i \\sim p(x | z_i): \\quad
+        p_T = P(T(\\tilde x) > T(x)) + \\tfrac12 P(T(\\tilde x) = T(x))
+
+    Each replicated data set has a datum for each given one, at its own latent, context and missing cells. A p-value
+    near 0 or 1 says that the model cannot make what the statistic sees. Since each datum's latent was inferred from
+    that datum, p-values of a right model lie nearer to ½ than uniform ones: the check is conservative. Give
+    held-out data; :func:`prior_check` compares with data sets of new latents, and its p-values are uniform.
+
+    One discrepancy is always there: the mean of log p(x|z) per datum, of data and replicate at the same latents.
+
+    Args:
+        vae: a VAE.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
+        statistics: functions of a data set of shape ``(datum, *features)`` that give one number, by name; a cell that
+            is missing is NaN in data and replicates. By default mean, sd, smallest, largest, share of zeros, and the
+            sd of the rows' means.
+        draws: replicated data sets, at least 20.
+        seed: of all draws.
+        chunk: about so many numbers at a time, but at least one data set.
+
+    Returns:
+        A dataset over ``statistic`` of ``observed`` and ``replicated`` (both over ``draw``; only the discrepancy
+        differs from draw to draw in the data), ``p_value``, ``p_value_se`` (the standard deviation of the Beta
+        distribution that the number of replicates above leaves for it) and ``z_score``, how many standard
+        deviations of the replicates the data lie above their mean.
+
+    Raises:
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
+        ModelError: if the VAE does not fit the data.
+        SettingsError: if ``draws`` is below 20, or a statistic is no function to one finite number.
+
+    References:
+        | Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng & Stern, 1996),
+          https://www.jstor.org/stable/24306036
+        | Posterior Predictive p-Values (Meng, 1994), https://doi.org/10.1214/aos/1176325622
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> _ = torch.manual_seed(0)
+        >>> found = predictive_check(linear.as_vae(), linear.sample(30), statistics={"sd": torch.std}, draws=50)
+        >>> found.statistic.values.tolist(), bool((abs(found.p_value - 0.5) < 0.45).all())
+        (['sd', 'mean log p(x|z)'], True)
+    """
+    return _check(vae, x, statistics, draws, seed, chunk, prior=False)
+
+
+@torch.no_grad()
+def prior_check(
+    vae: VAE,
+    x: Any,
+    *,
+    statistics: Mapping[str, Statistic] | None = None,
+    draws: int = 500,
+    seed: int = 0,
+    chunk: int = 2**22,
+) -> xr.Dataset:
+    """Prior predictive checks: :func:`predictive_check` with latents from the prior, which needs no training.
+
+    .. math:: z_i \\sim p(z), \\; \\tilde x_i \\sim p(x | z_i): \\quad p_T = P(T(\\tilde x) > T(x))
+        + \\tfrac12 P(T(\\tilde x) = T(x))
+
+    Before training it shows what data sets the choice of prior, decoder and likelihood amounts to; after it, whether
+    new data sets of the model look like held-out data. If data are from the model, each p-value is uniform. The
+    guide is not used, and there is no discrepancy.
+
+    Args:
+        vae: a VAE.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
+        statistics: as for :func:`predictive_check`.
+        draws: replicated data sets, at least 20.
+        seed: of all draws.
+        chunk: about so many numbers at a time, but at least one data set.
+
+    Returns:
+        A dataset like that of :func:`predictive_check`.
+
+    Raises:
+        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
+        ModelError: if the VAE does not fit the data.
+        SettingsError: if ``draws`` is below 20, or a statistic is no function to one finite number.
+
+    References:
+        | Visualization in Bayesian workflow (Gabry et al., 2019), https://arxiv.org/abs/1709.01449
+        | Sampling and Bayes' Inference in Scientific Modelling and Robustness (Box, 1980),
+          https://doi.org/10.2307/2982063
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> found = prior_check(linear.as_vae(), 100 * torch.ones(30, 5), statistics={"mean": torch.mean}, draws=50)
+        >>> found.p_value.values
+        array([0.])
+    """
+    return _check(vae, x, statistics, draws, seed, chunk, prior=True)
+
+
+def _check(
+    vae: VAE, x: Any, statistics: Mapping[str, Statistic] | None, draws: int, seed: int, chunk: int, *, prior: bool
+) -> xr.Dataset:
+    whole("draws", draws, 20)
+    whole("chunk", chunk, 1)
+    refuse_seed(seed)
+    functions = STATISTICS if statistics is None else _functions(statistics)
+    rows = rows_for(vae, x).like(vae)
+    of_data = [_number(name, function, _seen(rows.x, rows.mask)) for name, function in functions.items()]
+    seen, made = [], []
+    with seeded(seed, rows.x.device), evaluating(vae):
+        for replicated, discrepancies in _replicates(vae, rows, draws, chunk, prior):
+            of_replicate = [_number(name, function, replicated) for name, function in functions.items()]
+            seen.append(of_data + discrepancies[:1])
+            made.append(of_replicate + discrepancies[1:])
+    names = [*functions, *[LIKELIHOOD] * (not prior)]
+    return _summary(np.array(seen), np.array(made), names).assign_attrs(
+        {"latents": "prior" if prior else "posterior", "data": len(rows), "draws": draws, "seed": seed, **versions()}
+    )
+
+
+def _functions(statistics: Any) -> Mapping[str, Statistic]:
+    if not isinstance(statistics, Mapping) or not statistics or not all(map(callable, statistics.values())):
+        raise SettingsError('statistics must be functions of a data set, by name, as {"mean": torch.mean}')
+    return statistics
+
+
+def _number(name: str, function: Statistic, x: Tensor) -> float:
+    """What a statistic gives, if that is one finite number."""
+    value = function(x)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingsError(f"statistic {name!r} gives no single number; make it one, as by .mean()") from error
+    if not math.isfinite(number):
+        hint = "; missing cells are NaN, so use torch.nanmean and the like" if bool(x.isnan().any()) else ""
+        raise SettingsError(f"statistic {name!r} gives {number}; it must be a finite number{hint}")
+    return number
+
+
+def _seen(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill(~mask, torch.nan)
+
+
+def _replicates(vae: VAE, rows: Rows, draws: int, chunk: int, prior: bool) -> Iterator[tuple[Tensor, list[float]]]:
+    """Replicated data sets, and of each the discrepancy of data and replicate; none from the prior."""
+    parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
+    guides = [None if prior else infer(vae.encoder, part.x, part.context, part.mask) for part in parts]
+    block = max(1, chunk // rows.x.numel())
+    for start in range(0, draws, block):
+        shape = (min(block, draws - start),)
+        made = [_replicate(vae, part, q, shape) for part, q in zip(parts, guides, strict=True)]
+        scores = torch.stack([scores for _, scores in made]).sum(0) / len(rows)
+        for x, score in zip(torch.cat([x for x, _ in made], 1), scores.tolist(), strict=True):
+            yield x, [] if prior else score
+
+
+def _replicate(vae: VAE, rows: Rows, q: Distribution | None, shape: tuple[int]) -> tuple[Tensor, Tensor]:
+    """Replicates of some rows, and the sums of log p(x|z) of data and replicate, ``(draw, 2)``."""
+    z = latents(vae, len(rows), rows.context, shape) if q is None else q.sample(shape)
+    p = likelihood(vae, z, rows.context)
+    x = p.sample()
+    scored = p if rows.mask is None else masked(p, rows.mask)
+    scores = [scored.log_prob(value).double().sum(-1) for value in (rows.x, observed(x, rows.mask))]
+    return _seen(x, rows.mask), torch.stack(scores, -1)
+
+
+def _summary(seen: np.ndarray, made: np.ndarray, names: list[str]) -> xr.Dataset:
+    draws = len(made)
+    above = (made > seen).sum(0) + 0.5 * (made == seen).sum(0)
+    posterior_mean = (above + 1) / (draws + 2)
+    difference = seen.mean(0) - made.mean(0)
+    spread = (made - seen).std(0, ddof=1)
+    share = {"units": "probability"}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        far = np.where(difference == 0, 0.0, difference / spread)
+    found = {
+        "observed": (("draw", "statistic"), seen, {"units": "of the statistic"}),
+        "replicated": (("draw", "statistic"), made, {"units": "of the statistic"}),
+        "p_value": ("statistic", above / draws, share),
+        "p_value_se": ("statistic", np.sqrt(posterior_mean * (1 - posterior_mean) / (draws + 3)), share),
+        "z_score": ("statistic", far, {"units": "standard deviations of the replicates"}),
+    }
+    coords = {"draw": range(draws), "statistic": names}
+    return xr.Dataset(found, coords, attrs={"doubtful_below": DOUBTFUL, "far_beyond": FAR})
+
+
+def judge_predictive_check(found: xr.Dataset) -> Finding:
+    """Do replicated data sets look like the one observed?
+
+    The smallest two-sided p-value is multiplied by the number of statistics. It is made as large as the number of
+    draws leaves open, so that few draws cannot condemn a model.
+
+    Args:
+        found: from :func:`predictive_check` or :func:`prior_check`.
+
+    Returns:
+        Fine where the corrected p-value is at least 0.05; otherwise bad where that statistic of the data lies beyond
+        4 standard deviations of the replicates, else doubtful.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> judge_predictive_check(prior_check(linear.as_vae(), 100 * torch.ones(30, 5))).level
+        'bad'
+    """
+    draws, number = found.sizes["draw"], found.sizes["statistic"]
+    above = found.p_value.values * draws
+    two_sided = 2 * (np.minimum(above, draws - above) + 1) / (draws + 2)
+    far = np.abs(found.z_score.values)
+    worst = int(np.lexsort((-far, two_sided))[0])
+    corrected = min(1.0, number * float(two_sided[worst]))
+    blind = number * 2 / (draws + 2) >= DOUBTFUL
+    level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if far[worst] > FAR else "doubtful"
+    shown = found.isel(statistic=worst)
+    why = (
+        f"of {number} statistics the {shown.statistic.item()} is the farthest off: "
+        f"{float(shown.observed.mean()):.4g} in {found.attrs['data']} data, "
+        f"{float(shown.replicated.mean()):.4g} ± {float(shown.replicated.std(ddof=1)):.2g} in {draws} replicates, "
+        f"p = {float(shown.p_value):.3f} ± {float(shown.p_value_se):.3f}; "
+        f"two-sided for all, p {'<' if corrected < 1 else '='} {corrected:.2g} (doubtful below {DOUBTFUL})"
+    )
+    which = found.attrs["latents"]
+    return Finding(f"{which} predictive check", level, why, "" if level == "fine" else _advice(which, blind))
+
+
+def _advice(which: str, blind: bool) -> str:
+    if blind:
+        return "draw more replicates: so few cannot tell"
+    if which == "prior":
+        return "another likelihood, scale or prior, or training: data such as these are not what the model makes"
+    return "a likelihood with the spread, tails or zeros of the data (pv.recommend), or a decoder with more room"
