@@ -5,6 +5,7 @@ from pyro_vae.__about__ import __version__
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
+from pyro_vae.diagnose import inference_gaps
 from pyro_vae.engine import CompiledSVI
 from pyro_vae.evidence import log_evidence
 from pyro_vae.pair import Pair
@@ -27,6 +28,7 @@ __all__ = [
     "errors",
     "exact",
     "fit",
+    "inference_gaps",
     "likelihoods",
     "log_evidence",
     "nn",

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from pyro_vae._numbers import above_zero, whole
 from pyro_vae._training import trained_run
-from pyro_vae.workflow import as_html, check
 from pyro_vae.errors import DataError
 from pyro_vae.runs import RunFolder, first_free
+from pyro_vae.workflow import as_html, check
 
 
 def run_check(settings: Namespace) -> int:

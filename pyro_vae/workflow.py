@@ -236,7 +236,9 @@ def conclusion(tree: xr.DataTree) -> str:
         'Verdict: of 1 question 0 are fine; bad: q, by 9 data.'
     """
     every, about = findings(tree), tree["findings"].attrs
-    parts = [f"of {len(every)} question{'s' * (len(every) != 1)} {_counted(sum(f.level == 'fine' for f in every))} fine"]
+    parts = [
+        f"of {len(every)} question{'s' * (len(every) != 1)} {_counted(sum(f.level == 'fine' for f in every))} fine"
+    ]
     for level in "bad", "doubtful":
         if named := [f.about for f in every if f.level == level]:
             parts.append(f"{level}: {', '.join(named)}")

@@ -10,8 +10,8 @@ import torch
 import xarray as xr
 
 import pyro_vae as pv
-from pyro_vae.workflow import ABOUT, as_html, conclusion, findings
 from pyro_vae.cli import main
+from pyro_vae.workflow import ABOUT, as_html, conclusion, findings
 
 SETTINGS = {"gold": 0, "draws": 60, "budget": 300}
 

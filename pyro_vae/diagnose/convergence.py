@@ -1,0 +1,370 @@
+"""Has SVI converged? Its iterates as chains."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_vae.__about__ import versions
+from pyro_vae._numbers import above_zero, whole
+from pyro_vae.core import VAE, evaluating, infer
+from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.elbo.weights import weigh
+from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.rows import Rows, rows_for
+
+RHAT = 1.1
+"""R̂ of iterates up to which they count as draws of one place."""
+
+LEAST = 10
+"""So many iterates are needed at the end of a run for a trend with an error."""
+
+BLOCKS = 16
+"""At most so many sums of weights are held; where there are more epochs, each holds several."""
+
+INVARIANT = ("elbo", "log_likelihood", "kl")
+"""What does not depend on how the latents are turned, so that runs of several seeds can be compared by it."""
+
+
+@dataclass
+class _Block:
+    """The mean weights of epochs that follow each other."""
+
+    first: int
+    count: int
+    mean: list[Tensor]
+
+    def with_next(self, other: "_Block") -> "_Block":
+        share = other.count / (self.count + other.count)
+        mean = [torch.lerp(a, b, share) for a, b in zip(self.mean, other.mean, strict=True)]
+        return _Block(self.first, self.count + other.count, mean)
+
+
+class Iterates:
+    """What training goes through, epoch by epoch: give it to :func:`pyro_vae.fit` as ``on_epoch``.
+
+    After each epoch it looks at the VAE on the same data with the same random numbers, so that all that moves is
+    the weights. It notes the ELBO, the expected log-likelihood and the KL (which are alike for all VAEs that say the
+    same, however their latents are turned), and of this run's own the means of q for some data and a few weights.
+
+    Args:
+        x: data to look at: a tensor, an array or :class:`~pyro_vae.data.Data`; at most ``data`` rows are taken.
+        data: how many rows, drawn by the seed.
+        num_particles: draws of z for each, at least 1.
+        weights: how many weights to note, drawn by the seed.
+        seed: of rows, weights and draws of z. Runs that are to be compared need the same.
+
+    Raises:
+        SettingsError: if a setting is out of its range.
+
+    References:
+        | Robust, Accurate Stochastic Optimization for Variational Inference (Dhaka et al., 2020),
+          https://arxiv.org/abs/2009.00666
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> x = torch.ones(8, 5)
+        >>> vae, iterates = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae(), Iterates(x)
+        >>> _ = pv.fit(vae, x, epochs=3, on_epoch=iterates, progress=False)
+        >>> dict(iterates.history().sizes)
+        {'epoch': 3, 'quantity': 3, 'own': 47}
+    """
+
+    def __init__(self, x: Any, *, data: int = 256, num_particles: int = 16, weights: int = 100, seed: int = 0) -> None:
+        for name, value in {"data": data, "num_particles": num_particles, "weights": weights}.items():
+            whole(name, value, 1)
+        refuse_seed(seed)
+        self.x, self.seed = x, seed
+        self.sizes = {"data": data, "num_particles": num_particles, "weights": weights}
+        self.epochs: list[int] = []
+        self._values: list[list[float]] = []
+        self._own: list[np.ndarray] = []
+        self._blocks: list[_Block] = []
+        self._vae: VAE | None = None
+
+    def __repr__(self) -> str:
+        return f"Iterates(epochs={len(self.epochs)})"
+
+    @torch.no_grad()
+    def __call__(self, epoch: int, vae: VAE) -> None:
+        """Look at the VAE after an epoch."""
+        if self._vae is None:
+            self._begin(vae)
+        elif self._vae is not vae:
+            raise SettingsError("these Iterates have seen another VAE; make new ones for each run")
+        with seeded(self.seed, self._rows.x.device), evaluating(vae):
+            w = weigh(vae.model, vae.guide, *self._rows.arguments(), num_particles=self.sizes["num_particles"])
+            few = self._rows.take(slice(0, 8))
+            means = infer(vae.encoder, few.x, few.context, few.mask).mean
+        elbo, likelihood = w.log.double().mean().item(), w.likelihood.double().mean().item()
+        weights = [p.detach().clone() for p in _trained(vae).values()]
+        flat = torch.cat([p.flatten() for p in weights])
+        self._values.append([elbo, likelihood, likelihood - elbo])
+        self._own.append(torch.cat([means.flatten(), flat[self._index]]).double().cpu().numpy())
+        self.epochs.append(epoch)
+        self._blocks.append(_Block(len(self.epochs) - 1, 1, weights))
+        if len(self._blocks) > BLOCKS:
+            self._halve()
+
+    def _begin(self, vae: VAE) -> None:
+        rows = rows_for(vae, self.x).like(vae)
+        generator = torch.Generator().manual_seed(self.seed)
+        self._rows: Rows = rows.take(torch.randperm(len(rows), generator=generator)[: self.sizes["data"]])
+        total = sum(p.numel() for p in _trained(vae).values())
+        index = torch.randperm(total, generator=generator)[: self.sizes["weights"]]
+        self._index, self._vae = index.sort().values.to(rows.x.device), vae
+
+    def _halve(self) -> None:
+        """Blocks of one length by twos, the one under way by itself, so that memory is bounded."""
+        size = self._blocks[0].count
+        while len(self._blocks) > BLOCKS:
+            merged: list[_Block] = []
+            for block in self._blocks:
+                if merged and merged[-1].count + block.count <= size:
+                    merged[-1] = merged[-1].with_next(block)
+                else:
+                    merged.append(block)
+            self._blocks, size = merged, 2 * size
+
+    def history(self) -> xr.Dataset:
+        """What was noted: ``value`` over ``epoch, quantity``, and ``own_value`` over ``epoch, own``."""
+        if self._vae is None:
+            raise DataError("these Iterates have seen no epoch; give them to fit as on_epoch=iterates")
+        own = np.stack(self._own)
+        kind = np.where(np.arange(own.shape[1]) < own.shape[1] - len(self._index), "mean of q", "weight")
+        return xr.Dataset(
+            {
+                "value": (("epoch", "quantity"), np.array(self._values), {"units": "nats per datum"}),
+                "own_value": (("epoch", "own"), own),
+            },
+            {"epoch": self.epochs, "quantity": list(INVARIANT), "kind": ("own", kind)},
+            {"seed": self.seed, **self.sizes},
+        )
+
+    def average(self, tail: float = 0.5) -> VAE:
+        """A copy of the VAE whose weights are the mean over the last iterates: less noise than the last one has.
+
+        Where the iterates still drift the mean lags behind, so look at :func:`converged` first. Buffers, such as
+        running means of a batch normalisation, are those of the VAE as it is.
+
+        Args:
+            tail: the share of the epochs to average over, above 0 and at most 1.
+
+        Raises:
+            DataError: if there was no epoch.
+            SettingsError: if ``tail`` is out of its range.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+            >>> iterates = Iterates(torch.ones(8, 5))
+            >>> for epoch in (1, 2):
+            ...     with torch.no_grad():
+            ...         _ = vae.decoder.net.bias.fill_(epoch)
+            ...     iterates(epoch, vae)
+            >>> iterates.average(1.0).decoder.net.bias[0].item()
+            1.5
+        """
+        start = len(self.epochs) - _tail(tail, len(self.epochs))
+        if self._vae is None:
+            raise DataError("these Iterates have seen no epoch; give them to fit as on_epoch=iterates")
+        chosen = [b for b in self._blocks if b.first >= start] or self._blocks[-1:]
+        whole_tail = chosen[0]
+        for block in chosen[1:]:
+            whole_tail = whole_tail.with_next(block)
+        vae = copy.deepcopy(self._vae)
+        with torch.no_grad():
+            for parameter, mean in zip(_trained(vae).values(), whole_tail.mean, strict=True):
+                parameter.copy_(mean)
+        return vae
+
+
+def _trained(vae: VAE) -> dict[str, Tensor]:
+    return {name: p for name, p in vae.named_parameters() if p.requires_grad}
+
+
+def _tail(tail: float, epochs: int) -> int:
+    """How many iterates at the end of a run are judged."""
+    if above_zero("tail", tail) > 1:
+        raise SettingsError(f"tail is {tail}; it is the share of the epochs to judge, at most 1")
+    return max(1, round(tail * epochs))
+
+
+def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
+    """Has SVI converged: do its last iterates stay at one place, the same for all seeds?
+
+    .. math:: \\hat R = \\sqrt{\\frac{N - 1}{N} + \\frac{B}{N W}}, \\qquad
+        \\mathrm{ELBO}_t = a + b t + \\epsilon_t, \\qquad
+        \\mathrm{Var}(\\hat b) = \\frac{\\sigma^2}{\\sum_t (t - \\bar t)^2} \\cdot \\frac{N}{\\mathrm{ESS}}
+
+    The last part of each run is cut in halves, which count as chains: R̂ is large where they differ, and so where a
+    run still moves or runs of several seeds ended at different places. R̂ has no unit: a drift of a thousandth of
+    a nat shows where noise is smaller still. So the trend beside it says how many nats the ELBO rose over those
+    epochs; its error knows that iterates depend on each other.
+
+    Args:
+        runs: :class:`Iterates`, what :func:`pyro_vae.fit` returned, its history, or a list of such, one per seed.
+        tail: the share of each run's epochs to judge, above 0 and at most 1; at least 10 epochs.
+        nats: how much the ELBO per datum may still rise over those epochs, above 0.
+
+    Returns:
+        A dataset over ``quantity`` of ``rhat`` (all runs together), ``mean`` and ``mean_se``; over ``chain`` (the runs)
+        ``slope`` (nats per datum and epoch), ``rise`` (over the epochs judged), each with ``…_se``; ``elbo`` over
+        ``chain, epoch``; and, from Iterates, ``own_rhat`` of each run's means of q and weights over ``chain, own``.
+
+    Raises:
+        DataError: if a run is of another kind, or nothing was noted in it.
+        SettingsError: if a setting is out of its range, or a run too short.
+
+    References:
+        | Robust, Accurate Stochastic Optimization for Variational Inference (Dhaka et al., 2020),
+          https://arxiv.org/abs/2009.00666
+        | Rank-Normalization, Folding, and Localization: An Improved R̂ (Vehtari et al., 2021),
+          https://arxiv.org/abs/1903.08008
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> steady = xr.Dataset({"train_elbo": ("epoch", rng.normal(0, 0.03, size=40))}, {"epoch": range(1, 41)})
+        >>> [judge_converged(converged(history)).level for history in (steady, steady + 0.1 * steady.epoch)]
+        ['fine', 'bad']
+    """
+    above_zero("nats", nats)
+    several = list(runs) if isinstance(runs, list | tuple) else [runs]
+    if not several:
+        raise DataError("there are no runs; give Iterates, or what fit returned")
+    tables = [_table(run) for run in several]
+    quantities = [q for q in INVARIANT if all(q in t.quantity for t in tables)]
+    last = min(_tail(tail, t.sizes["epoch"]) for t in tables)
+    if last < LEAST:
+        raise SettingsError(f"the last {tail:g} of the run is {last} epochs; a trend needs {LEAST}, so train longer")
+    ends = [t.isel(epoch=slice(-last, None)) for t in tables]
+    values = np.stack([end.value.sel(quantity=quantities).values for end in ends])  # (chain, epoch, quantity)
+    trends = np.array([_trend(end.epoch.values, v[:, 0]) for end, v in zip(ends, values, strict=True)]).T
+    longest = max(tables, key=lambda t: t.sizes["epoch"])
+    series = np.full((len(tables), longest.sizes["epoch"]), np.nan)
+    for row, table in zip(series, tables, strict=True):
+        row[: table.sizes["epoch"]] = table.value.sel(quantity="elbo")
+    nat = {"units": "nats per datum"}
+    span = float(np.ptp(ends[0].epoch.values))
+    mean, error = _means(values)
+    variables: dict[str, Any] = {
+        "rhat": ("quantity", _rhat(values)),
+        "mean": (("chain", "quantity"), mean, nat),
+        "mean_se": (("chain", "quantity"), error, nat),
+        "slope": ("chain", trends[0], {"units": "nats per datum and epoch"}),
+        "slope_se": ("chain", trends[1], {"units": "nats per datum and epoch"}),
+        "rise": ("chain", trends[0] * span, nat),
+        "rise_se": ("chain", trends[1] * span, nat),
+        "elbo": (("chain", "epoch"), series, nat),
+    }
+    coordinates: dict[str, Any] = {"quantity": quantities, "chain": range(len(tables)), "epoch": longest.epoch.values}
+    if all("own_value" in t and t.sizes["own"] == tables[0].sizes["own"] for t in tables):
+        own = np.stack([_rhat(end.own_value.values[None]) for end in ends])
+        variables["own_rhat"] = ("chain", "own"), own
+        coordinates["kind"] = "own", tables[0].kind.values
+    return xr.Dataset(
+        variables, coordinates, {"tail": last, "threshold_rhat": RHAT, "threshold_nats": nats, **versions()}
+    )
+
+
+def _table(run: Any) -> xr.Dataset:
+    """The value of each quantity after each epoch."""
+    run = run if isinstance(run, xr.Dataset) else getattr(run, "history", run)
+    run = run() if callable(run) else run
+    if isinstance(run, xr.Dataset) and "train_elbo" in run:
+        return xr.Dataset(
+            {"value": (("epoch", "quantity"), run.train_elbo.values[:, None])},
+            {"epoch": run.epoch.values, "quantity": ["elbo"]},
+        )
+    if isinstance(run, xr.Dataset) and "value" in run:
+        return run
+    raise DataError(
+        f"a run is a {type(run).__name__}; give Iterates, what fit returned, its history, or a list of such"
+    )
+
+
+def _rhat(values: np.ndarray) -> np.ndarray:
+    """Over ``(chain, epoch, …)``, each chain cut in halves; 1 where nothing moves."""
+    from pyro_vae._arviz import array_stats
+
+    half = values.shape[1] // 2
+    halves = np.concatenate([values[:, :half], values[:, -half:]])
+    still = np.ptp(halves, axis=(0, 1)) == 0
+    rhat = np.ones(values.shape[2:])
+    if not still.all():
+        rhat[~still] = array_stats.rhat(halves[..., ~still], chain_axis=0, draw_axis=1, method="identity")
+    return rhat
+
+
+def _independent(values: np.ndarray) -> float:
+    """As how many independent ones a run's iterates count."""
+    from pyro_vae._arviz import array_stats
+
+    if np.ptp(values) == 0:
+        return float(len(values))
+    return float(np.clip(array_stats.ess(values[None], chain_axis=0, draw_axis=1, method="mean"), 2, len(values)))
+
+
+def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each run's mean of each quantity, and its standard error."""
+    independent = np.array([[_independent(chain[:, k]) for k in range(chain.shape[1])] for chain in values])
+    return values.mean(1), values.std(1, ddof=1) / np.sqrt(independent)
+
+
+def _trend(epoch: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """The slope of the line through the iterates, and its standard error."""
+    time = epoch - epoch.mean()
+    slope = float(time @ values / (time @ time))
+    rest = values - values.mean() - slope * time
+    variance = float(rest @ rest / (len(rest) - 2))
+    return slope, math.sqrt(variance / float(time @ time) * len(rest) / _independent(rest))
+
+
+def judge_converged(found: xr.Dataset) -> Finding:
+    """Do the iterates stay at one place?
+
+    Args:
+        found: from :func:`converged`.
+
+    Returns:
+        ``"bad"`` where the ELBO still rises by more than the threshold, ``"fine"`` where it rises and falls by less and
+        runs of several seeds agree, else ``"doubtful"``.
+
+    Example:
+        >>> steady = xr.Dataset({"train_elbo": ("epoch", np.full(20, 3.0))}, {"epoch": range(1, 21)})
+        >>> judge_converged(converged(steady)).level
+        'fine'
+    """
+    nats, limit, last = found.attrs["threshold_nats"], found.attrs["threshold_rhat"], found.attrs["tail"]
+    rise, error = found.rise.values, found.rise_se.values
+    k = int((rise - 2 * error).argmax())
+    elbo_rhat, means = float(found.rhat.sel(quantity="elbo")), found["mean"].sel(quantity="elbo").values
+    apart = elbo_rhat > limit and np.ptp(means) > nats
+    rising, falling = bool((rise - 2 * error > nats).any()), bool((rise + 2 * error < -nats).any())
+    steady = bool((np.abs(rise) + 2 * error <= nats).all())
+    level: Level = "bad" if rising else "fine" if steady and not apart else "doubtful"
+    why = (
+        f"over the last {last} epochs the ELBO rose by {rise[k]:.3f} ± {error[k]:.3f} nats per datum "
+        f"(threshold {nats:g}), and R̂ of its iterates is {elbo_rhat:.3f} (threshold {limit})"
+    )
+    if len(rise) > 1:
+        why += f"; {len(rise)} runs ended {np.ptp(means):.3f} nats apart"
+    if "own_rhat" in found:
+        why += (
+            f"; R̂ is above {limit} for {float((found.own_rhat > limit).mean()):.0%} of the weights and means of q noted"
+        )
+    steps = {
+        "train longer": rising,
+        "lower the learning rate: the ELBO falls": falling,
+        "train longer, or lower the learning rate, so that the noise does not hide a trend": not (
+            rising or falling or steady
+        ),
+        "keep the run with the highest ELBO on held-out data, and train more seeds": apart and not rising,
+    }
+    return Finding("convergence of SVI", level, why, "; ".join(step for step, taken in steps.items() if taken))

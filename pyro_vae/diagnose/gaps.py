@@ -1,0 +1,328 @@
+"""What the ELBO loses to log p(x), and to what: the family of q, or its amortisation."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_vae.__about__ import versions
+from pyro_vae._numbers import above_zero, whole
+from pyro_vae.core import VAE, evaluating
+from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
+from pyro_vae.diagnose.weights import psis
+from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
+from pyro_vae.progress import counting
+from pyro_vae.rows import Rows, rows_for
+
+FINE, BAD = 0.05, 0.3
+"""Gaps per latent, in nats: sds of q at .8 of the best lose .043, at .5 they lose .32; means off by .3 sd lose .045."""
+
+SHARE = 0.05
+"""Of the data, that may lie beyond a threshold."""
+
+KHAT = 0.7
+"""Above it, importance sampling does not give log p(x)."""
+
+GRIDS = (161, 321)
+"""Points per latent by which quadrature is tried."""
+
+VALUES = ("log_evidence", "elbo", "best_elbo", "richer_elbo")
+DIFFERENCES = {
+    "gap": ("log_evidence", "elbo"),
+    "approximation_gap": ("log_evidence", "best_elbo"),
+    "amortisation_gap": ("best_elbo", "elbo"),
+    "closed": ("richer_elbo", "best_elbo"),
+    "richer_gap": ("log_evidence", "richer_elbo"),
+}
+
+
+@torch.no_grad()
+def inference_gaps(
+    vae: VAE,
+    x: Any,
+    *,
+    log_evidence: Any = None,
+    steps: int = 400,
+    rate: float = 0.2,
+    particles: int = 16,
+    num_particles: int = 1000,
+    chunk: int = 2**22,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """What the ELBO of each datum loses to log p(x): to the family of q, and to amortisation.
+
+    .. math:: \\log p(x) - \\mathcal L(q_\\phi)
+        = \\underbrace{\\log p(x) - \\mathcal L(q^*)}_{\\text{approximation}}
+        + \\underbrace{\\mathcal L(q^*) - \\mathcal L(q_\\phi)}_{\\text{amortisation}}, \\qquad
+        q^* = \\arg\\max_{q \\in \\mathcal Q} \\mathcal L(q)
+
+    The family is all that the encoder's network could say: its outputs for each datum are made free and
+    optimised, from those it gave. Refined posteriors are diagonal normals; of a flow, its context is free. A richer
+    family shows what would be gained: normals with a full covariance, or the family itself where that is better.
+
+    For each datum the better of start and end is kept, by draws of its own, and what is reported is measured on new
+    draws: nothing is chosen and measured on the same ones, so no bound is biased upwards. Since q* is only
+    the best that was found, the approximation gap may be a little too large and the amortisation gap too small.
+    Normals of all kinds take the same noise, so that their differences have small errors; a difference can
+    be below 0 within its error. Without an oracle (a linear-Gaussian VAE, or one of at most two latents), log p(x) is
+    importance-weighted with the best q found; look at ``khat`` then.
+
+    Args:
+        vae: a VAE.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
+        log_evidence: log p(x) of each datum, if known: from :func:`pyro_vae.log_evidence`, or numbers.
+        steps: of the optimiser, at least 1.
+        rate: where its rate starts, above 0, in units of the network's outputs; it falls in the second half.
+        particles: draws of each datum at each step, at least 1.
+        num_particles: draws of each datum by which bounds are measured, at least 50.
+        chunk: about so many numbers at a time.
+        seed: of all draws.
+        progress: whether to show a bar.
+
+    Returns:
+        A dataset over ``datum``, in nats: ``log_evidence``, ``elbo``, ``best_elbo`` (of the family), ``richer_elbo``;
+        ``gap``, the sum of ``approximation_gap`` and ``amortisation_gap``; ``closed``, what the richer family gains on
+        the best of the family, and ``richer_gap``, what is left then; each with its Monte-Carlo error ``…_se``.
+
+    Raises:
+        DataError: if the data do not fit, or ``log_evidence`` is not one finite number per datum.
+        ModelError: if the VAE does not fit the data, or the family of its encoder is not known.
+        SettingsError: if a setting is out of its range.
+
+    References:
+        | Inference Suboptimality in Variational Autoencoders (Cremer, Li & Duvenaud, 2018),
+          https://arxiv.org/abs/1801.03558
+        | Sticking the Landing (Roeder, Wu & Duvenaud, 2017), https://arxiv.org/abs/1703.09194
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2).double(), torch.zeros(5).double(), 0.5)
+        >>> gaps = inference_gaps(linear.as_vae(diagonal=True), linear.sample(3), steps=50, num_particles=200)
+        >>> A = linear.precision  # the best diagonal normal loses ½ (Σ log A_jj - log det A)
+        >>> exact = 0.5 * (A.diagonal().log().sum() - A.logdet())
+        >>> bool((abs(gaps.approximation_gap - exact.item()) < 5 * gaps.approximation_gap_se).all())
+        True
+    """
+    _refuse(steps, rate, particles, num_particles, seed)
+    rows = rows_for(vae, x).like(vae)
+    known = _given(log_evidence, rows)
+    optimised, measured = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
+    with seeded(seed, rows.x.device), evaluating(vae), counting("inference gaps", progress) as count:
+        known = known or _oracle(vae, rows)
+        start, parts = amortised(vae, rows), []
+        for one in count(iter(_slices(len(rows), optimised)), -(-len(rows) // optimised)):
+            members = _climbed(vae, rows.take(one), start.take(one), steps=steps, rate=rate, particles=particles)
+            for two in _slices(len(members[0].parameters), measured):
+                known_here = known and _Known(known.value[one][two], known.error[one][two], known.source)
+                some = [member.take(two) for member in members]
+                parts.append(_measured(vae, rows.take(one).take(two), some, known_here, num_particles))
+    source = known.source if known else "importance-weighted with the best q found"
+    variables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return xr.Dataset(
+        {name: ("datum", value, {} if name == "khat" else {"units": "nats"}) for name, value in variables.items()},
+        {"datum": np.arange(len(rows))},
+        {
+            "family": start.name, "richer_family": f"FullNormal or {start.name}", "log_evidence_from": source,
+            "latents": start.q().event_shape[0], "threshold_fine": FINE, "threshold_bad": BAD,
+            "threshold_units": "nats per latent", "threshold_share": SHARE, "threshold_khat": KHAT, "steps": steps,
+            "num_particles": num_particles, "seed": seed, **versions(),
+        },
+    )  # fmt: skip
+
+
+def _refuse(steps: int, rate: float, particles: int, num_particles: int, seed: int) -> None:
+    whole("steps", steps, 1)
+    above_zero("rate", rate)
+    whole("particles", particles, 1)
+    whole("num_particles", num_particles, 50)
+    refuse_seed(seed)
+    if torch.is_inference_mode_enabled():
+        raise SettingsError("inference mode is on, where nothing can be optimised; call this outside of it")
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """log p(x) of each datum, its standard error, and where it is from."""
+
+    value: Tensor
+    error: Tensor
+    source: str
+
+
+def _given(log_evidence: Any, rows: Rows) -> _Known | None:
+    if log_evidence is None:
+        return None
+    from pyro_vae.evidence import known_evidence  # which looks at diagnostics itself
+
+    known_evidence(None, rows, log_evidence)  # refuses what is not one finite number per datum
+    labelled = isinstance(log_evidence, xr.Dataset)
+    value = torch.as_tensor(np.asarray(log_evidence["log_evidence"] if labelled else log_evidence, dtype=float))
+    error = torch.as_tensor(np.asarray(log_evidence["mcse"], dtype=float)) if labelled else torch.zeros(len(rows))
+    return _Known(value.to(rows.x.device), error.to(rows.x.device), "given")
+
+
+def _oracle(vae: VAE, rows: Rows) -> _Known | None:
+    """By a closed form or by quadrature, where the VAE has it."""
+    if rows.context is not None or rows.mask is not None:
+        return None
+    oracles = [("linear-Gaussian", lambda: LinearGaussian.of(vae).log_marginal(rows.x))]
+    for points in GRIDS:
+        oracles.append(("quadrature", partial(quadrature_log_marginal, vae, rows.x, points=points)))
+    for source, oracle in oracles:
+        with contextlib.suppress(
+            ModelError, SettingsError
+        ):  # which say that it is no such model, or needs a finer grid
+            value = oracle().double()
+            return _Known(value, torch.zeros_like(value), source)
+    return None
+
+
+def _climbed(vae: VAE, rows: Rows, start: Free, **settings: Any) -> tuple[Free, Free, Free]:
+    """The amortised q, where its family's climb ends, and where that of normals with a full covariance does.
+
+    Full normals start from the best diagonal ones: from a q far off, correlations make the climb very slow.
+    """
+    is_full, q = start.name == "FullNormal", start.q()
+    end = climb(vae, rows, diagonal(q.mean, q.stddev) if is_full else start, **settings)
+    wide = climb(vae, rows, as_full(end.q()), **settings)
+    return start, wide if is_full else end, wide
+
+
+def _on_the_same_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_particles: int) -> list[Tensor]:
+    seed, found = int(torch.randint(2**62, ())), []
+    for member in members:
+        with seeded(seed, rows.x.device):
+            found.append(weights(vae, rows, member, num_particles))
+    return found
+
+
+def _measured(
+    vae: VAE, rows: Rows, members: Sequence[Free], known: _Known | None, num_particles: int
+) -> dict[str, np.ndarray]:
+    """Each bound and each difference with its error: chosen on some draws, measured on others."""
+    start, end, wide = (w.mean(0) for w in _on_the_same_noise(vae, rows, members, num_particles))
+    moved, widened = end > start, wide > torch.maximum(start, end)
+    own, ended, wider = _on_the_same_noise(vae, rows, members, num_particles)
+    best = torch.where(moved, ended, own)
+    richer = torch.where(widened, wider, best)
+    bounds = {"elbo": own, "best_elbo": best, "richer_elbo": richer}
+    # A mean's error is that of the mean of these; the log of a mean's is so to first order.
+    value = {name: w.mean(0) for name, w in bounds.items()}
+    spread = {name: w - value[name] for name, w in bounds.items()}
+    if known is None:
+        value["log_evidence"] = richer.logsumexp(0) - math.log(num_particles)
+        spread["log_evidence"] = (richer - value["log_evidence"]).exp() - 1
+    else:
+        value["log_evidence"], spread["log_evidence"] = known.value, torch.zeros_like(own)
+    known_error = torch.zeros_like(value["elbo"]) if known is None else known.error
+
+    def error(values: Tensor, of_evidence: bool) -> Tensor:
+        return (values.var(0) / num_particles + known_error.square() * of_evidence).sqrt()
+
+    found = {}
+    for name in VALUES:
+        found[name], found[f"{name}_se"] = value[name], error(spread[name], name == "log_evidence")
+    for name, (more, less) in DIFFERENCES.items():
+        found[name] = value[more] - value[less]
+        found[f"{name}_se"] = error(spread[more] - spread[less], more == "log_evidence")
+    arrays = {name: tensor.cpu().numpy() for name, tensor in found.items()}
+    return arrays if known is not None else {**arrays, "khat": _khat(richer)}
+
+
+def _khat(log_weights: Tensor) -> np.ndarray:
+    """The tail of each datum's weights; 0 where they are all one, and there is no tail."""
+    alike = (log_weights.amax(0) - log_weights.amin(0)).cpu().numpy() < 1e-6
+    khat = np.zeros(log_weights.shape[1])
+    if not alike.all():
+        khat[~alike] = psis(log_weights[:, torch.as_tensor(~alike)])[1]
+    return khat
+
+
+def judge_gaps(gaps: xr.Dataset) -> Finding:
+    """Is what the ELBO loses small, and if not, is it the family or the amortisation?
+
+    Both gaps' means over data are held against thresholds in nats per latent, with two Monte-Carlo standard errors.
+
+    Args:
+        gaps: from :func:`inference_gaps`.
+
+    Returns:
+        ``"fine"`` where both are below the lower threshold, ``"bad"`` where one is above the upper one.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5)
+        >>> judge_gaps(inference_gaps(linear.as_vae(), torch.ones(3, 5), steps=20, num_particles=50)).level
+        'fine'
+    """
+    latents = gaps.attrs["latents"]
+    fine, bad = gaps.attrs["threshold_fine"] * latents, gaps.attrs["threshold_bad"] * latents
+    amortisation, approximation, closed = (_mean(gaps, n) for n in ("amortisation_gap", "approximation_gap", "closed"))
+    levels = [level_of(*amortisation, fine, bad), level_of(*approximation, fine, bad)]
+    beyond = float((gaps.gap - 2 * gaps.gap_se > bad).mean())
+    tails = float((gaps.khat > gaps.attrs["threshold_khat"]).mean()) if "khat" in gaps else 0.0
+    share = gaps.attrs["threshold_share"]
+    if max(beyond, tails) > share:
+        levels.append("doubtful")
+    why = (
+        f"the encoder loses {_told(*amortisation)} to the best {gaps.attrs['family']} of each datum, which loses "
+        f"{_told(*approximation)} nats to log p(x) ({gaps.attrs['log_evidence_from']}), means of "
+        f"{gaps.sizes['datum']} data; up to {fine:.3g} is fine, from {bad:.3g} bad; "
+        f"{beyond:.0%} of data lose more than that in all"
+    )
+    if tails > share:
+        why += (
+            f", and k̂ is above {gaps.attrs['threshold_khat']} for {tails:.0%}, so log p(x) is not to be trusted there"
+        )
+    level: Level = "bad" if "bad" in levels else "doubtful" if "doubtful" in levels else "fine"
+    return Finding("inference gaps", level, why, _next(levels, closed[0], approximation[0], tails > share))
+
+
+def _mean(gaps: xr.Dataset, name: str) -> tuple[float, float]:
+    """Over data, and its Monte-Carlo error."""
+    return float(gaps[name].mean()), float(np.sqrt((gaps[f"{name}_se"] ** 2).sum()) / gaps.sizes["datum"])
+
+
+def _told(mean: float, error: float) -> str:
+    return f"{mean:.3f} ± {error:.3f}"
+
+
+def level_of(value: float, error: float, fine: float, bad: float) -> Level:
+    """Below a lower threshold, above an upper one, or neither, by two standard errors.
+
+    Example:
+        >>> level_of(0.1, 0.01, 0.2, 0.5), level_of(0.19, 0.01, 0.2, 0.5), level_of(0.6, 0.01, 0.2, 0.5)
+        ('fine', 'doubtful', 'bad')
+    """
+    return "fine" if value + 2 * error <= fine else "bad" if value - 2 * error > bad else "doubtful"
+
+
+def _next(levels: Sequence[Level], closed: float, approximation: float, tails: bool) -> str:
+    steps = []
+    if levels[0] != "fine":
+        steps.append("train the encoder longer, widen its network, or wrap it in posteriors.Refined")
+    if levels[1] != "fine" and closed > 0.5 * approximation:
+        steps.append(f"take posteriors.FullNormal or LowRankNormal: {closed:.3f} nats of the family's loss are theirs")
+    elif levels[1] != "fine":
+        steps.append("take posteriors.Flow: normals with a full covariance would gain little")
+    if tails:
+        steps.append("give log_evidence from pv.log_evidence(method='ais')")
+    if not steps and len(levels) > 2:
+        steps.append("look at the data with the largest gaps")
+    return "; ".join(steps)

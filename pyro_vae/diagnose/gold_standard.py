@@ -1,0 +1,255 @@
+"""A gold standard: the posterior of chosen data by NUTS, beside q's."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_vae.__about__ import versions
+from pyro_vae._numbers import whole
+from pyro_vae.core import VAE, evaluating, infer
+from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.diagnose._density import log_joint
+from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.progress import counting
+from pyro_vae.rows import Rows, rows_for
+
+MOST = 100
+"""So many data at most: each is a run of its own, in Python."""
+
+RHAT, ESS, DIVERGENT = 1.05, 100, 0.01
+"""NUTS is taken for the truth where R̂ is at most, the effective sample size at least, and divergences at most this."""
+
+FINE, BAD = 0.1, 0.25
+"""Wasserstein distances in sds of the posterior: what a bias of .1 or .25 sd does; sds of q at .8 do .16, at .5 .4."""
+
+FLOORS = 3.0
+"""Two samples of one distribution are so many floors apart in less than one of a thousand cases."""
+
+
+@torch.no_grad()
+def nuts(
+    vae: VAE,
+    x: Any,
+    *,
+    data: int | Sequence[int] | None = None,
+    chains: int = 4,
+    warmup: int = 200,
+    draws: int = 500,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.Dataset:
+    """The posterior p(z|x) of chosen data by NUTS, and how far q(z|x) is from it, latent by latent.
+
+    .. math:: z_i \\sim p(z | x_i) \\propto p(z)\\, p(x_i | z), \\qquad
+        W_1 = \\int_0^1 |F_{\\mathrm{NUTS}}^{-1}(u) - F_q^{-1}(u)| \\, du
+
+    Each chain of Pyro's NUTS starts from a draw of q and moves in units of q's mean and sds, so that a good q makes
+    it fast and a bad one leaves it right. Chains all start where q is: a mode that q misses altogether may be missed
+    by them too. Beside each distance stands its floor, what two samples of the posterior itself, as large as these,
+    would be apart:
+
+    .. math:: \\mathrm{floor} = \\sqrt{\\tfrac 2\\pi} \\sqrt{\\tfrac1{\\mathrm{ESS}} + \\tfrac1S}
+        \\int \\sqrt{F (1 - F)} \\, dz
+
+    Args:
+        vae: a VAE.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
+        data: which of them, at most 100: a list of indices, or a number for the first few; all if not given.
+        chains: per datum, at least 2; they run one after another.
+        warmup: draws to adapt by in each chain, thrown away, at least 20.
+        draws: kept of each chain, at least 20.
+        seed: of all draws.
+        progress: whether to show a bar.
+
+    Returns:
+        A dataset of draws ``z`` of NUTS and ``q`` of q over ``chain, draw, datum, latent``, and over ``datum, latent``:
+        ``rhat`` and ``ess``; ``mean``, ``sd``, ``q_mean`` and ``q_sd``, each with its Monte-Carlo standard error
+        ``…_se``, in units of z; ``wasserstein`` and ``wasserstein_floor`` in sds of the posterior. Over ``chain,
+        datum``: ``divergences`` and ``acceptance``.
+
+    Raises:
+        DataError: if the data do not fit, or an index is not among them.
+        ModelError: if the VAE does not fit the data, or its latents are not in one dimension.
+        SettingsError: if a setting is out of its range, or there are too many data.
+
+    References:
+        | The No-U-Turn Sampler (Hoffman & Gelman, 2014), https://arxiv.org/abs/1111.4246
+        | Rank-Normalization, Folding, and Localization: An Improved R̂ (Vehtari et al., 2021),
+          https://arxiv.org/abs/1903.08008
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2).double(), torch.zeros(5).double(), 0.5)
+        >>> x = linear.sample(3)
+        >>> found = nuts(linear.as_vae(), x, data=[2], chains=2, warmup=50, draws=50)
+        >>> apart = (found["mean"] - linear.posterior(x).mean[[2]].numpy()) / found["mean_se"]
+        >>> bool((abs(apart) < 5).all()), found.datum.values
+        (True, array([2]))
+    """
+    for name, value, least in ("chains", chains, 2), ("warmup", warmup, 20), ("draws", draws, 20):
+        whole(name, value, least)
+    refuse_seed(seed)
+    if torch.is_inference_mode_enabled():
+        raise SettingsError("inference mode is on, where NUTS has no gradients; call this outside of it")
+    rows = rows_for(vae, x).like(vae)
+    index = _chosen(data, len(rows))
+    rows = rows.take(torch.as_tensor(index, device=rows.x.device))
+    with seeded(seed, rows.x.device), evaluating(vae), counting("NUTS chains", progress) as count:
+        _refuse_many(vae, rows, chains * (warmup + draws))
+        q = _draws_of_q(vae, rows, chains, draws)
+        runs = (_chain(vae, rows, q, i, c, warmup, draws) for i in range(len(rows)) for c in range(chains))
+        found = list(count(runs, len(rows) * chains))
+    z = torch.stack([run[0] for run in found]).unflatten(0, (len(rows), chains)).movedim(0, 2)
+    divergences, acceptance = (np.array([run[k] for run in found]).reshape(len(rows), chains).T for k in (1, 2))
+    both = {name: value.double().cpu().numpy() for name, value in {"z": z, "q": q}.items()}
+    return xr.Dataset(
+        {name: (("chain", "draw", "datum", "latent"), value, {"units": "z"}) for name, value in both.items()}
+        | {name: (("datum", "latent"), *value) for name, value in _compared(**both).items()}
+        | {"divergences": (("chain", "datum"), divergences), "acceptance": (("chain", "datum"), acceptance)},
+        {"chain": range(chains), "draw": range(draws), "datum": index, "latent": range(z.shape[-1])},
+        {
+            "sampler": "pyro.infer.NUTS, started from q", "warmup": warmup, "seed": seed, "threshold_rhat": RHAT,
+            "threshold_ess": ESS, "threshold_divergent": DIVERGENT, "threshold_fine": FINE, "threshold_bad": BAD,
+            "threshold_floors": FLOORS, **versions(),
+        },
+    )  # fmt: skip
+
+
+def _chosen(data: int | Sequence[int] | None, n: int) -> list[int]:
+    if data is None:
+        return list(range(n))
+    if isinstance(data, int):
+        return list(range(min(whole("data", data, 1), n)))
+    index = [int(i) for i in data]
+    if not index or not all(0 <= i < n for i in index):
+        raise DataError(f"data chooses {index[:10]} of {n} data; give indices from 0 to {n - 1}, at least one")
+    return index
+
+
+def _refuse_many(vae: VAE, rows: Rows, steps: int) -> None:
+    """Refuse what would take hours, and say how many; a draw takes some five gradients."""
+    if len(rows) <= MOST:
+        return
+    first = rows.take(slice(0, 1))
+    place = _draws_of_q(vae, first, 1, 1)[0, 0, 0].requires_grad_()
+    potential = _potential(vae, first, torch.zeros_like(place), torch.ones_like(place))
+    with torch.enable_grad():
+        torch.autograd.grad(potential({"z": place}), place)
+        started = time.perf_counter()
+        for _ in range(5):
+            torch.autograd.grad(potential({"z": place}), place)
+    hours = (time.perf_counter() - started) * steps * len(rows) / 3600
+    raise SettingsError(
+        f"NUTS was asked for {len(rows):,} data, about {hours:.2g} hours of work here, and takes at most {MOST}; "
+        "choose some with data=, as data=10 for the first ten, or a list of indices"
+    )
+
+
+def _draws_of_q(vae: VAE, rows: Rows, chains: int, draws: int) -> Tensor:
+    """Shape ``(chains, draws, datum, latent)``."""
+    q = infer(vae.encoder, rows.x, rows.context, rows.mask)
+    if q.event_dim != 1:
+        raise ModelError(f"NUTS needs latents in one dimension, these have shape {tuple(q.event_shape)}")
+    return q.sample((chains, draws))
+
+
+def _potential(vae: VAE, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+    """``-log p(x, loc + scale u)`` of one datum as a function of u."""
+
+    def potential(values: dict[str, Tensor]) -> Tensor:
+        return -log_joint(vae, row, (loc + scale * values["z"]).unsqueeze(0)).sum()
+
+    return potential
+
+
+def _chain(
+    vae: VAE, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
+) -> tuple[Tensor, int, float]:
+    """One chain of one datum: its draws, how many diverged, and the share accepted."""
+    from pyro.infer import MCMC, NUTS
+
+    of_q = q[:, :, datum].flatten(0, 1)
+    loc, scale = of_q.mean(0), of_q.std(0)
+    potential = _potential(vae, rows.take(slice(datum, datum + 1)), loc, scale)
+    start = (q[chain, torch.randint(len(q[chain]), ()), datum] - loc) / scale
+    with torch.enable_grad():
+        kernel = NUTS(potential_fn=potential)
+        mcmc = MCMC(kernel, draws, warmup, initial_params={"z": start}, disable_progbar=True)
+        mcmc.run()
+    told = mcmc.diagnostics()
+    z = loc + scale * mcmc.get_samples()["z"].detach()
+    return z, len(told["divergences"]["chain 0"]), float(told["acceptance rate"]["chain 0"])
+
+
+def _compared(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Moments of both samples, and how far they are apart, each with its unit."""
+    from pyro_vae._arviz import array_stats
+
+    axes, latent, sds = {"chain_axis": 0, "draw_axis": 1}, {"units": "z"}, {"units": "sd of the posterior"}
+    rhat, ess = array_stats.rhat(z, **axes), array_stats.ess(z, **axes)
+    found: dict[str, tuple[np.ndarray, dict[str, str]]] = {"rhat": (rhat, {}), "ess": (ess, {"units": "draws"})}
+    for prefix, sample in ("", z), ("q_", q):
+        for moment, value in ("mean", sample.mean((0, 1))), ("sd", sample.std((0, 1), ddof=1)):
+            found[f"{prefix}{moment}"] = value, latent
+            found[f"{prefix}{moment}_se"] = array_stats.mcse(sample, method=moment, **axes), latent
+    a, b = (np.sort(sample.reshape(-1, *sample.shape[2:]), 0) for sample in (z, q))
+    below = np.arange(1, len(a))[:, None, None] / len(a)
+    spread = (np.diff(a, axis=0) * np.sqrt(below * (1 - below))).sum(0)
+    floor = np.sqrt(2 / np.pi * (1 / np.minimum(ess, len(a)) + 1 / len(b))) * spread
+    sd = found["sd"][0]
+    return found | {"wasserstein": (np.abs(a - b).mean(0) / sd, sds), "wasserstein_floor": (floor / sd, sds)}
+
+
+def judge_nuts(found: xr.Dataset) -> Finding:
+    """Is q near the posterior that NUTS finds?
+
+    A distance counts where it is beyond what two samples of one distribution would show.
+
+    Args:
+        found: from :func:`nuts`.
+
+    Returns:
+        ``"bad"`` where a quarter of the data or more have a latent far off, ``"doubtful"`` where fewer have, where one
+        is in between, or where NUTS is no gold standard itself.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5).as_vae()
+        >>> _ = vae.encoder.net.bias.data.add_(3.0)
+        >>> judge_nuts(nuts(vae, torch.ones(1, 5), chains=2, warmup=50, draws=150)).level
+        'bad'
+    """
+    limits = {name: found.attrs[f"threshold_{name}"] for name in ("rhat", "ess", "divergent", "fine", "bad", "floors")}
+    noise = limits["floors"] * found.wasserstein_floor
+    far = (found.wasserstein > np.maximum(noise, limits["bad"])).any("latent")
+    near = (found.wasserstein <= np.maximum(noise, limits["fine"])) & (noise <= limits["bad"])
+    divergent = float(found.divergences.sum()) / (found.sizes["chain"] * found.sizes["draw"] * found.sizes["datum"])
+    rhat, ess = float(found.rhat.max()), float(found.ess.min())
+    sound = rhat <= limits["rhat"] and ess >= limits["ess"] and divergent <= limits["divergent"]
+    level: Level = (
+        "fine" if bool(near.all()) and sound else "bad" if float(far.mean()) >= 0.25 and sound else "doubtful"
+    )
+    worst = found.isel(found.wasserstein.fillna(np.inf).argmax(("datum", "latent")))
+    why = (
+        f"q is at most {float(worst.wasserstein):.2f} sd from NUTS (latent {int(worst.latent)} of datum "
+        f"{int(worst.datum)}; two samples of one distribution: {float(worst.wasserstein_floor):.2f}), far off for "
+        f"{int(far.sum())} of {found.sizes['datum']} data; up to {limits['fine']} is fine, from {limits['bad']} bad; "
+        f"NUTS has R̂ ≤ {rhat:.3f} (threshold {limits['rhat']}), at least {ess:.0f} effective draws "
+        f"(threshold {limits['ess']}) and {divergent:.1%} divergent"
+    )
+    return Finding("q beside NUTS", level, why, _next(level, sound, bool((noise > limits["bad"]).any())))
+
+
+def _next(level: Level, sound: bool, noisy: bool) -> str:
+    if level == "fine":
+        return ""
+    if not sound or noisy:
+        return "run NUTS with a longer warmup and more draws"
+    return "see by inference_gaps whether a richer posterior or a better encoder would mend it"

@@ -1,0 +1,175 @@
+"""Figures of what q loses, of q beside NUTS, and of the iterates of SVI."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
+
+
+def gaps(found: xr.Dataset) -> Figure:
+    """What the ELBO loses to log p(x): the mean's parts with errors and thresholds, and each datum's.
+
+    Args:
+        found: from :func:`pyro_vae.inference_gaps`.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> _ = gaps(pv.inference_gaps(linear.as_vae(diagonal=True), torch.ones(5, 4), steps=5, num_particles=50))
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.7))
+    _means(left, found)
+    _by_datum(right, found)
+    return figure
+
+
+def _means(axes: Axes, found: xr.Dataset) -> None:
+    n, latents = found.sizes["datum"], found.attrs["latents"]
+    bars = {
+        "approximation\n(family of q)": ("approximation_gap", BLUE),
+        "left by a\nricher family": ("richer_gap", GREEN),
+        "amortisation\n(encoder)": ("amortisation_gap", ORANGE),
+    }
+    for i, (name, colour) in enumerate(bars.values()):
+        mean, error = float(found[name].mean()), float(np.sqrt((found[f"{name}_se"] ** 2).sum()) / n)
+        axes.bar(i, mean, yerr=2 * error, color=colour, width=0.6, capsize=4)
+        axes.annotate(f"{mean:.3f} ± {error:.3f}", (i, max(mean + 2 * error, 0)), (0, 4), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
+    for threshold, style in ("fine", ":"), ("bad", "--"):
+        level = found.attrs[f"threshold_{threshold}"] * latents
+        axes.axhline(level, color=GREY, ls=style, lw=1.2, label=f"{threshold}: {level:.3g} nats")
+    axes.set_xticks(range(len(bars)), list(bars))
+    axes.set_ylabel("mean gap (nats per datum)")
+    axes.margins(y=0.15)
+    axes.set_title(f"mean of {n} data ± 2 s.e. of Monte Carlo", fontsize=10)
+    axes.legend(title="thresholds", fontsize=8, title_fontsize=8)
+
+
+def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
+    """Stacked, from the largest gap to the smallest; of many data, evenly chosen ones."""
+    order = np.argsort(-found.gap.values)
+    order = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).astype(int))]
+    shown, place = found.isel(datum=order), np.arange(len(order))
+    approximation, amortisation = shown.approximation_gap.values, shown.amortisation_gap.values
+    axes.bar(place, approximation, width=0.9, color=BLUE, label="approximation")
+    axes.bar(place, amortisation, width=0.9, color=ORANGE, bottom=np.maximum(approximation, 0), label="amortisation")
+    axes.errorbar(
+        place, shown.gap, 2 * shown.gap_se, fmt="none", ecolor="black", lw=0.8, label="log p(x) − ELBO ± 2 s.e."
+    )
+    axes.axhline(found.attrs["threshold_bad"] * found.attrs["latents"], color=GREY, ls="--", lw=1.2)
+    chosen = "all data" if len(order) == found.sizes["datum"] else f"{len(order)} of {found.sizes['datum']} data"
+    axes.set(xlabel=f"{chosen}, by size of the gap", ylabel="gap (nats)")
+    axes.set_xticks([])
+    axes.set_title(f"log p(x) − ELBO of each datum (log p(x): {found.attrs['log_evidence_from']})", fontsize=10)
+    axes.legend(fontsize=9)
+
+
+def nuts(found: xr.Dataset, *, data: int = 3, latents: int = 4) -> Figure:
+    """The marginals of q and of NUTS for chosen data, latent by latent, with their distance.
+
+    Args:
+        found: from :func:`pyro_vae.diagnose.nuts`.
+        data: at most so many data, those farthest off.
+        latents: at most so many latents, those farthest off in any datum.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> _ = nuts(pv.diagnose.nuts(linear.as_vae(), torch.ones(1, 4), chains=2, warmup=20, draws=50))
+    """
+    distance = found.wasserstein
+    rows = np.argsort(-distance.max("latent").values, kind="stable")[:data]
+    columns = np.sort(np.argsort(-distance.max("datum").values, kind="stable")[:latents])
+    figure = Figure(figsize=(3.1 * len(columns) + 1.2, 2.5 * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for i, line in zip(rows, grid, strict=True):
+        for j, axes in zip(columns, line, strict=True):
+            _marginal(axes, found.isel(datum=i, latent=j), found.attrs)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
+    return figure
+
+
+def _marginal(axes: Axes, one: xr.Dataset, limits: dict[str, float]) -> None:
+    z, q = one.z.values.ravel(), one.q.values.ravel()
+    low, high = np.quantile(np.concatenate([z, q]), [0.001, 0.999])
+    bins = np.linspace(low, high, 41).tolist()
+    axes.hist(z, bins, density=True, color=GREY, alpha=0.45, label="p(z|x), by NUTS")
+    axes.hist(q, bins, density=True, histtype="step", color=BLUE, lw=1.6, label="q(z|x)")
+    distance, floor = float(one.wasserstein), float(one.wasserstein_floor)
+    far = distance > max(limits["threshold_fine"], limits["threshold_floors"] * floor)
+    axes.set_title(f"distance {distance:.2f} sd (noise {floor:.2f})", fontsize=9, color=ORANGE if far else "black")
+    axes.set_xlabel(f"latent {int(one.latent)} of datum {int(one.datum)} (units of z)", fontsize=9)
+    axes.set_yticks([])
+
+
+def converged(found: xr.Dataset) -> Figure:
+    """The ELBO after each epoch with the trend of the epochs judged, and R̂ of what was noted.
+
+    Args:
+        found: from :func:`pyro_vae.diagnose.converged`.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> from pyro_vae.diagnose import converged as judged
+        >>> _ = converged(judged(xr.Dataset({"train_elbo": ("epoch", np.ones(20))}, {"epoch": range(1, 21)})))
+    """
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    _iterates(left, found)
+    _rhats(right, found)
+    return figure
+
+
+def _iterates(axes: Axes, found: xr.Dataset) -> None:
+    ends = []
+    for chain in range(found.sizes["chain"]):
+        run, colour = found.isel(chain=chain), ESTIMATORS[chain % len(ESTIMATORS)]
+        elbo = run.elbo.dropna("epoch")
+        axes.plot(elbo.epoch, elbo, color=colour, lw=1.1)
+        last = elbo.epoch.values[-found.attrs["tail"] :]
+        mean = float(run["mean"].sel(quantity="elbo"))
+        label = f"rise {float(run.rise):+.3f} ± {float(run.rise_se):.3f} nats"
+        axes.plot(last, mean + float(run.slope) * (last - last.mean()), color=colour, lw=2.5, alpha=0.6, label=label)
+        ends.append(last)
+    axes.axvspan(min(e[0] for e in ends), max(e[-1] for e in ends), color=GREY, alpha=0.12, lw=0)
+    values = found.elbo.values[np.isfinite(found.elbo.values)]
+    low, high = np.quantile(values, 0.1), values.max()
+    if high > low:  # the first epochs' climb would flatten the rest
+        axes.set_ylim(low - 0.1 * (high - low), high + 0.15 * (high - low))
+    axes.set(xlabel="epoch (grey: judged)", ylabel="ELBO (nats per datum)")
+    axes.set_title(f"trend, threshold {found.attrs['threshold_nats']:g} nats", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+
+
+def _rhats(axes: Axes, found: xr.Dataset) -> None:
+    groups = [(str(q), found.rhat.sel(quantity=q).values.reshape(1)) for q in found.quantity.values]
+    if "own_rhat" in found:
+        for kind in dict.fromkeys(found.kind.values):
+            groups.append((f"each {kind}", found.own_rhat.values[:, found.kind.values == kind].ravel()))
+    for place, (_, values) in enumerate(reversed(groups)):
+        height = place + np.linspace(-0.25, 0.25, len(values)) * (len(values) > 1)
+        axes.plot(
+            values, height, "o", color=BLUE, ms=7 if len(values) == 1 else 3, alpha=1 if len(values) == 1 else 0.4
+        )
+    axes.axvline(
+        found.attrs["threshold_rhat"], color=GREY, ls="--", lw=1.2, label=f"threshold {found.attrs['threshold_rhat']}"
+    )
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(groups)), [name.replace("_", "-") for name, _ in reversed(groups)])
+    axes.set_ylim(-0.6, len(groups) - 0.4)
+    axes.set(xlabel="R̂ of the iterates judged")
+    axes.set_title("do the iterates stay at one place?", fontsize=10)
+    axes.legend(fontsize=8)

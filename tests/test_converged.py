@@ -1,0 +1,165 @@
+"""Has SVI converged? Runs that have, runs that have not, and what averaging gains, against probabilistic PCA."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import pyro_vae as pv
+from pyro_vae.diagnose import Iterates, converged, judge_converged
+from pyro_vae.errors import DataError, SettingsError
+
+
+@pytest.fixture(scope="module")
+def x():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(8, 2, generator=generator)).Q * torch.tensor([2.0, 1.2])
+    return torch.randn(500, 2, generator=generator) @ weight.T + 0.5 * torch.randn(500, 8, generator=generator)
+
+
+def linear_vae(seed: int) -> pv.VAE:
+    torch.manual_seed(seed)
+    return pv.VAE(
+        prior=pv.priors.StandardNormal(2),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [], 8), learn_scale=True),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(8, [], 4)),
+    )
+
+
+def trained(x, *, epochs: int, seed: int = 0, rate: float = 1e-2):
+    vae, iterates = linear_vae(seed), Iterates(x)
+    adam = partial(torch.optim.Adam, lr=rate, fused=True)
+    settings = {"epochs": epochs, "batch_size": 50, "optimizer": adam, "seed": seed, "engine": "eager"}
+    fit = pv.fit(vae, x, **settings, on_epoch=iterates, progress=False, device="cpu")
+    return fit, iterates
+
+
+@pytest.fixture(scope="module")
+def runs(x):
+    return [trained(x, epochs=120, seed=seed) for seed in range(2)]
+
+
+def log_likelihood(vae: pv.VAE, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return pv.exact.LinearGaussian.of(vae.double()).log_marginal(x.double()).mean().item()
+
+
+def test_runs_that_have_converged_are_fine(runs):
+    found = converged([iterates for _, iterates in runs])
+    assert float(found.rhat.sel(quantity="elbo")) < found.attrs["threshold_rhat"]
+    assert judge_converged(found).level == "fine"
+    assert found.quantity.values.tolist() == ["elbo", "log_likelihood", "kl"]
+    assert found.attrs["tail"] == 60
+
+
+def test_averaging_comes_nearer_to_the_exact_maximum(runs, x):
+    """Dhaka et al. (2020): here the loss against probabilistic PCA's exact maximum falls to less than a third."""
+    exact = pv.exact.LinearGaussian.fit(x.double(), 2).log_marginal(x.double()).mean().item()
+    last = np.array([exact - log_likelihood(fit.vae, x) for fit, _ in runs])
+    averaged = np.array([exact - log_likelihood(iterates.average(), x) for _, iterates in runs])
+    print("loss in nats per datum, last and averaged iterate:", last, averaged)
+    assert (averaged > -1e-9).all()
+    assert averaged.mean() < last.mean() / 3
+
+
+def test_a_run_stopped_too_early_is_bad(x):
+    for run in trained(x, epochs=20, rate=2e-3):
+        found = converged(run)
+        judged = judge_converged(found)
+        assert judged.level == "bad"
+        assert "train longer" in judged.next
+        assert float(found.rhat.sel(quantity="elbo")) > 1.5
+
+
+def test_a_fit_its_history_and_its_iterates_are_all_taken(runs):
+    fit, iterates = runs[0]
+    found = [converged(run) for run in (fit, fit.history, [fit], iterates, iterates.history())]
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+    assert found[3].equals(found[4])
+    assert "own_rhat" not in found[0]
+    assert found[3].own_rhat.shape == (1, 8 * 2 + len(iterates._index))
+
+
+def series(values, start: int = 1) -> xr.Dataset:
+    return xr.Dataset({"train_elbo": ("epoch", values)}, {"epoch": range(start, start + len(values))})
+
+
+def autoregressive(rho: float, n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    values, steps = np.zeros(n), rng.normal(size=n)
+    values[0] = steps[0] / np.sqrt(1 - rho**2)
+    for t in range(1, n):
+        values[t] = rho * values[t - 1] + steps[t]
+    return values
+
+
+def test_the_slopes_error_knows_that_iterates_depend_on_each_other():
+    """200 stationary runs with autocorrelation .8: z has sd about 1, where plain least squares would give 3."""
+    found = [converged(series(autoregressive(0.8, 400, seed)), tail=1.0) for seed in range(200)]
+    z = np.array([float((f.slope / f.slope_se)[0]) for f in found])
+    assert 0.75 < z.std() < 1.4
+    assert abs(z.mean()) < 5 * z.std() / np.sqrt(200)
+
+
+def test_a_known_slope_is_found():
+    found = converged(series(0.01 * np.arange(300) + 0.1 * autoregressive(0.5, 300, 0)), tail=1.0)
+    assert abs(float(found.slope[0]) - 0.01) < 5 * float(found.slope_se[0])
+    assert float(found.slope[0]) > 5 * float(found.slope_se[0]), "power"
+    assert float(found.rise[0]) == pytest.approx(299 * float(found.slope[0]))
+    assert judge_converged(found).level == "bad"
+
+
+def test_judgements_of_known_series():
+    noise = [0.02 * autoregressive(0.3, 100, seed) for seed in range(3)]
+    time = np.arange(100)
+    assert judge_converged(converged(series(noise[0]))).level == "fine"
+    falling = judge_converged(converged(series(noise[0] - 0.02 * time)))
+    assert (falling.level, "falls" in falling.next) == ("doubtful", True)
+    noisy = judge_converged(converged(series(30 * noise[0])))
+    assert (noisy.level, "noise" in noisy.next) == ("doubtful", True)
+    apart = judge_converged(converged([series(noise[0]), series(noise[1] + 0.5), series(noise[2])]))
+    assert (apart.level, "seeds" in apart.next) == ("doubtful", True)
+    assert judge_converged(converged([series(n) for n in noise])).level == "fine"
+
+
+def test_the_average_is_the_mean_of_the_last_weights(x):
+    """Its bounded memory holds: 100 epochs in at most 16 sums, and the tail begins at most one sum late."""
+    vae, iterates = linear_vae(0), Iterates(x[:4])
+    for epoch in range(1, 101):
+        with torch.no_grad():
+            vae.decoder.net[0].bias.fill_(epoch)
+        iterates(epoch, vae)
+    assert len(iterates._blocks) <= 16
+    assert sum(block.count for block in iterates._blocks) == 100
+    for tail in (1.0, 0.5, 0.1):
+        average = iterates.average(tail).decoder.net[0].bias[0].item()
+        assert abs(average - (100 - 50 * tail + 0.5)) <= 4
+    assert iterates.average(1.0).decoder.net[0].bias[0].item() == pytest.approx(50.5)
+    assert vae.decoder.net[0].bias[0].item() == 100
+
+
+def test_looking_changes_nothing(x):
+    fits = [pv.fit(linear_vae(0), x, epochs=2, on_epoch=hook, progress=False) for hook in (None, Iterates(x))]
+    assert all(torch.equal(a, b) for a, b in zip(*(f.vae.parameters() for f in fits), strict=True))
+
+
+def test_bad_runs_are_refused(x):
+    with pytest.raises(SettingsError, match="a trend needs 10"):
+        converged(series(np.ones(12)))
+    with pytest.raises(SettingsError, match="tail is 2"):
+        converged(series(np.ones(40)), tail=2)
+    with pytest.raises(SettingsError, match="nats is 0"):
+        converged(series(np.ones(40)), nats=0)
+    with pytest.raises(DataError, match="a run is a str"):
+        converged("run")
+    with pytest.raises(DataError, match="seen no epoch"):
+        converged(Iterates(x))
+    with pytest.raises(DataError, match="there are no runs"):
+        converged([])
+    iterates = Iterates(x[:4])
+    iterates(1, linear_vae(0))
+    with pytest.raises(SettingsError, match="seen another VAE"):
+        iterates(2, linear_vae(1))
