@@ -4,10 +4,11 @@ from pyro_vae.diagnose.calibration import judge_sbc, sbc
 from pyro_vae.diagnose.finding import Finding
 from pyro_vae.diagnose.importance import judge_khat, khat
 from pyro_vae.diagnose.latents import collapse, judge_collapse
-from pyro_vae.diagnose.predictive import judge_predictive_check, predictive_check, prior_check
+from pyro_vae.diagnose.predictive import STATISTICS, judge_predictive_check, predictive_check, prior_check
 from pyro_vae.diagnose.weights import psis
 
 __all__ = [
+    "STATISTICS",
     "Finding",
     "collapse",
     "judge_collapse",
