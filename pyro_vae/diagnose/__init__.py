@@ -7,10 +7,11 @@ from pyro_vae.diagnose.gaps import inference_gaps, judge_gaps
 from pyro_vae.diagnose.gold_standard import judge_nuts, nuts
 from pyro_vae.diagnose.importance import judge_khat, khat
 from pyro_vae.diagnose.latents import collapse, judge_collapse
-from pyro_vae.diagnose.predictive import judge_predictive_check, predictive_check, prior_check
+from pyro_vae.diagnose.predictive import STATISTICS, judge_predictive_check, predictive_check, prior_check
 from pyro_vae.diagnose.weights import psis
 
 __all__ = [
+    "STATISTICS",
     "Finding",
     "Iterates",
     "collapse",

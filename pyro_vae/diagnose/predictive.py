@@ -27,14 +27,18 @@ def _of_cells(function: Statistic) -> Statistic:
     return lambda x: function(x[~x.isnan()])
 
 
+def _spread(x: Tensor) -> Tensor:
+    return x.std(correction=0)
+
+
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
     {
         "mean": _of_cells(torch.mean),
-        "sd": _of_cells(lambda x: x.std(correction=0)),
+        "sd": _of_cells(_spread),
         "smallest": _of_cells(torch.min),
         "largest": _of_cells(torch.max),
         "share of zeros": _of_cells(lambda x: (x == 0).double().mean()),
-        "sd of row means": lambda x: STATISTICS["sd"](x.flatten(1).nanmean(1)),
+        "sd of row means": lambda x: _of_cells(_spread)(x.flatten(1).nanmean(1)),
     }
 )
 """What is compared where nothing else is asked for."""
@@ -72,8 +76,8 @@ def predictive_check(
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         statistics: functions of a data set of shape ``(datum, *features)`` that give one number, by name; a cell that
-            is missing is NaN in data and replicates. By default mean, sd, smallest, largest, share of zeros, and the
-            sd of the rows' means.
+            is missing is NaN in data and replicates. By default ``diagnose.STATISTICS``: mean, sd, smallest, largest,
+            share of zeros, and the sd of the rows' means.
         draws: replicated data sets, at least 20.
         seed: of all draws.
         chunk: about so many numbers at a time, but at least one data set.
