@@ -12,6 +12,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.predict import to_datatree
 from pyro_vae.recommend import recommend
 from pyro_vae.train import Fit, fit
+from pyro_vae.workflow import check
 
 __all__ = [
     "VAE",
@@ -20,6 +21,7 @@ __all__ = [
     "Fit",
     "Pair",
     "__version__",
+    "check",
     "compare_elbos",
     "data",
     "describe",

@@ -31,6 +31,8 @@ PARTICLES, SIMULATIONS = 1000, 500
 """Of each datum's importance weights, and of the calibration."""
 GAPS = 50_000
 """Evaluations of a datum that optimising its own q comes to, a gradient counted as three."""
+EPOCHS = 20
+"""So many it takes to see whether training has converged."""
 CHAINS, WARMUP, DRAWS = 4, 200, 250
 """What NUTS is run with, for each datum."""
 LEAPFROGS, GRADIENT = 8, 3e-3
@@ -74,7 +76,7 @@ class Checked:
     """What has been found so far."""
 
     groups: dict[str, Any] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
+    findings: dict[str, Finding] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -136,10 +138,9 @@ def check(
         >>> import pyro_vae as pv
         >>> _ = torch.manual_seed(0)
         >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
-        >>> tree = pv.check(linear.as_vae(), linear.sample(50), gold=0, budget=30)
-        ... # doctest: +ELLIPSIS
+        >>> tree = pv.check(linear.as_vae(), linear.sample(30), gold=0, draws=60, budget=2)
         Verdict: ...
-        >>> tree["findings"].level.values[0]
+        >>> findings(tree)[0].level
         'fine'
     """
     refuse_seed(seed)
@@ -153,7 +154,7 @@ def check(
             continue
         console.print(f"{step.called} ...", highlight=False)
         found.groups[step.name] = step.run()
-        found.findings.append(JUDGES[step.name](found.groups[step.name]))
+        found.findings[step.name] = JUDGES[step.name](found.groups[step.name])
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": _as_dataset(found, seed, len(rows))})
     Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
@@ -165,20 +166,20 @@ def _steps(vae: VAE, x: Any, rows: Rows, history: xr.Dataset | None, gold: int, 
     one = _seconds_of_an_evaluation(vae, rows, seed)
     of_all, gold = one * len(rows), min(gold, len(rows))
     sbc = partial(diagnose.sbc, vae, simulations=SIMULATIONS, context=rows.context, mask=rows.mask, seed=seed)
-    replicated, of_replicates = {"draws": 5 * draws, "seed": seed}, of_all * 5 * draws
+    replicated = of_all * 5 * draws
     nuts = partial(diagnose.nuts, vae, x, data=gold, chains=CHAINS, warmup=WARMUP, draws=DRAWS, seed=seed)
     steps = [
         Step("khat", partial(diagnose.khat, vae, x, num_particles=PARTICLES, seed=seed), of_all * PARTICLES),
         Step("sbc", sbc, one * SIMULATIONS * 200),
-        Step("predictive_check", partial(diagnose.predictive_check, vae, x, **replicated), of_replicates),
-        Step("prior_check", partial(diagnose.prior_check, vae, x, **replicated), of_replicates),
+        Step("predictive_check", partial(diagnose.predictive_check, vae, x, draws=5 * draws, seed=seed), replicated),
+        Step("prior_check", partial(diagnose.prior_check, vae, x, draws=5 * draws, seed=seed), replicated),
         Step("collapse", partial(diagnose.collapse, vae, x, seed=seed), of_all * len(rows) / 4),
         Step("converged", partial(diagnose.converged, history), 1.0),
         Step("gaps", partial(diagnose.inference_gaps, vae, x, seed=seed), of_all * GAPS),
         Step("nuts", nuts, gold * CHAINS * (WARMUP + DRAWS) * LEAPFROGS * GRADIENT),
     ]
-    left_out = {name for name, is_there in (("converged", history is not None), ("nuts", gold > 0)) if not is_there}
-    return [step for step in steps if step.name not in left_out]
+    asked = {"converged": history is not None and history.sizes["epoch"] >= EPOCHS, "nuts": gold > 0}
+    return [step for step in steps if asked.get(step.name, True)]
 
 
 @torch.no_grad()
@@ -194,10 +195,11 @@ def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
 
 
 def _as_dataset(found: Checked, seed: int, data: int) -> xr.Dataset:
-    columns = {name: [getattr(f, name) for f in found.findings] for name in ("level", "why", "next")}
+    every = found.findings.values()
+    columns = {name: [getattr(finding, name) for finding in every] for name in ("level", "why", "next")}
     return xr.Dataset(
         {name: ("about", values) for name, values in columns.items()},
-        coords={"about": [f.about for f in found.findings]},
+        coords={"about": [finding.about for finding in every], "group": ("about", list(found.findings))},
         attrs={"left_out": "; ".join(found.left_out), "seed": seed, "data": data, **versions()},
     )
 
@@ -206,7 +208,8 @@ def findings(tree: xr.DataTree) -> list[Finding]:
     """What :func:`check` found, as it is kept in its tree.
 
     Example:
-        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "fine", "x")]), 0, 9)})
+        >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
         >>> findings(tree)[0].level
         'fine'
     """
@@ -219,7 +222,8 @@ def verdict(tree: xr.DataTree) -> str:
     """The conclusion of :func:`check`: how many of the questions are answered well, then each answer.
 
     Example:
-        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "fine", "x")]), 0, 9)})
+        >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
         >>> print(verdict(tree))
         Verdict: of 1 question 1 is fine, by 9 data.
         fine      q: x
@@ -231,23 +235,19 @@ def conclusion(tree: xr.DataTree) -> str:
     """The first line of the verdict.
 
     Example:
-        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "bad", "x")]), 0, 9)})
+        >>> one = Checked(findings={"q": Finding("q", "bad", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
         >>> conclusion(tree)
         'Verdict: of 1 question 0 are fine; bad: q, by 9 data.'
     """
     every, about = findings(tree), tree["findings"].attrs
-    parts = [
-        f"of {len(every)} question{'s' * (len(every) != 1)} {_counted(sum(f.level == 'fine' for f in every))} fine"
-    ]
+    fine = sum(finding.level == "fine" for finding in every)
+    parts = [f"of {len(every)} question{'s' * (len(every) != 1)} {fine} {'is' if fine == 1 else 'are'} fine"]
     for level in "bad", "doubtful":
         if named := [f.about for f in every if f.level == level]:
             parts.append(f"{level}: {', '.join(named)}")
     text = f"Verdict: {'; '.join(parts)}, by {about['data']} data."
-    return f"{text} Left out for the budget: {about['left_out']}." if about["left_out"] else text
-
-
-def _counted(number: int) -> str:
-    return f"{number} {'is' if number == 1 else 'are'}"
+    return f"{text} Left out: {about['left_out']}." if about["left_out"] else text
 
 
 def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | None = None) -> str:
@@ -262,23 +262,25 @@ def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | Non
         The text of the file, which has no script and needs no network.
 
     Example:
-        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(Checked(findings=[Finding("q", "fine", "x")]), 0, 9)})
+        >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
         >>> as_html(tree, "Mine")[:15]
         '<!doctype html>'
     """
     from pyro_vae._html import report
 
-    about = {name: value for name, value in tree["findings"].attrs.items() if name != "left_out"}
+    about = {str(name): value for name, value in tree["findings"].attrs.items() if name != "left_out"}
     return report(title, conclusion(tree), _sections(tree, image_shape), about)
 
 
 def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> "list[Section]":
     from pyro_vae._html import Section
 
-    groups = [name for name in ABOUT if name in tree.children]
+    groups = tree["findings"].group.values.tolist()
     return [
         Section(ABOUT[name], finding, _figures(name, tree[name].to_dataset(), tree, image_shape))
         for name, finding in zip(groups, findings(tree), strict=True)
+        if name in tree.children
     ]
 
 

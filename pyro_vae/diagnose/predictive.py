@@ -290,4 +290,4 @@ def _advice(which: str, blind: bool) -> str:
         return "draw more replicates: so few cannot tell"
     if which == "prior":
         return "another likelihood, scale or prior, or training: data such as these are not what the model makes"
-    return "a likelihood with the spread, tails or zeros of the data (pv.recommend), or a decoder with more room"
+    return "a likelihood with the spread, tails or zeros of the data, or a decoder with more room"
