@@ -6,6 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from checks import linear_gaussian, small_vae
 
 import pyro_vae as pv
@@ -65,7 +66,10 @@ def test_exact_q_is_at_the_floor_and_fine(exact):
     assert judge_nuts(exact).level == "fine"
 
 
-def test_labels(exact):
+def test_labels(exact, tmp_path):
+    exact.to_netcdf(tmp_path / "found.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "found.nc", engine="h5netcdf") as read:
+        assert read.equals(exact)
     assert exact.z.dims == exact.q.dims == ("chain", "draw", "datum", "latent")
     assert exact.datum.values.tolist() == [3, 17]
     assert exact.wasserstein.attrs["units"] == "sd of the posterior"
