@@ -135,13 +135,16 @@ def test_missing_values_leave_the_likelihood(x):
     assert off(found, "elbo", smaller.elbo(x[:, :-1], q).detach()).max() < 5
 
 
-def test_given_evidence_is_taken_with_its_error(x):
+def test_given_evidence_is_taken_with_its_error(x, tmp_path):
     value = MODEL.log_marginal(x) + 0.5
     found = pv.inference_gaps(MODEL.as_vae(), x, log_evidence=value, steps=2)
     assert abs(found.gap - 0.5).max() < 1e-9
     assert found.attrs["log_evidence_from"] == "given"
     labelled = xr.Dataset({"log_evidence": ("datum", value.numpy()), "mcse": ("datum", np.full(len(x), 0.2))})
     assert np.allclose(pv.inference_gaps(MODEL.as_vae(), x, log_evidence=labelled, steps=2).gap_se, 0.2)
+    found.to_netcdf(tmp_path / "found.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "found.nc", engine="h5netcdf") as read:
+        assert read.equals(found)
     with pytest.raises(DataError, match="one number per datum"):
         pv.inference_gaps(MODEL.as_vae(), x, log_evidence=value[:2])
 

@@ -3,8 +3,10 @@
 import math
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from checks import linear_gaussian, small_vae
 
 import pyro_vae as pv
@@ -12,7 +14,7 @@ from pyro_vae.diagnose import judge_nuts, nuts
 from pyro_vae.errors import DataError, SettingsError
 
 MODEL = linear_gaussian()
-SHORT = {"chains": 2, "warmup": 80, "draws": 250}
+SHORT = {"chains": 2, "warmup": 60, "draws": 220}
 
 
 def broken(shift: float = 0.0, factor: float = 1.0) -> pv.VAE:
@@ -33,7 +35,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def exact(x):
-    return nuts(MODEL.as_vae(), x, data=[3, 17], chains=2, warmup=100, draws=500)
+    return nuts(MODEL.as_vae(), x, data=[3, 17], chains=2, warmup=80, draws=450)
 
 
 def test_the_draws_have_the_posteriors_moments(exact, x):
@@ -64,15 +66,16 @@ def test_exact_q_is_at_the_floor_and_fine(exact):
     assert judge_nuts(exact).level == "fine"
 
 
-def test_labels(exact):
+def test_labels(exact, tmp_path):
+    exact.to_netcdf(tmp_path / "found.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "found.nc", engine="h5netcdf") as read:
+        assert read.equals(exact)
     assert exact.z.dims == exact.q.dims == ("chain", "draw", "datum", "latent")
     assert exact.datum.values.tolist() == [3, 17]
     assert exact.wasserstein.attrs["units"] == "sd of the posterior"
 
 
-@pytest.mark.parametrize(
-    ("shift", "factor", "distance"), [(0.0, 0.5, 0.5 * math.sqrt(2 / math.pi)), (0.5, 1.0, 0.5), (-1.0, 1.0, 1.0)]
-)
+@pytest.mark.parametrize(("shift", "factor", "distance"), [(0.0, 0.5, 0.5 * math.sqrt(2 / math.pi)), (0.5, 1.0, 0.5)])
 def test_a_broken_q_is_bad_and_its_distance_known(x, shift, factor, distance):
     found = nuts(broken(shift, factor), x, data=1, **SHORT)
     assert float(abs(found.wasserstein - distance).max()) < 3 * float(found.wasserstein_floor.max())
@@ -111,6 +114,62 @@ def test_missing_values_leave_the_posterior(x):
     truth = smaller.posterior(x[:1, :-1])
     assert float(abs((found["mean"] - truth.mean.numpy()) / found["mean_se"]).max()) < 5
     assert float(abs((found["sd"] - truth.stddev.numpy()) / found["sd_se"]).max()) < 5
+
+
+def mirrored() -> pv.VAE:
+    """A decoder that sees |z|: the posterior has two modes with 27 nats between them, and q = N(0, 1) covers both."""
+
+    class Absolute(torch.nn.Module):
+        def forward(self, z):
+            return z.abs() * torch.tensor([2.0, -1.0, 1.0], dtype=z.dtype)
+
+    encoder = pv.posteriors.DiagNormal(torch.nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        encoder.net.weight.zero_()
+        encoder.net.bias.zero_()
+    decoder = pv.likelihoods.Normal(Absolute(), scale=0.5).double()
+    return pv.VAE(prior=pv.priors.StandardNormal(1).double(), decoder=decoder, encoder=encoder)
+
+
+def test_a_sampler_that_is_stuck_is_no_gold_standard():
+    """Chains in two modes that never meet: R̂ says so, and nothing is said against q."""
+    found = nuts(mirrored(), torch.tensor([[3.0, -1.5, 1.5]], dtype=torch.float64), chains=4, warmup=30, draws=40)
+    assert float(found.rhat[0, 0]) > 1.5
+    judged = judge_nuts(found)
+    assert judged.level == "doubtful"
+    assert "several modes" in judged.next
+
+
+def conditional() -> tuple[pv.VAE, torch.Tensor]:
+    """The linear-Gaussian model with a context added to its data, and the effect of each context."""
+    effect = torch.randn(5, 2, dtype=torch.float64)
+    decoder, encoder = torch.nn.Linear(4, 5).double(), torch.nn.Linear(7, 4).double()
+    with torch.no_grad():
+        decoder.weight.copy_(torch.cat([MODEL.weight, effect], 1))
+        decoder.bias.copy_(MODEL.bias)
+    return pv.VAE(
+        prior=Unconditional(), decoder=pv.likelihoods.Normal(decoder, scale=float(MODEL.scale)).double(),
+        encoder=pv.posteriors.DiagNormal(encoder),
+    ), effect  # fmt: skip
+
+
+class Unconditional(torch.nn.Module):
+    """N(0, I) whatever the context."""
+
+    def forward(self, context):
+        zeros = torch.zeros(*context.shape[:-1], 2, dtype=context.dtype)
+        return dist.Normal(zeros, 1.0).to_event(1)
+
+
+def test_a_context_goes_to_the_model(x):
+    (vae, effect), context = conditional(), torch.randn(2, 2, dtype=torch.float64)
+    centred = x[:2] - context @ effect.T
+    found = nuts(vae, pv.data.Data(x[:2], context=context), data=[1], **SHORT)
+    truth = MODEL.posterior(centred[1:])
+    assert float(abs((found["mean"] - truth.mean.numpy()) / found["mean_se"]).max()) < 5
+    gaps = pv.inference_gaps(vae, pv.data.Data(x[:2], context=context), steps=100)
+    z = (gaps.log_evidence - MODEL.log_marginal(centred).numpy()) / gaps.log_evidence_se
+    assert float(abs(z).max()) < 5
 
 
 def test_many_data_are_refused_with_what_they_would_cost():

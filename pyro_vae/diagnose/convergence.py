@@ -362,7 +362,7 @@ def judge_converged(found: xr.Dataset) -> Finding:
     steps = {
         "train longer": rising,
         "lower the learning rate: the ELBO falls": falling,
-        "train longer, or lower the learning rate, so that the noise does not hide a trend": not (
+        "train longer, or lower the learning rate, so that noise hides no trend; Iterates.average has less of it": not (
             rising or falling or steady
         ),
         "keep the run with the highest ELBO on held-out data, and train more seeds": apart and not rising,

@@ -281,7 +281,7 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
     if max(beyond, tails) > share:
         levels.append("doubtful")
     why = (
-        f"the encoder loses {_told(*amortisation)} to the best {gaps.attrs['family']} of each datum, which loses "
+        f"the encoder loses {_told(*amortisation)} nats to the best {gaps.attrs['family']} of each datum, which loses "
         f"{_told(*approximation)} nats to log p(x) ({gaps.attrs['log_evidence_from']}), means of "
         f"{gaps.sizes['datum']} data; up to {fine:.3g} is fine, from {bad:.3g} bad; "
         f"{beyond:.0%} of data lose more than that in all"

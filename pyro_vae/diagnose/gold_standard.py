@@ -210,7 +210,8 @@ def _compared(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[
 def judge_nuts(found: xr.Dataset) -> Finding:
     """Is q near the posterior that NUTS finds?
 
-    A distance counts where it is beyond what two samples of one distribution would show.
+    A distance counts where it is beyond what two samples of one distribution would show, and for data for which
+    NUTS is sound.
 
     Args:
         found: from :func:`nuts`.
@@ -228,28 +229,27 @@ def judge_nuts(found: xr.Dataset) -> Finding:
     """
     limits = {name: found.attrs[f"threshold_{name}"] for name in ("rhat", "ess", "divergent", "fine", "bad", "floors")}
     noise = limits["floors"] * found.wasserstein_floor
-    far = (found.wasserstein > np.maximum(noise, limits["bad"])).any("latent")
+    divergent = found.divergences.sum("chain") / (found.sizes["chain"] * found.sizes["draw"])
+    sound = (found.rhat.max("latent") <= limits["rhat"]) & (found.ess.min("latent") >= limits["ess"])
+    sound &= divergent <= limits["divergent"]
+    far = (found.wasserstein > np.maximum(noise, limits["bad"])).any("latent") & sound
     near = (found.wasserstein <= np.maximum(noise, limits["fine"])) & (noise <= limits["bad"])
-    divergent = float(found.divergences.sum()) / (found.sizes["chain"] * found.sizes["draw"] * found.sizes["datum"])
-    rhat, ess = float(found.rhat.max()), float(found.ess.min())
-    sound = rhat <= limits["rhat"] and ess >= limits["ess"] and divergent <= limits["divergent"]
-    level: Level = (
-        "fine" if bool(near.all()) and sound else "bad" if float(far.mean()) >= 0.25 and sound else "doubtful"
-    )
+    level: Level = "bad" if float(far.mean()) >= 0.25 else "fine" if bool(near.all() & sound.all()) else "doubtful"
     worst = found.isel(found.wasserstein.fillna(np.inf).argmax(("datum", "latent")))
     why = (
         f"q is at most {float(worst.wasserstein):.2f} sd from NUTS (latent {int(worst.latent)} of datum "
         f"{int(worst.datum)}; two samples of one distribution: {float(worst.wasserstein_floor):.2f}), far off for "
         f"{int(far.sum())} of {found.sizes['datum']} data; up to {limits['fine']} is fine, from {limits['bad']} bad; "
-        f"NUTS has R̂ ≤ {rhat:.3f} (threshold {limits['rhat']}), at least {ess:.0f} effective draws "
-        f"(threshold {limits['ess']}) and {divergent:.1%} divergent"
+        f"NUTS has R̂ ≤ {float(found.rhat.max()):.3f} (threshold {limits['rhat']}), at least "
+        f"{float(found.ess.min()):.0f} effective draws (threshold {limits['ess']}) and {float(divergent.mean()):.1%} "
+        f"divergent, and is sound for {int(sound.sum())} of {found.sizes['datum']} data"
     )
-    return Finding("q beside NUTS", level, why, _next(level, sound, bool((noise > limits["bad"]).any())))
+    poor = not sound.all() or bool((noise > limits["bad"]).any())
+    return Finding("q beside NUTS", level, why, _next(level, poor))
 
 
-def _next(level: Level, sound: bool, noisy: bool) -> str:
-    if level == "fine":
-        return ""
-    if not sound or noisy:
-        return "run NUTS with a longer warmup and more draws"
-    return "see by inference_gaps whether a richer posterior or a better encoder would mend it"
+def _next(level: Level, poor: bool) -> str:
+    mend = "see by inference_gaps whether a richer posterior or a better encoder would mend it"
+    again = "run NUTS with a longer warmup and more draws; where R̂ stays large the posterior may have several modes"
+    taken = {again: poor, mend: level == "bad" or (level == "doubtful" and not poor)}
+    return "; ".join(step for step, wanted in taken.items() if wanted)

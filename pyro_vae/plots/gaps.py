@@ -4,6 +4,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
 
@@ -39,7 +40,7 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
     for i, (name, colour) in enumerate(bars.values()):
         mean, error = float(found[name].mean()), float(np.sqrt((found[f"{name}_se"] ** 2).sum()) / n)
         axes.bar(i, mean, yerr=2 * error, color=colour, width=0.6, capsize=4)
-        axes.annotate(f"{mean:.3f} ± {error:.3f}", (i, max(mean + 2 * error, 0)), (0, 4), textcoords="offset points",
+        axes.annotate(f"{mean:.3f} ± {error:.1g}", (i, max(mean + 2 * error, 0)), (0, 4), textcoords="offset points",
                       ha="center", fontsize=9)  # fmt: skip
     for threshold, style in ("fine", ":"), ("bad", "--"):
         level = found.attrs[f"threshold_{threshold}"] * latents
@@ -92,6 +93,7 @@ def nuts(found: xr.Dataset, *, data: int = 3, latents: int = 4) -> Figure:
     figure = Figure(figsize=(3.1 * len(columns) + 1.2, 2.5 * len(rows) + 0.7), layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for i, line in zip(rows, grid, strict=True):
+        line[0].set_ylabel("density")
         for j, axes in zip(columns, line, strict=True):
             _marginal(axes, found.isel(datum=i, latent=j), found.attrs)
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -107,7 +109,10 @@ def _marginal(axes: Axes, one: xr.Dataset, limits: dict[str, float]) -> None:
     axes.hist(q, bins, density=True, histtype="step", color=BLUE, lw=1.6, label="q(z|x)")
     distance, floor = float(one.wasserstein), float(one.wasserstein_floor)
     far = distance > max(limits["threshold_fine"], limits["threshold_floors"] * floor)
-    axes.set_title(f"distance {distance:.2f} sd (noise {floor:.2f})", fontsize=9, color=ORANGE if far else "black")
+    title = f"distance {distance:.2f} sd (noise {floor:.2f})"
+    if one.rhat > limits["threshold_rhat"]:
+        title += f"; R̂ {float(one.rhat):.2f}"
+    axes.set_title(title, fontsize=9, color=ORANGE if far else "black")
     axes.set_xlabel(f"latent {int(one.latent)} of datum {int(one.datum)} (units of z)", fontsize=9)
     axes.set_yticks([])
 
@@ -140,7 +145,7 @@ def _iterates(axes: Axes, found: xr.Dataset) -> None:
         axes.plot(elbo.epoch, elbo, color=colour, lw=1.1)
         last = elbo.epoch.values[-found.attrs["tail"] :]
         mean = float(run["mean"].sel(quantity="elbo"))
-        label = f"rise {float(run.rise):+.3f} ± {float(run.rise_se):.3f} nats"
+        label = f"run {chain}: rise {float(run.rise):+.3f} ± {float(run.rise_se):.3f} nats"
         axes.plot(last, mean + float(run.slope) * (last - last.mean()), color=colour, lw=2.5, alpha=0.6, label=label)
         ends.append(last)
     axes.axvspan(min(e[0] for e in ends), max(e[-1] for e in ends), color=GREY, alpha=0.12, lw=0)
@@ -168,6 +173,10 @@ def _rhats(axes: Axes, found: xr.Dataset) -> None:
         found.attrs["threshold_rhat"], color=GREY, ls="--", lw=1.2, label=f"threshold {found.attrs['threshold_rhat']}"
     )
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    high = max(float(np.nanmax(values)) for _, values in groups)
+    ticks = [tick for tick in (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30) if tick <= 1.1 or tick < high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks(range(len(groups)), [name.replace("_", "-") for name, _ in reversed(groups)])
     axes.set_ylim(-0.6, len(groups) - 0.4)
     axes.set(xlabel="R̂ of the iterates judged")
