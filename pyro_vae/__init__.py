@@ -6,7 +6,7 @@ from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
 from pyro_vae.engine import CompiledSVI
-from pyro_vae.evidence import log_evidence
+from pyro_vae.evidence import compare_models, log_evidence
 from pyro_vae.pair import Pair
 from pyro_vae.predict import to_datatree
 from pyro_vae.recommend import recommend
@@ -20,6 +20,7 @@ __all__ = [
     "Pair",
     "__version__",
     "compare_elbos",
+    "compare_models",
     "data",
     "describe",
     "diagnose",

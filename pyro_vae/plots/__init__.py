@@ -4,6 +4,16 @@ The figures are made without ``pyplot``, so nothing global is touched and no win
 """
 
 from pyro_vae.plots.comparison import compare, elbos_by_datum
+from pyro_vae.plots.evidence import bdmc, models
 from pyro_vae.plots.pictures import history, latent_space, prior_samples, reconstructions
 
-__all__ = ["compare", "elbos_by_datum", "history", "latent_space", "prior_samples", "reconstructions"]
+__all__ = [
+    "bdmc",
+    "compare",
+    "elbos_by_datum",
+    "history",
+    "latent_space",
+    "models",
+    "prior_samples",
+    "reconstructions",
+]
