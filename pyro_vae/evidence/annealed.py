@@ -24,7 +24,7 @@ PILOT_CHAINS, PILOT_MOVES = 16, 12
 WANTED = 0.75
 """The share of accepted moves that step sizes are tuned to."""
 
-STEEPNESS = 4.0
+STEEPNESS = 2.0
 """Of the logistic curve that temperatures lie on."""
 
 
@@ -33,7 +33,7 @@ def temperature(place: float) -> float:
 
     Example:
         >>> temperature(0.0), round(temperature(0.25), 3), temperature(0.5), temperature(1.0)
-        (0.0, 0.105, 0.5, 1.0)
+        (0.0, 0.197, 0.5, 1.0)
     """
     low, high, here = (1 / (1 + math.exp(-STEEPNESS * (2 * s - 1))) for s in (0.0, 1.0, place))
     return (here - low) / (high - low)
@@ -260,7 +260,8 @@ PILOT = len(PLACES) * PILOT_MOVES
 def moved(path: Path, state: State, beta: float, step: Tensor, scale: Tensor, leapfrog: int) -> tuple[State, Tensor]:
     """One Hamiltonian move of every chain, which leaves ``f_β`` as it is.
 
-    Step sizes are jittered by a factor that knows nothing of the chain, so that no orbit closes on itself.
+    Step sizes are jittered and their number is drawn, from 1 to ``leapfrog``, both knowing nothing of the chains: of
+    one length, orbits could close on themselves, and a move would lead nowhere.
 
     Args:
         path: both ends.
@@ -268,7 +269,7 @@ def moved(path: Path, state: State, beta: float, step: Tensor, scale: Tensor, le
         beta: β.
         step: ε in units of ``scale``, shape ``(datum,)``.
         scale: of each latent, shape ``(datum, *event)``.
-        leapfrog: steps.
+        leapfrog: steps at most.
 
     Returns:
         Where the chains are then, and each one's chance that the move was taken, shape ``(K, datum)``.
@@ -284,13 +285,14 @@ def moved(path: Path, state: State, beta: float, step: Tensor, scale: Tensor, le
         >>> bool((chance > 0.5).all())
         True
     """
-    jitter = 0.7 + 0.6 * torch.rand_like(state.log_q)
+    jitter = 0.8 + 0.4 * torch.rand_like(state.log_q)
     stride = like_event(step * jitter, state.z) * scale
     start = torch.randn_like(state.z)
     momentum, new = start + stride / 2 * state.slope(beta), state
-    for i in range(leapfrog):
+    steps = int(torch.randint(1, leapfrog + 1, ()))
+    for i in range(steps):
         new = path.at(new.z + stride * momentum)
-        momentum = momentum + (stride if i < leapfrog - 1 else stride / 2) * new.slope(beta)
+        momentum = momentum + (stride if i < steps - 1 else stride / 2) * new.slope(beta)
     kinetic = (start**2 - momentum**2).flatten(2).sum(-1) / 2
     log_ratio = new.log_density(beta) - state.log_density(beta) + kinetic
     chance = log_ratio.clamp(max=0).exp().nan_to_num(0.0)

@@ -37,8 +37,8 @@ def compare_models(
     *,
     method: Method = "iw",
     num_particles: int | None = None,
-    temperatures: int = 50,
-    leapfrog: int = 10,
+    temperatures: int = 100,
+    leapfrog: int = 5,
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:

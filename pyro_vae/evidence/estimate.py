@@ -68,8 +68,8 @@ def log_evidence(
     *,
     method: Method = "iw",
     num_particles: int | None = None,
-    temperatures: int = 50,
-    leapfrog: int = 10,
+    temperatures: int = 100,
+    leapfrog: int = 5,
     chunk: int = 2**20,
     seed: int = 0,
     progress: bool = False,
@@ -105,7 +105,7 @@ def log_evidence(
             chains.
         temperatures: steps from q(z|x) to p(x, z), at least 1, of ``"ais"`` and ``"bdmc"``; with 1, importance
             sampling.
-        leapfrog: steps of each Hamiltonian move, at least 1.
+        leapfrog: steps of a Hamiltonian move at most, at least 1; each move takes a number from 1 to this.
         chunk: about so many numbers of decoded data at a time.
         seed: of the particles.
         progress: whether to show a bar.

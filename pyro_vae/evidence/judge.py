@@ -10,19 +10,29 @@ from pyro_vae.evidence.compare import BAD_KHAT, TIED
 CLOSE_ENOUGH, TOO_FAR = 0.1, 1.0
 """Nats per datum by which log p(x) may be off: below the first all is fine, above the second it is bad."""
 
+NOISY = 0.3
+"""Standard error (nats) above which a handful of weights make the mean, so that the error is not known itself."""
+
+SOME, HALF = 0.1, 0.5
+"""Shares of the data for which the weights may be bad: above the first nothing is fine, above the second it is bad."""
+
 
 def judge_evidence(found: xr.Dataset) -> Finding:
     """How far off may log p(x) be?
 
     By the gap of the bounds where there are two, else by what the spread of the weights says: half its square, by
-    which the bound lies low. A guide that misses part of the posterior makes that too small; so with a k̂ above
-    0.7 for a tenth of the data nothing is fine.
+    which the bound lies low. A guide that misses part of the posterior makes that too small; so nothing is fine where
+    a tenth of the data have a k̂ above 0.7 or a standard error above 0.3 nats, and with half of them above that
+    k̂ it is bad.
 
     Args:
         found: from :func:`pyro_vae.log_evidence`.
 
     Returns:
         ``fine`` below 0.1 nats per datum, ``bad`` above 1.
+
+    References:
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024), https://arxiv.org/abs/1507.02646
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -42,11 +52,15 @@ def judge_evidence(found: xr.Dataset) -> Finding:
             f"a mean error of {_root_mean_square(found.mcse):.3g} nats and lies about {off:.2g} nats low"
         )
     level: Level = "fine" if off < CLOSE_ENOUGH else "doubtful" if off < TOO_FAR else "bad"
-    if "khat" in found:
-        share = float((found.khat > BAD_KHAT).mean())
-        why += f"; k̂ is above {BAD_KHAT} for {share:.0%} of them"
-        level = "doubtful" if level == "fine" and share > 0.1 else level
     why += f" (fine below {CLOSE_ENOUGH:g}, bad above {TOO_FAR:g})"
+    if method != "bdmc":
+        noisy = float((found.mcse > NOISY).mean())
+        level = "doubtful" if level == "fine" and noisy > SOME else level
+        why += f"; the error is above {NOISY:g} for {noisy:.0%}"
+    if "khat" in found:
+        heavy = float((found.khat > BAD_KHAT).mean())
+        level = "bad" if heavy > HALF else "doubtful" if level == "fine" and heavy > SOME else level
+        why += f"; k̂ is above {BAD_KHAT} for {heavy:.0%}"
     return Finding("evidence", level, why, _next(method) if level != "fine" else "")
 
 

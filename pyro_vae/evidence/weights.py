@@ -29,7 +29,7 @@ class Plan:
     Args:
         num_particles: weights per datum.
         temperatures: distributions along a path, the last of them included.
-        leapfrog: steps of a Hamiltonian move.
+        leapfrog: steps of a Hamiltonian move at most.
         tick: called after each piece of work.
     """
 

@@ -79,7 +79,7 @@ def bdmc(found: xr.Dataset) -> Figure:
         >>> _ = bdmc(pv.log_evidence(vae, x, method="bdmc", num_particles=4, temperatures=3, leapfrog=3))
     """
     ordered = found.isel(datum=np.argsort(found.log_evidence.values))
-    figure = Figure(figsize=(9.5, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     _brackets(left, ordered)
     _gaps(right, (found.upper - found.lower).values)
@@ -90,21 +90,24 @@ def bdmc(found: xr.Dataset) -> Figure:
 
 def _brackets(axes: Axes, ordered: xr.Dataset) -> None:
     middle, place = ordered.log_evidence.values, np.arange(ordered.sizes["datum"])
-    for name, colour, marker in (("upper", ORANGE, "v"), ("lower", BLUE, "^")):
-        away = ordered[name].values - middle
-        axes.errorbar(
-            place, away, yerr=2 * ordered[f"{name}_mcse"].values, fmt=marker, color=colour, ms=4, lw=0.8,
-            label=f"{name} bound ± 2 standard errors",
-        )  # fmt: skip
     axes.axhline(0, color=GREY, lw=1)
+    axes.axhspan(-CLOSE_ENOUGH / 2, CLOSE_ENOUGH / 2, color=GREY, alpha=0.2, label=f"a gap of {CLOSE_ENOUGH:g} nats")
+    for name, colour, marker, aside in (("upper", ORANGE, "v", 0.15), ("lower", BLUE, "^", -0.15)):
+        axes.errorbar(
+            place + aside, ordered[name].values - middle, yerr=2 * ordered[f"{name}_mcse"].values, fmt=marker,
+            color=colour, ms=4, lw=0.8, label=f"{name} bound ± 2 standard errors",
+        )  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -CLOSE_ENOUGH), max(high, CLOSE_ENOUGH))  # rounding is nothing to look at
     axes.set(xlabel="datum, in the order of log p(x)", ylabel="bound − middle of the two (nats)")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     axes.grid(alpha=0.3, axis="y")
 
 
 def _gaps(axes: Axes, gap: np.ndarray) -> None:
-    axes.hist(gap, bins=20, color=BLUE, alpha=0.7)
-    axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {gap.mean():.3g} nats")
-    axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"fine below {CLOSE_ENOUGH:g}")
-    axes.set(xlabel="upper − lower bound (nats)", ylabel="data")
-    axes.legend(fontsize=8)
+    ends = min(gap.min(), -CLOSE_ENOUGH), max(gap.max(), 2 * CLOSE_ENOUGH)
+    axes.hist(gap, bins=25, range=ends, color=BLUE, alpha=0.7)
+    axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {gap.mean():.2g} nats")
+    axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"mean fine below {CLOSE_ENOUGH:g}")
+    axes.set(xlabel="upper − lower bound (nats)", ylabel="number of data")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
