@@ -7,7 +7,7 @@ from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
 from pyro_vae.diagnose import inference_gaps
 from pyro_vae.engine import CompiledSVI
-from pyro_vae.evidence import log_evidence
+from pyro_vae.evidence import compare_models, log_evidence
 from pyro_vae.pair import Pair
 from pyro_vae.predict import to_datatree
 from pyro_vae.recommend import recommend
@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "check",
     "compare_elbos",
+    "compare_models",
     "data",
     "describe",
     "diagnose",

@@ -5,7 +5,7 @@ import itertools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyro
 import torch
@@ -13,6 +13,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_vae.errors import DataError, ModelError, SettingsError
+
+if TYPE_CHECKING:
+    from pyro_vae._hashes import Trained
 
 Distribution: TypeAlias = TorchDistributionMixin
 
@@ -260,6 +263,9 @@ class VAE(nn.Module):
         >>> vae.encoder(torch.zeros(3, 5)).batch_shape, vae.prior().event_shape
         (torch.Size([3]), torch.Size([2]))
     """
+
+    trained_on: "Trained | None" = None
+    """What :func:`pyro_vae.fit` trained it on, as hashes; no part of its state."""
 
     def __init__(self, *, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
         super().__init__()

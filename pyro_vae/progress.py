@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -64,3 +64,16 @@ def counting(what: str, show: bool) -> Iterator[Callable[[Iterator[Any], int], I
                 progress.advance(task)
 
         yield count
+
+
+Ticks: TypeAlias = Callable[[], None]
+"""To be called after each piece of work."""
+
+
+@contextmanager
+def ticking(what: str, number: int, show: bool) -> Iterator[Ticks]:
+    """A function to call after each of so many pieces of work, counted on a bar."""
+    with counting(what, show) as count:
+        pieces = count(iter(range(number + 1)), number)
+        next(pieces)
+        yield lambda: next(pieces, None)

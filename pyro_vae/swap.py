@@ -4,20 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pyro_vae.core import VAE, evaluating, infer
-from pyro_vae.device import seeded
+from pyro_vae.core import VAE
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence import log_evidence
-from pyro_vae.kl import base
-from pyro_vae.likelihoods._distributions import Side
-from pyro_vae.rows import Rows, rows_for
+from pyro_vae.evidence.kinds import CAUTION, countable_features, kind
+from pyro_vae.rows import rows_for
 
 
 def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
@@ -62,7 +59,7 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
         raise SettingsError("there is no VAE to rank; give at least one")
     checked = {name: rows_for(vae, x) for name, vae in vaes.items()}  # all of them, before the first is evaluated
     refuse_one_row(len(next(iter(checked.values()))))
-    countable = {name: _countable(vae, checked[name]) for name, vae in vaes.items()}
+    countable = {name: countable_features(vae, checked[name]) for name, vae in vaes.items()}
     found = {name: log_evidence(vae, x, num_particles=num_particles, seed=seed) for name, vae in vaes.items()}
     each = np.stack([one.log_evidence.values for one in found.values()])  # (model, datum)
     order = np.argsort(-each.mean(1), kind="stable")
@@ -78,7 +75,7 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
             "difference_se": ("model", apart.std(1, ddof=1) / root, nats),
             "mcse": ("model", [float(np.sqrt((found[name].mcse ** 2).mean())) for name in names], {"units": "nats"}),
             "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
-            "kind": ("model", [_kind(countable[name]) for name in names]),
+            "kind": ("model", [kind(countable[name]) for name in names]),
         },
         {"model": names},
         {
@@ -91,9 +88,6 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
     return with_failures(ranked, {})
 
 
-CAUTION = "Densities and probabilities are not in the same units: compare models of one kind only."
-
-
 def refuse_one_row(rows: int) -> None:
     """Refuse so few held-out data that a ranking has no error.
 
@@ -102,31 +96,6 @@ def refuse_one_row(rows: int) -> None:
     """
     if rows < 2:
         raise SettingsError("there is 1 held-out datum, of which no standard error can be had; give at least 2")
-
-
-@torch.no_grad()
-def _countable(vae: VAE, rows: Rows) -> tuple[bool, ...]:
-    """Of each feature, whether its values are countable, so that a probability is had of it and not a density."""
-    one = rows.take(slice(1)).like(vae)
-    given = () if one.context is None else (one.context,)
-    with seeded(0, one.x.device), evaluating(vae):
-        z = infer(vae.encoder, one.x, one.context, one.mask).sample()
-        likelihood = vae.decoder(z, *given)
-    features = base(likelihood)
-    parts, sizes = (features.parts, features.sizes) if isinstance(features, Side) else ([features], [rows.x[0].numel()])
-    return tuple(_is_discrete(part) for part, size in zip(parts, sizes, strict=True) for _ in range(size))
-
-
-def _is_discrete(d: Any) -> bool:
-    """Whether a distribution is of countable values; one that does not say is taken for a density."""
-    try:
-        return bool(d.support.is_discrete)
-    except NotImplementedError:
-        return False
-
-
-def _kind(countable: tuple[bool, ...]) -> str:
-    return "probability" if all(countable) else "both" if any(countable) else "density"
 
 
 def with_failures(ranked: xr.Dataset, failures: Mapping[str, str]) -> xr.Dataset:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae import __about__
+from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
 from pyro_vae.elbo import Estimator, log_weights
@@ -161,6 +162,8 @@ def fit(
     chosen = choose_device(device)
     optim = WholeOptimizer(_made(optimizer or adam, vae.to(chosen)), clip_norm)
     run = _Run(vae, watched, elbo or Trace_ELBO(), optim, chosen, seed, batch_size)
+    hashes = row_hashes(rows)
+    run.attributes["data_hash"] = data_hash(hashes)
     where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
     steps = epochs * -(-len(rows) // batch_size)
     with (
@@ -170,6 +173,7 @@ def fit(
         seeded(seed, chosen),
         torch.enable_grad(),
     ):
+        vae.trained_on = Trained.on(hashes, vae.trained_on)
         run.start(engine, steps, bar)
         for epoch in range(1, epochs + 1):
             run.epoch(epoch, bar, stop)

@@ -130,6 +130,7 @@ CALLERS = {
     "log_evidence": lambda vae, x: pv.log_evidence(vae, x, num_particles=2),
     "to_datatree": lambda vae, x: pv.to_datatree(vae, x, draws=2),
     "rank": lambda vae, x: rank({"only": vae}, x, num_particles=2),
+    "compare_models": lambda vae, x: pv.compare_models({"one": vae, "other": vae}, x, num_particles=2),
 }
 
 

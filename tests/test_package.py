@@ -48,6 +48,12 @@ def test_signatures_of_the_contract():
     assert list(inspect.signature(pv.compare_elbos).parameters) == [
         "vae", "x", "elbos", "particles", "draws", "size", "log_evidence", "seed", "progress",
     ]  # fmt: skip
+    assert list(inspect.signature(pv.compare_models).parameters) == [
+        "models", "x_test", "method", "num_particles", "temperatures", "leapfrog", "seed", "progress",
+    ]  # fmt: skip
+    assert list(inspect.signature(pv.log_evidence).parameters) == [
+        "vae", "x", "method", "num_particles", "temperatures", "leapfrog", "chunk", "seed", "progress",
+    ]  # fmt: skip
     keyword_only = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
     assert keyword_only == [False] * 2 + [True] * 13
     assert pv.elbo.Trace_ELBO.__module__.startswith("pyro."), "Pyro's own stand in the same namespace"

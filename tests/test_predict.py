@@ -1,10 +1,16 @@
 """Draws in ArviZ's schema, against closed forms."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
-from checks import linear_gaussian, z_score
+import xarray as xr
+from checks import linear_gaussian, small_vae, z_score
 
 import pyro_vae as pv
+from pyro_vae._hashes import data_hash, row_hashes
+from pyro_vae.data import Data, Rows
 from pyro_vae.errors import SettingsError
 
 MODEL = linear_gaussian()
@@ -12,6 +18,7 @@ DIMS = {
     "posterior": ("z", ("chain", "draw", "datum", "latent")),
     "posterior_predictive": ("x", ("chain", "draw", "datum", "feature")),
     "log_likelihood": ("x", ("chain", "draw", "datum")),
+    "sample_stats": ("lp", ("chain", "draw", "datum")),
     "prior": ("z", ("chain", "draw", "latent")),
     "prior_predictive": ("x", ("chain", "draw", "feature")),
     "observed_data": ("x", ("datum", "feature")),
@@ -62,8 +69,6 @@ def test_the_prior_predictive_has_the_marginals_moments(tree):
 
 
 def test_it_is_written_and_read_as_netcdf(tree, tmp_path):
-    import xarray as xr
-
     tree[0].to_netcdf(tmp_path / "draws.nc", engine="h5netcdf")
     with xr.open_datatree(tmp_path / "draws.nc", engine="h5netcdf") as read:
         assert read.equals(tree[0])
@@ -72,3 +77,183 @@ def test_it_is_written_and_read_as_netcdf(tree, tmp_path):
 def test_no_draws_are_refused():
     with pytest.raises(SettingsError, match="draws is 0"):
         pv.to_datatree(MODEL.as_vae(), MODEL.sample(2), draws=0)
+
+
+# --- Resampled draws ---
+
+
+def wrong():
+    """A guide that is moved by half a standard deviation and more, and a little too wide."""
+    vae = MODEL.as_vae(diagonal=True)
+    with torch.no_grad():
+        vae.encoder.net.bias[:2] += torch.tensor([0.2, -0.2])
+        vae.encoder.net.bias[2:] += 0.3
+    return vae
+
+
+def errors_of_moments(tree, x):
+    """z-scores over 60 data, each of which has draws of its own: of the mean, the square and the product."""
+    z, exact = torch.as_tensor(tree["posterior"].z.values[0]), MODEL.posterior(x)
+    apart = z - exact.mean
+    covariance = exact.covariance_matrix
+    each = {
+        "mean": apart[..., 0].mean(0),
+        "square": (apart[..., 0] ** 2).mean(0) - covariance[..., 0, 0],
+        "product": (apart[..., 0] * apart[..., 1]).mean(0) - covariance[..., 0, 1],
+    }
+    return {name: z_score(value, 0.0) for name, value in each.items()}
+
+
+def test_resampled_draws_of_a_wrong_guide_are_the_posteriors():
+    x = MODEL.sample(60)
+    resampled = pv.to_datatree(wrong(), x, draws=1000, proposals=20_000, posterior="psis")
+    assert all(abs(z) < 5 for z in errors_of_moments(resampled, x).values())
+    assert resampled["sample_stats"].khat.max() < 0.7
+    own = errors_of_moments(pv.to_datatree(wrong(), x, draws=1000), x)
+    assert all(abs(z) > 5 for z in own.values()), "power: the guide's own draws have other moments"
+
+
+def test_what_is_predicted_is_predicted_from_the_resampled_draws():
+    x = MODEL.sample(40)
+    tree = pv.to_datatree(wrong(), x, draws=500, posterior="psis", chunk=5000 * 5 * 7)
+    z, x_new = (torch.as_tensor(tree[g][n].values[0]) for g, n in (("posterior", "z"), ("posterior_predictive", "x")))
+    decoder = MODEL.as_vae().decoder
+    assert abs(z_score((x_new - decoder(z).mean).mean((0, 2)), 0.0)) < 5
+    assert torch.allclose(torch.as_tensor(tree["log_likelihood"].x.values[0]), decoder(z).log_prob(x), atol=1e-10)
+    spread = ((x_new - decoder(z).mean) / MODEL.scale).square().mean((0, 2))
+    assert abs(z_score(spread, 1.0)) < 5
+    shuffled = decoder(z.roll(1, 0)).mean
+    assert abs(z_score(((x_new - shuffled) / MODEL.scale).square().mean((0, 2)), 1.0)) > 5, "power"
+
+
+@pytest.mark.parametrize("posterior", ["guide", "psis"])
+def test_draws_carry_their_log_densities(posterior):
+    x = MODEL.sample(3)
+    tree = pv.to_datatree(wrong(), x, draws=50, posterior=posterior)
+    z, stats = torch.as_tensor(tree["posterior"].z.values[0]), tree["sample_stats"]
+    log_joint = MODEL.posterior(x).log_prob(z) + MODEL.log_marginal(x)
+    assert np.allclose(stats.lp[0], log_joint, atol=1e-9)
+    assert np.allclose(stats.log_weight[0], log_joint - wrong().encoder(x).log_prob(z).detach(), atol=1e-9)
+    assert stats.khat.dims == stats.ess.dims == ("datum",)
+
+
+def test_the_effective_size_of_exact_draws_is_their_number_and_of_wrong_ones_less():
+    x = MODEL.sample(5)
+    exact = pv.to_datatree(MODEL.as_vae(), x, draws=200)["sample_stats"]
+    assert np.allclose(exact.ess, 200)
+    assert (exact.khat == 0).all()
+    assert (pv.to_datatree(wrong(), x, draws=200)["sample_stats"].ess < 180).all()
+    few = pv.to_datatree(MODEL.as_vae(), x, draws=10)["sample_stats"]
+    assert "khat" not in few, "of fewer than 25 draws there is no tail"
+    proposed = pv.to_datatree(MODEL.as_vae(), x, draws=10, proposals=300, posterior="psis")["sample_stats"]
+    assert np.allclose(proposed.ess, 300)
+
+
+def test_missing_values_leave_the_weights():
+    """The posterior of what was seen, though the guide takes the missing values for zeros."""
+    mask = torch.tensor([True, True, False, True, False])
+    x = MODEL.sample(60)
+    part = pv.exact.LinearGaussian(MODEL.weight[mask], MODEL.bias[mask], MODEL.scale)
+    data = Data(x, mask=mask.expand(60, 5))
+    vae = MODEL.as_vae(diagonal=True)
+    with torch.no_grad():
+        vae.encoder.net.bias[2:] += 0.7
+    exact = part.posterior(x[:, mask]).mean[:, 0]
+    means = {}
+    for posterior in ("guide", "psis"):
+        tree = pv.to_datatree(vae, data, draws=500, proposals=20_000, posterior=posterior)
+        means[posterior] = torch.as_tensor(tree["posterior"].z.values[0, :, :, 0]).mean(0) - exact
+    assert means["psis"].abs().mean() < means["guide"].abs().mean() / 3
+
+
+# --- Labels and attributes ---
+
+
+def test_labels_are_the_coordinates():
+    labels = {"datum": list("abcd"), "feature": [f"x{i}" for i in range(5)], "latent": ["one", "two"]}
+    tree = pv.to_datatree(MODEL.as_vae(), MODEL.sample(4), draws=30, coords=labels)
+    assert tree["posterior"].z.sel(datum="b", latent="two").shape == (1, 30)
+    assert tree["prior_predictive"].x.sel(feature="x3").shape == (1, 100)
+    assert tree["sample_stats"].khat.sel(datum="d").shape == ()
+    assert tree["observed_data"].x.coords["feature"].values.tolist() == labels["feature"]
+    named = pv.to_datatree(MODEL.as_vae(), Data(MODEL.sample(4), columns=labels["feature"]), draws=2)
+    assert named["observed_data"].feature.values.tolist() == labels["feature"], "columns of the data are labels"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"coords": {"datum": ["a", "b"]}}, r"coords\['datum'\] has 2 labels for 4; give one for each"),
+        ({"coords": {"feature": 3}}, r"coords\['feature'\] has 1 labels for 5"),
+        ({"coords": {"chain": [0]}}, "coords has labels of 'chain'; it may have"),
+        ({"posterior": "nuts"}, "posterior is 'nuts'; it must be guide or psis"),
+        ({"posterior": "psis", "proposals": 24}, "proposals is 24"),
+        ({"prior_draws": 0}, "prior_draws is 0"),
+        ({"chunk": 0}, "chunk is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_sentence(settings, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        pv.to_datatree(MODEL.as_vae(), MODEL.sample(4), **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_of_another_width_are_refused_in_one_sentence():
+    with pytest.raises(pv.errors.ModelError, match="4") as caught:
+        pv.to_datatree(MODEL.as_vae(), MODEL.sample(4)[:, :4])
+    assert "\n" not in str(caught.value)
+
+
+def test_attributes_say_where_draws_come_from(tree):
+    for node in (tree[0], *tree[0].children.values()):
+        assert node.attrs["inference_library"] == "pyro_vae"
+        assert node.attrs["seed"] == 0
+        assert node.attrs["data_hash"] == data_hash(row_hashes(Rows(tree[1])))
+        assert {"pyro", "torch", "python", "created_at", "posterior_from"} <= set(node.attrs)
+
+
+def test_nothing_is_moved_and_a_seed_gives_the_same():
+    vae, x = small_vae(), torch.randn(4, 6).double()
+    vae.decoder.net = torch.nn.Sequential(torch.nn.Dropout(0.5), vae.decoder.net)
+    state = torch.random.get_rng_state()
+    for posterior in ("guide", "psis"):
+        first, again = (pv.to_datatree(vae, x, draws=30, posterior=posterior) for _ in range(2))
+        assert first.equals(again)
+        assert not first.equals(pv.to_datatree(vae, x, draws=30, posterior=posterior, seed=1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert vae.training
+    assert all(p.grad is None for p in vae.parameters())
+
+
+# --- ArviZ ---
+
+
+@pytest.mark.parametrize("posterior", ["guide", "psis"])
+def test_written_and_read_it_is_the_same_to_the_attributes(posterior, tmp_path):
+    labels = {"datum": list("abcd"), "feature": [f"x{i}" for i in range(5)]}
+    tree = pv.to_datatree(MODEL.as_vae(), MODEL.sample(4), draws=30, posterior=posterior, coords=labels)
+    tree.to_netcdf(tmp_path / "draws.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "draws.nc", engine="h5netcdf") as read:
+        assert read.identical(tree)
+
+
+def test_arviz_takes_it_for_its_own():
+    from arviz_base import convert_to_datatree
+
+    from pyro_vae._arviz import az
+
+    x = MODEL.sample(4)
+    labels = {"datum": list("abcd"), "latent": ["one", "two"]}
+    tree = pv.to_datatree(MODEL.as_vae(), x, draws=2000, coords=labels)
+    assert convert_to_datatree(tree) is tree
+    assert az.extract(tree, var_names="z", num_samples=100, random_seed=0).shape == (4, 2, 100)
+    summary = az.summary(tree, var_names=["z"], kind="stats", round_to="none")
+    assert summary.loc["z[b, two]", "mean"] == pytest.approx(tree["posterior"].z.values[0, :, 1, 1].mean(), abs=1e-9)
+    means = torch.tensor(summary["mean"].tolist()).double().reshape(4, 2)
+    exact = MODEL.posterior(x)
+    assert ((means - exact.mean) / exact.stddev * 2000**0.5).abs().max() < 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that k̂ is high, as it is for latents of single data
+        loo = az.loo(tree, var_name="x", pointwise=True)
+    assert loo.n_data_points == 4
+    assert loo.n_samples == 2000

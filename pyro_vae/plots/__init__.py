@@ -10,6 +10,7 @@ from pyro_vae.plots.guide import collapse, khat
 from pyro_vae.plots.pictures import history, latent_space, prior_samples, reconstructions
 
 __all__ = [
+    "bdmc",
     "collapse",
     "compare",
     "converged",
@@ -19,6 +20,7 @@ __all__ = [
     "history",
     "khat",
     "latent_space",
+    "models",
     "nuts",
     "predictive_check",
     "prior_samples",

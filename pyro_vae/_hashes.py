@@ -1,0 +1,113 @@
+"""Data by their hashes: whether two sets are the same, and which rows a VAE was trained on."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pyro_vae.errors import DataError
+from pyro_vae.rows import Rows
+
+if TYPE_CHECKING:
+    from pyro_vae.core import VAE
+
+
+def row_hashes(rows: Rows) -> np.ndarray:
+    """A hash of each row and its context, in single precision, so that a copy in double is the same row.
+
+    Args:
+        rows: data, 0 where missing.
+
+    Returns:
+        64 bits each, shape ``(datum,)``.
+
+    Example:
+        >>> one, other, again = row_hashes(Rows(torch.tensor([[0.1, 0.0], [0.2, 0.0], [0.1, -0.0]])))
+        >>> bool(one == again), bool(one == other)
+        (True, False)
+    """
+    parts = [rows.x.flatten(1)] + ([] if rows.context is None else [rows.context])
+    table = torch.cat([part.detach().cpu().float() for part in parts], 1).numpy() + np.float32(0)  # no minus 0
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in np.ascontiguousarray(table))
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def data_hash(hashes: np.ndarray) -> str:
+    """One hash of all rows in their order.
+
+    Args:
+        hashes: from :func:`row_hashes`.
+
+    Example:
+        >>> len(data_hash(row_hashes(Rows(torch.zeros(3, 2)))))
+        32
+    """
+    return hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a VAE was trained on.
+
+    Args:
+        rows: the hashes of the rows, each once.
+        twins: the share of rows that had an equal among them: what chance alone has a new row meet.
+        whole: the hash of each set of data.
+
+    Example:
+        >>> Trained.on(row_hashes(Rows(torch.tensor([[0.0], [1.0], [1.0], [2.0]])))).twins
+        0.5
+    """
+
+    rows: np.ndarray
+    twins: float
+    whole: frozenset[str]
+
+    @classmethod
+    def on(cls, hashes: np.ndarray, before: "Trained | None" = None) -> "Trained":
+        """Trained on these rows, and on others before.
+
+        Example:
+            >>> first = Trained.on(row_hashes(Rows(torch.zeros(1, 2))))
+            >>> len(Trained.on(row_hashes(Rows(torch.ones(1, 2))), first).rows)
+            2
+        """
+        rows, counts = np.unique(hashes, return_counts=True)
+        twins, whole = float(counts[counts > 1].sum() / len(hashes)), frozenset([data_hash(hashes)])
+        if before is None:
+            return cls(rows, twins, whole)
+        return cls(np.union1d(rows, before.rows), max(twins, before.twins), whole | before.whole)
+
+
+def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str = "x_test") -> None:
+    """Refuse data of which more rows were trained on than chance has it.
+
+    Rows of a few countable values meet by chance: as often as training data meet each other.
+
+    Args:
+        vae: a VAE; :func:`pyro_vae.fit` leaves on it what it was trained on.
+        hashes: of the data, from :func:`row_hashes`.
+        name: what to call the VAE.
+        source: what to call the data.
+
+    Raises:
+        DataError: if they were trained on.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
+        >>> refuse_trained_on(vae, row_hashes(Rows(torch.zeros(3, 4))), name="vae")
+    """
+    if (known := getattr(vae, "trained_on", None)) is None:
+        return
+    met = np.isin(hashes, known.rows)
+    count, n = int(met.sum()), len(met)
+    by_chance = n * known.twins + 5 * math.sqrt(n * known.twins * (1 - known.twins))
+    if count > by_chance or data_hash(hashes) in known.whole:
+        raise DataError(
+            f"{source} was trained on: {count} of its {n} rows, the first of them row {int(met.argmax())} (counted "
+            f"from 0), are training data of {name!r}; give rows that were held out"
+        )

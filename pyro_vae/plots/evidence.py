@@ -1,0 +1,113 @@
+"""Figures of the evidence: models beside each other, and bounds from both sides."""
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_vae.evidence.judge import CLOSE_ENOUGH
+from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE
+
+
+def models(comparison: pd.DataFrame) -> Figure:
+    """How far each model lies behind the best, with two standard errors of the paired difference.
+
+    Args:
+        comparison: from :func:`pyro_vae.compare_models`.
+
+    Returns:
+        The figure; a circle is told apart from the best, a square is tied with it.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> _ = models(pv.compare_models({"a": linear.as_vae(), "b": linear.as_vae(diagonal=True)}, linear.sample(9)))
+    """
+    count = len(comparison)
+    figure = Figure(figsize=(8, 1.8 + 0.45 * count), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=GREY, lw=1, label="the best")
+    place = np.arange(count)
+    tied = comparison.diag_diff.str.contains("tied").to_numpy()
+    for shown, marker, colour, label in (
+        (~tied, "o", BLUE, "± 2 standard errors of the paired difference"),
+        (tied, "s", ORANGE, "the same, tied with the best"),
+    ):
+        rows = comparison[shown]
+        if len(rows):
+            axes.errorbar(
+                rows.elpd_diff, place[shown], xerr=2 * rows.dse, fmt=marker, color=colour, capsize=4, ms=6, label=label
+            )
+    axes.errorbar(
+        comparison.elpd_diff, place + 0.18, xerr=2 * comparison.diff_mcse, fmt="none", color=GREEN, lw=3,
+        label="of that, by Monte Carlo",
+    )  # fmt: skip
+    axes.set_yticks(place, [_told(name, row) for name, row in comparison.iterrows()])
+    axes.set_ylim(count - 0.5, -0.5)
+    best = comparison.iloc[0]
+    axes.set_xlabel(f"log p(x) of {comparison.attrs['data']} held-out data, beside the best (nats)")
+    axes.set_title(f"{comparison.index[0]}: {best.elpd:.1f} ± {best.se:.1f} nats ({_by(comparison)})", fontsize=10)
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    if comparison.attrs["caution"]:
+        figure.suptitle(comparison.attrs["caution"], fontsize=9)
+    return figure
+
+
+def _by(comparison: pd.DataFrame) -> str:
+    return f"by {comparison.attrs['method']}"
+
+
+def _told(name: object, row: pd.Series) -> str:
+    return f"{name}\n({row.diag_elpd})" if row.diag_elpd else str(name)
+
+
+def bdmc(found: xr.Dataset) -> Figure:
+    """The bounds on log p(x) of each simulated datum, beside their middle, and their mean gap.
+
+    Args:
+        found: from :func:`pyro_vae.log_evidence` with ``method="bdmc"``.
+
+    Returns:
+        The figure: left both bounds of each datum, in the order of log p(x); right the gaps.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae(diagonal=True)
+        >>> x = torch.zeros(9, 5)
+        >>> _ = bdmc(pv.log_evidence(vae, x, method="bdmc", num_particles=4, temperatures=3, leapfrog=3))
+    """
+    ordered = found.isel(datum=np.argsort(found.log_evidence.values))
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    _brackets(left, ordered)
+    _gaps(right, (found.upper - found.lower).values)
+    settings = f"{found.attrs['temperatures']} temperatures, {found.attrs['num_particles']} chains per datum"
+    figure.suptitle(f"Bounds on log p(x) of simulated data: {settings}", fontsize=10)
+    return figure
+
+
+def _brackets(axes: Axes, ordered: xr.Dataset) -> None:
+    middle, place = ordered.log_evidence.values, np.arange(ordered.sizes["datum"])
+    axes.axhline(0, color=GREY, lw=1)
+    axes.axhspan(-CLOSE_ENOUGH / 2, CLOSE_ENOUGH / 2, color=GREY, alpha=0.2, label=f"a gap of {CLOSE_ENOUGH:g} nats")
+    for name, colour, marker, aside in (("upper", ORANGE, "v", 0.15), ("lower", BLUE, "^", -0.15)):
+        axes.errorbar(
+            place + aside, ordered[name].values - middle, yerr=2 * ordered[f"{name}_mcse"].values, fmt=marker,
+            color=colour, ms=4, lw=0.8, label=f"{name} bound ± 2 standard errors",
+        )  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -CLOSE_ENOUGH), max(high, CLOSE_ENOUGH))  # rounding is nothing to look at
+    axes.set(xlabel="datum, in the order of log p(x)", ylabel="bound − middle of the two (nats)")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axes.grid(alpha=0.3, axis="y")
+
+
+def _gaps(axes: Axes, gap: np.ndarray) -> None:
+    ends = min(gap.min(), -CLOSE_ENOUGH), max(gap.max(), 2 * CLOSE_ENOUGH)
+    axes.hist(gap, bins=25, range=ends, color=BLUE, alpha=0.7)
+    axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {gap.mean():.2g} nats")
+    axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"mean fine below {CLOSE_ENOUGH:g}")
+    axes.set(xlabel="upper − lower bound (nats)", ylabel="number of data")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)

@@ -1,0 +1,262 @@
+"""Models compared by held-out evidence: against differences by hand; data that were trained on are refused."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from checks import linear_gaussian, small_vae, z_score
+
+import pyro_vae as pv
+from pyro_vae._hashes import Trained, data_hash, refuse_trained_on, row_hashes
+from pyro_vae.data import Data, Rows
+from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.evidence import judge_models
+from pyro_vae.evidence.compare import stacking_weights
+from pyro_vae.exact import LinearGaussian
+
+quiet_fit = partial(pv.fit, progress=False, device="cpu", epochs=1)
+RIGHT = linear_gaussian()
+WRONG = LinearGaussian(RIGHT.weight, RIGHT.bias, RIGHT.scale * 1.2)
+
+
+@pytest.fixture(scope="module")
+def x():
+    torch.manual_seed(1)
+    return RIGHT.sample(400)
+
+
+@pytest.fixture(scope="module")
+def table(x):
+    return pv.compare_models({"wrong": WRONG.as_vae(), "right": RIGHT.as_vae()}, x)
+
+
+def test_every_number_is_that_by_hand(table, x):
+    right, wrong = RIGHT.log_marginal(x).numpy(), WRONG.log_marginal(x).numpy()
+    apart = wrong - right
+    assert table.index.tolist() == ["right", "wrong"], "the truth wins"
+    assert table["rank"].tolist() == [0, 1]
+    assert table.elpd.tolist() == pytest.approx([right.sum(), wrong.sum()], rel=1e-12)
+    assert table.se.tolist() == pytest.approx([20 * right.std(ddof=1), 20 * wrong.std(ddof=1)], rel=1e-9)
+    assert table.elpd_diff.tolist() == pytest.approx([0, apart.sum()], abs=1e-8)
+    assert table.dse.tolist() == pytest.approx([0, 20 * apart.std(ddof=1)], rel=1e-9)
+    assert table.dse["wrong"] < table.se["wrong"] / 2, "pairing is what makes it sharp"
+    assert table.mcse.max() < 1e-9
+    assert table.p_worse["wrong"] > 1 - 1e-6
+    assert np.isnan(table.p_worse["right"])
+    assert not table.warning.any()
+    assert judge_models(table).level == "fine"
+
+
+def test_it_has_the_shape_of_arvizs_comparison(table):
+    from pyro_vae._arviz import az
+
+    draws = {name: pv.to_datatree(one.as_vae(), RIGHT.sample(150), draws=50) for name, one in MODELS.items()}
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what LOO warns here is the reason that it is not used
+        theirs = az.compare(draws)
+    shared = {"rank", "elpd", "elpd_diff", "weight", "se", "dse", "warning"}
+    assert set(theirs.columns) & shared <= set(table.columns)
+    assert {"rank", "elpd", "elpd_diff", "weight", "se", "dse"} <= set(theirs.columns)
+    assert az.plot_compare(table, backend="none") is not None
+
+
+MODELS = {"right": RIGHT, "wrong": WRONG}
+
+
+def test_psis_loo_of_the_same_models_is_far_from_their_elpd(x):
+    """Why it is not what is reported: it is of the data given their own latents."""
+    import warnings
+
+    from pyro_vae._arviz import az
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loo = az.loo(pv.to_datatree(RIGHT.as_vae(), x, draws=1000), pointwise=True)
+    truth = RIGHT.log_marginal(x).sum().item()
+    error = np.sqrt(400) * (loo.elpd_i.values.flatten() - RIGHT.log_marginal(x).numpy()).std(ddof=1)
+    assert abs(loo.elpd - truth) > 5 * error
+
+
+def test_ties_are_told_as_ties(x):
+    """Once exactly, and once where the difference is noise: held out from halfway between the two models."""
+    same = pv.compare_models({"a": RIGHT.as_vae(), "b": RIGHT.as_vae()}, x)
+    assert same.elpd_diff.tolist() == [0, 0]
+    assert same.weight.tolist() == [0.5, 0.5]
+    assert same.diag_diff["b"].startswith("tied")
+    assert judge_models(same).level == "doubtful"
+    near = LinearGaussian(RIGHT.weight, RIGHT.bias + 0.01, RIGHT.scale)
+    close = pv.compare_models({"a": RIGHT.as_vae(), "b": near.as_vae()}, x)
+    assert 0 < -close.elpd_diff.iloc[1] < 2 * close.dse.iloc[1]
+    assert "tied" in close.diag_diff.iloc[1]
+    assert "not told apart" in judge_models(close).why
+
+
+def test_monte_carlo_errors_have_columns_of_their_own(x):
+    few = pv.compare_models({"a": RIGHT.as_vae(diagonal=True), "b": WRONG.as_vae()}, x, num_particles=20)
+    found = pv.log_evidence(RIGHT.as_vae(diagonal=True), x, num_particles=20)
+    own = float((found.mcse**2).sum()) ** 0.5
+    assert few.mcse["a"] == pytest.approx(own, rel=1e-9)
+    assert few.mc_bias["a"] == pytest.approx(-(own**2) / 2, rel=1e-9)
+    assert few.diff_mcse.iloc[1] == pytest.approx(own, rel=1e-6), "the other has none"
+
+
+def test_the_bias_that_is_stated_is_the_bias(x):
+    """By 40 estimates with few particles, whose bias is above the error of a single one."""
+    exact, found = RIGHT.log_marginal(x).sum().item(), []
+    for seed in range(40):
+        one = {"a": RIGHT.as_vae(diagonal=True), "b": RIGHT.as_vae()}
+        row = pv.compare_models(one, x, num_particles=8, seed=seed).loc["a"]
+        found.append((row.elpd - exact, row.mc_bias))
+    off, stated = torch.tensor(found).double().T
+    assert z_score(off, 0.0) < -5
+    assert abs(z_score(off - stated, 0.0)) < 5
+    assert stated.mean() == pytest.approx(off.mean().item(), rel=0.3)
+
+
+def test_the_bias_of_a_bad_guide_is_warned_of(x):
+    narrow = RIGHT.as_vae(diagonal=True)
+    with torch.no_grad():
+        narrow.encoder.net.bias[2:] -= 1.5
+    table = pv.compare_models({"narrow": narrow, "wrong": WRONG.as_vae()}, x, num_particles=10)
+    assert table.warning["narrow"]
+    assert not table.warning["wrong"]
+    assert judge_models(table).level == "doubtful"
+    smooth = pv.compare_models({"narrow": narrow, "wrong": WRONG.as_vae()}, x, method="psis", num_particles=200)
+    assert "k̂ > 0.7" in smooth.diag_elpd["narrow"]
+    assert smooth.diag_elpd["wrong"] == ""
+
+
+def test_estimates_made_before_are_taken(x):
+    vaes = {name: model.as_vae() for name, model in MODELS.items()}
+    found = {name: pv.log_evidence(vae, x) for name, vae in vaes.items()}
+    mixed = {"right": found["right"], "wrong": vaes["wrong"]}
+    numbers = ["elpd", "elpd_diff", "dse"]
+    expected = pv.compare_models(vaes, x)[numbers]
+    for given in (found, mixed):
+        assert pv.compare_models(given, x)[numbers].equals(expected)
+    with pytest.raises(DataError, match="the evidence of 'right' is of other data than x_test"):
+        pv.compare_models(found, x[:100])
+    simulated = pv.log_evidence(vaes["right"], x, method="bdmc", temperatures=1, num_particles=2)
+    with pytest.raises(DataError, match="simulated from it"):
+        pv.compare_models(found | {"right": simulated}, x)
+
+
+def test_the_weights_are_those_of_the_best_mixture():
+    """Against a grid, where half of the data are of each model."""
+    each = np.log([[0.6, 0.1, 0.5, 0.2], [0.1, 0.5, 0.2, 0.4]])
+    grid = np.linspace(0, 1, 100_001)
+    score = np.log(np.exp(each[0])[:, None] * grid + np.exp(each[1])[:, None] * (1 - grid)).sum(0)
+    assert stacking_weights(each)[0] == pytest.approx(grid[score.argmax()], abs=1e-4)
+
+
+# --- Data that were trained on ---
+
+
+def test_held_out_data_that_were_trained_on_are_refused():
+    x = torch.randn(300, 6)
+    vae, other = small_vae(), small_vae(seed=1)
+    history = quiet_fit(vae, x[:200]).history
+    assert history.attrs["data_hash"] == data_hash(row_hashes(Rows(x[:200])))
+    pv.compare_models({"a": vae, "b": other}, x[200:], num_particles=2)
+    for held_out in (x[:200], x[190:], x[:200].flip(0), x[:200].double().numpy(), x[199:201]):
+        with pytest.raises(DataError, match=r"x_test was trained on: .* are training data of 'a'; give rows") as caught:
+            pv.compare_models({"b": other, "a": vae}, held_out, num_particles=2)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"10 of its 110 rows, the first of them row 0 \(counted from 0\)"):
+        pv.compare_models({"b": other, "a": vae}, x[190:], num_particles=2)
+
+
+def test_what_was_trained_on_goes_along_with_copies_and_adds_up():
+    import copy
+
+    x = torch.randn(90, 6)
+    vae = small_vae()
+    quiet_fit(vae, x[:30])
+    twin = copy.deepcopy(vae)
+    quiet_fit(twin, x[30:60])
+    assert len(vae.trained_on.rows) == 30
+    assert len(twin.trained_on.rows) == 60
+    for part in (x[:30], x[30:60]):
+        with pytest.raises(DataError, match="trained on"):
+            refuse_trained_on(twin, row_hashes(Rows(part)), name="twin")
+    refuse_trained_on(twin, row_hashes(Rows(x[60:])), name="twin")
+    assert "trained_on" not in vae.state_dict()
+    assert small_vae().trained_on is None
+
+
+def test_rows_that_meet_by_chance_pass():
+    """Five binary features have 32 values: all of the held-out rows lie among the training rows."""
+    x = (torch.rand(400, 5) < 0.5).float()
+    vae = small_vae()
+    vae.trained_on = Trained.on(row_hashes(Rows(x[:300])))
+    assert vae.trained_on.twins > 0.99
+    refuse_trained_on(vae, row_hashes(Rows(x[300:])), name="vae")
+    with pytest.raises(DataError):
+        refuse_trained_on(vae, row_hashes(Rows(x[:300])), name="vae")
+    some = torch.cat([torch.randn(250, 5), x[:20]])
+    vae.trained_on = Trained.on(row_hashes(Rows(some)))
+    assert 0 < vae.trained_on.twins < 0.1
+    with pytest.raises(DataError, match="50 of its 60"):
+        refuse_trained_on(vae, row_hashes(Rows(torch.cat([some[:50], torch.randn(10, 5)]))), name="vae")
+
+
+def test_a_context_is_part_of_the_row():
+    x, context = torch.zeros(5, 3), torch.arange(10.0).reshape(5, 2)
+    first, second = row_hashes(Rows(x, context)), row_hashes(Rows(x, context + 100))
+    assert len(np.unique(first)) == 5
+    assert not np.isin(first, second).any()
+
+
+# --- Refusals ---
+
+VAE = RIGHT.as_vae()
+MISTAKES = {
+    "one model": (lambda x: pv.compare_models({"a": VAE}, x), SettingsError, "at least two models"),
+    "no names": (lambda x: pv.compare_models([VAE, VAE], x), SettingsError, "at least two models"),
+    "one datum": (lambda x: pv.compare_models({"a": VAE, "b": VAE}, x[:1]), DataError, "x_test holds 1 datum"),
+    "another width": (lambda x: pv.compare_models({"a": VAE, "b": VAE}, x[:, :4]), ModelError, "4"),
+    "simulated data": (
+        lambda x: pv.compare_models({"a": VAE, "b": VAE}, x, method="bdmc"),
+        SettingsError,
+        "method is 'bdmc'; it must be iw, psis or ais",
+    ),
+    "no model": (lambda x: pv.compare_models({"a": VAE, "b": 3}, x), SettingsError, r"models\['b'\] is a int"),
+    "no evidence": (
+        lambda x: pv.compare_models({"a": VAE, "b": pv.fit(small_vae(5), x, epochs=1, progress=False).history}, x),
+        SettingsError,
+        "holds no log_evidence",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused_in_one_sentence(mistake, x):
+    call, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message) as caught:
+        call(x)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_of_different_kinds_are_not_to_be_compared():
+    counts = torch.randint(0, 5, (50, 6)).float()
+    poisson = small_vae()
+    poisson.decoder = pv.likelihoods.Poisson(pv.nn.mlp(3, [8], 6)).double()
+    table = pv.compare_models({"density": small_vae(), "probability": poisson}, counts, num_particles=10)
+    assert table.kind.to_dict() == {"density": "density", "probability": "probability"}
+    assert "not in the same units" in table.attrs["caution"]
+    assert judge_models(table).level == "bad"
+
+
+def test_data_with_missing_values_are_compared():
+    x = RIGHT.sample(60)
+    mask = torch.tensor([True, True, False, True, False]).expand(60, 5)
+    part = [LinearGaussian(m.weight[mask[0]], m.bias[mask[0]], m.scale) for m in (RIGHT, WRONG)]
+    exact = [one.log_marginal(x[:, mask[0]]) for one in part]
+    vaes = {"right": RIGHT.as_vae(), "wrong": WRONG.as_vae()}
+    table = pv.compare_models(vaes, Data(x, mask=mask), method="ais", num_particles=30, leapfrog=4)
+    assert abs(table.elpd["right"] - exact[0].sum().item()) < 5 * table.mcse["right"]
+    apart = (exact[1] - exact[0]).sum().item()
+    assert abs(table.elpd["wrong"] - table.elpd["right"] - apart) < 5 * table.diff_mcse.max()
