@@ -17,6 +17,7 @@ from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.diagnose import Finding
 from pyro_vae.elbo import log_weights
+from pyro_vae.evidence import judge_evidence, log_evidence
 from pyro_vae.predict import to_datatree
 from pyro_vae.rows import Rows, rows_for
 
@@ -40,6 +41,7 @@ LEAPFROGS, GRADIENT = 8, 3e-3
 
 ABOUT = {
     "khat": "Importance weights of q",
+    "evidence": "The evidence of held-out data",
     "sbc": "Calibration by simulation",
     "predictive_check": "Posterior predictive",
     "prior_check": "New data sets of the model",
@@ -82,6 +84,7 @@ class Checked:
 
 JUDGES: dict[str, Callable[[xr.Dataset], Finding]] = {
     "khat": diagnose.judge_khat,
+    "evidence": judge_evidence,
     "sbc": diagnose.judge_sbc,
     "predictive_check": diagnose.judge_predictive_check,
     "prior_check": diagnose.judge_predictive_check,
@@ -170,6 +173,11 @@ def _steps(vae: VAE, x: Any, rows: Rows, history: xr.Dataset | None, gold: int, 
     nuts = partial(diagnose.nuts, vae, x, data=gold, chains=CHAINS, warmup=WARMUP, draws=DRAWS, seed=seed)
     steps = [
         Step("khat", partial(diagnose.khat, vae, x, num_particles=PARTICLES, seed=seed), of_all * PARTICLES),
+        Step(
+            "evidence",
+            partial(log_evidence, vae, x, method="psis", num_particles=PARTICLES, seed=seed),
+            of_all * PARTICLES,
+        ),
         Step("sbc", sbc, one * SIMULATIONS * 200),
         Step("predictive_check", partial(diagnose.predictive_check, vae, x, draws=5 * draws, seed=seed), replicated),
         Step("prior_check", partial(diagnose.prior_check, vae, x, draws=5 * draws, seed=seed), replicated),
@@ -301,6 +309,8 @@ def _figures(
         }
     if name in ("predictive_check", "prior_check"):
         return {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check(found)}
+    if name == "evidence":
+        return {}
     captions = {
         "collapse": "The KL of each latent, and the parts of the mean KL.",
         "converged": "The ELBO along the training, and its trend at the end.",

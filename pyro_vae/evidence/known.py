@@ -53,7 +53,7 @@ def _oracle(vae: Any, rows: Rows) -> tuple[float, float, str]:
         return nothing
     try:
         return float(LinearGaussian.of(vae).log_marginal(rows.x).mean()), 0.0, "linear-Gaussian"
-    except ModelError:
+    except (ModelError, SettingsError):  # a scale per feature is not its model
         pass
     try:
         return float(quadrature_log_marginal(vae, rows.x).mean()), 0.0, "quadrature"

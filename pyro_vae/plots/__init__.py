@@ -5,6 +5,7 @@ The figures are made without ``pyplot``, so nothing global is touched and no win
 
 from pyro_vae.plots.calibration import coverage, predictive_check, sbc
 from pyro_vae.plots.comparison import compare, elbos_by_datum
+from pyro_vae.plots.evidence import bdmc, models
 from pyro_vae.plots.gaps import converged, gaps, nuts
 from pyro_vae.plots.guide import collapse, khat
 from pyro_vae.plots.pictures import history, latent_space, prior_samples, reconstructions
