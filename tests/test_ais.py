@@ -3,6 +3,8 @@
 import itertools
 from functools import partial
 
+import members
+import numpy as np
 import pytest
 import torch
 from checks import linear_gaussian, z_score
@@ -241,6 +243,33 @@ def test_a_move_to_where_the_decoder_is_not_finite_is_not_taken():
         wild, chance = moved(path, start, 1.0, torch.full((4,), 1e200, dtype=torch.float64), torch.ones(4, 2), 3)
     assert torch.equal(wild.z, start.z)
     assert (chance == 0).all()
+
+
+PARTS = {
+    "prior": {name: make for name, make in members.PRIORS.items() if name != "ContextNormal"},
+    "decoder": members.LIKELIHOODS,
+    "encoder": members.POSTERIORS,
+}
+
+
+@pytest.mark.parametrize(("role", "name"), [(role, name) for role, table in PARTS.items() for name in table])
+def test_every_member_is_annealed(role, name):
+    """Its evidence is that of many importance weights."""
+    torch.manual_seed(0)
+    parts = {
+        "prior": pv.priors.StandardNormal(3),
+        "decoder": pv.likelihoods.Normal(pv.nn.mlp(3, [8], 6)),
+        "encoder": pv.posteriors.DiagNormal(pv.nn.mlp(6, [8], 6)),
+    }
+    vae = pv.VAE(**parts).double()
+    setattr(vae, role, members.make(PARTS[role][name]))
+    x = vae.decoder(vae.prior().sample((8,))).sample()
+    found = pv.log_evidence(vae, x, method="ais", temperatures=8, num_particles=20, leapfrog=3)
+    many = pv.log_evidence(vae, x, num_particles=20_000)
+    apart = (found.log_evidence - many.log_evidence) / np.hypot(found.mcse, many.mcse)
+    assert abs(apart).max() < 6
+    assert found.mcse.mean() < 0.5, "power"
+    assert found.acceptance.min() > 0.4
 
 
 # --- Digits ---
