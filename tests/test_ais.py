@@ -11,6 +11,7 @@ from checks import linear_gaussian, z_score
 from test_digits_exactly import trained
 
 import pyro_vae as pv
+from pyro_vae import plots
 from pyro_vae.data import Rows
 from pyro_vae.evidence import annealed, bidirectional, judge_evidence
 from pyro_vae.evidence.annealed import PILOT_CHAINS, Path, along, moved, places, still, temperature, tuned
@@ -172,6 +173,18 @@ def test_chains_from_above_come_apart():
     for off, name in (lower, "lower_mcse"), (upper, "upper_mcse"):
         relative = off / torch.as_tensor(found[name].values)
         assert 0.7 < relative.std() < 1.5
+
+
+def test_the_figure_shows_both_bounds_of_each_datum():
+    _, found = bounds(far(), 5, data=9, num_particles=4, leapfrog=3)
+    left, right = plots.bdmc(found).axes
+    order = np.argsort(found.log_evidence.values)
+    for drawn, name in zip(left.containers, ("upper", "lower"), strict=True):
+        expected = (found[name] - found.log_evidence).values[order]
+        assert drawn.lines[0].get_ydata() == pytest.approx(expected)
+    assert sum(bar.get_height() for bar in right.patches) == 9
+    assert "nats" in left.get_ylabel()
+    assert "nats" in right.get_xlabel()
 
 
 def test_inverse_weights_from_above_are_unbiased():

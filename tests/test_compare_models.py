@@ -8,6 +8,7 @@ import torch
 from checks import linear_gaussian, small_vae, z_score
 
 import pyro_vae as pv
+from pyro_vae import plots
 from pyro_vae._hashes import Trained, data_hash, refuse_trained_on, row_hashes
 from pyro_vae.data import Data, Rows
 from pyro_vae.errors import DataError, ModelError, SettingsError
@@ -276,3 +277,14 @@ def test_data_with_missing_values_are_compared():
     assert abs(table.elpd["right"] - exact[0].sum().item()) < 5 * table.mcse["right"]
     apart = (exact[1] - exact[0]).sum().item()
     assert abs(table.elpd["wrong"] - table.elpd["right"] - apart) < 5 * table.diff_mcse.max()
+
+
+def test_the_figure_shows_the_differences_and_their_errors(table):
+    axes = plots.models(table).axes[0]
+    drawn = axes.containers[0]
+    line, _, (bars,) = drawn.lines
+    assert line.get_xdata().tolist() == table.elpd_diff.tolist()
+    ends = bars.get_segments()[1][:, 0]
+    assert ends.tolist() == pytest.approx([table.elpd_diff.iloc[1] + s * 2 * table.dse.iloc[1] for s in (-1, 1)])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["right", "wrong"]
+    assert "nats" in axes.get_xlabel()
