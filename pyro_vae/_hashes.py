@@ -1,6 +1,8 @@
 """Data by their hashes: whether two sets are the same, and which rows a VAE was trained on."""
 
+import base64
 import hashlib
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,6 +82,31 @@ class Trained:
         if before is None:
             return cls(rows, twins, whole)
         return cls(np.union1d(rows, before.rows), max(twins, before.twins), whole | before.whole)
+
+    def as_text(self) -> str:
+        """To be written beside the weights.
+
+        Example:
+            >>> known = Trained.on(row_hashes(Rows(torch.zeros(1, 2))))
+            >>> Trained.from_text(known.as_text()).whole == known.whole
+            True
+        """
+        rows = base64.b64encode(self.rows.astype("<u8").tobytes()).decode()
+        return json.dumps({"rows": rows, "twins": self.twins, "whole": sorted(self.whole)})
+
+    @classmethod
+    def from_text(cls, text: str) -> "Trained":
+        """What :meth:`as_text` wrote.
+
+        Raises:
+            DataError: if it did not.
+        """
+        try:
+            known = json.loads(text)
+            rows = np.frombuffer(base64.b64decode(known["rows"]), dtype="<u8").astype(np.uint64)
+            return cls(rows, float(known["twins"]), frozenset(known["whole"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"what the weights were trained on cannot be read ({error}); copy the run again") from error
 
 
 def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str = "x_test") -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 from rich.console import Console
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from pyro_vae._hashes import Trained
 from pyro_vae.core import VAE
 from pyro_vae.errors import DataError, OutputError
+
+TRAINED_ON = "trained_on"
+"""Where the hashes stand in the file of the weights."""
 
 
 class RunFolder:
@@ -88,15 +92,15 @@ class RunFolder:
             figure.savefig(path, format="png", dpi=130)
 
     def weights(self, name: str, vae: VAE) -> None:
-        """Write the weights, as safetensors."""
+        """Write the weights, as safetensors, and hashes of what they were trained on."""
         # Copies, since the format has no way to say that two names share a tensor.
         weights = {key: value.detach().clone().contiguous() for key, value in vae.state_dict().items()}
         with self.file(name) as path:
-            save_file(weights, path)
+            save_file(weights, path, metadata={TRAINED_ON: vae.trained_on.as_text()} if vae.trained_on else None)
 
 
 def load_weights(vae: VAE, path: str | Path) -> None:
-    """Fill a VAE with weights that :class:`RunFolder` wrote.
+    """Fill a VAE with weights that :class:`RunFolder` wrote, and with what they were trained on.
 
     Args:
         vae: of the same architecture.
@@ -116,7 +120,10 @@ def load_weights(vae: VAE, path: str | Path) -> None:
         weights = load_file(path)
         if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
             raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
+        with safe_open(path, framework="pt") as file:
+            known = (file.metadata() or {}).get(TRAINED_ON)
         vae.load_state_dict(weights)
+        vae.trained_on = Trained.from_text(known) if known else None
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: the weights cannot be read ({error}); copy the run again") from error
     except RuntimeError as error:

@@ -97,7 +97,8 @@ def fit(
     at most 2048 training data and on the validation data, with the same random numbers each time,
     apart from those of training: watching changes nothing. Same seed, same machine, same versions:
     the same numbers. Ctrl-C ends after the step under way, and what was learnt is kept. One process
-    trains one VAE at a time: Pyro's handlers are not made for threads.
+    trains one VAE at a time: Pyro's handlers are not made for threads. Hashes of the rows stay on the VAE
+    (``vae.trained_on``), so that :func:`pyro_vae.compare_models` can refuse them as held-out data.
 
     Args:
         vae: trained in place, and moved to ``device``.

@@ -3,12 +3,15 @@
 import itertools
 from functools import partial
 
+import members
+import numpy as np
 import pytest
 import torch
 from checks import linear_gaussian, z_score
 from test_digits_exactly import trained
 
 import pyro_vae as pv
+from pyro_vae import plots
 from pyro_vae.data import Rows
 from pyro_vae.evidence import annealed, bidirectional, judge_evidence
 from pyro_vae.evidence.annealed import PILOT_CHAINS, Path, along, moved, places, still, temperature, tuned
@@ -172,6 +175,18 @@ def test_chains_from_above_come_apart():
         assert 0.7 < relative.std() < 1.5
 
 
+def test_the_figure_shows_both_bounds_of_each_datum():
+    _, found = bounds(far(), 5, data=9, num_particles=4, leapfrog=3)
+    left, right = plots.bdmc(found).axes
+    order = np.argsort(found.log_evidence.values)
+    for drawn, name in zip(left.containers, ("upper", "lower"), strict=True):
+        expected = (found[name] - found.log_evidence).values[order]
+        assert drawn.lines[0].get_ydata() == pytest.approx(expected)
+    assert sum(bar.get_height() for bar in right.patches) == 9
+    assert "nats" in left.get_ylabel()
+    assert "nats" in right.get_xlabel()
+
+
 def test_inverse_weights_from_above_are_unbiased():
     """E[p / w] = 1 for chains that start at the exact draw."""
     torch.manual_seed(0)
@@ -241,6 +256,33 @@ def test_a_move_to_where_the_decoder_is_not_finite_is_not_taken():
         wild, chance = moved(path, start, 1.0, torch.full((4,), 1e200, dtype=torch.float64), torch.ones(4, 2), 3)
     assert torch.equal(wild.z, start.z)
     assert (chance == 0).all()
+
+
+PARTS = {
+    "prior": {name: make for name, make in members.PRIORS.items() if name != "ContextNormal"},
+    "decoder": members.LIKELIHOODS,
+    "encoder": members.POSTERIORS,
+}
+
+
+@pytest.mark.parametrize(("role", "name"), [(role, name) for role, table in PARTS.items() for name in table])
+def test_every_member_is_annealed(role, name):
+    """Its evidence is that of many importance weights."""
+    torch.manual_seed(0)
+    parts = {
+        "prior": pv.priors.StandardNormal(3),
+        "decoder": pv.likelihoods.Normal(pv.nn.mlp(3, [8], 6)),
+        "encoder": pv.posteriors.DiagNormal(pv.nn.mlp(6, [8], 6)),
+    }
+    vae = pv.VAE(**parts).double()
+    setattr(vae, role, members.make(PARTS[role][name]))
+    x = vae.decoder(vae.prior().sample((8,))).sample()
+    found = pv.log_evidence(vae, x, method="ais", temperatures=8, num_particles=20, leapfrog=3)
+    many = pv.log_evidence(vae, x, num_particles=20_000)
+    apart = (found.log_evidence - many.log_evidence) / np.hypot(found.mcse, many.mcse)
+    assert abs(apart).max() < 6
+    assert found.mcse.mean() < 0.5, "power"
+    assert found.acceptance.min() > 0.4
 
 
 # --- Digits ---

@@ -91,9 +91,9 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         own = log_weights[:, varied]
         normalised, shape = psis(own)
         tail = torch.as_tensor(np.ascontiguousarray(normalised.T)).to(own)
-        middle = len(own) // 2
-        # Smoothing keeps ranks and moves only the upper tail, so the middle tells what normalising took away.
-        taken = own.sort(0).values[middle] - tail.sort(0).values[middle]
+        below = len(own) - len(own) // 5 - 1
+        # Smoothing keeps ranks and moves only the upper tail; what lies below it tells what normalising took away.
+        taken = own.sort(0).values[below] - tail.sort(0).values[below]
         result[:, varied], khat[varied] = tail + taken, torch.as_tensor(shape).to(own)
     return result, khat
 
