@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE
 
@@ -128,6 +129,10 @@ def _signal(axes: Axes, table: xr.Dataset, group: str) -> None:
     axes.set_title(f"{group}, K grows along the lines (numbers: slope)", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.15)
+    for axis in axes.xaxis, axes.yaxis:  # plain numbers, few enough to stand side by side
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     _label(axes, ends)
 
 
