@@ -4,3 +4,4 @@ import os
 
 os.environ["PYRO_VAE_QUICK"] = "1"  # the kernels inherit both
 os.environ["PYTHONWARNINGS"] = "error::UserWarning,error::FutureWarning,error::RuntimeWarning"
+collect_ignore = ["conftest.py"]  # for doctests: there is another conftest.py beside the tests

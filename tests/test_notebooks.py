@@ -59,6 +59,7 @@ def test_planted_an_error_and_a_warning_fail_the_test_run(tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 class TestEach:
     def test_it_was_run_from_top_to_bottom(self, path):
+        nbformat.validate(nbformat.read(path, nbformat.NO_CONVERT))
         counts = [cell["execution_count"] for cell in cells(path, "code")]
         assert counts == list(range(1, len(counts) + 1))
         assert len(pictures(path)) >= 3
