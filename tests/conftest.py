@@ -11,6 +11,9 @@ import zuko  # noqa: F401
 # Importing zuko switches the validation of all distributions off; tests want it as torch has it.
 torch.distributions.Distribution.set_default_validate_args(True)
 
+# For doctests, which would take this file and the notebooks' conftest.py for one module.
+collect_ignore = ["conftest.py"]
+
 # MNIST lies beside a developer's checkout, not in the project.
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 
