@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_vae.core import Distribution, distribution, evaluating
 from pyro_vae.errors import ModelError, PyroVAEError
@@ -34,12 +35,53 @@ def check(vae: "VAE", x: Tensor, context: Tensor | None) -> None:
                 f"the encoder gives latents of shape {tuple(q.event_shape)}, "
                 f"the prior has shape {tuple(p.event_shape)}; make them equal"
             )
+        refuse_other_support(p, q)
         likelihood = called("decoder", vae.decoder, drawn("encoder", q), *given)
     if likelihood.event_shape != x.shape[1:]:
         raise ModelError(
             f"the decoder describes data of shape {tuple(likelihood.event_shape)}, "
             f"a row of the data has shape {tuple(x.shape[1:])}; make them equal"
         )
+
+
+BOUNDED = (
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.interval,
+    constraints.half_open_interval,
+    constraints.less_than,
+)
+
+
+def refuse_other_support(p: Distribution, q: Distribution) -> None:
+    """Refuse a prior on part of the real line under a posterior on all of it: its ELBO is minus infinity.
+
+    Raises:
+        ModelError: naming both supports.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> refuse_other_support(dist.Exponential(1.0), dist.Normal(0.0, 1.0))
+        Traceback (most recent call last):
+        pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior only ...
+    """
+    of_prior = _support(p)
+    if isinstance(_support(q), type(constraints.real)) and isinstance(of_prior, BOUNDED):
+        raise ModelError(
+            f"the encoder gives latents on the whole real line, the prior only {of_prior}; "
+            "take a prior on the whole line, or a posterior on the prior's support"
+        )
+
+
+def _support(d: Distribution) -> Any:
+    """The constraint of each number, or None where a distribution does not tell."""
+    try:
+        support = d.support
+    except (AttributeError, NotImplementedError):
+        return None
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
 
 
 def called(role: str, part: nn.Module, *given: Tensor) -> Distribution:

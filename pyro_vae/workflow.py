@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pyro_vae._html import Section
 
-PILOT = 8
+PILOT = 32
 """Particles of the trial that says what an evaluation costs."""
 PARTICLES, SIMULATIONS = 1000, 500
 """Of each datum's importance weights, and of the calibration."""
@@ -192,10 +192,10 @@ def _steps(vae: VAE, x: Any, rows: Rows, history: xr.Dataset | None, gold: int, 
 
 @torch.no_grad()
 def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
-    """Of log p(x, z) - log q(z | x) for one datum and one z, among many; the better of two trials."""
+    """Of log p(x, z) - log q(z | x) for one datum and one z, among many; the best of five trials."""
     part, seconds = rows.take(slice(100)), []
     with seeded(seed, rows.x.device), evaluating(vae):
-        for _ in range(2):
+        for _ in range(5):
             started = time.perf_counter()
             float(log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum())
             seconds.append(time.perf_counter() - started)

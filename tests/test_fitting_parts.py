@@ -35,6 +35,21 @@ def with_part(**parts):
     return vae
 
 
+class Positive(nn.Module):
+    """A prior on positive latents."""
+
+    def forward(self):
+        return dist.Exponential(torch.ones(3).double()).to_event(1)
+
+
+def test_a_prior_on_half_the_line_is_refused_under_a_guide_on_all_of_it():
+    vae = with_part(prior=Positive())
+    with pytest.raises(ModelError, match="latents on the whole real line, the prior only GreaterThan"):
+        pv.fit(vae, X, epochs=1, progress=False, device="cpu")
+    with pytest.raises(ModelError, match="take a prior on the whole line, or a posterior on the prior's support"):
+        vae.check(X)
+
+
 def flow_of_another_context():
     return pv.posteriors.Flow(zuko.flows.MAF(3, context=5, transforms=1, hidden_features=[8]), net=nn.Linear(6, 4))
 
