@@ -12,12 +12,12 @@ import torch
 import xarray as xr
 
 import pyro_vae as pv
-from pyro_vae import workflow
+from pyro_vae import _checking, workflow
 from pyro_vae._checking import _history
 from pyro_vae._hashes import Trained, row_hashes
 from pyro_vae.cli import main
 from pyro_vae.data import Rows
-from pyro_vae.workflow import as_html, conclusion, findings
+from pyro_vae.workflow import Checked, _as_dataset, as_html, conclusion, findings
 
 SETTINGS = {"gold": 0, "draws": 60, "budget": 300}
 
@@ -213,3 +213,29 @@ def test_the_time_that_has_passed_is_taken_from_the_budget(monkeypatch):
     monkeypatch.setattr(workflow, "JUDGES", dict.fromkeys(workflow.JUDGES, lambda _: workflow.Finding("x", "fine", "")))
     found = set(pv.check(vae, x[:9], gold=0, draws=4, budget=10).children) & set(workflow.ABOUT)
     assert found == {"khat", "evidence"}
+
+
+def test_the_conclusion_names_what_is_bad_and_what_is_doubtful():
+    levels = {"khat": "bad", "sbc": "doubtful", "gaps": "fine"}
+    found = Checked(findings={name: workflow.Finding(f"the {name}", level, "x") for name, level in levels.items()})
+    tree = xr.DataTree.from_dict({"findings": _as_dataset(found, 0, 9)})
+    assert conclusion(tree) == "Verdict: of 3 questions 1 is fine; bad: the khat; doubtful: the sbc, by 9 data."
+
+
+def test_the_command_hands_on_what_it_is_given(tmp_path, monkeypatch):
+    """Rows, seed and budget, and the run's own history."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", linear().sample(80).float().numpy())
+    fit = ["fit", "--data", "x.npy", "--out", "run", "--epochs", "2", "--latent_dim", "2", "--hidden", "[4]"]
+    assert main([*fit, "--device", "cpu"]) == 0
+    given = {}
+
+    def noted(vae, x, **settings):
+        given.update(settings, rows=len(x.x))
+        raise pv.errors.DataError("enough")
+
+    monkeypatch.setattr(_checking, "check", noted)
+    assert main(["check", "run", "--budget", "3", "--rows", "7", "--seed", "5"]) == 2
+    assert {name: given[name] for name in ("rows", "seed", "budget")} == {"rows": 7, "seed": 5, "budget": 3.0}
+    assert given["history"].sizes["epoch"] == 2
+    assert not (tmp_path / "run" / "check").exists(), "nothing is left of it"
