@@ -11,7 +11,7 @@ from pyro_vae._numbers import above_zero, whole
 from pyro_vae._training import trained_run
 from pyro_vae.errors import DataError
 from pyro_vae.runs import RunFolder, first_free
-from pyro_vae.workflow import as_html, check
+from pyro_vae.workflow import as_html, check, is_history
 
 
 def run_check(settings: Namespace) -> int:
@@ -38,6 +38,9 @@ def _history(folder: Path) -> xr.Dataset | None:
         return None
     try:
         with xr.open_dataset(path, engine="h5netcdf") as history:
-            return history.load()
+            found = history.load()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: the history cannot be read ({error}); copy the run again") from error
+    if not is_history(found):
+        raise DataError(f"{path}: not the history of a run, as it holds no ELBO by epoch; copy the run again")
+    return found

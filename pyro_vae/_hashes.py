@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def row_hashes(rows: Rows) -> np.ndarray:
-    """A hash of each row and its context, in single precision, so that a copy in double is the same row.
+    """A hash of each row, its mask and its context, in single precision, so that a copy in double is the same row.
 
     Args:
-        rows: data, 0 where missing.
+        rows: data; what is missing may hold anything, and is no 0.
 
     Returns:
         64 bits each, shape ``(datum,)``.
@@ -31,7 +31,8 @@ def row_hashes(rows: Rows) -> np.ndarray:
         >>> bool(one == again), bool(one == other)
         (True, False)
     """
-    parts = [rows.x.flatten(1)] + ([] if rows.context is None else [rows.context])
+    x = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
+    parts = [x.flatten(1)] + ([] if rows.context is None else [rows.context])
     table = torch.cat([part.detach().cpu().float() for part in parts], 1).numpy() + np.float32(0)  # no minus 0
     digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in np.ascontiguousarray(table))
     return np.frombuffer(digests, dtype=np.uint64)
@@ -109,13 +110,37 @@ class Trained:
             raise DataError(f"what the weights were trained on cannot be read ({error}); copy the run again") from error
 
 
-def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str = "x_test") -> None:
-    """Refuse data of which more rows were trained on than chance has it.
+def trained_on(vae: "VAE", hashes: np.ndarray) -> str:
+    """Which rows were trained on, in words, where there are more of them than chance has it; else nothing.
 
     Rows of a few countable values meet by chance: as often as training data meet each other.
 
     Args:
         vae: a VAE; :func:`pyro_vae.fit` leaves on it what it was trained on.
+        hashes: of the data, from :func:`row_hashes`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
+        >>> vae.trained_on = Trained.on(row_hashes(Rows(torch.zeros(1, 4))))
+        >>> trained_on(vae, row_hashes(Rows(torch.zeros(1, 4))))
+        '1 of its 1 rows, the first of them row 0 (counted from 0)'
+    """
+    if (known := getattr(vae, "trained_on", None)) is None:
+        return ""
+    met = np.isin(hashes, known.rows)
+    count, n = int(met.sum()), len(met)
+    by_chance = n * known.twins + 5 * math.sqrt(n * known.twins * (1 - known.twins))
+    if count <= by_chance and data_hash(hashes) not in known.whole:
+        return ""
+    return f"{count} of its {n} rows, the first of them row {int(met.argmax())} (counted from 0)"
+
+
+def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str = "x_test") -> None:
+    """Refuse data of which more rows were trained on than chance has it, as :func:`trained_on` says.
+
+    Args:
+        vae: a VAE.
         hashes: of the data, from :func:`row_hashes`.
         name: what to call the VAE.
         source: what to call the data.
@@ -128,13 +153,5 @@ def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str 
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> refuse_trained_on(vae, row_hashes(Rows(torch.zeros(3, 4))), name="vae")
     """
-    if (known := getattr(vae, "trained_on", None)) is None:
-        return
-    met = np.isin(hashes, known.rows)
-    count, n = int(met.sum()), len(met)
-    by_chance = n * known.twins + 5 * math.sqrt(n * known.twins * (1 - known.twins))
-    if count > by_chance or data_hash(hashes) in known.whole:
-        raise DataError(
-            f"{source} was trained on: {count} of its {n} rows, the first of them row {int(met.argmax())} (counted "
-            f"from 0), are training data of {name!r}; give rows that were held out"
-        )
+    if told := trained_on(vae, hashes):
+        raise DataError(f"{source} was trained on: {told}, are training data of {name!r}; give rows that were held out")

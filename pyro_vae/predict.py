@@ -222,6 +222,8 @@ LABELLED = ("datum", "feature", "latent")
 def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """The labels asked for, seen to be as many as there are things to label."""
     sizes = {**groups["posterior"].sizes, **groups["observed_data"].sizes}
+    if coords is not None and not isinstance(coords, Mapping):
+        raise SettingsError(f"coords is a {type(coords).__name__}; give {{dimension: its labels}}")
     columns = x.columns if isinstance(x, Data) else None
     own = {"feature": columns} if columns is not None and len(columns) == sizes["feature"] else {}
     labels = {**own, **(coords or {})}

@@ -12,11 +12,13 @@ from rich.console import Console
 
 from pyro_vae import diagnose
 from pyro_vae.__about__ import versions
+from pyro_vae._hashes import row_hashes, trained_on
 from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.diagnose import Finding
 from pyro_vae.elbo import log_weights
+from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence import judge_evidence, log_evidence
 from pyro_vae.predict import to_datatree
 from pyro_vae.rows import Rows, rows_for
@@ -36,6 +38,8 @@ EPOCHS = 20
 """So many it takes to see whether training has converged."""
 CHAINS, WARMUP, DRAWS = 4, 200, 250
 """What NUTS is run with, for each datum."""
+FEWEST_DRAWS = 4
+"""Five times as many are the replicates that a p-value is had of at least."""
 LEAPFROGS, GRADIENT = 8, 3e-3
 """Of one of its transitions, about; and the seconds that each takes, most of them Python's."""
 
@@ -116,11 +120,11 @@ def check(
 
     Args:
         vae: a trained VAE.
-        x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; a few
-            hundred are enough.
+        x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; at
+            least two, and a few hundred are enough. Where they were trained on, the verdict says so.
         history: of the fit, to see whether it had converged.
         gold: so many of the first data are given to NUTS.
-        draws: of the posterior of each datum in the groups for ArviZ, and of replicated data.
+        draws: of the posterior of each datum in the groups for ArviZ; five times as many replicated data sets.
         budget: seconds. What is expected to take longer than what is left of them is left out, by name.
         seed: of all draws.
         progress: say what is being done.
@@ -130,7 +134,8 @@ def check(
         ``findings`` (about, level, why, next).
 
     Raises:
-        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
+        DataError: if the data are fewer than two, not finite numbers in rows, or outside the support of the
+            likelihood.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a setting is out of its range.
 
@@ -148,8 +153,13 @@ def check(
     """
     refuse_seed(seed)
     whole("gold", gold, 0)
+    whole("draws", draws, FEWEST_DRAWS)
     above_zero("budget", budget)
-    rows, console = rows_for(vae, x).like(vae), Console(stderr=True, quiet=not progress)
+    _refuse_history(history)
+    given, console = rows_for(vae, x), Console(stderr=True, quiet=not progress)
+    if len(given) < 2:
+        raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
+    rows = given.like(vae)
     started, found = time.perf_counter(), Checked()
     for step in _steps(vae, x, rows, history, gold, draws, seed):
         if step.seconds > budget - (time.perf_counter() - started):
@@ -158,8 +168,9 @@ def check(
         console.print(f"{step.called} ...", highlight=False)
         found.groups[step.name] = step.run()
         found.findings[step.name] = JUDGES[step.name](found.groups[step.name])
+    table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given)))
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
-    tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": _as_dataset(found, seed, len(rows))})
+    tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
     return tree
 
@@ -202,13 +213,31 @@ def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
     return min(seconds) / (PILOT * len(part))
 
 
-def _as_dataset(found: Checked, seed: int, data: int) -> xr.Dataset:
+def is_history(found: Any) -> bool:
+    """Whether something is the history of a fit, or of its iterates.
+
+    Example:
+        >>> is_history(xr.Dataset({"train_elbo": ("epoch", [1.0])})), is_history(xr.Dataset())
+        (True, False)
+    """
+    return isinstance(found, xr.Dataset) and "epoch" in found.sizes and bool({"train_elbo", "value"} & set(found))
+
+
+def _refuse_history(history: Any) -> None:
+    """Refuse what is no history, before anything is run."""
+    if history is None:
+        return
+    if not is_history(history):
+        raise SettingsError("history holds no ELBO by epoch; give the history of what fit returned, or None")
+
+
+def _as_dataset(found: Checked, seed: int, data: int, trained: str = "") -> xr.Dataset:
     every = found.findings.values()
     columns = {name: [getattr(finding, name) for finding in every] for name in ("level", "why", "next")}
     return xr.Dataset(
         {name: ("about", values) for name, values in columns.items()},
         coords={"about": [finding.about for finding in every], "group": ("about", list(found.findings))},
-        attrs={"left_out": "; ".join(found.left_out), "seed": seed, "data": data, **versions()},
+        attrs={"left_out": "; ".join(found.left_out), "trained_on": trained, "seed": seed, "data": data, **versions()},
     )
 
 
@@ -255,6 +284,8 @@ def conclusion(tree: xr.DataTree) -> str:
         if named := [f.about for f in every if f.level == level]:
             parts.append(f"{level}: {', '.join(named)}")
     text = f"Verdict: {'; '.join(parts)}, by {about['data']} data."
+    if about.get("trained_on"):
+        text += f" They were trained on ({about['trained_on']}): new data may fare worse."
     return f"{text} Left out: {about['left_out']}." if about["left_out"] else text
 
 
@@ -277,7 +308,9 @@ def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | Non
     """
     from pyro_vae._html import report
 
-    about = {str(name): value for name, value in tree["findings"].attrs.items() if name != "left_out"}
+    about = {
+        str(name): value for name, value in tree["findings"].attrs.items() if name not in ("left_out", "trained_on")
+    }
     return report(title, conclusion(tree), _sections(tree, image_shape), about)
 
 

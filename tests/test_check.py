@@ -1,7 +1,9 @@
 """``check`` finds nothing wrong with an exact guide, and the right thing wrong with each guide broken on purpose."""
 
 import base64
+import itertools
 import struct
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -10,8 +12,12 @@ import torch
 import xarray as xr
 
 import pyro_vae as pv
+from pyro_vae import _checking, workflow
+from pyro_vae._checking import _history
+from pyro_vae._hashes import Trained, row_hashes
 from pyro_vae.cli import main
-from pyro_vae.workflow import as_html, conclusion, findings
+from pyro_vae.data import Rows
+from pyro_vae.workflow import Checked, _as_dataset, as_html, conclusion, findings
 
 SETTINGS = {"gold": 0, "draws": 60, "budget": 300}
 
@@ -160,6 +166,9 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     ("setting", "says"),
     [
         ({"budget": 0}, "budget is 0; it must be a finite number above 0"),
+        ({"draws": "many"}, "draws is 'many'; it must be a whole number of at least 4"),
+        ({"history": xr.Dataset()}, "history holds no ELBO by epoch; give the history of what fit returned"),
+        ({"history": "run/history.nc"}, "history holds no ELBO by epoch; give the history of what fit returned"),
         ({"gold": -1}, "gold is -1; it must be a whole number of at least 0"),
     ],
 )
@@ -172,3 +181,61 @@ def test_data_of_another_width_are_refused():
     vae, x = broken("not at all")
     with pytest.raises(pv.errors.PyroVAEError, match="5"):
         pv.check(vae, x[:, :5])
+
+
+def test_one_datum_is_refused_before_anything_is_run():
+    vae, x = broken("not at all")
+    with pytest.raises(pv.errors.DataError, match="there is one datum only; give at least 2"):
+        pv.check(vae, x[:1])
+
+
+def test_data_that_were_trained_on_are_said_to_be(capsys):
+    vae, x = broken("not at all")
+    assert "trained on" not in conclusion(pv.check(vae, x, gold=0, draws=4, budget=0.01))
+    vae.trained_on = Trained.on(row_hashes(Rows(x)))
+    tree = pv.check(vae, x, gold=0, draws=4, budget=0.01)
+    assert "They were trained on (60 of its 60 rows" in conclusion(tree)
+    assert "They were trained on" in capsys.readouterr().out
+    assert "They were trained on" in as_html(tree, "Mine")
+
+
+def test_another_file_for_the_history_is_refused_in_one_sentence(tmp_path):
+    xr.Dataset({"a": ("b", [1, 2])}).to_netcdf(tmp_path / "history.nc", engine="h5netcdf")
+    with pytest.raises(pv.errors.DataError, match=r"history\.nc: not the history of a run"):
+        _history(tmp_path)
+
+
+def test_the_time_that_has_passed_is_taken_from_the_budget(monkeypatch):
+    """Each look at the clock is 4 seconds later: of 10 there is something left once or twice, then nothing."""
+    vae, x = broken("not at all")
+    monkeypatch.setattr(workflow, "_seconds_of_an_evaluation", lambda *_: 1e-9)
+    monkeypatch.setattr(workflow.time, "perf_counter", partial(next, itertools.count(0, 4)))
+    monkeypatch.setattr(workflow, "JUDGES", dict.fromkeys(workflow.JUDGES, lambda _: workflow.Finding("x", "fine", "")))
+    found = set(pv.check(vae, x[:9], gold=0, draws=4, budget=10).children) & set(workflow.ABOUT)
+    assert found == {"khat", "evidence"}
+
+
+def test_the_conclusion_names_what_is_bad_and_what_is_doubtful():
+    levels = {"khat": "bad", "sbc": "doubtful", "gaps": "fine"}
+    found = Checked(findings={name: workflow.Finding(f"the {name}", level, "x") for name, level in levels.items()})
+    tree = xr.DataTree.from_dict({"findings": _as_dataset(found, 0, 9)})
+    assert conclusion(tree) == "Verdict: of 3 questions 1 is fine; bad: the khat; doubtful: the sbc, by 9 data."
+
+
+def test_the_command_hands_on_what_it_is_given(tmp_path, monkeypatch):
+    """Rows, seed and budget, and the run's own history."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", linear().sample(80).float().numpy())
+    fit = ["fit", "--data", "x.npy", "--out", "run", "--epochs", "2", "--latent_dim", "2", "--hidden", "[4]"]
+    assert main([*fit, "--device", "cpu"]) == 0
+    given = {}
+
+    def noted(vae, x, **settings):
+        given.update(settings, rows=len(x.x))
+        raise pv.errors.DataError("enough")
+
+    monkeypatch.setattr(_checking, "check", noted)
+    assert main(["check", "run", "--budget", "3", "--rows", "7", "--seed", "5"]) == 2
+    assert {name: given[name] for name in ("rows", "seed", "budget")} == {"rows": 7, "seed": 5, "budget": 3.0}
+    assert given["history"].sizes["epoch"] == 2
+    assert not (tmp_path / "run" / "check").exists(), "nothing is left of it"

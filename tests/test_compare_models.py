@@ -88,6 +88,7 @@ def test_ties_are_told_as_ties(x):
     assert same.elpd_diff.tolist() == [0, 0]
     assert same.weight.tolist() == [0.5, 0.5]
     assert same.diag_diff["b"].startswith("tied")
+    assert not same.warning.any(), "of two that are the same, a bias that is rounding is more than their error"
     assert judge_models(same).level == "doubtful"
     near = LinearGaussian(RIGHT.weight, RIGHT.bias + 0.01, RIGHT.scale)
     close = pv.compare_models({"a": RIGHT.as_vae(), "b": near.as_vae()}, x)
@@ -225,6 +226,60 @@ def test_a_context_is_part_of_the_row():
     first, second = row_hashes(Rows(x, context)), row_hashes(Rows(x, context + 100))
     assert len(np.unique(first)) == 5
     assert not np.isin(first, second).any()
+
+
+def bernoulli():
+    vae = small_vae(5)
+    vae.decoder = pv.likelihoods.Bernoulli(vae.decoder.net)
+    return vae
+
+
+def test_what_is_missing_is_part_of_the_row_and_is_no_0():
+    x, mask = torch.zeros(2, 3), torch.tensor([[True, True, True], [True, True, False]])
+    seen, plain, other = row_hashes(Rows(x, mask=mask)), row_hashes(Rows(x)), row_hashes(Rows(x + ~mask, mask=mask))
+    assert seen[0] == plain[0], "nothing of it is missing"
+    assert seen[1] != plain[1]
+    assert np.array_equal(seen, other), "what is missing may hold anything"
+    vae = bernoulli()
+    few = pv.log_evidence(vae, Data(torch.zeros(4, 5), mask=torch.rand(4, 5) > 0.4), num_particles=2)
+    with pytest.raises(DataError, match="of 'few' is of other data than x_test"):
+        pv.compare_models({"few": few, "vae": vae}, torch.zeros(4, 5))
+
+
+def test_what_is_known_of_a_vae_is_known_of_its_evidence():
+    """A density beside a probability, and data that were trained on, are seen where datasets are given too."""
+    x = (RIGHT.sample(30) > 0).double()
+    models = {"density": RIGHT.as_vae(), "probability": bernoulli()}
+    found = {name: pv.log_evidence(vae, x, num_particles=20) for name, vae in models.items()}
+    assert {name: one.attrs["kind"] for name, one in found.items()} == {name: name for name in models}
+    assert {one.attrs["trained_on"] for one in found.values()} == {""}
+    assert judge_models(pv.compare_models(found, x)).level == "bad"
+    models["density"].trained_on = Trained.on(row_hashes(Rows(x)))
+    found["density"] = pv.log_evidence(models["density"], x, num_particles=20)
+    with pytest.raises(DataError, match="x_test was trained on: 30 of its 30 rows"):
+        pv.compare_models(found, x)
+
+
+@pytest.mark.parametrize(("errors", "tied"), [(1.5, True), (1.9, True), (2.1, False)])
+def test_two_standard_errors_are_told_apart(errors, tied):
+    apart = torch.randn(200).double().numpy()
+    apart = (apart - apart.mean()) / apart.std(ddof=1)
+    apart -= errors / np.sqrt(200)  # the sum is so many standard errors √200 below 0
+    x = RIGHT.sample(200)
+    own = pv.log_evidence(RIGHT.as_vae(), x, num_particles=2)
+    table = pv.compare_models({"best": own, "other": own.assign(log_evidence=own.log_evidence + apart)}, x)
+    assert table.elpd_diff["other"] / table.dse["other"] == pytest.approx(-errors)
+    assert ("tied" in table.diag_diff["other"]) == tied
+
+
+@pytest.mark.parametrize(("khat", "told"), [(0.69, ""), (0.71, "3 k̂ > 0.7")])
+def test_k_hats_above_the_threshold_are_counted(khat, told):
+    x = RIGHT.sample(20)
+    own = pv.log_evidence(RIGHT.as_vae(), x, method="psis", num_particles=25)
+    high = own.assign(khat=own.khat.copy(data=np.where(np.arange(20) < 3, khat, 0.1)))
+    table = pv.compare_models({"high": high, "own": own}, x)
+    assert table.diag_elpd["high"] == told
+    assert table.warning["high"] == bool(told)
 
 
 # --- Refusals ---

@@ -6,6 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from checks import linear_gaussian, small_vae
 from test_given import guided
 from test_missing_and_context import MASK, conditional_vae, seen_features
@@ -15,7 +16,7 @@ import pyro_vae as pv
 from pyro_vae._hashes import data_hash, row_hashes
 from pyro_vae.data import Data, Rows
 from pyro_vae.errors import DataError, ModelError, SettingsError
-from pyro_vae.evidence import judge_evidence
+from pyro_vae.evidence import judge_evidence, known_evidence
 from pyro_vae.evidence.weights import log_mean, smoothed
 
 MODEL = linear_gaussian()
@@ -284,3 +285,56 @@ def test_data_of_another_width_are_refused():
 def test_a_conditional_vae_is_asked_for_its_context():
     with pytest.raises(ModelError, match="was built for 8"):
         pv.log_evidence(conditional_vae(), X.float(), method="ais")
+
+
+def judged(mcse, khat=0.0, **attrs):
+    """The level of an evidence with these errors and k̂, a number for each of 20 data."""
+    values = {"log_evidence": 0.0, "mcse": mcse, "khat": khat}
+    arrays = {name: ("datum", np.broadcast_to(np.asarray(value, dtype=float), 20)) for name, value in values.items()}
+    about = {"method": "psis", "estimate": "smoothing", "num_particles": 100}
+    return judge_evidence(xr.Dataset(arrays, attrs={**about, **attrs})).level
+
+
+def some(share, value, else_):
+    return np.where(np.arange(20) < share * 20, value, else_)
+
+
+def test_the_verdict_turns_at_the_thresholds_that_are_stated():
+    """Half the squared error by which the bound lies low; then shares of the data with a large error or k̂."""
+    assert judged(0.29) == "fine"
+    assert judged(1.4) == "doubtful", "0.98 nats low"
+    assert judged(1.43) == "bad", "1.02 nats low"
+    assert judged(some(0.1, 0.6, 0.0)) == "fine"
+    assert judged(some(0.15, 0.6, 0.0)) == "doubtful"
+    assert judged(0.0, some(0.1, 0.8, 0.0)) == "fine"
+    assert judged(0.0, some(0.15, 0.8, 0.0)) == "doubtful"
+    assert judged(0.0, some(0.5, 0.8, 0.0)) == "doubtful"
+    assert judged(0.0, some(0.55, 0.8, 0.0)) == "bad"
+    assert judged(0.0, 0.69) == "fine"
+
+
+def test_of_one_datum_no_error_of_the_gap_is_stated():
+    found = quick(narrow(), MODEL.sample(1), method="bdmc")
+    assert "nan" not in judge_evidence(found).why
+    assert "±" in judge_evidence(quick(narrow(), MODEL.sample(2), method="bdmc")).why
+
+
+def test_the_standard_error_is_that_by_hand():
+    """Of weights 1, 2 and 6: their standard deviation √7, over their mean 3 and √3."""
+    value, error = log_mean(torch.tensor([[1.0], [2.0], [6.0]]).double().log())
+    assert value.item() == pytest.approx(np.log(3))
+    assert error.item() == pytest.approx(np.sqrt(7) / 3 / np.sqrt(3))
+
+
+def test_the_error_of_what_is_given_is_that_of_the_mean():
+    """Of three data with errors 1, 2 and 2: √9 / 3."""
+    x = MODEL.sample(3)
+    given = quick(MODEL.as_vae(), x)
+    given = given.assign(mcse=given.mcse.copy(data=[1.0, 2.0, 2.0]))
+    assert known_evidence(MODEL.as_vae(), Rows(x), given)[1] == pytest.approx(1.0)
+
+
+def test_the_middle_of_the_bounds_and_its_error_are_those_by_hand():
+    found = quick(narrow(), MODEL.sample(3), method="bdmc")
+    assert np.allclose(found.log_evidence, (found.lower + found.upper) / 2, atol=1e-12)
+    assert np.allclose(found.mcse, np.sqrt(found.lower_mcse**2 + found.upper_mcse**2) / 2, atol=1e-12)

@@ -12,6 +12,7 @@ import pyro_vae as pv
 from pyro_vae._hashes import data_hash, row_hashes
 from pyro_vae.data import Data, Rows
 from pyro_vae.errors import SettingsError
+from pyro_vae.evidence.weights import smoothed
 
 MODEL = linear_gaussian()
 DIMS = {
@@ -186,6 +187,7 @@ def test_labels_are_the_coordinates():
         ({"coords": {"datum": ["a", "b"]}}, r"coords\['datum'\] has 2 labels for 4; give one for each"),
         ({"coords": {"feature": 3}}, r"coords\['feature'\] has 1 labels for 5"),
         ({"coords": {"chain": [0]}}, "coords has labels of 'chain'; it may have"),
+        ({"coords": ["a"]}, "coords is a list; give {dimension: its labels}"),
         ({"posterior": "nuts"}, "posterior is 'nuts'; it must be guide or psis"),
         ({"posterior": "psis", "proposals": 24}, "proposals is 24"),
         ({"prior_draws": 0}, "prior_draws is 0"),
@@ -257,3 +259,30 @@ def test_arviz_takes_it_for_its_own():
         loo = az.loo(tree, var_name="x", pointwise=True)
     assert loo.n_data_points == 4
     assert loo.n_samples == 2000
+
+
+def test_prior_draws_take_the_contexts_of_all_data():
+    """Each as often as the others: of 2000 draws, a third have the context 100."""
+    move = torch.nn.Linear(1, 2)
+    with torch.no_grad():
+        move.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    vae = pv.VAE(
+        prior=pv.priors.ContextNormal(move),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [], 4)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(5, [], 2)),
+    )
+    data = Data(torch.zeros(3, 4), context=torch.tensor([[0.0], [0.0], [100.0]]))
+    z = pv.to_datatree(vae, data, draws=2, prior_draws=2000)["prior"].z.values[0, :, 0]
+    high = torch.as_tensor(z > 50).double()
+    assert abs(z_score(high, 1 / 3)) < 5
+    assert abs(z_score(high, 1 / 4)) > 5, "power"
+
+
+def test_what_is_resampled_is_weighed_by_smoothed_weights():
+    """The effective size that is told is that of the smoothed weights, 1 / Σ w²."""
+    vae, x = wrong(), MODEL.sample(5)
+    tree = pv.to_datatree(vae, x, draws=400)["sample_stats"]
+    log_weights = torch.as_tensor(tree.log_weight.values[0])
+    plain, smooth = (w.softmax(0).square().sum(0).reciprocal() for w in (log_weights, smoothed(log_weights)[0]))
+    assert np.abs(tree.ess.values - smooth.numpy()).max() < 1e-6
+    assert np.abs(tree.ess.values - plain.numpy()).max() > 0.1, "power"

@@ -32,8 +32,8 @@ def temperature(place: float) -> float:
     """β at a place along the path from 0 to 1: a logistic curve, so that both ends are left and reached slowly.
 
     Example:
-        >>> temperature(0.0), round(temperature(0.25), 3), temperature(0.5), temperature(1.0)
-        (0.0, 0.197, 0.5, 1.0)
+        >>> [round(temperature(place), 3) for place in (0.0, 0.25, 0.5, 1.0)]
+        [0.0, 0.197, 0.5, 1.0]
     """
     low, high, here = (1 / (1 + math.exp(-STEEPNESS * (2 * s - 1))) for s in (0.0, 1.0, place))
     return (here - low) / (high - low)

@@ -22,6 +22,9 @@ BAD_KHAT = 0.7
 TIED = 2.0
 """Models whose difference is within so many standard errors of it are not told apart."""
 
+NO_BIAS = 0.1
+"""Nats, of all data together: a smaller Monte-Carlo bias does not matter, though a difference have no error at all."""
+
 FEW, CLOSE = 100, 4.0
 """With fewer data, or a smaller difference, the normal approximation to its error is poor (Sivula et al., 2025)."""
 
@@ -117,7 +120,9 @@ def compare_models(
         for name, model in models.items()
     }
     kinds = {
-        name: kind(countable_features(model, rows_of(x_test))) if isinstance(model, VAE) else "not known"
+        name: kind(countable_features(model, rows_of(x_test)))
+        if isinstance(model, VAE)
+        else str(model.attrs.get("kind", "not known"))
         for name, model in models.items()
     }
     table = _table(found).assign(kind=pd.Series(kinds))
@@ -156,6 +161,8 @@ def _refuse_dataset(name: str, found: xr.Dataset, expected: str) -> None:
         raise DataError(f"the evidence of {name!r} is of data simulated from it; estimate that of x_test, as by ais")
     if found.attrs.get("data_hash") != expected:
         raise DataError(f"the evidence of {name!r} is of other data than x_test; estimate it of x_test")
+    if told := found.attrs.get("trained_on"):
+        raise DataError(f"x_test was trained on: {told}, are training data of {name!r}; give rows that were held out")
 
 
 def _table(found: Mapping[str, xr.Dataset]) -> pd.DataFrame:
@@ -206,7 +213,7 @@ def _about_elpd(found: xr.Dataset, row: pd.Series, least: float) -> str:
     told = []
     if "khat" in found and (count := int((found.khat > BAD_KHAT).sum())):
         told.append(f"{count} k̂ > {BAD_KHAT}")
-    if -row.mc_bias > max(row.dse, least):
+    if -row.mc_bias > max(row.dse, least, NO_BIAS):
         told.append("mc_bias > dse")
     return "; ".join(told)
 

@@ -7,13 +7,14 @@ import torch
 import xarray as xr
 
 from pyro_vae.__about__ import versions
-from pyro_vae._hashes import data_hash, row_hashes
+from pyro_vae._hashes import data_hash, row_hashes, trained_on
 from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.annealed import PILOT, annealed
 from pyro_vae.evidence.bidirectional import APART, bidirectional
+from pyro_vae.evidence.kinds import countable_features, kind
 from pyro_vae.evidence.weights import Found, Plan, importance_weighted, pareto_smoothed
 from pyro_vae.progress import ticking
 from pyro_vae.rows import Rows, rows_for
@@ -114,7 +115,8 @@ def log_evidence(
         A dataset over ``datum`` of ``log_evidence`` and ``mcse``, in nats; ``khat`` with ``"psis"``;
         ``acceptance``, the share of moves that were taken, with ``"ais"`` and ``"bdmc"``; with the latter also
         ``lower``, ``upper`` and their ``_mcse``, the simulated data ``x (datum, feature)`` and their latents
-        ``z (datum, latent)``; ``log_evidence`` is then the middle.
+        ``z (datum, latent)``; ``log_evidence`` is then the middle. ``attrs`` hold the settings, the ``kind`` of p(x)
+        (a density, a probability or both), the hash of the data, and which of them were trained on, if any.
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
@@ -163,11 +165,13 @@ def log_evidence(
         found = [BY_METHOD[method](vae, part, plan) for part in parts]
     table = _labelled({name: torch.cat([part[name] for part in found]) for name in found[0]})
     if method == "bdmc":
-        given = Rows(torch.as_tensor(table.x.values).nan_to_num(0.0), given.context)
+        given = Rows(torch.as_tensor(table.x.values), given.context)
     annealing = {"temperatures": temperatures, "leapfrog": leapfrog} if method in ("ais", "bdmc") else {}
+    hashes = row_hashes(given)
     return table.assign_attrs(
         method=method, estimate=TOLD[method], num_particles=num_particles, **annealing, seed=seed,
-        data_hash=data_hash(row_hashes(given)), **versions(),
+        data_hash=data_hash(hashes), trained_on=trained_on(vae, hashes), kind=kind(countable_features(vae, rows)),
+        **versions(),
     )  # fmt: skip
 
 

@@ -43,8 +43,9 @@ def judge_evidence(found: xr.Dataset) -> Finding:
     n, method = found.sizes["datum"], found.attrs["method"]
     if method == "bdmc":
         gap = (found.upper - found.lower).values
-        off, error = float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
-        why = f"the bounds on log p(x) of {n} simulated data are {off:.3g} ± {error:.2g} nats apart"
+        off = float(gap.mean())
+        error = f" ± {gap.std(ddof=1) / np.sqrt(n):.2g}" if n > 1 else ""
+        why = f"the bounds on log p(x) of {n} simulated data are {off:.3g}{error} nats apart"
     else:
         off = float((found.mcse**2).mean() / 2)
         why = (
