@@ -51,12 +51,16 @@ def data_hash(hashes: np.ndarray) -> str:
     return hashlib.blake2b(hashes.tobytes(), digest_size=16).hexdigest()
 
 
+KEPT = 2**18
+"""Of more rows only the smallest hashes are kept, 2 MiB of them: they are a random sample of the rows."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trained:
     """What a VAE was trained on.
 
     Args:
-        rows: the hashes of the rows, each once.
+        rows: the hashes of the rows, each once, the smallest ``KEPT``.
         twins: the share of rows that had an equal among them: what chance alone has a new row meet.
         whole: the hash of each set of data.
 
@@ -81,8 +85,18 @@ class Trained:
         rows, counts = np.unique(hashes, return_counts=True)
         twins, whole = float(counts[counts > 1].sum() / len(hashes)), frozenset([data_hash(hashes)])
         if before is None:
-            return cls(rows, twins, whole)
-        return cls(np.union1d(rows, before.rows), max(twins, before.twins), whole | before.whole)
+            return cls(rows[:KEPT], twins, whole)
+        return cls(np.union1d(rows, before.rows)[:KEPT], max(twins, before.twins), whole | before.whole)
+
+    def told(self, hashes: np.ndarray) -> np.ndarray:
+        """Of which rows it is known whether they were trained on: all, unless only some hashes were kept.
+
+        Example:
+            >>> few = row_hashes(Rows(torch.zeros(1, 2)))
+            >>> Trained.on(few).told(few)
+            array([ True])
+        """
+        return np.ones(len(hashes), bool) if len(self.rows) < KEPT else hashes <= self.rows[-1]
 
     def as_text(self) -> str:
         """To be written beside the weights.
@@ -128,12 +142,13 @@ def trained_on(vae: "VAE", hashes: np.ndarray) -> str:
     """
     if (known := getattr(vae, "trained_on", None)) is None:
         return ""
-    met = np.isin(hashes, known.rows)
-    count, n = int(met.sum()), len(met)
+    told, met = known.told(hashes), np.isin(hashes, known.rows)
+    count, n = int(met.sum()), int(told.sum())
     by_chance = n * known.twins + 5 * math.sqrt(n * known.twins * (1 - known.twins))
     if count <= by_chance and data_hash(hashes) not in known.whole:
         return ""
-    return f"{count} of its {n} rows, the first of them row {int(met.argmax())} (counted from 0)"
+    among = f"its {n} rows" if n == len(met) else f"the {n} of its {len(met)} rows that can be told"
+    return f"{count} of {among}, the first of them row {int(met.argmax())} (counted from 0)"
 
 
 def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str = "x_test") -> None:

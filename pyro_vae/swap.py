@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from pyro_vae._hashes import refuse_trained_on, row_hashes
 from pyro_vae.core import VAE
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence import log_evidence
@@ -39,7 +40,7 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
         numbers are of a probability, a density or both; ``note``, empty here (see :func:`with_failures`).
 
     Raises:
-        DataError: if the data are not finite numbers in rows, or outside the support of a likelihood.
+        DataError: if the data are not finite numbers in rows, outside the support of a likelihood, or were trained on.
         ModelError: if a VAE does not fit them.
         SettingsError: if there is no VAE, or one datum only.
 
@@ -59,6 +60,8 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
         raise SettingsError("there is no VAE to rank; give at least one")
     checked = {name: rows_for(vae, x) for name, vae in vaes.items()}  # all of them, before the first is evaluated
     refuse_one_row(len(next(iter(checked.values()))))
+    for name, vae in vaes.items():
+        refuse_trained_on(vae, row_hashes(checked[name]), name=name, source="x")
     countable = {name: countable_features(vae, checked[name]) for name, vae in vaes.items()}
     found = {name: log_evidence(vae, x, num_particles=num_particles, seed=seed) for name, vae in vaes.items()}
     each = np.stack([one.log_evidence.values for one in found.values()])  # (model, datum)

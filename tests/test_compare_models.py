@@ -1,5 +1,6 @@
 """Models compared by held-out evidence: against differences by hand; data that were trained on are refused."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -9,13 +10,14 @@ from checks import linear_gaussian, small_vae, z_score
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae._hashes import Trained, data_hash, refuse_trained_on, row_hashes
+from pyro_vae._hashes import Trained, data_hash, refuse_trained_on, row_hashes, trained_on
 from pyro_vae.data import Data, Rows
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.evidence import judge_models
 from pyro_vae.evidence.compare import stacking_weights
 from pyro_vae.exact import LinearGaussian
 from pyro_vae.runs import RunFolder, load_weights
+from pyro_vae.swap import rank
 
 quiet_fit = partial(pv.fit, progress=False, device="cpu", epochs=1)
 RIGHT = linear_gaussian()
@@ -343,3 +345,26 @@ def test_the_figure_shows_the_differences_and_their_errors(table):
     assert ends.tolist() == pytest.approx([table.elpd_diff.iloc[1] + s * 2 * table.dse.iloc[1] for s in (-1, 1)])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["right", "wrong"]
     assert "nats" in axes.get_xlabel()
+
+
+def test_of_many_rows_a_sample_of_hashes_is_kept_that_sees_the_same_overlap(monkeypatch):
+    monkeypatch.setattr("pyro_vae._hashes.KEPT", 200)
+    torch.manual_seed(0)
+    vae, old, new = RIGHT.as_vae(), RIGHT.sample(4000), RIGHT.sample(1000)
+    vae.trained_on = Trained.on(row_hashes(Rows(old[2000:])), Trained.on(row_hashes(Rows(old[:2000]))))
+    assert len(vae.trained_on.rows) == 200
+    assert trained_on(vae, row_hashes(Rows(new))) == ""
+    half = torch.cat([new[:500], old[:500]])
+    told = trained_on(vae, row_hashes(Rows(half)))
+    count, n = map(int, re.findall(r"\d+", told)[:2])
+    assert 20 < n < 90, "about 1000 × 200 / 4000 rows can be told"
+    assert abs(count - n / 2) < 5 * (n / 4) ** 0.5
+    assert "of its 1000 rows that can be told" in told
+
+
+def test_a_ranking_refuses_data_that_were_trained_on():
+    x = RIGHT.sample(20)
+    vae = RIGHT.as_vae(diagonal=True)
+    pv.fit(vae, x, epochs=1, batch_size=20, progress=False, device="cpu")
+    with pytest.raises(DataError, match="x was trained on: 20 of its 20 rows"):
+        rank({"one": vae}, x, num_particles=5)
