@@ -35,7 +35,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def exact(x):
-    return nuts(MODEL.as_vae(), x, data=[3, 17], chains=2, warmup=60, draws=300)
+    return nuts(MODEL.as_vae(), x, data=[3, 17], chains=2, warmup=60, draws=360)
 
 
 def test_the_draws_have_the_posteriors_moments(exact, x):
@@ -77,7 +77,7 @@ def test_labels(exact, tmp_path):
 
 @pytest.mark.parametrize(("shift", "factor", "distance"), [(0.0, 0.5, 0.5 * math.sqrt(2 / math.pi)), (0.5, 1.0, 0.5)])
 def test_a_broken_q_is_bad_and_its_distance_known(x, shift, factor, distance):
-    found = nuts(broken(shift, factor), x, data=1, chains=2, warmup=50, draws=150)
+    found = nuts(broken(shift, factor), x, data=1, **SHORT)
     assert float(abs(found.wasserstein - distance).max()) < 3 * float(found.wasserstein_floor.max())
     judged = judge_nuts(found)
     assert judged.level == "bad"
@@ -221,3 +221,27 @@ def test_chains_that_never_move_have_an_infinite_rhat_and_are_not_sound():
     z[1] = 1.0
     compared = gold_standard._compared(z, np.random.default_rng(0).normal(size=z.shape))
     assert compared["rhat"][0][0, 0] == np.inf
+
+
+def test_the_floor_knows_how_few_draws_of_a_slow_chain_count():
+    rng = np.random.default_rng(0)
+    free = rng.normal(size=(2, 1000, 1, 1))
+    slow = np.repeat(rng.normal(size=(2, 100, 1, 1)), 10, axis=1)
+    floors = [float(gold_standard._compared(z, free)["wasserstein_floor"][0].item()) for z in (free, slow)]
+    assert floors[1] / floors[0] == pytest.approx(math.sqrt(11 / 2), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "level"),
+    [({}, "bad"), ({"rhat": 1.2}, "doubtful"), ({"ess": 50.0}, "doubtful"), ({"divergences": 10}, "doubtful")],
+)
+def test_what_nuts_itself_has_not_settled_condemns_no_q(change, level):
+    """A q far off in one latent of one datum; R̂, draws or divergences of its other latent are not what they should."""
+    value = {"rhat": 1.0, "ess": 900.0, "wasserstein_floor": 0.02} | change
+    table = {n: (("datum", "latent"), np.array([[good, value[n]]])) for n, good in [("rhat", 1.0), ("ess", 900.0)]}
+    table["wasserstein"] = ("datum", "latent"), np.array([[0.9, 0.01]])
+    table["wasserstein_floor"] = ("datum", "latent"), np.full((1, 2), 0.02)
+    table["divergences"] = ("chain", "datum"), np.full((2, 1), change.get("divergences", 0))
+    limits = {"rhat": 1.05, "ess": 100, "divergent": 0.01, "fine": 0.1, "bad": 0.25, "floors": 3.0}
+    coords = {"chain": range(2), "draw": range(100), "datum": [0], "latent": [0, 1]}
+    assert judge_nuts(xr.Dataset(table, coords, {f"threshold_{n}": v for n, v in limits.items()})).level == level
