@@ -209,3 +209,20 @@ def test_the_run_that_decides_is_told():
 
 def test_a_jump_between_two_places_has_an_infinite_rhat():
     assert converged(series(np.repeat([1.0, 2.0], 20)), tail=1.0).rhat == np.inf
+
+
+def test_runs_apart_by_less_than_matters_are_fine():
+    noise = 0.002 * autoregressive(0.3, 100, 0)
+    found = converged([series(noise), series(noise[::-1] + 0.05)])
+    assert float(found.rhat[0]) > 2
+    assert judge_converged(found).level == "fine"
+
+
+def test_what_is_noted_is_the_kl_and_the_likelihood(x):
+    vae, iterates = linear_vae(0), Iterates(x, data=500, num_particles=200)
+    iterates(1, vae)
+    with torch.no_grad():
+        kl = torch.distributions.kl_divergence(vae.encoder(x), vae.prior()).mean()
+    elbo, likelihood, noted = iterates.history().value.values[0]
+    assert noted == pytest.approx(float(kl), rel=0.02)
+    assert elbo == pytest.approx(likelihood - noted)
