@@ -12,6 +12,7 @@ from checks import linear_gaussian, small_vae
 from guides import MASK, OfWhatWasSeen, conditional, conditional_data, correlated, deaf
 
 import pyro_vae as pv
+from pyro_vae._flows import FlowDistribution
 from pyro_vae.diagnose import collapse, judge_collapse
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.exact import LinearGaussian
@@ -218,3 +219,29 @@ def test_the_figure_says_how_many_are_active():
 
     figure = plots.collapse(collapse(deaf(MODEL), MODEL.sample(20)))
     assert any("0 of 2 latents are active" in axes.get_title() for axes in figure.axes)
+
+
+class Wide(torch.nn.Module):
+    """A flow deaf to the data whose sd is 3; means of 256 draws have a variance of .035."""
+
+    def forward(self, x):
+        return FlowDistribution(zuko.distributions.DiagNormal(x.new_zeros(len(x), 3), 3 * x.new_ones(len(x), 3)))
+
+
+def test_noise_in_the_means_of_flows_does_not_make_a_latent_active():
+    vae = small_vae()
+    vae.encoder = Wide()
+    x = torch.randn(300, 6).double()
+    assert (vae.encoder(x).mean.var(0) > 0.02).all(), "power"
+    found = collapse(vae, x)
+    assert (found.mean_variance < 0.01).all()
+    assert judge_collapse(found).level == "bad"
+
+
+def test_spreads_over_data_are_those_of_the_closed_forms():
+    """Posterior means of data of the model are normal, so that their variance has the relative error √(2 / n)."""
+    vae, x = MODEL.as_vae(diagonal=True), MODEL.sample(2000)
+    found = collapse(vae, x, draws=2)
+    assert np.allclose(found.mean_variance_se, found.mean_variance * (2 / 2000) ** 0.5, rtol=0.2)
+    kl = torch.distributions.kl_divergence(vae.encoder(x).base_dist, dist.Normal(0.0, 1.0)).detach()
+    assert np.allclose(found.kl_sd, kl.std(0))

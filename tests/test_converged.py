@@ -191,3 +191,38 @@ def test_bad_runs_are_refused(x):
     iterates(1, linear_vae(0))
     with pytest.raises(SettingsError, match="seen another VAE"):
         iterates(2, linear_vae(1))
+
+
+def test_a_run_that_broke_down_is_refused():
+    for wrong in (np.nan, -np.inf):
+        values = np.ones(40)
+        values[33:] = wrong
+        with pytest.raises(DataError, match="run 1 has an ELBO that is no finite number, first in epoch 34"):
+            converged([series(np.ones(40)), series(values)])
+
+
+def test_the_run_that_decides_is_told():
+    noise = 0.02 * autoregressive(0.3, 100, 0)
+    judged = judge_converged(converged([series(noise), series(noise - 0.02 * np.arange(100))]))
+    assert "rose by -0.9" in judged.why
+
+
+def test_a_jump_between_two_places_has_an_infinite_rhat():
+    assert converged(series(np.repeat([1.0, 2.0], 20)), tail=1.0).rhat == np.inf
+
+
+def test_runs_apart_by_less_than_matters_are_fine():
+    noise = 0.002 * autoregressive(0.3, 100, 0)
+    found = converged([series(noise), series(noise[::-1] + 0.05)])
+    assert float(found.rhat[0]) > 2
+    assert judge_converged(found).level == "fine"
+
+
+def test_what_is_noted_is_the_kl_and_the_likelihood(x):
+    vae, iterates = linear_vae(0), Iterates(x, data=500, num_particles=200)
+    iterates(1, vae)
+    with torch.no_grad():
+        kl = torch.distributions.kl_divergence(vae.encoder(x), vae.prior()).mean()
+    elbo, likelihood, noted = iterates.history().value.values[0]
+    assert noted == pytest.approx(float(kl), rel=0.02)
+    assert elbo == pytest.approx(likelihood - noted)

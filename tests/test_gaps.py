@@ -238,3 +238,41 @@ def test_the_order_of_cremer_et_al_on_digits():
         assert (found[name] > -5 * found[f"{name}_se"] - 1e-3).all(), name
         assert float(found[name].mean()) > 0
     assert float(found.amortisation_gap.mean()) > float(found.approximation_gap.mean())
+
+
+def test_each_part_takes_its_own_given_evidence(x):
+    value = MODEL.log_marginal(x) + torch.arange(12)
+    found = pv.inference_gaps(MODEL.as_vae(), x, log_evidence=value, steps=1, particles=500, chunk=15_000)
+    assert np.allclose(found.gap, np.arange(12), atol=1e-9)
+
+
+def test_importance_weighted_evidence_is_that_of_quadrature_where_no_normal_is_exact():
+    """A mask hides the oracle; the bound of the best q would be below the truth by its gap."""
+    vae, x = small_vae(latents=2, scale=0.4), torch.randn(10, 6, dtype=torch.float64)
+    truth = pv.exact.quadrature_log_marginal(vae, x, points=321).numpy()
+    found = pv.inference_gaps(vae, pv.data.Data(x, mask=torch.ones_like(x, dtype=torch.bool)), steps=100)
+    assert off(found, "log_evidence", truth).max() < 5
+    assert off(found, "log_evidence", truth - found.richer_gap.values).max() > 5, "power"
+
+
+def judged(approximation, amortisation, error=0.0, khat=0.1, latents=2):
+    """The level of 100 data with these gaps, each with this error; thresholds for two latents are .1 and .6."""
+    gaps = {"approximation_gap": approximation, "amortisation_gap": amortisation, "closed": 0.0, "khat": khat}
+    gaps["gap"] = np.asarray(approximation) + np.asarray(amortisation)
+    table = {name: ("datum", np.full(100, value)) for name, value in gaps.items()}
+    table |= {f"{name}_se": ("datum", np.full(100, error)) for name in gaps}
+    attrs = {"threshold_fine": 0.05, "threshold_bad": 0.3, "threshold_share": 0.05, "threshold_khat": 0.7}
+    attrs |= {"latents": latents, "family": "DiagNormal", "log_evidence_from": "given"}
+    return judge_gaps(xr.Dataset(table, attrs=attrs)).level
+
+
+def test_the_thresholds_of_the_verdict():
+    assert judged(0.09, 0.09) == "fine"
+    assert judged(0.09, 0.09, latents=1) == "doubtful", "they are per latent"
+    assert judged(0.09, 0.11) == "doubtful"
+    assert judged(0.61, 0.0) == "bad"
+    assert judged(0.09, 0.0, error=0.04) == "fine", "the mean of 100 has a tenth of the error"
+    assert judged(0.09, 0.0, error=0.06) == "doubtful"
+    few = np.where(np.arange(100) < 6, 0.7, 0.0)
+    assert judged(few, 0.0) == "doubtful", "six of 100 data lose much"
+    assert judged(0.0, 0.0, khat=np.where(np.arange(100) < 6, 0.8, 0.1)) == "doubtful"

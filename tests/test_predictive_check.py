@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 from checks import linear_gaussian
 from guides import MASK, OfWhatWasSeen, conditional, conditional_data
-from scipy.stats import kstest
+from scipy.stats import beta, kstest
 
 import pyro_vae as pv
 from pyro_vae.diagnose import judge_predictive_check, predictive_check, prior_check
@@ -198,3 +198,32 @@ def test_the_figure_has_a_panel_for_each_statistic():
     found = predictive_check(MODEL.as_vae(), MODEL.sample(30), draws=50)
     shown = [axes for axes in plots.predictive_check(found).axes if axes.get_visible()]
     assert [axes.get_xlabel() for axes in shown] == found.statistic.values.tolist()
+
+
+def test_few_replicates_are_no_excuse_for_a_model_far_off():
+    judged = judge_predictive_check(prior_check(MODEL.as_vae(), MODEL.sample(30) + 50, draws=20))
+    assert judged.level == "bad"
+    assert "more replicates" not in judged.next
+
+
+def test_a_statistic_that_changes_the_data_is_refused():
+    x = MODEL.sample(9)
+    before = x.clone()
+    with pytest.raises(SettingsError, match="statistic 'zero' changes the data"):
+        prior_check(MODEL.as_vae(), x, statistics={"zero": lambda x: x.mul_(0).sum()})
+    assert torch.equal(x, before)
+
+
+def test_the_error_of_a_p_value_is_that_of_its_beta_distribution():
+    found = prior_check(MODEL.as_vae(), MODEL.sample(30), draws=40)
+    above = found.p_value.values * 40
+    assert np.allclose(found.p_value_se, beta(above + 1, 41 - above).std())
+
+
+def test_the_correction_counts_all_statistics():
+    many = {str(i): torch.mean for i in range(10)} | {"sd": lambda x: x.std()}
+    found = prior_check(MODEL.as_vae(), MODEL.sample(30), statistics=many, draws=999)
+    for share, level in ((0.0015, "fine"), (0.0, "doubtful")):
+        found.p_value[:], found.z_score[:] = 0.5, 0.0
+        found.p_value[10] = share
+        assert judge_predictive_check(found).level == level, "a two-sided .005, and .002, of 11"

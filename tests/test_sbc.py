@@ -9,7 +9,7 @@ from guides import MASK, OfWhatWasSeen, altered, conditional, correlated, deaf
 from scipy.stats import kstest, norm
 
 import pyro_vae as pv
-from pyro_vae.diagnose import _ecdf, judge_sbc, khat, sbc
+from pyro_vae.diagnose import _ecdf, calibration, judge_sbc, khat, sbc
 from pyro_vae.diagnose.calibration import level_of_latents
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.exact import LinearGaussian
@@ -175,3 +175,57 @@ def test_the_figures_show_what_is_outside():
     assert any(LIKELIHOOD in title and "outside" in title for title in titles)
     assert any("z[0]" in title and "outside" not in title for title in titles)
     assert plots.coverage(found).axes[0].get_xlabel() == "level of the central interval of q"
+
+
+class Askew(torch.nn.Module):
+    """A guide of which one latent is too narrow, the other too wide."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x):
+        q = self.encoder(x)
+        factor = torch.tensor([0.7, 1.5]).double()
+        return type(q)(q.mean, q.covariance_matrix * factor * factor[:, None])
+
+
+def test_widths_that_cancel_in_the_mean_are_still_told():
+    vae = MODEL.as_vae()
+    vae.encoder = Askew(vae.encoder)
+    found = sbc(vae, simulations=2000)
+    worst = found.p_value.values[:-1].argmin()
+    assert f"q of z[{worst}] is too {('narrow', 'wide')[worst]}" in judge_sbc(found).next
+
+
+def test_means_far_off_are_not_called_narrow_only():
+    assert "or its means are off" in judge_sbc(sbc(altered(MODEL, bias=1.5))).next
+
+
+def test_a_mask_of_no_rows_is_refused():
+    with pytest.raises(DataError, match="at least one row"):
+        sbc(MODEL.as_vae(), mask=torch.zeros(0, 5, dtype=torch.bool))
+
+
+def test_few_draws_do_not_bend_the_coverage():
+    found = sbc(MODEL.as_vae(), simulations=3000, draws=9)
+    z = (found.coverage - found.level) / found.coverage_se
+    assert float(abs(z).max()) < 5
+
+
+def test_the_joint_p_value_pays_for_every_quantity():
+    found = sbc(altered(MODEL, factor=0.9))
+    assert float(found.joint_p_value) == min(1.0, 3 * float(found.p_value.min()))
+
+
+def test_a_simulation_takes_context_and_mask_of_one_row_and_all_rows_are_taken():
+    mask = torch.tensor([[True, False], [False, True], [True, True]])
+    context = torch.arange(3.0).unsqueeze(1)
+    rows = calibration._given(MODEL.as_vae(), context, mask, 100)
+    row = rows.context[:, 0].long()
+    assert set(row.tolist()) == {0, 1, 2}
+    assert torch.equal(rows.mask, mask[row])
+
+
+def test_a_p_value_beyond_simulation_is_the_sum_over_places():
+    assert _ecdf.p_value(np.array([20, 20, 20]), 20) == (pytest.approx(3 * 2 * 0.25**20), 0.0)

@@ -126,6 +126,8 @@ def _given(vae: VAE, context: Any, mask: Any, number: int) -> Rows:
     if context is not None and mask is not None and len(context) != len(mask):
         raise DataError(f"there are {len(context)} contexts and {len(mask)} masks; give one of each per datum")
     known = mask if context is None else context
+    if mask is not None and not mask.numel():
+        raise DataError(f"mask has shape {tuple(mask.shape)}; give at least one row and one feature")
     index = torch.randint(len(known), (number,), device=device)
     return Rows(nothing, *(None if value is None else value[index] for value in (context, mask)))
 
@@ -178,8 +180,8 @@ def judge_sbc(found: xr.Dataset) -> Finding:
         found: from :func:`sbc`.
 
     Returns:
-        Fine where the joint p-value is at least 0.05, as it is for 95 % of the seeds if q is exact; bad where it is
-        below 0.001; else doubtful.
+        Fine where the joint p-value is at least 0.05, as it is for 95 % of the seeds or more if q is exact; bad where
+        it is below 0.001; else doubtful.
 
     Example:
         >>> import pyro_vae as pv
@@ -212,11 +214,15 @@ def _advice(found: xr.Dataset) -> str:
             "encoder longer, or take a posterior with correlations (FullNormal, Flow)"
         )
     wide = found.sel(level=0.9)
-    off = float(wide.expected_coverage - 0.9)
-    if abs(off) < 3 * float(wide.expected_coverage_se):
+    worst = int(found.p_value.values[:-1].argmin())
+    off = float(wide.coverage[worst] - 0.9)
+    if abs(off) < 3 * float(wide.coverage_se[worst]):
         return "the widths are about right, so q's means are off: train the encoder longer or make it larger"
-    kind = "narrow" if off < 0 else "wide"
-    return f"q is too {kind}: a richer posterior (FullNormal, Flow, Refined), or longer training on draws of the model"
+    kind = "narrow, or its means are off by much" if off < 0 else "wide"
+    return (
+        f"q of {found.quantity.values[worst]} is too {kind}: a richer posterior (FullNormal, Flow, Refined), or longer "
+        "training on draws of the model"
+    )
 
 
 def level_of_latents(found: xr.Dataset) -> float:

@@ -244,6 +244,8 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
     if last < LEAST:
         raise SettingsError(f"the last {tail:g} of the run is {last} epochs; a trend needs {LEAST}, so train longer")
     ends = [t.isel(epoch=slice(-last, None)) for t in tables]
+    for number, end in enumerate(ends):
+        _refuse_non_finite(end, number)
     values = np.stack([end.value.sel(quantity=quantities).values for end in ends])  # (chain, epoch, quantity)
     trends = np.array([_trend(end.epoch.values, v[:, 0]) for end, v in zip(ends, values, strict=True)]).T
     longest = max(tables, key=lambda t: t.sizes["epoch"])
@@ -289,6 +291,16 @@ def _table(run: Any) -> xr.Dataset:
     )
 
 
+def _refuse_non_finite(end: xr.Dataset, number: int) -> None:
+    """Refuse a run whose training broke down."""
+    wrong = ~np.isfinite(end.value.values).all(1)
+    if wrong.any():
+        raise DataError(
+            f"run {number} has an ELBO that is no finite number, first in epoch {end.epoch.values[wrong.argmax()]} of "
+            "those judged; it has broken down, so train again at a lower learning rate"
+        )
+
+
 def _rhat(values: np.ndarray) -> np.ndarray:
     """Over ``(chain, epoch, …)``, each chain cut in halves; 1 where nothing moves."""
     from pyro_vae._arviz import array_stats
@@ -298,7 +310,8 @@ def _rhat(values: np.ndarray) -> np.ndarray:
     still = np.ptp(halves, axis=(0, 1)) == 0
     rhat = np.ones(values.shape[2:])
     if not still.all():
-        rhat[~still] = array_stats.rhat(halves[..., ~still], chain_axis=0, draw_axis=1, method="identity")
+        with np.errstate(divide="ignore"):  # infinite where halves are still at different places
+            rhat[~still] = array_stats.rhat(halves[..., ~still], chain_axis=0, draw_axis=1, method="identity")
     return rhat
 
 
@@ -343,12 +356,12 @@ def judge_converged(found: xr.Dataset) -> Finding:
     """
     nats, limit, last = found.attrs["threshold_nats"], found.attrs["threshold_rhat"], found.attrs["tail"]
     rise, error = found.rise.values, found.rise_se.values
-    k = int((rise - 2 * error).argmax())
     elbo_rhat, means = float(found.rhat.sel(quantity="elbo")), found["mean"].sel(quantity="elbo").values
     apart = elbo_rhat > limit and np.ptp(means) > nats
     rising, falling = bool((rise - 2 * error > nats).any()), bool((rise + 2 * error < -nats).any())
     steady = bool((np.abs(rise) + 2 * error <= nats).all())
     level: Level = "bad" if rising else "fine" if steady and not apart else "doubtful"
+    k = int((rise - 2 * error if rising else np.abs(rise) + 2 * error).argmax())  # the run that decides
     why = (
         f"over the last {last} epochs the ELBO rose by {rise[k]:.3f} ± {error[k]:.3f} nats per datum "
         f"(threshold {nats:g}), and R̂ of its iterates is {elbo_rhat:.3f} (threshold {limit})"

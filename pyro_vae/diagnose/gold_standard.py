@@ -125,11 +125,15 @@ def nuts(
 def _chosen(data: int | Sequence[int] | None, n: int) -> list[int]:
     if data is None:
         return list(range(n))
-    if isinstance(data, int):
-        return list(range(min(whole("data", data, 1), n)))
-    index = [int(i) for i in data]
-    if not index or not all(0 <= i < n for i in index):
-        raise DataError(f"data chooses {index[:10]} of {n} data; give indices from 0 to {n - 1}, at least one")
+    chosen = np.asarray(data)
+    if chosen.ndim == 0:
+        return list(range(min(whole("data", chosen.item(), 1), n)))
+    index = chosen.tolist()
+    right = chosen.ndim == 1 and chosen.dtype.kind in "iu" and 0 < len(set(index)) == len(index)
+    if not right or not 0 <= min(index) <= max(index) < n:
+        raise DataError(
+            f"data chooses {index[:10]} of {n} data; give indices from 0 to {n - 1}, at least one and none twice"
+        )
     return index
 
 
@@ -193,7 +197,8 @@ def _compared(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[
     from pyro_vae._arviz import array_stats
 
     axes, latent, sds = {"chain_axis": 0, "draw_axis": 1}, {"units": "z"}, {"units": "sd of the posterior"}
-    rhat, ess = array_stats.rhat(z, **axes), array_stats.ess(z, **axes)
+    with np.errstate(divide="ignore", invalid="ignore"):  # chains that never move have an infinite R̂
+        rhat, ess = array_stats.rhat(z, **axes), array_stats.ess(z, **axes)
     found: dict[str, tuple[np.ndarray, dict[str, str]]] = {"rhat": (rhat, {}), "ess": (ess, {"units": "draws"})}
     for prefix, sample in ("", z), ("q_", q):
         for moment, value in ("mean", sample.mean((0, 1))), ("sd", sample.std((0, 1), ddof=1)):
@@ -204,7 +209,9 @@ def _compared(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[
     spread = (np.diff(a, axis=0) * np.sqrt(below * (1 - below))).sum(0)
     floor = np.sqrt(2 / np.pi * (1 / np.minimum(ess, len(a)) + 1 / len(b))) * spread
     sd = found["sd"][0]
-    return found | {"wasserstein": (np.abs(a - b).mean(0) / sd, sds), "wasserstein_floor": (floor / sd, sds)}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.abs(a - b).mean(0) / sd, floor / sd
+    return found | {"wasserstein": (apart[0], sds), "wasserstein_floor": (apart[1], sds)}
 
 
 def judge_nuts(found: xr.Dataset) -> Finding:

@@ -47,7 +47,8 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
         A dataset over ``datum``: ``khat``; ``ess``, the effective sample size (of K) of the smoothed weights; and
         ``khat_se``, ``ess_se``, their Monte-Carlo standard errors (of large-sample formulas, the second trustworthy
         where k̂ is below ¼). ``share`` and ``share_se`` over ``threshold`` (0.5 and 0.7): the share of data whose k̂
-        is above it, with the standard error of a sample of so many data.
+        is above it, with the standard deviation that so many data leave for it (of a Beta distribution, so that a share
+        of none has an error too).
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
@@ -81,7 +82,8 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
     units = {"khat": "1", "ess": f"draws, of {num_particles}", "share": "share of the data"}
     found = {"khat": shape, "khat_se": shape_se, "ess": ess, "ess_se": ess_se}
     variables = {name: ("datum", value, {"units": units[name.split("_")[0]]}) for name, value in found.items()}
-    shares = {"share": above, "share_se": np.sqrt(above * (1 - above) / len(shape))}
+    middle, number = (above * len(shape) + 1) / (len(shape) + 2), len(shape)
+    shares = {"share": above, "share_se": np.sqrt(middle * (1 - middle) / (number + 3))}
     return xr.Dataset(
         variables | {name: ("threshold", value, {"units": units["share"]}) for name, value in shares.items()},
         coords={"datum": range(len(shape)), "threshold": [GOOD, BAD]},

@@ -12,6 +12,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, MixtureS
 
 from pyro_vae.__about__ import versions
 from pyro_vae._check import called
+from pyro_vae._flows import MEAN_DRAWS, FlowDistribution
 from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating, infer
 from pyro_vae.device import refuse_seed, seeded
@@ -35,7 +36,8 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
         \\underbrace{KL(q(z) \\| p(z))}_{\\text{marginal KL}}, \\qquad q(z) = \\frac1n \\sum_i q(z|x_i)
 
     A latent is active if its posterior mean varies over the data by more than 0.01 (for a prior that depends on a
-    context: the mean less the prior's). The aggregate q(z) is that of the given data, all of them: the time goes with
+    context: the mean less the prior's). Means of flows are known by draws; what variance these add is taken off. The
+    aggregate q(z) is that of the given data, all of them: the time goes with
     n² × draws. A mutual information near log n says only that n data are told apart; give more of them then.
 
     All errors are Monte-Carlo errors for the given data; what has a closed form has the error 0. KLs of one latent
@@ -102,7 +104,7 @@ def _latents(guides: list[Any], priors: list[Any], zs: list[Tensor], common: boo
     shift = [0.0 if common else p.mean for p in priors]
     means = torch.cat([q.mean - s for q, s in zip(guides, shift, strict=True)]).double()
     square = (means - means.mean(0)) ** 2
-    variance = square.mean(0)
+    variance = (square.mean(0) - torch.cat([_noise_of_mean(q) for q in guides]).double().mean(0)).clamp(min=0)
     nats = {"units": "nats"}
     found = {
         "kl": (kl.mean(0), nats),
@@ -113,6 +115,11 @@ def _latents(guides: list[Any], priors: list[Any], zs: list[Tensor], common: boo
         "active": ((variance > ACTIVE).int(), {"units": "1 where active"}),
     }
     return {name: ("latent", value.cpu().numpy(), units) for name, (value, units) in found.items()}
+
+
+def _noise_of_mean(q: Any) -> Tensor:
+    """The variance that the means have by being those of draws, ``(datum, latent)``; 0 where they are exact."""
+    return q.variance / MEAN_DRAWS if isinstance(q, FlowDistribution) else torch.zeros_like(q.mean)
 
 
 def _kl_of_latents(q: Any, p: Any, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -188,7 +188,10 @@ def _functions(statistics: Any) -> Mapping[str, Statistic]:
 
 def _number(name: str, function: Statistic, x: Tensor) -> float:
     """What a statistic gives, if that is one finite number."""
+    version = _version(x)
     value = function(x)
+    if _version(x) != version:
+        raise SettingsError(f"statistic {name!r} changes the data; let it work on a copy, x.clone()")
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -199,8 +202,13 @@ def _number(name: str, function: Statistic, x: Tensor) -> float:
     return number
 
 
+def _version(x: Tensor) -> int:
+    """Which grows with each change in place, where torch counts them."""
+    return 0 if x.is_inference() else x._version
+
+
 def _seen(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask, torch.nan)
+    return x.clone() if mask is None else x.masked_fill(~mask, torch.nan)
 
 
 def _replicates(vae: VAE, rows: Rows, draws: int, chunk: int, prior: bool) -> Iterator[tuple[Tensor, list[float]]]:
@@ -282,7 +290,8 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
         f"two-sided for all, p {'<' if corrected < 1 else '='} {corrected:.2g} (doubtful below {DOUBTFUL})"
     )
     which = found.attrs["latents"]
-    return Finding(f"{which} predictive check", level, why, "" if level == "fine" else _advice(which, blind))
+    advice = "" if level == "fine" else _advice(which, blind and level != "bad")
+    return Finding(f"{which} predictive check", level, why, advice)
 
 
 def _advice(which: str, blind: bool) -> str:
