@@ -65,7 +65,9 @@ def amortised(vae: VAE, rows: Rows) -> Free:
         raise ModelError("gaps need latents in one dimension whose q is reparameterised; this one has no such sample")
     if isinstance(encoder, Posterior) and type(encoder).forward is Posterior.forward:
         x = rows.x if rows.context is None else rows.x.flatten(rows.context.dim() - 1)
-        return Free(encoder.distribution, encoder.net(join(x, rows.context)).detach(), type(encoder).__name__)
+        return Free(
+            encoder.distribution, encoder.net(join(x, rows.context)).detach(), type(encoder).__name__.lstrip("_")
+        )
     base = getattr(q, "base_dist", None)
     if isinstance(base, torch.distributions.Normal):
         return diagonal(base.loc, base.scale)
