@@ -63,12 +63,13 @@ def refuse_other_support(p: Distribution, q: Distribution) -> None:
         >>> import pyro.distributions as dist
         >>> refuse_other_support(dist.Exponential(1.0), dist.Normal(0.0, 1.0))
         Traceback (most recent call last):
-        pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior only ...
+        pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior is on part of it (GreaterThanEq); ...
     """
     of_prior = _support(p)
     if isinstance(_support(q), type(constraints.real)) and isinstance(of_prior, BOUNDED):
         raise ModelError(
-            f"the encoder gives latents on the whole real line, the prior only {of_prior}; "
+            f"the encoder gives latents on the whole real line, the prior is on part of it "
+            f"({type(of_prior).__name__.strip('_')}); "
             "take a prior on the whole line, or a posterior on the prior's support"
         )
 
