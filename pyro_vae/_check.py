@@ -63,7 +63,7 @@ def refuse_other_support(p: Distribution, q: Distribution) -> None:
         >>> import pyro.distributions as dist
         >>> refuse_other_support(dist.Exponential(1.0), dist.Normal(0.0, 1.0))
         Traceback (most recent call last):
-        pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior is on part of it (GreaterThanEq); ...
+        pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior is on part of it ...
     """
     of_prior = _support(p)
     if isinstance(_support(q), type(constraints.real)) and isinstance(of_prior, BOUNDED):
