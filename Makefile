@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-arviz1 lint bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -15,6 +15,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# ArviZ 1.x needs Python 3.12: the same tests, in an environment of their own.
+test-arviz1:
+	$(MAKE) test PYTHON=python3.12 VENV=.venv-arviz1
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -28,7 +32,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-arviz1
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
