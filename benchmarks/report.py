@@ -114,6 +114,7 @@ def _race(axes: Any, race: dict[str, Any]) -> None:
 def growth_figure(results: dict[str, Any], path: Path) -> None:
     """Time and memory against rows, particles and latents."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     drawing = Figure(figsize=(12, 5.5), layout="constrained")
     panels = drawing.subplots(2, 3, sharex="col")
@@ -127,5 +128,8 @@ def growth_figure(results: dict[str, Any], path: Path) -> None:
         panels[1, column].set(xlabel=name, ylabel="MiB" if column == 0 else "")
         for row in (0, 1):
             panels[row, column].grid(alpha=0.3)
+            panels[row, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panels[row, column].yaxis.set_major_formatter("{x:g}")
+            panels[row, column].yaxis.set_minor_formatter(NullFormatter())
     panels[1, 0].legend(fontsize=8)
     drawing.savefig(path, dpi=130)
