@@ -65,8 +65,8 @@ def refuse_other_support(p: Distribution, q: Distribution) -> None:
         Traceback (most recent call last):
         pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior is on part of it ...
     """
-    of_prior = _support(p)
-    if isinstance(_support(q), type(constraints.real)) and isinstance(of_prior, BOUNDED):
+    of_prior = support_of(p)
+    if isinstance(support_of(q), type(constraints.real)) and isinstance(of_prior, BOUNDED):
         raise ModelError(
             f"the encoder gives latents on the whole real line, the prior is on part of it "
             f"({type(of_prior).__name__.strip('_')}); "
@@ -74,14 +74,20 @@ def refuse_other_support(p: Distribution, q: Distribution) -> None:
         )
 
 
-def _support(d: Distribution) -> Any:
-    """The constraint of each number, or None where a distribution does not tell."""
+def support_of(d: Distribution) -> Any:
+    """The constraint of each number, or None where a distribution does not tell.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> support_of(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        Real()
+    """
     try:
         support = d.support
     except (AttributeError, NotImplementedError):
         return None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    while (inner := getattr(support, "base_constraint", None)) is not None:  # of Independent, and of mixtures
+        support = inner
     return support
 
 

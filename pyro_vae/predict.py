@@ -15,8 +15,9 @@ from pyro_vae._hashes import data_hash, row_hashes
 from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, Distribution, evaluating, infer, masked
 from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.diagnose.weights import BAD, LEAST
 from pyro_vae.errors import SettingsError
-from pyro_vae.evidence.weights import LEAST_FOR_A_TAIL, smoothed
+from pyro_vae.evidence.weights import smoothed
 from pyro_vae.rows import Data, Rows, rows_for
 
 From: TypeAlias = Literal["guide", "psis"]
@@ -92,7 +93,7 @@ def to_datatree(
     whole("prior_draws", prior_draws, 1)
     if posterior not in get_args(From):
         raise SettingsError(f"posterior is {posterior!r}; it must be guide or psis")
-    proposals = max(1000, PROPOSALS * draws) if proposals is None else whole("proposals", proposals, LEAST_FOR_A_TAIL)
+    proposals = max(1000, PROPOSALS * draws) if proposals is None else whole("proposals", proposals, LEAST)
     whole("chunk", chunk, 1)
     given = rows_for(vae, x)
     rows = given.like(vae)
@@ -141,7 +142,7 @@ class _Drawn:
         stats = xr.merge([_variable("lp", self.lp, "datum"), _variable("log_weight", self.log_weight, "datum")])
         if self.khat is not None and self.ess is not None:
             stats = stats.assign(
-                khat=("datum", self.khat.cpu().numpy(), {"threshold": 0.7}), ess=("datum", self.ess.cpu().numpy())
+                khat=("datum", self.khat.cpu().numpy(), {"threshold": BAD}), ess=("datum", self.ess.cpu().numpy())
             )
         return stats
 
@@ -162,7 +163,7 @@ def _likelihood(vae: VAE, z: Tensor, rows: Rows) -> Distribution:
 def _of_the_guide(vae: VAE, rows: Rows, draws: int) -> _Drawn:
     q = infer(vae.encoder, rows.x, rows.context, rows.mask)
     drawn = _scored(vae, rows, q.sample((draws,)), q)
-    if draws < LEAST_FOR_A_TAIL:
+    if draws < LEAST:
         return drawn
     return _weighed(drawn)[0]
 

@@ -161,13 +161,16 @@ def check(
         raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
     rows = given.like(vae)
     started, found = time.perf_counter(), Checked()
-    for step in _steps(vae, x, rows, history, gold, draws, seed):
+    steps = _steps(vae, x, rows, history, gold, draws, seed)
+    for step in steps:
         if step.seconds > budget - (time.perf_counter() - started):
             found.left_out.append(step.called)
             continue
         console.print(f"{step.called} ...", highlight=False)
         found.groups[step.name] = step.run()
         found.findings[step.name] = JUDGES[step.name](found.groups[step.name])
+    if "converged" not in {step.name for step in steps}:
+        found.left_out.append(f"{ABOUT['converged']} (it takes the history of {EPOCHS} epochs)")
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given)))
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})

@@ -18,6 +18,7 @@ from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.diagnose.finding import Finding, Level
 from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
+from pyro_vae.diagnose.weights import BAD as KHAT
 from pyro_vae.diagnose.weights import psis
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
@@ -29,9 +30,6 @@ FINE, BAD = 0.05, 0.3
 
 SHARE = 0.05
 """Of the data, that may lie beyond a threshold."""
-
-KHAT = 0.7
-"""Above it, importance sampling does not give log p(x)."""
 
 GRIDS = (161, 321)
 """Points per latent by which quadrature is tried."""
@@ -242,16 +240,7 @@ def _measured(
         found[name] = value[more] - value[less]
         found[f"{name}_se"] = error(spread[more] - spread[less], more == "log_evidence")
     arrays = {name: tensor.cpu().numpy() for name, tensor in found.items()}
-    return arrays if known is not None else {**arrays, "khat": _khat(richer)}
-
-
-def _khat(log_weights: Tensor) -> np.ndarray:
-    """The tail of each datum's weights; 0 where they are all one, and there is no tail."""
-    alike = (log_weights.amax(0) - log_weights.amin(0)).cpu().numpy() < 1e-6
-    khat = np.zeros(log_weights.shape[1])
-    if not alike.all():
-        khat[~alike] = psis(log_weights[:, torch.as_tensor(~alike)])[1]
-    return khat
+    return arrays if known is not None else {**arrays, "khat": psis(richer)[1]}
 
 
 def judge_gaps(gaps: xr.Dataset) -> Finding:

@@ -13,13 +13,10 @@ from pyro_vae._numbers import whole
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.diagnose.finding import Finding, Level
-from pyro_vae.diagnose.weights import LEAST, psis, tail_length
+from pyro_vae.diagnose.weights import BAD, GOOD, LEAST, psis, tail_length
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import ModelError
 from pyro_vae.rows import rows_for
-
-GOOD, BAD = 0.5, 0.7
-"""k̂ below the first: the weights have a variance. Above the second: their mean cannot be relied on."""
 
 SOME, MANY = 0.02, 0.25
 """The shares of data above BAD from which q is called doubtful, and bad."""

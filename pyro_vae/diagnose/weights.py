@@ -8,6 +8,9 @@ from pyro_vae.errors import SettingsError
 LEAST = 25
 """Particles below which there is no tail to fit."""
 
+GOOD, BAD = 0.5, 0.7
+"""k̂ below the first: the weights have a variance. Above the second: their mean cannot be relied on."""
+
 CONSTANT = 1e-3
 """The relative spread of the largest weights below which they have no tail: rounding, or a plateau."""
 

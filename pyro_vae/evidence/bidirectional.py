@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pyro_vae.core import VAE, distribution, observed
+from pyro_vae.core import VAE, observed
+from pyro_vae.diagnose._prior import latents, likelihood
 from pyro_vae.evidence.annealed import Path, State, Tuning, along, moved, places, still, tuned
 from pyro_vae.evidence.weights import Found, Plan, log_mean
 from pyro_vae.rows import Rows
@@ -22,10 +23,8 @@ def simulated(vae: VAE, rows: Rows) -> tuple[Tensor, Rows]:
         >>> z.shape, rows.x.shape
         (torch.Size([3, 2]), torch.Size([3, 5]))
     """
-    given = () if rows.context is None else (rows.context,)
-    prior = distribution(vae.prior, "prior", *given)
-    z = prior.sample(() if prior.batch_shape else (len(rows),))
-    x = distribution(vae.decoder, "decoder", z, *given).sample()
+    z = latents(vae, len(rows), rows.context)
+    x = likelihood(vae, z, rows.context).sample()
     return z, Rows(observed(x, rows.mask), rows.context, rows.mask)
 
 

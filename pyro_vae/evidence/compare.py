@@ -11,13 +11,11 @@ import xarray as xr
 from pyro_vae.__about__ import versions
 from pyro_vae._hashes import data_hash, refuse_trained_on, row_hashes
 from pyro_vae.core import VAE
+from pyro_vae.diagnose.weights import BAD as BAD_KHAT
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
 from pyro_vae.evidence.kinds import CAUTION, countable_features, kind
 from pyro_vae.rows import rows_for, rows_of
-
-BAD_KHAT = 0.7
-"""Above it, Pareto-smoothed weights of a datum are not to be relied on (Vehtari et al., 2024)."""
 
 TIED = 2.0
 """Models whose difference is within so many standard errors of it are not told apart."""

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core import VAE
-from pyro_vae.diagnose.weights import psis
+from pyro_vae.diagnose.weights import LEAST, psis
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import SettingsError
 from pyro_vae.progress import Ticks
 from pyro_vae.rows import Rows
-
-ALIKE = 1e-3
-"""Log-weights of a datum that differ by less (nats) are one weight for all that a mean can tell: no tail is fitted."""
 
 Found: TypeAlias = dict[str, Tensor]
 """What is had of each datum, by name, shape ``(datum, …)``."""
@@ -62,7 +59,7 @@ def log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Pareto-smoothed log-weights, not normalised, and k̂ of each datum.
 
-    Weights that are one number but for rounding have no tail: they are left as they are, with k̂ = 0.
+    Where the largest are one number but for a thousandth there is no tail: they are left as they are, with k̂ = 0.
 
     Args:
         log_weights: shape ``(K, datum)``, K at least 25.
@@ -83,23 +80,14 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         >>> bool(same.abs().max() < 1e-12)
         True
     """
-    if len(log_weights) < LEAST_FOR_A_TAIL:
-        raise SettingsError(f"num_particles is {len(log_weights)}; a Pareto tail needs at least {LEAST_FOR_A_TAIL}")
-    varied = log_weights.amax(0) - log_weights.amin(0) > ALIKE
-    result, khat = log_weights.clone(), log_weights.new_zeros(log_weights.shape[1])
-    if bool(varied.any()):
-        own = log_weights[:, varied]
-        normalised, shape = psis(own)
-        tail = torch.as_tensor(np.ascontiguousarray(normalised.T)).to(own)
-        below = len(own) - len(own) // 5 - 1
-        # Smoothing keeps ranks and moves only the upper tail; what lies below it tells what normalising took away.
-        taken = own.sort(0).values[below] - tail.sort(0).values[below]
-        result[:, varied], khat[varied] = tail + taken, torch.as_tensor(shape).to(own)
-    return result, khat
-
-
-LEAST_FOR_A_TAIL = 25
-"""Particles; a fifth of them make the tail."""
+    if len(log_weights) < LEAST:
+        raise SettingsError(f"num_particles is {len(log_weights)}; a Pareto tail needs at least {LEAST}")
+    normalised, khat = psis(log_weights)
+    tail = torch.as_tensor(np.ascontiguousarray(normalised.T)).to(log_weights)
+    below = len(log_weights) - len(log_weights) // 5 - 1
+    # Smoothing keeps ranks and moves only the upper tail; what lies below it tells what normalising took away.
+    taken = log_weights.sort(0).values[below] - tail.sort(0).values[below]
+    return tail + taken, torch.as_tensor(khat).to(log_weights)
 
 
 def guide_log_weights(vae: VAE, rows: Rows, num_particles: int) -> Tensor:
