@@ -8,7 +8,8 @@ from pyro_vae.rows import Data, Rows, as_tensor, mask_nan, rows_for, rows_of
 from pyro_vae.streams import stream
 
 __all__ = [
-    "Data", "Rows", "as_tensor", "digits", "load", "load_held_out", "mask_nan", "rows_for", "rows_of", "split", "stream",
+    "Data", "Rows", "as_tensor", "digits", "load", "load_held_out", "mask_nan", "rows_for", "rows_of", "split",
+    "stream",
 ]  # fmt: skip
 
 

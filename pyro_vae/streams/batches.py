@@ -17,6 +17,8 @@ from pyro_vae.streams.base import Streamed, moved
 from pyro_vae.streams.items import fill_from, refuse_datum
 from pyro_vae.streams.tables import Parts, parts_of
 
+ONCE = "a generator can be read only once, where training reads the data in each epoch anew"
+
 Maker = Callable[[int], Iterable[Any]]
 """Of a seed, batches from the front."""
 
@@ -183,12 +185,11 @@ def _maker(data: Any, name: str) -> Maker:
     if isinstance(data, IterableDataset):
         return lambda seed: ({k: v[None] for k, v in _named(parts_of(one, name)).items()} for one in data)
     if isinstance(data, Iterator):
-        raise DataError(
-            f"{name}: a generator can be read only once, and training reads the data in each epoch anew; give the "
-            "function that makes it"
-        )
+        raise DataError(f"{name}: {ONCE}; give the function that makes it")
     if isinstance(data, Iterable):
         return lambda seed: data
+    if isinstance(once := _fresh(data, name), Iterator) and _fresh(data, name) is once:
+        raise DataError(f"{name}: the function gives the same generator again, and {ONCE}; let it make a new one")
     return lambda seed: _fresh(data, name)
 
 
