@@ -3,6 +3,9 @@
 import gc
 import itertools
 import logging
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -260,6 +263,8 @@ def test_context_and_mask_come_beside(tmp_path):
         pv.data.stream(npy(x, tmp_path), context=x[:29])
     with pytest.raises(DataError, match="make them equal"):
         pv.data.stream(npy(x, tmp_path), mask=x[:, :1] > 0)
+    with pytest.raises(DataError, match="the mask is of float32; give booleans"):
+        pv.data.stream(npy(x, tmp_path), mask=x)
 
 
 def test_images_are_flattened_as_load_does(tmp_path):
@@ -294,6 +299,27 @@ def test_the_thread_ends(end):
     del windows
     gc.collect()
     assert not ours()
+
+
+WAITING = """
+import time, torch, pyro_vae as pv
+def batches():
+    yield torch.zeros(4, 2)
+    print("ready", flush=True)
+    time.sleep(60)
+for _ in pv.data.stream(batches, size=8, window_bytes=32).windows(seed=0, batch_size=4):
+    pass
+"""
+
+
+def test_an_interrupt_ends_a_loop_that_waits_for_a_slow_iterable():
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
 def test_a_window_holds_while_the_next_is_read():

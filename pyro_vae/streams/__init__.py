@@ -140,6 +140,8 @@ def _beside(data: Any, what: str) -> Table:
     table = _table(data, None)
     if table is None:
         raise SettingsError(f"{what}: an iterable cannot be read beside other data; let the data give mappings with it")
+    if what == "mask" and (kind := getattr(table, "dtype", "no array")) != np.bool_:
+        raise DataError(f"{table.name}: the mask is of {kind}; give booleans of the data's shape")
     return table
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from pyro_vae.rows import Rows
 
+PATIENCE = 2.0
+"""So many seconds the thread is given to end; one that waits for somebody's iterable ends when that gives something."""
+
 Fill = Callable[[int, Rows], Iterator[Any]]
 """Of a window's number and a place for it: fills the place, a block at each turn, so that it can be stopped between."""
 
@@ -46,7 +49,7 @@ def ahead(fill: Fill, numbers: range, places: Sequence[Rows]) -> Generator[tuple
     finally:
         stop.set()
         free.put(None)
-        work.join()
+        work.join(PATIENCE)
 
 
 def _work(

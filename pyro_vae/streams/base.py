@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.rows import Rows, refuse_non_finite
 from pyro_vae.sources import Window, permutation
@@ -45,7 +45,7 @@ class Streamed:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     likelihood: Likelihood | None = None
-    _spare: list[list[Rows]] = field(default_factory=list, init=False, repr=False)
+    _spare: list[tuple[list[Rows], Rows | None]] = field(default_factory=list, init=False, repr=False)
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -133,23 +133,24 @@ class Streamed:
         if not numbers:
             return
         fill = self._fill(seed=seed, window=window, first=first)
-        places = self._places(window, min(len(numbers), 2))
-        resident = self._resident(window)
-        try:
-            with closing(ahead(fill, numbers, places)) as filled:
-                for number, rows in filled:
-                    order = permutation(min(window, n - number * window), seed_of(seed, number))
-                    order = order[max(skip - number * window, 0) :].to(self.device)
-                    yield Window(rows if resident is None else _copied(rows, resident), order)
-        finally:
-            self._spare.append(places)
+        places, resident = self._places(window, min(len(numbers), 2))
+        with closing(ahead(fill, numbers, places)) as filled:
+            for number, rows in filled:
+                order = permutation(min(window, n - number * window), seed_of(seed, number))
+                order = order[max(skip - number * window, 0) :].to(self.device)
+                yield Window(rows if resident is None else _copied(rows, resident), order)
+        self._spare.append((places, resident))
 
-    def _places(self, window: int, count: int) -> list[Rows]:
-        """Where to put windows; those of the last pass again, if they are free."""
-        places = self._spare.pop() if self._spare else []
+    def _places(self, window: int, count: int) -> tuple[list[Rows], Rows | None]:
+        """Where to fill windows, and on a GPU where to put them in turn: those of the last pass, if they are free.
+
+        There is one place on a GPU, as a graph reads where it was captured.
+        """
+        places, resident = self._spare.pop() if self._spare else ([], None)
         if len(places) < count or len(places[0]) != window:
-            return [self._place(window) for _ in range(count)]
-        return places
+            places = [self._place(window) for _ in range(count)]
+            resident = None if self.device.type == "cpu" else moved(self._place(window), self.device)
+        return places, resident
 
     def _place(self, rows: int) -> Rows:
         pinned = self.device.type == "cuda"
@@ -159,12 +160,6 @@ class Streamed:
             torch.zeros(rows, self.context, dtype=self.dtype, pin_memory=pinned) if self.context else None,
             torch.ones(shape, dtype=torch.bool, pin_memory=pinned) if mask else None,
         )
-
-    def _resident(self, window: int) -> Rows | None:
-        """On a GPU, where the windows are put one after another: a graph reads where it was captured."""
-        if self.device.type == "cpu":
-            return None
-        return moved(self._place(window), self.device)
 
     def _checked(self, part: Rows, name: str, first: int) -> Rows:
         """Rows that were just read, made what model and guide take: refused, or 0 where missing.
@@ -217,8 +212,13 @@ class Streamed:
 
         Args:
             vae: the VAE.
+
+        Raises:
+            SettingsError: if the VAE is in a precision that NumPy has not.
         """
         own = vae.like(torch.empty(0))
+        if own.dtype not in (torch.float16, torch.float32, torch.float64):
+            raise SettingsError(f"{self.source}: a stream is read in float32 or float64, and the VAE is in {own.dtype}")
         return replace(self, dtype=own.dtype, device=own.device)
 
     def checked_for(self: Own, vae: "VAE") -> Own:

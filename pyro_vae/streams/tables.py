@@ -210,6 +210,11 @@ class Sliced(Plain):
 
     array: Any
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers."""
+        return np.dtype(self.array.dtype)
+
     def cuts(self, rows: int) -> np.ndarray:
         """Whole chunks, so that none is decoded twice for one window."""
         chunk = (getattr(self.array, "chunks", None) or (1,))[0]
