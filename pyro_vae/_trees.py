@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_in
 from torch import Tensor
 
 from pyro_vae.errors import DataError, OutputError, SettingsError
@@ -37,6 +35,8 @@ _DTYPES = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16",
     torch.uint32: "U32", torch.uint64: "U64", torch.bool: "BOOL",
 }  # fmt: skip
+
+_TYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 _ADVICE = {
     errno.ENOSPC: "free some space",
@@ -92,21 +92,22 @@ def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
         DataError: if the file cannot be read, is not whole, is of a newer format or not of this library.
     """
     try:
-        data = Path(path).read_bytes()
+        data = _bytes_of(path)
     except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read ({reason}); give the path of a file that pyro-vae wrote") from error
     _refuse_damaged(path, data)
     try:
         size = int.from_bytes(data[:8], "little")
-        described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][KIND])
+        table = json.loads(data[8 : 8 + size])
+        described = json.loads(table.pop("__metadata__")[KIND])
         if described["format"] > FORMAT:
             raise DataError(
                 f"{path}: is of format {described['format']}, and this pyro-vae knows formats up to {FORMAT}; "
                 "read it with a newer pyro-vae"
             )
-        return _decoded(described["tree"], tensors_in(data)), described["about"]
-    except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        return _decoded(described["tree"], _tensors(data, 8 + size, table)), described["about"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # a checksum that holds, and yet not ours
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -196,7 +197,25 @@ def _pieces(described: str, tensors: dict[str, Tensor]) -> Iterator[Any]:
     yield from views
 
 
-def _refuse_damaged(path: str | Path, data: bytes) -> None:
+def _bytes_of(path: str | Path) -> bytearray:
+    with open(path, "rb") as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        del data[file.readinto(data) :]
+    return data
+
+
+def _tensors(data: bytearray, start: int, table: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors that a table of names tells of, each in memory of its own."""
+    tensors = {}
+    for name, told in table.items():
+        dtype, count = _TYPES[told["dtype"]], math.prod(told["shape"])
+        first = start + told["data_offsets"][0]
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=first) if count else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.reshape(told["shape"]).clone()
+    return tensors
+
+
+def _refuse_damaged(path: str | Path, data: bytearray) -> None:
     """Refuse bytes that are not those of a file of ours, all of them."""
     if data[8:_PLACE] != _START:
         raise DataError(f"{path}: is damaged, or no file of weights or a checkpoint of pyro-vae; copy it again")

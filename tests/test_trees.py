@@ -28,7 +28,8 @@ TREE = {
     "numbers": [0, -1, 2**80, -0.0, 1e-320, math.nan, math.inf, -math.inf, True, None, "ä\ud800\"\\"],
     "bits": {str(dtype): torch.arange(5).to(dtype) for dtype in DTYPES},
     "shapes": [torch.zeros(()), torch.zeros(0), torch.zeros(2, 0, 3), SHARED.T, SHARED[:, ::2], SHARED, SHARED],
-    "odd": {"$": "tensor", "__metadata__": torch.ones(1), "a.b": torch.ones(1), "a": {"b": torch.zeros(1)}, "": [], "\ud800": SHARED},
+    "odd": {"$": "tensor", "__metadata__": torch.ones(1), "": [], "\ud800": SHARED},
+    "names": {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}},
 }  # fmt: skip
 
 
