@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae._numbers import above_zero, whole
-from pyro_vae._trees import Tree, read_tree, unwritable, write_tree
+from pyro_vae._trees import Tree, make_folder, read_tree, unwritable, write_tree
 from pyro_vae.errors import DataError, OutputError
 
 FOLDER = "checkpoints"
@@ -63,7 +63,8 @@ class Checkpoints:
         keep: int = 3,
         say: Callable[[str], None] = _warn,
     ) -> None:
-        self.folder = Path(folder) / FOLDER
+        self.run = Path(folder)
+        self.folder = self.run / FOLDER
         self.steps = None if steps is None else whole("steps between checkpoints", steps, 1)
         self.minutes = None if minutes is None else above_zero("minutes between checkpoints", minutes)
         self.keep, self.say = whole("keep, the number of checkpoints,", keep, 1), say
@@ -98,10 +99,7 @@ class Checkpoints:
             OutputError: if it cannot be written; those before it stay as they are.
         """
         path = self.folder / f"step-{step:09d}.safetensors"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.folder, error) from error
+        make_folder(self.folder)
         self._clear()  # of a run that was killed while it wrote; only one writes here
         write_tree(path, tree, {**about, "step": step})
         self.written(step)

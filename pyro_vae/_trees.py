@@ -172,6 +172,18 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        OutputError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
+        raise unwritable(path, error) from error
+
+
 def unwritable(path: Path, error: Exception) -> OutputError:
     """The sentence for a file that could not be written."""
     if isinstance(error, OutputError):
