@@ -23,6 +23,7 @@ class Window:
     Args:
         rows: of the same shape for every window of a source; a last one may hold less, and rows of before behind it.
         order: indices of the rows to visit, each once, shape ``(visited,)``.
+        numbers: of each row its number in the data, shape ``(row,)``; that of its place if not given.
 
     Example:
         >>> len(Window(Rows(torch.zeros(3, 2)), torch.tensor([2, 0, 1])).order)
@@ -31,6 +32,7 @@ class Window:
 
     rows: Rows
     order: Tensor
+    numbers: Tensor | None = None
 
 
 @runtime_checkable
