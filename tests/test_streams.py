@@ -115,10 +115,12 @@ def narrow(source, window):
 
 def visited(source, **settings):
     """The rows in the order of one pass, and the shape of each window; both columns must be of one row."""
-    seen, shapes = [], []
+    seen, shapes, not_loader = [], [], source.source != "DataLoader"
     for window in source.windows(**settings):
         taken = window.rows.take(window.order)
         assert torch.equal(taken.x[:, 1], 2 * taken.x[:, 0])
+        if not_loader:
+            assert torch.equal(window.numbers[window.order].float(), taken.x[:, 0]), "rows are known by their number"
         assert taken.context is None or torch.equal(taken.context[:, 0], 10 * taken.x[:, 0])
         seen += taken.x[:, 0].int().tolist()
         shapes.append((window.rows.x.shape, len(window.order)))
@@ -539,3 +541,21 @@ def trained_elbo(vae, source, x, epochs=12):
     assert isinstance(source, InMemory) or len(svi._replays._made) == 1, "one graph serves all windows"
     torch.manual_seed(2)
     return -pv.elbo.TraceMeanField_ELBO(num_particles=64).loss(vae.model, vae.guide, *Rows(x).arguments()) / len(x)
+
+
+@pytest.mark.parametrize("kind", ["npy", "generator function"])
+def test_fit_takes_a_stream_and_goes_on_within_a_window(kind, tmp_path):
+    """n/m is of all rows, and from a checkpoint in the middle of a window the weights are the same to the bit."""
+    x = linear_gaussian(6, 2).sample(300).numpy().astype(np.float32)
+    settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "progress": False}
+    source = narrow(KINDS[kind](x, tmp_path), 64)
+    kept = pv.Checkpoints(tmp_path / "run", steps=10, keep=9)
+    whole, again = small_vae(), small_vae()
+    history = pv.fit(whole, source, checkpoints=kept, **settings).history
+    for path in sorted(kept.folder.iterdir())[1:]:
+        path.unlink()
+    pv.fit(again, source, resume=tmp_path / "run", **settings)
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
+    memory = pv.fit(small_vae(), x, **settings).history
+    assert history.attrs["data"] == 300
+    assert history.objective.values == pytest.approx(memory.objective.values, rel=0.05)

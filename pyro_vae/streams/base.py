@@ -1,11 +1,12 @@
 """What all streams have in common: windows that are filled ahead, and every row held against what may be."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,8 +97,8 @@ class Streamed:
         """
         raise NotImplementedError
 
-    def _fill(self, *, seed: int, window: int, first: int) -> Fill:
-        """What fills windows of so many rows, from number ``first`` on."""
+    def _fill(self, *, seed: int, window: int) -> tuple[Fill, Callable[[int], np.ndarray]]:
+        """What fills windows of so many rows, and what tells the numbers of a window's rows in the data."""
         raise NotImplementedError
 
     def window_rows(self, batch_size: int) -> int:
@@ -128,17 +129,17 @@ class Streamed:
             DataError: if something cannot be read, is no finite number or not one that the likelihood takes.
         """
         n, window = len(self), self.window_rows(batch_size)
-        first = skip // window
-        numbers = range(first, -(-n // window))
+        numbers = range(skip // window, -(-n // window))
         if not numbers:
             return
-        fill = self._fill(seed=seed, window=window, first=first)
+        fill, rows_of = self._fill(seed=seed, window=window)
         places, resident = self._places(window, min(len(numbers), 2))
         with closing(ahead(fill, numbers, places)) as filled:
             for number, rows in filled:
                 order = permutation(min(window, n - number * window), seed_of(seed, number))
                 order = order[max(skip - number * window, 0) :].to(self.device)
-                yield Window(rows if resident is None else _copied(rows, resident), order)
+                known = torch.from_numpy(rows_of(number)).to(self.device)
+                yield Window(rows if resident is None else _copied(rows, resident), order, known)
         self._spare.append((places, resident))
 
     def _places(self, window: int, count: int) -> tuple[list[Rows], Rows | None]:

@@ -77,7 +77,7 @@ class Batches(Streamed):
             pass
         return moved(place, self.device)
 
-    def _fill(self, *, seed: int, window: int, first: int) -> Fill:
+    def _fill(self, *, seed: int, window: int) -> tuple[Fill, Callable[[int], np.ndarray]]:
         reading = _Reading(self, seed)
 
         def fill(number: int, place: Rows) -> Iterator[None]:
@@ -89,7 +89,7 @@ class Batches(Streamed):
             if number * window + rows == self.size:
                 reading.end()
 
-        return fill
+        return fill, lambda number: np.arange(number * window, min((number + 1) * window, self.size))
 
 
 class _Reading:

@@ -71,6 +71,20 @@ class Layout:
         order = permutation(len(cuts) - 1, seed_of(seed)).numpy()
         return cls(cuts[:-1][order], np.diff(cuts)[order].cumsum(), window)
 
+    def numbers(self, number: int) -> np.ndarray:
+        """The rows of a window by their number.
+
+        Args:
+            number: of the window, from 0.
+
+        Example:
+            >>> Layout.of(np.array([0, 3, 6, 8]), seed=0, window=8).numbers(0).shape
+            (8,)
+        """
+        firsts, lasts = np.array(list(self.spans(number))).T
+        lengths = lasts - firsts
+        return np.repeat(firsts - lengths.cumsum() + lengths, lengths) + np.arange(lengths.sum())
+
     def spans(self, number: int) -> Iterator[tuple[int, int]]:
         """The rows of a window, as first and last (exclusive) of each block in it.
 

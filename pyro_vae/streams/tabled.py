@@ -1,7 +1,9 @@
 """A stream of rows that are read by their number, in shuffled blocks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from pyro_vae.rows import Rows
 from pyro_vae.sources import spaced
@@ -89,7 +91,7 @@ class Tabled(Streamed):
                 first, at = first + count, at + count
             yield
 
-    def _fill(self, *, seed: int, window: int, first: int) -> Fill:
+    def _fill(self, *, seed: int, window: int) -> tuple[Fill, Callable[[int], np.ndarray]]:
         layout = Layout.of(self.table.cuts(self.block_rows or max(window // BLOCKS, 1)), seed=seed, window=window)
 
         def fill(number: int, place: Rows) -> Iterator[None]:
@@ -98,4 +100,4 @@ class Tabled(Streamed):
                 self.table.soon(*span)
             return self._into(place, spans)
 
-        return fill
+        return fill, layout.numbers
