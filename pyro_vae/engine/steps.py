@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from pyro.infer import SVI
@@ -12,8 +12,10 @@ from torch import Tensor
 from pyro_vae.core import VAE
 from pyro_vae.engine.feed import Feed
 from pyro_vae.engine.optimizers import WholeOptimizer
-from pyro_vae.engine.svi import CompiledSVI
+from pyro_vae.engine.svi import CHUNK, CompiledSVI
 from pyro_vae.errors import CompileError, ModelError, SettingsError
+from pyro_vae.parallel.group import ALONE, Group
+from pyro_vae.parallel.reduce import Together
 from pyro_vae.rows import Rows
 from pyro_vae.traces import Loss
 
@@ -51,11 +53,14 @@ class RowArguments:
     Args:
         size: the n of n/m.
         context, mask: whether there is one.
+        batch: of how many rows the batch is that these are part of, where processes share it: with another number
+            of rows on one of them, all of them trace their step anew.
     """
 
     size: int
     context: bool
     mask: bool
+    batch: int = 0
 
     def __call__(self, *batch: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
         x, *rest = batch
@@ -74,6 +79,8 @@ class Steps:
             as soon as more steps are left than :func:`steps_that_pay`, if it can be compiled at all.
         steps: how many there will be.
         say: told, in a sentence, what takes a while or goes another way.
+        group: the processes that take them together, each on its part of each batch.
+        stopping: whether this process was asked to stop; :attr:`stopped` is whether any was, known to all of them.
     """
 
     def __init__(
@@ -87,9 +94,16 @@ class Steps:
         engine: Engine,
         steps: int,
         say: Callable[[str], None],
+        group: Group = ALONE,
+        stopping: Callable[[], bool] = bool,
     ) -> None:
         self.rows, self.batch_size, self.engine, self.left, self.say = rows, batch_size, engine, steps, say
         self.loss, self.svi = loss, SVI(vae.model, vae.guide, optim, loss)
+        self.group, self.stopping, self.together = group, stopping, None
+        if not group.alone:
+            parameters = [p for p in vae.parameters() if p.requires_grad]
+            self.together = Together(group, loss, self.svi.loss_and_grads, parameters, stopping)
+            self.svi.loss_and_grads = self.together
         self.compiled: CompiledSVI | None = None
         self.seconds: list[float] = []
         self.reason = {"eager": "asked for", "compiled": "asked for"}.get(engine, "too few steps for compiling to pay")
@@ -100,6 +114,11 @@ class Steps:
             self._compile()
 
     @property
+    def stopped(self) -> bool:
+        """Whether this process was asked to stop, or in a group any of them before its last step."""
+        return self.stopping() if self.together is None else self.together.stopped
+
+    @property
     def used(self) -> str:
         """The engine of the next step."""
         return "eager" if self.compiled is None else "compiled"
@@ -108,10 +127,10 @@ class Steps:
         """One pass over the data in this order; the losses, some steps at a time."""
         while len(order):
             if self.compiled is None:
-                losses = [self._eager(order[: self.batch_size])]
+                losses = [self._eager(self.group.part(order[: self.batch_size]))]
             else:
                 try:
-                    losses = next(self.compiled.along(self._feed, order, self.batch_size, self._arguments)).tolist()
+                    losses = self._chunk(order).tolist()
                 except CompileError as error:
                     self._fall_back(error)
                     continue
@@ -119,13 +138,24 @@ class Steps:
             order = order[len(losses) * self.batch_size :]
             yield losses
 
+    def _chunk(self, order: Tensor) -> Tensor:
+        """The losses of some compiled steps, of whole batches or of the last."""
+        assert self.compiled is not None
+        batch = min(self.batch_size, len(order))
+        if self.group.alone:
+            return next(self.compiled.along(self._feed, order, batch, self._arguments))
+        assert self.together is not None
+        self.together.ask()
+        own, size = self.group.parts(order[: min(CHUNK, len(order) // batch) * batch], batch)
+        return next(self.compiled.along(self._feed, own, size, replace(self._arguments, batch=batch)))
+
     def _eager(self, index: Tensor) -> float:
         started = time.perf_counter()
         loss: float = self.svi.step(*self.rows.take(index).arguments(len(self.rows)))
         if self.engine == "auto" and len(self.seconds) < TIMED:
             self.seconds.append(time.perf_counter() - started)
             if len(self.seconds) == TIMED:
-                self._decide(statistics.median(self.seconds[TIMED // 2 :]))
+                self._decide(self.group.agreed(statistics.median(self.seconds[TIMED // 2 :])))
         return loss
 
     def _decide(self, typical: float) -> None:
@@ -137,6 +167,8 @@ class Steps:
         self.say("Compiling the training step, which takes some 10 seconds ...")
         try:
             self.compiled = CompiledSVI(self.svi.model, self.svi.guide, self.svi.optim, self.loss)
+            if self.together is not None:
+                self.compiled.spread(self.together)
         except (ModelError, SettingsError) as error:
             self._fall_back(error)
 
