@@ -184,9 +184,9 @@ class CompiledSVI(SVI):
         Returns:
             The losses, some at a time.
         """
-        whole = len(order) // batch_size * batch_size
+        whole = len(order) // batch_size * batch_size if batch_size else 0
         chunks = [*order[:whole].view(-1, batch_size).split(CHUNK)] if whole else []
-        if whole < len(order):
+        if whole < len(order) or not batch_size:  # no rows are a step too, where other processes have some
             chunks.append(order[whole:].unsqueeze(0))
         if chunks and self._stale():
             chunks[0:1] = [part for part in (chunks[0][:1], chunks[0][1:]) if len(part)]
