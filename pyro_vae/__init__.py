@@ -1,7 +1,8 @@
 """Variational autoencoders in Pyro: checked estimators, parts that swap, posteriors with evidence."""
 
-from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
+from pyro_vae import callbacks, data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
+from pyro_vae._checkpoints import Checkpoints
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
@@ -16,11 +17,13 @@ from pyro_vae.workflow import check
 
 __all__ = [
     "VAE",
+    "Checkpoints",
     "CompiledSVI",
     "Conditional",
     "Fit",
     "Pair",
     "__version__",
+    "callbacks",
     "check",
     "compare_elbos",
     "compare_models",

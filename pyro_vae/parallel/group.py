@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -63,16 +62,16 @@ class Group:
         own = order.view(-1, batch_size).tensor_split(self.ranks, 1)[self.rank]
         return own.flatten(), own.shape[1]
 
-    def seed(self, seed: int) -> int:
-        """A seed of this process' own, the given one on the first.
+    def seed(self, seed: int, step: int = 0) -> int:
+        """A seed of this process' own noise from a step on: the given one on the first, from the first step.
 
         Example:
-            >>> Group(0, 2).seed(7), Group(1, 2).seed(7) != Group(1, 3).seed(8)
+            >>> Group(0, 2).seed(7), Group(1, 2).seed(7) != Group(1, 3).seed(8) != Group(1, 3).seed(8, 100)
             (7, True)
         """
-        if self.first:
+        if self.first and not step:
             return seed
-        digest = hashlib.blake2b(f"{seed}, {self.rank}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{seed}, {step}, {self.rank}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 2
 
     def agreed(self, value: Any) -> Any:
@@ -141,7 +140,7 @@ ALONE = Group()
 
 def _digest(tensor: Tensor) -> bytes:
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.blake2b(np.ascontiguousarray(data), digest_size=8).digest()
+    return hashlib.blake2b(data.tobytes(), digest_size=8).digest()
 
 
 def _device() -> torch.device:

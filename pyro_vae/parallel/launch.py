@@ -12,15 +12,12 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pyro_vae._numbers import whole
 from pyro_vae.errors import ProcessError, PyroVAEError, SettingsError
@@ -91,6 +88,9 @@ def launch(machines: Machines, function: Callable[..., Any], *args: Any) -> Any:
         PyroVAEError: what a process raised.
         ProcessError: if a process died: which, how, and what to do.
     """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
     _refuse_no_guard()
     told: dict[int, bytes] = {}
     queue = mp.get_context("spawn").SimpleQueue()
@@ -108,7 +108,10 @@ def launch(machines: Machines, function: Callable[..., Any], *args: Any) -> Any:
     return _outcome({rank: pickle.loads(one) for rank, one in told.items()}, failed, machines, bool(signals))  # noqa: S301
 
 
-def _config(machines: Machines, folder: str) -> LaunchConfig:
+def _config(machines: Machines, folder: str) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
     alone = machines.nodes == 1 and machines.rendezvous is None
     return LaunchConfig(
         min_nodes=machines.nodes,
@@ -136,17 +139,17 @@ def _process(queue: Any, threads: int, function: Callable[..., Any], args: tuple
     os.setpgid(0, 0)  # Ctrl-C goes to the first process, which hands it on
     torch.set_num_threads(threads)
     local = int(os.environ["LOCAL_RANK"])
-    with _silent(os.environ["RANK"] != "0"):
-        try:
+    try:
+        with _silent(os.environ["RANK"] != "0"):
             came: Any = function(*args)
-        except LostError:
-            time.sleep(GRACE)
-            raise
-        except PyroVAEError as error:
-            came = error
-        except Exception:
-            traceback.print_exc()
-            raise
+    except LostError:
+        time.sleep(GRACE)
+        raise
+    except PyroVAEError as error:
+        came = error
+    except Exception:
+        traceback.print_exc()
+        raise
     kept = came if local == 0 or isinstance(came, PyroVAEError) else None
     queue.put((int(os.environ["RANK"]), pickle.dumps(kept)))
 
@@ -160,7 +163,7 @@ def _silent(quiet: bool) -> Iterator[None]:
         yield
 
 
-def _outcome(came: dict[int, Any], failed: ChildFailedError | None, machines: Machines, interrupted: bool) -> Any:
+def _outcome(came: dict[int, Any], failed: Any, machines: Machines, interrupted: bool) -> Any:
     errors = [came[rank] for rank in sorted(came) if isinstance(came[rank], PyroVAEError)]
     if errors:
         raise errors[0]
@@ -175,15 +178,13 @@ def _outcome(came: dict[int, Any], failed: ChildFailedError | None, machines: Ma
     )
 
 
-def _how(failure: ProcessFailure) -> str:
+def _how(failure: Any) -> str:
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
         return f"was ended by {name}{', as it is when memory runs out' if name == 'SIGKILL' else ''}"
     message: Any = failure.message
-    try:
+    with suppress(TypeError, ValueError):
         message = json.loads(message)
-    except (TypeError, ValueError):
-        pass
     message = message.get("message", "") if isinstance(message, dict) else str(message)
     said = next((line for line in reversed(message.splitlines()) if line.strip()), "")
     return f"ended with exit code {failure.exitcode}" + (f" ({said.strip()})" if said else "")

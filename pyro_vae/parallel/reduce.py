@@ -1,7 +1,7 @@
 """Loss and gradient of a global batch, whose rows are spread over processes."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,16 @@ from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.parallel.group import Group, told_if_lost
 from pyro_vae.traces import Loss, loss_name
 
-EXTRA = 3
-"""What goes with the gradient: the loss, the rows, and whether a process was asked to stop."""
+EXTRA = 4
+"""What goes with the gradient: the loss, the rows, and two wishes."""
+
+Wishes: TypeAlias = Callable[[], tuple[bool, bool]]
+"""Whether a process wants all to stop, and whether a checkpoint."""
+
+
+def no_wishes() -> tuple[bool, bool]:
+    """Neither to stop nor for a checkpoint."""
+    return False, False
 
 
 COUPLE = (RenyiELBO, Trace_MMD, EnergyDistance)
@@ -62,15 +70,18 @@ class Together:
 
     .. math:: g = \\sum_r \\frac{m_r}m g_r, \\qquad \\mathcal L = \\sum_r \\frac{m_r}m \\mathcal L_r
 
-    with g_r of rank r's m_r rows, which stand for n as all m rows do (``size=n``). Gradient, loss, rows and whether
-    a process is asked to stop are added up in one all-reduce per step.
+    with g_r of rank r's m_r rows, which stand for n as all m rows do (``size=n``). Gradient, loss, rows and the
+    processes' wishes are added up in one all-reduce per step.
 
     Args:
         group: the processes.
         loss: the estimator.
         loss_and_grads: its function of (model, guide, x, ...).
         parameters: those that are trained, in the same order on each process.
-        stopping: whether this process was asked to stop.
+        wishes: of this process, asked for before each step or each few compiled ones.
+
+    Attributes:
+        stopped, wanted: whether any process wanted to stop, or a checkpoint, before the last step; the same on all.
     """
 
     def __init__(
@@ -79,21 +90,27 @@ class Together:
         loss: Loss,
         loss_and_grads: Callable[..., Any],
         parameters: Iterable[Tensor],
-        stopping: Callable[[], bool] = bool,
+        wishes: Wishes = no_wishes,
     ) -> None:
-        self.group, self.loss, self.loss_and_grads, self.stopping = group, loss, loss_and_grads, stopping
+        self.group, self.loss, self.loss_and_grads, self.wishes = group, loss, loss_and_grads, wishes
         self.parameters, self.trained = list(parameters), list[Tensor]()
         self.buffer = self.asked = self.answer = torch.zeros(0)
         self.views: list[Tensor] = []
 
     @property
     def stopped(self) -> bool:
-        """Whether any process had been asked to stop before the last step."""
-        return bool(self.answer.any())
+        """Whether any process wanted to stop."""
+        return len(self.answer) > 0 and bool(self.answer[0] > 0)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any process wanted a checkpoint."""
+        return len(self.answer) > 0 and bool(self.answer[1] > 0)
 
     def ask(self) -> None:
-        """Tell the others in the next step whether this process was asked to stop."""
-        self.asked.fill_(self.stopping())
+        """Have the next step tell the others what this process wants."""
+        for place, wish in zip(self.asked, self.wishes(), strict=False):  # before the first step there is no place
+            place.fill_(wish)
 
     def __call__(self, model: Any, guide: Any, x: Tensor, *args: Any) -> float:
         """The loss of the global batch; its gradient is in ``.grad`` of each parameter, on each process."""
@@ -119,10 +136,14 @@ class Together:
         dtype = self.buffer.dtype
         told = torch.stack([loss.detach().to(dtype), torch.ones_like(loss, dtype=dtype)]) * rows
         parts = [*(rows * g.flatten().to(dtype) for g in gradients), told, self.asked]
-        whole = collectives.wait_tensor(collectives.all_reduce(torch.cat(parts), "sum", dist.group.WORLD))
-        self.answer.copy_(whole[-1:])
-        whole = whole / whole[-2]
-        return whole[-EXTRA].clone(), [v.to(g.dtype) for v, g in zip(views_of(whole, gradients), gradients)]
+        whole = collectives.wait_tensor(
+            collectives.all_reduce(torch.cat(parts), "sum", dist.distributed_c10d._get_default_group())
+        )
+        self.answer.copy_(whole[-2:])
+        whole = whole / whole[-3]
+        return whole[-EXTRA].clone(), [
+            v.to(g.dtype) for v, g in zip(views_of(whole, gradients), gradients, strict=True)
+        ]
 
     @torch.no_grad()
     def _reduced(self, loss: Any, rows: int) -> float:
@@ -131,8 +152,8 @@ class Together:
         self._fill(loss, rows)
         with told_if_lost():
             dist.all_reduce(self.buffer)
-        whole, of, _ = self.buffer[-EXTRA:].tolist()
-        self.answer.copy_(self.buffer[-1:])
+        whole, of, *_ = self.buffer[-EXTRA:].tolist()
+        self.answer.copy_(self.buffer[-2:])
         self.buffer.div_(of)
         for parameter, view in zip(self.trained, self.views, strict=True):
             parameter.grad = view.to(parameter.dtype)
@@ -157,7 +178,7 @@ class Together:
         self.trained = [p for p, *has in zip(self.parameters, *found, strict=True) if any(has)]
         self.buffer = flat_like(self.trained)
         self.views = views_of(self.buffer, self.trained)
-        self.asked, self.answer = torch.zeros_like(self.buffer[-1:]), torch.zeros_like(self.buffer[-1:])
+        self.asked, self.answer = torch.zeros_like(self.buffer[-2:]), torch.zeros_like(self.buffer[-2:])
 
 
 def flat_like(parameters: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,63 @@
+"""``Callback``: what is told of a training while it goes on."""
+
+from typing import Any, TypeAlias
+
+Tree: TypeAlias = Any
+"""Dicts with names as keys, and lists, of tensors, numbers, booleans, strings and None, nested as they like."""
+Run: TypeAlias = Any
+
+
+class Callback:
+    """What :func:`pyro_vae.fit` tells of a training while it goes on; every hook may be left out.
+
+    ``start`` comes first; where a training is resumed or put back, ``load`` comes after it. What a
+    checkpoint is to hold of a callback is in its ``state``. A hook may stop the training by
+    ``run.stop(reason)``, say a sentence by ``run.say(sentence)``, and change weights in place; it draws
+    no random numbers of its own.
+
+    Attributes:
+        every: ``step`` is called after every so many steps, counted from the first of the training; never
+            if None. Compiled steps are taken up to 16 at a time; a smaller number makes them fewer.
+
+    Example:
+        >>> class Epochs(Callback):
+        ...     seen = 0
+        ...     def epoch(self, run):
+        ...         self.seen += 1
+        ...     def state(self):
+        ...         return {"seen": self.seen}
+        ...     def load(self, state):
+        ...         self.seen = state["seen"]
+        >>> first, second = Epochs(), Epochs()
+        >>> first.epoch(None)
+        >>> second.load(first.state())
+        >>> second.seen
+        1
+    """
+
+    every: int | None = None
+    final: str = ""
+    """Which weights it puts into the VAE at the end, in words, if it does; one callback of a training may."""
+
+    def start(self, run: Run) -> None:
+        """Before the first step: refuse what cannot be, and forget an earlier training."""
+
+    def step(self, run: Run) -> None:
+        """After every so many steps."""
+
+    def epoch(self, run: Run) -> None:
+        """After each epoch and its evaluation."""
+
+    def diverged(self, run: Run, error: Exception) -> bool:
+        """When a loss or an ELBO is not finite or out of bounds: true if it is put right, and training goes on."""
+        return False
+
+    def end(self, run: Run) -> None:
+        """After the last step, however it came to be the last; what it changes is in no checkpoint."""
+
+    def state(self) -> Tree:
+        """What it remembers, for a checkpoint."""
+        return {}
+
+    def load(self, state: Tree) -> None:
+        """Remember what ``state`` of a callback of the same settings gave."""
