@@ -56,6 +56,10 @@ def fit_settings(
     device: str = "auto",
     seed: int = 0,
     engine: Literal["auto", "compiled", "eager"] = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    node_rank: int = 0,
+    rendezvous: str | None = None,
 ) -> None:
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
@@ -76,6 +80,10 @@ def fit_settings(
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
         engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
+        devices: processes on this machine that share each batch, one per GPU or share of the cores.
+        nodes: machines with so many each; give the same command on each, with its own --node_rank.
+        node_rank: which machine this is, from 0; the first writes.
+        rendezvous: host:port of machine 0, any free port of it.
     """
 
 

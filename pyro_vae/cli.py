@@ -23,6 +23,8 @@ from pyro_vae.data import Data
 from pyro_vae.demo import demo
 from pyro_vae.device import refuse_seed
 from pyro_vae.errors import PyroVAEError, SettingsError
+from pyro_vae.parallel.group import launched, writes
+from pyro_vae.parallel.launch import Machines, launch
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.runs import RunFolder
 from pyro_vae.traces import Loss, called
@@ -82,7 +84,13 @@ def _run_demo(settings: Namespace) -> int:
 
 
 def _run_fit(settings: Namespace) -> int:
+    machines = Machines(settings.devices, settings.nodes, settings.node_rank, settings.rendezvous)
+    if machines.processes > 1 and not launched():
+        code: int = launch(machines, _run_fit, settings)
+        return code
     vae, data = untrained(settings)
+    if not writes():
+        return 130 if train(settings, vae, data).interrupted else 0
     with RunFolder(settings.out) as run, keeping(settings, vae, run):
         result = train(settings, vae, data)
         run.text("config.yaml", as_yaml(settings))

@@ -176,6 +176,11 @@ def launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ) and os.environ["WORLD_SIZE"] != "1"
 
 
+def writes() -> bool:
+    """Whether this process is the one that writes results: the first of those that torchrun has started."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
 def own_device(device: str | torch.device) -> torch.device:
     """The device of this process: of several GPUs that of its local rank.
 

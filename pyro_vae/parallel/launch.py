@@ -92,20 +92,19 @@ def launch(machines: Machines, function: Callable[..., Any], *args: Any) -> Any:
     from torch.distributed.launcher.api import elastic_launch
 
     _refuse_no_guard()
-    told: dict[int, bytes] = {}
-    queue = mp.get_context("spawn").SimpleQueue()
-    reader = threading.Thread(target=_read, args=(queue, told), daemon=True)
-    reader.start()
-    failed: ChildFailedError | None = None
-    with tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder, _quiet_engine(), _handing_on() as signals:
-        started = (queue, share_of_cores(machines.devices), function, args)
+    heard, failed = _Heard(), None
+    with (
+        tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder,
+        _quiet_engine(),
+        heard.listening() as queue,
+        _handing_on(heard) as signals,
+    ):
+        given = (queue, share_of_cores(machines.devices), function, args)
         try:
-            elastic_launch(_config(machines, folder), _process)(*started)
+            elastic_launch(_config(machines, folder), _process)(*given)
         except ChildFailedError as error:
             failed = error
-    queue.put(None)
-    reader.join()
-    return _outcome({rank: pickle.loads(one) for rank, one in told.items()}, failed, machines, bool(signals))  # noqa: S301
+    return _outcome(heard.came, failed, machines, bool(signals))
 
 
 def _config(machines: Machines, folder: str) -> Any:
@@ -129,18 +128,50 @@ def _config(machines: Machines, folder: str) -> Any:
     )
 
 
-def _read(queue: Any, told: dict[int, bytes]) -> None:
-    while (one := queue.get()) is not None:
-        told[one[0]] = one[1]
+class _Heard:
+    """What processes tell: their numbers at the beginning, and what came of them at the end."""
+
+    def __init__(self) -> None:
+        self.pids: dict[int, int] = {}
+        self.came: dict[int, Any] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[Any]:
+        """A queue that they tell it by."""
+        queue = mp.get_context("spawn").SimpleQueue()
+        reader = threading.Thread(target=self._read, args=(queue,), daemon=True)
+        reader.start()
+        try:
+            yield queue
+        finally:
+            queue.put(None)
+            reader.join()
+
+    def _read(self, queue: Any) -> None:
+        while (one := queue.get()) is not None:
+            rank, pid, told = one
+            self.pids[rank] = pid
+            if told is not None:
+                self.came[rank] = pickle.loads(told)  # noqa: S301  (of a process that this one has started)
+                if isinstance(self.came[rank], PyroVAEError):
+                    threading.Timer(3 * GRACE, self._stop_others).start()
+
+    def _stop_others(self) -> None:
+        """End those that would wait for one that has met an error."""
+        for rank, pid in self.pids.items():
+            if rank not in self.came:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _process(queue: Any, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """What each process does; it tells what came of it by the queue, errors of this library included."""
     os.setpgid(0, 0)  # Ctrl-C goes to the first process, which hands it on
     torch.set_num_threads(threads)
-    local = int(os.environ["LOCAL_RANK"])
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    queue.put((rank, os.getpid(), None))
     try:
-        with _silent(os.environ["RANK"] != "0"):
+        with _silent(rank != 0):
             came: Any = function(*args)
     except LostError:
         time.sleep(GRACE)
@@ -150,8 +181,9 @@ def _process(queue: Any, threads: int, function: Callable[..., Any], args: tuple
     except Exception:
         traceback.print_exc()
         raise
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left is to wait for the others
     kept = came if local == 0 or isinstance(came, PyroVAEError) else None
-    queue.put((int(os.environ["RANK"]), pickle.dumps(kept)))
+    queue.put((rank, os.getpid(), pickle.dumps(kept)))
 
 
 @contextmanager
@@ -208,7 +240,7 @@ def _quiet_engine() -> Iterator[None]:
 
 
 @contextmanager
-def _handing_on() -> Iterator[list[int]]:
+def _handing_on(heard: _Heard) -> Iterator[list[int]]:
     """Hand SIGINT and SIGTERM on to the processes; which came is told."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -217,9 +249,9 @@ def _handing_on() -> Iterator[list[int]]:
 
     def hand_on(number: int, _: Any) -> None:
         came.append(number)
-        for child in mp.active_children():
-            if child.pid is not None:
-                os.kill(child.pid, number)
+        for pid in heard.pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     before[signal.SIGQUIT] = signal.getsignal(signal.SIGQUIT)
