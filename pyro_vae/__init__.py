@@ -1,6 +1,6 @@
 """Variational autoencoders in Pyro: checked estimators, parts that swap, posteriors with evidence."""
 
-from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
+from pyro_vae import callbacks, data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
@@ -21,6 +21,7 @@ __all__ = [
     "Fit",
     "Pair",
     "__version__",
+    "callbacks",
     "check",
     "compare_elbos",
     "compare_models",

@@ -150,5 +150,5 @@ class SWA(Average):
 
     def epoch(self, run: Run) -> None:
         """Look at the weights, if that is not done at steps."""
-        if self.every is None and run.epoch >= self.first:
+        if self.every is None and len(run.epochs) >= self.first:
             self.look(run)
