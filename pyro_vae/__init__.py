@@ -2,6 +2,7 @@
 
 from pyro_vae import callbacks, data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
+from pyro_vae._checkpoints import Checkpoints
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
@@ -16,6 +17,7 @@ from pyro_vae.workflow import check
 
 __all__ = [
     "VAE",
+    "Checkpoints",
     "CompiledSVI",
     "Conditional",
     "Fit",

@@ -27,6 +27,10 @@ class Bar:
             self.progress.update(self.task, advance=self.pending, elbo=f"{elbo:.3f}")
             self.pending = 0
 
+    def resumed(self, epochs: int, steps: int) -> None:
+        """So much was done before."""
+        self.progress.update(self.task, completed=steps, done=epochs)
+
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
         fields: dict[str, Any] = {"done": epoch, "elbo": f"{row['objective']:.3f}"}
         if "validation_elbo" in row:

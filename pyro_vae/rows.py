@@ -97,8 +97,8 @@ def _from_numpy(data: Any, source: str) -> Tensor:
     return torch.as_tensor(array if shareable else array.copy())
 
 
-def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None) -> None:
-    """Refuse NaN and infinity, by count and first place."""
+def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None, first_row: int = 0) -> None:
+    """Refuse NaN and infinity, by count and first place, where row 0 is row ``first_row`` of the source."""
     bad = ~torch.isfinite(tensor)
     count = int(bad.sum())
     if not count:
@@ -109,8 +109,8 @@ def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None
     column = repr(columns[place[0]]) if columns else ", ".join(map(str, place))
     verb = "is" if count == 1 else "are"
     raise DataError(
-        f"{source}: {count} of {tensor.numel()} values {verb} not finite, the first in row {row}, column {column} "
-        f"({shown}); fill or drop them (rows and columns are counted from 0)"
+        f"{source}: {count} of {tensor.numel()} values {verb} not finite, the first in row {first_row + row}, "
+        f"column {column} ({shown}); fill or drop them (rows and columns are counted from 0)"
     )
 
 

@@ -1,13 +1,12 @@
 """``fit``: data, steps, history."""
 
-import math
 import signal
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,19 +16,28 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyro_vae import __about__
+from pyro_vae._checkpoints import Checkpoints
+from pyro_vae._evaluation import per_datum_elbo as per_datum_elbo
 from pyro_vae._hashes import Trained, data_hash, row_hashes
-from pyro_vae.core import VAE, evaluating
+from pyro_vae._journal import Journal
+from pyro_vae.callbacks import Callback
+from pyro_vae.core import VAE
 from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
-from pyro_vae.elbo import Estimator, log_weights
+from pyro_vae.elbo import Estimator
 from pyro_vae.engine.optimizers import WholeOptimizer, refuse_clip_norm
-from pyro_vae.engine.steps import ENGINES, Engine, Steps
-from pyro_vae.errors import DivergenceError, SettingsError
-from pyro_vae.progress import Bar, display
-from pyro_vae.rows import Rows, rows_for, rows_of
-from pyro_vae.traces import Loss, loss_name
+from pyro_vae.engine.precision import refuse_precision
+from pyro_vae.engine.steps import ENGINES, Engine
+from pyro_vae.errors import SettingsError
+from pyro_vae.progress import display
+from pyro_vae.rows import Rows, rows_for
+from pyro_vae.sources import InMemory, Source, source_of
+from pyro_vae.traces import Loss
+from pyro_vae.training import Run
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
+
+HASHED_ROWS = 2**14
+"""Of data that are streamed, so many stand for all of them in their hash."""
 
 EVALUATION_ROWS = 2048
 """At most so many training data are evaluated after each epoch."""
@@ -87,6 +95,10 @@ def fit(
     on_epoch: Callable[[int, VAE], None] | None = None,
     engine: Engine = "auto",
     clip_norm: float | None = None,
+    precision: str = "float32",
+    callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | str | Path | None = None,
+    resume: str | Path | None = None,
 ) -> Fit:
     """Train a VAE by stochastic variational inference.
 
@@ -123,6 +135,13 @@ def fit(
             ``"auto"`` by the first where enough steps are left for compiling to pay and the step can be
             compiled. The numbers are the same, but for rounding.
         clip_norm: the gradient of all parameters together is scaled down to at most this norm.
+        precision: as :class:`~pyro_vae.CompiledSVI` takes it.
+        callbacks: of :mod:`pyro_vae.callbacks`, told of what goes on.
+        checkpoints: a new run folder, in which the state of the training is kept every five minutes and at the
+            end, or :class:`~pyro_vae.Checkpoints` of one.
+        resume: a run folder, to go on from its newest whole checkpoint with the VAE, data and settings that it
+            was begun with (``epochs`` may be more): on the same machine to the same weights, bit for bit, as if
+            it had never been stopped. Checkpoints go on there too.
 
     Returns:
         The VAE, its labelled history and the device.
@@ -150,39 +169,44 @@ def fit(
         >>> bool(elbo[-1] > elbo[0])
         True
     """
-    rows = rows_for(vae, data, context=context, mask=mask)
-    batch_size = min(128, len(rows)) if batch_size is None else batch_size
-    _refuse_settings(vae, elbo, epochs, batch_size, len(rows), seed)
-    _refuse_schedules(elbo, epochs * -(-len(rows) // batch_size))
-    _refuse_engine(engine, clip_norm)
-    watched = {"train": rows}
+    source = source_of(data, vae, context=context, mask=mask)
+    batch_size = min(128, len(source)) if batch_size is None else batch_size
+    _refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
+    _refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
+    _refuse_engine(engine, clip_norm, precision)
+    validation = None
     if validation_data is not None:
-        watched["validation"] = rows_for(vae, validation_data, source="validation data")
+        validation = rows_for(vae, validation_data, source="validation data")
     if isinstance(elbo, Estimator):
         elbo.restart()
     chosen = choose_device(device)
     optim = WholeOptimizer(_made(optimizer or adam, vae.to(chosen)), clip_norm)
-    run = _Run(vae, watched, elbo or Trace_ELBO(), optim, chosen, seed, batch_size)
-    hashes = row_hashes(rows)
+    run = Run(
+        vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
+        batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks,
+    )  # fmt: skip
+    hashes = row_hashes(source.rows if isinstance(source, InMemory) else source.sample(HASHED_ROWS))
     run.attributes["data_hash"] = data_hash(hashes)
     where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
-    steps = epochs * -(-len(rows) // batch_size)
     with (
-        display(where, epochs, steps, show=progress) as bar,
-        _stop_on_interrupt() as stop,
+        Journal(checkpoints, resume) as journal,
+        display(where, epochs, epochs * run.steps_per_epoch, show=progress) as bar,
+        _stop_on_signals() as ending,
         _quiet_pyro(),
         seeded(seed, chosen),
         torch.enable_grad(),
     ):
         vae.trained_on = Trained.on(hashes, vae.trained_on)
-        run.start(engine, steps, bar)
-        for epoch in range(1, epochs + 1):
-            run.epoch(epoch, bar, stop)
-            if on_epoch is not None:
-                on_epoch(epoch, vae)
-            if stop.is_set():
-                break
-    return Fit(vae, run.history(), describe_device(chosen), stop.is_set())
+        run.start(epochs, engine, precision, bar, ending)
+        journal.begin(run)
+        run.train(journal.keep, on_epoch)
+    return Fit(vae, run.history(), describe_device(chosen), ending.is_set() and not run.stopped)
+
+
+def _watched(vae: VAE, source: Source, validation: Rows | None) -> dict[str, Rows]:
+    """Data whose ELBO is looked at after each epoch."""
+    watched = {"train": source.sample(EVALUATION_ROWS).like(vae)}
+    return watched if validation is None else {**watched, "validation": validation.like(vae)}
 
 
 def _refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
@@ -215,7 +239,8 @@ def _refuse_schedules(elbo: Loss | None, steps: int) -> None:
             )
 
 
-def _refuse_engine(engine: str, clip_norm: float | None) -> None:
+def _refuse_engine(engine: str, clip_norm: float | None, precision: str) -> None:
+    refuse_precision(precision)
     if engine not in ENGINES:
         raise SettingsError(f"engine is {engine!r}; it must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
     refuse_clip_norm(clip_norm)
@@ -230,134 +255,6 @@ def _made(optimizer: Optimizer, vae: VAE) -> torch.optim.Optimizer | LRScheduler
     return made
 
 
-class _Run:
-    """The state of one training run."""
-
-    def __init__(
-        self,
-        vae: VAE,
-        watched: dict[str, Rows],
-        loss: Loss,
-        optim: WholeOptimizer,
-        device: torch.device,
-        seed: int,
-        batch_size: int,
-    ) -> None:
-        self.vae, self.loss, self.optim = vae, loss, optim
-        self.device, self.seed, self.batch_size = device, seed, batch_size
-        self.watched = {name: part.like(vae) for name, part in watched.items()}
-        self.rows = self.watched["train"]
-        with seeded(seed, device):
-            self.watched["train"] = self.rows.take(torch.randperm(len(self.rows), device=device)[:EVALUATION_ROWS])
-        self.attributes = {
-            "estimator": loss_name(loss),
-            "optimizer": type(optim.optimizer).__name__,
-            "batch_size": batch_size,
-            "data": len(self.rows),
-            "seed": seed,
-            "device": describe_device(device),
-            **__about__.versions(),
-        }
-        self.epochs: list[dict[str, float]] = []
-        self.steps = 0
-        self.good = _copy_of(vae)
-
-    def start(self, engine: Engine, steps: int, bar: Bar) -> None:
-        """Make ready for so many steps."""
-        self.stepping = Steps(
-            self.vae, self.loss, self.optim, self.rows, batch_size=self.batch_size, engine=engine, steps=steps,
-            say=bar.say,
-        )  # fmt: skip
-
-    def epoch(self, epoch: int, bar: Bar, stop: threading.Event) -> None:
-        """One pass over the data, and what it came to."""
-        started, n = time.perf_counter(), len(self.rows)
-        total, seen = 0.0, 0
-        for losses in self.stepping.along(torch.randperm(n, device=self.device)):
-            for loss in losses:
-                self.steps += 1
-                if not math.isfinite(loss):
-                    self._diverged(f"the loss became {loss} at step {self.steps} (epoch {epoch})")
-                size = min(self.batch_size, n - seen)
-                total, seen = total - loss / n * size, seen + size
-                bar.step(total / seen)
-            if stop.is_set():
-                break
-        if isinstance(self.optim.made, LRScheduler):
-            self.optim.made.step()
-        row = {"objective": total / seen, "seconds": time.perf_counter() - started, "step": self.steps}
-        for name, rows in self.watched.items():
-            row[f"{name}_elbo"], row[f"{name}_elbo_se"] = _mean_elbo(self.vae, rows, self.seed)
-        if not math.isfinite(row["train_elbo"]):
-            self._diverged(f"the ELBO became {row['train_elbo']} after step {self.steps} (epoch {epoch})")
-        self.epochs.append(row)
-        self.good = _copy_of(self.vae)
-        bar.epoch(epoch, row)
-
-    def _diverged(self, what: str) -> None:
-        self.vae.load_state_dict(self.good)
-        kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
-        error = DivergenceError(f"{what}; the weights kept are {kept}; lower the learning rate")
-        error.history = self.history()
-        raise error
-
-    def history(self) -> xr.Dataset:
-        """The epochs so far, labelled."""
-        columns = ["objective", *(f"{name}_elbo{end}" for name in self.watched for end in ("", "_se"))]
-        variables = {c: ("epoch", [r[c] for r in self.epochs], {"units": "nats per datum"}) for c in columns}
-        variables["seconds"] = ("epoch", [r["seconds"] for r in self.epochs], {"units": "s"})
-        coordinates = {
-            "epoch": range(1, len(self.epochs) + 1),
-            "step": ("epoch", [int(r["step"]) for r in self.epochs]),
-        }
-        engine = {"engine": self.stepping.used, "engine_reason": self.stepping.reason}
-        return xr.Dataset(variables, coordinates, self.attributes | engine)
-
-
-def _copy_of(vae: VAE) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in vae.state_dict().items()}
-
-
-@torch.no_grad()
-def per_datum_elbo(vae: VAE, x: Any, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
-    """The ELBO of each datum, by the mean of its log-weights.
-
-    .. math:: \\mathcal L_i \\approx \\frac1K \\sum_k \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i)
-
-    Args:
-        vae: the VAE, which is left as it is: nothing is trained.
-        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        num_particles: K, at least 1.
-        chunk: so many data at a time.
-
-    Returns:
-        Nats, shape ``(datum,)``.
-
-    Example:
-        >>> import pyro_vae as pv
-        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
-        >>> x = torch.ones(3, 5).double()
-        >>> bool((per_datum_elbo(linear.as_vae(), x) - linear.log_marginal(x)).abs().max() < 1e-12)
-        True
-    """
-    with evaluating(vae):
-        parts = [
-            log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(
-                0
-            )
-            for rows in rows_of(x).like(vae).split(chunk)
-        ]
-    return torch.cat(parts)
-
-
-def _mean_elbo(vae: VAE, rows: Rows, seed: int) -> tuple[float, float]:
-    """The mean over data and its standard error, which covers both the data and the sampling of z."""
-    with seeded(seed + 1, rows.x.device):
-        values = per_datum_elbo(vae, rows).double()
-    spread = values.std() if len(values) > 1 else values.new_tensor(math.nan)
-    return values.mean().item(), (spread / math.sqrt(len(values))).item()
-
-
 @contextmanager
 def _quiet_pyro() -> Iterator[None]:
     """Without Pyro's checks at every step; what they look for is looked for here, once, or in the loss."""
@@ -367,20 +264,21 @@ def _quiet_pyro() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that a step is never left half done; a second one interrupts."""
-    stop = threading.Event()
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets, so that no step is left half done; a second one interrupts."""
+    ending = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield ending
         return
 
     def handle(*_: Any) -> None:
-        if stop.is_set():
+        if ending.is_set():
             raise KeyboardInterrupt
-        stop.set()
+        ending.set()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {kind: signal.signal(kind, handle) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield ending
     finally:
-        signal.signal(signal.SIGINT, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -119,8 +119,17 @@ class Updates:
         for member in self.members:
             _refuse_parameter(member)
             member.clock = self._clock_of(member)
+        self.known = [(m, name, own) for m in self.members for name, own in m.state.items() if isinstance(own, Tensor)]
         counts = [(m.state["step"], m.parameter) for m in self.members if "step" in m.state]
         self.elsewhere = [step for step, parameter in counts if step.device != parameter.device]
+
+    def recount(self) -> bool:
+        """Take the counts of steps from the optimizer's state, where that is still the same tensors."""
+        if not all(member.optimizer.state[member.parameter].get(name) is own for member, name, own in self.known):
+            return False
+        for member in self.members:
+            self.clocks[member.clock].steps = int(member.state["step"]) if "step" in member.state else 0
+        return True
 
     def _clock_of(self, member: Member) -> int:
         steps = int(member.state["step"]) if "step" in member.state else 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.core import VAE
 from pyro_vae.engine.feed import Feed
 from pyro_vae.engine.optimizers import WholeOptimizer
+from pyro_vae.engine.precision import computing_in
 from pyro_vae.engine.svi import CompiledSVI
 from pyro_vae.errors import CompileError, ModelError, SettingsError
 from pyro_vae.rows import Rows
@@ -63,15 +64,31 @@ class RowArguments:
         return Rows(x, context, rest.pop(0) if self.mask else None).arguments(self.size), {}
 
 
+@dataclass(frozen=True)
+class Fed:
+    """Rows where the steps are taken.
+
+    Args:
+        rows: on the device of the VAE.
+        feed: their tensors, for compiled steps.
+        arguments: of a batch of those.
+    """
+
+    rows: Rows
+    feed: Feed
+    arguments: RowArguments
+
+
 class Steps:
     """Steps of training a VAE, by one of two engines that give the same numbers.
 
     Args:
         vae, loss, optim: what is trained, by what.
-        rows: the data, on the device of the VAE.
+        size: the n of n/m.
         batch_size: data per step.
         engine: ``"eager"`` is Pyro's SVI, ``"compiled"`` is :class:`CompiledSVI`, and ``"auto"`` the second
             as soon as more steps are left than :func:`steps_that_pay`, if it can be compiled at all.
+        precision: as :class:`CompiledSVI` takes it.
         steps: how many there will be.
         say: told, in a sentence, what takes a while or goes another way.
     """
@@ -81,21 +98,20 @@ class Steps:
         vae: VAE,
         loss: Loss,
         optim: WholeOptimizer,
-        rows: Rows,
         *,
+        size: int,
         batch_size: int,
         engine: Engine,
+        precision: str,
         steps: int,
         say: Callable[[str], None],
     ) -> None:
-        self.rows, self.batch_size, self.engine, self.left, self.say = rows, batch_size, engine, steps, say
+        self.vae, self.size, self.batch_size, self.engine, self.left = vae, size, batch_size, engine, steps
+        self.precision, self.say = precision, say
         self.loss, self.svi = loss, SVI(vae.model, vae.guide, optim, loss)
         self.compiled: CompiledSVI | None = None
         self.seconds: list[float] = []
         self.reason = {"eager": "asked for", "compiled": "asked for"}.get(engine, "too few steps for compiling to pay")
-        tensors = [t for t in (rows.x, rows.context, rows.mask) if t is not None]
-        self._feed = Feed(tensors, rows.x.device)
-        self._arguments = RowArguments(len(rows), rows.context is not None, rows.mask is not None)
         if engine == "compiled":
             self._compile()
 
@@ -104,14 +120,21 @@ class Steps:
         """The engine of the next step."""
         return "eager" if self.compiled is None else "compiled"
 
-    def along(self, order: Tensor) -> Iterator[list[float]]:
-        """One pass over the data in this order; the losses, some steps at a time."""
+    def feed(self, rows: Rows) -> Fed:
+        """Rows made ready to be taken steps along."""
+        rows = rows.like(self.vae)
+        tensors = [t for t in (rows.x, rows.context, rows.mask) if t is not None]
+        arguments = RowArguments(self.size, rows.context is not None, rows.mask is not None)
+        return Fed(rows, Feed(tensors, rows.x.device), arguments)
+
+    def along(self, fed: Fed, order: Tensor) -> Iterator[list[float]]:
+        """Steps along rows in this order; the losses, some steps at a time."""
         while len(order):
             if self.compiled is None:
-                losses = [self._eager(order[: self.batch_size])]
+                losses = [self._eager(fed, order[: self.batch_size])]
             else:
                 try:
-                    losses = next(self.compiled.along(self._feed, order, self.batch_size, self._arguments)).tolist()
+                    losses = next(self.compiled.along(fed.feed, order, self.batch_size, fed.arguments)).tolist()
                 except CompileError as error:
                     self._fall_back(error)
                     continue
@@ -119,9 +142,37 @@ class Steps:
             order = order[len(losses) * self.batch_size :]
             yield losses
 
-    def _eager(self, index: Tensor) -> float:
+    def state(self) -> dict[str, Any]:
+        """What another process needs to take the same steps."""
+        begun = self.compiled is not None and self.compiled.begun
+        return {"used": self.used, "reason": self.reason, "seconds": self.seconds, "left": self.left, "begun": begun}
+
+    def load(self, state: dict[str, Any], rows: Rows) -> bool:
+        """Go on from :meth:`state` of another process; whether a step was taken, whose traces are to be undone.
+
+        Args:
+            state: of the other process.
+            rows: some of the data.
+        """
+        self.seconds, self.reason, self.left = list(state["seconds"]), state["reason"], state["left"]
+        if state["used"] == "compiled" and self.compiled is None:
+            self._compile()
+        if state["used"] == "eager":
+            self.compiled = None
+        if self.compiled is None or not state["begun"]:
+            return False
+        self.compiled.step(*rows.arguments(self.size))
+        return True
+
+    def moved(self) -> None:
+        """Take notice that weights and the optimizer's state were put back, in place."""
+        if self.compiled is not None:
+            self.compiled.moved()
+
+    def _eager(self, fed: Fed, index: Tensor) -> float:
         started = time.perf_counter()
-        loss: float = self.svi.step(*self.rows.take(index).arguments(len(self.rows)))
+        with computing_in(self.precision, index.device.type):
+            loss: float = self.svi.step(*fed.rows.take(index).arguments(self.size))
         if self.engine == "auto" and len(self.seconds) < TIMED:
             self.seconds.append(time.perf_counter() - started)
             if len(self.seconds) == TIMED:
@@ -136,7 +187,9 @@ class Steps:
     def _compile(self) -> None:
         self.say("Compiling the training step, which takes some 10 seconds ...")
         try:
-            self.compiled = CompiledSVI(self.svi.model, self.svi.guide, self.svi.optim, self.loss)
+            self.compiled = CompiledSVI(
+                self.svi.model, self.svi.guide, self.svi.optim, self.loss, precision=self.precision
+            )
         except (ModelError, SettingsError) as error:
             self._fall_back(error)
 

@@ -183,6 +183,17 @@ class CompiledSVI(SVI):
             index, data = feed.chunk(chunk)
             yield self._steps(Gathered(arguments), len(index), [index], data)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the first step, which is Pyro's own, was taken."""
+        return self._updates is not None
+
+    def moved(self) -> None:
+        """Take notice that parameters, and what the optimizer knows of them, were changed in place by other hands."""
+        if self._updates is not None and not self._updates.recount():
+            self._updates = None
+            self._replays.clear()
+
     def _steps(self, given: Arguments, steps: int, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
         """The losses of steps, each with one row of each tensor of ``changing``."""
         if self._stale():

@@ -79,20 +79,23 @@ class Likelihood(Conditional):
             )
         return out.chunk(self.numbers, -1)
 
-    def refuse(self, x: Tensor, source: str = "data", columns: Sequence[str] | None = None) -> None:
+    def refuse(self, x: Tensor, source: str = "data", columns: Sequence[str] | None = None, first_row: int = 0) -> None:
         """Refuse data that this likelihood cannot have given; NaN, a missing value, passes.
 
         Args:
             x: data, shape ``(datum, *features)``.
             source: where they come from, for the message.
             columns: the names of the columns, for the message.
+            first_row: the number of the first row of ``x`` in its source, for the message.
 
         Raises:
             DataError: naming the first such value and its place, and the likelihoods that would take the data.
         """
-        self.refuse_columns(x, source, columns, 0)
+        self.refuse_columns(x, source, columns, 0, first_row)
 
-    def refuse_columns(self, x: Tensor, source: str, columns: Sequence[str] | None, first: int) -> None:
+    def refuse_columns(
+        self, x: Tensor, source: str, columns: Sequence[str] | None, first: int, first_row: int = 0
+    ) -> None:
         """:meth:`refuse` for ``x`` whose column 0 is column ``first`` of the data."""
         outside = _outside(x, self.feature_support)
         if not (count := int(outside.sum())):
@@ -108,8 +111,8 @@ class Likelihood(Conditional):
         others = [name for name in taking(x) if name != type(self).__name__]
         advice = f"take {', '.join(others)}" if others else "no likelihood here takes them all, so clean the data"
         raise DataError(
-            f"{source}: row {row}, column {column} is {shown}, and {type(self).__name__} takes {self.takes}; "
-            f"{count} of {x.numel()} values {'is' if count == 1 else 'are'} outside; {advice} "
+            f"{source}: row {first_row + row}, column {column} is {shown}, and {type(self).__name__} takes "
+            f"{self.takes}; {count} of {x.numel()} values {'is' if count == 1 else 'are'} outside; {advice} "
             "(rows and columns are counted from 0)"
         )
 

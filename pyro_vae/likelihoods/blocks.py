@@ -89,11 +89,13 @@ class Blocks(Likelihood):
         shares = out.split(_shares(self.sizes, self._members), -1)
         return Side([block.features(share) for block, share in zip(self._members, shares, strict=True)])
 
-    def refuse_columns(self, x: Tensor, source: str, columns: Sequence[str] | None, first: int) -> None:
+    def refuse_columns(
+        self, x: Tensor, source: str, columns: Sequence[str] | None, first: int, first_row: int = 0
+    ) -> None:
         if x.shape[-1] != sum(self.sizes):
             raise ModelError(f"the blocks have {sum(self.sizes)} columns and the data {x.shape[-1]}; make them equal")
         for n, block, part in zip(self.sizes, self._members, x.split(self.sizes, -1), strict=True):
-            block.refuse_columns(part, source, columns, first)
+            block.refuse_columns(part, source, columns, first, first_row)
             first += n
 
     def extra_repr(self) -> str:

@@ -1,0 +1,320 @@
+"""``Run``: what a training run is made of, its steps, its state, and what is done when it goes wrong."""
+
+import copy
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae import __about__
+from pyro_vae._evaluation import per_datum_elbo
+from pyro_vae._origin import origin
+from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state
+from pyro_vae.callbacks import Callback
+from pyro_vae.core import VAE
+from pyro_vae.device import describe_device, seeded
+from pyro_vae.engine.optimizers import WholeOptimizer
+from pyro_vae.engine.steps import Engine, Fed, Steps
+from pyro_vae.engine.watch import counters
+from pyro_vae.errors import DivergenceError
+from pyro_vae.progress import Bar
+from pyro_vae.rows import Rows
+from pyro_vae.sources import Source, Window
+from pyro_vae.traces import Loss, loss_name
+
+ORDERS = 2**32
+"""Seeds of the orders of epochs lie so far apart for two seeds of training."""
+
+
+class _NotFinite(DivergenceError):
+    """A loss that is no finite number; where it came from is not looked for yet."""
+
+
+Keep = Callable[["Run"], None]
+"""What is told after each few steps, and may write a checkpoint."""
+
+
+class Run:
+    """One training run, as callbacks see it.
+
+    Args:
+        vae: what is trained, in place.
+        source: the training data, as the VAE takes them.
+        watched: data by name, whose ELBO is evaluated after each epoch.
+        loss: what is minimised.
+        optim: by what.
+        batch_size: data per step.
+        seed: of the order of the data and of the noise.
+        device: where.
+        callbacks: told of what goes on.
+
+    Attributes:
+        step: steps taken.
+        epoch: the epoch under way, from 1, or the last.
+        epochs: the rows of the history.
+        values: of what is watched, the ELBO of each datum after the last epoch, nats, shape ``(datum,)``: of the same
+            data with the same noise each time, so that differences between epochs are paired.
+        good: the state after the last good epoch.
+        stopped: why training was ended before its last epoch, or nothing.
+    """
+
+    rank, ranks = 0, 1
+
+    def __init__(
+        self,
+        vae: VAE,
+        source: Source,
+        watched: dict[str, Rows],
+        loss: Loss,
+        optim: WholeOptimizer,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.vae, self.source, self.watched, self.loss, self.optim = vae, source, watched, loss, optim
+        self.batch_size, self.seed, self.device, self.callbacks = batch_size, seed, device, callbacks
+        self.attributes = {
+            "estimator": loss_name(loss),
+            "optimizer": type(optim.optimizer).__name__,
+            "batch_size": batch_size,
+            "data": len(source),
+            "seed": seed,
+            "device": describe_device(device),
+            **__about__.versions(),
+        }
+        self.epochs: list[dict[str, float]] = []
+        self.values: dict[str, Tensor] = {}
+        self.step, self.seen, self.total, self.seconds = 0, 0, 0.0, 0.0
+        self.stopped = ""
+        self.last = 0
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer."""
+        made: torch.optim.Optimizer = self.optim.optimizer
+        return made
+
+    @property
+    def scheduler(self) -> LRScheduler | None:
+        """Of the learning rate, if there is one."""
+        return self.optim.made if isinstance(self.optim.made, LRScheduler) else None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 1, or the last."""
+        return min(len(self.epochs) + 1, self.last)
+
+    def say(self, sentence: str) -> None:
+        """A sentence above the bar."""
+        self.bar.say(sentence)
+
+    def stop(self, reason: str) -> None:
+        """End training after the steps under way."""
+        self.stopped = self.stopped or reason
+        self.ending.set()
+
+    def fail(self, what: str) -> None:
+        """Have this taken as divergence.
+
+        Raises:
+            DivergenceError: always.
+        """
+        raise DivergenceError(what)
+
+    def start(self, epochs: int, engine: Engine, precision: str, bar: Bar, ending: threading.Event) -> None:
+        """Make ready to train for so many epochs."""
+        self.last, self.bar, self.ending = epochs, bar, ending
+        self.attributes["precision"] = precision
+        self.stepping = Steps(
+            self.vae, self.loss, self.optim, size=len(self.source), batch_size=self.batch_size, engine=engine,
+            precision=precision, steps=epochs * self.steps_per_epoch, say=bar.say,
+        )  # fmt: skip
+        for callback in self.callbacks:
+            callback.start(self)
+        self.good = self.kept()
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is to follow."""
+        return self.ending.is_set() or bool(self.stopped) or len(self.epochs) >= self.last
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many steps an epoch has."""
+        return -(-len(self.source) // self.batch_size)
+
+    def train(self, keep: Keep, on_epoch: Callable[[int, VAE], None] | None) -> None:
+        """Train up to the last epoch, or until something ends it."""
+        while not self.over:
+            try:
+                whole = self._along_an_epoch(keep)
+                if not whole:  # what is kept must not hold the row of a part of an epoch
+                    keep(self)
+                if self.seen:
+                    self._close_epoch(whole)
+            except DivergenceError as error:
+                self._put_right(error)
+                continue
+            if on_epoch is not None and self.epochs:
+                on_epoch(len(self.epochs), self.vae)
+            if whole:
+                keep(self)
+        for callback in self.callbacks:
+            callback.end(self)
+
+    def _along_an_epoch(self, keep: Keep) -> bool:
+        """The steps of an epoch that are left; whether it came to its end."""
+        started = time.perf_counter() - self.seconds
+        for _, feed, segment in self._segments():
+            for losses in self.stepping.along(feed, segment):
+                self._account(losses)
+                self.seconds = time.perf_counter() - started
+                if self.seen < len(self.source) and not self.ending.is_set():
+                    keep(self)
+                if self.ending.is_set():
+                    return self.seen == len(self.source)
+            for callback in self.callbacks:
+                if callback.every and self.step % callback.every == 0:
+                    callback.step(self)
+        return not self.ending.is_set()
+
+    def _segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
+        """What is left of an epoch, in pieces that end where a callback wants to be told."""
+        every = [callback.every for callback in self.callbacks if callback.every]
+        for window in self.source.windows(
+            seed=(self.seed * ORDERS + self.epoch) % 2**63, batch_size=self.batch_size, skip=self.seen
+        ):
+            feed, order = self.stepping.feed(window.rows), window.order
+            while len(order):
+                ahead = min((n - self.step % n for n in every), default=len(order)) * self.batch_size
+                yield window, feed, order[:ahead]
+                order = order[ahead:]
+
+    def _account(self, losses: list[float]) -> None:
+        n = len(self.source)
+        for loss in losses:
+            self.step += 1
+            if not math.isfinite(loss):
+                raise _NotFinite(f"the loss became {loss} at step {self.step} (epoch {self.epoch})")
+            size = min(self.batch_size, n - self.seen)
+            self.total, self.seen = self.total - loss / n * size, self.seen + size
+            self.bar.step(self.total / self.seen)
+
+    def _close_epoch(self, whole: bool) -> None:
+        if whole and self.scheduler is not None:
+            self.scheduler.step()
+        row = {"objective": self.total / self.seen, "seconds": self.seconds, "step": self.step}
+        for name, rows in self.watched.items():
+            self.values[name] = values = self._elbo(rows)
+            spread = values.std() if len(values) > 1 else values.new_tensor(math.nan)
+            row[f"{name}_elbo"], row[f"{name}_elbo_se"] = values.mean().item(), (spread / len(values) ** 0.5).item()
+        if not math.isfinite(row["train_elbo"]):
+            where = origin(self.vae, self.loss, self.watched["train"], size=len(self.source))
+            self.fail(f"the ELBO became {row['train_elbo']} after step {self.step} (epoch {self.epoch}): {where}")
+        self.epochs.append(row)
+        self.seen, self.total, self.seconds = 0, 0.0, 0.0
+        self.bar.epoch(len(self.epochs), row)
+        for callback in self.callbacks:
+            callback.epoch(self)
+        self.good = self.kept()
+
+    def _elbo(self, rows: Rows) -> Tensor:
+        with seeded(self.seed + 1, self.device):
+            return per_datum_elbo(self.vae, rows).double()
+
+    def _put_right(self, error: DivergenceError) -> None:
+        """Have a callback mend it, or end with the last good weights."""
+        failed = self.step
+        self.load(self.good)
+        if isinstance(error, _NotFinite):
+            error = DivergenceError(f"{error}{self._where(failed)}")
+            self.load(self.good)
+        if any(callback.diverged(self, error) for callback in self.callbacks):
+            return
+        kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
+        final = DivergenceError(f"{error}; the weights kept are {kept}; lower the learning rate")
+        final.history = self.history()
+        raise final
+
+    def _where(self, failed: int) -> str:
+        """Take the steps since the last good state again, up to the one that failed, and look at its data."""
+        left = failed - 1 - self.step
+        for window, feed, segment in self._segments():
+            again = segment[: left * self.batch_size]
+            for losses in self.stepping.along(feed, again):
+                if not all(map(math.isfinite, losses)):
+                    return ""
+                left -= len(losses)
+            if not left and len(index := segment[len(again) :][: self.batch_size]):
+                numbers = index if window.numbers is None else window.numbers[index]
+                found = origin(self.vae, self.loss, feed.rows.take(index), size=len(self.source), numbers=numbers)
+                return f": {found}"
+        return ""
+
+    def state(self) -> Tree:
+        """All that training goes on from, as a tree of tensors and plain values; views, not copies."""
+        scheduler = self.scheduler
+        return {
+            "weights": dict(self.vae.state_dict()),
+            "optimizer": as_tree(self.optimizer.state_dict(), "optimizer"),
+            "scheduler": None if scheduler is None else as_tree(scheduler.state_dict(), "learning-rate schedule"),
+            "estimator": counters(self.loss),
+            "random": random_state(self.device),
+            "progress": {
+                "step": self.step, "seen": self.seen, "total": self.total, "seconds": self.seconds,
+                "epochs": self.epochs, "stopped": self.stopped, "values": self.values,
+            },
+            "engine": self.stepping.state(),
+            "callbacks": [[type(callback).__name__, callback.state()] for callback in self.callbacks],
+        }  # fmt: skip
+
+    def kept(self) -> Tree:
+        """A copy of the state."""
+        return copy.deepcopy(self.state())
+
+    def load(self, tree: Tree) -> None:
+        """Go back, or on, to a state, in place."""
+        tree = copy.deepcopy(tree)
+        with torch.no_grad():
+            self.vae.load_state_dict(tree["weights"])
+            load_optimizer(self.optimizer, tree["optimizer"])
+            for counter, value in zip(counters(self.loss), tree["estimator"], strict=True):
+                counter.copy_(value)
+        if self.scheduler is not None and tree["scheduler"] is not None:
+            self.scheduler.load_state_dict(like(tree["scheduler"], self.scheduler.state_dict()))
+        set_random_state(tree["random"], self.device)
+        progress = tree["progress"]
+        self.step, self.seen = progress["step"], progress["seen"]
+        self.total, self.seconds, self.epochs = progress["total"], progress["seconds"], progress["epochs"]
+        self.stopped, self.values = progress["stopped"], progress["values"]
+        for callback, (_, state) in zip(self.callbacks, tree["callbacks"], strict=True):
+            callback.load(state)
+        self.stepping.moved()
+
+    def resume(self, tree: Tree) -> None:
+        """Go on from a state of an earlier process, by the engine that it had."""
+        self.load(tree)
+        rows = self.source.head(self.batch_size).like(self.vae)
+        if self.stepping.load(tree["engine"], rows):
+            self.load(tree)
+        self.good = self.kept()
+        self.bar.resumed(len(self.epochs), self.step)
+
+    def history(self) -> xr.Dataset:
+        """The epochs so far, labelled."""
+        columns = ["objective", *(f"{name}_elbo{end}" for name in self.watched for end in ("", "_se"))]
+        variables = {c: ("epoch", [r[c] for r in self.epochs], {"units": "nats per datum"}) for c in columns}
+        variables["seconds"] = ("epoch", [r["seconds"] for r in self.epochs], {"units": "s"})
+        coordinates = {
+            "epoch": range(1, len(self.epochs) + 1),
+            "step": ("epoch", [int(r["step"]) for r in self.epochs]),
+        }
+        engine = {"engine": self.stepping.used, "engine_reason": self.stepping.reason, "stopped": self.stopped}
+        return xr.Dataset(variables, coordinates, self.attributes | engine)
