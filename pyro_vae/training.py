@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 import xarray as xr
@@ -13,9 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
 from pyro_vae._evaluation import per_datum_elbo
-from pyro_vae._origin import origin
+from pyro_vae._origin import broken_weights, origin
 from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state
 from pyro_vae.callbacks import Callback
+from pyro_vae.callbacks.schedules import advance
 from pyro_vae.core import VAE
 from pyro_vae.device import describe_device, seeded
 from pyro_vae.engine.optimizers import WholeOptimizer
@@ -32,7 +34,7 @@ ORDERS = 2**32
 
 
 class _NotFinite(DivergenceError):
-    """A loss that is no finite number; where it came from is not looked for yet."""
+    """A loss that is no finite number, or what a step made of the weights; where it came from is not looked for yet."""
 
 
 Keep = Callable[["Run"], None]
@@ -61,9 +63,11 @@ class Run:
             data with the same noise each time, so that differences between epochs are paired.
         good: the state after the last good epoch.
         stopped: why training was ended before its last epoch, or nothing.
+        folder: that of the run, if it has one.
     """
 
     rank, ranks = 0, 1
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -180,9 +184,7 @@ class Run:
                     keep(self)
                 if self.ending.is_set():
                     return self.seen == len(self.source)
-            for callback in self.callbacks:
-                if callback.every and self.step % callback.every == 0:
-                    callback.step(self)
+            self._tell_of_steps()
         return not self.ending.is_set()
 
     def _segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
@@ -208,16 +210,18 @@ class Run:
             self.bar.step(self.total / self.seen)
 
     def _close_epoch(self, whole: bool) -> None:
-        if whole and self.scheduler is not None:
-            self.scheduler.step()
         row = {"objective": self.total / self.seen, "seconds": self.seconds, "step": self.step}
         for name, rows in self.watched.items():
             self.values[name] = values = self._elbo(rows)
             spread = values.std() if len(values) > 1 else values.new_tensor(math.nan)
             row[f"{name}_elbo"], row[f"{name}_elbo_se"] = values.mean().item(), (spread / len(values) ** 0.5).item()
         if not math.isfinite(row["train_elbo"]):
-            where = origin(self.vae, self.loss, self.watched["train"], size=len(self.source))
-            self.fail(f"the ELBO became {row['train_elbo']} after step {self.step} (epoch {self.epoch}): {where}")
+            what = f"the ELBO became {row['train_elbo']} after step {self.step} (epoch {self.epoch})"
+            if broken_weights(self.vae):
+                raise _NotFinite(what)
+            self.fail(f"{what}: {origin(self.vae, self.loss, self.watched['train'], size=len(self.source))}")
+        if whole and self.scheduler is not None:
+            advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self.epochs.append(row)
         self.seen, self.total, self.seconds = 0, 0.0, 0.0
         self.bar.epoch(len(self.epochs), row)
@@ -245,18 +249,26 @@ class Run:
 
     def _where(self, failed: int) -> str:
         """Take the steps since the last good state again, up to the one that failed, and look at its data."""
-        left = failed - 1 - self.step
         for window, feed, segment in self._segments():
-            again = segment[: left * self.batch_size]
+            again = segment[: (failed - 1 - self.step) * self.batch_size]
             for losses in self.stepping.along(feed, again):
-                if not all(map(math.isfinite, losses)):
-                    return ""
-                left -= len(losses)
-            if not left and len(index := segment[len(again) :][: self.batch_size]):
-                numbers = index if window.numbers is None else window.numbers[index]
-                found = origin(self.vae, self.loss, feed.rows.take(index), size=len(self.source), numbers=numbers)
-                return f": {found}"
+                self.step += len(losses)
+            if len(again) == len(segment):
+                self._tell_of_steps()
+                continue
+            if broken_weights(self.vae) and self.step > self.good["progress"]["step"]:
+                self.load(self.good)  # the step before it has broken them, at a loss that was finite
+                return self._where(failed - 1)
+            index = segment[len(again) :][: self.batch_size]
+            numbers = (index if window.numbers is None else window.numbers[index]).tolist()
+            found = origin(self.vae, self.loss, feed.rows.take(index), size=len(self.source), numbers=numbers)
+            return f": at step {failed} {found}"
         return ""
+
+    def _tell_of_steps(self) -> None:
+        for callback in self.callbacks:
+            if callback.every and self.step % callback.every == 0:
+                callback.step(self)
 
     def state(self) -> Tree:
         """All that training goes on from, as a tree of tensors and plain values; views, not copies."""
