@@ -42,7 +42,8 @@ def test_signatures_of_the_contract():
     signature = inspect.signature(pv.fit)
     assert list(signature.parameters) == [
         "vae", "data", "elbo", "optimizer", "epochs", "batch_size", "validation_data", "device", "seed", "progress",
-        "context", "mask", "on_epoch", "engine", "clip_norm", "precision", "callbacks", "checkpoints", "resume", "devices",
+        "context", "mask", "on_epoch", "engine", "clip_norm", "precision", "callbacks", "checkpoints", "resume",
+        "devices",
     ]  # fmt: skip
     assert signature.parameters["device"].default == "auto"
     assert list(inspect.signature(pv.compare_elbos).parameters) == [
