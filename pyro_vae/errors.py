@@ -70,3 +70,11 @@ class CompileError(PyroVAEError, RuntimeError):
     Traceback (most recent call last):
     pyro_vae.errors.CompileError: the model reads a value of a tensor in Python, at model.py:12
     """
+
+
+class WeightsOnlyWarning(UserWarning):
+    """A VAE was saved as weights only, since a part of it has no description.
+
+    >>> issubclass(WeightsOnlyWarning, UserWarning)
+    True
+    """
