@@ -180,11 +180,11 @@ class Run:
             for losses in self.stepping.along(feed, segment):
                 self._account(losses)
                 self.seconds = time.perf_counter() - started
+                self._tell_of_steps()  # before a checkpoint, which holds what callbacks know of this step
                 if self.seen < len(self.source) and not self.ending.is_set():
                     keep(self)
                 if self.ending.is_set():
                     return self.seen == len(self.source)
-            self._tell_of_steps()
         return not self.ending.is_set()
 
     def _segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
@@ -266,6 +266,7 @@ class Run:
         return ""
 
     def _tell_of_steps(self) -> None:
+        """Segments end where a callback wants to be told, and nowhere within."""
         for callback in self.callbacks:
             if callback.every and self.step % callback.every == 0:
                 callback.step(self)
