@@ -294,6 +294,7 @@ class Run:
         return ""
 
     def _tell_of_steps(self) -> None:
+        """Segments end where a callback wants to be told, and nowhere within."""
         for callback in self.callbacks:
             if callback.every and self.step % callback.every == 0:
                 callback.step(self)
