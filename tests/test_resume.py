@@ -1,15 +1,25 @@
 """A run that was killed and resumed ends with the weights of one that never was, to the bit."""
 
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import xarray as xr
 from engine_checks import data_of, estimators
 from members import FEATURES, LATENTS
+from safetensors.torch import load_file
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
 from pyro_vae import sources, training
+from pyro_vae.cli import main
 from pyro_vae.engine import steps
 from pyro_vae.errors import OutputError, SettingsError
 
@@ -248,3 +258,54 @@ def test_a_new_run_writes_into_no_others_folder(tmp_path):
     with pytest.raises(OutputError, match="already holds checkpoints of a run; go on from them with resume"):
         trained(tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+
+
+COMMAND = [sys.executable, "-m", "pyro_vae", "fit"]
+
+
+def weights(folder):
+    return load_file(f"{folder}/weights.safetensors")
+
+
+def test_the_command_stops_at_sigterm_and_goes_on(tmp_path, monkeypatch):
+    """Seen from outside: two processes end with the weights of one."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    settings = ["--data", "x.npy", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "2", "--engine", "eager"]
+    assert main(["fit", *settings, "--out", "whole", "--epochs", "40"]) == 0
+    process = subprocess.Popen(
+        [*COMMAND, *settings, "--out", "stopped", "--epochs", "40", "--checkpoint_steps", "5"],
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob("stopped/checkpoints/*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130
+    assert main(["fit", "--resume", "stopped"]) == 0
+    whole, stopped = weights("whole"), weights("stopped")
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    with xr.open_dataset("stopped/history.nc", engine="h5netcdf") as history:
+        assert history.sizes["epoch"] == 40
+
+
+def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--resume", "nowhere"]) == 2
+    assert "nowhere: holds no config.yaml; give the folder of a run" in capsys.readouterr().err
+    assert main(["fit", "--resume", "nowhere", "--latent_dim", "3"]) == 2
+    assert "unrecognized arguments: --latent_dim 3" in capsys.readouterr().err
+
+
+def test_the_command_streams_a_folder_of_parquet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table").mkdir()
+    for i in range(2):
+        columns = {f"c{j}": X[20 * i : 20 * i + 20, j].numpy() for j in range(X.shape[1])}
+        pq.write_table(pa.table(columns), f"table/{i}.parquet")
+    np.save("held.npy", X.numpy())
+    settings = ["fit", "--data", "table", "--epochs", "2", "--batch_size", "8", "--latent_dim", "2"]
+    assert main([*settings, "--out", "run"]) == 2
+    assert "table: is streamed, and no share of it is held out; name held-out data" in capsys.readouterr().err
+    assert main([*settings, "--out", "run", "--validation_data", "held.npy"]) == 0
+    with xr.open_dataset("run/history.nc", engine="h5netcdf") as history:
+        assert history.attrs["data"] == 40
