@@ -24,7 +24,7 @@ from benchmarks.cases import SIZES
 CASES = ("64-128-8", "784-400-20")
 GIGABYTES = 40
 ON_DISK = 2
-BAR, MEMORY_BAR = 0.8, 2048
+BAR, MEMORY_BAR = 0.8, 2e9 / 2**20
 
 
 def write_header(path: Path, features: int, gigabytes: float) -> tuple[int, int]:
