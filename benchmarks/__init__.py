@@ -1,1 +1,1 @@
-"""Benchmarks, each one command: ``python -m benchmarks.train``, ``.growth`` and ``.burda``; see ``make bench``."""
+"""Benchmarks, each one command: ``python -m benchmarks.train``, ``.growth``, ``.stream`` and ``.burda``; see ``make bench``."""

@@ -497,6 +497,30 @@ def test_windows_are_in_the_precision_of_the_vae(tmp_path):
     assert window.rows.x[0, 0].item() == 0.1
 
 
+READING = """
+import sys, pyro_vae as pv
+source = pv.data.stream(sys.argv[1])
+for number, window in enumerate(source.windows(seed=0, batch_size=128)):
+    if number == 19:
+        break
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by Linux's /proc")
+def test_reading_40_gigabytes_takes_less_than_2_of_memory(tmp_path):
+    """20 windows are 2.7 GB: a memory-mapped file, whose pages count once they are touched, would be above the bar."""
+    n, path = 10**10 // 784, tmp_path / "sparse.npy"
+    with path.open("wb") as file:
+        about = {"descr": "<f4", "fortran_order": False, "shape": (n, 784)}
+        np.lib.format.write_array_header_1_0(file, about)
+        file.truncate(file.tell() + 4 * 784 * n)
+    command = [sys.executable, "-c", READING, str(path)]
+    kilobytes = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert kilobytes * 1024 < 2e9
+
+
 def shuffled_spread(n, blocks, seed=0, batch=128, window_share=20):
     """The mean over batches of the standard deviation of sorted values in a batch, against that of all."""
     x = np.sort(np.random.default_rng(0).normal(size=(n, 1)).astype(np.float32), 0)
