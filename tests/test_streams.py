@@ -3,6 +3,7 @@
 import gc
 import itertools
 import logging
+import pickle
 import signal
 import subprocess
 import sys
@@ -488,6 +489,15 @@ def test_a_fingerprint_tells_other_data_and_not_another_precision(kind, tmp_path
     assert len(set(prints)) == 3
     (tmp_path / "d").mkdir()
     assert KINDS[kind](rows(30), tmp_path / "d").like(small_vae(2)).fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet", "zarr", "data set"])
+def test_a_stream_can_be_handed_to_another_process(kind, tmp_path):
+    source = KINDS[kind](rows(5000), tmp_path)
+    before, _ = visited(source, seed=1, batch_size=4)
+    handed = pickle.dumps(source)
+    assert visited(pickle.loads(handed), seed=1, batch_size=4)[0] == before  # noqa: S301
+    assert kind in ("data set", "parquet") or len(handed) < 5000, "the rows stay where they are"
 
 
 def test_windows_are_in_the_precision_of_the_vae(tmp_path):

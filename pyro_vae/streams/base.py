@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ class Streamed:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     likelihood: Likelihood | None = None
     _spare: list[tuple[list[Rows], Rows | None]] = field(default_factory=list, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To be handed to another process, without the places of windows."""
+        return {**self.__dict__, "_spare": []}
 
     def __len__(self) -> int:
         raise NotImplementedError
