@@ -491,13 +491,13 @@ def test_a_fingerprint_tells_other_data_and_not_another_precision(kind, tmp_path
     assert KINDS[kind](rows(30), tmp_path / "d").like(small_vae(2)).fingerprint() == prints[0]
 
 
-@pytest.mark.parametrize("kind", ["npy", "parquet", "zarr", "data set"])
+@pytest.mark.parametrize("kind", ["npy", "parquet", "zarr", "data set", "loader", "batches", "iterable data set"])
 def test_a_stream_can_be_handed_to_another_process(kind, tmp_path):
-    source = KINDS[kind](rows(5000), tmp_path)
+    source = KINDS[kind](rows(1000), tmp_path)
     before, _ = visited(source, seed=1, batch_size=4)
     handed = pickle.dumps(source)
     assert visited(pickle.loads(handed), seed=1, batch_size=4)[0] == before  # noqa: S301
-    assert kind in ("data set", "parquet") or len(handed) < 5000, "the rows stay where they are"
+    assert kind not in ("npy", "zarr") or len(handed) < 5000, "the rows stay where they are"
 
 
 def test_windows_are_in_the_precision_of_the_vae(tmp_path):
@@ -569,13 +569,13 @@ def test_training_on_a_stream_reaches_the_exact_evidence(tmp_path):
     assert evidence - 0.02 < reached["stream"] < evidence + 1e-3
 
 
-def trained_elbo(vae, source, x, epochs=12):
-    adam = torch.optim.Adam(vae.parameters(), lr=0.02)
+def trained_elbo(vae, source, x, epochs=12, batch=128):
+    adam = torch.optim.Adam(vae.parameters(), lr=0.03)
     svi = pv.CompiledSVI(vae.model, vae.guide, adam, pv.elbo.TraceMeanField_ELBO(), backend="eager")
     arguments = RowArguments(len(source), False, False)
     for epoch in range(epochs):
-        for window in source.windows(seed=epoch, batch_size=64):
-            for _ in svi.along(Feed([window.rows.x], window.rows.x.device), window.order, 64, arguments):
+        for window in source.windows(seed=epoch, batch_size=batch):
+            for _ in svi.along(Feed([window.rows.x], window.rows.x.device), window.order, batch, arguments):
                 pass
     assert isinstance(source, InMemory) or len(svi._replays._made) == 1, "one graph serves all windows"
     torch.manual_seed(2)
