@@ -117,7 +117,7 @@ class _Look:
         for what, number, bad in _wrong_parameters(fn):
             if bad.any():
                 first = bad.nonzero()[0]
-                return f"the {what} of {name} is {number[tuple(first)].item():.4g}{self.place(bad, fn, kind)}"
+                return f"the {what} of {name} is {number[tuple(first)].item() + 0.0:.4g}{self.place(bad, fn, kind)}"
         if not value.isfinite().all():
             bad = ~value.isfinite()
             shown = value[tuple(bad.nonzero()[0])].item()

@@ -220,13 +220,13 @@ class Run:
             if broken_weights(self.vae):
                 raise _NotFinite(what)
             self.fail(f"{what}: {origin(self.vae, self.loss, self.watched['train'], size=len(self.source))}")
-        if whole and self.scheduler is not None:
-            advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self.epochs.append(row)
         self.seen, self.total, self.seconds = 0, 0.0, 0.0
         self.bar.epoch(len(self.epochs), row)
         for callback in self.callbacks:
             callback.epoch(self)
+        if whole and self.scheduler is not None:
+            advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self.good = self.kept()
 
     def _elbo(self, rows: Rows) -> Tensor:
