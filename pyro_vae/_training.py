@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from pyro_vae._parts import build, first_line
 from pyro_vae._settings import as_yaml, instances, plain, training
 from pyro_vae.callbacks import Callback
+from pyro_vae.callbacks.schedules import refuse_plateau
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import Data, load, load_held_out, split, stream
 from pyro_vae.device import seeded
@@ -120,7 +121,9 @@ def refuse(settings: Namespace, vae: VAE, data: Loaded) -> None:
     """
     for file in data.files:
         rows_for(vae, file)
-    _refuse_optimizer(instances(settings).optimizer, copy.deepcopy(vae))
+    made = instances(settings)
+    _refuse_optimizer(made.optimizer, copy.deepcopy(vae))
+    _refuse_scheduler(made, copy.deepcopy(vae))
 
 
 def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
@@ -131,6 +134,22 @@ def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
         optimizer(list(vae.parameters())).step()
     except (RuntimeError, TypeError, ValueError) as error:
         raise SettingsError(f"optimizer: it cannot be used ({first_line(error)}); change its settings") from error
+
+
+def _refuse_scheduler(made: Namespace, vae: VAE) -> None:
+    try:
+        refuse_plateau(_optimizer(made)(list(vae.parameters())))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"scheduler: it cannot be used ({first_line(error)}); change its settings") from error
+
+
+def _optimizer(made: Namespace) -> Any:
+    """What makes the optimizer, or a schedule of it."""
+    if made.scheduler is None:
+        return made.optimizer
+    return lambda parameters: made.scheduler(made.optimizer(parameters))
 
 
 def refuse_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
@@ -155,10 +174,12 @@ def train(settings: Namespace, vae: VAE, data: Loaded, **more: Any) -> Fit:
         more: of :func:`~pyro_vae.fit`, besides what the settings say.
     """
     made = instances(settings)
+    callbacks = [*(made.callbacks or ()), *more.pop("callbacks", ())]  # what begins the folder is to come last
     return fit(
         vae, data.train if data.stream is None else data.stream, validation_data=data.held_out,
-        elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer, epochs=settings.epochs,
-        batch_size=settings.batch_size, device=settings.device, seed=settings.seed, engine=settings.engine, **more,
+        elbo=made.elbo or Trace_ELBO(), optimizer=_optimizer(made), epochs=settings.epochs,
+        batch_size=settings.batch_size, device=settings.device, seed=settings.seed, engine=settings.engine,
+        clip_norm=made.clip_norm, precision=made.precision, callbacks=callbacks, **more,
     )  # fmt: skip
 
 
