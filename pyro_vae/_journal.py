@@ -6,8 +6,10 @@ from typing import Any
 
 from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints, locked
+from pyro_vae._described import describe_vae
 from pyro_vae._hashes import Trained
 from pyro_vae._trees import make_folder
+from pyro_vae.checkpoint import VAE_KEY
 from pyro_vae.errors import OutputError, SettingsError
 from pyro_vae.training import Run
 
@@ -80,7 +82,7 @@ class Journal:
             return
         if not all(weight.isfinite().all() for weight in run.vae.state_dict().values()):
             return  # the next step will say so
-        self.saved.write(run.step, run.state(), _about(run))
+        self.saved.write(run.step, {**run.state(), VAE_KEY: describe_vae(run.vae)[0]}, _about(run))
         self.written = run.step
 
 
