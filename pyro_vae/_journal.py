@@ -8,9 +8,10 @@ from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints, locked
 from pyro_vae._described import describe_vae
 from pyro_vae._hashes import Trained
+from pyro_vae._origin import broken_weights
 from pyro_vae._trees import make_folder
-from pyro_vae.checkpoint import VAE_KEY
-from pyro_vae.errors import OutputError, SettingsError
+from pyro_vae.errors import OutputError, PyroVAEError, SettingsError
+from pyro_vae.parallel.group import ALONE, Group
 from pyro_vae.training import Run
 
 MUST_AGREE = ("estimator", "optimizer", "batch_size", "data", "data_hash", "seed", "precision")
@@ -23,23 +24,26 @@ class Journal:
     Args:
         checkpoints: a run folder to keep them in that has none yet, or how often to keep them where.
         resume: a run folder that has some, to go on from.
+        group: the processes that train together; the first alone writes, and reads for all.
 
     Raises:
         SettingsError: if the two are of different folders.
         OutputError: if the folder cannot be written, or another run writes to it.
     """
 
-    def __init__(self, checkpoints: Checkpoints | str | Path | None, resume: str | Path | None) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints | str | Path | None, resume: str | Path | None, group: Group = ALONE
+    ) -> None:
         given = resume if checkpoints is None else checkpoints
         self.saved = given if given is None or isinstance(given, Checkpoints) else Checkpoints(given)
         self.resumes = resume is not None
         if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
             raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
-        self.written = -1
+        self.written, self.group = -1, group
         self._held = ExitStack()
 
     def __enter__(self) -> "Journal":
-        if self.saved is not None:
+        if self.saved is not None and self.group.first:
             make_folder(self.saved.run)
             self._held.enter_context(locked(self.saved.run))
         return self
@@ -58,7 +62,8 @@ class Journal:
         if self.saved is None:
             return
         self.saved.say = run.say
-        found = self.saved.newest()
+        found = self._newest()
+        run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
         if found is None:
             if self.resumes:
                 run.say(f"{self.saved.run} holds no checkpoint yet; training begins at its first step")
@@ -68,21 +73,44 @@ class Journal:
                 f"{self.saved.run}: already holds checkpoints of a run; go on from them with resume, "
                 "or choose another folder"
             )
-        step, tree, about, _ = found
+        step, tree, about = found
         _refuse_other(run, about, self.saved.run)
         if known := about.get("trained_on"):
             run.vae.trained_on = Trained.from_text(known)
         run.resume(tree)
         self.written = step
         run.say(f"Going on from step {step} of {self.saved.run}")
+        if (then := about.get("processes")) != run.ranks:
+            run.say(f"It was begun by {then} and is gone on with by {run.ranks} processes, so with other noise")
+
+    def _newest(self) -> tuple[int, Any, dict[str, Any]] | None:
+        """What the first process finds."""
+        found = None
+        with self.group.alike(PyroVAEError):
+            if self.saved is not None and self.group.first and (whole := self.saved.newest()) is not None:
+                found = whole[:3]
+        found = self.group.agreed(found)
+        if found is not None and self.saved is not None:
+            self.saved.written(found[0])
+        return found
 
     def keep(self, run: Run) -> None:
         """Write a checkpoint where one is due, and at the end."""
-        if self.saved is None or run.step == self.written or not (run.over or self.saved.due(run.step)):
+        if self.saved is None or run.step == self.written:
             return
-        if not all(weight.isfinite().all() for weight in run.vae.state_dict().values()):
+        if not (run.over or (self.saved.due(run.step) if self.group.alone else run.stepping.wanted)):
+            return
+        if broken_weights(run.vae):
             return  # the next step will say so
+<<<<<<< HEAD
         self.saved.write(run.step, {**run.state(), VAE_KEY: describe_vae(run.vae)[0]}, _about(run))
+=======
+        state = {**run.state(), VAE_KEY: describe_vae(run.vae)[0]}
+        with self.group.alike(PyroVAEError):
+            if self.group.first:
+                self.saved.write(run.step, state, _about(run))
+        self.saved.written(run.step)
+>>>>>>> 05252dd888f9f5afb4865265346c97c83932900d
         self.written = run.step
 
 

@@ -25,7 +25,7 @@ OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 
 OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
 OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
-OF_RUN = ("checkpoint_steps", "checkpoint_minutes")
+OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices", "nodes", "node_rank", "rendezvous")
 
 EPILOGUE = """
 Examples:
@@ -81,12 +81,24 @@ def fit_settings(
     """
 
 
-def run_settings(*, checkpoint_steps: int | None = None, checkpoint_minutes: float | None = 5.0) -> None:
-    """What of one long run.
+def run_settings(
+    *,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float | None = 5.0,
+    devices: int = 1,
+    nodes: int = 1,
+    node_rank: int = 0,
+    rendezvous: str | None = None,
+) -> None:
+    """How a run is kept, and on how many devices it goes on.
 
     Args:
         checkpoint_steps: keep the state of the training after every so many steps.
         checkpoint_minutes: keep it after every so many minutes; and at the end.
+        devices: processes on this machine that share each batch, one per GPU or share of the cores.
+        nodes: machines with so many each; give the same command on each, with its own --node_rank.
+        node_rank: which machine this is, from 0; the first writes.
+        rendezvous: host:port of machine 0, any free port of it.
     """
 
 

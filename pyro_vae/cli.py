@@ -33,6 +33,8 @@ from pyro_vae.data import Data
 from pyro_vae.demo import demo
 from pyro_vae.device import refuse_seed
 from pyro_vae.errors import PyroVAEError, SettingsError
+from pyro_vae.parallel.group import launched, writes
+from pyro_vae.parallel.launch import Machines, launch
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.runs import RunFolder
 from pyro_vae.traces import Loss, called
@@ -98,10 +100,16 @@ def _asked(flags: list[str]) -> Namespace:
 
 
 def _run_fit(asked: Namespace) -> int:
+    machines = Machines(asked.devices, asked.nodes, asked.node_rank, asked.rendezvous)
+    if machines.processes > 1 and not launched():
+        code: int = launch(machines, _run_fit, asked)
+        return code
     resume = asked.get("resume")
     settings = asked if resume is None else _resumed(asked)
     vae, data = untrained(settings)
     checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
+    if not writes():
+        return 130 if train(settings, vae, data, checkpoints=checkpoints, resume=resume).interrupted else 0
     with RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run, keeping(settings, vae, run):
         callbacks = [Begin(run, settings)]
         result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)

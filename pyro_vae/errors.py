@@ -72,6 +72,15 @@ class CompileError(PyroVAEError, RuntimeError):
     """
 
 
+class ProcessError(PyroVAEError, RuntimeError):
+    """One of several processes that work together cannot go on, and so none of them.
+
+    >>> raise ProcessError("process 1 of 2 was ended by SIGKILL; go on from the last checkpoint")
+    Traceback (most recent call last):
+    pyro_vae.errors.ProcessError: process 1 of 2 was ended by SIGKILL; go on from the last checkpoint
+    """
+
+
 class WeightsOnlyWarning(UserWarning):
     """A VAE was saved as weights only, since a part of it has no description.
 

@@ -14,20 +14,26 @@ import torch
 import xarray as xr
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._evaluation import per_datum_elbo as per_datum_elbo
 from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae._journal import Journal
+from pyro_vae._numbers import whole
 from pyro_vae.callbacks import Callback
+from pyro_vae.callbacks.schedules import refuse_plateau
 from pyro_vae.core import VAE
-from pyro_vae.device import choose_device, describe_device, refuse_seed, seeded
+from pyro_vae.device import describe_device, refuse_seed, seeded
 from pyro_vae.elbo import Estimator
 from pyro_vae.engine.optimizers import WholeOptimizer, refuse_clip_norm
 from pyro_vae.engine.precision import refuse_precision
 from pyro_vae.engine.steps import ENGINES, Engine
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.parallel.fitting import fit_on
+from pyro_vae.parallel.group import Group, joined, launched, own_device
+from pyro_vae.parallel.launch import Machines
+from pyro_vae.parallel.reduce import refuse_spread
 from pyro_vae.progress import display
 from pyro_vae.rows import Rows, rows_for
 from pyro_vae.sources import InMemory, Source, source_of
@@ -99,6 +105,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     checkpoints: Checkpoints | str | Path | None = None,
     resume: str | Path | None = None,
+    devices: int = 1,
 ) -> Fit:
     """Train a VAE by stochastic variational inference.
 
@@ -119,7 +126,8 @@ def fit(
         elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
             what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
         optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
-            one, which then goes on after each epoch; :func:`adam` if not given.
+            one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
+            data); :func:`adam` if not given.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
             If not given, 128, or all data where there are fewer.
@@ -142,6 +150,8 @@ def fit(
         resume: a run folder, to go on from its newest whole checkpoint with the VAE, data and settings that it
             was begun with (``epochs`` may be more): on the same machine to the same weights, bit for bit, as if
             it had never been stopped. Checkpoints go on there too.
+        devices: on so many processes, each with its own GPU or its share of the cores, which share each batch; what
+            they are given goes by pickle. Where torchrun has started this process, those are the processes.
 
     Returns:
         The VAE, its labelled history and the device.
@@ -152,6 +162,7 @@ def fit(
         SettingsError: if a setting is out of its range, or a schedule longer than the training.
         DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
         CompileError: if ``engine`` is ``"compiled"`` and the step cannot be compiled.
+        ProcessError: if one of several processes dies; the others are then stopped.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -169,38 +180,82 @@ def fit(
         >>> bool(elbo[-1] > elbo[0])
         True
     """
+    settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
+    if whole("devices", devices, 1) > 1 and not launched():
+        return fit_on(Machines(devices), vae, data, settings)
+    with joined(own_device(device)) as group:
+        return _fit(vae, data, group=group, **settings)
+
+
+def _fit(
+    vae: VAE,
+    data: Any,
+    *,
+    group: Group,
+    elbo: Loss | None,
+    optimizer: Optimizer | None,
+    epochs: int,
+    batch_size: int | None,
+    validation_data: Any,
+    device: str | torch.device,
+    seed: int,
+    progress: bool,
+    context: Any,
+    mask: Any,
+    on_epoch: Callable[[int, VAE], None] | None,
+    engine: Engine,
+    clip_norm: float | None,
+    precision: str,
+    callbacks: Sequence[Callback],
+    checkpoints: Checkpoints | str | Path | None,
+    resume: str | Path | None,
+    devices: int,
+) -> Fit:
+    """The training of one process, alone or one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = min(128, len(source)) if batch_size is None else batch_size
     _refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
     _refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
     _refuse_engine(engine, clip_norm, precision)
+    refuse_spread(vae, elbo or Trace_ELBO(), batch_size, group)
     validation = None
     if validation_data is not None:
         validation = rows_for(vae, validation_data, source="validation data")
     if isinstance(elbo, Estimator):
         elbo.restart()
-    chosen = choose_device(device)
+    chosen = own_device(device)
+    group.spread([*vae.to(chosen).parameters(), *vae.buffers()])
     optim = WholeOptimizer(_made(optimizer or adam, vae.to(chosen)), clip_norm)
     run = Run(
         vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
-        batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks,
+        batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks, group=group,
     )  # fmt: skip
     hashes = row_hashes(source.rows if isinstance(source, InMemory) else source.sample(HASHED_ROWS))
     run.attributes["data_hash"] = data_hash(hashes)
-    where = f"Training on {describe_device(chosen)} by {run.attributes['estimator']}"
+    _refuse_other_data(run)
+    processes = "" if group.alone else f"{group.ranks} processes, the first on "
+    where = f"Training on {processes}{describe_device(chosen)} by {run.attributes['estimator']}"
     with (
-        Journal(checkpoints, resume) as journal,
-        display(where, epochs, epochs * run.steps_per_epoch, show=progress) as bar,
-        _stop_on_signals() as ending,
+        Journal(checkpoints, resume, group) as journal,
+        display(where, epochs, epochs * run.steps_per_epoch, show=progress and group.first) as bar,
+        _stop_on_signals() as asked,
         _quiet_pyro(),
-        seeded(seed, chosen),
+        seeded(group.seed(seed), chosen),
         torch.enable_grad(),
     ):
         vae.trained_on = Trained.on(hashes, vae.trained_on)
-        run.start(epochs, engine, precision, bar, ending)
+        run.folder = journal.saved.run if journal.saved is not None else None
+        run.start(epochs, engine, precision, bar, asked)
         journal.begin(run)
         run.train(journal.keep, on_epoch)
-    return Fit(vae, run.history(), describe_device(chosen), ending.is_set() and not run.stopped)
+    return Fit(vae, run.history(), describe_device(chosen), run.ending.is_set() and not run.stopped)
+
+
+def _refuse_other_data(run: Run) -> None:
+    """Refuse processes that were not given the same data."""
+    every = run.group.gathered(run.attributes["data_hash"])
+    if other := next((rank for rank, one in enumerate(every) if one != every[0]), None):
+        raise DataError(f"process {other} was given other data than process 0; give all of them the same")
 
 
 def _watched(vae: VAE, source: Source, validation: Rows | None) -> dict[str, Rows]:
@@ -250,8 +305,7 @@ def _made(optimizer: Optimizer, vae: VAE) -> torch.optim.Optimizer | LRScheduler
     made = optimizer([p for p in vae.parameters() if p.requires_grad])
     if isinstance(getattr(made, "optimizer", made), torch.optim.LBFGS):
         raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
-    if isinstance(made, ReduceLROnPlateau):
-        raise SettingsError("ReduceLROnPlateau needs a number at each epoch; take a schedule that steps alone")
+    refuse_plateau(made)
     return made
 
 

@@ -46,6 +46,8 @@ class Estimator(TensorELBO):
     least_particles = 1
     path_gradient = False
     known_bias = ""
+    couples_data = False
+    """Whether the bound of a datum depends on the others of its batch, which then cannot be spread over processes."""
 
     def __init__(self, num_particles: int = 1) -> None:
         self._refuse_particles(num_particles)

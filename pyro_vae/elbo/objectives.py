@@ -264,6 +264,8 @@ class FreeBits(Objective):
         FreeBits(ELBO(1), nats=0.5)
     """
 
+    couples_data = True
+
     def __init__(self, elbo: Estimator, nats: float = 0.5) -> None:
         super().__init__(elbo)
         if not (nats >= 0 and math.isfinite(nats)):
@@ -322,6 +324,8 @@ class TCVAE(Objective):
         >>> TCVAE(ELBO(), beta=6.0)
         TCVAE(ELBO(1), beta=6)
     """
+
+    couples_data = True
 
     def __init__(self, elbo: Estimator, beta: float = 6.0) -> None:
         super().__init__(elbo)
@@ -387,6 +391,8 @@ class InfoVAE(Objective):
         >>> InfoVAE(ELBO(), alpha=0.5, weight=10.0)
         InfoVAE(ELBO(1), alpha=0.5, weight=10)
     """
+
+    couples_data = True
 
     def __init__(self, elbo: Estimator, *, alpha: float = 0.0, weight: float = 10.0) -> None:
         super().__init__(elbo)

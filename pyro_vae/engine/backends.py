@@ -64,20 +64,16 @@ def compiled(graph: Graph, inputs: Sequence[Tensor], backend: Backend) -> Compil
         backend: a name that ``torch.compile`` knows, or a function as it takes.
 
     Raises:
-        CompileError: if it cannot be compiled, or what comes out is not what the graph says.
+        CompileError: if it cannot be compiled.
     """
     examples = [*graph.captured, *inputs]
-    devices = list({tensor.device for tensor in examples if tensor.is_cuda})
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), threads(threads_for(graph)):
+    with torch.no_grad(), threads(threads_for(graph)):
         try:
             with _quietly():
-                run = _by(backend, graph.module, examples)
+                return _by(backend, graph.module, examples)
         except Exception as error:
             what = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CompileError(f"the backend {backend} cannot compile the step: {what}") from error
-        if not isinstance(backend, str) or backend != "eager":
-            _refuse_other_results(graph, run, examples, devices)
-    return run
 
 
 @contextlib.contextmanager
@@ -116,11 +112,26 @@ def _by(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Com
     return run
 
 
-def _refuse_other_results(graph: Graph, run: Compiled, examples: list[Tensor], devices: list[torch.device]) -> None:
+def refuse_other_results(graph: Graph, run: Compiled, inputs: Sequence[Tensor]) -> None:
     """One step from the same state and with the same noise, compiled and as the graph says; the state stays.
 
     What it guards against, above all, is noise drawn in another order.
+
+    Args:
+        graph: the graph.
+        run: it, compiled.
+        inputs: examples of its inputs.
+
+    Raises:
+        CompileError: if what comes out is not what the graph says.
     """
+    examples = [*graph.captured, *inputs]
+    devices = list({tensor.device for tensor in examples if tensor.is_cuda})
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), threads(threads_for(graph)):
+        _compare(graph, run, examples, devices)
+
+
+def _compare(graph: Graph, run: Compiled, examples: list[Tensor], devices: list[torch.device]) -> None:
     before = [tensor.detach().clone() for tensor in graph.captured]
     results = []
     for step in (lambda inputs: graph.module(*inputs)[0]), run:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.backends import Backend, Compiled, compiled, threads, threads_for
+from pyro_vae.engine.backends import Backend, Compiled, compiled, refuse_other_results, threads, threads_for
 from pyro_vae.engine.graph import trace
 from pyro_vae.errors import CompileError
+from pyro_vae.parallel.group import ALONE, Group
 
 MOST_GRAPHS = 16
 """So many shapes and values of arguments are compiled; more are not static structure."""
@@ -46,10 +47,11 @@ class Replays:
 
     Args:
         backend: what compiles them.
+        group: the processes that make them together: what one cannot compile, none does.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    def __init__(self, backend: Backend, group: Group = ALONE) -> None:
+        self.backend, self.group = backend, group
         self._made: dict[Hashable, Replay] = {}
 
     def clear(self) -> None:
@@ -82,11 +84,15 @@ class Replays:
                     f"{MOST_GRAPHS} graphs are compiled already, and the arguments are of a new shape or value; "
                     "hand over what changes as a tensor of one shape"
                 )
-            try:
-                graph = trace(function, inputs)
-            finally:
-                restore()
-            run = compiled(graph, inputs, self.backend)
+            with self.group.alike(CompileError):
+                try:
+                    graph = trace(function, inputs)
+                finally:
+                    restore()
+                run = compiled(graph, inputs, self.backend)
+            if self.backend != "eager":
+                with self.group.alike(CompileError):
+                    refuse_other_results(graph, run, inputs)
             kind = _cuda_replay() if any(t.is_cuda for t in (*graph.captured, *inputs)) else Replay
             self._made[key] = kind(run, graph.captured, threads_for(graph))
         return self._made[key]

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from pyro.infer import SVI
@@ -13,8 +13,10 @@ from pyro_vae.core import VAE
 from pyro_vae.engine.feed import Feed
 from pyro_vae.engine.optimizers import WholeOptimizer
 from pyro_vae.engine.precision import computing_in
-from pyro_vae.engine.svi import CompiledSVI
+from pyro_vae.engine.svi import CHUNK, CompiledSVI
 from pyro_vae.errors import CompileError, ModelError, SettingsError
+from pyro_vae.parallel.group import ALONE, Group
+from pyro_vae.parallel.reduce import Together, Wishes, no_wishes
 from pyro_vae.rows import Rows
 from pyro_vae.traces import Loss
 
@@ -52,11 +54,14 @@ class RowArguments:
     Args:
         size: the n of n/m.
         context, mask: whether there is one.
+        batch: of how many rows the batch is that these are part of, where processes share it: with another number
+            of rows on one of them, all of them trace their step anew.
     """
 
     size: int
     context: bool
     mask: bool
+    batch: int = 0
 
     def __call__(self, *batch: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
         x, *rest = batch
@@ -91,6 +96,8 @@ class Steps:
         precision: as :class:`CompiledSVI` takes it.
         steps: how many there will be.
         say: told, in a sentence, what takes a while or goes another way.
+        group: the processes that take them together, each on its part of each batch.
+        wishes: whether this process wants all to stop, and whether a checkpoint; see :class:`Together`.
     """
 
     def __init__(
@@ -105,15 +112,32 @@ class Steps:
         precision: str,
         steps: int,
         say: Callable[[str], None],
+        group: Group = ALONE,
+        wishes: Wishes = no_wishes,
     ) -> None:
         self.vae, self.size, self.batch_size, self.engine, self.left = vae, size, batch_size, engine, steps
         self.precision, self.say = precision, say
         self.loss, self.svi = loss, SVI(vae.model, vae.guide, optim, loss)
+        self.group, self.together = group, None
+        if not group.alone:
+            parameters = [p for p in vae.parameters() if p.requires_grad]
+            self.together = Together(group, loss, self.svi.loss_and_grads, parameters, wishes)
+            self.svi.loss_and_grads = self.together
         self.compiled: CompiledSVI | None = None
         self.seconds: list[float] = []
         self.reason = {"eager": "asked for", "compiled": "asked for"}.get(engine, "too few steps for compiling to pay")
         if engine == "compiled":
             self._compile()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether any process of a group wanted to stop before the last step; the same on all."""
+        return self.together is not None and self.together.stopped
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any process of a group wanted a checkpoint before the last step; the same on all."""
+        return self.together is not None and self.together.wanted
 
     @property
     def used(self) -> str:
@@ -131,10 +155,10 @@ class Steps:
         """Steps along rows in this order; the losses, some steps at a time."""
         while len(order):
             if self.compiled is None:
-                losses = [self._eager(fed, order[: self.batch_size])]
+                losses = [self._eager(fed, self.group.part(order[: self.batch_size]))]
             else:
                 try:
-                    losses = next(self.compiled.along(fed.feed, order, self.batch_size, fed.arguments)).tolist()
+                    losses = self._chunk(fed, order).tolist()
                 except CompileError as error:
                     self._fall_back(error)
                     continue
@@ -169,6 +193,16 @@ class Steps:
         if self.compiled is not None:
             self.compiled.moved()
 
+    def _chunk(self, fed: Fed, order: Tensor) -> Tensor:
+        """The losses of some compiled steps, of whole batches or of the last."""
+        assert self.compiled is not None
+        batch = min(self.batch_size, len(order))
+        if self.together is None:
+            return next(self.compiled.along(fed.feed, order, batch, fed.arguments))
+        self.together.ask()
+        own, size = self.group.parts(order[: min(CHUNK, len(order) // batch) * batch], batch)
+        return next(self.compiled.along(fed.feed, own, size, replace(fed.arguments, batch=batch)))
+
     def _eager(self, fed: Fed, index: Tensor) -> float:
         started = time.perf_counter()
         with computing_in(self.precision, index.device.type):
@@ -176,7 +210,7 @@ class Steps:
         if self.engine == "auto" and len(self.seconds) < TIMED:
             self.seconds.append(time.perf_counter() - started)
             if len(self.seconds) == TIMED:
-                self._decide(statistics.median(self.seconds[TIMED // 2 :]))
+                self._decide(self.group.agreed(statistics.median(self.seconds[TIMED // 2 :])))
         return loss
 
     def _decide(self, typical: float) -> None:
@@ -190,6 +224,8 @@ class Steps:
             self.compiled = CompiledSVI(
                 self.svi.model, self.svi.guide, self.svi.optim, self.loss, precision=self.precision
             )
+            if self.together is not None:
+                self.compiled.spread(self.together)
         except (ModelError, SettingsError) as error:
             self._fall_back(error)
 

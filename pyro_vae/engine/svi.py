@@ -20,6 +20,7 @@ from pyro_vae.engine.precision import computing_in, refuse_precision
 from pyro_vae.engine.replay import Replays
 from pyro_vae.engine.watch import Watch, counters
 from pyro_vae.errors import CompileError, ModelError, SettingsError
+from pyro_vae.parallel.reduce import Together
 from pyro_vae.traces import Loss, Program, differentiable, loss_name
 
 CHUNK = 16
@@ -101,10 +102,20 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, whole, loss)
         self.estimator, self.precision = loss, precision
         self._replays = Replays(backend)
+        self._together: Together | None = None
         self._updates: Updates | None = None
         self._watch = Watch(())
         self._counters: list[tuple[Tensor, float]] = []
         self._changes = 0
+
+    def spread(self, together: Together) -> None:
+        """From now on, take steps together with other processes, each with rows of its own.
+
+        Args:
+            together: what adds up loss and gradient.
+        """
+        self.loss_and_grads = self._together = together
+        self._replays.group = together.group
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take a gradient step.
@@ -173,9 +184,9 @@ class CompiledSVI(SVI):
         Returns:
             The losses, some at a time.
         """
-        whole = len(order) // batch_size * batch_size
+        whole = len(order) // batch_size * batch_size if batch_size else 0
         chunks = [*order[:whole].view(-1, batch_size).split(CHUNK)] if whole else []
-        if whole < len(order):
+        if whole < len(order) or not batch_size:  # no rows are a step too, where other processes have some
             chunks.append(order[whole:].unsqueeze(0))
         if chunks and self._stale():
             chunks[0:1] = [part for part in (chunks[0][:1], chunks[0][1:]) if len(part)]
@@ -216,6 +227,8 @@ class CompiledSVI(SVI):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         sites = met.trace.nodes
         parameters = list({id(p): p for site in sites.values() for p in [site["value"].unconstrained()]}.values())
+        if self._together is not None:  # a process without rows met none
+            parameters = self._together.trained
         self.optim(parameters)
         self._updates = Updates(self.optim, parameters)
         for parameter in parameters:
@@ -244,14 +257,21 @@ class CompiledSVI(SVI):
 
     def _step_of(self, given: Arguments) -> Callable[..., Tensor]:
         """The whole step as a function of tensors."""
-        updates, differentiable_loss = self._updates, differentiable(self.estimator)
+        updates, differentiable_loss, together = self._updates, differentiable(self.estimator), self._together
         assert updates is not None
 
         def step(numbers: Tensor, *tensors: Tensor) -> Tensor:
             args, kwargs = given(*tensors)
+            gradients: Sequence[Tensor]
             with torch.enable_grad():
-                loss = differentiable_loss(self.model, self.guide, *args, **kwargs)
-                gradients = torch.autograd.grad(loss, updates.parameters, materialize_grads=True)
+                if together is None or len(args[0]):
+                    loss = differentiable_loss(self.model, self.guide, *args, **kwargs)
+                    gradients = torch.autograd.grad(loss, updates.parameters, materialize_grads=True)
+                else:
+                    gradients = [torch.zeros_like(p) for p in updates.parameters]
+                    loss = gradients[0].new_zeros(())
+            if together is not None:
+                loss, gradients = together.traced(loss, gradients, len(args[0]))
             updates.apply(gradients, numbers)
             for counter, by in self._counters:
                 counter.add_(by)
