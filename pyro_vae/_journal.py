@@ -10,6 +10,7 @@ from pyro_vae._described import describe_vae
 from pyro_vae._hashes import Trained
 from pyro_vae._origin import broken_weights
 from pyro_vae._trees import make_folder
+from pyro_vae.checkpoint import VAE_KEY
 from pyro_vae.errors import OutputError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import ALONE, Group
 from pyro_vae.training import Run
@@ -102,15 +103,11 @@ class Journal:
             return
         if broken_weights(run.vae):
             return  # the next step will say so
-<<<<<<< HEAD
-        self.saved.write(run.step, {**run.state(), VAE_KEY: describe_vae(run.vae)[0]}, _about(run))
-=======
-        state = {**run.state(), VAE_KEY: describe_vae(run.vae)[0]}
+        state = run.state()
         with self.group.alike(PyroVAEError):
             if self.group.first:
-                self.saved.write(run.step, state, _about(run))
+                self.saved.write(run.step, {**state, VAE_KEY: describe_vae(run.vae)[0]}, _about(run))
         self.saved.written(run.step)
->>>>>>> 05252dd888f9f5afb4865265346c97c83932900d
         self.written = run.step
 
 
