@@ -57,7 +57,7 @@ def _killed(process: int) -> None:
     os.waitpid(process, 0)
 
 
-def fit(folder: Path, engine: str, *, epochs: int = 4) -> list[str]:
+def fit(folder: Path, engine: str, *, epochs: int = 40) -> list[str]:
     """The arguments of a small fit that keeps its state after every step."""
     data = folder / "data.npy"
     if not data.exists():
@@ -101,7 +101,7 @@ def kills(folder: Path, number: int, *, engine: str, start: Start = forked, seed
             shutil.rmtree(run)
             told["begun again"] += 1
         process = start(["fit", "--resume", str(run), "--checkpoint_steps", "1"] if resumes else arguments)
-        code = _ended(process, chance.uniform(0, whole))
+        code = _ended(process, chance.uniform(0, 0.7 * whole))
         if code is None:
             _killed(process)
             told["kills"] += 1

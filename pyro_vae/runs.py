@@ -53,8 +53,6 @@ class RunFolder:
     def again(cls, path: str | Path) -> "RunFolder":
         """The folder of a run that goes on: what it wrote before gives way to what it writes now.
 
-        What a killed run left half written is removed.
-
         Args:
             path: of a run.
 
@@ -64,8 +62,6 @@ class RunFolder:
         """
         run = cls.__new__(cls)
         run.path, run.made = Path(path), False
-        for part in run.path.glob(".*.part-*"):
-            part.unlink(missing_ok=True)
         return run
 
     def __enter__(self) -> "RunFolder":
