@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jsonargparse import Namespace
 
 from pyro_vae._parts import build, first_line
 from pyro_vae._settings import as_yaml, instances, plain, training
+from pyro_vae._sums import refuse_changed
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.schedules import refuse_plateau
 from pyro_vae.core import VAE, evaluating
@@ -26,6 +28,9 @@ from pyro_vae.runs import RunFolder, load_weights
 from pyro_vae.streams import Streamed
 from pyro_vae.streams.zarr_store import is_zarr
 from pyro_vae.train import Fit, fit
+
+ABOUT = "run.json"
+"""Where versions, seed and the hash of the data stand."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,7 @@ def settings_of(folder: str | Path) -> Namespace:
     config = Path(folder) / "config.yaml"
     if not config.is_file():
         raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
+    refuse_changed(config)
     try:
         return training().parse_path(str(config))
     except (argparse.ArgumentError, TypeError, UnicodeError) as error:
@@ -218,12 +224,15 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
 
 
 class Begin(Callback):
-    """Writes the settings of a run when nothing is left that could refuse it."""
+    """Writes the settings of a run, and what else it depends on, when nothing is left that could refuse it."""
 
     def __init__(self, run: RunFolder, settings: Namespace) -> None:
         self.folder, self.settings = run, settings
 
     def start(self, run: Any) -> None:
+        if not (self.folder.path / ABOUT).exists():  # of one that goes on, how it was begun
+            kept = {name: value for name, value in run.attributes.items() if name != "device"}
+            self.folder.text(ABOUT, json.dumps(kept, indent=2) + "\n")
         self.folder.text("config.yaml", as_yaml(self.settings))
 
 
