@@ -13,7 +13,10 @@ import parallel_checks
 import pytest
 import torch
 from checks import linear_gaussian
+from members import ESTIMATORS as OWN
+from members import OBJECTIVES
 from parallel_checks import ESTIMATORS, FallingApart, every, gradients, misbehaving, of_all, threads
+from pyro.infer import RenyiELBO
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
@@ -109,7 +112,7 @@ TWO = Group(0, 2)
         pv.elbo.Beta(pv.elbo.TCVAE(pv.elbo.ELBO())),
         pv.elbo.InfoVAE(pv.elbo.ELBO()),
         pv.elbo.FreeBits(pv.elbo.ELBO()),
-        pv.elbo.RenyiELBO(num_particles=2) if hasattr(pv.elbo, "RenyiELBO") else pv.elbo.TCVAE(pv.elbo.ELBO()),
+        RenyiELBO(num_particles=2),
     ],
 )
 def test_what_couples_the_data_of_a_batch_is_refused(loss):
@@ -121,12 +124,11 @@ def test_what_couples_the_data_of_a_batch_is_refused(loss):
 
 def test_estimators_that_couple_are_those_whose_batches_do_not_add_up():
     """Of every estimator of the library: a batch's bound is the mean of its halves', unless it says otherwise."""
-    from members import ESTIMATORS as OWN
-    from members import OBJECTIVES
-
     vae, x = parallel_checks.vae(), parallel_checks.data(8)
     for name, make in {**OWN, **OBJECTIVES}.items():
         loss = make()
+        if name == "FreeBits":
+            loss.nats = 5.0  # above each KL
         if name in ("VIMCO", "ScoreFunction", "Thermodynamic", "MIWAE", "PIWAE", "CIWAE"):
             continue  # they draw otherwise, or refuse this posterior
         torch.manual_seed(0)
@@ -221,7 +223,7 @@ def test_large_arrays_go_by_a_file_that_is_mapped(tmp_path):
     for name, packed in _sent(given, str(tmp_path)).items():
         assert len(packed) < 1000
         back, value = _Receiver(io.BytesIO(packed)).load(), given[name]
-        assert type(back) is type(value)
+        assert isinstance(back, torch.Tensor if isinstance(value, torch.Tensor) else np.ndarray)
         assert torch.equal(torch.as_tensor(back), torch.as_tensor(np.array(value) if name == "mapped" else value))
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -304,6 +306,7 @@ def test_a_run_of_two_processes_reaches_the_elbo_of_one(tmp_path):
     assert came.history.sizes["epoch"] == 17, "another number of processes goes on from there"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path):
     """SIGTERM to the first process alone: all end after the same step, with a checkpoint."""
     code = (
@@ -336,6 +339,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_buffer_that_drifts_is_told_of():
     vae = parallel_checks.vae(torch.float32, FallingApart)
     with pytest.raises(ProcessError, match=r"guide\.encoder\.seen is not the same on process 1"):
