@@ -7,6 +7,7 @@ from typing import Any
 from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints, locked
 from pyro_vae._hashes import Trained
+from pyro_vae._origin import broken_weights
 from pyro_vae._trees import make_folder
 from pyro_vae.errors import OutputError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import ALONE, Group
@@ -98,7 +99,7 @@ class Journal:
             return
         if not (run.over or (self.saved.due(run.step) if self.group.alone else run.stepping.wanted)):
             return
-        if not all(weight.isfinite().all() for weight in run.vae.state_dict().values()):
+        if broken_weights(run.vae):
             return  # the next step will say so
         state = run.state()
         with self.group.alike(PyroVAEError):

@@ -35,9 +35,8 @@ def build(settings: Namespace, train: Data) -> VAE:
         SettingsError: if a part or a network cannot be made of its settings.
 
     Example:
-        >>> from pyro_vae._settings import command, fit_settings
-        >>> parser = command("fit", fit_settings)
-        >>> settings = parser.parse_args(["--data", "x.npy", "--out", "run", "--latent_dim", "3"])
+        >>> from pyro_vae._settings import training
+        >>> settings = training().parse_args(["--data", "x.npy", "--out", "run", "--latent_dim", "3"])
         >>> build(settings, Data(torch.zeros(4, 10))).prior()
         Independent(Normal(loc: torch.Size([3]), scale: torch.Size([3])), 1)
     """

@@ -25,12 +25,14 @@ OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 
 OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
 OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
+OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices", "nodes", "node_rank", "rendezvous")
 
 EPILOGUE = """
 Examples:
   pyro-vae demo
   pyro-vae fit --data table.csv --out runs/first --latent_dim 4 --epochs 200
   pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
+  pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with --epochs 400)
   pyro-vae compare --run runs/first --out runs/first-compared
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
   pyro-vae check runs/first
@@ -56,10 +58,6 @@ def fit_settings(
     device: str = "auto",
     seed: int = 0,
     engine: Literal["auto", "compiled", "eager"] = "auto",
-    devices: int = 1,
-    nodes: int = 1,
-    node_rank: int = 0,
-    rendezvous: str | None = None,
 ) -> None:
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
@@ -80,10 +78,42 @@ def fit_settings(
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
         engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
+    """
+
+
+def run_settings(
+    *,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float | None = 5.0,
+    devices: int = 1,
+    nodes: int = 1,
+    node_rank: int = 0,
+    rendezvous: str | None = None,
+) -> None:
+    """How a run is kept, and on how many devices it goes on.
+
+    Args:
+        checkpoint_steps: keep the state of the training after every so many steps.
+        checkpoint_minutes: keep it after every so many minutes; and at the end.
         devices: processes on this machine that share each batch, one per GPU or share of the cores.
         nodes: machines with so many each; give the same command on each, with its own --node_rank.
         node_rank: which machine this is, from 0; the first writes.
         rendezvous: host:port of machine 0, any free port of it.
+    """
+
+
+def resume_settings(
+    resume: str,
+    *,
+    epochs: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Go on with a run that was stopped or killed, from its newest whole checkpoint.
+
+    Args:
+        resume: the folder of the run.
+        epochs: passes over the data, those before included; by default as many as it was begun with.
+        device: auto, cpu or cuda; by default what it was begun with. On another the bits differ.
     """
 
 
@@ -207,13 +237,13 @@ class ConfigFile(ActionConfigFile):
             raise TypeError(f"{values}: {plain(error)}") from error
 
 
-def parser() -> ArgumentParser:
-    """The whole command line."""
+def parser(fit: Callable[..., Any] = fit_settings) -> ArgumentParser:
+    """The whole command line; ``fit`` takes the settings of a new run, or those of :func:`resume_settings`."""
     program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
     program.formatter_class = _keep_lines(program.formatter_class)
     commands = program.add_subcommands(dest="command", required=True)
     functions: dict[str, Callable[..., Any]] = {
-        "demo": demo, "fit": fit_settings, "compare": compare_settings, "swap": swap_settings, "check": check_settings,
+        "demo": demo, "fit": fit, "compare": compare_settings, "swap": swap_settings, "check": check_settings,
     }  # fmt: skip
     for name, function in functions.items():
         commands.add_subcommand(name, command(name, function), help=(function.__doc__ or "").splitlines()[0])
@@ -235,6 +265,8 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
     parser.add_function_arguments(function, as_positional=name == "check")
+    if name == "fit":
+        parser.add_function_arguments(run_settings, as_positional=False)
     if name == "swap":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":
@@ -251,9 +283,19 @@ def without(settings: Namespace, *names: str) -> Namespace:
     return kept
 
 
+def training() -> ArgumentParser:
+    """The settings of a training, wherever it is done."""
+    return command("training", fit_settings)
+
+
+def of_training(settings: Namespace) -> Namespace:
+    """The settings of a training among those of a command."""
+    return without(settings, *OF_COMPARE, *OF_SWAP, *OF_RUN)
+
+
 def instances(settings: Namespace) -> Namespace:
     """The settings of a fit, with the makers of parts where there were names of classes."""
-    return instantiated(command("fit", fit_settings), without(settings, *OF_COMPARE, *OF_SWAP))
+    return instantiated(training(), of_training(settings))
 
 
 def with_absolute_paths(settings: Namespace) -> Namespace:
@@ -267,4 +309,4 @@ def with_absolute_paths(settings: Namespace) -> Namespace:
 
 def as_yaml(settings: Namespace) -> str:
     """The settings of a fit, from which the run can be made again."""
-    return command("fit", fit_settings).dump(without(with_absolute_paths(settings), *OF_COMPARE, *OF_SWAP))
+    return training().dump(of_training(with_absolute_paths(settings)))

@@ -2,7 +2,7 @@
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 from jsonargparse import Namespace
 
 from pyro_vae._parts import build, first_line
-from pyro_vae._settings import as_yaml, command, fit_settings, instances, plain
+from pyro_vae._settings import as_yaml, instances, plain, training
+from pyro_vae.callbacks import Callback
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import Data, load, load_held_out, split
 from pyro_vae.device import seeded
@@ -109,14 +110,36 @@ def refuse_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
         elbo.loss(vae.model, vae.guide, *rows.arguments(len(data.x)))
 
 
-def train(settings: Namespace, vae: VAE, data: Loaded, *, on_epoch: Callable[[int, VAE], None] | None = None) -> Fit:
-    """Train as settings say."""
+def train(settings: Namespace, vae: VAE, data: Loaded, **more: Any) -> Fit:
+    """Train as settings say.
+
+    Args:
+        settings: of ``pyro-vae fit``.
+        vae: what is trained.
+        data: to train on, and to watch.
+        more: of :func:`~pyro_vae.fit`, besides what the settings say.
+    """
     made = instances(settings)
     return fit(
         vae, data.train, validation_data=data.held_out, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
         epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
-        on_epoch=on_epoch, engine=settings.engine,
+        engine=settings.engine, **more,
     )  # fmt: skip
+
+
+def settings_of(folder: str | Path) -> Namespace:
+    """The settings of the run in a folder.
+
+    Raises:
+        DataError: if the folder is not of a run, or its settings are not whole.
+    """
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
+    try:
+        return training().parse_path(str(config))
+    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
+        raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
 
 
 def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
@@ -125,13 +148,7 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
     Raises:
         DataError: if the folder is not of a run, or the data are of other columns.
     """
-    config = Path(folder) / "config.yaml"
-    if not config.is_file():
-        raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
-    try:
-        settings = command("fit", fit_settings).parse_path(str(config))
-    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
-        raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
+    settings = settings_of(folder)
     of_run = loaded(settings)
     first = build(settings, of_run.train)
     vae = copy.deepcopy(first)
@@ -142,6 +159,16 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
     refuse_other_width(held_out, of_run.train)
     rows_for(vae, held_out)  # all of them, though only some are looked at
     return first, vae, held_out
+
+
+class Begin(Callback):
+    """Writes the settings of a run when nothing is left that could refuse it."""
+
+    def __init__(self, run: RunFolder, settings: Namespace) -> None:
+        self.folder, self.settings = run, settings
+
+    def start(self, run: Any) -> None:
+        self.folder.text("config.yaml", as_yaml(self.settings))
 
 
 @contextmanager

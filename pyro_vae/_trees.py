@@ -67,9 +67,9 @@ def write_tree(path: str | Path, tree: Tree, about: dict[str, Any] | None = None
         ...     read_tree(Path(folder, "a.safetensors"))
         ({'rate': inf, 'w': [tensor([1., 1.])]}, {'of': 'a test'})
     """
-    tensors: dict[str, Tensor] = {}
-    described = {"format": FORMAT, "about": about or {}, "tree": _encoded(tree, (), tensors)}
-    pieces = list(_pieces(json.dumps(described, allow_nan=False, separators=(",", ":")), tensors))
+    encoder = _Encoder()
+    described = {"format": FORMAT, "about": about or {}, "tree": encoder.encoded(tree)}
+    pieces = list(_pieces(json.dumps(described, allow_nan=False, separators=(",", ":")), encoder.tensors))
     digest = hashlib.blake2b(digest_size=_HEX // 2)
     for piece in pieces:
         digest.update(piece)
@@ -106,7 +106,7 @@ def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
                 f"{path}: is of format {described['format']}, and this pyro-vae knows formats up to {FORMAT}; "
                 "read it with a newer pyro-vae"
             )
-        return _decoded(described["tree"], _tensors(data, 8 + size, table)), described["about"]
+        return _decoded(described["tree"], _tensors(data, 8 + size, table), set()), described["about"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # a checksum that holds, and yet not ours
         if isinstance(error, DataError):
             raise
@@ -238,55 +238,69 @@ def _refuse_damaged(path: str | Path, data: bytearray) -> None:
         raise DataError(f"{path}: is damaged, as its checksum is not that of what it holds; copy it again")
 
 
-def _encoded(value: Tree, place: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
-    """What JSON holds of a tree; an object with ``$`` stands for what JSON has no word for."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, Tensor):
-        return _named(value, place, tensors)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else {"$": "float", "value": str(float(value))}
-    if isinstance(value, list | tuple):
-        return [_encoded(item, (*place, str(i)), tensors) for i, item in enumerate(value)]
-    if isinstance(value, dict) and all(isinstance(key, str) or type(key) is int for key in value):
-        items = {key: _encoded(item, (*place, str(key)), tensors) for key, item in value.items()}
-        plain = all(isinstance(key, str) for key in items) and "$" not in items
-        return items if plain else {"$": "dict", "items": [[key, item] for key, item in items.items()]}
-    where = ".".join(place) or "the tree"
-    raise SettingsError(
-        f"{where} of the state is a {type(value).__name__}, which no file of weights holds; "
-        "make it a tensor, a number, a string, or a list or dict of them"
-    )
+class _Encoder:
+    """A tree as what JSON holds, and its tensors by name; those of the same memory are one.
 
+    An object with ``$`` stands for what JSON has no word for.
+    """
 
-def _named(tensor: Tensor, place: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, str]:
-    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
-        kind = f"{tensor.layout}, {tensor.dtype}"
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+
+    def encoded(self, value: Tree, place: tuple[str, ...] = ()) -> Any:
+        """What JSON holds of a value at a place in the tree."""
+        if value is None or isinstance(value, bool | str):
+            return value
+        if isinstance(value, Tensor):
+            return {"$": "tensor", "name": self._name(value, place)}
+        if isinstance(value, Integral):
+            return int(value)
+        if isinstance(value, Real):
+            return float(value) if math.isfinite(value) else {"$": "float", "value": str(float(value))}
+        if isinstance(value, list | tuple):
+            return [self.encoded(item, (*place, str(i))) for i, item in enumerate(value)]
+        if isinstance(value, dict) and all(isinstance(key, str) or type(key) is int for key in value):
+            items = {key: self.encoded(item, (*place, str(key))) for key, item in value.items()}
+            plain = all(isinstance(key, str) for key in items) and "$" not in items
+            return items if plain else {"$": "dict", "items": [[key, item] for key, item in items.items()]}
+        where = ".".join(place) or "the tree"
         raise SettingsError(
-            f"{'.'.join(place)} of the state is a tensor of {kind}; make it a dense one of real numbers"
+            f"{where} of the state is a {type(value).__name__}, which no file of weights holds; "
+            "make it a tensor, a number, a string, or a list or dict of them"
         )
-    name = (".".join(place) or "tensor").encode("utf-8", "replace").decode()  # half a character is no name there
-    while name in tensors or name == "__metadata__":
-        name += "'"
-    tensors[name] = tensor
-    return {"$": "tensor", "name": name}
+
+    def _name(self, tensor: Tensor, place: tuple[str, ...]) -> str:
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+            kind = f"a tensor of {tensor.layout}, {tensor.dtype}"
+            raise SettingsError(f"{'.'.join(place)} of the state is {kind}; make it a dense one of real numbers")
+        memory = tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg()
+        if tensor.numel() and memory in self._names:
+            return self._names[memory]
+        name = (".".join(place) or "tensor").encode("utf-8", "replace").decode()  # half a character is no name there
+        while name in self.tensors or name == "__metadata__":
+            name += "'"
+        self.tensors[name] = tensor
+        return self._names.setdefault(memory, name)
 
 
-def _decoded(value: Any, tensors: dict[str, Tensor]) -> Tree:
+def _decoded(value: Any, tensors: dict[str, Tensor], used: set[str]) -> Tree:
+    """The tree that was encoded; no two of its tensors share memory."""
     if isinstance(value, list):
-        return [_decoded(item, tensors) for item in value]
+        return [_decoded(item, tensors, used) for item in value]
     if not isinstance(value, dict):
         return value
     match value.get("$"):
         case None:
-            return {key: _decoded(item, tensors) for key, item in value.items()}
+            return {key: _decoded(item, tensors, used) for key, item in value.items()}
         case "tensor":
-            return tensors[value["name"]]
+            tensor = tensors[value["name"]]
+            tensor = tensor.clone() if value["name"] in used else tensor
+            used.add(value["name"])
+            return tensor
         case "float":
             return float(value["value"])
         case "dict":
-            return {key: _decoded(item, tensors) for key, item in value["items"]}
+            return {key: _decoded(item, tensors, used) for key, item in value["items"]}
         case other:
             raise ValueError(f"{other!r} is no kind of value")

@@ -14,9 +14,19 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae._checking import run_check
+from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._grid import run_swap
-from pyro_vae._settings import OF_COMPARE, as_yaml, command, compare_settings, instantiated, parser, plain
-from pyro_vae._training import keeping, train, trained_run, untrained
+from pyro_vae._settings import (
+    OF_COMPARE,
+    command,
+    compare_settings,
+    fit_settings,
+    instantiated,
+    parser,
+    plain,
+    resume_settings,
+)
+from pyro_vae._training import Begin, keeping, settings_of, train, trained_run, untrained
 from pyro_vae.compare import compare_elbos, default_elbos, refuse_choices
 from pyro_vae.core import VAE
 from pyro_vae.data import Data
@@ -48,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
     try:
         with _own_classes():
-            settings = parser().parse_args(flags)
+            settings = _asked(flags)
             chosen = settings[settings.command]
-            refuse_seed(chosen.seed)
+            refuse_seed(chosen.get("seed", 0))
             return commands[settings.command](chosen)
     except argparse.ArgumentError as error:
         command = f"{typed[0]} " if typed and typed[0] in commands else ""
@@ -83,21 +93,41 @@ def _run_demo(settings: Namespace) -> int:
     return 0
 
 
-def _run_fit(settings: Namespace) -> int:
-    machines = Machines(settings.devices, settings.nodes, settings.node_rank, settings.rendezvous)
+def _asked(flags: list[str]) -> Namespace:
+    """The settings: ``fit --resume`` has others than a new run, which brings its own."""
+    resumes = flags[:1] == ["fit"] and any(flag.split("=")[0] == "--resume" for flag in flags)
+    return parser(resume_settings if resumes else fit_settings).parse_args(flags)
+
+
+def _run_fit(asked: Namespace) -> int:
+    machines = Machines(asked.devices, asked.nodes, asked.node_rank, asked.rendezvous)
     if machines.processes > 1 and not launched():
-        code: int = launch(machines, _run_fit, settings)
+        code: int = launch(machines, _run_fit, asked)
         return code
+    resume = asked.get("resume")
+    settings = asked if resume is None else _resumed(asked)
     vae, data = untrained(settings)
+    checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
     if not writes():
-        return 130 if train(settings, vae, data).interrupted else 0
-    with RunFolder(settings.out) as run, keeping(settings, vae, run):
-        result = train(settings, vae, data)
-        run.text("config.yaml", as_yaml(settings))
+        return 130 if train(settings, vae, data, checkpoints=checkpoints, resume=resume).interrupted else 0
+    with RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run, keeping(settings, vae, run):
+        callbacks = [Begin(run, settings)]
+        result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
         show_fit(result, Console())
-        save_fit(run, result, data.held_out)
+        if result.history.sizes["epoch"]:
+            save_fit(run, result, data.held_out)
         run.show(Console())
     return 130 if result.interrupted else 0
+
+
+def _resumed(asked: Namespace) -> Namespace:
+    """The settings of the run that is to go on."""
+    settings = settings_of(asked.resume)
+    settings.out = asked.resume
+    for name in ("epochs", "device"):
+        if asked[name] is not None:
+            settings[name] = asked[name]
+    return settings
 
 
 def _run_compare(settings: Namespace) -> int:

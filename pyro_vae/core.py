@@ -5,7 +5,7 @@ import itertools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import pyro
 import torch
@@ -34,6 +34,19 @@ class Conditional(nn.Module, ABC):
         >>> Laplace()().event_shape
         torch.Size([3])
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep what a part is made of, so that a file can tell it; copies keep it too."""
+        part = super().__new__(cls)
+        vars(part)["_made_of"] = args, kwargs
+        return part
+
+    def _forget(self, given: Any, instead: Any) -> None:
+        """Keep, in the place of an argument that is large, one that the part can as well be made of."""
+        args, kwargs = vars(self)["_made_of"]
+        args = tuple(instead if value is given else value for value in args)
+        kwargs = {name: instead if value is given else value for name, value in kwargs.items()}
+        vars(self)["_made_of"] = args, kwargs
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Distribution:

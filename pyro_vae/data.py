@@ -5,8 +5,12 @@ import torch
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.readers import load, load_held_out
 from pyro_vae.rows import Data, Rows, as_tensor, mask_nan, rows_for, rows_of
+from pyro_vae.streams import stream
 
-__all__ = ["Data", "Rows", "as_tensor", "digits", "load", "load_held_out", "mask_nan", "rows_for", "rows_of", "split"]
+__all__ = [
+    "Data", "Rows", "as_tensor", "digits", "load", "load_held_out", "mask_nan", "rows_for", "rows_of", "split",
+    "stream",
+]  # fmt: skip
 
 
 def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Data]:

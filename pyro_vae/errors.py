@@ -79,3 +79,11 @@ class ProcessError(PyroVAEError, RuntimeError):
     Traceback (most recent call last):
     pyro_vae.errors.ProcessError: process 1 of 2 was ended by SIGKILL; go on from the last checkpoint
     """
+
+
+class WeightsOnlyWarning(UserWarning):
+    """A VAE was saved as weights only, since a part of it has no description.
+
+    >>> issubclass(WeightsOnlyWarning, UserWarning)
+    True
+    """

@@ -233,6 +233,7 @@ class VampPrior(Prior):
             raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(x)}")
         self.pseudo_inputs = nn.Parameter(x[torch.randperm(len(x))[:components]].clone().float())
         self._encoder: tuple[nn.Module, ...] = ()
+        self._forget(data, self.pseudo_inputs)
 
     def bind(self, vae: "VAE") -> None:
         """Take the VAE's encoder for q, where it is refined the one before; a tuple keeps it from being a submodule."""

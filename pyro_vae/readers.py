@@ -5,7 +5,8 @@ import math
 import re
 import reprlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,28 @@ def _labels(labels: np.ndarray | None, rows: int, path: Path) -> Tensor | None:
 
 
 def _load_numpy(path: Path) -> Data:
+    with whole_numpy(path), path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        array, labels = (loaded, None) if isinstance(loaded, np.ndarray) else _of_archive(loaded, path)
+    return _table(array, path, labels)
+
+
+@contextmanager
+def whole_numpy(path: Path) -> Iterator[None]:
+    """Say in one sentence what NumPy complains of when it reads a file.
+
+    Raises:
+        DataError: if it does.
+    """
     try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            array, labels = (loaded, None) if isinstance(loaded, np.ndarray) else _of_archive(loaded, path)
+        yield
     except DataError:
         raise
     except Exception as error:  # what numpy and its zip reader raise has no common base
-        if "pickle" in str(error):
+        if "pickle" in str(error) or "Python objects" in str(error):
             what = "it holds pickled objects, or nothing of NumPy's; a pickle could run code and is never loaded"
             raise DataError(f"{path}: {what}: save numbers, by numpy.save") from error
         raise DataError(f"{path}: not a whole {path.suffix} file ({reason(error)}); copy or make it again") from error
-    return _table(array, path, labels)
 
 
 def _of_archive(archive: Any, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -187,20 +198,33 @@ def _from_arrow(table: Any, path: Path) -> Data:
 
 
 def _column(column: Any, name: str, path: Path) -> np.ndarray:
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
-        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if (values := arrow_numbers(column)) is not None:
         with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
             return values.astype(np.float32)
-    if pa.types.is_boolean(kind):
-        return column.cast(pa.uint8()).to_numpy(zero_copy_only=False).astype(np.float32)
     row = next((i for i, value in enumerate(column) if not _casts(value)), 0)
     raise DataError(
         f"{path}: row {row}, column {name!r} is {reprlib.repr(column[row].as_py())}, not a number; encode it as "
         "numbers or drop it (rows are counted from 0)"
     )
+
+
+def arrow_numbers(column: Any) -> np.ndarray | None:
+    """A column of an Arrow table as numbers, NaN for null; nothing where it is of another type.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> arrow_numbers(pa.chunked_array([[1, None]])), arrow_numbers(pa.chunked_array([["a"]]))
+        (array([ 1., nan]), None)
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_floating(kind):
+        values: np.ndarray = column.to_numpy(zero_copy_only=False)
+        return values
+    if pa.types.is_integer(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
+        return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None
 
 
 def _casts(scalar: Any) -> bool:

@@ -158,6 +158,9 @@ def show_fit(fit: Fit, console: Console) -> None:
         >>> show_fit(result, Console(width=200))
         Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training
     """
+    if not fit.history.sizes["epoch"]:
+        console.print("Interrupted before the first step was taken", highlight=False)
+        return
     last = fit.history.isel(epoch=-1)
     parts = [
         f"{last[f'{part}_elbo'].item():.3f} ± {last[f'{part}_elbo_se'].item():.3f} nats in {label}"

@@ -51,6 +51,21 @@ class RunFolder:
         if held is not None:
             raise OutputError(f"{self.path}: already holds {held.name}; nothing is overwritten, choose another folder")
 
+    @classmethod
+    def again(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run that goes on: what it wrote before gives way to what it writes now.
+
+        Args:
+            path: of a run.
+
+        Example:
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     RunFolder.again(folder).text("note.txt", "hello")
+        """
+        run = cls.__new__(cls)
+        run.path, run.made = Path(path), False
+        return run
+
     def __enter__(self) -> "RunFolder":
         return self
 

@@ -67,9 +67,9 @@ class Source(Protocol):
     def windows(self, *, seed: int, batch_size: int, skip: int = 0) -> Iterator[Window]:
         """One pass over the data, without its first ``skip`` rows.
 
-        The order is a function of the seed and the data's shape alone. Each window but the last has a
-        multiple of ``batch_size`` rows to visit, as long as ``skip`` is one. A window holds until the
-        next is asked for.
+        The order is a function of the seed, the batch size, the number of rows and the source's own
+        settings, and of nothing that came before. Each window but the last has a multiple of
+        ``batch_size`` rows to visit, as long as ``skip`` is one. A window holds until the next is asked for.
         """
 
     def fingerprint(self) -> str:

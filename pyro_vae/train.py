@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._evaluation import per_datum_elbo as per_datum_elbo
@@ -22,6 +22,7 @@ from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae._journal import Journal
 from pyro_vae._numbers import whole
 from pyro_vae.callbacks import Callback
+from pyro_vae.callbacks.schedules import refuse_plateau
 from pyro_vae.core import VAE
 from pyro_vae.device import describe_device, refuse_seed, seeded
 from pyro_vae.elbo import Estimator
@@ -125,7 +126,8 @@ def fit(
         elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
             what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
         optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
-            one, which then goes on after each epoch; :func:`adam` if not given.
+            one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
+            data); :func:`adam` if not given.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
             If not given, 128, or all data where there are fewer.
@@ -242,6 +244,7 @@ def _fit(
         torch.enable_grad(),
     ):
         vae.trained_on = Trained.on(hashes, vae.trained_on)
+        run.folder = journal.saved.run if journal.saved is not None else None
         run.start(epochs, engine, precision, bar, asked)
         journal.begin(run)
         run.train(journal.keep, on_epoch)
@@ -302,8 +305,7 @@ def _made(optimizer: Optimizer, vae: VAE) -> torch.optim.Optimizer | LRScheduler
     made = optimizer([p for p in vae.parameters() if p.requires_grad])
     if isinstance(getattr(made, "optimizer", made), torch.optim.LBFGS):
         raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
-    if isinstance(made, ReduceLROnPlateau):
-        raise SettingsError("ReduceLROnPlateau needs a number at each epoch; take a schedule that steps alone")
+    refuse_plateau(made)
     return made
 
 

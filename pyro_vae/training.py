@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 import xarray as xr
@@ -13,15 +14,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
 from pyro_vae._evaluation import per_datum_elbo
-from pyro_vae._origin import origin
+from pyro_vae._origin import broken_weights, origin
 from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state
 from pyro_vae.callbacks import Callback
+from pyro_vae.callbacks.schedules import advance
 from pyro_vae.core import VAE
 from pyro_vae.device import describe_device, seeded
 from pyro_vae.engine.optimizers import WholeOptimizer
 from pyro_vae.engine.steps import Engine, Fed, Steps
 from pyro_vae.engine.watch import counters
-from pyro_vae.errors import DivergenceError
+from pyro_vae.errors import DivergenceError, SettingsError
 from pyro_vae.parallel.group import ALONE, Group
 from pyro_vae.progress import Bar
 from pyro_vae.rows import Rows
@@ -33,7 +35,7 @@ ORDERS = 2**32
 
 
 class _NotFinite(DivergenceError):
-    """A loss that is no finite number; where it came from is not looked for yet."""
+    """A loss that is no finite number, or what a step made of the weights; where it came from is not looked for yet."""
 
 
 Keep = Callable[["Run"], None]
@@ -66,7 +68,10 @@ class Run:
         good: the state after the last good epoch.
         stopped: why training was ended before its last epoch, or nothing.
         due: whether it is time for a checkpoint, as this process has it.
+        folder: that of the run, if it has one.
     """
+
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -187,13 +192,11 @@ class Run:
                 if self.stepping.stopped:
                     self.ending.set()
                 self.seconds = time.perf_counter() - started
+                self._tell_of_steps()  # before a checkpoint, which is to hold what they make of it
                 if self.seen < len(self.source) and not self.ending.is_set():
                     keep(self)
                 if self.ending.is_set():
                     return self.seen == len(self.source)
-            for callback in self.callbacks:
-                if callback.every and self.step % callback.every == 0:
-                    callback.step(self)
         return not self.ending.is_set()
 
     def _segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
@@ -219,16 +222,18 @@ class Run:
             self.bar.step(self.total / self.seen)
 
     def _close_epoch(self, whole: bool) -> None:
-        if whole and self.scheduler is not None:
-            self.scheduler.step()
         row = {"objective": self.total / self.seen, "seconds": self.seconds, "step": self.step}
         for name, rows in self.watched.items():
             self.values[name] = values = self._elbo_on_first(rows)
             spread = values.std() if len(values) > 1 else values.new_tensor(math.nan)
             row[f"{name}_elbo"], row[f"{name}_elbo_se"] = values.mean().item(), (spread / len(values) ** 0.5).item()
         if not math.isfinite(row["train_elbo"]):
-            where = origin(self.vae, self.loss, self.watched["train"], size=len(self.source))
-            self.fail(f"the ELBO became {row['train_elbo']} after step {self.step} (epoch {self.epoch}): {where}")
+            what = f"the ELBO became {row['train_elbo']} after step {self.step} (epoch {self.epoch})"
+            if broken_weights(self.vae):
+                raise _NotFinite(what)
+            self.fail(f"{what}: {origin(self.vae, self.loss, self.watched['train'], size=len(self.source))}")
+        if whole and self.scheduler is not None:
+            advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self.epochs.append(row)
         self.seen, self.total, self.seconds = 0, 0.0, 0.0
         self.bar.epoch(len(self.epochs), row)
@@ -273,25 +278,33 @@ class Run:
 
     def _where(self, failed: int) -> str:
         """Take the steps since the last good state again, up to the one that failed, and look at its data."""
-        left = failed - 1 - self.step
         for window, feed, segment in self._segments():
-            again = segment[: left * self.batch_size]
+            again = segment[: (failed - 1 - self.step) * self.batch_size]
             for losses in self.stepping.along(feed, again):
-                if not all(map(math.isfinite, losses)):
-                    return ""
-                left -= len(losses)
-            if not left and len(index := segment[len(again) :][: self.batch_size]):
-                numbers = index if window.numbers is None else window.numbers[index]
-                found = self._origin_on_all(feed.rows, index, numbers)
-                return f": {found}"
+                self.step += len(losses)
+            if len(again) == len(segment):
+                self._tell_of_steps()
+                continue
+            if broken_weights(self.vae) and self.step > self.good["progress"]["step"]:
+                self.load(self.good)  # the step before it has broken them, at a loss that was finite
+                return self._where(failed - 1)
+            index = segment[len(again) :][: self.batch_size]
+            numbers = index if window.numbers is None else window.numbers[index]
+            return f": at step {failed} {self._origin_on_all(feed.rows, index, numbers)}"
         return ""
+
+    def _tell_of_steps(self) -> None:
+        """Segments end where a callback wants to be told, and nowhere within."""
+        for callback in self.callbacks:
+            if callback.every and self.step % callback.every == 0:
+                callback.step(self)
 
     def _origin_on_all(self, rows: Rows, index: Tensor, numbers: Tensor) -> str:
         """Where it came from, looked for by each process in its part of the batch, with its noise."""
         own, numbers = self.group.part(index), self.group.part(numbers)
         found = ""
         if len(own):
-            found = origin(self.vae, self.loss, rows.take(own), size=len(self.source), numbers=numbers)
+            found = origin(self.vae, self.loss, rows.take(own), size=len(self.source), numbers=numbers.tolist())
         return next(filter(None, self.group.gathered(found)), "")
 
     def state(self) -> Tree:
@@ -308,8 +321,13 @@ class Run:
                 "epochs": self.epochs, "stopped": self.stopped, "values": self.values,
             },
             "engine": self.stepping.state(),
-            "callbacks": [[type(callback).__name__, callback.state()] for callback in self.callbacks],
+            "callbacks": [[type(callback).__name__, callback.state()] for callback in self._remembering],
         }  # fmt: skip
+
+    @property
+    def _remembering(self) -> list[Callback]:
+        """The callbacks that have a state."""
+        return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
     def kept(self) -> Tree:
         """A copy of the state."""
@@ -333,12 +351,21 @@ class Run:
         self.step, self.seen = progress["step"], progress["seen"]
         self.total, self.seconds, self.epochs = progress["total"], progress["seconds"], progress["epochs"]
         self.stopped, self.values = progress["stopped"], progress["values"]
-        for callback, (_, state) in zip(self.callbacks, tree["callbacks"], strict=True):
+        for callback, (_, state) in zip(self._remembering, tree["callbacks"], strict=True):
             callback.load(state)
         self.stepping.moved()
 
     def resume(self, tree: Tree) -> None:
-        """Go on from a state of an earlier process, by the engine that it had."""
+        """Go on from a state of an earlier process, by the engine that it had.
+
+        Raises:
+            SettingsError: if that had other callbacks.
+        """
+        then, now = [name for name, _ in tree["callbacks"]], [type(c).__name__ for c in self._remembering]
+        if then != now:
+            raise SettingsError(
+                f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"
+            )
         self.load(tree)
         rows = self.source.head(self.batch_size).like(self.vae)
         if self.stepping.load(tree["engine"], rows):

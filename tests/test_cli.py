@@ -61,7 +61,7 @@ def test_demo_ends_in_a_table_a_verdict_a_check_and_figures(tmp_path, monkeypatc
 def test_fit_writes_a_run_that_compare_reads(table, tmp_path, capsys):
     assert main(["fit", "--data", table, "--out", "run", *FAST]) == 0
     run = tmp_path / "run"
-    assert names(run) == FIGURES | {"history.nc", "config.yaml", "weights.safetensors"}
+    assert names(run) == FIGURES | {"history.nc", "config.yaml", "weights.safetensors", "checkpoints"}
     assert "Trained for 3 epochs on" in capsys.readouterr().out
     assert load_file(run / "weights.safetensors")["guide.encoder.net.0.weight"].shape == (16, 6)
     (tmp_path / "elsewhere").mkdir()

@@ -55,6 +55,15 @@ def test_a_tree_comes_back_to_the_bit(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_tensors_of_one_memory_are_written_once_and_come_back_apart(tmp_path):
+    large = torch.arange(10_000.0)
+    write_tree(tmp_path / "a", [large, large.detach(), large[:5], large[:5].double()])
+    assert (tmp_path / "a").stat().st_size < 41_000
+    one, other, *rest = read_tree(tmp_path / "a")[0]
+    one += 1
+    assert same([other, *rest], [large, large[:5], large[:5].double()])
+
+
 @st.composite
 def tensors(draw):
     shape = draw(st.lists(st.integers(0, 3), max_size=3))

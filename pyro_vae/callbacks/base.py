@@ -1,10 +1,15 @@
 """``Callback``: what is told of a training while it goes on."""
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-Tree: TypeAlias = Any
-"""Dicts with names as keys, and lists, of tensors, numbers, booleans, strings and None, nested as they like."""
-Run: TypeAlias = Any
+from pyro_vae._state import Tree
+
+if TYPE_CHECKING:
+    from pyro_vae.training import Run
+else:
+    Run = Any
+
+__all__ = ["Callback", "Run", "Tree"]
 
 
 class Callback:
@@ -17,7 +22,8 @@ class Callback:
 
     Attributes:
         every: ``step`` is called after every so many steps, counted from the first of the training; never
-            if None. Compiled steps are taken up to 16 at a time; a smaller number makes them fewer.
+            if None. Compiled steps are taken up to 16 at a time; a smaller number makes them fewer. After a
+            divergence some steps are taken once more, to see where it came from, and then undone by ``load``.
 
     Example:
         >>> class Epochs(Callback):

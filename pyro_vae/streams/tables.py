@@ -1,0 +1,357 @@
+"""Rows that can be read by their number: of a file, of an array, of a data set of torch."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from pyro_vae.errors import DataError
+from pyro_vae.readers import whole_numpy
+from pyro_vae.rows import Data, Rows, reason
+
+
+class Table(Protocol):
+    """Rows that are read by their number.
+
+    Attributes:
+        name: for messages.
+        features: the shape of a row.
+        context: the width of the context, 0 where there is none.
+        masked: whether it says itself what is missing.
+        columns: the names of the features.
+        image_shape: ``(height, width)`` where a row is an image.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def features(self) -> tuple[int, ...]: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def masked(self) -> bool: ...
+    @property
+    def columns(self) -> Sequence[str] | None: ...
+    @property
+    def image_shape(self) -> tuple[int, int] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def cuts(self, rows: int) -> np.ndarray:
+        """Where to cut into blocks of about so many rows, from 0 to the number of rows."""
+
+    def read(self, start: int, into: Rows) -> None:
+        """Fill ``into`` with the rows from ``start`` on."""
+
+    def place(self, row: int) -> tuple[str, int, int]:
+        """The file that holds a row, the row's number there, and how many of its rows follow, this one among them."""
+
+    def soon(self, first: int, last: int) -> None:
+        """These rows will be read soon."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """What tables have in common that hold only x."""
+
+    name: str
+    shape: tuple[int, ...]
+    columns: Sequence[str] | None = field(default=None, kw_only=True)
+    context: int = field(default=0, init=False)
+    masked: bool = field(default=False, init=False)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        return (int(np.prod(self.shape[1:])),)
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        return (self.shape[1], self.shape[2]) if len(self.shape) == 3 else None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def cuts(self, rows: int) -> np.ndarray:
+        return np.append(np.arange(0, len(self), rows), len(self))
+
+    def place(self, row: int) -> tuple[str, int, int]:
+        return self.name, row, len(self) - row
+
+    def soon(self, first: int, last: int) -> None:
+        pass
+
+
+def refuse_table(name: str, shape: Sequence[int], dtype: Any) -> None:
+    """Refuse what is no table of numbers.
+
+    Raises:
+        DataError: naming what it is.
+
+    Example:
+        >>> refuse_table("a.npy", (3,), np.dtype(float))
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: a.npy: the shape is (3,); give one row per datum and one column per feature
+    """
+    if np.dtype(dtype).kind not in "fiub":
+        raise DataError(f"{name}: the values are of type {dtype}; give real numbers")
+    if len(shape) < 2:
+        raise DataError(f"{name}: the shape is {tuple(shape)}; give one row per datum and one column per feature")
+    if 0 in shape:
+        raise DataError(f"{name}: the shape is {tuple(shape)}; there must be at least one row and one feature")
+
+
+def put(values: Any, into: np.ndarray) -> None:
+    """Copy numbers in another precision; what overflows becomes infinite, and is refused by its place."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(into, values, casting="unsafe")
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """What tells that a file has changed: its size and the time of the last change."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def changed(path: Path) -> DataError:
+    """To be raised where a file has changed."""
+    return DataError(f"{path}: the file has changed since it was opened; leave it as it is while it is read")
+
+
+@dataclass(frozen=True, eq=False)
+class RawFile(Plain):
+    """Rows one after another in a file, read where they are needed and kept nowhere else.
+
+    Args:
+        name: for messages.
+        shape: of the whole.
+        path: the file.
+        dtype: of the numbers.
+        offset: where the first row begins, in bytes.
+        stamp: of the file when it was opened.
+    """
+
+    path: Path
+    dtype: np.dtype
+    offset: int
+    stamp: tuple[int, int]
+
+    def _at(self, row: int) -> int:
+        return self.offset + row * self.features[0] * self.dtype.itemsize
+
+    def soon(self, first: int, last: int) -> None:
+        """Ask the system to read ahead, where it can be asked."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError), self.path.open("rb", buffering=0) as file:
+                begin, end = self._at(first), self._at(last)
+                os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    def read(self, start: int, into: Rows) -> None:
+        out = into.x.numpy()
+        direct = out.dtype == self.dtype and out.flags.c_contiguous
+        raw = out if direct else np.empty(out.shape, self.dtype)
+        bytes_ = raw.reshape(-1).view(np.uint8).data
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                about, got = os.fstat(file.fileno()), 0
+                if (about.st_size, about.st_mtime_ns) != self.stamp:
+                    raise changed(self.path)
+                file.seek(self._at(start))
+                while got < len(bytes_):
+                    if not (more := file.readinto(bytes_[got:])):
+                        raise changed(self.path)
+                    got += more
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({reason(error)}); copy or make it again") from error
+        if not direct:
+            put(raw, out)
+
+
+def npy(path: Path) -> RawFile:
+    """A ``.npy`` file, of which only the header is read.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: if it is not a whole file of numbers in rows.
+    """
+    with whole_numpy(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return mapped(array, str(path))
+
+
+def mapped(array: np.memmap, name: str) -> RawFile:
+    """The file behind a memory-mapped array.
+
+    Raises:
+        DataError: if it holds no numbers in rows.
+    """
+    refuse_table(name, array.shape, array.dtype)
+    if not array.flags.c_contiguous:
+        raise DataError(f"{name}: a row does not lie in one piece (Fortran order); save numpy.ascontiguousarray of it")
+    path = Path(str(array.filename))
+    return RawFile(name, array.shape, path, array.dtype, int(array.offset), stamp_of(path))
+
+
+@dataclass(frozen=True, eq=False)
+class Sliced(Plain):
+    """An array that is cut by slices, as NumPy's, Zarr's and HDF5's are.
+
+    Args:
+        name: for messages.
+        shape: of the whole.
+        array: with a ``dtype``, and perhaps ``chunks``.
+    """
+
+    array: Any
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers."""
+        return np.dtype(self.array.dtype)
+
+    def cuts(self, rows: int) -> np.ndarray:
+        """Whole chunks, so that none is decoded twice for one window."""
+        chunk = (getattr(self.array, "chunks", None) or (1,))[0]
+        return super().cuts(-(-rows // chunk) * chunk)
+
+    def read(self, start: int, into: Rows) -> None:
+        try:
+            values = np.asarray(self.array[start : start + len(into)])
+        except Exception as error:  # of whatever library the array is
+            raise DataError(f"{self.name}: cannot be read ({reason(error)}); copy or make it again") from error
+        put(values.reshape(len(into), -1), into.x.numpy())
+
+
+def sliced(array: Any, name: str) -> Sliced:
+    """An array that is cut by slices.
+
+    Raises:
+        DataError: if it holds no numbers in rows.
+    """
+    refuse_table(name, array.shape, array.dtype)
+    return Sliced(name, tuple(int(size) for size in array.shape), array)
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A table with its context and its mask in tables of their own.
+
+    Args:
+        x: the data.
+        conditions: the context.
+        observed: the mask.
+    """
+
+    x: Table
+    conditions: Table | None = None
+    observed: Table | None = None
+
+    def __post_init__(self) -> None:
+        for what, other in {"context": self.conditions, "mask": self.observed}.items():
+            if other is not None and len(other) != len(self.x):
+                raise DataError(f"{other.name}: the {what} has {len(other)} rows and {self.x.name} {len(self.x)}")
+        if self.observed is not None and self.observed.features != self.x.features:
+            raise DataError(
+                f"{self.observed.name}: a row of the mask has shape {self.observed.features} and one of {self.x.name} "
+                f"{self.x.features}; make them equal"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.x.name
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        return self.x.features
+
+    @property
+    def context(self) -> int:
+        return self.x.context if self.conditions is None else self.conditions.features[0]
+
+    @property
+    def masked(self) -> bool:
+        return self.x.masked or self.observed is not None
+
+    @property
+    def columns(self) -> Sequence[str] | None:
+        return self.x.columns
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        return self.x.image_shape
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def cuts(self, rows: int) -> np.ndarray:
+        return self.x.cuts(rows)
+
+    def place(self, row: int) -> tuple[str, int, int]:
+        return self.x.place(row)
+
+    def soon(self, first: int, last: int) -> None:
+        for part in (self.x, self.conditions, self.observed):
+            if part is not None:
+                part.soon(first, last)
+
+    def read(self, start: int, into: Rows) -> None:
+        for part, place in ((self.conditions, into.context), (self.observed, into.mask)):
+            if part is not None and place is not None:
+                part.read(start, Rows(place))
+        own = Rows(
+            into.x,
+            into.context if self.conditions is None else None,
+            into.mask if self.observed is None else None,
+        )
+        self.x.read(start, own)
+
+
+TENSORS = (Tensor, np.ndarray)
+
+Parts = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
+"""x, context and mask."""
+
+
+def parts_of(given: Any, name: str) -> Parts:
+    """x, context and mask of what a data set or an iterable gives: a datum or a batch of them.
+
+    Args:
+        given: a tensor or an array; :class:`Rows` or :class:`Data`; a mapping with ``"x"`` and perhaps
+            ``"context"`` and ``"mask"``; or a tuple or list whose first is x, and whose others are left out.
+        name: for messages.
+
+    Raises:
+        DataError: if it is no such thing.
+
+    Example:
+        >>> x, context, mask = parts_of(([1.0, 2.0], "a label"), "data")
+        >>> x, context, mask
+        (array([1., 2.]), None, None)
+    """
+    if isinstance(given, Rows | Data):
+        given = {"x": given.x, "context": given.context, "mask": given.mask}
+    if isinstance(given, Mapping):
+        if "x" not in given:
+            raise DataError(f"{name}: it gives a mapping with {sorted(map(str, given))}; name the data x")
+        x, context, mask = (None if (v := given.get(k)) is None else _array(v, name) for k in ("x", "context", "mask"))
+        assert x is not None
+        return x, context, mask
+    if (isinstance(given, tuple) and given) or (isinstance(given, list) and isinstance(next(iter(given), 0), TENSORS)):
+        given = given[0]
+    return _array(given, name), None, None
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: it gives a {type(value).__name__}, no array ({reason(error)})") from error
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name}: the values are of type {array.dtype}; give real numbers")
+    return array

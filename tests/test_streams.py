@@ -1,0 +1,561 @@
+"""Data beyond memory: every row once per epoch, in an order of the seed alone, and nothing left behind."""
+
+import gc
+import itertools
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from checks import linear_gaussian, small_vae
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.engine.feed import Feed
+from pyro_vae.engine.steps import RowArguments
+from pyro_vae.errors import DataError
+from pyro_vae.rows import Rows
+from pyro_vae.sources import InMemory, Source, source_of
+from pyro_vae.streams.layout import BLOCKS, Layout, window_rows
+
+# pytest listens to every logger, and torch's own trace of a trace takes longer than the trace.
+logging.getLogger("torch.__trace").propagate = False
+
+
+class Counting(IterableDataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+class Mappings(Dataset):
+    """Items with a context and a mask."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "context": self.x[i, :1] * 10, "mask": self.x[i] >= 0}
+
+
+def npy(x, folder):
+    np.save(folder / "x.npy", x)
+    return folder / "x.npy"
+
+
+def files(x, folder):
+    """Three Parquet files of small row groups, in a folder and one below it."""
+    (folder / "more").mkdir()
+    names = ["a.parquet", "b.parquet", "more/c.parquet"]
+    for name, part in zip(names, np.array_split(x, 3), strict=True):
+        parquet.write_table(table_of(part), folder / name, row_group_size=4)
+    return folder
+
+
+def table_of(x, names="abcdefgh"):
+    return pa.table({names[j]: x[:, j] for j in range(x.shape[1])})
+
+
+def zarr_array(x, folder, version=3):
+    zarr = pytest.importorskip("zarr")
+    array = zarr.create_array(str(folder / "x"), shape=x.shape, chunks=(5, 1), dtype=x.dtype, zarr_format=version)
+    array[:] = x
+    return folder / "x"
+
+
+def cut(x, rows=4):
+    return [torch.from_numpy(part) for part in np.array_split(x, max(len(x) // rows, 1))]
+
+
+KINDS = {
+    "npy": lambda x, f: pv.data.stream(npy(x, f), block_rows=3),
+    "npy of doubles": lambda x, f: pv.data.stream(npy(x.astype(np.float64), f)),
+    "npy, high byte first": lambda x, f: pv.data.stream(npy(x.astype(">f4"), f), block_rows=3),
+    "npy of integers": lambda x, f: pv.data.stream(npy(x.astype(np.int32), f), block_rows=2),
+    "memory-mapped": lambda x, f: pv.data.stream(np.load(npy(x, f), mmap_mode="r"), block_rows=3),
+    "array": lambda x, f: pv.data.stream(x, block_rows=3),
+    "parquet": lambda x, f: pv.data.stream(files(x, f)),
+    "zarr": lambda x, f: pv.data.stream(zarr_array(x, f), block_rows=3),
+    "zarr 2": lambda x, f: pv.data.stream(zarr_array(x, f, 2), block_rows=3),
+    "data set": lambda x, f: pv.data.stream(TensorDataset(torch.from_numpy(x), torch.zeros(len(x))), block_rows=3),
+    "mappings": lambda x, f: pv.data.stream(Mappings(torch.from_numpy(x)), block_rows=3),
+    "batches": lambda x, f: pv.data.stream(cut(x), size=len(x)),
+    "generator function": lambda x, f: pv.data.stream(lambda: (b for b in cut(x)), size=len(x)),
+    "loader": lambda x, f: pv.data.stream(DataLoader(TensorDataset(torch.from_numpy(x)), batch_size=4, shuffle=True)),
+    "iterable data set": lambda x, f: pv.data.stream(Counting(torch.from_numpy(x)), size=len(x)),
+}
+
+
+def rows(n):
+    """Row i holds i and 2 i."""
+    return np.stack([np.arange(n), 2 * np.arange(n)], 1).astype(np.float32)
+
+
+def narrow(source, window):
+    """The same stream with windows of so many rows at most."""
+    object.__setattr__(source, "window_bytes", window * source._row_bytes)
+    return source
+
+
+def visited(source, **settings):
+    """The rows in the order of one pass, and the shape of each window; both columns must be of one row."""
+    seen, shapes, not_loader = [], [], source.source != "DataLoader"
+    for window in source.windows(**settings):
+        taken = window.rows.take(window.order)
+        assert torch.equal(taken.x[:, 1], 2 * taken.x[:, 0])
+        if not_loader:
+            assert torch.equal(window.numbers[window.order].float(), taken.x[:, 0]), "rows are known by their number"
+        assert taken.context is None or torch.equal(taken.context[:, 0], 10 * taken.x[:, 0])
+        seen += taken.x[:, 0].int().tolist()
+        shapes.append((window.rows.x.shape, len(window.order)))
+    return seen, shapes
+
+
+def ours():
+    return [t for t in threading.enumerate() if t.name.startswith("pyro-vae")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_every_row_once_in_windows_of_one_shape_and_skip_is_the_tail(kind, data):
+    n = data.draw(st.integers(3, 40))
+    batch = data.draw(st.integers(1, n))
+    window, seed = data.draw(st.integers(1, 50)), data.draw(st.integers(-(2**40), 2**62))
+    skip = data.draw(st.integers(0, n + 2))
+    with tempfile.TemporaryDirectory() as folder:
+        source = narrow(KINDS[kind](rows(n), Path(folder)), window)
+        assert isinstance(source, Source)
+        assert (len(source), source.features) == (n, (2,))
+        before = torch.get_rng_state()
+        whole, shapes = visited(source, seed=seed, batch_size=batch)
+        again, _ = visited(source, seed=seed, batch_size=batch)
+        tail, _ = visited(source, seed=seed, batch_size=batch, skip=skip)
+        assert torch.equal(before, torch.get_rng_state()), "no global random number is drawn"
+    assert sorted(whole) == list(range(n))
+    assert whole == again
+    assert tail == whole[skip:]
+    assert len({shape for shape, _ in shapes}) == 1
+    assert all(count % batch == 0 for _, count in shapes[:-1])
+    assert not ours()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_seed_is_another_order_and_the_head_is_the_first_rows(kind, tmp_path):
+    source = narrow(KINDS[kind](rows(40), tmp_path), 10)
+    first, second = (visited(source, seed=seed, batch_size=2)[0] for seed in (0, 1))
+    assert first != second
+    if kind != "loader":
+        assert source.head(3).x[:, 0].tolist() == [0, 1, 2]
+    assert len(source.sample(7)) == 7
+    assert torch.equal(source.sample(7).x, source.sample(7).x)
+
+
+@given(n=st.integers(1, 3000), k=st.integers(1, 3000))
+@settings(max_examples=200, deadline=None)
+def test_a_sample_has_distinct_rows_all_over_the_data(n, k):
+    took = pv.data.stream(rows(n)).sample(k).x[:, 0].int().tolist()
+    assert len(took) == len(set(took)) == min(n, k)
+    assert took == sorted(took)
+    assert took[0] == 0
+    gaps = np.diff([*took, n])
+    assert gaps.max() <= 2 * n / min(k, 256, n) + 1, "no part of the data is left out"
+
+
+@given(n=st.integers(1, 10**9), row=st.integers(1, 10**5), window=st.integers(1, 10**9), batch=st.integers(1, 10**4))
+@settings(max_examples=300, deadline=None)
+def test_a_window_is_whole_batches_within_the_bytes_or_everything(n, row, window, batch):
+    size = window_rows(n, row, window, min(batch, n))
+    assert 1 <= size <= n
+    assert size == n or size % min(batch, n) == 0
+    assert size * row <= window or size == min(batch, n) or size == n <= 2 * min(batch, n)
+
+
+@given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=30), window=st.integers(1, 40), seed=st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_spans_cover_the_chain(cuts, window, seed):
+    bounds = np.cumsum([0, *cuts])
+    layout, n = Layout.of(bounds, seed=seed, window=window), int(bounds[-1])
+    chain = [[r for a, b in layout.spans(w) for r in range(a, b)] for w in range(-(-n // window))]
+    assert sorted(itertools.chain(*chain)) == list(range(n))
+    assert {len(part) for part in chain[:-1]} <= {window}
+
+
+def test_what_lies_in_files_is_told_by_the_number_there(tmp_path):
+    x = rows(30)
+    x[17, 1] = np.nan
+    source = narrow(pv.data.stream(npy(x, tmp_path), block_rows=4), 8)
+    with pytest.raises(DataError, match=r"x\.npy: 1 of \d+ values is not finite, the first in row 17, column 1"):
+        visited(source, seed=0, batch_size=2)
+    (tmp_path / "p").mkdir()
+    with pytest.raises(DataError, match=r"b\.parquet: .* the first in row 7, column 'b'"):
+        visited(pv.data.stream(files(x, tmp_path / "p")), seed=0, batch_size=2)
+    with pytest.raises(DataError, match=r"list: .* the first in row 17, column 1"):
+        visited(narrow(pv.data.stream(cut(x), size=30), 8), seed=0, batch_size=2)
+    assert not ours()
+
+
+def test_what_the_likelihood_does_not_take_is_refused_as_it_is_read(tmp_path):
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(2), decoder=pv.likelihoods.Bernoulli(pv.nn.mlp(2, [], 3)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(3, [], 4)),
+    )  # fmt: skip
+    x = np.zeros((3000, 3), np.float32)
+    x[2222, 1] = 0.5
+    source = source_of(pv.data.stream(npy(x, tmp_path), block_rows=500), vae)
+    with pytest.raises(DataError, match=r"x\.npy: row 2222, column 1 is 0\.5, and Bernoulli takes"):
+        list(source.windows(seed=0, batch_size=10))
+    x[0, 0] = 3
+    with pytest.raises(DataError, match=r"row 0, column 0 is 3"):
+        source_of(pv.data.stream(npy(x, tmp_path)), vae)
+    with pytest.raises(pv.errors.ModelError):
+        source_of(pv.data.stream(npy(x[:, :2], tmp_path)), vae)
+
+
+def test_nan_is_missing_where_that_was_said(tmp_path):
+    x = rows(40)
+    x[5, 0] = x[11, 1] = np.nan
+    source = narrow(pv.data.stream(npy(x, tmp_path), nan_is_missing=True, block_rows=3), 8)
+    for _ in range(2):  # the second pass fills places where the first has left a mask
+        missing = []
+        for window in source.windows(seed=0, batch_size=4):
+            taken = window.rows.take(window.order)
+            assert (taken.x[~taken.mask] == 0).all()
+            missing += taken.x[(~taken.mask).any(1)].tolist()
+        assert sorted(missing) == [[0, 10], [11, 0]]
+    x[5] = np.nan
+    with pytest.raises(DataError, match="row 5 has no observed value"):
+        list(pv.data.stream(npy(x, tmp_path), nan_is_missing=True).windows(seed=0, batch_size=4))
+    x[5] = np.inf
+    with pytest.raises(DataError, match="row 5, column 0"):
+        list(pv.data.stream(npy(x, tmp_path), nan_is_missing=True).windows(seed=0, batch_size=4))
+
+
+def test_context_and_mask_come_beside(tmp_path):
+    x = rows(30)
+    np.save(tmp_path / "c.npy", x[:, :1] * 10)
+    np.save(tmp_path / "m.npy", np.stack([x[:, 0] >= 0, x[:, 0] % 3 > 0], 1))
+    source = narrow(pv.data.stream(npy(x, tmp_path), context=tmp_path / "c.npy", mask=tmp_path / "m.npy"), 8)
+    for window in source.windows(seed=0, batch_size=4):
+        taken = window.rows.take(window.order)
+        assert torch.equal(taken.context[:, 0], 10 * taken.x[:, 0])
+        assert torch.equal(taken.mask[:, 1], taken.x[:, 0] % 3 > 0)
+        assert torch.equal(taken.x[:, 1], 2 * taken.x[:, 0] * taken.mask[:, 1])
+    (tmp_path / "p").mkdir()
+    source = pv.data.stream(files(np.concatenate([x, 10 * x[:, :1]], 1), tmp_path / "p"), context=["c"])
+    assert (source.columns, source.context) == (["a", "b"], 1)
+    assert sorted(visited(source, seed=0, batch_size=4)[0]) == list(range(30))
+    with pytest.raises(DataError, match="the context has 29 rows"):
+        pv.data.stream(npy(x, tmp_path), context=x[:29])
+    with pytest.raises(DataError, match="make them equal"):
+        pv.data.stream(npy(x, tmp_path), mask=x[:, :1] > 0)
+    with pytest.raises(DataError, match="the mask is of float32; give booleans"):
+        pv.data.stream(npy(x, tmp_path), mask=x)
+
+
+def test_images_are_flattened_as_load_does(tmp_path):
+    x = np.arange(24.0).reshape(2, 3, 4)
+    loaded, source = pv.data.load(npy(x, tmp_path)), pv.data.stream(npy(x, tmp_path))
+    assert torch.equal(source.head().x, loaded.x)
+    assert source.image_shape == loaded.image_shape == (3, 4)
+
+
+@pytest.mark.parametrize("end", ["break", "close", "dropped", "error in the loop", "error in the thread", "whole"])
+def test_the_thread_ends(end):
+    x = rows(400)
+    if end == "error in the thread":
+        x[399] = np.nan
+    source = narrow(pv.data.stream(x, block_rows=4), 20)
+    windows = source.windows(seed=3, batch_size=4)
+    if end in ("close", "dropped"):
+        next(windows)
+        assert len(ours()) == 1, "power: there is a thread to end"
+        windows.close() if end == "close" else None
+    elif end == "error in the loop":
+        with suppress(ZeroDivisionError):
+            for _ in source.windows(seed=3, batch_size=4):
+                1 / 0  # noqa: B018
+    elif end == "error in the thread":
+        with pytest.raises(DataError, match="row 399"):
+            list(windows)
+    else:
+        for _ in windows:
+            if end == "break":
+                break
+    del windows
+    gc.collect()
+    assert not ours()
+
+
+WAITING = """
+import time, torch, pyro_vae as pv
+def batches():
+    yield torch.zeros(4, 2)
+    print("ready", flush=True)
+    time.sleep(60)
+for _ in pv.data.stream(batches, size=8, window_bytes=32).windows(seed=0, batch_size=4):
+    pass
+"""
+
+
+def test_an_interrupt_ends_a_loop_that_waits_for_a_slow_iterable():
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_window_holds_while_the_next_is_read():
+    source = narrow(pv.data.stream(rows(4000), block_rows=4), 20)
+    for window in source.windows(seed=0, batch_size=4):
+        before = window.rows.x.clone()
+        threading.Event().wait(0.001)
+        assert torch.equal(before, window.rows.x)
+
+
+REFUSED = {
+    "no file": (lambda f: f / "nothing.npy", "no such file"),
+    "another kind": (lambda f: (f / "a.csv").write_text("1,2") and f / "a.csv", "only .npy, Parquet and Zarr"),
+    "empty folder": (lambda f: f, "holds no .parquet files"),
+    "one number per row": (lambda f: npy(np.zeros(3), f), r"the shape is \(3,\)"),
+    "no rows": (lambda f: npy(np.zeros((0, 3)), f), "at least one row"),
+    "text": (lambda f: npy(np.array([["a"]]), f), "of type <U1"),
+    "objects": (lambda f: npy(np.array([[None]]), f), "never loaded"),
+    "not an array": (lambda f: (f / "a.npy").write_bytes(b"hello") and f / "a.npy", "never loaded"),
+    "Fortran's order": (lambda f: npy(np.asfortranarray(np.zeros((3, 2))), f), "ascontiguousarray"),
+    "generator": (lambda f: (b for b in cut(rows(3))), "can be read only once"),
+    "batches of no size": (lambda f: cut(rows(3)), "give size="),
+    "a number": (lambda f: 3, "nothing that can be streamed"),
+    "no batches": (lambda f: DataLoader(TensorDataset(torch.zeros(0, 2))), "it gives no rows"),
+    "empty data set": (lambda f: TensorDataset(torch.zeros(0, 2)), "it has no items"),
+    "text column": (
+        lambda f: parquet.write_table(pa.table({"a": [1.0], "name": ["x"]}), f / "a.parquet") or f,
+        "column 'name' is of type string",
+    ),
+    "damaged Parquet": (lambda f: (f / "a.parquet").write_bytes(b"PAR1junk") and f, "not a whole Parquet file"),
+    "empty table": (lambda f: parquet.write_table(pa.table({"a": pa.array([], "f4")}), f / "a.parquet") or f, "0 rows"),
+    "damaged Zarr": (lambda f: (f / "zarr.json").write_text("{") and f, "cannot be read"),
+    "Zarr without a shape": (lambda f: (f / "zarr.json").write_text("{}") and f, "not a whole Zarr array"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_bad_input_gets_one_sentence(what, tmp_path):
+    make, sentence = REFUSED[what]
+    if "Zarr" in what:
+        pytest.importorskip("zarr")
+    with pytest.raises(DataError, match=sentence) as caught:
+        pv.data.stream(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_refused(tmp_path):
+    x = rows(3)
+    for wrong, sentence in [
+        ({"window_bytes": 0}, "window_bytes is 0"), ({"block_rows": 0.5}, "block_rows is 0.5"),
+        ({"size": 4}, "size is 4 and there are 3 rows"), ({"columns": ["a"]}, "columns is for other kinds"),
+        ({"context": cut(x)}, "an iterable cannot be read beside"),
+    ]:  # fmt: skip
+        with pytest.raises(pv.errors.SettingsError, match=sentence):
+            pv.data.stream(npy(x, tmp_path), **wrong)
+    with pytest.raises(pv.errors.SettingsError, match="mask is for other kinds"):
+        pv.data.stream(cut(x), size=3, mask=x > 0)
+
+
+def test_a_truncated_and_a_changed_file_are_refused(tmp_path):
+    path = npy(rows(50), tmp_path)
+    source = narrow(pv.data.stream(path, block_rows=4), 10)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(DataError, match=r"not a whole \.npy file"):
+        pv.data.stream(path)
+    with pytest.raises(DataError, match="has changed since"):
+        visited(source, seed=0, batch_size=2)
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        visited(source, seed=0, batch_size=2)
+
+
+def test_a_file_that_changes_within_an_epoch_is_refused(tmp_path):
+    path = npy(rows(500), tmp_path)
+    source = narrow(pv.data.stream(path, block_rows=4), 20)
+    windows = source.windows(seed=0, batch_size=2)
+    next(windows)
+    np.save(path, rows(501))
+    with pytest.raises(DataError, match="has changed since"):
+        list(windows)
+
+
+def test_parquet_files_that_differ_are_refused(tmp_path):
+    folder = files(rows(30), tmp_path)
+    source = pv.data.stream(folder)
+    for other, sentence in [
+        (table_of(rows(4), "ax"), r"b\.parquet: other columns than .*a\.parquet \(\['b', 'x'\]\)"),
+        (table_of(rows(4), "ba"), "another order"),
+        (table_of(rows(4).astype(np.float64)), "column 'a' is of type double, and float in"),
+    ]:
+        parquet.write_table(other, folder / "b.parquet")
+        with pytest.raises(DataError, match=sentence):
+            pv.data.stream(folder)
+    with pytest.raises(DataError, match=r"b\.parquet: the file has changed"):
+        visited(source, seed=0, batch_size=2)
+
+
+def test_pickle_in_a_zarr_array_is_never_run(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    import json
+
+    folder = zarr_array(rows(10), tmp_path, 2)
+    about = json.loads((folder / ".zarray").read_text())
+    about["filters"] = [{"id": "pickle"}]
+    (folder / ".zarray").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="encoded by 'pickle', which is not known to be safe"):
+        pv.data.stream(folder)
+    zarr.create_group(str(tmp_path / "g")).create_array("inside", shape=(2, 2), dtype="f4")
+    with pytest.raises(DataError, match=r"a Zarr group with .*inside"):
+        pv.data.stream(tmp_path / "g")
+    assert len(pv.data.stream(tmp_path / "g" / "inside")) == 2
+
+
+@pytest.mark.parametrize(("size", "sentence"), [(31, "gave 30 rows, and size says 31"), (29, "more rows than .* 29")])
+def test_a_wrong_size_is_told_after_an_epoch(size, sentence):
+    source = narrow(pv.data.stream(cut(rows(30)), size=size), 8)
+    with pytest.raises(DataError, match=sentence):
+        visited(source, seed=0, batch_size=2)
+    assert not ours()
+
+
+def test_what_gives_nothing_at_the_second_pass_is_told_so():
+    once, passes = iter(cut(rows(30))), iter([cut(rows(30)), cut(rows(30)), cut(rows(30)), cut(rows(30)), []])
+    with pytest.raises(DataError, match="gives the same generator again"):
+        pv.data.stream(lambda: once, size=30)
+    source = pv.data.stream(lambda: next(passes), size=30)
+    with pytest.raises(DataError, match="an epoch gave 0 rows, and size says 30; let it begin anew"):
+        [visited(source, seed=epoch, batch_size=2) for epoch in range(4)]
+
+
+def test_batches_that_are_not_alike_are_refused():
+    for other, sentence in [
+        (torch.zeros(2, 3), r"from row 3 on x is of shape \(2, 3\)"),
+        (torch.zeros(3), r"has parts of shapes \[\(3,\)\]"),
+        ({"y": torch.zeros(2, 2)}, "name the data x"),
+        (np.array([["a", "b"]]), "of type <U1"),
+        (object(), "of type object"),
+    ]:
+        with pytest.raises(DataError, match=sentence):
+            visited(pv.data.stream([*cut(rows(3)), other], size=5), seed=0, batch_size=1)
+
+
+def test_a_loader_knows_its_size_and_keeps_its_own_state():
+    data = TensorDataset(torch.from_numpy(rows(30)))
+    loader = DataLoader(data, batch_size=4, shuffle=True, drop_last=True)
+    assert len(pv.data.stream(loader)) == 28
+    assert loader.generator is None
+    assert loader.sampler.generator is None
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet", "batches"])
+def test_a_fingerprint_tells_other_data_and_not_another_precision(kind, tmp_path):
+    prints = []
+    for i, x in enumerate((rows(30), rows(30), rows(31), rows(30) + 1)):
+        (tmp_path / str(i)).mkdir()
+        prints.append(KINDS[kind](x, tmp_path / str(i)).fingerprint())
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    (tmp_path / "d").mkdir()
+    assert KINDS[kind](rows(30), tmp_path / "d").like(small_vae(2)).fingerprint() == prints[0]
+
+
+def test_windows_are_in_the_precision_of_the_vae(tmp_path):
+    source = pv.data.stream(npy(np.full((3, 6), 0.1), tmp_path)).like(small_vae())
+    [window] = source.windows(seed=0, batch_size=2)
+    assert window.rows.x.dtype == torch.float64
+    assert window.rows.x[0, 0].item() == 0.1
+
+
+def shuffled_spread(n, blocks, seed=0, batch=128, window_share=20):
+    """The mean over batches of the standard deviation of sorted values in a batch, against that of all."""
+    x = np.sort(np.random.default_rng(0).normal(size=(n, 1)).astype(np.float32), 0)
+    window = n // window_share // batch * batch
+    source = narrow(pv.data.stream(x, block_rows=max(window // blocks, 1)), window)
+    spreads = [
+        taken.std().item()
+        for w in source.windows(seed=seed, batch_size=batch)
+        for taken in w.rows.x[w.order].split(batch)
+        if len(taken) == batch
+    ]
+    return float(np.mean(spreads)) / float(x.std())
+
+
+def test_batches_of_sorted_data_spread_as_if_all_were_shuffled():
+    """By default a window holds 512 blocks; the expected ratio is sqrt(1 - 1/512), and 0.71 with one of 2 blocks."""
+    assert shuffled_spread(400_000, BLOCKS) == pytest.approx(1, abs=0.01)
+    assert shuffled_spread(400_000, 2) < 0.9, "power: too few blocks are seen"
+
+
+def test_training_on_a_stream_reaches_the_exact_evidence(tmp_path):
+    """Linear-Gaussian data in windows of an eighth of them: the ELBO comes to the evidence of the best such model."""
+    torch.manual_seed(0)
+    x = linear_gaussian(4, 1).sample(4096)
+    path = npy(x.numpy(), tmp_path)
+    reached = {}
+    for name, data in {"memory": x, "stream": narrow(pv.data.stream(path), 512)}.items():
+        torch.manual_seed(1)
+        vae = pv.VAE(
+            prior=pv.priors.StandardNormal(1), decoder=pv.likelihoods.Normal(pv.nn.mlp(1, [], 4), learn_scale=True),
+            encoder=pv.posteriors.DiagNormal(pv.nn.mlp(4, [], 2)),
+        ).double()  # fmt: skip
+        reached[name] = trained_elbo(vae, source_of(data, vae).like(vae), x)
+    evidence = pv.exact.LinearGaussian.fit(x, 1).log_marginal(x).mean().item()
+    assert reached["stream"] == pytest.approx(reached["memory"], abs=0.01)
+    assert evidence - 0.02 < reached["stream"] < evidence + 1e-3
+
+
+def trained_elbo(vae, source, x, epochs=12):
+    adam = torch.optim.Adam(vae.parameters(), lr=0.02)
+    svi = pv.CompiledSVI(vae.model, vae.guide, adam, pv.elbo.TraceMeanField_ELBO(), backend="eager")
+    arguments = RowArguments(len(source), False, False)
+    for epoch in range(epochs):
+        for window in source.windows(seed=epoch, batch_size=64):
+            for _ in svi.along(Feed([window.rows.x], window.rows.x.device), window.order, 64, arguments):
+                pass
+    assert isinstance(source, InMemory) or len(svi._replays._made) == 1, "one graph serves all windows"
+    torch.manual_seed(2)
+    return -pv.elbo.TraceMeanField_ELBO(num_particles=64).loss(vae.model, vae.guide, *Rows(x).arguments()) / len(x)
+
+
+@pytest.mark.parametrize("kind", ["npy", "generator function"])
+def test_fit_takes_a_stream_and_goes_on_within_a_window(kind, tmp_path):
+    """n/m is of all rows, and from a checkpoint in the middle of a window the weights are the same to the bit."""
+    x = linear_gaussian(6, 2).sample(300).numpy().astype(np.float32)
+    settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "progress": False}
+    source = narrow(KINDS[kind](x, tmp_path), 64)
+    kept = pv.Checkpoints(tmp_path / "run", steps=10, keep=9)
+    whole, again = small_vae(), small_vae()
+    history = pv.fit(whole, source, checkpoints=kept, **settings).history
+    for path in sorted(kept.folder.iterdir())[1:]:
+        path.unlink()
+    pv.fit(again, source, resume=tmp_path / "run", **settings)
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
+    memory = pv.fit(small_vae(), x, **settings).history
+    assert history.attrs["data"] == 300
+    assert history.objective.values == pytest.approx(memory.objective.values, rel=0.05)
