@@ -162,13 +162,14 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
 
 
 class Begin(Callback):
-    """Writes the settings of a run when nothing is left that could refuse it."""
+    """Writes the settings of a run when nothing is left that could refuse it; where there is no folder, nothing."""
 
-    def __init__(self, run: RunFolder, settings: Namespace) -> None:
+    def __init__(self, run: RunFolder | None, settings: Namespace) -> None:
         self.folder, self.settings = run, settings
 
     def start(self, run: Any) -> None:
-        self.folder.text("config.yaml", as_yaml(self.settings))
+        if self.folder is not None:
+            self.folder.text("config.yaml", as_yaml(self.settings))
 
 
 @contextmanager

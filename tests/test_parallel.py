@@ -364,6 +364,10 @@ def test_the_command_trains_on_two_processes_and_one_writes(tmp_path):
     out, err = run("-m", "pyro_vae", *flags, "--devices", "2", cwd=tmp_path).communicate(timeout=60)
     assert out.count("Written to run") == 1, err
     assert err.count("Training on 2 processes") == 1
+    resume = ["fit", "--resume", "run", "--epochs", "3", "--devices", "2"]
+    _, err = run("-m", "pyro_vae", *resume, cwd=tmp_path).communicate(timeout=60)
+    assert "Going on from step 4 of run" in err, err
+    assert "Traceback" not in err
     second = run("-m", "pyro_vae", *flags, "--devices", "2", cwd=tmp_path)
     _, err = second.communicate(timeout=60)
     assert second.returncode == 2
