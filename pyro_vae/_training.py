@@ -224,12 +224,17 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
 
 
 class Begin(Callback):
-    """Writes the settings of a run, and what else it depends on, when nothing is left that could refuse it."""
+    """Writes the settings of a run, and what else it depends on, when nothing is left that could refuse it.
 
-    def __init__(self, run: RunFolder, settings: Namespace) -> None:
+    Where there is no folder, it writes nothing.
+    """
+
+    def __init__(self, run: RunFolder | None, settings: Namespace) -> None:
         self.folder, self.settings = run, settings
 
     def start(self, run: Any) -> None:
+        if self.folder is None:
+            return
         if not (self.folder.path / ABOUT).exists():  # of one that goes on, how it was begun
             kept = {name: value for name, value in run.attributes.items() if name != "device"}
             self.folder.text(ABOUT, json.dumps(kept, indent=2) + "\n")

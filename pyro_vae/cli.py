@@ -109,7 +109,9 @@ def _run_fit(asked: Namespace) -> int:
     vae, data = untrained(settings)
     checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
     if not writes():
-        return 130 if train(settings, vae, data, checkpoints=checkpoints, resume=resume).interrupted else 0
+        callbacks = [Begin(None, settings)]
+        again = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
+        return 130 if again.interrupted else 0
     with RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run, keeping(settings, vae, run):
         callbacks = [Begin(run, settings)]
         result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
