@@ -200,7 +200,10 @@ def _pieces(described: str, tensors: dict[str, Tensor]) -> Iterator[Any]:
     views: list[memoryview] = []
     table, offset = {}, 0
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # aligned without padding
-        plain: Any = tensor.detach().cpu().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = tensor.detach().cpu().resolve_neg().contiguous().reshape(-1)
+        plain: Any = (
+            (flat if len(flat) else flat.new_empty(0)).view(torch.uint8).numpy()
+        )  # of nothing the stride may be 0
         view = memoryview(plain)
         end = offset + view.nbytes
         table[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}

@@ -18,13 +18,16 @@ def snippets(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_runs(capsys):
+def test_the_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = {}
     for snippet in snippets("python"):
         exec(compile(snippet, "README.md", "exec"), names)
     assert "nats per datum" in capsys.readouterr().out
     assert names["fit"].history.sizes["epoch"] == 20
     assert names["loss"] > 0
+    assert names["night"].history.sizes["epoch"] == 5
+    assert type(names["again"].decoder) is pv.likelihoods.Normal
 
 
 def test_code_stands_within_the_first_forty_lines():

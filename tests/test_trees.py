@@ -137,7 +137,9 @@ def test_what_is_no_file_is_refused(path):
 
 
 @pytest.mark.parametrize(
-    "value", [object(), 1j, {1.5: 0}, torch.zeros(2, dtype=torch.complex64), {"a": {2, 3}}], ids=str
+    "value",
+    [object(), 1j, {1.5: 0}, torch.zeros(2, dtype=torch.complex64), {"a": {2, 3}}],
+    ids=["object", "complex", "float key", "complex tensor", "set"],
 )
 def test_what_no_file_holds_is_refused_and_nothing_written(tmp_path, value):
     with pytest.raises(SettingsError, match=r"callbacks\.0.* is .*; make it"):
