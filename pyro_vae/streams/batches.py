@@ -16,7 +16,7 @@ from pyro_vae.sources import spaced
 from pyro_vae.streams.ahead import Fill
 from pyro_vae.streams.base import Streamed, moved
 from pyro_vae.streams.items import fill_from, refuse_datum
-from pyro_vae.streams.tables import Parts, parts_of
+from pyro_vae.streams.parts import Parts, parts_of
 
 ONCE = "a generator can be read only once, where training reads the data in each epoch anew"
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 from pyro_vae.rows import Rows
-from pyro_vae.streams.tables import parts_of, put
+from pyro_vae.streams.parts import parts_of
+from pyro_vae.streams.tables import put
 
 
 @dataclass(frozen=True, eq=False)
