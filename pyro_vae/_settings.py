@@ -68,7 +68,8 @@ def fit_settings(
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
     Args:
-        data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder.
+        data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder; a folder of Parquet files,
+            of Zarr, and files of more than 1 GiB are streamed.
         out: the folder for the results; it must be new or empty.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
         held_out: that share, between 0 and 1.

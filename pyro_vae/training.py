@@ -157,7 +157,8 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether no step is to follow."""
-        return self.ending.is_set() or bool(self.stopped) or len(self.epochs) >= self.last
+        stopped = self.group.alone and bool(self.stopped)  # in a group the next step has the others know first
+        return self.ending.is_set() or stopped or len(self.epochs) >= self.last
 
     @property
     def steps_per_epoch(self) -> int:
@@ -371,6 +372,8 @@ class Run:
         rows = self.source.head(self.batch_size).like(self.vae)
         if self.stepping.load(tree["engine"], rows):
             self.load(tree)
+        if self.stopped:
+            self.ending.set()
         self.good = self.kept()
         self.bar.resumed(len(self.epochs), self.step)
 
