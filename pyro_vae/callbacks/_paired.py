@@ -17,7 +17,7 @@ def difference(values: Tensor, than: Tensor) -> tuple[float, float]:
         >>> difference(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]))
         (2.0, 1.0)
     """
-    each = values.double() - than.double()
+    each = values.double() - than.to(values.device).double()
     spread = each.std().item() if len(each) > 1 else math.nan
     return each.mean().item(), spread / math.sqrt(len(each))
 

@@ -51,7 +51,9 @@ class Average(Callback, ABC):
             self.averaged_state = copied(run.vae)
             return
         names = [name for name, value in now.items() if value.is_floating_point()]
-        averages = [self.averaged_state[name] for name in names]
+        # Of a checkpoint they lie on the CPU.
+        averages = [self.averaged_state[name].to(now[name].device) for name in names]
+        self.averaged_state.update(zip(names, averages, strict=True))
         torch._foreach_lerp_(averages, [now[name] for name in names], self.weight(self.looks))
 
     def end(self, run: Run) -> None:
@@ -67,9 +69,7 @@ class Average(Callback, ABC):
         return {"looks": self.looks, "average": self.averaged_state}
 
     def load(self, state: Tree) -> None:
-        self.looks = state["looks"]
-        # Copies, since the average goes on in place.
-        self.averaged_state = {name: value.clone() for name, value in state["average"].items()}
+        self.looks, self.averaged_state = state["looks"], dict(state["average"])
 
 
 class EMA(Average):

@@ -66,4 +66,4 @@ class Callback:
         return {}
 
     def load(self, state: Tree) -> None:
-        """Remember what ``state`` of a callback of the same settings gave."""
+        """Remember what ``state`` of a callback of the same settings gave: a copy, whose tensors may lie on the CPU."""

@@ -50,9 +50,9 @@ class TensorBoard(Callback):
         numbers = {name: value for name, value in run.epochs[-1].items() if name != "step"}
         for i, group in enumerate(run.optimizer.param_groups):
             numbers["lr" if i == 0 else f"lr_{i}"] = float(group["lr"])
-        if run.step <= self._written:  # what follows takes back what was said of later steps
-            self._close()
         try:
+            if run.step <= self._written:
+                self._take_back(run.step)
             if self._writer is None:
                 self._writer = _writer_class()(str(self._to), purge_step=run.step)
             self._written = run.step
@@ -65,6 +65,12 @@ class TensorBoard(Callback):
     def end(self, run: Run) -> None:
         """Close the file."""
         self._close()
+
+    def _take_back(self, step: int) -> None:
+        """Say that training starts again at this step, as a new file would: two files of one second have no order."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._writer.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
     def _close(self) -> None:
         if self._writer is not None:
