@@ -30,6 +30,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.train --sets bars --threads 1 2 --out benchmarks/results/bars.json
 	$(BIN)/python -m benchmarks.train --sets sizes batches estimators --repeats 7
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.stream
 
 # Kills training 100 times and damages files 1,000 times; the counts go to benchmarks/results/faults.json.
 faults: $(VENV)/.test

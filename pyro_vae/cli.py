@@ -109,7 +109,9 @@ def _run_fit(asked: Namespace) -> int:
     vae, data = untrained(settings)
     checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
     if not writes():
-        return 130 if train(settings, vae, data, checkpoints=checkpoints, resume=resume).interrupted else 0
+        callbacks = [Begin(None, settings)]
+        again = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
+        return 130 if again.interrupted else 0
     with RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run, keeping(settings, vae, run):
         callbacks = [Begin(run, settings)]
         result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
@@ -117,6 +119,8 @@ def _run_fit(asked: Namespace) -> int:
         if result.history.sizes["epoch"]:
             save_fit(run, result, data.held_out)
         run.show(Console())
+        if result.interrupted:
+            Console().print(f"Go on with: pyro-vae fit --resume {run.path}", highlight=False, soft_wrap=True)
     return 130 if result.interrupted else 0
 
 

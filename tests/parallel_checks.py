@@ -1,11 +1,8 @@
 """What the tests of many processes run in each of them; a module of its own, as processes import it by name."""
 
 import os
-import pickle
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import signal
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -15,11 +12,13 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.engine.optimizers import WholeOptimizer
 from pyro_vae.engine.steps import Steps
-from pyro_vae.parallel.group import joined
+from pyro_vae.errors import CompileError, DataError, ProcessError
+from pyro_vae.parallel.group import joined, launched
 from pyro_vae.parallel.reduce import refuse_spread
 from pyro_vae.rows import Rows
 
-FEATURES, LATENTS, ROWS, BATCH = 6, 2, 23, 8
+FEATURES, LATENTS, ROWS, BATCH, SIZE = 6, 2, 23, 8, 90
+"""The last batch of an epoch has 7 rows: 4 for one of two processes and 3 for the other."""
 
 
 class Unseeded(dist.Normal):
@@ -28,14 +27,14 @@ class Unseeded(dist.Normal):
     def expand(self, batch_shape, _instance=None):
         return super().expand(batch_shape, self._get_checked_instance(Unseeded, _instance))
 
-    def rsample(self, sample_shape=torch.Size()):
+    def rsample(self, sample_shape=()):
         shape = self._extended_shape(sample_shape)
-        particle = torch.arange(shape[0] if len(shape) > 2 else 1, dtype=self.loc.dtype)
-        particle = particle.view(-1, *[1] * (len(shape) - 1)) if len(shape) > 2 else particle
-        noise = torch.sin(1e3 * self.loc.detach() + 7.0 * particle)
+        noise = torch.sin(1e3 * self.loc.detach())
+        if len(shape) > 2:
+            noise = noise + torch.sin(torch.arange(shape[0], dtype=self.loc.dtype)).view(-1, *[1] * (len(shape) - 1))
         return self.loc + self.scale * noise
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape=()):
         with torch.no_grad():
             return self.rsample(sample_shape)
 
@@ -52,12 +51,12 @@ class Posterior(pv.Conditional):
         return Unseeded(loc, nn.functional.softplus(scale) + 0.1).to_event(1)
 
 
-def vae(dtype=torch.float64):
+def vae(dtype=torch.float64, posterior=Posterior):
     torch.manual_seed(0)
     return pv.VAE(
         prior=pv.priors.StandardNormal(LATENTS),
         decoder=pv.likelihoods.Normal(pv.nn.mlp(LATENTS, [5], FEATURES), scale=0.5, learn_scale=True),
-        encoder=Posterior(pv.nn.mlp(FEATURES, [5], 2 * LATENTS)),
+        encoder=posterior(pv.nn.mlp(FEATURES, [5], 2 * LATENTS)),
     ).to(dtype)
 
 
@@ -65,14 +64,15 @@ def data(rows=ROWS, dtype=torch.float64):
     return torch.randn(rows, FEATURES, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
 
 
-def stepping(group, made, loss, x, *, batch_size=BATCH, engine="eager", clip_norm=None, lr=0.01, kind=torch.optim.Adam):
-    """Steps of training, and the optimizer."""
-    refuse_spread(made, loss, batch_size, group)
+def stepping(group, made, loss, *, engine="eager", clip_norm=None, lr=0.01, kind=torch.optim.Adam, wishes=None):
+    """Steps of training on ``SIZE`` data, of which the batches are some."""
+    refuse_spread(made, loss, BATCH, group)
     optim = WholeOptimizer(kind([p for p in made.parameters() if p.requires_grad], lr=lr), clip_norm)
-    steps = Steps(
-        made, loss, optim, Rows(x), batch_size=batch_size, engine=engine, steps=10**6, say=lambda _: None, group=group
-    )
-    return steps, optim
+    given = {} if wishes is None else {"wishes": wishes}
+    return Steps(
+        made, loss, optim, size=SIZE, batch_size=BATCH, engine=engine, precision="float32", steps=10**6,
+        say=lambda _: None, group=group, **given,
+    )  # fmt: skip
 
 
 ESTIMATORS = {
@@ -84,85 +84,125 @@ ESTIMATORS = {
 }
 
 
-def gradients(group, *, clip_norm=None, batch_size=BATCH, rows=ROWS):
-    """Of each estimator: losses of an epoch, and what each step moved each parameter by, at a rate of 1 by SGD."""
-    pyro.enable_validation(False)
+def gradients(group, clip_norm, rows=ROWS):
+    """Of each estimator: the losses of an epoch, its gradients, taken of how SGD moves, and the steps counted."""
     found = {}
     for name, make in ESTIMATORS.items():
-        made, x, loss = vae(), data(rows), make()
-        steps, _ = stepping(
-            group, made, loss, x, batch_size=batch_size, clip_norm=clip_norm, lr=1e-3, kind=torch.optim.SGD
-        )
-        before, losses, moved = flat(made), [], []
-        for loss_values in steps.along(torch.arange(rows).flip(0)):
-            losses += loss_values
-            moved.append(flat(made) - before)
+        made, loss = vae(), make()
+        steps = stepping(group, made, loss, clip_norm=clip_norm, lr=1e-2 / SIZE, kind=torch.optim.SGD)
+        fed, before, losses, moved = steps.feed(Rows(data(rows))), flat(made), [], []
+        for some in steps.along(fed, torch.arange(rows).flip(0)):
+            losses += some
+            moved.append((before - flat(made)) * SIZE / 1e-2)
             before = flat(made)
-        counted = getattr(loss, "step", torch.zeros(()))
-        found[name] = losses, torch.stack(moved) / 1e-3, int(counted)
+        found[name] = losses, torch.stack(moved), int(getattr(loss, "step", torch.zeros(())))
     return found
 
 
-def along(group, *, engine="eager", epochs=1, rows=ROWS, dtype=torch.float64, batch_size=BATCH):
-    """Losses and parameters after some epochs."""
-    pyro.enable_validation(False)
-    made, losses = vae(dtype), []
-    steps, _ = stepping(
-        group,
-        made,
-        pv.elbo.Beta(pv.elbo.IWAE(5), pv.elbo.Linear(100)),
-        data(rows, dtype),
-        engine=engine,
-        batch_size=batch_size,
-    )
+def along(group, engine, epochs, rows=ROWS):
+    """Losses and parameters after some epochs; they are seen to be the same on all processes."""
+    made, losses = vae(), []
+    steps = stepping(group, made, pv.elbo.Beta(pv.elbo.IWAE(5), pv.elbo.Linear(100)), engine=engine)
+    fed = steps.feed(Rows(data(rows)))
     for epoch in range(epochs):
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(epoch))
-        losses += [loss for some in steps.along(order) for loss in some]
+        losses += [loss for some in steps.along(fed, order) for loss in some]
     group.refuse_apart(made.state_dict())
-    return losses, flat(made)
+    return losses, flat(made), steps.used
+
+
+def wishing(group):
+    """What is known of wishes after each step, where the second process wants to stop before the third."""
+    made, told, asked = vae(), [], []
+    steps = stepping(group, made, pv.elbo.ELBO(), wishes=lambda: (group.rank == 1 and len(asked) == 2, group.first))
+    for _ in steps.along(steps.feed(Rows(data())), torch.arange(ROWS)):
+        asked.append(1)
+        told.append((steps.stopped, steps.wanted))
+    return told
+
+
+def noise(group):
+    """How far apart processes' parameters are after 50 steps with noise of their own, and their noise."""
+    torch.manual_seed(group.seed(4))
+    drawn, state = torch.randn(3), torch.get_rng_state()
+    made = vae(torch.float32, pv.posteriors.DiagNormal)
+    torch.set_rng_state(state)
+    steps = stepping(group, made, pv.elbo.ELBO())
+    fed = steps.feed(Rows(data(dtype=torch.float32)))
+    for epoch in range(17):
+        for _ in steps.along(fed, torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))):
+            pass
+    return group.gathered((drawn, flat(made)))
+
+
+def drifting(group):
+    """What is said of weights that are not the same, and of an error of one process."""
+    said = []
+    for call in (
+        lambda: group.refuse_apart({"same": torch.zeros(2), "other": torch.full((2,), float(group.rank))}),
+        lambda: _failing(group),
+    ):
+        try:
+            call()
+        except (ProcessError, CompileError) as error:
+            said.append(str(error))
+    tensor = torch.full((2, 2), float(group.rank)).T
+    group.spread([tensor])
+    return said, tensor.tolist(), group.agreed(group.rank)
+
+
+def _failing(group):
+    with group.alike(CompileError):
+        if group.rank == 1:
+            raise CompileError("no compiler here")
+
+
+def every(group):
+    """All of the above that need the same two processes: starting them takes longest."""
+    eager = along(group, "eager", 3), along(group, "eager", 3, 17)
+    clipped = {norm: gradients(group, norm) for norm in (None, 30.0)}
+    return clipped, gradients(group, None, 17), eager, wishing(group), noise(group), drifting(group)
 
 
 def flat(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def in_processes(call, processes, **arguments):
-    """What ``call`` gives in each process of a group, which the environment names as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = Path(__file__).resolve().parent
-    started = []
-    for rank in range(processes):
-        own = {
-            "RANK": rank,
-            "WORLD_SIZE": processes,
-            "LOCAL_RANK": rank,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        env = {**os.environ, **{k: str(v) for k, v in own.items()}, "OMP_NUM_THREADS": "1"}
-        env["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), env.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "parallel_checks"]
-        started.append(subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-    for process in started:
-        process.stdin.write(pickle.dumps((call, arguments)))
-        process.stdin.close()
-    found = [process.stdout.read() for process in started]
-    assert [process.wait() for process in started] == [0] * processes
-    return [pickle.loads(one) for one in found]
+def of_all(call, *args):
+    """What ``call(group, ...)`` gives on each process of the group."""
+    with joined(torch.device("cpu")) as group, pyro.validation_enabled(False):
+        return group.gathered(call(group, *args))
 
 
-def main():
-    call, arguments = pickle.loads(sys.stdin.buffer.read())
-    torch.set_num_threads(1)
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # gloo prints
+def misbehaving(how):
+    """The second process does what it should not, while the first goes on."""
     with joined(torch.device("cpu")) as group:
-        result = globals()[call](group, **arguments)
-    out.write(pickle.dumps(result))
-    out.close()
+        group.gathered(None)
+        if group.rank == 1:
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "refuses":
+                raise DataError("there is no row 3")
+            raise KeyError("a bug")
+        for _ in range(600):
+            group.gathered(None)
+            time.sleep(0.1)
 
 
-if __name__ == "__main__":
-    main()
+def threads():
+    return launched(), torch.get_num_threads(), os.environ["RANK"], os.environ["WORLD_SIZE"]
+
+
+class FallingApart(pv.Conditional):
+    """q(z|x) with a buffer of its own on each process."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x, *_):
+        if self.training:
+            self.seen += x.sum()
+        loc, scale = self.net(x).chunk(2, -1)
+        return dist.Normal(loc, nn.functional.softplus(scale) + 0.1).to_event(1)

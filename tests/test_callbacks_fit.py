@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import engine_checks  # noqa: F401  (it quiets torch, whose trace of a trace pytest would listen to)
 import pytest
 import torch
 from members import FEATURES, LATENTS
@@ -15,7 +16,7 @@ from pyro_vae.callbacks import EMA, EarlyStopping, Explosion, RollBack, Schedule
 from pyro_vae.engine import steps
 from pyro_vae.errors import DivergenceError, SettingsError
 
-ROWS, BATCH = 60, 8  # 8 steps an epoch, the last of 4 rows
+ROWS, BATCH = 64, 8  # 8 steps an epoch
 X = torch.randn(80, FEATURES, generator=torch.Generator().manual_seed(3))
 ENGINES = ["eager", "compiled"]
 
@@ -65,21 +66,23 @@ def kill(run):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", CALLBACKS)
-def test_a_killed_training_goes_on_with_its_callbacks(name, engine, tmp_path):
+@pytest.mark.parametrize("killed_at", [20, 21])
+def test_a_killed_training_goes_on_with_its_callbacks(killed_at, engine, tmp_path):
     """Two epochs and a half, another process, and the rest: weights and what is remembered are the same to the bit."""
-    made = {key: CALLBACKS[name](tmp_path / f"{key} logs") for key in ("whole", "killed", "resumed")}
-    whole = fit(made["whole"], At(lambda run: None), engine=engine)
+
+    def made(logs):
+        return [make(tmp_path / logs) for make in CALLBACKS.values()]
+
+    first, second, third = made("whole"), made("killed"), made("killed")
+    whole = fit(*first, At(lambda run: None), engine=engine)
     with pytest.raises(Killed):
-        fit(made["killed"], At(kill, 21), engine=engine, checkpoints=Checkpoints(tmp_path, steps=1, minutes=None))
-    if name == "TensorBoard":
-        made["resumed"] = made["killed"]
-    again = fit(made["resumed"], At(lambda run: None), engine=engine, resume=tmp_path)
+        fit(*second, At(kill, killed_at), engine=engine, checkpoints=Checkpoints(tmp_path, steps=1, minutes=None))
+    again = fit(*third, At(lambda run: None), engine=engine, resume=tmp_path)
     assert torch.equal(flat(whole.vae), flat(again.vae))
-    assert plain(made["whole"].state()) == plain(made["resumed"].state())
+    for one, other in zip(first, third, strict=True):
+        assert plain(one.state()) == plain(other.state()), type(one).__name__
     assert again.history.drop_vars("seconds").equals(whole.history.drop_vars("seconds"))
-    if name == "TensorBoard":
-        assert_shown(again, tmp_path / "killed logs")
+    assert_shown(again, tmp_path / "killed")
 
 
 def assert_shown(result, folder):
@@ -97,8 +100,23 @@ def test_tensorboard_shows_the_history_of_the_run_folder(tmp_path):
         fit(TensorBoard())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("every", [1, 5])
+def test_tensorboard_takes_back_what_is_rolled_back(tmp_path):
+    def explodes(run):
+        with torch.no_grad():
+            run.vae.decoder.net[-1].bias.add_(100.0)
+
+    result = fit(TensorBoard(tmp_path), Explosion(), RollBack(), At(explodes, 24))
+    found = scalars(tmp_path)
+    assert found["train_elbo"] == [
+        (step, single(elbo))
+        for step, elbo in zip(
+            result.history.step.values.tolist(), result.history.train_elbo.values.tolist(), strict=True
+        )
+    ]
+    assert [rate for _, rate in found["lr"]] == [single(1e-3)] * 2 + [single(5e-4)] * 2
+
+
+@pytest.mark.parametrize(("every", "engine"), [(1, "eager"), (5, "eager"), (5, "compiled")])
 def test_ema_of_a_training_is_the_weighted_mean_of_its_path(every, engine):
     path = []
     ema = EMA(0.9, every=every)
@@ -150,8 +168,9 @@ def test_a_rate_that_is_too_high_is_rolled_back_until_it_is_not(engine):
         fit(RollBack(0.9, times=2), optimizer=sgd(10.0), engine=engine)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("schedule", ["ExponentialLR", "OneCycleLR"])
+@pytest.mark.parametrize(
+    ("schedule", "engine"), [("ExponentialLR", "eager"), ("OneCycleLR", "eager"), ("OneCycleLR", "compiled")]
+)
 def test_weights_broken_once_are_rolled_back_with_rate_schedule_and_counters(schedule, engine):
     """A fault in the third epoch: it is taken again with half the rate, as one without the fault from then on has."""
     found = {}
@@ -186,40 +205,37 @@ def test_a_roll_back_draws_new_noise_and_is_the_same_again():
     assert not torch.equal(ends[0], ends[1])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_explosion_ends_the_training_or_is_rolled_back(engine):
+def test_an_explosion_ends_the_training_or_is_rolled_back():
     def explodes(run):
         with torch.no_grad():
             run.vae.decoder.net[-1].bias.add_(100.0)
 
     with pytest.raises(DivergenceError, match=r"the ELBO fell to .* in epoch 3") as caught:
-        fit(Explosion(), At(explodes, 24), engine=engine)
+        fit(Explosion(), At(explodes, 24))
     assert len(caught.value.history.epoch) == 2
-    result = fit(Explosion(), RollBack(), At(explodes, 24), engine=engine)
+    result = fit(Explosion(), RollBack(), At(explodes, 24))
     assert len(result.history.epoch) == 4
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_rates_of_a_schedule_by_steps_are_those_of_its_steps(engine):
-    """Plain gradient descent, from its path: the update over the gradient is the rate, so the rate is what was used."""
+    """A rate of 0 from the eleventh step on, and nothing moves from the eleventh step on."""
     path, rates = [], []
 
     def look(run):
         path.append(flat(run.vae))
         rates.append(run.optimizer.param_groups[0]["lr"])
 
-    vae = vae_of(dtype=torch.float64)
     ends = {}
     for scale in (1.0, 0.0):
         path.clear()
         make = lambda o, s=scale: lr_scheduler.LambdaLR(o, lambda t: s if t >= 10 else 1.0)  # noqa: E731
-        fit(Schedule(make), At(look), vae=(vae := vae_of(dtype=torch.float64)), optimizer=sgd(1e-3), engine=engine)
+        fit(Schedule(make), At(look), optimizer=sgd(1e-3), engine=engine)
         ends[scale] = torch.stack(path)
     moved = (ends[0.0][1:] - ends[0.0][:-1]).abs().amax(1) > 0
-    assert moved.tolist() == [step <= 10 for step in range(2, 33)], "a rate of 0 from the eleventh step on"
+    assert moved.tolist() == [step <= 10 for step in range(2, 33)]
     assert torch.equal(ends[0.0][:10], ends[1.0][:10])
     assert rates[-1] == 0.0
-    assert vae is not None
 
 
 def test_a_plateau_of_the_validation_elbo_lowers_the_rate():
@@ -231,7 +247,7 @@ def test_a_plateau_of_the_validation_elbo_lowers_the_rate():
 
     plateau = partial(lr_scheduler.ReduceLROnPlateau, patience=2, threshold_mode="abs")
     fit(Look(), optimizer=lambda ps: plateau(SGD(ps, lr=1e-12), threshold=1.0), epochs=8)
-    assert rates == pytest.approx([1e-12] * 3 + [1e-12] + [1e-13] * 3 + [1e-14], rel=1e-9) or len(set(rates)) > 1
+    assert rates == pytest.approx([1e-12] * 4 + [1e-13] * 3 + [1e-14], rel=1e-9), "three epochs no better, twice"
     with pytest.raises(SettingsError, match="threshold_mode='abs'"):
         fit(optimizer=lambda ps: lr_scheduler.ReduceLROnPlateau(SGD(ps, lr=1e-3)))
 
@@ -264,8 +280,7 @@ class Root(pv.Conditional):
         return pv.posteriors.DiagNormal(torch.nn.Identity())(torch.cat([loc + nothing, raw], -1))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "engine"), [(0, "eager"), (1, "eager"), (2, "eager"), (0, "compiled")])
 def test_the_row_that_breaks_a_gradient_is_named_though_its_loss_was_finite(engine, seed):
     with pytest.raises(DivergenceError) as caught:
         fit(vae=vae_of(Root()), engine=engine, seed=seed)
@@ -285,9 +300,11 @@ def test_a_gradient_broken_in_the_last_step_of_an_epoch_is_found_too():
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bf16_learns_what_float32_learns_and_keeps_its_parameters(engine):
-    ends = {}
+    x, ends = pv.exact.LinearGaussian(2 * torch.randn(FEATURES, LATENTS), torch.zeros(FEATURES), 0.5).sample(400), {}
     for precision in ("float32", "bf16"):
-        result = fit(epochs=40, optimizer=lambda ps: Adam(ps, lr=1e-2), precision=precision, engine=engine)
+        result = fit(
+            x=x, epochs=20, batch_size=40, optimizer=lambda ps: Adam(ps, lr=1e-2), precision=precision, engine=engine
+        )
         last = result.history.isel(epoch=-1)
         ends[precision] = last.train_elbo.item(), last.train_elbo_se.item(), result.history.train_elbo.values[0]
         assert {p.dtype for p in result.vae.parameters()} == {torch.float32}
