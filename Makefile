@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-arviz1 lint bench clean
+.PHONY: demo test test-slow test-arviz1 lint bench faults clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -30,6 +30,11 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.train --sets bars --threads 1 2 --out benchmarks/results/bars.json
 	$(BIN)/python -m benchmarks.train --sets sizes batches estimators --repeats 7
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.stream
+
+# Kills training 100 times and damages files 1,000 times; the counts go to benchmarks/results/faults.json.
+faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m faults
 
 clean:
 	rm -rf $(VENV) .venv-arviz1

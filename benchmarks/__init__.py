@@ -1,1 +1,1 @@
-"""Benchmarks, each one command: ``python -m benchmarks.train``, ``.growth`` and ``.burda``; see ``make bench``."""
+"""Benchmarks, each a command: ``python -m benchmarks.train``, ``.growth``, ``.stream``, ``.burda``; ``make bench``."""

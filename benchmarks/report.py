@@ -133,3 +133,38 @@ def growth_figure(results: dict[str, Any], path: Path) -> None:
             panels[row, column].yaxis.set_minor_formatter(NullFormatter())
     panels[1, 0].legend(fontsize=8)
     drawing.savefig(path, dpi=130)
+
+
+def stream_figure(races: list[dict[str, Any]], path: Path, *, bar: float, memory_bar: float) -> None:
+    """What streaming keeps of the speed in memory, and the memory that it takes, each with its bar."""
+    from matplotlib.figure import Figure
+
+    raced = [r for r in races if "ratio" in r]
+    held = [r for r in races if "mebibytes_reading" in r]
+    drawing = Figure(figsize=(12, 0.45 * len(raced) + 2.2), layout="constrained")
+    speed, memory = drawing.subplots(1, 2)
+    names = [f"{r['case']}, {r['gigabytes']:g} GB {r['file']}, {_cores_named(r['threads'])}" for r in raced]
+    speed.barh(names, [r["ratio"] for r in raced], color="#D55E00")
+    spread = [(min(r["all_ratios"]), max(r["all_ratios"])) for r in raced]
+    for i, (low, high) in enumerate(spread):
+        speed.plot([low, high], [i, i], color="#000000", linewidth=1)
+    rates = [r["steps_per_second"] for r in raced]
+    for i, rate in enumerate(rates):
+        label = f"{rate['stream']:.0f} of {rate['memory']:.0f} steps/s"
+        speed.text(0.02, i, label, color="#FFFFFF", fontsize=8, verticalalignment="center")
+    speed.axvline(bar, color="#000000", linestyle=":", label=f"asked: {bar:g}")
+    speed.set(xlabel="steps/s streamed over steps/s in memory; line: least to greatest repeat")
+    names = [f"{r['case']}, {r['gigabytes']:g} GB {r['file']}" for r in held]
+    memory.barh(names, [r["mebibytes_reading"] for r in held], color="#0072B2", label="at most, while reading")
+    memory.barh(names, [r["mebibytes_imported"] for r in held], color="#777777", label="of that, the libraries")
+    memory.axvline(memory_bar, color="#000000", linestyle=":", label="asked: 2 GB")
+    memory.set(xlabel="MiB of resident memory")
+    for axes in (speed, memory):
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    drawing.savefig(path, dpi=110)
+
+
+def _cores_named(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"

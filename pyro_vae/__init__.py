@@ -3,6 +3,7 @@
 from pyro_vae import callbacks, data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
 from pyro_vae._checkpoints import Checkpoints
+from pyro_vae.checkpoint import load, save
 from pyro_vae.compare import compare_elbos
 from pyro_vae.core import VAE, Conditional
 from pyro_vae.describe import describe
@@ -36,10 +37,12 @@ __all__ = [
     "fit",
     "inference_gaps",
     "likelihoods",
+    "load",
     "log_evidence",
     "nn",
     "posteriors",
     "priors",
     "recommend",
+    "save",
     "to_datatree",
 ]

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae._numbers import above_zero, whole
+from pyro_vae._sums import listed, refuse_changed
 from pyro_vae._training import trained_run
 from pyro_vae.errors import DataError
 from pyro_vae.runs import RunFolder, first_free
@@ -34,8 +35,9 @@ def run_check(settings: Namespace) -> int:
 
 def _history(folder: Path) -> xr.Dataset | None:
     path = folder / "history.nc"
-    if not path.is_file():
+    if not path.is_file() and path.name not in listed(folder):
         return None
+    refuse_changed(path)
     try:
         with xr.open_dataset(path, engine="h5netcdf") as history:
             found = history.load()

@@ -100,7 +100,7 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:09d}.safetensors"
         make_folder(self.folder)
-        self._clear()  # of a run that was killed while it wrote; only one writes here
+        clear(self.folder)  # of a run that was killed while it wrote; only one writes here
         write_tree(path, tree, {**about, "step": step})
         self.written(step)
         files = self.files()
@@ -143,15 +143,19 @@ class Checkpoints:
             raise DataError(f"{self.folder}: cannot be read ({error.strerror}); see to its permissions") from error
         return dict(sorted(found.items()))
 
-    def _clear(self) -> None:
-        for part in self.folder.glob(".step-*.part-*"):
-            with contextlib.suppress(OSError):
-                part.unlink()
+
+def clear(folder: Path) -> None:
+    """Remove what was never written to its end; only one that holds the lock may do so."""
+    for part in folder.glob(".*.part-*"):
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 @contextlib.contextmanager
 def locked(folder: str | Path, say: Callable[[str], None] = _warn) -> Iterator[None]:
     """A run folder that no other run writes to inside; the lock goes with the process, however that ends.
+
+    What a killed run left half written there is removed.
 
     Args:
         folder: of the run; it must be there.
@@ -170,6 +174,7 @@ def locked(folder: str | Path, say: Callable[[str], None] = _warn) -> Iterator[N
     path = Path(folder) / LOCK
     descriptor = _taken(path, say)
     try:
+        clear(path.parent)
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -6,9 +6,11 @@ from typing import Any
 
 from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints, locked
+from pyro_vae._described import describe_vae
 from pyro_vae._hashes import Trained
 from pyro_vae._origin import broken_weights
 from pyro_vae._trees import make_folder
+from pyro_vae.checkpoint import VAE_KEY
 from pyro_vae.errors import OutputError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import ALONE, Group
 from pyro_vae.training import Run
@@ -104,7 +106,7 @@ class Journal:
         state = run.state()
         with self.group.alike(PyroVAEError):
             if self.group.first:
-                self.saved.write(run.step, state, _about(run))
+                self.saved.write(run.step, {**state, VAE_KEY: describe_vae(run.vae)[0]}, _about(run))
         self.saved.written(run.step)
         self.written = run.step
 

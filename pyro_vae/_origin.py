@@ -21,6 +21,8 @@ DRAWS = 16
 """So often the sites are drawn, where the first draw shows nothing: an estimator may have drawn more than one."""
 ALONE = 512
 """At most so many rows are tried alone."""
+NOT_AGAIN = "it did not come again at the same data and weights, with other noise"
+"""Where nothing was found."""
 FAR = 10.0
 """A row is told to be large if its largest number is so many times that of a typical one."""
 
@@ -61,7 +63,7 @@ def origin(vae: "VAE", loss: Loss, rows: Rows, *, size: int | None = None, numbe
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-    return found or "it did not come again at the same data and weights, with other noise"
+    return found or NOT_AGAIN
 
 
 def broken_weights(vae: "VAE") -> str:
@@ -117,7 +119,7 @@ class _Look:
         for what, number, bad in _wrong_parameters(fn):
             if bad.any():
                 first = bad.nonzero()[0]
-                return f"the {what} of {name} is {number[tuple(first)].item():.4g}{self.place(bad, fn, kind)}"
+                return f"the {what} of {name} is {number[tuple(first)].item() + 0.0:.4g}{self.place(bad, fn, kind)}"
         if not value.isfinite().all():
             bad = ~value.isfinite()
             shown = value[tuple(bad.nonzero()[0])].item()

@@ -12,6 +12,7 @@ import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from pyro.infer import ELBO
 
+from pyro_vae.callbacks import Callback
 from pyro_vae.demo import demo
 from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Likelihood
@@ -22,6 +23,7 @@ PriorMaker = Callable[[int], Prior]
 LikelihoodMaker = Callable[[torch.nn.Module], Likelihood]
 PosteriorMaker = Callable[[torch.nn.Module], Posterior]
 OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+SchedulerMaker = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
 OF_SWAP = ("priors", "likelihoods", "posteriors", "particles", "seeds", "workers", "cluster")
@@ -58,11 +60,16 @@ def fit_settings(
     device: str = "auto",
     seed: int = 0,
     engine: Literal["auto", "compiled", "eager"] = "auto",
+    scheduler: SchedulerMaker | None = None,
+    clip_norm: float | None = None,
+    precision: Literal["float32", "tf32", "bf16"] = "float32",
+    callbacks: list[Callback] | None = None,
 ) -> None:
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
     Args:
-        data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder.
+        data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder; a folder of Parquet files,
+            of Zarr, and files of more than 1 GiB are streamed.
         out: the folder for the results; it must be new or empty.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
         held_out: that share, between 0 and 1.
@@ -78,6 +85,11 @@ def fit_settings(
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
         engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
+        scheduler: a class of torch.optim.lr_scheduler, called with the optimizer, that goes on after each epoch.
+        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
+        precision: of the arithmetic; tf32 (matrix products on CUDA) and bf16 are coarser, the weights stay as they are.
+        callbacks: classes of pyro_vae.callbacks, as "[EarlyStopping, RollBack]", with settings in a YAML file or as
+            --callbacks+=EarlyStopping --callbacks.patience 5.
     """
 
 
@@ -277,7 +289,7 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     if name == "swap":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":
-        parser.add_function_arguments(fit_settings, as_positional=False, skip={"data"})
+        parser.add_function_arguments(fit_settings, as_positional=False, skip={"data", "precision"})
         parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")
     return parser
 
@@ -297,7 +309,9 @@ def training() -> ArgumentParser:
 
 def of_training(settings: Namespace) -> Namespace:
     """The settings of a training among those of a command."""
-    return without(settings, *OF_COMPARE, *OF_SWAP, *OF_RUN)
+    kept = without(settings, *OF_COMPARE, *OF_SWAP, *OF_RUN)
+    kept.precision = "float32" if "elbos" in settings else settings.precision  # that of compare is of what it compares
+    return kept
 
 
 def instances(settings: Namespace) -> Namespace:

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +15,22 @@ from jsonargparse import Namespace
 
 from pyro_vae._parts import build, first_line
 from pyro_vae._settings import as_yaml, instances, plain, training
+from pyro_vae._sums import refuse_changed
 from pyro_vae.callbacks import Callback
+from pyro_vae.callbacks.schedules import refuse_plateau
 from pyro_vae.core import VAE, evaluating
-from pyro_vae.data import Data, load, load_held_out, split
+from pyro_vae.data import Data, load, load_held_out, split, stream
 from pyro_vae.device import seeded
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import DataError, DivergenceError, SettingsError
 from pyro_vae.rows import rows_for, rows_of
 from pyro_vae.runs import RunFolder, load_weights
+from pyro_vae.streams import Streamed
+from pyro_vae.streams.zarr_store import is_zarr
 from pyro_vae.train import Fit, fit
+
+ABOUT = "run.json"
+"""Where versions, seed and the hash of the data stand."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,31 @@ class Loaded:
         train: to train on.
         held_out: to judge by.
         files: the same as they lie in their files, so that a row is told by its number there.
+        stream: what to train on, where ``train`` are only some rows of it.
     """
 
     train: Data
     held_out: Data
     files: tuple[Data, ...]
+    stream: Streamed | None = None
+
+
+STREAMED_BYTES = 2**30
+"""Files of more are not read into memory."""
+SHOWN_ROWS = 2048
+"""Of what is streamed, so many are looked at before."""
+
+
+def streamed(path: Path) -> bool:
+    """Whether data are streamed: those of a folder of Parquet files, of Zarr, and of large files.
+
+    Example:
+        >>> streamed(Path("nowhere.npy"))
+        False
+    """
+    if path.is_dir():
+        return is_zarr(path) or any(path.glob("**/*.parquet"))
+    return path.suffix.lower() in (".npy", ".parquet") and path.is_file() and path.stat().st_size > STREAMED_BYTES
 
 
 def loaded(settings: Namespace) -> Loaded:
@@ -46,12 +74,25 @@ def loaded(settings: Namespace) -> Loaded:
     Raises:
         DataError: if they cannot be read, or are not of as many columns.
     """
+    if streamed(Path(settings.data)):
+        return _streamed(settings)
     data = load(settings.data)
     held_out = load(settings.validation_data) if settings.validation_data else load_held_out(settings.data)
     if held_out is None:
         return Loaded(*split(data, settings.held_out, seed=settings.seed), files=(data,))
     refuse_other_width(held_out, data)
     return Loaded(data, held_out, files=(data, held_out))
+
+
+def _streamed(settings: Namespace) -> Loaded:
+    if not settings.validation_data:
+        raise DataError(
+            f"{settings.data}: is streamed, and no share of it is held out; name held-out data with --validation_data"
+        )
+    every, held_out = stream(settings.data), load(settings.validation_data)
+    some = Data(every.sample(SHOWN_ROWS).x, columns=every.columns, source=every.source)
+    refuse_other_width(held_out, some)
+    return Loaded(some, held_out, files=(some, held_out), stream=every)
 
 
 def refuse_other_width(data: Data, of: Data) -> None:
@@ -85,7 +126,9 @@ def refuse(settings: Namespace, vae: VAE, data: Loaded) -> None:
     """
     for file in data.files:
         rows_for(vae, file)
-    _refuse_optimizer(instances(settings).optimizer, copy.deepcopy(vae))
+    made = instances(settings)
+    _refuse_optimizer(made.optimizer, copy.deepcopy(vae))
+    _refuse_scheduler(made, copy.deepcopy(vae))
 
 
 def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
@@ -96,6 +139,22 @@ def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
         optimizer(list(vae.parameters())).step()
     except (RuntimeError, TypeError, ValueError) as error:
         raise SettingsError(f"optimizer: it cannot be used ({first_line(error)}); change its settings") from error
+
+
+def _refuse_scheduler(made: Namespace, vae: VAE) -> None:
+    try:
+        refuse_plateau(_optimizer(made)(list(vae.parameters())))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"scheduler: it cannot be used ({first_line(error)}); change its settings") from error
+
+
+def _optimizer(made: Namespace) -> Any:
+    """What makes the optimizer, or a schedule of it."""
+    if made.scheduler is None:
+        return made.optimizer
+    return lambda parameters: made.scheduler(made.optimizer(parameters))
 
 
 def refuse_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
@@ -120,10 +179,12 @@ def train(settings: Namespace, vae: VAE, data: Loaded, **more: Any) -> Fit:
         more: of :func:`~pyro_vae.fit`, besides what the settings say.
     """
     made = instances(settings)
+    callbacks = [*(made.callbacks or ()), *more.pop("callbacks", ())]  # what begins the folder is to come last
     return fit(
-        vae, data.train, validation_data=data.held_out, elbo=made.elbo or Trace_ELBO(), optimizer=made.optimizer,
-        epochs=settings.epochs, batch_size=settings.batch_size, device=settings.device, seed=settings.seed,
-        engine=settings.engine, **more,
+        vae, data.train if data.stream is None else data.stream, validation_data=data.held_out,
+        elbo=made.elbo or Trace_ELBO(), optimizer=_optimizer(made), epochs=settings.epochs,
+        batch_size=settings.batch_size, device=settings.device, seed=settings.seed, engine=settings.engine,
+        clip_norm=made.clip_norm, precision=made.precision, callbacks=callbacks, **more,
     )  # fmt: skip
 
 
@@ -136,6 +197,7 @@ def settings_of(folder: str | Path) -> Namespace:
     config = Path(folder) / "config.yaml"
     if not config.is_file():
         raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
+    refuse_changed(config)
     try:
         return training().parse_path(str(config))
     except (argparse.ArgumentError, TypeError, UnicodeError) as error:
@@ -162,14 +224,21 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
 
 
 class Begin(Callback):
-    """Writes the settings of a run when nothing is left that could refuse it; where there is no folder, nothing."""
+    """Writes the settings of a run, and what else it depends on, when nothing is left that could refuse it.
+
+    Where there is no folder, it writes nothing.
+    """
 
     def __init__(self, run: RunFolder | None, settings: Namespace) -> None:
         self.folder, self.settings = run, settings
 
     def start(self, run: Any) -> None:
-        if self.folder is not None:
-            self.folder.text("config.yaml", as_yaml(self.settings))
+        if self.folder is None:
+            return
+        if not (self.folder.path / ABOUT).exists():  # of one that goes on, how it was begun
+            kept = {name: value for name, value in run.attributes.items() if name != "device"}
+            self.folder.text(ABOUT, json.dumps(kept, indent=2) + "\n")
+        self.folder.text("config.yaml", as_yaml(self.settings))
 
 
 @contextmanager

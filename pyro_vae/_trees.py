@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from numbers import Integral, Real
 from pathlib import Path
@@ -186,10 +187,12 @@ def make_folder(path: Path) -> None:
 
 def unwritable(path: Path, error: Exception) -> OutputError:
     """The sentence for a file that could not be written."""
-    if isinstance(error, OutputError):
-        return error
-    advice = _ADVICE.get(getattr(error, "errno", None) or 0, "choose another folder")
-    return OutputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); {advice}")
+    if isinstance(error, OutputError):  # of what lay in its place until it was whole
+        error = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    told = re.search(r"errno = (\d+)", str(error))  # HDF5 hides it in its words
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    why = os.strerror(number) if number else str(error).splitlines()[0]
+    return OutputError(f"{path}: cannot be written ({why}); {_ADVICE.get(number or 0, 'choose another folder')}")
 
 
 def _pieces(described: str, tensors: dict[str, Tensor]) -> Iterator[Any]:

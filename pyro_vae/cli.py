@@ -119,6 +119,8 @@ def _run_fit(asked: Namespace) -> int:
         if result.history.sizes["epoch"]:
             save_fit(run, result, data.held_out)
         run.show(Console())
+        if result.interrupted:
+            Console().print(f"Go on with: pyro-vae fit --resume {run.path}", highlight=False, soft_wrap=True)
     return 130 if result.interrupted else 0
 
 

@@ -137,7 +137,7 @@ def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
         ...     run = RunFolder(folder)
         ...     save_comparison(run, comparison)
         ...     sorted(p.name for p in run.path.iterdir())
-        ['comparison.nc', 'comparison.png', 'elbos_by_datum.png']
+        ['SHA256SUMS', 'comparison.nc', 'comparison.png', 'elbos_by_datum.png']
     """
     from pyro_vae import plots
 

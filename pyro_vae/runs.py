@@ -1,6 +1,7 @@
 """Run folders: written whole or not at all, and never over anything."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +10,12 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
-from pyro_vae._hashes import Trained
+from pyro_vae._sums import put, sum_of
+from pyro_vae._trees import part_of, sync, sync_folder, unwritable
+from pyro_vae.checkpoint import load, write_vae
 from pyro_vae.core import VAE
 from pyro_vae.errors import DataError, OutputError
-
-TRAINED_ON = "trained_on"
-"""Where the hashes stand in the file of the weights."""
 
 
 class RunFolder:
@@ -34,7 +32,7 @@ class RunFolder:
         ...     with RunFolder(Path(folder, "run")) as run:
         ...         run.text("note.txt", "hello")
         ...     sorted(p.name for p in run.path.iterdir())
-        ['note.txt']
+        ['SHA256SUMS', 'note.txt']
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,13 +74,18 @@ class RunFolder:
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """A path to write to, which becomes ``name`` when the writing has ended well."""
-        part = self.path / f".{name}.part"
+        """A path to write to, which becomes ``name`` when the writing has ended well; its sum is listed just before."""
+        path = self.path / name
+        part = part_of(path)
         try:
             yield part
-            os.replace(part, self.path / name)
-        except OSError as error:
-            raise OutputError(f"{self.path / name}: cannot be written ({error.strerror or error})") from error
+            with open(part, "rb+") as file:
+                sync(file)
+            put(self.path, name, sum_of(part))
+            os.replace(part, path)
+            sync_folder(self.path)
+        except (OSError, RuntimeError) as error:  # HDF5 raises the second where closing a file fails
+            raise unwritable(path, error) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -107,11 +110,11 @@ class RunFolder:
             figure.savefig(path, format="png", dpi=130)
 
     def weights(self, name: str, vae: VAE) -> None:
-        """Write the weights, as safetensors, and hashes of what they were trained on."""
-        # Copies, since the format has no way to say that two names share a tensor.
-        weights = {key: value.detach().clone().contiguous() for key, value in vae.state_dict().items()}
+        """Write a VAE, as :func:`pyro_vae.save` does."""
         with self.file(name) as path:
-            save_file(weights, path, metadata={TRAINED_ON: vae.trained_on.as_text()} if vae.trained_on else None)
+            why = write_vae(vae, path)
+        if why:
+            print(f"pyro-vae: {self.path / name}: {why}", file=sys.stderr)
 
 
 def load_weights(vae: VAE, path: str | Path) -> None:
@@ -119,7 +122,7 @@ def load_weights(vae: VAE, path: str | Path) -> None:
 
     Args:
         vae: of the same architecture.
-        path: a ``.safetensors`` file; nothing is unpickled.
+        path: a file that :func:`pyro_vae.save` or a run wrote; nothing is unpickled.
 
     Raises:
         DataError: if the file cannot be read, is of another architecture, or a weight is not a finite number.
@@ -131,21 +134,9 @@ def load_weights(vae: VAE, path: str | Path) -> None:
         Traceback (most recent call last):
         pyro_vae.errors.DataError: nowhere.safetensors: ...
     """
-    try:
-        weights = load_file(path)
-        if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-            raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
-        with safe_open(path, framework="pt") as file:
-            known = (file.metadata() or {}).get(TRAINED_ON)
-        vae.load_state_dict(weights)
-        vae.trained_on = Trained.from_text(known) if known else None
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: the weights cannot be read ({error}); copy the run again") from error
-    except RuntimeError as error:
-        what = str(error).splitlines()[1].strip()
-        raise DataError(
-            f"{path}: the weights are of another architecture ({what}); give the run's own files"
-        ) from error
+    load(path, into=vae)
+    if bad := [name for name, weight in vae.state_dict().items() if not weight.isfinite().all()]:
+        raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
 
 
 def first_free(path: Path) -> Path:

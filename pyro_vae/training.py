@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
 from pyro_vae._evaluation import per_datum_elbo
-from pyro_vae._origin import broken_weights, origin
+from pyro_vae._origin import NOT_AGAIN, broken_weights, origin
 from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.schedules import advance
@@ -233,13 +233,13 @@ class Run:
             if broken_weights(self.vae):
                 raise _NotFinite(what)
             self.fail(f"{what}: {origin(self.vae, self.loss, self.watched['train'], size=len(self.source))}")
-        if whole and self.scheduler is not None:
-            advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self.epochs.append(row)
         self.seen, self.total, self.seconds = 0, 0.0, 0.0
         self.bar.epoch(len(self.epochs), row)
         for callback in self.callbacks:
             callback.epoch(self)
+        if whole and self.scheduler is not None:
+            advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self._agree()
         self.good = self.kept()
 
@@ -306,7 +306,8 @@ class Run:
         found = ""
         if len(own):
             found = origin(self.vae, self.loss, rows.take(own), size=len(self.source), numbers=numbers.tolist())
-        return next(filter(None, self.group.gathered(found)), "")
+        every = [each for each in self.group.gathered(found) if each]
+        return next((each for each in every if each != NOT_AGAIN), NOT_AGAIN)
 
     def state(self) -> Tree:
         """All that training goes on from, as a tree of tensors and plain values; views, not copies."""

@@ -17,15 +17,17 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from pyro_vae._sums import put, sum_of
+from pyro_vae._trees import read_tree, write_tree
 from pyro_vae.cli import main
 
 Content = bytes | Callable[[Path], object] | None
 Files = Mapping[str, Content]
 NO_FILES: Files = {}
 
-DIVERGED = {"config.yaml", "history.nc", "weights.safetensors"}
+DIVERGED = {"config.yaml", "history.nc", "weights.safetensors", "SHA256SUMS"}
 
 
 @dataclass(frozen=True)
@@ -173,13 +175,26 @@ def damaged(title: str, name: str, content: Content, *says: str) -> Case:
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Content:
-    """The run's weights, changed."""
+    """The run's weights, changed, in a file that is whole."""
 
     def write(path: Path) -> None:
-        state = load_file(path)
+        state, about = read_tree(path)
         change(state)
-        path.unlink()  # the loaded tensors may still be mapped from it
-        save_file(state, path)
+        write_tree(path, state, about)
+
+    return write
+
+
+def one_less(state: dict[str, torch.Tensor]) -> None:
+    state.pop(next(iter(state)))
+
+
+def meant(content: Content) -> Content:
+    """A file that is listed as it is."""
+
+    def write(path: Path) -> None:
+        plant(path, content)
+        put(path.parent, path.name, sum_of(path))
 
     return write
 
@@ -331,7 +346,7 @@ SETTINGS = [
     setting(
         "a learning rate that diverges", "--optimizer torch.optim.SGD --optimizer.lr 1e30",
         "the loss became nan at step 2 (epoch 1)", "weights kept are the initial ones", "lower the learning rate",
-        left=frozenset(DIVERGED),
+        left=frozenset(DIVERGED | {"run.json"}),
     ),
     setting("a negative learning rate", "--optimizer.lr=-1", "optimizer: ", "learning rate: -1.0", "change its"),
     setting("a word for the learning rate", "--optimizer.lr x", "optimizer: lr: expected float, got x", HELP),
@@ -388,17 +403,19 @@ COMPARES = [
         "data of other columns than the run's", "--run run --data five.npy",
         "five.npy: a row has 5 numbers", "3 in ", "same columns", files=FIVE,
     ),
-    damaged("a run whose config.yaml is damaged", "config.yaml", b"data: [", "not the settings of a run", "copy"),
-    damaged("a run whose config.yaml is empty", "config.yaml", b"", "not a table of settings", "copy the run again"),
-    damaged("a run whose config.yaml is of bytes", "config.yaml", bytes(range(256)), "'utf-8'", "copy the run again"),
-    damaged("a run without weights", "weights.safetensors", Path.unlink, "No such file", "copy the run again"),
-    damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "cannot be read", "copy the run again"),
-    damaged("weights of bytes", "weights.safetensors", b"x" * 100, "cannot be read", "header", "copy the run again"),
-    damaged("weights that lack one", "weights.safetensors", weights(dict.popitem), "another architecture", "Missing"),
+    damaged("a run whose config.yaml is damaged", "config.yaml", b"data: [", "is not as it was written", "copy the"),
+    damaged("a run whose config.yaml is wrong", "config.yaml", meant(b"data: ["), "not the settings of a run", "copy"),
+    damaged("a run whose config.yaml is empty", "config.yaml", meant(b""), "not a table of settings", "copy the run"),
+    damaged("a run whose config.yaml is of bytes", "config.yaml", meant(bytes(range(256))), "'utf-8'", "copy the run"),
+    compare("a run without its list", "--run run", "config.yaml: is not in ", "copy", files={"run/SHA256SUMS": b""}),
+    damaged("a run without weights", "weights.safetensors", Path.unlink, "No such file", "give the path"),
+    damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "is damaged", "checksum", "copy it again"),
+    damaged("weights of bytes", "weights.safetensors", b"x" * 100, "is damaged, or no file of weights", "copy it"),
+    damaged("weights that lack one", "weights.safetensors", weights(one_less), "another architecture", "is missing"),
     damaged(
         "weights of another shape", "weights.safetensors",
         weights(lambda w: w.update({"model.decoder.net.0.bias": torch.zeros(9)})),
-        "another architecture", "size mismatch for model.decoder.net.0.bias", "give the run's own",
+        "another architecture", "model.decoder.net.0.bias is 9 float32 and not 4 float32",
     ),
     damaged(
         "weights that are NaN", "weights.safetensors",

@@ -17,6 +17,7 @@ from pyro_vae._checking import _history
 from pyro_vae._hashes import Trained, row_hashes
 from pyro_vae.cli import main
 from pyro_vae.data import Rows
+from pyro_vae.runs import RunFolder
 from pyro_vae.workflow import Checked, _as_dataset, as_html, conclusion, findings
 
 SETTINGS = {"gold": 0, "draws": 60, "budget": 300}
@@ -154,11 +155,12 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     np.save("x.npy", linear().sample(80).float().numpy())
     fit = ["fit", "--data", "x.npy", "--out", "run", "--epochs", "2", "--latent_dim", "2", "--hidden", "[4]"]
     assert main([*fit, "--device", "cpu"]) == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    files = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in files}
     for name in "check", "check-2":
         assert main(["check", "run", "--budget", "3", "--rows", "16"]) == 0
-        assert {path.name for path in (tmp_path / "run" / name).iterdir()} == {"check.nc", "report.html"}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.*")} == before, "the run is as it was"
+        assert {path.name for path in (tmp_path / "run" / name).iterdir()} == {"check.nc", "report.html", "SHA256SUMS"}
+    assert {path: path.read_bytes() for path in files} == before, "the run is as it was"
     assert "Verdict: of " in capsys.readouterr().out
 
 
@@ -200,7 +202,7 @@ def test_data_that_were_trained_on_are_said_to_be(capsys):
 
 
 def test_another_file_for_the_history_is_refused_in_one_sentence(tmp_path):
-    xr.Dataset({"a": ("b", [1, 2])}).to_netcdf(tmp_path / "history.nc", engine="h5netcdf")
+    RunFolder.again(tmp_path).dataset("history.nc", xr.Dataset({"a": ("b", [1, 2])}))
     with pytest.raises(pv.errors.DataError, match=r"history\.nc: not the history of a run"):
         _history(tmp_path)
 

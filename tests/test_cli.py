@@ -28,6 +28,9 @@ def table(tmp_path, monkeypatch):
     return "data.npy"
 
 
+WRITTEN = {"history.nc", "config.yaml", "run.json", "weights.safetensors", "checkpoints", "SHA256SUMS"}
+
+
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
@@ -48,7 +51,7 @@ def test_demo_ends_in_a_table_a_verdict_a_check_and_figures(tmp_path, monkeypatc
     assert "Pyro's analytic-KL ELBO and the hand-derived ELBO agree to" in shown
     assert "probabilistic PCA, is 0.0057" in shown
     run = tmp_path / "runs/demo"
-    assert names(run) == FIGURES | COMPARED | {"history.nc", "weights.safetensors"}
+    assert names(run) == FIGURES | COMPARED | {"history.nc", "weights.safetensors", "SHA256SUMS"}
     assert all(is_a_picture(run / name) for name in names(run) if name.endswith(".png"))
     with xr.open_dataset(run / "history.nc", engine="h5netcdf") as history:
         assert history.sizes["epoch"] == 10
@@ -61,12 +64,12 @@ def test_demo_ends_in_a_table_a_verdict_a_check_and_figures(tmp_path, monkeypatc
 def test_fit_writes_a_run_that_compare_reads(table, tmp_path, capsys):
     assert main(["fit", "--data", table, "--out", "run", *FAST]) == 0
     run = tmp_path / "run"
-    assert names(run) == FIGURES | {"history.nc", "config.yaml", "weights.safetensors", "checkpoints"}
+    assert names(run) == FIGURES | WRITTEN
     assert "Trained for 3 epochs on" in capsys.readouterr().out
     assert load_file(run / "weights.safetensors")["guide.encoder.net.0.weight"].shape == (16, 6)
     (tmp_path / "elsewhere").mkdir()
     assert main(["compare", "--run", "run", "--out", "compared", "--draws", "5"]) == 0
-    assert names(tmp_path / "compared") == COMPARED
+    assert names(tmp_path / "compared") == COMPARED | {"SHA256SUMS"}
     with xr.open_dataset(tmp_path / "compared/comparison.nc", engine="h5netcdf") as comparison:
         assert comparison.sizes["datum"] == 60, "the run's own held-out data"
         assert comparison.attrs["dtype"] == "torch.float64"

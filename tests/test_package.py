@@ -11,7 +11,18 @@ import pytest
 import pyro_vae as pv
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = [pv.data, pv.diagnose, pv.elbo, pv.errors, pv.exact, pv.likelihoods, pv.nn, pv.posteriors, pv.priors]
+PARTS = [
+    pv.callbacks,
+    pv.data,
+    pv.diagnose,
+    pv.elbo,
+    pv.errors,
+    pv.exact,
+    pv.likelihoods,
+    pv.nn,
+    pv.posteriors,
+    pv.priors,
+]
 
 
 def public(module):
@@ -62,7 +73,7 @@ def test_signatures_of_the_contract():
 
 def test_importing_brings_neither_figures_nor_tests_nor_the_command_line():
     code = (
-        "import sys, pyro_vae; heavy = {'matplotlib', 'sklearn', 'arviz', 'jsonargparse', 'pytest'}; "
+        "import sys, pyro_vae; heavy = {'matplotlib', 'sklearn', 'arviz', 'jsonargparse', 'pytest', 'tensorboard'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)

@@ -1,18 +1,34 @@
 """A run that was killed and resumed ends with the weights of one that never was, to the bit."""
 
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import xarray as xr
+from engine_checks import data_of, estimators
 from members import FEATURES, LATENTS
+from safetensors.torch import load_file
+from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
-from pyro_vae._checkpoints import Checkpoints
+from pyro_vae import sources, training
+from pyro_vae.cli import main
+from pyro_vae.engine import steps
+from pyro_vae.errors import OutputError, SettingsError
 
-ROWS, BATCH, EPOCHS = 60, 8, 4  # 8 steps an epoch, the last of 4 rows
-X = torch.randn(70, FEATURES, generator=torch.Generator().manual_seed(3))
+BATCH, EPOCHS = 8, 4  # 40 rows to train on, 5 steps an epoch
+X = data_of(dtype=torch.float32)
 
 
 class Killed(BaseException):
-    """What ends a process, as far as another can tell."""
+    """What ends a process, as far as its files can tell."""
 
 
 class Kill(pv.callbacks.Callback):
@@ -26,44 +42,270 @@ class Kill(pv.callbacks.Callback):
             raise Killed
 
 
-def vae_of(drop=0.1):
+def vae_of():
+    """With running means, and noise besides that of z."""
     torch.manual_seed(0)
+    encoder = [torch.nn.BatchNorm1d(FEATURES), torch.nn.Dropout(0.1), *pv.nn.mlp(FEATURES, [8], 2 * LATENTS)]
     return pv.VAE(
         prior=pv.priors.StandardNormal(LATENTS),
         decoder=pv.likelihoods.Normal(pv.nn.mlp(LATENTS, [8], FEATURES), learn_scale=True),
-        encoder=pv.posteriors.DiagNormal(
-            torch.nn.Sequential(
-                torch.nn.BatchNorm1d(FEATURES), torch.nn.Dropout(drop), *pv.nn.mlp(FEATURES, [8], 2 * LATENTS)
-            )
-        ),
+        encoder=pv.posteriors.DiagNormal(torch.nn.Sequential(*encoder)),
     )
 
 
-def trained(folder, *, killed_at=None, resume=False, vae=None, **settings):
-    vae = vae or vae_of()
-    made = {name: value() if name in ("elbo",) else value for name, value in settings.items()}
-    callbacks = [pv.callbacks.Callback()] if killed_at is None else [Kill(killed_at)]
-    where = {"resume": folder} if resume else {}
-    if folder is not None:
-        where["checkpoints"] = Checkpoints(folder, steps=1, minutes=None)
+def trained(folder, *, killed_at=None, resume=False, elbo=pv.elbo.Trace_ELBO, data=X, epochs=EPOCHS, **settings):
+    """One process; each is given objects of its own."""
+    where = {"checkpoints": pv.Checkpoints(folder, steps=1, minutes=None)} if folder else {}
+    if resume:
+        where["resume"] = folder
     return pv.fit(
-        vae, X[:ROWS], validation_data=X[ROWS:], batch_size=BATCH, epochs=EPOCHS, progress=False,
-        callbacks=callbacks, **where, **{"engine": "eager", **made},
+        vae_of(), data, elbo=elbo(), batch_size=BATCH, epochs=epochs, progress=False, device="cpu",
+        callbacks=[] if killed_at is None else [Kill(killed_at)], **where, **{"engine": "eager", **settings},
     )  # fmt: skip
+
+
+def killed(folder, step, **settings):
+    with pytest.raises(Killed):
+        trained(folder, killed_at=step, **settings)
 
 
 def same(first, second):
     a, b = first.vae.state_dict(), second.vae.state_dict()
-    apart = [name for name in a if not torch.equal(a[name], b[name])]
     numbers = [name for name in first.history.data_vars if name != "seconds"]
-    return not apart and first.history[numbers].equals(second.history[numbers])
+    return all(torch.equal(a[name], b[name]) for name in a) and first.history[numbers].equals(second.history[numbers])
 
 
-@pytest.mark.parametrize("engine", ["eager", "compiled"])
-@pytest.mark.parametrize("step", [1, 7, 8, 9, 20, 31])
-def test_killed_after_any_step(engine, step, tmp_path):
-    whole = trained(None, engine=engine)
-    with pytest.raises(Killed):
-        trained(tmp_path, engine=engine, killed_at=step)
-    again = trained(tmp_path, engine=engine, resume=True)
-    assert same(whole, again)
+def resumes_exactly(folder, step, **settings):
+    whole = trained(None, **settings)
+    killed(folder, step, **settings)
+    assert same(whole, trained(folder, resume=True, **settings))
+
+
+@pytest.fixture
+def traced_only(monkeypatch):
+    """Compiled steps are replayed without compiling them, which takes no time."""
+    monkeypatch.setattr(steps, "CompiledSVI", partial(pv.CompiledSVI, backend="eager"))
+
+
+ENGINES = pytest.mark.parametrize("engine", ["eager", "compiled"])
+# Tracing takes seconds, and of each kind of state some members are resumed compiled elsewhere.
+MORE_ENGINES = pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+
+
+@ENGINES
+@pytest.mark.parametrize("step", [1, 5, 13])
+def test_after_any_step(engine, step, tmp_path, traced_only):
+    resumes_exactly(tmp_path, step, engine=engine)
+
+
+def test_compiled_by_inductor(tmp_path):
+    resumes_exactly(tmp_path, 7, engine="compiled")
+
+
+OPTIMIZERS = {
+    "Adam": partial(Adam, lr=1e-2),
+    "fused Adam": partial(Adam, lr=1e-2, fused=True),
+    "AMSGrad": partial(Adam, lr=1e-2, amsgrad=True, weight_decay=0.1),
+    "AdamW": partial(AdamW, lr=1e-2),
+    "SGD": partial(SGD, lr=1e-5),
+    "momentum": partial(SGD, lr=1e-5, momentum=0.9),
+    "Nesterov": partial(SGD, lr=1e-5, momentum=0.9, nesterov=True, weight_decay=0.1),
+}
+
+
+@MORE_ENGINES
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_compiled_optimizer(engine, name, tmp_path, traced_only):
+    resumes_exactly(tmp_path, 8, engine=engine, optimizer=OPTIMIZERS[name], clip_norm=5.0)
+
+
+OTHERS = [
+    name
+    for name in torch.optim.__all__
+    if isinstance(getattr(torch.optim, name), type) and name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+]
+"""Those of torch that step alone, on dense parameters of any shape."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_optimizer_of_torch(name, tmp_path):
+    kind = getattr(torch.optim, name)
+    resumes_exactly(tmp_path, 8, optimizer=partial(kind, lr=1e-4))
+
+
+SCHEDULES = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: 0.9),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [1, 3], 0.5),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 2),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.5, 1.0, 3),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.8),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 5),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 4),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 1e-2, 2, cycle_momentum=False),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1e-2, total_steps=6),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(
+        o, factor=0.5, patience=0, threshold=10.0, threshold_mode="abs"
+    ),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.5, 1.0, 2), lr_scheduler.ExponentialLR(o, 0.5)], [2]
+    ),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LinearLR(o, 0.5, 1.0, 2), lr_scheduler.ExponentialLR(o, 0.5)]
+    ),
+}
+
+
+@MORE_ENGINES
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_of_torch(engine, name, tmp_path, traced_only):
+    make = SCHEDULES[name]
+    resumes_exactly(tmp_path, 13, engine=engine, optimizer=lambda ps: make(Adam(ps, lr=1e-2)))
+
+
+def test_the_schedules_are_all_of_torchs():
+    known = {name for name in lr_scheduler.__all__ if name != "LRScheduler"}
+    assert known == set(SCHEDULES)
+
+
+@MORE_ENGINES
+@pytest.mark.parametrize("name", estimators())
+def test_every_estimator(engine, name, tmp_path, traced_only):
+    resumes_exactly(tmp_path, 8, engine=engine, elbo=estimators()[name])
+
+
+def test_a_schedule_of_the_objective_goes_on(tmp_path):
+    make = lambda: pv.elbo.Beta(pv.elbo.ELBO(), pv.elbo.Linear(18))  # noqa: E731
+    resumes_exactly(tmp_path, 8, elbo=make)
+
+
+def test_bfloat16(tmp_path):
+    resumes_exactly(tmp_path, 8, precision="bf16")
+
+
+def test_auto_that_compiles_on_its_way(tmp_path, traced_only, monkeypatch):
+    monkeypatch.setattr(steps, "TIMED", 6)
+    monkeypatch.setattr(steps, "steps_that_pay", lambda seconds: 2.0)
+    for i, step in enumerate([3, 7]):
+        resumes_exactly(tmp_path / str(i), step, engine="auto")
+
+
+def test_longer_than_it_was_begun_with(tmp_path):
+    trained(tmp_path, epochs=2)
+    assert same(trained(None), trained(tmp_path, resume=True))
+
+
+def test_one_that_had_ended_is_given_as_it_was(tmp_path):
+    whole = trained(tmp_path)
+    assert same(whole, trained(tmp_path, resume=True))
+
+
+def test_a_folder_without_a_checkpoint_is_begun_anew(tmp_path):
+    assert same(trained(None), trained(tmp_path, resume=True))
+
+
+def memoryless(monkeypatch):
+    monkeypatch.setattr(training, "load_optimizer", lambda optimizer, tree: None)
+
+
+def other_noise(monkeypatch):
+    monkeypatch.setattr(training, "set_random_state", lambda tree, device: None)
+
+
+def other_order(monkeypatch):
+    windows = sources.InMemory.windows
+    monkeypatch.setattr(
+        sources.InMemory, "windows", lambda self, **known: windows(self, **{**known, "seed": known["seed"] + 1})
+    )
+
+
+def first_step_of_pyros(monkeypatch):
+    load = steps.Steps.load
+    monkeypatch.setattr(steps.Steps, "load", lambda self, state, rows: load(self, {**state, "begun": False}, rows))
+
+
+@pytest.mark.parametrize("plant", [memoryless, other_noise, other_order, first_step_of_pyros])
+def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch):
+    """The power of these tests."""
+    whole = trained(None, engine="compiled")
+    killed(tmp_path, 8, engine="compiled")
+    plant(monkeypatch)
+    assert not same(whole, trained(tmp_path, engine="compiled", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"elbo": pv.elbo.AnalyticKL}, "was begun with estimator Trace_ELBO, not AnalyticKL"),
+        ({"optimizer": partial(SGD, lr=1e-4)}, "was begun with optimizer Adam, not SGD"),
+        ({"data": X + 1}, "was begun with data_hash"),
+        ({"data": X[:32]}, "was begun with data 40, not 32"),
+        ({"seed": 5}, "was begun with seed 0, not 5"),
+        ({"precision": "bf16"}, "was begun with precision float32, not bf16"),
+    ],
+)
+def test_other_settings_are_refused(other, message, tmp_path):
+    killed(tmp_path, 8)
+    with pytest.raises(SettingsError, match=message):
+        trained(tmp_path, resume=True, **other)
+
+
+def test_a_new_run_writes_into_no_others_folder(tmp_path):
+    killed(tmp_path, 8)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with pytest.raises(OutputError, match="already holds checkpoints of a run; go on from them with resume"):
+        trained(tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+
+
+COMMAND = [sys.executable, "-m", "pyro_vae", "fit"]
+
+
+def weights(folder):
+    return load_file(f"{folder}/weights.safetensors")
+
+
+def test_the_command_stops_at_sigterm_and_goes_on(tmp_path, monkeypatch):
+    """Seen from outside: two processes end with the weights of one."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    settings = ["--data", "x.npy", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "2", "--engine", "eager"]
+    assert main(["fit", *settings, "--out", "whole", "--epochs", "40"]) == 0
+    process = subprocess.Popen(
+        [*COMMAND, *settings, "--out", "stopped", "--epochs", "40", "--checkpoint_steps", "5"],
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob("stopped/checkpoints/*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 130
+    assert main(["fit", "--resume", "stopped"]) == 0
+    whole, stopped = weights("whole"), weights("stopped")
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    with xr.open_dataset("stopped/history.nc", engine="h5netcdf") as history:
+        assert history.sizes["epoch"] == 40
+
+
+def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--resume", "nowhere"]) == 2
+    assert "nowhere: holds no config.yaml; give the folder of a run" in capsys.readouterr().err
+    assert main(["fit", "--resume", "nowhere", "--latent_dim", "3"]) == 2
+    assert "unrecognized arguments: --latent_dim 3" in capsys.readouterr().err
+
+
+def test_the_command_streams_a_folder_of_parquet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table").mkdir()
+    for i in range(2):
+        columns = {f"c{j}": X[20 * i : 20 * i + 20, j].numpy() for j in range(X.shape[1])}
+        pq.write_table(pa.table(columns), f"table/{i}.parquet")
+    np.save("held.npy", X.numpy())
+    settings = ["fit", "--data", "table", "--epochs", "2", "--batch_size", "8", "--latent_dim", "2"]
+    assert main([*settings, "--out", "run"]) == 2
+    assert "table: is streamed, and no share of it is held out; name held-out data" in capsys.readouterr().err
+    assert main([*settings, "--out", "run", "--validation_data", "held.npy"]) == 0
+    with xr.open_dataset("run/history.nc", engine="h5netcdf") as history:
+        assert history.attrs["data"] == 40

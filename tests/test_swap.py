@@ -81,7 +81,12 @@ likelihoods:
         names = set(ranked.model.values)
     assert "GaussianMixture(components=3) · Normal(scale=0.3, learn_scale=True)" in names
     assert "StandardNormal · Normal" in names
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "ranking.nc", "ranking.png"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "ranking.nc",
+        "ranking.png",
+        "SHA256SUMS",
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.callbacks.base import Callback, Run, Tree
+from pyro_vae.callbacks.base import Callback, Run
 from pyro_vae.errors import OutputError, SettingsError
 
 
@@ -32,6 +32,7 @@ class TensorBoard(Callback):
         self.folder = None if folder is None else Path(folder)
         self._to: Path | None = None
         self._writer: Any = None
+        self._written = -1
 
     def start(self, run: Run) -> None:
         """See that there is a folder, and what can write to it."""
@@ -49,9 +50,12 @@ class TensorBoard(Callback):
         numbers = {name: value for name, value in run.epochs[-1].items() if name != "step"}
         for i, group in enumerate(run.optimizer.param_groups):
             numbers["lr" if i == 0 else f"lr_{i}"] = float(group["lr"])
+        if run.step <= self._written:  # what follows takes back what was said of later steps
+            self._close()
         try:
             if self._writer is None:
                 self._writer = _writer_class()(str(self._to), purge_step=run.step)
+            self._written = run.step
             for name, number in numbers.items():
                 self._writer.add_scalar(name, number, run.step)
             self._writer.flush()
@@ -62,14 +66,10 @@ class TensorBoard(Callback):
         """Close the file."""
         self._close()
 
-    def load(self, state: Tree) -> None:
-        """Have what follows begin a file of its own, which takes back what is said of later steps."""
-        self._close()
-
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
+        self._writer, self._written = None, -1
 
 
 def _writer_class() -> Any:

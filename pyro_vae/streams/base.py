@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ class Streamed:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     likelihood: Likelihood | None = None
     _spare: list[tuple[list[Rows], Rows | None]] = field(default_factory=list, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To be handed to another process, without the places of windows."""
+        return {**self.__dict__, "_spare": []}
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -182,7 +186,7 @@ class Streamed:
             if missing is not None:
                 refuse_non_finite(piece.masked_fill(missing, 0), name, self.columns, first + at)
                 piece.masked_fill_(missing, torch.nan)
-            if self.likelihood is not None:
+            if self.likelihood is not None and not (missing is None and _inside(piece, self.likelihood)):
                 self.likelihood.refuse(piece, name, self.columns, first + at)
             if missing is not None:
                 piece.masked_fill_(missing, 0)
@@ -243,6 +247,11 @@ def _finite(x: Tensor) -> bool:
     """Whether all are finite, in one pass: NaN would be the least, and the greatest."""
     least, greatest = x.aminmax()
     return bool((greatest - least).isfinite()) or bool(x.isfinite().all())
+
+
+def _inside(x: Tensor, likelihood: Likelihood) -> bool:
+    """Whether numbers that are finite all lie in the support: quicker than to say what is wrong with them."""
+    return bool(likelihood.feature_support.check(x).all())
 
 
 def moved(rows: Rows, device: torch.device) -> Rows:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -181,23 +182,33 @@ def batches(data: Any, name: str, size: int | None, **settings: Any) -> Batches:
 def _maker(data: Any, name: str) -> Maker:
     """What gives the batches of an epoch, from its seed."""
     if isinstance(data, DataLoader):
-        return lambda seed: _seeded(data, seed)
+        return partial(_seeded, data)
     if isinstance(data, IterableDataset):
-        return lambda seed: ({k: v[None] for k, v in _named(parts_of(one, name)).items()} for one in data)
+        return partial(_one_by_one, data, name)
     if isinstance(data, Iterator):
         raise DataError(f"{name}: {ONCE}; give the function that makes it")
     if isinstance(data, Iterable):
-        return lambda seed: data
-    if isinstance(once := _fresh(data, name), Iterator) and _fresh(data, name) is once:
+        return partial(_again, data)
+    if isinstance(once := _fresh(data, name, 0), Iterator) and _fresh(data, name, 0) is once:
         raise DataError(f"{name}: the function gives the same generator again, and {ONCE}; let it make a new one")
-    return lambda seed: _fresh(data, name)
+    return partial(_fresh, data, name)
 
 
 def _named(parts: Parts) -> dict[str, np.ndarray]:
     return {name: part for name, part in zip(("x", "context", "mask"), parts, strict=True) if part is not None}
 
 
-def _fresh(function: Callable[[], Any], name: str) -> Iterable[Any]:
+def _again(data: Iterable[Any], seed: int) -> Iterable[Any]:
+    return data
+
+
+def _one_by_one(data: Iterable[Any], name: str, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """Each datum as a batch of one."""
+    for one in data:
+        yield {what: part[None] for what, part in _named(parts_of(one, name)).items()}
+
+
+def _fresh(function: Callable[[], Any], name: str, seed: int) -> Iterable[Any]:
     made = function()
     if not isinstance(made, Iterable):
         raise DataError(f"{name}: the function gives a {type(made).__name__}; let it give an iterable of batches")

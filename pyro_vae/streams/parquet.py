@@ -58,6 +58,10 @@ class ParquetTable:
     image_shape: tuple[int, int] | None = field(default=None, init=False)
     _last: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """To be handed to another process, without the row group that was read last."""
+        return {**self.__dict__, "_last": {}}
+
     def __post_init__(self) -> None:
         bounds = np.cumsum([0, *(group.rows for group in self.groups)])
         object.__setattr__(self, "_bounds", bounds)

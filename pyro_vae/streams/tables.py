@@ -222,10 +222,10 @@ class Sliced(Plain):
 
     def read(self, start: int, into: Rows) -> None:
         try:
-            values = np.asarray(self.array[start : start + len(into)])
+            values = np.asarray(self.array[start : start + len(into)]).reshape(len(into), -1)
         except Exception as error:  # of whatever library the array is
             raise DataError(f"{self.name}: cannot be read ({reason(error)}); copy or make it again") from error
-        put(values.reshape(len(into), -1), into.x.numpy())
+        put(values, into.x.numpy())
 
 
 def sliced(array: Any, name: str) -> Sliced:

@@ -1,0 +1,41 @@
+"""``make faults``: all of them, their counts on the screen and in ``benchmarks/results/faults.json``."""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from faults.damage import WRONG, trials
+from faults.kill import fit, forked, kills, spawned
+from pyro_vae.cli import main
+
+OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "faults.json"
+
+
+def run() -> int:
+    """Damage and kill as often as asked; 1 if anything was silently wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--damages", type=int, default=1000)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--compiled", type=int, default=10, help="kills of a compiled training, each minutes long")
+    parser.add_argument("--out", type=Path, default=OUT)
+    asked = parser.parse_args()
+    told: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        told["kills, eager"] = kills(Path(folder), asked.kills, engine="eager", start=forked)
+        print(told)
+    with tempfile.TemporaryDirectory() as folder:
+        told["kills, compiled"] = kills(Path(folder), asked.compiled, engine="compiled", start=spawned)
+        print(told["kills, compiled"])
+    with tempfile.TemporaryDirectory() as folder:
+        if main(fit(Path(folder), "eager", epochs=1)):
+            return 1
+        told["damages"] = trials(Path(folder) / "run", asked.damages)
+    asked.out.write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told, indent=1))
+    exact = all(told[k]["ended"] == told[k]["equal to the bit"] for k in told if k.startswith("kills"))
+    return int(not exact or any(WRONG in counts for counts in told["damages"].values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

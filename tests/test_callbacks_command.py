@@ -1,0 +1,57 @@
+"""What looks after a training, from the command line."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from pyro_vae.cli import main
+
+FLAGS = ["fit", "--data", "data.npy", "--out", "run", "--latent_dim", "2", "--hidden", "[4]", "--engine", "eager"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("data.npy", torch.randn(60, 5, generator=torch.Generator().manual_seed(0)).numpy())
+    return tmp_path
+
+
+def test_callbacks_schedules_clipping_and_precision_are_flags(folder):
+    pytest.importorskip("tensorboard")
+    from test_callbacks import scalars, single
+
+    callbacks = ["--callbacks+=EarlyStopping", "--callbacks.patience=3", "--callbacks+=TensorBoard"]
+    schedule = ["--scheduler", "ExponentialLR", "--scheduler.gamma", "0.5"]
+    optimizer = ["--optimizer", "SGD", "--optimizer.lr", "1e-30", "--clip_norm", "0.5", "--precision", "bf16"]
+    assert main([*FLAGS, *callbacks, *schedule, *optimizer, "--epochs", "20"]) == 0
+    history = xr.load_dataset(folder / "run" / "history.nc")
+    assert "EarlyStopping: after epoch 4" in history.attrs["stopped"]
+    assert history.attrs["precision"] == "bf16"
+    assert [rate for _, rate in scalars(folder / "run" / "tensorboard")["lr"]] == [
+        single(1e-30 * 0.5**epoch) for epoch in range(4)
+    ]
+    config = (folder / "run" / "config.yaml").read_text()
+    for line in ("patience: 3", "gamma: 0.5", "clip_norm: 0.5", "precision: bf16"):
+        assert line in config
+    assert main(["fit", "--resume", "run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--callbacks+=EarlyStopping", "--callbacks.patience=0"], "patience is 0; it must be a whole number"),
+        (["--callbacks", "[EarlyStopping, EMA]"], "give all but one of them restore=False"),
+        (["--callbacks+=Early"], "there is no class Early"),
+        (["--scheduler", "ReduceLROnPlateau"], "set threshold_mode='abs'"),
+        (["--scheduler", "OneCycleLR", "--scheduler.max_lr", "0.1"], "scheduler: it cannot be used"),
+        (["--clip_norm", "0"], "clip_norm is 0"),
+        (["--precision", "bf8"], "bf8"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(flags, sentence, folder, capsys):
+    assert main([*FLAGS, *flags]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (folder / "run").exists()
