@@ -1,19 +1,28 @@
 """``pyro-vae swap``: a grid of choices of parts, trained alike and ranked."""
 
+import copy
 import itertools
 import sys
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
+import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
+from pyro_vae._numbers import whole
 from pyro_vae._parts import Part, assemble, names_of
 from pyro_vae._settings import command, instantiated, swap_settings, with_absolute_paths
 from pyro_vae._training import Loaded, loaded, refuse, refuse_estimator, train
 from pyro_vae.core import VAE
 from pyro_vae.data import Data
+from pyro_vae.device import refuse_seed
 from pyro_vae.errors import DivergenceError, ModelError, SettingsError
 from pyro_vae.evidence import refuse_particles
+from pyro_vae.parallel.pool import Cluster, Workers, as_they_come
+from pyro_vae.progress import ticking
 from pyro_vae.runs import RunFolder
 from pyro_vae.swap import rank, ranking_figure, ranking_table, refuse_one_row, with_failures
 
@@ -23,12 +32,12 @@ class Trained:
     """What has come of a grid.
 
     Args:
-        vaes: those wholly trained, by name.
+        vaes: those wholly trained, by name, one of each seed.
         diverged: why others were not, by name.
         interrupted: whether Ctrl-C ended it early.
     """
 
-    vaes: dict[str, VAE] = field(default_factory=dict)
+    vaes: dict[str, list[VAE]] = field(default_factory=dict)
     diverged: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -36,13 +45,15 @@ class Trained:
 def run_swap(settings: Namespace) -> int:
     """Every combination of parts, trained alike and ranked by the evidence of held-out data."""
     refuse_particles(settings.particles)
+    whole("workers", settings.workers, 1)
     data = loaded(settings)
     refuse_one_row(len(data.held_out.x))
+    seeds = _seeds(settings)
     vaes = _grid(settings, data.train)
     for name, vae in vaes.items():
         _refuse(settings, name, vae, data)
     with RunFolder(settings.out) as run:
-        trained = _trained(settings, vaes, data)
+        trained = _trained(settings, [*vaes], seeds, data)
         if trained.interrupted:
             done = f"{len(trained.vaes)} of {len(vaes)} combinations"
             _say(f"interrupted: {done} are wholly trained, and no other is ranked")
@@ -51,6 +62,15 @@ def run_swap(settings: Namespace) -> int:
         elif not trained.interrupted:
             raise DivergenceError(f"every combination diverged, the first so: {next(iter(trained.diverged.values()))}")
     return 130 if trained.interrupted else 0
+
+
+def _seeds(settings: Namespace) -> list[int]:
+    seeds = [settings.seed] if settings.seeds is None else list(settings.seeds)
+    for seed in seeds:
+        refuse_seed(seed)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SettingsError(f"seeds is {seeds}; name at least one, and each once")
+    return seeds
 
 
 def _grid(settings: Namespace, data: Data) -> dict[str, VAE]:
@@ -84,21 +104,108 @@ def _refuse(settings: Namespace, name: str, vae: VAE, data: Loaded) -> None:
         raise ModelError(f"{name}: {error}") from error
 
 
-def _trained(settings: Namespace, vaes: dict[str, VAE], data: Loaded) -> Trained:
-    """Train one after the other, past those that diverge and until Ctrl-C."""
-    trained = Trained()
-    for i, (name, vae) in enumerate(vaes.items(), 1):
-        Console(stderr=True).print(f"{i} of {len(vaes)}: {name}", highlight=False, markup=False)
+@dataclass
+class Came:
+    """What has come of one training, as a process sends it: arrays, since tensors would share its memory."""
+
+    weights: dict[str, Any]
+    trained_on: Any
+    diverged: str = ""
+    interrupted: bool = False
+
+
+def _trained(settings: Namespace, names: list[str], seeds: list[int], data: Loaded) -> Trained:
+    """Train all, past those that diverge and until Ctrl-C."""
+    jobs = {_called(name, seed, seeds): (name, seed) for name in names for seed in seeds}
+    trained, vaes = Trained(), dict[str, VAE]()
+    of_seed = {seed: _grid(_with_seed(settings, seed), data.train) for seed in seeds}
+    side_by_side = settings.workers > 1 or settings.cluster is not None
+    with closing((_side_by_side if side_by_side else _in_turn)(settings, jobs, of_seed, data)) as coming:
         try:
-            trained.interrupted = train(settings, vae, data).interrupted
-        except DivergenceError as error:
-            trained.diverged[name] = str(error)
-            _say(f"{name}: {error}")
-            continue
-        if trained.interrupted:
-            break
-        trained.vaes[name] = vae
+            for job, came in coming:
+                name, seed = jobs[job]
+                if came.diverged:
+                    trained.diverged.setdefault(name, came.diverged)
+                    _say(f"{job}: {came.diverged}")
+                elif came.interrupted:
+                    trained.interrupted = True
+                    break
+                else:
+                    vaes[job] = of_seed[seed][name]
+        except KeyboardInterrupt:
+            if not side_by_side:
+                raise
+            trained.interrupted = True
+    for name in names:
+        every = [vaes.get(_called(name, seed, seeds)) for seed in seeds]
+        if len(of_all := [vae for vae in every if vae is not None]) == len(seeds):
+            trained.vaes[name] = of_all
     return trained
+
+
+def _called(name: str, seed: int, seeds: list[int]) -> str:
+    return name if len(seeds) == 1 else f"{name} (seed {seed})"
+
+
+def _with_seed(settings: Namespace, seed: int) -> Namespace:
+    """The settings with another seed of weights, order and noise; data are split before."""
+    other = copy.deepcopy(settings)
+    other.seed = seed
+    return other
+
+
+Jobs: TypeAlias = dict[str, tuple[str, int]]
+Grids: TypeAlias = dict[int, dict[str, VAE]]
+Coming: TypeAlias = Generator[tuple[str, Came], None, None]
+
+
+def _in_turn(settings: Namespace, jobs: Jobs, vaes: Grids, data: Loaded) -> Coming:
+    for i, (job, (name, seed)) in enumerate(jobs.items(), 1):
+        _tell(f"{i} of {len(jobs)}: {job}")
+        try:
+            fitted = train(_with_seed(settings, seed), vaes[seed][name], data)
+            yield job, Came({}, None, interrupted=fitted.interrupted)
+        except DivergenceError as error:
+            yield job, Came({}, None, str(error))
+
+
+def _side_by_side(settings: Namespace, jobs: Jobs, vaes: Grids, data: Loaded) -> Coming:
+    """By processes that make data and VAEs anew of the settings, and so come to what one process comes to."""
+    settings = with_absolute_paths(settings)
+    executor = Workers(min(settings.workers, len(jobs))) if settings.cluster is None else Cluster(settings.cluster)
+    sent = {job: (settings, name, seed) for job, (name, seed) in jobs.items()}
+    _tell(f"{len(jobs)} trainings, side by side")
+    with executor, ticking("trained", len(jobs), sys.stderr.isatty()) as tick:
+        for i, (job, came) in enumerate(as_they_come(executor, train_one, sent), 1):
+            name, seed = jobs[job]
+            with torch.no_grad():
+                vaes[seed][name].load_state_dict({key: torch.from_numpy(value) for key, value in came.weights.items()})
+            vaes[seed][name].trained_on = came.trained_on
+            tick()
+            _tell(f"{i} of {len(jobs)}: {job}")
+            yield job, came
+
+
+def train_one(settings: Namespace, name: str, seed: int) -> Came:
+    """Train one of a grid, in a process of its own.
+
+    Args:
+        settings: of ``pyro-vae swap``.
+        name: of the combination.
+        seed: of its training.
+    """
+    data, own = loaded(settings), _with_seed(settings, seed)
+    vae, diverged, interrupted = _grid(own, data.train)[name], "", False
+    try:
+        interrupted = train(own, vae, data, progress=False).interrupted
+    except DivergenceError as error:
+        diverged = str(error)
+    weights = {key: value.detach().cpu().numpy() for key, value in vae.state_dict().items()}
+    return Came(weights, vae.trained_on, diverged, interrupted)
+
+
+def _tell(what: str) -> None:
+    Console(stderr=True).print(what, highlight=False, markup=False)
 
 
 def _say(what: str) -> None:

@@ -26,7 +26,7 @@ OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 SchedulerMaker = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
-OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
+OF_SWAP = ("priors", "likelihoods", "posteriors", "particles", "seeds", "workers", "cluster")
 OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices", "nodes", "node_rank", "rendezvous")
 
 EPILOGUE = """
@@ -135,6 +135,9 @@ def swap_settings(
     posteriors: list[PosteriorMaker] = [DiagNormal],  # noqa: B006
     *,
     particles: int = 500,
+    seeds: list[int] | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
 ) -> None:
     """Train every combination of parts on your data, and rank them by the evidence of held-out data.
 
@@ -143,6 +146,10 @@ def swap_settings(
         likelihoods: classes of p(x|z); by default a Normal whose scale is learned.
         posteriors: classes of q(z|x).
         particles: of the importance-weighted bound on log p(x).
+        seeds: train each combination once per seed, as "[0, 1, 2]", so that the ranking's errors hold how much
+            trainings differ too; by default once, with --seed.
+        workers: train so many side by side, each in a process with its share of the cores.
+        cluster: train side by side on a Ray cluster, begun by ray start --head: its address, or auto.
     """
 
 

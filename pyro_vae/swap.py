@@ -1,6 +1,6 @@
 """Swap parts and see what it changes: a grid of VAEs trained alike, compared on held-out data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pyro_vae.evidence.kinds import CAUTION, countable_features, kind
 from pyro_vae.rows import rows_for
 
 
-def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
+def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
     """Rank trained VAEs by the evidence of held-out data, best first.
 
     .. math:: \\frac1n \\sum_i \\log p(x_i), \\qquad \\Delta_m = \\frac1n \\sum_i \\log p_m(x_i) - \\log p_{best}(x_i)
@@ -28,8 +28,11 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
     and a probability of counts are not. Where they are mixed, the attribute ``caution`` says so, and
     ``kind`` which is which.
 
+    Where each was trained several times, with other seeds, log p(x) is the mean over these, and the errors
+    hold their spread too: :math:`\\sqrt{s_x^2 / n + s_{seed}^2 / S}`, with that of n data and of S seeds.
+
     Args:
-        vaes: name → trained VAE.
+        vaes: name → trained VAE, or as many of each that were trained alike but for their seeds.
         x: held-out data, shape ``(datum, *features)``, at least 2 of them.
         num_particles: of the importance-weighted bound.
         seed: of the particles.
@@ -37,7 +40,8 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
     Returns:
         A dataset over ``model``, best first: ``log_evidence``, ``se``, ``difference``, ``difference_se``,
         in nats per datum; ``mcse``, the root mean square of the data's Monte-Carlo errors; ``kind``, whether the
-        numbers are of a probability, a density or both; ``note``, empty here (see :func:`with_failures`).
+        numbers are of a probability, a density or both; ``seed_log_evidence``, that of each of several;
+        ``note``, empty here (see :func:`with_failures`).
 
     Raises:
         DataError: if the data are not finite numbers in rows, outside the support of a likelihood, or were trained on.
@@ -58,25 +62,31 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
     """
     if not vaes:
         raise SettingsError("there is no VAE to rank; give at least one")
-    checked = {name: rows_for(vae, x) for name, vae in vaes.items()}  # all of them, before the first is evaluated
+    several = {name: [vae] if isinstance(vae, VAE) else list(vae) for name, vae in vaes.items()}
+    if len(sizes := {len(own) for own in several.values()}) > 1 or 0 in sizes:
+        raise SettingsError(f"the VAEs have {sorted(sizes)} seeds; give as many of each, at least 1")
+    checked = {name: rows_for(own[0], x) for name, own in several.items()}  # before the first is evaluated
     refuse_one_row(len(next(iter(checked.values()))))
-    for name, vae in vaes.items():
-        refuse_trained_on(vae, row_hashes(checked[name]), name=name, source="x")
-    countable = {name: countable_features(vae, checked[name]) for name, vae in vaes.items()}
-    found = {name: log_evidence(vae, x, num_particles=num_particles, seed=seed) for name, vae in vaes.items()}
-    each = np.stack([one.log_evidence.values for one in found.values()])  # (model, datum)
-    order = np.argsort(-each.mean(1), kind="stable")
-    each, names = each[order], [list(found)[i] for i in order]
-    apart = each - each[0]
-    root = np.sqrt(each.shape[1])
+    for name, own in several.items():
+        for vae in own:
+            refuse_trained_on(vae, row_hashes(checked[name]), name=name, source="x")
+    countable = {name: countable_features(own[0], checked[name]) for name, own in several.items()}
+    found = {
+        name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in own]
+        for name, own in several.items()
+    }
+    every = np.stack([[one.log_evidence.values for one in own] for own in found.values()])  # (model, seed, datum)
+    order = np.argsort(-every.mean((1, 2)), kind="stable")
+    every, names = every[order], [list(found)[i] for i in order]
+    each, apart = every.mean(1), (every - every[0]).mean(1)
     nats = {"units": "nats per datum"}
     ranked = xr.Dataset(
         {
             "log_evidence": ("model", each.mean(1), nats),
-            "se": ("model", each.std(1, ddof=1) / root, nats),
+            "se": ("model", _error(every), nats),
             "difference": ("model", apart.mean(1), nats),
-            "difference_se": ("model", apart.std(1, ddof=1) / root, nats),
-            "mcse": ("model", [float(np.sqrt((found[name].mcse ** 2).mean())) for name in names], {"units": "nats"}),
+            "difference_se": ("model", _error(every - every[0]), nats),
+            "mcse": ("model", [_mcse(found[name]) for name in names], {"units": "nats"}),
             "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
             "kind": ("model", [kind(countable[name]) for name in names]),
         },
@@ -85,10 +95,24 @@ def rank(vaes: Mapping[str, VAE], x: Any, *, num_particles: int = 500, seed: int
             "num_particles": num_particles,
             "seed": seed,
             "data": each.shape[1],
+            "seeds": every.shape[1],
             "caution": CAUTION if len(set(countable.values())) > 1 else "",
         },
     )
+    if every.shape[1] > 1:
+        ranked["seed_log_evidence"] = ("model", "seed"), every.mean(2), nats
     return with_failures(ranked, {})
+
+
+def _error(every: np.ndarray) -> np.ndarray:
+    """The standard error of the mean over seeds and data, shape ``(model,)``, of values of ``(model, seed, datum)``."""
+    _, seeds, data = every.shape
+    of_data = every.mean(1).var(1, ddof=1) / data
+    return np.sqrt(of_data + (every.mean(2).var(1, ddof=1) / seeds if seeds > 1 else 0.0))
+
+
+def _mcse(found: Sequence[xr.Dataset]) -> float:
+    return float(np.sqrt(np.mean([(one.mcse**2).mean() for one in found]) / len(found)))
 
 
 def refuse_one_row(rows: int) -> None:
@@ -137,7 +161,8 @@ def ranking_table(ranked: xr.Dataset) -> Table:
     """
     caution = ranked.attrs["caution"]
     table = Table(
-        title=f"log p(x) per held-out datum ({ranked.attrs['data']} data, {ranked.attrs['num_particles']} particles)",
+        title=f"log p(x) per held-out datum ({ranked.attrs['data']} data, {ranked.attrs['num_particles']} particles"
+        f"{f', {seeds} seeds' if (seeds := ranked.attrs['seeds']) > 1 else ''})",
         caption=f"± standard errors; that of a difference is of the paired differences. {caution}".strip(),
         box=box.SIMPLE,
     )
