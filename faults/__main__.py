@@ -17,7 +17,9 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--damages", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--compiled", type=int, default=10, help="kills of a compiled training, each minutes long")
+    parser.add_argument(
+        "--compiled", type=int, default=10, help="kills of a compiled training, each of a process that compiles anew"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     told: dict[str, object] = {}
@@ -25,7 +27,9 @@ def run() -> int:
         told["kills, eager"] = kills(Path(folder), asked.kills, engine="eager", start=forked)
         print(told)
     with tempfile.TemporaryDirectory() as folder:
-        told["kills, compiled"] = kills(Path(folder), asked.compiled, engine="compiled", start=spawned)
+        told["kills, compiled"] = kills(
+            Path(folder), asked.compiled, engine="compiled", start=spawned, in_training=True
+        )
         print(told["kills, compiled"])
     with tempfile.TemporaryDirectory() as folder:
         if main(fit(Path(folder), "eager", epochs=1)):

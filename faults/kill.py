@@ -52,6 +52,19 @@ def _ended(process: int, seconds: float) -> int | None:
     return None
 
 
+def _checkpoints(run: Path) -> set[str]:
+    return {path.name for path in run.glob("checkpoints/step-*")}
+
+
+def _under_way(process: int, run: Path) -> tuple[int | None, float]:
+    """Wait for the first checkpoint that a process writes; its exit code if it ended, and the seconds."""
+    began, before = time.monotonic(), _checkpoints(run)
+    while _checkpoints(run) <= before:
+        if (code := _ended(process, 0.01)) is not None:
+            return code, time.monotonic() - began
+    return None, time.monotonic() - began
+
+
 def _killed(process: int) -> None:
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
@@ -74,7 +87,9 @@ def result(run: Path) -> object:
     return state(tree)
 
 
-def kills(folder: Path, number: int, *, engine: str, start: Start = forked, seed: int = 0) -> dict[str, float]:
+def kills(
+    folder: Path, number: int, *, engine: str, start: Start = forked, in_training: bool = False, seed: int = 0
+) -> dict[str, float]:
     """Kill and resume a training until it ends, over again until there were so many kills.
 
     Args:
@@ -82,6 +97,7 @@ def kills(folder: Path, number: int, *, engine: str, start: Start = forked, seed
         number: of kills, at least.
         engine: ``"eager"`` or ``"compiled"``.
         start: how a training is started.
+        in_training: whether the moments lie after the first checkpoint of a process, as where starting takes long.
         seed: of the moments.
 
     Returns:
@@ -90,9 +106,12 @@ def kills(folder: Path, number: int, *, engine: str, start: Start = forked, seed
     """
     chance, arguments, run = random.Random(seed), fit(folder, engine), folder / "run"
     began = time.monotonic()
-    if (code := _ended(start(arguments), 600)) != 0:
+    process = start(arguments)
+    code, starting = _under_way(process, run) if in_training else (None, 0.0)
+    code = _ended(process, 600) if code is None else code
+    if code != 0:
         raise RuntimeError(f"the training that is not killed ends with {code}")
-    whole, truth = time.monotonic() - began, result(run)
+    whole, truth = time.monotonic() - began - starting, result(run)
     shutil.rmtree(run)
     told = {"kills": 0, "while a file was being written": 0, "begun again": 0, "ended": 0, "equal to the bit": 0}
     while told["kills"] < number:
@@ -101,7 +120,8 @@ def kills(folder: Path, number: int, *, engine: str, start: Start = forked, seed
             shutil.rmtree(run)
             told["begun again"] += 1
         process = start(["fit", "--resume", str(run), "--checkpoint_steps", "1"] if resumes else arguments)
-        code = _ended(process, chance.uniform(0, 0.7 * whole))
+        code = _under_way(process, run)[0] if in_training else None
+        code = _ended(process, chance.uniform(0, 0.7 * whole)) if code is None else code
         if code is None:
             _killed(process)
             told["kills"] += 1
