@@ -76,7 +76,7 @@ _begun: Any = None
 def _begin(threads: int, begun: Any) -> None:
     global _begun
     _begun = begun
-    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]  # with its parent
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]  # with its parent
     with suppress(PermissionError):
         os.setpgid(0, 0)  # Ctrl-C goes to the first process, which ends the others
     torch.set_num_threads(threads)
