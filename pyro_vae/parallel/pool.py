@@ -67,7 +67,7 @@ class Workers(ProcessPoolExecutor):
         """End what is under way, and begin nothing else."""
         self.shutdown(wait=False, cancel_futures=True)
         for process in mp.active_children():
-            process.terminate()
+            process.kill()  # one that is asked to end would go on with what the queue holds already
 
 
 _begun: Any = None
