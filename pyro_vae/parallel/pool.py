@@ -53,6 +53,11 @@ class Workers(ProcessPoolExecutor):
             pid, number = self._begun.get()
             self._at[pid] = number
 
+    @property
+    def own(self) -> list[Any]:
+        """Its processes."""
+        return list((self._processes or {}).values())
+
     def died(self, processes: list[Any]) -> tuple[int | None, str]:
         """Of processes, the number of what the one was at that did not end by itself, and how it ended."""
         self.hear()
@@ -65,8 +70,9 @@ class Workers(ProcessPoolExecutor):
 
     def stop(self) -> None:
         """End what is under way, and begin nothing else."""
+        own = self.own
         self.shutdown(wait=False, cancel_futures=True)
-        for process in mp.active_children():
+        for process in own:
             process.kill()  # one that is asked to end would go on with what the queue holds already
 
 
@@ -157,7 +163,7 @@ def as_they_come(
     """
     try:
         futures = {executor.submit(function, *arguments): name for name, arguments in jobs.items()}
-        processes = mp.active_children()
+        processes = executor.own if isinstance(executor, Workers) else []
         for future in as_completed(futures):
             name = futures[future]
             try:
