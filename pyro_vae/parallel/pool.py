@@ -53,6 +53,11 @@ class Workers(ProcessPoolExecutor):
             pid, number = self._begun.get()
             self._at[pid] = number
 
+    @property
+    def own(self) -> list[Any]:
+        """Its processes."""
+        return list((self._processes or {}).values())
+
     def died(self, processes: list[Any]) -> tuple[int | None, str]:
         """Of processes, the number of what the one was at that did not end by itself, and how it ended."""
         self.hear()
@@ -65,9 +70,10 @@ class Workers(ProcessPoolExecutor):
 
     def stop(self) -> None:
         """End what is under way, and begin nothing else."""
+        own = self.own
         self.shutdown(wait=False, cancel_futures=True)
-        for process in mp.active_children():
-            process.terminate()
+        for process in own:
+            process.kill()  # one that is asked to end would go on with what the queue holds already
 
 
 _begun: Any = None
@@ -76,7 +82,7 @@ _begun: Any = None
 def _begin(threads: int, begun: Any) -> None:
     global _begun
     _begun = begun
-    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]  # with its parent
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]  # with its parent
     with suppress(PermissionError):
         os.setpgid(0, 0)  # Ctrl-C goes to the first process, which ends the others
     torch.set_num_threads(threads)
@@ -157,7 +163,7 @@ def as_they_come(
     """
     try:
         futures = {executor.submit(function, *arguments): name for name, arguments in jobs.items()}
-        processes = mp.active_children()
+        processes = executor.own if isinstance(executor, Workers) else []
         for future in as_completed(futures):
             name = futures[future]
             try:
