@@ -53,14 +53,16 @@ def test_the_make_targets_are_there():
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))
 def test_links_within_the_project_lead_somewhere(link):
-    assert (ROOT / link).exists()
+    path, _, anchor = link.partition("#")
+    assert (ROOT / path).exists()
+    assert f"\n## {anchor.capitalize()}" in (ROOT / path).read_text(encoding="utf-8") if anchor else True
 
 
 BASES = {"Prior", "Likelihood", "Posterior", "Estimator", "Schedule", "Weights", "kl_provenance", "taking"}
-BASES |= {"Finding", "STATISTICS"}
+BASES |= {"Finding", "STATISTICS", "Callback"}
 
 
-@pytest.mark.parametrize("module", ["priors", "likelihoods", "posteriors", "elbo", "diagnose"])
+@pytest.mark.parametrize("module", ["priors", "likelihoods", "posteriors", "elbo", "diagnose", "callbacks"])
 def test_the_table_names_every_member(module):
     part = getattr(pv, module)
     own = {name for name, value in vars(part).items() if isinstance(value, type) and value.__module__ == part.__name__}
