@@ -273,6 +273,7 @@ class Run:
         if any(callback.diverged(self, error) for callback in self.callbacks):
             return
         kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
+        kept = f"those of step {self.step}, where it was gone on from" if self.seen else kept
         final = DivergenceError(f"{error}; the weights kept are {kept}; lower the learning rate")
         final.history = self.history()
         raise final
@@ -310,7 +311,15 @@ class Run:
         return next((each for each in every if each != NOT_AGAIN), NOT_AGAIN)
 
     def state(self) -> Tree:
-        """All that training goes on from, as a tree of tensors and plain values; views, not copies."""
+        """All that training goes on from, as a tree of tensors and plain values; views, not copies.
+
+        Within an epoch the last good state is part of it, if there is a callback that may go back to that.
+        """
+        mends = any(type(callback).diverged is not Callback.diverged for callback in self.callbacks)
+        return {**self._state(), "good": self.good if mends and self.seen else None}
+
+    def _state(self) -> Tree:
+        """That of now."""
         scheduler = self.scheduler
         return {
             "weights": dict(self.vae.state_dict()),
@@ -332,8 +341,8 @@ class Run:
         return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
     def kept(self) -> Tree:
-        """A copy of the state."""
-        return copy.deepcopy(self.state())
+        """A copy of the state of now."""
+        return copy.deepcopy(self._state())
 
     def load(self, tree: Tree) -> None:
         """Go back, or on, to a state, in place."""
@@ -374,7 +383,7 @@ class Run:
             self.load(tree)
         if self.stopped:
             self.ending.set()
-        self.good = self.kept()
+        self.good = self.kept() if tree["good"] is None else tree["good"]
         self.bar.resumed(len(self.epochs), self.step)
 
     def history(self) -> xr.Dataset:

@@ -207,6 +207,36 @@ def test_a_roll_back_draws_new_noise_and_is_the_same_again():
     assert not torch.equal(ends[0], ends[1])
 
 
+@pytest.mark.parametrize("killed_at", [18, 21, 24])
+def test_a_run_killed_within_an_epoch_is_rolled_back_to_where_that_began(killed_at, tmp_path):
+    """Broken at step 22: before it, before it and resumed past it, and after the rates were lowered."""
+
+    def breaks(run):
+        if run.step == 22 and run.optimizer.param_groups[0]["lr"] == 1e-3:
+            with torch.no_grad():
+                next(run.vae.parameters()).fill_(math.nan)
+
+    whole = fit(RollBack(), At(breaks))
+    saving = Checkpoints(tmp_path, steps=5, minutes=None)
+    with pytest.raises(Killed):
+        fit(RollBack(), At(breaks), At(kill, killed_at), checkpoints=saving)
+    again = fit(roll_back := RollBack(), At(breaks), checkpoints=saving, resume=tmp_path)
+    assert roll_back.divergences == 1
+    assert torch.equal(flat(whole.vae), flat(again.vae))
+    assert again.history.drop_vars("seconds").equals(whole.history.drop_vars("seconds"))
+
+
+def test_a_divergence_after_a_resume_says_which_weights_are_kept(tmp_path):
+    def breaks(run):
+        with torch.no_grad():
+            next(run.vae.parameters()).fill_(math.nan)
+
+    with pytest.raises(Killed):
+        fit(At(kill, 21), checkpoints=Checkpoints(tmp_path, steps=5, minutes=None))
+    with pytest.raises(DivergenceError, match="the weights kept are those of step 20, where it was gone on from"):
+        fit(At(breaks, 22), resume=tmp_path)
+
+
 def test_an_explosion_ends_the_training_or_is_rolled_back():
     def explodes(run):
         with torch.no_grad():
