@@ -167,6 +167,8 @@ class Run:
 
     def train(self, keep: Keep, on_epoch: Callable[[int, VAE], None] | None) -> None:
         """Train up to the last epoch, or until something ends it."""
+        if self.stopped and self.seen:  # by a callback, within an epoch that this process has not looked at yet
+            self._close_epoch(whole=False)
         while not self.over:
             try:
                 whole = self._along_an_epoch(keep)

@@ -249,6 +249,50 @@ def test_an_explosion_ends_the_training_or_is_rolled_back():
     assert len(result.history.epoch) == 4
 
 
+def test_a_schedule_too_short_is_refused_before_the_first_step():
+    def one_cycle(steps):
+        return Schedule(lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps))
+
+    fit(one_cycle(32))
+    with pytest.raises(SettingsError, match="OneCycleLR ends after 31 steps, and goes on by 32"):
+        fit(one_cycle(31), At(kill))
+
+
+def every(number):
+    callback = pv.callbacks.Callback()
+    callback.every = number
+    return [callback]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "sentence"),
+    [
+        ([EMA], r"EMA is a class; give an instance"), ([3], "a int is no"), (EMA(), "callbacks is a EMA"),
+        (None, "callbacks is a NoneType"), ([EMA()] * 2, "one is given twice"), (every(-2), "every of Callback is -2"),
+        (every(2.5), "every of Callback is 2.5"), (every(0), "every of Callback is 0"),
+    ],
+)  # fmt: skip
+def test_what_are_no_callbacks_is_refused(callbacks, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        pv.fit(vae_of(), X, callbacks=callbacks, progress=False)
+
+
+def test_a_stream_is_not_watched():
+    with pytest.raises(SettingsError, match=r"validation_data is a stream, .* as its sample\(2048\)"):
+        fit(validation_data=pv.data.stream(X.numpy()))
+
+
+def test_a_run_that_was_stopped_within_an_epoch_is_the_same_when_resumed(tmp_path):
+    def stop(run):
+        run.stop("enough")
+
+    first = fit(At(stop, 19), checkpoints=tmp_path)
+    again = fit(At(stop, 19), resume=tmp_path)
+    assert first.history.step.values.tolist() == [8, 16, 19]
+    assert again.history.drop_vars("seconds").equals(first.history.drop_vars("seconds"))
+    assert torch.equal(flat(first.vae), flat(again.vae))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_rates_of_a_schedule_by_steps_are_those_of_its_steps(engine):
     """A rate of 0 from the eleventh step on, and nothing moves from the eleventh step on."""
