@@ -26,6 +26,7 @@ from pyro_vae.errors import DataError, DivergenceError, SettingsError
 from pyro_vae.rows import rows_for, rows_of
 from pyro_vae.runs import RunFolder, load_weights
 from pyro_vae.streams import Streamed
+from pyro_vae.streams.parquet import parquet_files
 from pyro_vae.streams.zarr_store import is_zarr
 from pyro_vae.train import Fit, fit
 
@@ -64,7 +65,7 @@ def streamed(path: Path) -> bool:
         False
     """
     if path.is_dir():
-        return is_zarr(path) or any(path.glob("**/*.parquet"))
+        return is_zarr(path) or bool(parquet_files(path))
     return path.suffix.lower() in (".npy", ".parquet") and path.is_file() and path.stat().st_size > STREAMED_BYTES
 
 

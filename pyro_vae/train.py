@@ -22,6 +22,7 @@ from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae._journal import Journal
 from pyro_vae._numbers import whole
 from pyro_vae.callbacks import Callback
+from pyro_vae.callbacks.base import refuse_callbacks
 from pyro_vae.callbacks.schedules import refuse_plateau
 from pyro_vae.core import VAE
 from pyro_vae.device import describe_device, refuse_seed, seeded
@@ -122,7 +123,7 @@ def fit(
     Args:
         vae: trained in place, and moved to ``device``.
         data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
-            :class:`~pyro_vae.data.Data` with a context and mask of its own.
+            :class:`~pyro_vae.data.Data` with a context and mask of its own; or a :func:`pyro_vae.data.stream`.
         elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
             what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
         optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
@@ -131,7 +132,7 @@ def fit(
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
             If not given, 128, or all data where there are fewer.
-        validation_data: as ``data``; with a context or mask, as ``Data``.
+        validation_data: as ``data``, in memory; with a context or mask, as ``Data``.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         seed: of the order of the data and of the samples of z.
         progress: whether to say where it trains and to show a bar.
@@ -217,8 +218,14 @@ def _fit(
     _refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
     _refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
     _refuse_engine(engine, clip_norm, precision)
+    refuse_callbacks(callbacks)
     refuse_spread(vae, elbo or Trace_ELBO(), batch_size, group)
     validation = None
+    if isinstance(validation_data, Source):
+        raise SettingsError(
+            "validation_data is a stream, and all of them are looked at after each epoch; give rows that lie in "
+            f"memory, as its sample({EVALUATION_ROWS})"
+        )
     if validation_data is not None:
         validation = rows_for(vae, validation_data, source="validation data")
     if isinstance(elbo, Estimator):

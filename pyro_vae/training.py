@@ -167,6 +167,8 @@ class Run:
 
     def train(self, keep: Keep, on_epoch: Callable[[int, VAE], None] | None) -> None:
         """Train up to the last epoch, or until something ends it."""
+        if self.stopped and self.seen:  # by a callback, within an epoch that this process has not looked at yet
+            self._close_epoch(whole=False)
         while not self.over:
             try:
                 whole = self._along_an_epoch(keep)
@@ -273,6 +275,7 @@ class Run:
         if any(callback.diverged(self, error) for callback in self.callbacks):
             return
         kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
+        kept = f"those of step {self.step}, where it was gone on from" if self.seen else kept
         final = DivergenceError(f"{error}; the weights kept are {kept}; lower the learning rate")
         final.history = self.history()
         raise final
@@ -310,7 +313,15 @@ class Run:
         return next((each for each in every if each != NOT_AGAIN), NOT_AGAIN)
 
     def state(self) -> Tree:
-        """All that training goes on from, as a tree of tensors and plain values; views, not copies."""
+        """All that training goes on from, as a tree of tensors and plain values; views, not copies.
+
+        Within an epoch the last good state is part of it, if there is a callback that may go back to that.
+        """
+        mends = any(type(callback).diverged is not Callback.diverged for callback in self.callbacks)
+        return {**self._state(), "good": self.good if mends and self.seen else None}
+
+    def _state(self) -> Tree:
+        """That of now."""
         scheduler = self.scheduler
         return {
             "weights": dict(self.vae.state_dict()),
@@ -332,8 +343,8 @@ class Run:
         return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
     def kept(self) -> Tree:
-        """A copy of the state."""
-        return copy.deepcopy(self.state())
+        """A copy of the state of now."""
+        return copy.deepcopy(self._state())
 
     def load(self, tree: Tree) -> None:
         """Go back, or on, to a state, in place."""
@@ -374,7 +385,7 @@ class Run:
             self.load(tree)
         if self.stopped:
             self.ending.set()
-        self.good = self.kept()
+        self.good = self.kept() if tree["good"] is None else tree["good"]
         self.bar.resumed(len(self.epochs), self.step)
 
     def history(self) -> xr.Dataset:

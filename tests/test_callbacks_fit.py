@@ -207,6 +207,36 @@ def test_a_roll_back_draws_new_noise_and_is_the_same_again():
     assert not torch.equal(ends[0], ends[1])
 
 
+@pytest.mark.parametrize("killed_at", [18, 21, 24])
+def test_a_run_killed_within_an_epoch_is_rolled_back_to_where_that_began(killed_at, tmp_path):
+    """Broken at step 22: before it, before it and resumed past it, and after the rates were lowered."""
+
+    def breaks(run):
+        if run.step == 22 and run.optimizer.param_groups[0]["lr"] == 1e-3:
+            with torch.no_grad():
+                next(run.vae.parameters()).fill_(math.nan)
+
+    whole = fit(RollBack(), At(breaks))
+    saving = Checkpoints(tmp_path, steps=5, minutes=None)
+    with pytest.raises(Killed):
+        fit(RollBack(), At(breaks), At(kill, killed_at), checkpoints=saving)
+    again = fit(roll_back := RollBack(), At(breaks), checkpoints=saving, resume=tmp_path)
+    assert roll_back.divergences == 1
+    assert torch.equal(flat(whole.vae), flat(again.vae))
+    assert again.history.drop_vars("seconds").equals(whole.history.drop_vars("seconds"))
+
+
+def test_a_divergence_after_a_resume_says_which_weights_are_kept(tmp_path):
+    def breaks(run):
+        with torch.no_grad():
+            next(run.vae.parameters()).fill_(math.nan)
+
+    with pytest.raises(Killed):
+        fit(At(kill, 21), checkpoints=Checkpoints(tmp_path, steps=5, minutes=None))
+    with pytest.raises(DivergenceError, match="the weights kept are those of step 20, where it was gone on from"):
+        fit(At(breaks, 22), resume=tmp_path)
+
+
 def test_an_explosion_ends_the_training_or_is_rolled_back():
     def explodes(run):
         with torch.no_grad():
@@ -217,6 +247,50 @@ def test_an_explosion_ends_the_training_or_is_rolled_back():
     assert len(caught.value.history.epoch) == 2
     result = fit(Explosion(), RollBack(), At(explodes, 24))
     assert len(result.history.epoch) == 4
+
+
+def test_a_schedule_too_short_is_refused_before_the_first_step():
+    def one_cycle(steps):
+        return Schedule(lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps))
+
+    fit(one_cycle(32))
+    with pytest.raises(SettingsError, match="OneCycleLR ends after 31 steps, and goes on by 32"):
+        fit(one_cycle(31), At(kill))
+
+
+def every(number):
+    callback = pv.callbacks.Callback()
+    callback.every = number
+    return [callback]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "sentence"),
+    [
+        ([EMA], r"EMA is a class; give an instance"), ([3], "a int is no"), (EMA(), "callbacks is a EMA"),
+        (None, "callbacks is a NoneType"), ([EMA()] * 2, "one is given twice"), (every(-2), "every of Callback is -2"),
+        (every(2.5), "every of Callback is 2.5"), (every(0), "every of Callback is 0"),
+    ],
+)  # fmt: skip
+def test_what_are_no_callbacks_is_refused(callbacks, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        pv.fit(vae_of(), X, callbacks=callbacks, progress=False)
+
+
+def test_a_stream_is_not_watched():
+    with pytest.raises(SettingsError, match=r"validation_data is a stream, .* as its sample\(2048\)"):
+        fit(validation_data=pv.data.stream(X.numpy()))
+
+
+def test_a_run_that_was_stopped_within_an_epoch_is_the_same_when_resumed(tmp_path):
+    def stop(run):
+        run.stop("enough")
+
+    first = fit(At(stop, 19), checkpoints=tmp_path)
+    again = fit(At(stop, 19), resume=tmp_path)
+    assert first.history.step.values.tolist() == [8, 16, 19]
+    assert again.history.drop_vars("seconds").equals(first.history.drop_vars("seconds"))
+    assert torch.equal(flat(first.vae), flat(again.vae))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

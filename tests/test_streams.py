@@ -358,6 +358,7 @@ REFUSED = {
     ),
     "damaged Parquet": (lambda f: (f / "a.parquet").write_bytes(b"PAR1junk") and f, "not a whole Parquet file"),
     "empty table": (lambda f: parquet.write_table(pa.table({"a": pa.array([], "f4")}), f / "a.parquet") or f, "0 rows"),
+    "masked array": (lambda f: np.ma.masked_array(np.zeros((3, 2))), "a masked array"),
     "damaged Zarr": (lambda f: (f / "zarr.json").write_text("{") and f, "cannot be read"),
     "Zarr without a shape": (lambda f: (f / "zarr.json").write_text("{}") and f, "not a whole Zarr array"),
 }
@@ -373,6 +374,66 @@ def test_bad_input_gets_one_sentence(what, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+class Unsliceable:
+    """Looks like an array, and gives no numbers."""
+
+    shape, dtype = (3, 2), np.dtype("f4")
+
+    def __getitem__(self, rows):
+        return [[object()]] * 3
+
+
+def test_an_array_that_gives_no_numbers_is_refused():
+    with pytest.raises(DataError, match="cannot be read"):
+        visited(pv.data.stream(Unsliceable()), seed=0, batch_size=2)
+
+
+def test_what_was_changed_in_memory_alone_is_what_is_read(tmp_path):
+    """NumPy's copy on write: the file stays as it was."""
+    array = np.load(npy(rows(3), tmp_path), mmap_mode="c")
+    array[0] = 7, 14
+    assert pv.data.stream(array).head(3).x[:, 0].tolist() == [7, 1, 2]
+
+
+@pytest.mark.parametrize("make", [lambda x: x, TensorDataset, lambda x: lambda: [x]])
+def test_bfloat16_is_read_as_float32(make):
+    x = torch.from_numpy(rows(8)).bfloat16()
+    assert sorted(visited(pv.data.stream(make(x), size=8), seed=0, batch_size=2)[0]) == list(range(8))
+
+
+def test_what_writers_of_parquet_leave_behind_is_not_read(tmp_path):
+    files(rows(30), tmp_path)
+    (tmp_path / "_temporary").mkdir()
+    parquet.write_table(table_of(rows(4)), tmp_path / "_temporary" / "d.parquet")
+    (tmp_path / "._a.parquet").write_bytes(b"of another system")
+    assert len(pv.data.stream(tmp_path)) == 30
+
+
+class Noisy(TensorDataset):
+    def __getitem__(self, i):
+        return super().__getitem__(i)[0] + torch.rand(2)
+
+
+@pytest.mark.parametrize("make", [lambda data: data, lambda data: DataLoader(data, batch_size=2)])
+def test_noise_of_torchs_own_generator_is_warned_of_and_undone(make):
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="draws from torch's own generator"):
+        pv.data.stream(make(Noisy(torch.zeros(6, 2))))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_columns_are_refused_where_they_mean_nothing(tmp_path):
+    parquet.write_table(table_of(rows(3)), tmp_path / "x.parquet")
+    for data, wrong, kind, sentence in [
+        (rows(3), {"columns": ["a"]}, pv.errors.SettingsError, "columns is for other kinds"),
+        (tmp_path, {"columns": "ab"}, pv.errors.SettingsError, "give a list of names"),
+        (tmp_path, {"columns": ["a", "a"]}, DataError, "column 'a' is taken twice"),
+        (tmp_path, {"columns": ["a", "b"], "context": ["b"]}, DataError, "column 'b' is taken twice"),
+    ]:
+        with pytest.raises(kind, match=sentence):
+            pv.data.stream(data, **wrong)
+
+
 def test_settings_are_refused(tmp_path):
     x = rows(3)
     for wrong, sentence in [
@@ -382,6 +443,8 @@ def test_settings_are_refused(tmp_path):
     ]:  # fmt: skip
         with pytest.raises(pv.errors.SettingsError, match=sentence):
             pv.data.stream(npy(x, tmp_path), **wrong)
+    with pytest.raises(DataError, match="context or mask none"):
+        pv.data.stream([{"x": x, "context": x[:0]}], size=3)
     with pytest.raises(pv.errors.SettingsError, match="mask is for other kinds"):
         pv.data.stream(cut(x), size=3, mask=x > 0)
 

@@ -1,8 +1,11 @@
 """``Callback``: what is told of a training while it goes on."""
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae._numbers import whole
 from pyro_vae._state import Tree
+from pyro_vae.errors import SettingsError
 
 if TYPE_CHECKING:
     from pyro_vae.training import Run
@@ -67,3 +70,29 @@ class Callback:
 
     def load(self, state: Tree) -> None:
         """Remember what ``state`` of a callback of the same settings gave: a copy, whose tensors may lie on the CPU."""
+
+
+def refuse_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse what is no list of callbacks, one that is given twice, and steps that cannot be counted.
+
+    Raises:
+        SettingsError: saying which.
+
+    Example:
+        >>> refuse_callbacks([Callback])
+        Traceback (most recent call last):
+        pyro_vae.errors.SettingsError: callbacks: Callback is a class; give an instance, Callback(...)
+    """
+    if not isinstance(callbacks, Iterable):
+        raise SettingsError(f"callbacks is a {type(callbacks).__name__}; give a list of callbacks")
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise SettingsError(
+                f"callbacks: {callback.__name__} is a class; give an instance, {callback.__name__}(...)"
+            )
+        if not isinstance(callback, Callback):
+            raise SettingsError(f"callbacks: a {type(callback).__name__} is no pyro_vae.callbacks.Callback; derive it")
+        if callback.every is not None:
+            whole(f"every of {type(callback).__name__}", callback.every, 1)
+    if len({*map(id, callbacks)}) < len(callbacks):
+        raise SettingsError("callbacks: one is given twice, and would be told of each step twice; make two of them")

@@ -56,6 +56,12 @@ class Schedule(Callback):
             raise SettingsError(
                 f"Schedule made a {type(made).__name__}; make one of torch.optim.lr_scheduler that steps alone"
             )
+        looks, end = _looks(run, self.every or 1), getattr(made, "total_steps", None)
+        if end is not None and looks > end:
+            raise SettingsError(
+                f"Schedule: {type(made).__name__} ends after {end} steps, and goes on by {looks} in this training; "
+                "make it as long"
+            )
         self.scheduler = made
 
     def step(self, run: Run) -> None:
@@ -73,6 +79,11 @@ class Schedule(Callback):
     def load(self, state: Tree) -> None:
         if self.scheduler is not None and state:
             self.scheduler.load_state_dict(like(state, self.scheduler.state_dict()))
+
+
+def _looks(run: Run, every: int) -> int:
+    """How many steps a schedule takes in a whole training."""
+    return getattr(run, "last", 0) * getattr(run, "steps_per_epoch", 0) // every * every
 
 
 def refuse_plateau(scheduler: object) -> None:

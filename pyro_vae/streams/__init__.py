@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae._numbers import whole
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.streams.base import WINDOW_BYTES, Streamed
+from pyro_vae.streams.parts import as_numpy
 from pyro_vae.streams.tabled import Tabled
 from pyro_vae.streams.tables import Beside, Table, mapped, npy, sliced
 
@@ -40,22 +41,23 @@ def stream(
     Every value is looked at as it is read, and refused by its place if it is not finite.
 
     Args:
-        data: the path of a ``.npy`` file, of a Parquet file or a folder of such, or of a Zarr array; an
-            array that is cut by slices, as HDF5's; a map-style data set of torch; a ``DataLoader``; an
-            ``IterableDataset``; an iterable of batches that can be read again and again, or a function that
-            makes one. Items and batches are tensors or arrays, tuples whose first is x (labels are left
-            out), or mappings with ``"x"`` and perhaps ``"context"`` and ``"mask"``. What a data set draws
-            at random should come from a generator of its own. Loaders are seeded by the epoch.
+        data: the path of a ``.npy`` file, of a Parquet file or a folder of such (what only the names of
+            folders in it say, as ``k=1``, is no column), or of a Zarr array; an array that is cut by
+            slices, as HDF5's; a map-style data set of torch; a ``DataLoader``; an ``IterableDataset``; an
+            iterable of batches that can be read again and again, or a function that makes one. Items and
+            batches are tensors or arrays, tuples whose first is x (labels are left out), or mappings with
+            ``"x"`` and perhaps ``"context"`` and ``"mask"``. What a data set draws at random should come
+            from a generator of its own, and it is warned where it does not. Loaders are seeded by the epoch.
         size: how many rows an iterable gives in a pass, the n of n/m; others know it.
         context: what prior, decoder and encoder are given besides: of as many rows, as ``data`` but no
             iterable; of Parquet, names of columns.
-        mask: true where a value was observed: as ``context``; of Parquet, null is what was not.
+        mask: true where a value was observed: as ``context``, but no names.
         columns: names of the columns of Parquet to take; all that are not context, if not given.
         nan_is_missing: whether NaN, and null, mean that a value was not observed; else it is refused.
         window_bytes: at most so many bytes in each of the two windows.
         block_rows: about so many rows are read at once; if not given, a window holds 512 blocks. Row
             groups of Parquet and chunks of Zarr are read as wholes.
-        source: what to call the data in messages; their path or type if not given.
+        source: what to call data that have no path in messages; their type if not given.
 
     Returns:
         The stream.
@@ -78,6 +80,8 @@ def stream(
     }  # fmt: skip
     rows = None if block_rows is None else whole("block_rows", block_rows, 1)
     size = None if size is None else whole("size", size, 1)
+    if isinstance(columns, str):
+        raise SettingsError(f"columns is {columns!r}; give a list of names")
     table = _table(data, source, columns, context)
     if table is None:
         from pyro_vae.streams.batches import batches
@@ -85,6 +89,8 @@ def stream(
         name = source or str(getattr(data, "__name__", type(data).__name__))
         _refuse_given(name, context=context, mask=mask, columns=columns, block_rows=rows)
         return batches(data, name, size, **settings)
+    if not isinstance(data, str | PathLike):
+        _refuse_given(table.name, columns=columns)
     if size not in (None, len(table)):
         raise SettingsError(f"{table.name}: size is {size} and there are {len(table)} rows; leave size out")
     conditions = None if context is None or table.context else _beside(context, "context")
@@ -101,8 +107,11 @@ def _table(data: Any, source: str | None, columns: Sequence[str] | None = None, 
         return _of_path(Path(data), columns, context)
     name = source or type(data).__name__
     if isinstance(data, Tensor):
-        data = data.detach().cpu().numpy()
-    if isinstance(data, np.memmap) and isinstance(data.base, mmap):  # no view of another
+        data = as_numpy(data)
+    if isinstance(data, np.ma.MaskedArray):
+        raise DataError(f"{name}: a masked array; give its .data, and mask=~numpy.ma.getmaskarray(of it)")
+    # No view of another, and none whose changes are not in the file.
+    if isinstance(data, np.memmap) and isinstance(data.base, mmap) and data.mode != "c":
         return mapped(data, source or str(data.filename))
     if all(hasattr(data, attribute) for attribute in ("shape", "dtype", "__getitem__")):
         return sliced(data, name)

@@ -16,7 +16,7 @@ from pyro_vae.sources import spaced
 from pyro_vae.streams.ahead import Fill
 from pyro_vae.streams.base import Streamed, moved
 from pyro_vae.streams.items import fill_from, refuse_datum
-from pyro_vae.streams.parts import Parts, parts_of
+from pyro_vae.streams.parts import Parts, own_noise, parts_of
 
 ONCE = "a generator can be read only once, where training reads the data in each epoch anew"
 
@@ -170,12 +170,19 @@ def batches(data: Any, name: str, size: int | None, **settings: Any) -> Batches:
     size = _known_size(data) if size is None else size
     if size is None:
         raise DataError(f"{name}: nobody knows how many rows it gives, which the n of n/m is; give size= that number")
-    for batch in make(0):
+    with own_noise(name):
+        first = _first_datum(make(0), name)
+    refuse_datum(*first, name)
+    return Batches(make=make, size=size, name=name, first=first, **settings)
+
+
+def _first_datum(given: Iterable[Any], name: str) -> Parts:
+    for batch in given:
         x, context, mask = parts_of(batch, name)
         if x.ndim and len(x):
-            first = x[0], None if context is None else context[0], None if mask is None else mask[0]
-            refuse_datum(*first, name)
-            return Batches(make=make, size=size, name=name, first=first, **settings)
+            if any(part is not None and (not part.ndim or not len(part)) for part in (context, mask)):
+                raise DataError(f"{name}: a batch has {len(x)} rows, and its context or mask none; make them equal")
+            return x[0], None if context is None else context[0], None if mask is None else mask[0]
     raise DataError(f"{name}: it gives no rows; give at least one batch")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pyro_vae.errors import DataError
 from pyro_vae.rows import Rows
-from pyro_vae.streams.parts import parts_of
+from pyro_vae.streams.parts import own_noise, parts_of
 from pyro_vae.streams.tables import put
 
 
@@ -90,7 +90,8 @@ def items(data: Any, name: str) -> Items:
     """
     if not len(data):
         raise DataError(f"{name}: it has no items; there must be at least one row")
-    x, context, mask = parts_of(data[0], name)
+    with own_noise(name):
+        x, context, mask = parts_of(data[0], name)
     refuse_datum(x, context, mask, name)
     return Items(data, name, x.shape, 0 if context is None else len(context), mask is not None)
 

@@ -138,7 +138,7 @@ def parquet_table(path: Path, *, columns: Sequence[str] | None = None, context: 
     Raises:
         DataError: if there is none, one is damaged or of other columns, or a column holds no numbers.
     """
-    paths = [path] if path.is_file() else sorted(p for p in path.rglob("*.parquet") if p.is_file())
+    paths = [path] if path.is_file() else parquet_files(path)
     if not paths:
         raise DataError(f"{path}: the folder holds no .parquet files and is no Zarr array; give one that does")
     files = [(p, stamp_of(p), _footer(p)) for p in paths]
@@ -162,6 +162,22 @@ def parquet_table(path: Path, *, columns: Sequence[str] | None = None, context: 
     if not groups:
         raise DataError(f"{path}: the table has 0 rows; it needs some")
     return ParquetTable(str(path), files, groups, names, tuple(context))
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files of a folder and of those in it, without those whose name begins with a dot or a low line.
+
+    Writers of such folders name what is no part of the table so, as what a job that failed has left.
+
+    Args:
+        folder: the folder.
+
+    Example:
+        >>> parquet_files(Path("nowhere"))
+        []
+    """
+    found = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
+    return [path for path in found if not any(part[0] in "._" for part in path.relative_to(folder).parts)]
 
 
 def _footer(path: Path) -> Any:
@@ -189,6 +205,8 @@ def _refuse_other(path: Path, schema: Any, first: Path, of: Any) -> None:
 def _refuse_columns(path: Path, schema: Any, names: Sequence[str], context: Sequence[str]) -> None:
     import pyarrow as pa
 
+    if twice := {*names} & {*context} or {name for name in names if [*names].count(name) > 1}:
+        raise DataError(f"{path}: column {min(twice)!r} is taken twice; leave it out of columns= or of context=")
     if not names:
         raise DataError(f"{path}: the table has {len(schema.names)} columns, none for the data; it needs some")
     for name in [*names, *context]:

@@ -1,9 +1,12 @@
 """x, context and mask of what data sets and iterables give."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vae.errors import DataError
@@ -44,9 +47,41 @@ def parts_of(given: Any, name: str) -> Parts:
     return _array(given, name), None, None
 
 
+@contextmanager
+def own_noise(name: str) -> Iterator[None]:
+    """Warn of a draw from torch's own generator inside, which is then undone.
+
+    A thread would draw there while steps do, so that neither could be repeated.
+
+    Args:
+        name: of what is read inside.
+    """
+    before = torch.get_rng_state()
+    yield
+    if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)
+        warnings.warn(
+            f"{name}: it draws from torch's own generator, which the steps draw from meanwhile, so no training can be "
+            "repeated or resumed to the bit; let it draw from a torch.Generator of its own",
+            stacklevel=2,
+        )
+
+
+def as_numpy(value: Tensor) -> np.ndarray:
+    """A tensor as an array, in float32 where NumPy has not its precision.
+
+    Example:
+        >>> as_numpy(torch.ones(1, dtype=torch.bfloat16)).dtype
+        dtype('float32')
+    """
+    value = value.detach().cpu()
+    array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return array
+
+
 def _array(value: Any, name: str) -> np.ndarray:
     try:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        array = as_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"{name}: it gives a {type(value).__name__}, no array ({reason(error)})") from error
     if array.dtype.kind not in "fiub":

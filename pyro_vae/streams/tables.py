@@ -221,10 +221,9 @@ class Sliced(Plain):
 
     def read(self, start: int, into: Rows) -> None:
         try:
-            values = np.asarray(self.array[start : start + len(into)]).reshape(len(into), -1)
+            put(np.asarray(self.array[start : start + len(into)]).reshape(len(into), -1), into.x.numpy())
         except Exception as error:  # of whatever library the array is
             raise DataError(f"{self.name}: cannot be read ({reason(error)}); copy or make it again") from error
-        put(values, into.x.numpy())
 
 
 def sliced(array: Any, name: str) -> Sliced:
