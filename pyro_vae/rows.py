@@ -84,6 +84,8 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
 
 
 def _from_numpy(data: Any, source: str) -> Tensor:
+    if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
+        raise DataError(f"{source}: is a masked array; give data.filled(0), and mask=~numpy.ma.getmaskarray(data)")
     try:
         array = np.asarray(data)
     except ValueError as error:

@@ -306,3 +306,11 @@ def test_a_share_that_is_none_is_refused(fraction):
 def test_one_row_is_not_split():
     with pytest.raises(DataError, match="readings: 1 row cannot be split"):
         split(Data(torch.zeros(1, 2), source="readings"))
+
+
+def test_a_masked_array_is_not_taken_for_whole():
+    values = np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 3)
+    with pytest.raises(pv.errors.DataError, match=r"masked array; give data.filled\(0\), and mask="):
+        pv.data.rows_of(values)
+    rows = pv.data.rows_of(values.filled(0), mask=~np.ma.getmaskarray(values))
+    assert rows.x.tolist() == [[0, 1], [2, 3], [0, 0]]

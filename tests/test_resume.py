@@ -192,6 +192,20 @@ def test_auto_that_compiles_on_its_way(tmp_path, traced_only, monkeypatch):
         resumes_exactly(tmp_path / str(i), step, engine="auto")
 
 
+def test_one_that_was_stopped_early_is_given_with_its_best_weights(tmp_path):
+    def once(**where):
+        frozen = partial(SGD, lr=0.0)  # nothing grows, so it stops after `patience` epochs
+        return pv.fit(
+            vae_of(), X, validation_data=X, batch_size=BATCH, epochs=9, progress=False, device="cpu", optimizer=frozen,
+            callbacks=[pv.callbacks.EarlyStopping(patience=2)], **where,
+        )  # fmt: skip
+
+    whole, again = once(checkpoints=tmp_path), once(resume=tmp_path)
+    assert whole.history.sizes["epoch"] == 3
+    assert again.history.attrs["stopped"] == whole.history.attrs["stopped"]
+    assert same(whole, again)
+
+
 def test_longer_than_it_was_begun_with(tmp_path):
     trained(tmp_path, epochs=2)
     assert same(trained(None), trained(tmp_path, resume=True))

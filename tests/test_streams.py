@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -661,3 +662,15 @@ def test_fit_takes_a_stream_and_goes_on_within_a_window(kind, tmp_path):
     memory = pv.fit(small_vae(), x, **settings).history
     assert history.attrs["data"] == 300
     assert history.objective.values == pytest.approx(memory.objective.values, rel=0.05)
+
+
+def test_each_batch_of_a_stream_stands_for_all_data(tmp_path):
+    """With the exact guide the loss has no noise: n/m log p(x) of each batch adds up to the mean over all data."""
+    model = linear_gaussian()
+    x = model.sample(103).float()
+    np.save(tmp_path / "x.npy", x.numpy())
+    rows = pv.data.stream(tmp_path / "x.npy", window_bytes=4 * x.shape[1] * 30)
+    assert len(list(rows.windows(seed=0, batch_size=10))) > 3
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    fit = pv.fit(model.as_vae(), rows, batch_size=10, epochs=2, optimizer=frozen, progress=False, device="cpu")
+    assert fit.history.objective.values == pytest.approx(model.log_marginal(x.double()).mean().item(), abs=1e-10)
