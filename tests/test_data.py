@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pyarrow import parquet
 
-from pyro_vae.data import Data, as_tensor, digits, load, load_held_out, split
+from pyro_vae.data import Data, as_tensor, digits, load, load_held_out, rows_of, split
 from pyro_vae.errors import DataError, SettingsError
 
 NUMBERS = np.random.default_rng(0).normal(size=(20, 3))
@@ -310,7 +310,7 @@ def test_one_row_is_not_split():
 
 def test_a_masked_array_is_not_taken_for_whole():
     values = np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 3)
-    with pytest.raises(pv.errors.DataError, match=r"masked array; give data.filled\(0\), and mask="):
-        pv.data.rows_of(values)
-    rows = pv.data.rows_of(values.filled(0), mask=~np.ma.getmaskarray(values))
+    with pytest.raises(DataError, match=r"masked array; give data.filled\(0\), and mask="):
+        rows_of(values)
+    rows = rows_of(values.filled(0), mask=~np.ma.getmaskarray(values))
     assert rows.x.tolist() == [[0, 1], [2, 3], [0, 0]]
