@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_vae._check import in_a_line
+from pyro_vae._state import unsaved
 from pyro_vae._trees import Tree
 from pyro_vae.core import VAE
 from pyro_vae.errors import DataError
@@ -112,9 +113,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _besides(vae: VAE) -> dict[str, Tree]:
     """What neither the constructors nor ``state_dict()`` tell."""
-    saved = vae.state_dict().keys()
     return {
-        "buffers": {name: tensor for name, tensor in vae.named_buffers(remove_duplicate=False) if name not in saved},
+        "buffers": unsaved(vae),
         "frozen": [name for name, p in vae.named_parameters(remove_duplicate=False) if not p.requires_grad],
         "evaluating": [name for name, part in vae.named_modules(remove_duplicate=False) if not part.training],
     }
