@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
@@ -376,23 +377,25 @@ def _other_attribute(one: dict[str, Any], other: dict[str, Any]) -> str:
     return next(iter([*names, *(name for name in one if name in other and not _alike(one[name], other[name]))]), "")
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether attributes are equal; an object that cannot be compared is, where it is of the same class."""
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        alike = (
-            isinstance(one, Tensor)
-            and isinstance(other, Tensor)
-            and (one.dtype, one.shape) == (other.dtype, other.shape)
-        )
-        return alike and torch.equal(one.cpu(), other.cpu())
-    if isinstance(one, list | tuple) and type(one) is type(other):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    if isinstance(one, dict) and type(one) is type(other):
-        return list(one) == list(other) and all(_alike(value, other[key]) for key, value in one.items())
-    if isinstance(one, partial) and isinstance(other, partial):
-        return _alike([one.func, one.args, one.keywords], [other.func, other.args, other.keywords])
-    if one is None or isinstance(one, bool | int | float | str | type | torch.dtype):
-        return type(one) is type(other) and repr(one) == repr(other)
-    if inspect.isroutine(one):
-        return one is other
-    return type(one) is type(other)
+def _alike(one: Any, other: Any, within: frozenset[int] = frozenset()) -> bool:
+    """Whether attributes are equal; objects are by what they keep, and those that keep nothing by their class."""
+    if type(one) is not type(other) and not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return False
+    if isinstance(one, Tensor):
+        return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(one.cpu(), other.cpu())
+    if one is None or isinstance(one, bool | int | float | str | bytes | type | torch.dtype):
+        return repr(one) == repr(other)
+    if isinstance(one, set | frozenset) or inspect.isroutine(one):
+        return bool(one is other or (isinstance(one, set | frozenset) and one == other))
+    if isinstance(one, np.ndarray):
+        return _alike(one.tolist(), other.tolist(), within) and (one.dtype, one.shape) == (other.dtype, other.shape)
+    if id(one) in within:  # an object that is met within itself
+        return True
+    within |= {id(one)}
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(_alike(a, b, within) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_alike(value, other[key], within) for key, value in one.items())
+    if isinstance(one, partial):
+        return _alike([one.func, one.args, one.keywords], [other.func, other.args, other.keywords], within)
+    return _alike(getattr(one, "__dict__", {}), getattr(other, "__dict__", {}), within)

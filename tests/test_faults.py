@@ -16,9 +16,11 @@ import pyro_vae as pv
 from faults import damage
 from faults.kill import fit, kills
 from pyro_vae._checkpoints import Checkpoints, locked
+from pyro_vae._sums import SUMS, refuse_changed
 from pyro_vae._trees import read_tree, write_tree
 from pyro_vae.cli import main
-from pyro_vae.errors import OutputError
+from pyro_vae.errors import DataError, OutputError
+from pyro_vae.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,32 @@ def test_a_whole_folder_is_what_sha256sum_says_too(finished):
     listed = {line.split("  ")[1] for line in (finished / "SHA256SUMS").read_text().splitlines()}
     files = {path.name for path in finished.iterdir() if path.is_file()}
     assert listed == files - {"SHA256SUMS"}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_killed_while_a_file_is_replaced_either_of_the_two_is_whole(replaced, tmp_path, monkeypatch):
+    """A run that goes on to more epochs writes its settings anew; they must not be refused if it dies just then."""
+    run, replace = RunFolder.again(tmp_path), os.replace
+    run.text("config.yaml", "epochs: 1")
+
+    def killed(source, target):
+        if Path(target).name != "config.yaml":
+            return replace(source, target)
+        if replaced:
+            replace(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.text("config.yaml", "epochs: 2")
+    refuse_changed(tmp_path / "config.yaml")
+    assert (tmp_path / "config.yaml").read_text() == f"epochs: {1 + replaced}"
+    run.text("config.yaml", "epochs: 3")
+    assert (tmp_path / SUMS).read_text().count("config.yaml") == 1
+    (tmp_path / "config.yaml").write_text("epochs: 1")
+    with pytest.raises(DataError, match="is not as it was written"):
+        refuse_changed(tmp_path / "config.yaml")
 
 
 def test_a_run_folder_without_weights_gives_those_of_its_checkpoint(run):
