@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -178,6 +179,31 @@ def test_a_second_run_in_the_folder_is_refused_in_a_sentence(run, capsys):
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert main(["fit", "--resume", str(run)]) == 0
     assert not list(run.glob(".*"))
+
+
+def test_sigterm_while_results_are_written_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    arguments, figure = fit(tmp_path, "eager", epochs=1), RunFolder.figure
+
+    def stopped(run, name, drawn):
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "figure", figure)
+            os.kill(os.getpid(), signal.SIGTERM)
+            figure(run, name, drawn)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "figure", stopped)
+            assert main(arguments) == 130
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    run = tmp_path / "run"
+    assert f"go on with pyro-vae fit --resume {run}\npyro-vae: interrupted" in capsys.readouterr().err
+    assert not list(run.glob("*.png"))
+    assert not list(run.glob(".*"))
+    assert main(["fit", "--resume", str(run)]) == 0
+    assert len(list(run.glob("*.png"))) == 4
 
 
 @pytest.mark.slow
