@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_vae._check import in_a_line
+from pyro_vae._state import unsaved
 from pyro_vae._trees import Tree
 from pyro_vae.core import VAE
 from pyro_vae.errors import DataError
@@ -112,9 +114,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _besides(vae: VAE) -> dict[str, Tree]:
     """What neither the constructors nor ``state_dict()`` tell."""
-    saved = vae.state_dict().keys()
     return {
-        "buffers": {name: tensor for name, tensor in vae.named_buffers(remove_duplicate=False) if name not in saved},
+        "buffers": unsaved(vae),
         "frozen": [name for name, p in vae.named_parameters(remove_duplicate=False) if not p.requires_grad],
         "evaluating": [name for name, part in vae.named_modules(remove_duplicate=False) if not part.training],
     }
@@ -376,23 +377,25 @@ def _other_attribute(one: dict[str, Any], other: dict[str, Any]) -> str:
     return next(iter([*names, *(name for name in one if name in other and not _alike(one[name], other[name]))]), "")
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether attributes are equal; an object that cannot be compared is, where it is of the same class."""
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        alike = (
-            isinstance(one, Tensor)
-            and isinstance(other, Tensor)
-            and (one.dtype, one.shape) == (other.dtype, other.shape)
-        )
-        return alike and torch.equal(one.cpu(), other.cpu())
-    if isinstance(one, list | tuple) and type(one) is type(other):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    if isinstance(one, dict) and type(one) is type(other):
-        return list(one) == list(other) and all(_alike(value, other[key]) for key, value in one.items())
-    if isinstance(one, partial) and isinstance(other, partial):
-        return _alike([one.func, one.args, one.keywords], [other.func, other.args, other.keywords])
-    if one is None or isinstance(one, bool | int | float | str | type | torch.dtype):
-        return type(one) is type(other) and repr(one) == repr(other)
-    if inspect.isroutine(one):
-        return one is other
-    return type(one) is type(other)
+def _alike(one: Any, other: Any, within: frozenset[int] = frozenset()) -> bool:
+    """Whether attributes are equal; objects are by what they keep, and those that keep nothing by their class."""
+    if type(one) is not type(other) and not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return False
+    if isinstance(one, Tensor):
+        return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(one.cpu(), other.cpu())
+    if one is None or isinstance(one, bool | int | float | str | bytes | type | torch.dtype):
+        return repr(one) == repr(other)
+    if isinstance(one, set | frozenset) or inspect.isroutine(one):
+        return bool(one is other or (isinstance(one, set | frozenset) and one == other))
+    if isinstance(one, np.ndarray):
+        return _alike(one.tolist(), other.tolist(), within) and (one.dtype, one.shape) == (other.dtype, other.shape)
+    if id(one) in within:  # an object that is met within itself
+        return True
+    within |= {id(one)}
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(_alike(a, b, within) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_alike(value, other[key], within) for key, value in one.items())
+    if isinstance(one, partial):
+        return _alike([one.func, one.args, one.keywords], [other.func, other.args, other.keywords], within)
+    return _alike(getattr(one, "__dict__", {}), getattr(other, "__dict__", {}), within)

@@ -1,18 +1,22 @@
 """What a run writes while it goes on, so that another process can go on from there."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints, locked
 from pyro_vae._described import describe_vae
-from pyro_vae._hashes import Trained
+from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae._origin import broken_weights
-from pyro_vae._trees import make_folder
-from pyro_vae.checkpoint import VAE_KEY
-from pyro_vae.errors import OutputError, PyroVAEError, SettingsError
+from pyro_vae._trees import make_folder, refuse_unwritable
+from pyro_vae.checkpoint import VAE_KEY, refuse_other_weights
+from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import ALONE, Group
+from pyro_vae.traces import particles_of
 from pyro_vae.training import Run
 
 MUST_AGREE = ("estimator", "optimizer", "batch_size", "data", "data_hash", "seed", "precision")
@@ -41,10 +45,14 @@ class Journal:
         if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
             raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
         self.written, self.group = -1, group
+        self.begun_with: dict[str, Any] = {}
+        self.found: tuple[int, Any, dict[str, Any]] | None = None
         self._held = ExitStack()
 
     def __enter__(self) -> "Journal":
         if self.saved is not None and self.group.first:
+            if self.resumes and not self.saved.run.is_dir():
+                raise DataError(f"{self.saved.run}: is no folder, so no run can go on there; give the folder of a run")
             make_folder(self.saved.run)
             self._held.enter_context(locked(self.saved.run))
         return self
@@ -52,30 +60,48 @@ class Journal:
     def __exit__(self, *error: Any) -> None:
         self._held.close()
 
-    def begin(self, run: Run) -> None:
-        """Go on from the newest whole checkpoint, or see that there is none.
+    def find(self, run: Run, say: Callable[[str], None]) -> None:
+        """Find the newest whole checkpoint, or see that there is none, before anything is changed.
 
         Raises:
             OutputError: if a new run finds checkpoints of another.
-            DataError: if there are some, and none is whole.
+            DataError: if there are some, and none is whole, or they are of another architecture.
             SettingsError: if the run was begun with other settings.
         """
         if self.saved is None:
             return
-        self.saved.say = run.say
-        found = self._newest()
-        run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
-        if found is None:
+        self.saved.say = say
+        self.begun_with = _begun_with(run)
+        self.found = self._newest()
+        if self.found is None:
             if self.resumes:
-                run.say(f"{self.saved.run} holds no checkpoint yet; training begins at its first step")
+                say(f"{self.saved.run} holds no checkpoint yet; training begins at its first step")
             return
         if not self.resumes:
             raise OutputError(
                 f"{self.saved.run}: already holds checkpoints of a run; go on from them with resume, "
                 "or choose another folder"
             )
-        step, tree, about = found
-        _refuse_other(run, about, self.saved.run)
+        _, tree, about = self.found
+        _refuse_other(run, {**about, **about.get("begun_with", {})}, self.begun_with, self.saved.run, say)
+        refuse_other_weights(run.vae, tree["weights"], self.saved.run)
+        _refuse_other_parts(run, tree.get(VAE_KEY), self.saved.run)
+        run.refuse_other_callbacks(tree)
+
+    def begin(self, run: Run) -> None:
+        """Go on from what was found.
+
+        Raises:
+            SettingsError: if no checkpoint can hold the state of the run.
+        """
+        if self.saved is None:
+            return
+        refuse_unwritable(run.state())  # now, and not at the first checkpoint, after minutes
+        run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
+        if self.found is None:
+            return
+        step, tree, about = self.found
+        self.found = None  # all that it holds is in the run now
         if known := about.get("trained_on"):
             run.vae.trained_on = Trained.from_text(known)
         run.resume(tree)
@@ -106,7 +132,8 @@ class Journal:
         state = run.state()
         with self.group.alike(PyroVAEError):
             if self.group.first:
-                self.saved.write(run.step, {**state, VAE_KEY: describe_vae(run.vae)[0]}, _about(run))
+                about = {**_about(run), "begun_with": self.begun_with}
+                self.saved.write(run.step, {**state, VAE_KEY: describe_vae(run.vae)[0]}, about)
         self.saved.written(run.step)
         self.written = run.step
 
@@ -116,12 +143,58 @@ def _about(run: Run) -> dict[str, Any]:
     return {**run.attributes, "trained_on": known.as_text() if known else None}
 
 
-def _refuse_other(run: Run, about: dict[str, Any], folder: Any) -> None:
-    for name in MUST_AGREE:
-        if run.attributes[name] != about.get(name):
-            then, now = (str(value) for value in (about.get(name), run.attributes[name]))
+def _begun_with(run: Run) -> dict[str, Any]:
+    """What is no attribute of the history, and must stay as it is in a run that goes on too."""
+    held_out = run.watched.get("validation")
+    settings = {name: value for name, value in run.optimizer.defaults.items() if not isinstance(value, Tensor)}
+    return {
+        "particles": particles_of(run.loss),
+        "settings of the optimizer": ", ".join(f"{name}={value}" for name, value in settings.items()),
+        "schedule of the learning rate": type(run.scheduler).__name__ if run.scheduler else "none",
+        "clip_norm": run.optim.clip_norm,
+        "validation data": "none" if held_out is None else data_hash(row_hashes(held_out)),
+        "frozen parameters": [name for name, value in run.vae.named_parameters() if not value.requires_grad],
+    }
+
+
+def _refuse_other_parts(run: Run, then: Any, folder: Any) -> None:
+    """Refuse a VAE of other parts, or of other settings of them, whose weights have the same shapes."""
+    now = describe_vae(run.vae)[0]
+    if then is not None and now is not None and (other := _other(then["made"], now["made"], "vae")):
+        raise SettingsError(f"{folder} was begun with {other}; resume it with the VAE that it had")
+
+
+def _other(then: Any, now: Any, where: str) -> str:
+    """Where two descriptions are not alike, or nothing; numbers in tensors may have been trained."""
+    if isinstance(then, Tensor) and isinstance(now, Tensor):
+        return "" if then.shape == now.shape else f"{where} of shape {tuple(then.shape)}, not {tuple(now.shape)}"
+    if isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys():
+        inner = ((key, then[key], now[key]) for key in then)
+    elif isinstance(then, list) and isinstance(now, list | tuple) and len(then) == len(now):
+        inner = ((i, *pair) for i, pair in enumerate(zip(then, now, strict=True)))
+    else:
+        return "" if repr(then) == repr(now) else f"{where} {_short(then)}, not {_short(now)}"
+    return next(filter(None, (_other(a, b, _place(where, key)) for key, a, b in inner)), "")
+
+
+def _place(where: str, key: Any) -> str:
+    return where if key in ("module", "modules", "arguments", "attributes", "class") else f"{where}.{key}"
+
+
+def _short(told: Any) -> str:
+    kind = told.get("class") if isinstance(told, dict) else None
+    return str(kind or told)[:80]
+
+
+def _refuse_other(
+    run: Run, about: dict[str, Any], begun_with: dict[str, Any], folder: Any, say: Callable[[str], None]
+) -> None:
+    own = {**{name: run.attributes[name] for name in MUST_AGREE}, **begun_with}
+    for name, value in own.items():
+        if value != about.get(name):
+            then, now = str(about.get(name)), str(value)
             raise SettingsError(f"{folder} was begun with {name} {then}, not {now}; resume it with what it had")
     changed = [name for name, version in __about__.versions().items() if about.get(name) != version]
     if changed:
         name = changed[0]
-        run.say(f"{folder} was begun with {name} {about.get(name)}; with {run.attributes[name]} bits may differ")
+        say(f"{folder} was begun with {name} {about.get(name)}; with {run.attributes[name]} bits may differ")

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
-
-from pyro_vae.errors import SettingsError
 
 Tree = Any
 """Dicts with string keys, lists, tensors, numbers, strings and None, nested."""
@@ -16,33 +16,25 @@ PAIRS = "(key, value)"
 """The only key of a dict whose keys were no strings."""
 
 
-def as_tree(value: Any, what: str) -> Tree:
-    """A state as a tree.
+def as_tree(value: Any) -> Tree:
+    """A state as a tree; an object of another kind stays as it is, and is refused when it is to be written.
 
     Args:
         value: as ``state_dict()`` gives it.
-        what: to call it in messages.
-
-    Raises:
-        SettingsError: if it holds an object of another kind.
 
     Example:
-        >>> as_tree({"milestones": {30: 1}, "betas": (0.9, 0.999)}, "schedule")
+        >>> as_tree({"milestones": {30: 1}, "betas": (0.9, 0.999)})
         {'milestones': {'(key, value)': [[30, 1]]}, 'betas': [0.9, 0.999]}
     """
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value):
-            return {key: as_tree(item, what) for key, item in value.items()}
-        return {PAIRS: [[key, as_tree(item, what)] for key, item in value.items()]}
+            return {key: as_tree(item) for key, item in value.items()}
+        return {PAIRS: [[key, as_tree(item)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [as_tree(item, what) for item in value]
+        return [as_tree(item) for item in value]
     if isinstance(value, torch.Tensor):
         return value.detach()
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if hasattr(value, "item"):  # a number of numpy
-        return value.item()
-    raise SettingsError(f"the {what} holds a {type(value).__name__}, which no checkpoint can hold; use another")
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def like(saved: Tree, now: Any) -> Any:
@@ -84,6 +76,19 @@ def load_optimizer(optimizer: Optimizer, tree: Tree) -> None:
     state.clear()
     state.update(filled)
     optimizer.param_groups, optimizer.state = groups, state
+
+
+def unsaved(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that ``state_dict()`` leaves out, under each of their names.
+
+    Example:
+        >>> module = nn.Linear(2, 1)
+        >>> module.register_buffer("seen", torch.zeros(1), persistent=False)
+        >>> unsaved(module)
+        {'seen': tensor([0.])}
+    """
+    saved = module.state_dict().keys()
+    return {name: value for name, value in module.named_buffers(remove_duplicate=False) if name not in saved}
 
 
 def random_state(device: torch.device) -> Tree:

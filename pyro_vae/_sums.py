@@ -30,22 +30,33 @@ def listed(folder: Path) -> dict[str, str]:
         >>> listed(Path("nowhere"))
         {}
     """
+    return dict(_lines(folder))
+
+
+def _lines(folder: Path) -> list[tuple[str, str]]:
+    """Names and sums as they are listed; a file that was just to be replaced may be there twice, before and after."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return {}
-    return {name: digest for digest, mark, name in (line.partition("  ") for line in lines) if mark}
+        return []
+    return [(name, digest) for digest, mark, name in (line.partition("  ") for line in lines) if mark]
 
 
-def put(folder: Path, name: str, digest: str) -> None:
+def put(folder: Path, name: str, digest: str, *, replaces: bool = False) -> None:
     """List a file that is about to be what its sum says.
+
+    Args:
+        folder: of the list.
+        name: of the file.
+        digest: its sum.
+        replaces: whether it is still what was listed before, which is then kept beside.
 
     Raises:
         OutputError: if the list cannot be written.
     """
-    sums = {**listed(folder), name: digest}
+    others = [line for line in _lines(folder) if line[0] != name or (replaces and line[1] != digest)]
     with atomic(folder / SUMS) as file:
-        file.write("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode())
+        file.write("".join(f"{digest}  {name}\n" for name, digest in sorted([*others, (name, digest)])).encode())
 
 
 def refuse_changed(path: Path) -> None:
@@ -59,8 +70,8 @@ def refuse_changed(path: Path) -> None:
         Traceback (most recent call last):
         pyro_vae.errors.DataError: nowhere/config.yaml: is not in nowhere/SHA256SUMS, ...
     """
-    wanted = listed(path.parent).get(path.name)
-    if wanted is None:
+    wanted = {digest for name, digest in _lines(path.parent) if name == path.name}
+    if not wanted:
         raise DataError(
             f"{path}: is not in {path.parent / SUMS}, so nothing tells whether it is whole; copy the run again"
         )
@@ -68,7 +79,7 @@ def refuse_changed(path: Path) -> None:
         found = sum_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); copy the run again") from error
-    if found != wanted:
+    if found not in wanted:
         raise DataError(
             f"{path}: is not as it was written; copy the run again, or, if you changed it yourself, put its new "
             f"sum (sha256sum {path.name}) in {SUMS}"

@@ -116,6 +116,20 @@ def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
         ) from error
 
 
+def refuse_unwritable(tree: Tree) -> None:
+    """Refuse a tree that :func:`write_tree` would, without writing it.
+
+    Raises:
+        SettingsError: naming what in it has no place in a file.
+
+    Example:
+        >>> refuse_unwritable({"schedule": {"base": 1j}})
+        Traceback (most recent call last):
+        pyro_vae.errors.SettingsError: schedule.base of the state is a complex, ...
+    """
+    _Encoder().encoded(tree)
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write to, which becomes ``path`` when all of it lies safely on disk, and else leaves nothing behind.

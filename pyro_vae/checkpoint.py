@@ -98,7 +98,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
     known = about.get("trained_on")
     trained_on = Trained.from_text(known) if known else None
     if into is not None:
-        _refuse_other(into, weights, path)
+        refuse_other_weights(into, weights, path)
         into.load_state_dict(weights)
         vae = into
     elif described is None:
@@ -129,8 +129,12 @@ def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
     raise DataError(f"{path}: holds no VAE; give a file that pv.save or a run wrote")
 
 
-def _refuse_other(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not those of a VAE of this architecture."""
+def refuse_other_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
+    """Refuse weights that are not those of a VAE of this architecture.
+
+    Raises:
+        DataError: naming the first that differs.
+    """
     own = vae.state_dict()
     lacks = [f"{name} is missing" for name in own if name not in weights]
     more = [f"{name} is too many" for name in weights if name not in own]

@@ -4,9 +4,12 @@ import argparse
 import copy
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import xarray as xr
@@ -112,7 +115,11 @@ def _run_fit(asked: Namespace) -> int:
         callbacks = [Begin(None, settings)]
         again = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
         return 130 if again.interrupted else 0
-    with RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run, keeping(settings, vae, run):
+    with (
+        _interruptible(settings.out),
+        RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run,
+        keeping(settings, vae, run),
+    ):
         callbacks = [Begin(run, settings)]
         result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
         show_fit(result, Console())
@@ -122,6 +129,26 @@ def _run_fit(asked: Namespace) -> int:
         if result.interrupted:
             Console().print(f"Go on with: pyro-vae fit --resume {run.path}", highlight=False, soft_wrap=True)
     return 130 if result.interrupted else 0
+
+
+@contextmanager
+def _interruptible(folder: str) -> Iterator[None]:
+    """While results are written too, SIGTERM interrupts as Ctrl-C does, and then it is said how to go on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (Path(folder) / "config.yaml").exists():
+            print(f"pyro-vae: go on with pyro-vae fit --resume {folder}", file=sys.stderr)
+        raise
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _resumed(asked: Namespace) -> Namespace:

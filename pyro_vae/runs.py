@@ -81,9 +81,12 @@ class RunFolder:
             yield part
             with open(part, "rb+") as file:
                 sync(file)
-            put(self.path, name, sum_of(part))
+            digest, replaces = sum_of(part), path.exists()
+            put(self.path, name, digest, replaces=replaces)  # one killed between here and there can still be read
             os.replace(part, path)
             sync_folder(self.path)
+            if replaces:
+                put(self.path, name, digest)
         except (OSError, RuntimeError) as error:  # HDF5 raises the second where closing a file fails
             raise unwritable(path, error) from error
         finally:

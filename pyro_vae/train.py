@@ -238,7 +238,7 @@ def _fit(
         batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks, group=group,
     )  # fmt: skip
     hashes = row_hashes(source.rows if isinstance(source, InMemory) else source.sample(HASHED_ROWS))
-    run.attributes["data_hash"] = data_hash(hashes)
+    run.attributes |= {"data_hash": data_hash(hashes), "precision": precision}
     _refuse_other_data(run)
     processes = "" if group.alone else f"{group.ranks} processes, the first on "
     where = f"Training on {processes}{describe_device(chosen)} by {run.attributes['estimator']}"
@@ -252,6 +252,7 @@ def _fit(
     ):
         vae.trained_on = Trained.on(hashes, vae.trained_on)
         run.folder = journal.saved.run if journal.saved is not None else None
+        journal.find(run, bar.say)
         run.start(epochs, engine, precision, bar, asked)
         journal.begin(run)
         run.train(journal.keep, on_epoch)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae import __about__
 from pyro_vae._evaluation import per_datum_elbo
 from pyro_vae._origin import NOT_AGAIN, broken_weights, origin
-from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state
+from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state, unsaved
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.schedules import advance
 from pyro_vae.core import VAE
@@ -40,6 +40,12 @@ class _NotFinite(DivergenceError):
 
 Keep = Callable[["Run"], None]
 """What is told after each few steps, and may write a checkpoint."""
+
+
+def _copied(state: Tree) -> Tree:
+    """A copy of a state; the rows of the history, which never change and may be many, are shared."""
+    epochs = state["progress"]["epochs"]
+    return copy.deepcopy(state, {id(epochs): list(epochs)})
 
 
 class Run:
@@ -144,7 +150,6 @@ class Run:
         """Make ready to train for so many epochs, or until this process or another of its group is asked to stop."""
         self.last, self.bar, self.asked = epochs, bar, asked
         self.ending = asked if self.group.alone else threading.Event()
-        self.attributes["precision"] = precision
         self.stepping = Steps(
             self.vae, self.loss, self.optim, size=len(self.source), batch_size=self.batch_size, engine=engine,
             precision=precision, steps=epochs * self.steps_per_epoch, say=bar.say,
@@ -275,7 +280,6 @@ class Run:
         if any(callback.diverged(self, error) for callback in self.callbacks):
             return
         kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
-        kept = f"those of step {self.step}, where it was gone on from" if self.seen else kept
         final = DivergenceError(f"{error}; the weights kept are {kept}; lower the learning rate")
         final.history = self.history()
         raise final
@@ -315,18 +319,18 @@ class Run:
     def state(self) -> Tree:
         """All that training goes on from, as a tree of tensors and plain values; views, not copies.
 
-        Within an epoch the last good state is part of it, if there is a callback that may go back to that.
+        Within an epoch the last good state is part of it, which a later divergence goes back to.
         """
-        mends = any(type(callback).diverged is not Callback.diverged for callback in self.callbacks)
-        return {**self._state(), "good": self.good if mends and self.seen else None}
+        return {**self._state(), "good": self.good if self.seen else None}
 
     def _state(self) -> Tree:
         """That of now."""
         scheduler = self.scheduler
         return {
             "weights": dict(self.vae.state_dict()),
-            "optimizer": as_tree(self.optimizer.state_dict(), "optimizer"),
-            "scheduler": None if scheduler is None else as_tree(scheduler.state_dict(), "learning-rate schedule"),
+            "buffers": unsaved(self.vae),
+            "optimizer": as_tree(self.optimizer.state_dict()),
+            "scheduler": None if scheduler is None else as_tree(scheduler.state_dict()),
             "estimator": counters(self.loss),
             "random": self.group.gathered(random_state(self.device)),
             "progress": {
@@ -344,13 +348,15 @@ class Run:
 
     def kept(self) -> Tree:
         """A copy of the state of now."""
-        return copy.deepcopy(self._state())
+        return _copied(self._state())
 
     def load(self, tree: Tree) -> None:
         """Go back, or on, to a state, in place."""
-        tree = copy.deepcopy(tree)
+        tree = _copied(tree)
         with torch.no_grad():
             self.vae.load_state_dict(tree["weights"])
+            for name, buffer in unsaved(self.vae).items():
+                buffer.copy_(tree["buffers"][name])
             load_optimizer(self.optimizer, tree["optimizer"])
             for counter, value in zip(counters(self.loss), tree["estimator"], strict=True):
                 counter.copy_(value)
@@ -368,24 +374,27 @@ class Run:
             callback.load(state)
         self.stepping.moved()
 
-    def resume(self, tree: Tree) -> None:
-        """Go on from a state of an earlier process, by the engine that it had.
+    def refuse_other_callbacks(self, tree: Tree) -> None:
+        """Refuse the state of a run that had other callbacks.
 
         Raises:
-            SettingsError: if that had other callbacks.
+            SettingsError: naming both.
         """
         then, now = [name for name, _ in tree["callbacks"]], [type(c).__name__ for c in self._remembering]
         if then != now:
             raise SettingsError(
                 f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"
             )
+
+    def resume(self, tree: Tree) -> None:
+        """Go on from a state of an earlier process, by the engine that it had."""
         self.load(tree)
         rows = self.source.head(self.batch_size).like(self.vae)
         if self.stepping.load(tree["engine"], rows):
             self.load(tree)
         if self.stopped:
             self.ending.set()
-        self.good = self.kept() if tree["good"] is None else tree["good"]
+        self.good = tree["good"] or self.kept()
         self.bar.resumed(len(self.epochs), self.step)
 
     def history(self) -> xr.Dataset:

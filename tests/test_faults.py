@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,9 +17,11 @@ import pyro_vae as pv
 from faults import damage
 from faults.kill import fit, kills
 from pyro_vae._checkpoints import Checkpoints, locked
+from pyro_vae._sums import SUMS, refuse_changed
 from pyro_vae._trees import read_tree, write_tree
 from pyro_vae.cli import main
-from pyro_vae.errors import OutputError
+from pyro_vae.errors import DataError, OutputError
+from pyro_vae.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,32 @@ def test_a_whole_folder_is_what_sha256sum_says_too(finished):
     listed = {line.split("  ")[1] for line in (finished / "SHA256SUMS").read_text().splitlines()}
     files = {path.name for path in finished.iterdir() if path.is_file()}
     assert listed == files - {"SHA256SUMS"}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_killed_while_a_file_is_replaced_either_of_the_two_is_whole(replaced, tmp_path, monkeypatch):
+    """A run that goes on to more epochs writes its settings anew; they must not be refused if it dies just then."""
+    run, replace = RunFolder.again(tmp_path), os.replace
+    run.text("config.yaml", "epochs: 1")
+
+    def killed(source, target):
+        if Path(target).name != "config.yaml":
+            return replace(source, target)
+        if replaced:
+            replace(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.text("config.yaml", "epochs: 2")
+    refuse_changed(tmp_path / "config.yaml")
+    assert (tmp_path / "config.yaml").read_text() == f"epochs: {1 + replaced}"
+    run.text("config.yaml", "epochs: 3")
+    assert (tmp_path / SUMS).read_text().count("config.yaml") == 1
+    (tmp_path / "config.yaml").write_text("epochs: 1")
+    with pytest.raises(DataError, match="is not as it was written"):
+        refuse_changed(tmp_path / "config.yaml")
 
 
 def test_a_run_folder_without_weights_gives_those_of_its_checkpoint(run):
@@ -150,6 +179,31 @@ def test_a_second_run_in_the_folder_is_refused_in_a_sentence(run, capsys):
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert main(["fit", "--resume", str(run)]) == 0
     assert not list(run.glob(".*"))
+
+
+def test_sigterm_while_results_are_written_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    arguments, figure = fit(tmp_path, "eager", epochs=1), RunFolder.figure
+
+    def stopped(run, name, drawn):
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "figure", figure)
+            os.kill(os.getpid(), signal.SIGTERM)
+            figure(run, name, drawn)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "figure", stopped)
+            assert main(arguments) == 130
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    run = tmp_path / "run"
+    assert f"go on with pyro-vae fit --resume {run}\npyro-vae: interrupted" in capsys.readouterr().err
+    assert not list(run.glob("*.png"))
+    assert not list(run.glob(".*"))
+    assert main(["fit", "--resume", str(run)]) == 0
+    assert len(list(run.glob("*.png"))) == 4
 
 
 @pytest.mark.slow

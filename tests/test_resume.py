@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ import pyro_vae as pv
 from pyro_vae import sources, training
 from pyro_vae.cli import main
 from pyro_vae.engine import steps
-from pyro_vae.errors import OutputError, SettingsError
+from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError
 
 BATCH, EPOCHS = 8, 4  # 40 rows to train on, 5 steps an epoch
 X = data_of(dtype=torch.float32)
@@ -206,6 +207,77 @@ def test_one_that_was_stopped_early_is_given_with_its_best_weights(tmp_path):
     assert same(whole, again)
 
 
+@MORE_ENGINES
+def test_with_a_smaller_last_batch(engine, tmp_path, traced_only):
+    for i, step in enumerate([5, 6, 8]):
+        resumes_exactly(tmp_path / str(i), step, engine=engine, data=X[:37])
+
+
+class Counting(torch.nn.Linear):
+    """A layer with a buffer that no ``state_dict`` holds, and that training changes."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.seen += 1
+        return super().forward(x) / (1 + 0.1 * self.seen)
+
+
+def test_buffers_that_no_state_dict_holds(tmp_path, monkeypatch):
+    made = vae_of
+
+    def counting():
+        vae = made()
+        vae.encoder.net.append(Counting(2 * LATENTS, 2 * LATENTS))
+        return vae
+
+    monkeypatch.setattr(sys.modules[__name__], "vae_of", counting)
+    resumes_exactly(tmp_path, 8)
+
+
+class Trip(pv.callbacks.Callback):
+    """Breaks the weights after a step, the first time only that it gets there with the noise that it began with."""
+
+    def __init__(self, step):
+        self.every, self.at, self.done = 1, step, False
+
+    def step(self, run):
+        if run.step == self.at and not self.done:
+            with torch.no_grad():
+                next(run.vae.parameters()).fill_(torch.nan)
+
+    def diverged(self, run, error):
+        self.done = True
+        return False
+
+    def state(self):
+        return {}
+
+
+@pytest.mark.parametrize("rolled", [True, False])
+def test_a_divergence_after_a_resume_goes_back_as_far_as_without(rolled, tmp_path, monkeypatch):
+    """To the end of the last epoch, and not to the checkpoint."""
+
+    def ended(folder, callbacks, **settings):
+        vae, where = vae_of(), {"checkpoints": pv.Checkpoints(folder, steps=1, minutes=None)} if folder else {}
+        callbacks = [*callbacks, *([pv.callbacks.RollBack()] if rolled else [])]
+        with nullcontext() if rolled else suppress(DivergenceError):
+            pv.fit(
+                vae, X, batch_size=BATCH, epochs=EPOCHS, progress=False, device="cpu", engine="eager",
+                callbacks=callbacks, **where, **settings,
+            )  # fmt: skip
+        return vae.state_dict()
+
+    whole = ended(None, [Trip(9)])
+    with pytest.raises(Killed):
+        ended(tmp_path, [Trip(9), Kill(8)])
+    again = ended(tmp_path, [Trip(9)], resume=tmp_path)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_longer_than_it_was_begun_with(tmp_path):
     trained(tmp_path, epochs=2)
     assert same(trained(None), trained(tmp_path, resume=True))
@@ -258,12 +330,96 @@ def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch):
         ({"data": X[:32]}, "was begun with data 40, not 32"),
         ({"seed": 5}, "was begun with seed 0, not 5"),
         ({"precision": "bf16"}, "was begun with precision float32, not bf16"),
+        ({"clip_norm": 0.1}, "was begun with clip_norm None, not 0.1"),
+        ({"elbo": partial(pv.elbo.Trace_ELBO, num_particles=2)}, "was begun with particles 1, not 2"),
+        ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was begun with settings of the optimizer lr=0\.001"),
+        ({"optimizer": lambda ps: lr_scheduler.StepLR(pv.train.adam(ps), 2)}, "was begun with schedule .* none, not S"),
+        ({"validation_data": X}, "was begun with validation data none, not"),
     ],
 )
 def test_other_settings_are_refused(other, message, tmp_path):
     killed(tmp_path, 8)
     with pytest.raises(SettingsError, match=message):
         trained(tmp_path, resume=True, **other)
+
+
+def wider(vae):
+    vae.decoder = pv.likelihoods.Normal(pv.nn.mlp(LATENTS, [9], FEATURES), learn_scale=True)
+
+
+def frozen(vae):
+    vae.decoder.net[0].bias.requires_grad_(False)
+
+
+def of_another_prior(vae):
+    vae.prior = pv.priors.Laplace(LATENTS)
+
+
+def of_another_activation(vae):
+    vae.decoder.net[1] = torch.nn.Tanh()
+
+
+def with_other_dropout(vae):
+    vae.encoder.net[1].p = 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (wider, DataError, "the weights are of another architecture"),
+        (frozen, SettingsError, "was begun with frozen parameters"),
+        (of_another_prior, DataError, "the weights are of another architecture"),
+        (of_another_activation, SettingsError, r"vae\.decoder.*net.* torch\.nn\..*, not torch\.nn\.Tanh"),
+        (with_other_dropout, SettingsError, r"vae\.encoder.*p 0\.1, not 0\.5"),
+    ],
+)
+def test_another_vae_is_refused(change, error, message, tmp_path, monkeypatch):
+    """Also one whose weights have the same shapes."""
+    killed(tmp_path, 8)
+    vae, before = vae_of(), {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    change(vae)
+    monkeypatch.setattr(sys.modules[__name__], "vae_of", lambda: vae)
+    with pytest.raises(error, match=message) as caught:
+        trained(tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path):
+    with pytest.raises(DataError, match="is no folder, so no run can go on there; give the folder of a run"):
+        pv.fit(vae_of(), X, progress=False, resume=tmp_path / "tpyo")
+    assert not list(tmp_path.iterdir())
+
+
+class Odd:
+    """A factor whose attributes no file holds."""
+
+    def __init__(self):
+        self.table = np.ones(3)
+
+    def __call__(self, epoch):
+        return self.table[0] * 0.9**epoch
+
+
+def test_a_state_that_no_file_holds_is_refused_at_the_start_and_only_where_it_is_to_be_kept(tmp_path):
+    settings = {"optimizer": lambda ps: lr_scheduler.LambdaLR(Adam(ps), Odd()), "epochs": 2}
+    trained(None, **settings)
+    with pytest.raises(SettingsError, match="of the state is a ndarray, which no file of weights holds"):
+        trained(tmp_path, killed_at=1, **settings)
+
+
+def test_the_rows_of_a_long_history_are_not_copied_each_epoch(monkeypatch):
+    kept, shared = training.Run.kept, []
+
+    def keep(run):
+        state = kept(run)
+        rows = state["progress"]["epochs"]
+        shared.append(rows is not run.epochs and all(a is b for a, b in zip(rows, run.epochs, strict=True)))
+        return state
+
+    monkeypatch.setattr(training.Run, "kept", keep)
+    trained(None)
+    assert shared == [True] * (1 + EPOCHS)
 
 
 def test_a_new_run_writes_into_no_others_folder(tmp_path):

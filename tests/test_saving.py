@@ -5,6 +5,7 @@ import json
 import warnings
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from members import FEATURES, LATENTS, LIKELIHOODS, POSTERIORS, PRIORS, WithContext
@@ -220,6 +221,32 @@ def with_parametrization(vae):
 def with_function(vae):
     vae.encoder.net.extra = torch.relu
     return vae
+
+
+class Settings:
+    """What a user's network keeps of its own."""
+
+    def __init__(self):
+        self.scale, self.tags, self.table, self.whole = 1.0, {1, 2}, np.ones(2), self
+
+
+class Configured(nn.Linear):
+    """A network of a user that makes its settings itself."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.settings = Settings()
+
+
+@pytest.mark.parametrize("name", ["scale", "tags", "table", "spare"])
+def test_an_object_that_was_changed_is_seen_by_what_it_keeps(name, tmp_path):
+    vae = vae_of()
+    vae.encoder.net = Configured(FEATURES, 2 * LATENTS).double()
+    assert_the_same(vae, there_and_back(vae, tmp_path, classes=[Configured]))
+    changed = {"scale": 5.0, "tags": {3}, "table": np.zeros(2), "spare": None}
+    setattr(vae.encoder.net.settings, name, changed[name])
+    with pytest.warns(WeightsOnlyWarning, match="settings was changed after it was made"):
+        save(vae, tmp_path / "b")
 
 
 UNDESCRIBED = {

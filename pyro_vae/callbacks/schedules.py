@@ -74,7 +74,7 @@ class Schedule(Callback):
             raise SettingsError(f"Schedule: at step {run.step} it is at its end ({error}); make it longer") from error
 
     def state(self) -> Tree:
-        return {} if self.scheduler is None else as_tree(self.scheduler.state_dict(), "learning-rate schedule")
+        return {} if self.scheduler is None else as_tree(self.scheduler.state_dict())
 
     def load(self, state: Tree) -> None:
         if self.scheduler is not None and state:
