@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,10 +200,23 @@ def settings_of(folder: str | Path) -> Namespace:
     if not config.is_file():
         raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
     refuse_changed(config)
+    _refuse_code(Path(folder))
     try:
         return training().parse_path(str(config))
     except (argparse.ArgumentError, TypeError, UnicodeError) as error:
         raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse a run folder that Python would import from: settings name classes, and none may come from there."""
+    here = folder.resolve()
+    if any(Path(place or ".").resolve() == here for place in sys.path):
+        code = next((path for ending in ("py", "pyc", "so") for path in here.rglob(f"*.{ending}")), None)
+        if code is not None:
+            raise DataError(
+                f"{folder}: holds code, {code.relative_to(here)}, and no code of a run folder is run; "
+                "call the command from another folder"
+            )
 
 
 def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:

@@ -150,7 +150,8 @@ def fit(
             end, or :class:`~pyro_vae.Checkpoints` of one.
         resume: a run folder, to go on from its newest whole checkpoint with the VAE, data and settings that it
             was begun with (``epochs`` may be more): on the same machine to the same weights, bit for bit, as if
-            it had never been stopped. Checkpoints go on there too.
+            it had never been stopped. Checkpoints go on there too. Not in them are attributes of modules that
+            are no tensors, and the generators of Python and numpy.
         devices: on so many processes, each with its own GPU or its share of the cores, which share each batch; what
             they are given goes by pickle. Where torchrun has started this process, those are the processes.
 

@@ -479,3 +479,15 @@ def test_the_command_streams_a_folder_of_parquet(tmp_path, monkeypatch, capsys):
     assert main([*settings, "--out", "run", "--validation_data", "held.npy"]) == 0
     with xr.open_dataset("run/history.nc", engine="h5netcdf") as history:
         assert history.attrs["data"] == 40
+
+
+def test_no_code_of_a_run_folder_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    assert main(["fit", "--data", "x.npy", "--out", "run", "--epochs", "1", "--latent_dim", "2"]) == 0
+    (tmp_path / "run" / "mine.py").write_text("raise SystemExit(99)")
+    monkeypatch.chdir(tmp_path / "run")
+    assert main(["fit", "--resume", ".", "--epochs", "2"]) == 2
+    assert ".: holds code, mine.py, and no code of a run folder is run; call the command" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--resume", "run", "--epochs", "2"]) == 0
