@@ -105,6 +105,9 @@ def _asked(flags: list[str]) -> Namespace:
 def _run_fit(asked: Namespace) -> int:
     machines = Machines(asked.devices, asked.nodes, asked.node_rank, asked.rendezvous)
     if machines.processes > 1 and not launched():
+        if "resume" not in asked and not machines.node_rank:
+            with RunFolder(asked.out):  # refused before processes begin, which takes a while
+                pass
         code: int = launch(machines, _run_fit, asked)
         return code
     resume = asked.get("resume")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pyro
@@ -161,7 +162,7 @@ def every(group):
     """All of the above that need the same two processes: starting them takes longest."""
     eager = along(group, "eager", 3), along(group, "eager", 3, 17)
     clipped = {norm: gradients(group, norm) for norm in (None, 30.0)}
-    return clipped, gradients(group, None, 17), eager, wishing(group), noise(group), drifting(group)
+    return clipped, gradients(group, None, 17), eager, wishing(group), noise(group), drifting(group), who()
 
 
 def flat(module):
@@ -189,8 +190,10 @@ def misbehaving(how):
             time.sleep(0.1)
 
 
-def threads():
-    return launched(), torch.get_num_threads(), os.environ["RANK"], os.environ["WORLD_SIZE"]
+def who():
+    """What a process knows of itself, and whether it looks after the one that has started it."""
+    watched = any("_end_with" in one.name for one in threading.enumerate())
+    return launched(), torch.get_num_threads(), os.environ["RANK"], os.environ["WORLD_SIZE"], watched
 
 
 class FallingApart(pv.Conditional):

@@ -38,7 +38,22 @@ def swap(out, *flags):
         return ranked.load()
 
 
-def test_side_by_side_comes_to_the_same_bits(folder, capsys):
+@pytest.fixture(scope="module")
+def pool():
+    """Two processes, begun once."""
+    with Workers(2) as workers:
+        yield workers
+
+
+@pytest.fixture
+def shared(pool, monkeypatch):
+    """The command takes those, and leaves them as they are."""
+    monkeypatch.setattr("pyro_vae._grid.Workers", lambda number: pool)
+    monkeypatch.setattr(Workers, "__exit__", lambda *_: None)
+    return pool
+
+
+def test_side_by_side_comes_to_the_same_bits(folder, capsys, shared):
     alone = swap("alone", *GRID)
     capsys.readouterr()
     both = swap("both", *GRID, "--workers", "2")
@@ -49,7 +64,7 @@ def test_side_by_side_comes_to_the_same_bits(folder, capsys):
     assert all(f"{prior} (seed {seed})" in told for prior in ("StandardNormal", "Laplace") for seed in (0, 1))
 
 
-def test_one_that_diverges_is_carried_past_there_too(folder, capsys):
+def test_one_that_diverges_is_carried_past_there_too(folder, capsys, shared):
     flags = ["--priors", "[StandardNormal, Laplace]", "--optimizer", "SGD", "--optimizer.lr", "1e12", "--workers", "2"]
     assert main(["swap", "--data", "data.npy", "--out", "run", *FAST, *flags]) == 2
     assert "every combination diverged" in capsys.readouterr().err
@@ -65,14 +80,13 @@ def test_a_pool_names_what_it_was_at_when_a_process_died():
     assert time.monotonic() - started < 25, "the other is not waited for"
 
 
-def test_threads_are_shared_out_and_errors_come_back():
-    with Workers(2) as workers:
-        found = dict(as_they_come(workers, pool_checks.double, {str(i): (i,) for i in range(4)}))
-        assert {name: value[0] for name, value in found.items()} == {str(i): 2 * i for i in range(4)}
-        assert os.getpid() not in {value[1] for value in found.values()}
-        assert {value[2] for value in found.values()} == {1}
-        with pytest.raises(ValueError, match="number 3"):
-            list(as_they_come(workers, pool_checks.fails, {"three": (3,)}))
+def test_threads_are_shared_out_and_errors_come_back(pool):
+    found = dict(as_they_come(pool, pool_checks.double, {str(i): (i,) for i in range(4)}))
+    assert {name: value[0] for name, value in found.items()} == {str(i): 2 * i for i in range(4)}
+    assert os.getpid() not in {value[1] for value in found.values()}
+    assert {value[2] for value in found.values()} == {1}
+    with pytest.raises(ValueError, match="number 3"):
+        pool.submit(pool_checks.fails, 3).result()
 
 
 @pytest.mark.slow
@@ -147,6 +161,7 @@ def cluster():
         yield here
 
 
+@pytest.mark.slow  # starting Ray takes some 15 s
 @pytest.mark.filterwarnings("ignore")
 def test_a_cluster_is_an_executor_like_another(cluster):
     found = dict(as_they_come(cluster, pool_checks.double, {str(i): (i,) for i in range(3)}))
@@ -155,6 +170,7 @@ def test_a_cluster_is_an_executor_like_another(cluster):
         cluster.submit(pool_checks.fails, 3).result()
 
 
+@pytest.mark.slow  # starting Ray takes some 15 s
 @pytest.mark.filterwarnings("ignore")
 def test_a_grid_over_a_cluster_comes_to_the_same_bits(cluster, folder, monkeypatch):
     from pyro_vae import _grid

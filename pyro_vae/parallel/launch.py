@@ -26,6 +26,9 @@ from pyro_vae.parallel.group import LostError, share_of_cores
 GRACE = 2.0
 """So many seconds a process that has lost another waits, so that the other one is noticed first and told of."""
 
+LAST = 10.0
+"""So many seconds processes have for a last checkpoint when the one that has started them is gone."""
+
 
 @dataclass(frozen=True)
 class Machines:
@@ -99,7 +102,7 @@ def launch(machines: Machines, function: Callable[..., Any], *args: Any) -> Any:
         heard.listening() as queue,
         _handing_on(heard) as signals,
     ):
-        given = (queue, share_of_cores(machines.devices), function, args)
+        given = (queue, os.getpid(), share_of_cores(machines.devices), function, args)
         try:
             elastic_launch(_config(machines, folder), _process)(*given)
         except ChildFailedError as error:
@@ -134,6 +137,7 @@ class _Heard:
     def __init__(self) -> None:
         self.pids: dict[int, int] = {}
         self.came: dict[int, Any] = {}
+        self.ends: list[threading.Timer] = []
 
     @contextmanager
     def listening(self) -> Iterator[Any]:
@@ -146,6 +150,8 @@ class _Heard:
         finally:
             queue.put(None)
             reader.join()
+            for end in self.ends:
+                end.cancel()
 
     def _read(self, queue: Any) -> None:
         while (one := queue.get()) is not None:
@@ -154,7 +160,8 @@ class _Heard:
             if told is not None:
                 self.came[rank] = pickle.loads(told)  # noqa: S301  (of a process that this one has started)
                 if isinstance(self.came[rank], PyroVAEError):
-                    threading.Timer(3 * GRACE, self._stop_others).start()
+                    self.ends.append(threading.Timer(3 * GRACE, self._stop_others))
+                    self.ends[-1].start()
 
     def _stop_others(self) -> None:
         """End those that would wait for one that has met an error."""
@@ -164,9 +171,10 @@ class _Heard:
                     os.kill(pid, signal.SIGKILL)
 
 
-def _process(queue: Any, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _process(queue: Any, parent: int, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """What each process does; it tells what came of it by the queue, errors of this library included."""
     os.setpgid(0, 0)  # Ctrl-C goes to the first process, which hands it on
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(threads)
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     queue.put((rank, os.getpid(), None))
@@ -184,6 +192,14 @@ def _process(queue: Any, threads: int, function: Callable[..., Any], args: tuple
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left is to wait for the others
     kept = came if local == 0 or isinstance(came, PyroVAEError) else None
     queue.put((rank, os.getpid(), pickle.dumps(kept)))
+
+
+def _end_with(parent: int, last: float = LAST) -> None:
+    """End this process after another that had no time to say so; torch may have asked it to (SIGINT), too early."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    time.sleep(last)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
