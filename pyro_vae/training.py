@@ -293,7 +293,7 @@ class Run:
             if len(again) == len(segment):
                 self._tell_of_steps()
                 continue
-            if broken_weights(self.vae) and self.step > self.good["progress"]["step"]:
+            if any(self.group.gathered(broken_weights(self.vae))) and self.step > self.good["progress"]["step"]:
                 self.load(self.good)  # the step before it has broken them, at a loss that was finite
                 return self._where(failed - 1)
             index = segment[len(again) :][: self.batch_size]

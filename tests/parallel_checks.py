@@ -209,3 +209,14 @@ class FallingApart(pv.Conditional):
             self.seen += x.sum()
         loc, scale = self.net(x).chunk(2, -1)
         return dist.Normal(loc, nn.functional.softplus(scale) + 0.1).to_event(1)
+
+
+class BreaksOne(pv.callbacks.Callback):
+    """Breaks a weight of the second process alone."""
+
+    every = 1
+
+    def step(self, run):
+        if run.rank == 1 and run.step == 3:
+            with torch.no_grad():
+                next(run.vae.parameters()).fill_(float("nan"))

@@ -392,6 +392,14 @@ def test_a_divergence_comes_back_with_the_last_good_weights(monkeypatch):
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
 
 
+@pytest.mark.slow
+def test_weights_that_one_process_alone_has_broken_end_all():
+    """All look for where it came from by the same steps: otherwise each waits for the other."""
+    made, x = parallel_checks.vae(torch.float32), parallel_checks.data(60, torch.float32)
+    with pytest.raises(pv.errors.DivergenceError, match="the weights kept are the initial ones"):
+        pv.fit(made, x, devices=2, callbacks=[parallel_checks.BreaksOne()], **{**SETTINGS, "batch_size": 8})
+
+
 def test_the_command_trains_on_two_processes_and_one_writes(tmp_path, monkeypatch, capfd):
     np.save(tmp_path / "data.npy", linear_gaussian().sample(300).numpy())
     flags = ["fit", "--data", "data.npy", "--out", "run", "--epochs", "2", "--hidden", "[4]", "--latent_dim", "2"]
