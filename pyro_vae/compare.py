@@ -1,27 +1,22 @@
 """Estimators of the evidence side by side, with the same noise."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae._cells import Cell, cells, evaluate, how_kl_is_had, step_of
-from pyro_vae._cost import median_seconds, peak_bytes
-from pyro_vae._moments import Moments, distance, jackknife, squares
+from pyro_vae._cells import cells, how_kl_is_had
+from pyro_vae._measured import Comparing, Labelled, why_not
 from pyro_vae._numbers import whole
 from pyro_vae.core import VAE
-from pyro_vae.device import describe_device, refuse_seed, seeded
+from pyro_vae.device import describe_device, refuse_seed
 from pyro_vae.elbo import (
     IWAE,
     STL,
     DReG,
-    Estimator,
     HandDerivedELBO,
     Renyi,
     Thermodynamic,
@@ -34,9 +29,6 @@ from pyro_vae.evidence import known_evidence
 from pyro_vae.pair import Pair, Subject, subject_of
 from pyro_vae.progress import counting
 from pyro_vae.traces import Loss, differentiable
-
-TIMED_REPEATS = 11
-"""How often each estimator is timed; the median is reported."""
 
 
 def note_elbos() -> dict[str, Loss]:
@@ -149,19 +141,19 @@ def compare_elbos(
     particles = (1,) if elbos is None and particles is None else particles
     refuse_choices(offered, particles)
     _refuse(subject)
-    missing = _why_not(subject, HandDerivedELBO())
+    missing = why_not(subject, HandDerivedELBO())
     chosen, left_out = cells(offered, particles)
     if elbos is None:
-        unfit = {cell.name: why for cell in chosen if (why := _why_not(subject, cell.loss))}
+        unfit = {cell.name: why for cell in chosen if (why := why_not(subject, cell.loss))}
         chosen = [cell for cell in chosen if cell.name not in unfit]
         left_out += [f"{name}: {why}" for name, why in unfit.items()]
     if not chosen:
         raise SettingsError(f"no estimator is left to compare ({'; '.join(left_out)}); choose others")
     truth, truth_se, source = known_evidence(vae, subject.rows, log_evidence)
     with subject.evaluating(), counting("Comparing estimators", progress) as count:
-        found = _Comparison(subject, chosen, draws, seed, by_hand=not missing, count=count).run()
+        found = Comparing(subject, chosen, draws, seed, by_hand=not missing, count=count).run()
         provenance = _provenance(subject)
-    table = _Table(chosen, list(offered), list(subject.groups())).dataset(found, truth, truth_se)
+    table = Labelled(chosen, list(offered), list(subject.groups())).dataset(found, truth, truth_se)
     kl = {cell.name: how_kl_is_had(cell.loss, provenance) for cell in chosen}
     return table.assign_coords(
         kl=("estimator", [kl[n] for n in table.estimator.values]), noise_seed=("draw", found.seeds)
@@ -209,224 +201,9 @@ def _refuse(subject: Subject) -> None:
         )
 
 
-def _why_not(subject: Subject, loss: Loss) -> str:
-    """Why an estimator does not hold for this pair; nothing where it does."""
-    try:
-        with subject.evaluating(), seeded(0, subject.device):
-            step_of(subject, loss)
-    except ModelError as error:
-        return f"none: {error}" if isinstance(loss, HandDerivedELBO) else str(error)
-    return ""
-
-
 def _provenance(subject: Subject) -> str:
     found = kl_provenance(subject.model, subject.guide, *subject.arguments)
     return ", ".join(sorted(set(found.values())))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What was measured, per cell in the order of the cells."""
-
-    seeds: list[int]
-    values: np.ndarray
-    difference: list[float]
-    gradient_difference: list[float]
-    moments: list[Moments]
-    references: list[Moments | None]
-    groups: list[list[int]]
-    seconds: list[float]
-    seconds_se: list[float]
-    peak: list[int]
-
-
-_Evaluated = tuple[Tensor, list[Tensor]]
-
-
-def _flat(gradient: list[Tensor]) -> Tensor:
-    return torch.cat([g.flatten() for g in gradient])
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """The draws of all cells."""
-
-    subject: Subject
-    chosen: list[Cell]
-    draws: int
-    seed: int
-    by_hand: bool
-    count: Callable[[Iterator[Any], int], Iterator[Any]]
-
-    def run(self) -> _Found:
-        generator = torch.Generator().manual_seed(self.seed)
-        seeds = torch.randint(2**62, (self.draws,), generator=generator).tolist()
-        others = torch.randint(2**62, (2 * self.draws,), generator=generator).tolist()
-        moments = [self._moments(self.draws) for _ in self.chosen]
-        values, apart = zip(*(self._draw(s, moments) for s in self.count(iter(seeds), self.draws)), strict=True)
-        worst = np.asarray(apart).max(0)  # (cell, value | gradient)
-        steps = [partial(step_of, self.subject, cell.loss) for cell in self.chosen]
-        with seeded(self.seed, self.subject.device):
-            seconds, seconds_se = median_seconds(steps, self.subject.device, TIMED_REPEATS)
-            peak = [peak_bytes(step) for step in steps]
-        return _Found(
-            seeds, np.moveaxis(np.asarray(values), 0, 1), worst[:, 0].tolist(), worst[:, 1].tolist(), moments,
-            self._references(others), list(self.subject.groups().values()), seconds, seconds_se, peak,
-        )  # fmt: skip
-
-    def _moments(self, draws: int) -> Moments:
-        leaves = list(self.subject.parameters.values())
-        return Moments([leaf.numel() for leaf in leaves], draws, like=leaves[0])
-
-    def _draw(self, seed: int, moments: list[Moments]) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
-        """One draw of every cell: the value per datum, and how it and the gradient differ from the hand-derived."""
-        references: dict[str, _Evaluated] = {}
-        values, apart = [], []
-        for cell, sums in zip(self.chosen, moments, strict=True):
-            value, gradient = evaluate(self.subject, cell.loss, seed)
-            sums.add(gradient)
-            values.append(value.double().cpu().numpy())
-            hand = cell.by_hand() if self.by_hand else None
-            apart.append((np.nan, np.nan) if hand is None else self._apart(hand, seed, (value, gradient), references))
-        return values, apart
-
-    def _apart(
-        self, hand: HandDerivedELBO, seed: int, found: _Evaluated, known: dict[str, _Evaluated]
-    ) -> tuple[float, float]:
-        key = f"{hand.num_particles} {hand.vectorize_particles}"
-        if key not in known:
-            known[key] = evaluate(self.subject, hand, seed)
-        value, flat = (found[0] - known[key][0]).abs().max(), _flat(known[key][1])
-        return value.item(), ((_flat(found[1]) - flat).norm() / flat.norm()).item()
-
-    def _references(self, seeds: list[int]) -> list[Moments | None]:
-        """Gradients of another unbiased estimator of each cell's bound, with noise of its own."""
-        known: dict[str, Moments | None] = {}
-        for cell in self.chosen:
-            reference = cell.reference()
-            if reference not in (None, cell.loss) and repr(reference) not in known:
-                known[repr(reference)] = self._average(reference, seeds)
-        return [known.get(repr(cell.reference())) for cell in self.chosen]
-
-    def _average(self, reference: Estimator, seeds: list[int]) -> Moments | None:
-        if _why_not(self.subject, reference):
-            return None
-        moments = self._moments(len(seeds))
-        for seed in self.count(iter(seeds), len(seeds)):
-            moments.add(evaluate(self.subject, reference, seed)[1])
-        return moments
-
-
-NATS = {"units": "nats per datum"}
-
-
-@dataclass(frozen=True)
-class _Table:
-    """From measurements per cell to labelled arrays."""
-
-    chosen: list[Cell]
-    offered: list[str]
-    groups: list[str]
-
-    def dataset(self, found: _Found, truth: float, truth_se: float) -> xr.Dataset:
-        value = found.values.mean(-1)  # (cell, draw)
-        spread = value.std(-1, ddof=1)
-        error = spread / np.sqrt(value.shape[-1])
-        cell, dims = self._spread, ("estimator", "particles")
-        variables = {
-            "elbo": (dims, cell(value.mean(-1)), NATS),
-            "elbo_se": (dims, cell(error), NATS),
-            "elbo_sd": (dims, cell(spread), NATS),
-            "bias": (dims, cell(value.mean(-1) - truth), NATS),
-            "bias_se": (dims, cell(np.hypot(error, truth_se)), NATS),
-            "difference": (dims, cell(found.difference), NATS),
-            "gradient_difference": (dims, cell(found.gradient_difference), {"units": "1"}),
-            "seconds": (dims, cell(found.seconds), {"units": "s"}),
-            "seconds_se": (dims, cell(found.seconds_se), {"units": "s"}),
-            "peak_memory": (dims, cell(found.peak), {"units": "bytes"}),
-            "value": ((*dims, "draw"), cell(value), NATS),
-            "datum_elbo": ((*dims, "datum"), cell(found.values.mean(1)), {"units": "nats"}),
-            **{name: ((*dims, "parameter_group"), cell(v), u) for name, (v, u) in _gradients(found).items()},
-        }
-        losses = {c.name: c for c in self.chosen}
-        known_bias = [getattr(losses[n].loss, "known_bias", "") for n in self.estimators]
-        coordinates = {
-            "estimator": self.estimators,
-            "particles": self.particles,
-            "parameter_group": self.groups,
-            "bound": ("estimator", [losses[n].target for n in self.estimators]),
-            "known_bias": ("estimator", known_bias),
-        }
-        return _with_efficiency(xr.Dataset(variables, coordinates))
-
-    @property
-    def estimators(self) -> list[str]:
-        return [name for name in self.offered if any(cell.name == name for cell in self.chosen)]
-
-    @property
-    def particles(self) -> list[int]:
-        return sorted({cell.particles for cell in self.chosen})
-
-    def _spread(self, per_cell: Any) -> np.ndarray:
-        """Numbers per cell as (estimator, particles, …), NaN where there is no cell."""
-        array = np.asarray(per_cell, dtype=float)
-        table = np.full((len(self.estimators), len(self.particles), *array.shape[1:]), np.nan)
-        for cell, numbers in zip(self.chosen, array, strict=True):
-            table[self.estimators.index(cell.name), self.particles.index(cell.particles)] = numbers
-        return table
-
-
-def _gradients(found: _Found) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
-    """Signal, noise and bias of the gradient, per cell and group, with their errors."""
-    per_datum, one = {"units": "nats per datum per unit of the parameters"}, {"units": "1"}
-    columns: dict[str, list[Tensor]] = {}
-    for sums, reference in zip(found.moments, found.references, strict=True):
-        for name in "norm", "variance", "snr":
-            value, error = jackknife(sums, partial(_moment, sums, found.groups, name))
-            columns.setdefault(f"gradient_{name}", []).append(value)
-            columns.setdefault(f"gradient_{name}_se", []).append(error)
-        value, error = _relative_bias(sums, reference, found.groups)
-        columns.setdefault("gradient_bias", []).append(value)
-        columns.setdefault("gradient_bias_se", []).append(error)
-    stacked = {name: torch.stack(column).cpu().numpy() for name, column in columns.items()}
-    with_unit = ("gradient_norm", "gradient_variance")
-    return {name: (array, per_datum if name.startswith(with_unit) else one) for name, array in stacked.items()}
-
-
-def _moment(sums: Moments, groups: list[list[int]], name: str, without: int | None) -> Tensor:
-    found: Tensor = getattr(squares(sums, groups, without), name)
-    return found
-
-
-def _relative_bias(sums: Moments, reference: Moments | None, groups: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """The distance of two mean gradients relative to the norm of the second; 0 where noise hides it."""
-    if reference is None:
-        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
-        return nothing, nothing
-    square, error, norm = distance(sums, reference, groups)
-    norm = norm.clamp(min=0).sqrt()
-    root = square.clamp(min=0).sqrt()
-    return root / norm, error / (2 * torch.maximum(root, error.sqrt())) / norm
-
-
-def _with_efficiency(table: xr.Dataset) -> xr.Dataset:
-    """The numbers that decide."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        efficiency = table.gradient_snr**2 / table.seconds
-        relative = np.hypot(2 * table.gradient_snr_se / table.gradient_snr, table.seconds_se / table.seconds)
-        fewest = efficiency.notnull().argmax("particles")
-        speedup = efficiency / efficiency.isel(particles=fewest)
-        error = speedup * np.hypot(relative, relative.isel(particles=fewest))
-    per_second = {"units": "1/s"}
-    return table.assign(
-        variance_seconds=(table.gradient_variance * table.seconds).assign_attrs(
-            units="(nats per datum per unit of the parameters)² s"
-        ),
-        efficiency=efficiency.assign_attrs(per_second),
-        efficiency_se=(efficiency * relative).assign_attrs(per_second),
-        speedup=speedup.assign_attrs(units="1"),
-        speedup_se=error.assign_attrs(units="1"),
-    )
 
 
 def verdict(comparison: xr.Dataset) -> str:
