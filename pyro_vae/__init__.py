@@ -13,6 +13,7 @@ from pyro_vae.evidence import compare_models, log_evidence
 from pyro_vae.pair import Pair
 from pyro_vae.predict import to_datatree
 from pyro_vae.recommend import recommend
+from pyro_vae.seeds import over_seeds
 from pyro_vae.train import Fit, fit
 from pyro_vae.workflow import check
 
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "log_evidence",
     "nn",
+    "over_seeds",
     "posteriors",
     "priors",
     "recommend",

@@ -1,8 +1,6 @@
 """``pyro-vae swap``: a grid of choices of parts, trained alike and ranked."""
 
-import copy
 import itertools
-import sys
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,17 +10,14 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
-from pyro_vae._numbers import whole
 from pyro_vae._parts import Part, assemble, names_of
 from pyro_vae._settings import command, instantiated, swap_settings, with_absolute_paths
+from pyro_vae._spread import is_side_by_side, say, seeds_of, side_by_side, tell, with_seed
 from pyro_vae._training import Loaded, loaded, refuse, refuse_estimator, train
 from pyro_vae.core import VAE
 from pyro_vae.data import Data
-from pyro_vae.device import refuse_seed
 from pyro_vae.errors import DivergenceError, ModelError, SettingsError
 from pyro_vae.evidence import refuse_particles
-from pyro_vae.parallel.pool import Cluster, Workers, as_they_come
-from pyro_vae.progress import ticking
 from pyro_vae.runs import RunFolder
 from pyro_vae.swap import rank, ranking_figure, ranking_table, refuse_one_row, with_failures
 
@@ -45,10 +40,9 @@ class Trained:
 def run_swap(settings: Namespace) -> int:
     """Every combination of parts, trained alike and ranked by the evidence of held-out data."""
     refuse_particles(settings.particles)
-    whole("workers", settings.workers, 1)
+    seeds = seeds_of(settings)
     data = loaded(settings)
     refuse_one_row(len(data.held_out.x))
-    seeds = _seeds(settings)
     vaes = _grid(settings, data.train)
     for name, vae in vaes.items():
         _refuse(settings, name, vae, data)
@@ -56,21 +50,12 @@ def run_swap(settings: Namespace) -> int:
         trained = _trained(settings, [*vaes], seeds, data)
         if trained.interrupted:
             done = f"{len(trained.vaes)} of {len(vaes)} combinations"
-            _say(f"interrupted: {done} are wholly trained, and no other is ranked")
+            say(f"interrupted: {done} are wholly trained, and no other is ranked")
         if trained.vaes:
             _write(settings, trained, data.held_out, run)
         elif not trained.interrupted:
             raise DivergenceError(f"every combination diverged, the first so: {next(iter(trained.diverged.values()))}")
     return 130 if trained.interrupted else 0
-
-
-def _seeds(settings: Namespace) -> list[int]:
-    seeds = [settings.seed] if settings.seeds is None else list(settings.seeds)
-    for seed in seeds:
-        refuse_seed(seed)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SettingsError(f"seeds is {seeds}; name at least one, and each once")
-    return seeds
 
 
 def _grid(settings: Namespace, data: Data) -> dict[str, VAE]:
@@ -118,22 +103,22 @@ def _trained(settings: Namespace, names: list[str], seeds: list[int], data: Load
     """Train all, past those that diverge and until Ctrl-C."""
     jobs = {_called(name, seed, seeds): (name, seed) for name in names for seed in seeds}
     trained, vaes = Trained(), dict[str, VAE]()
-    of_seed = {seed: _grid(_with_seed(settings, seed), data.train) for seed in seeds}
-    side_by_side = settings.workers > 1 or settings.cluster is not None
-    with closing((_side_by_side if side_by_side else _in_turn)(settings, jobs, of_seed, data)) as coming:
+    of_seed = {seed: _grid(with_seed(settings, seed), data.train) for seed in seeds}
+    apart = is_side_by_side(settings)
+    with closing((_side_by_side if apart else _in_turn)(settings, jobs, of_seed, data)) as coming:
         try:
             for job, came in coming:
                 name, seed = jobs[job]
                 if came.diverged:
                     trained.diverged.setdefault(name, came.diverged)
-                    _say(f"{job}: {came.diverged}")
+                    say(f"{job}: {came.diverged}")
                 elif came.interrupted:
                     trained.interrupted = True
                     break
                 else:
                     vaes[job] = of_seed[seed][name]
         except KeyboardInterrupt:
-            if not side_by_side:
+            if not apart:
                 raise
             trained.interrupted = True
     for name in names:
@@ -147,13 +132,6 @@ def _called(name: str, seed: int, seeds: list[int]) -> str:
     return name if len(seeds) == 1 else f"{name} (seed {seed})"
 
 
-def _with_seed(settings: Namespace, seed: int) -> Namespace:
-    """The settings with another seed of weights, order and noise; data are split before."""
-    other = copy.deepcopy(settings)
-    other.seed = seed
-    return other
-
-
 Jobs: TypeAlias = dict[str, tuple[str, int]]
 Grids: TypeAlias = dict[int, dict[str, VAE]]
 Coming: TypeAlias = Generator[tuple[str, Came], None, None]
@@ -161,9 +139,9 @@ Coming: TypeAlias = Generator[tuple[str, Came], None, None]
 
 def _in_turn(settings: Namespace, jobs: Jobs, vaes: Grids, data: Loaded) -> Coming:
     for i, (job, (name, seed)) in enumerate(jobs.items(), 1):
-        _tell(f"{i} of {len(jobs)}: {job}")
+        tell(f"{i} of {len(jobs)}: {job}")
         try:
-            fitted = train(_with_seed(settings, seed), vaes[seed][name], data)
+            fitted = train(with_seed(settings, seed), vaes[seed][name], data)
             yield job, Came({}, None, interrupted=fitted.interrupted)
         except DivergenceError as error:
             yield job, Came({}, None, str(error))
@@ -172,18 +150,13 @@ def _in_turn(settings: Namespace, jobs: Jobs, vaes: Grids, data: Loaded) -> Comi
 def _side_by_side(settings: Namespace, jobs: Jobs, vaes: Grids, data: Loaded) -> Coming:
     """By processes that make data and VAEs anew of the settings, and so come to what one process comes to."""
     settings = with_absolute_paths(settings)
-    executor = Workers(min(settings.workers, len(jobs))) if settings.cluster is None else Cluster(settings.cluster)
     sent = {job: (settings, name, seed) for job, (name, seed) in jobs.items()}
-    _tell(f"{len(jobs)} trainings, side by side")
-    with executor, ticking("trained", len(jobs), sys.stderr.isatty()) as tick:
-        for i, (job, came) in enumerate(as_they_come(executor, train_one, sent), 1):
-            name, seed = jobs[job]
-            with torch.no_grad():
-                vaes[seed][name].load_state_dict({key: torch.from_numpy(value) for key, value in came.weights.items()})
-            vaes[seed][name].trained_on = came.trained_on
-            tick()
-            _tell(f"{i} of {len(jobs)}: {job}")
-            yield job, came
+    for job, came in side_by_side(settings, train_one, sent):
+        name, seed = jobs[job]
+        with torch.no_grad():
+            vaes[seed][name].load_state_dict({key: torch.from_numpy(value) for key, value in came.weights.items()})
+        vaes[seed][name].trained_on = came.trained_on
+        yield job, came
 
 
 def train_one(settings: Namespace, name: str, seed: int) -> Came:
@@ -194,7 +167,7 @@ def train_one(settings: Namespace, name: str, seed: int) -> Came:
         name: of the combination.
         seed: of its training.
     """
-    data, own = loaded(settings), _with_seed(settings, seed)
+    data, own = loaded(settings), with_seed(settings, seed)
     vae, diverged, interrupted = _grid(own, data.train)[name], "", False
     try:
         interrupted = train(own, vae, data, progress=False).interrupted
@@ -202,14 +175,6 @@ def train_one(settings: Namespace, name: str, seed: int) -> Came:
         diverged = str(error)
     weights = {key: value.detach().cpu().numpy() for key, value in vae.state_dict().items()}
     return Came(weights, vae.trained_on, diverged, interrupted)
-
-
-def _tell(what: str) -> None:
-    Console(stderr=True).print(what, highlight=False, markup=False)
-
-
-def _say(what: str) -> None:
-    print(f"pyro-vae: {what}", file=sys.stderr)
 
 
 def _write(settings: Namespace, trained: Trained, held_out: Data, run: RunFolder) -> None:

@@ -26,7 +26,8 @@ OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 SchedulerMaker = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
-OF_SWAP = ("priors", "likelihoods", "posteriors", "particles", "seeds", "workers", "cluster")
+OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
+OF_SPREAD = ("seeds", "workers", "cluster")
 OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices", "nodes", "node_rank", "rendezvous")
 
 EPILOGUE = """
@@ -36,6 +37,7 @@ Examples:
   pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
   pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with --epochs 400)
   pyro-vae compare --run runs/first --out runs/first-compared
+  pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
   pyro-vae check runs/first
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
@@ -135,9 +137,6 @@ def swap_settings(
     posteriors: list[PosteriorMaker] = [DiagNormal],  # noqa: B006
     *,
     particles: int = 500,
-    seeds: list[int] | None = None,
-    workers: int = 1,
-    cluster: str | None = None,
 ) -> None:
     """Train every combination of parts on your data, and rank them by the evidence of held-out data.
 
@@ -146,8 +145,20 @@ def swap_settings(
         likelihoods: classes of p(x|z); by default a Normal whose scale is learned.
         posteriors: classes of q(z|x).
         particles: of the importance-weighted bound on log p(x).
-        seeds: train each combination once per seed, as "[0, 1, 2]", so that the ranking's errors hold how much
-            trainings differ too; by default once, with --seed.
+    """
+
+
+def spread_settings(
+    *,
+    seeds: list[int] | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+) -> None:
+    """With which seeds to train, and how many at a time.
+
+    Args:
+        seeds: train once per seed, as "[0, 1, 2]", so that the errors hold how much trainings differ too; by default
+            once, with --seed.
         workers: train so many side by side, each in a process with its share of the cores.
         cluster: train side by side on a Ray cluster, begun by ray start --head: its address, or auto.
     """
@@ -286,6 +297,8 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     parser.add_function_arguments(function, as_positional=name == "check")
     if name == "fit":
         parser.add_function_arguments(run_settings, as_positional=False)
+    if name in ("compare", "swap"):
+        parser.add_function_arguments(spread_settings, as_positional=False)
     if name == "swap":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":
@@ -309,7 +322,7 @@ def training() -> ArgumentParser:
 
 def of_training(settings: Namespace) -> Namespace:
     """The settings of a training among those of a command."""
-    kept = without(settings, *OF_COMPARE, *OF_SWAP, *OF_RUN)
+    kept = without(settings, *OF_COMPARE, *OF_SWAP, *OF_SPREAD, *OF_RUN)
     kept.precision = "float32" if "elbos" in settings else settings.precision  # that of compare is of what it compares
     return kept
 
@@ -322,8 +335,8 @@ def instances(settings: Namespace) -> Namespace:
 def with_absolute_paths(settings: Namespace) -> Namespace:
     """A copy of settings that holds wherever it is read."""
     kept = without(settings, "config")
-    for name in ("data", "validation_data"):
-        if kept[name]:
+    for name in ("data", "validation_data", "run"):
+        if kept.get(name):
             kept[name] = str(Path(kept[name]).resolve())
     return kept
 

@@ -1,46 +1,36 @@
 """The command line: ``pyro-vae demo | fit | compare | swap | check``."""
 
 import argparse
-import copy
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae._checking import run_check
 from pyro_vae._checkpoints import Checkpoints
+from pyro_vae._comparing import run_compare
 from pyro_vae._grid import run_swap
 from pyro_vae._settings import (
-    OF_COMPARE,
-    command,
-    compare_settings,
     fit_settings,
-    instantiated,
     parser,
     plain,
     resume_settings,
 )
-from pyro_vae._training import Begin, keeping, settings_of, train, trained_run, untrained
-from pyro_vae.compare import compare_elbos, default_elbos, refuse_choices
-from pyro_vae.core import VAE
-from pyro_vae.data import Data
+from pyro_vae._training import Begin, keeping, settings_of, train, untrained
 from pyro_vae.demo import demo
 from pyro_vae.device import refuse_seed
-from pyro_vae.errors import PyroVAEError, SettingsError
+from pyro_vae.errors import PyroVAEError
 from pyro_vae.parallel.group import launched, writes
 from pyro_vae.parallel.launch import Machines, launch
-from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
+from pyro_vae.report import save_fit, show_fit
 from pyro_vae.runs import RunFolder
-from pyro_vae.traces import Loss, called
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"demo": _run_demo, "fit": _run_fit, "compare": _run_compare, "swap": run_swap, "check": run_check}
+    commands = {"demo": _run_demo, "fit": _run_fit, "compare": run_compare, "swap": run_swap, "check": run_check}
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
     try:
         with _own_classes():
@@ -162,63 +152,3 @@ def _resumed(asked: Namespace) -> Namespace:
         if asked[name] is not None:
             settings[name] = asked[name]
     return settings
-
-
-def _run_compare(settings: Namespace) -> int:
-    if settings.precision not in ("float32", "float64"):
-        raise SettingsError(f"precision is {settings.precision}; it must be float32 or float64")
-    if settings.draws < 2 or settings.rows < 2:
-        raise SettingsError(f"draws is {settings.draws} and rows {settings.rows}; each must be at least 2")
-    made = instantiated(command("compare", compare_settings), settings).elbos
-    elbos = default_elbos() if made is None else {called(loss): loss for loss in made}
-    refuse_choices(elbos, settings.particles)
-    if settings.run is None:
-        if settings.data is None:
-            raise SettingsError("compare needs --run, a folder that pyro-vae fit wrote, or --data to train on first")
-        vae, data = untrained(settings)
-        moments = {"start": copy.deepcopy(vae)}
-        with RunFolder(settings.out) as run, keeping(settings, vae, run):
-            show_fit(train(settings, vae, data, on_epoch=_halfway(moments, settings.epochs)), Console())
-            _compare(settings, elbos if made else None, {**moments, "end": vae}, data.held_out, run)
-    else:
-        _refuse_training_settings(settings)
-        first, vae, held_out = trained_run(settings.run, settings.data)
-        with RunFolder(settings.out) as run:
-            _compare(settings, elbos if made else None, {"start": first, "end": vae}, held_out, run)
-    return 0
-
-
-def _halfway(moments: dict[str, VAE], epochs: int) -> Callable[[int, VAE], None]:
-    """What keeps a copy of the VAE in the middle of training."""
-
-    def keep(epoch: int, vae: VAE) -> None:
-        if epoch == epochs // 2 and epochs > 1:
-            moments["middle"] = copy.deepcopy(vae)
-
-    return keep
-
-
-def _compare(
-    settings: Namespace, elbos: dict[str, Loss] | None, moments: dict[str, VAE], held_out: Data, run: RunFolder
-) -> None:
-    shown, tables = held_out.rows(torch.arange(min(len(held_out.x), settings.rows))), []
-    for moment, vae in moments.items():
-        judged = in_double(vae) if settings.precision == "float64" else vae
-        comparison = compare_elbos(
-            judged, shown, elbos, particles=settings.particles, draws=settings.draws, seed=settings.seed, progress=True
-        )
-        Console().print(f"\nAt the {moment} of training:", highlight=False)
-        show_comparison(comparison, Console())
-        tables.append(comparison)
-    every = xr.concat(tables, xr.Variable("moment", list(moments)), combine_attrs="drop_conflicts")
-    save_comparison(run, every)
-    run.show(Console())
-
-
-def _refuse_training_settings(settings: Namespace) -> None:
-    """A trained run is as it is: a setting that would be ignored is refused."""
-    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "out", *OF_COMPARE}
-    changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
-    ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
-    if ignored:
-        raise SettingsError(f"--run brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave out --run")

@@ -28,6 +28,7 @@ from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.evidence import known_evidence
 from pyro_vae.pair import Pair, Subject, subject_of
 from pyro_vae.progress import counting
+from pyro_vae.seeds import drawn
 from pyro_vae.traces import Loss, differentiable
 
 
@@ -233,5 +234,5 @@ def verdict(comparison: xr.Dataset) -> str:
     return (
         f"Pyro's analytic-KL ELBO and the hand-derived ELBO {'agree' if agree else 'DISAGREE: they differ by up'} to "
         f"{difference:.0e} nats per datum and their gradients to {gradient:.0e} "
-        f"(relative), with the same noise in {comparison.attrs['draws']} draws, in {comparison.attrs['dtype']}."
+        f"(relative), with the same noise in {drawn(comparison)}, in {comparison.attrs['dtype']}."
     )

@@ -5,23 +5,41 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from pyro_vae.seeds import drawn
+
 SURE = 3.0
 """So many standard errors apart is told apart."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A cell of a comparison, judged by the gradient that carries the least signal per second."""
+    """A cell of a comparison, judged by the gradient that carries the least signal per second.
+
+    Args:
+        estimator: its name.
+        particles: how many.
+        group: of the parameters whose gradient it is.
+        each: the logarithm of its efficiency, of one seed or each of several.
+        errors: of each.
+    """
 
     estimator: str
     particles: int
     group: str
-    log_efficiency: float
-    error: float
+    each: np.ndarray
+    errors: np.ndarray
 
     @property
     def called(self) -> str:
         return f"{self.estimator} at K = {self.particles}"
+
+    @property
+    def log_efficiency(self) -> float:
+        return float(self.each.mean())
+
+    @property
+    def error(self) -> float:
+        return _error(self.each, self.errors**2)
 
 
 def recommend(comparison: xr.Dataset) -> str:
@@ -56,7 +74,7 @@ def recommend(comparison: xr.Dataset) -> str:
     if not candidates:
         return (
             "No estimator can be recommended: none has a gradient whose signal stands out of its noise here. "
-            f"Compare with more draws than {comparison.attrs['draws']}, or nearer to the start of training."
+            f"Compare with more than {drawn(comparison)}, or nearer to the start of training."
         )
     best, *others = candidates
     return f"Train with {best.called}: {_why(best, others, comparison)}. {_how_sure(best, others, comparison)}"
@@ -79,13 +97,19 @@ def _candidates(comparison: xr.Dataset) -> list[_Candidate]:
 
 def _candidate(cell: xr.Dataset, name: str, particles: int, group: str) -> _Candidate:
     """Without noise its efficiency is infinite, and sure; where its error is not to be had, it is not sure at all."""
-    efficiency, error = cell.efficiency.item(), cell.efficiency_se.item()
-    if np.isinf(efficiency):
-        return _Candidate(name, particles, group, np.inf, 0.0)
-    if not efficiency > 0:
-        return _Candidate(name, particles, group, -np.inf, np.inf)
-    relative = error / efficiency
-    return _Candidate(name, particles, group, float(np.log(efficiency)), relative if np.isfinite(relative) else np.inf)
+    of = "seed_efficiency" if "seed_efficiency" in cell else "efficiency"
+    efficiency, error = (np.atleast_1d(cell[variable].values).astype(float) for variable in (of, f"{of}_se"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(np.isinf(efficiency), 0.0, error / efficiency)
+        each = np.log(np.where(efficiency > 0, efficiency, 0.0))
+    return _Candidate(name, particles, group, each, np.where(np.isfinite(relative), relative, np.inf))
+
+
+def _error(each: np.ndarray, squares: np.ndarray) -> float:
+    """Of the mean over seeds of numbers whose own squared errors are known: what their spread says, if that is more."""
+    with np.errstate(invalid="ignore"):
+        seen = each.var(ddof=1) if len(each) > 1 else 0.0
+    return float(np.sqrt(np.fmax(seen, squares.mean()) / len(each)))
 
 
 def _is_biased(cell: xr.Dataset) -> bool:
@@ -122,19 +146,19 @@ def _where_its_bound_lies(cell: xr.Dataset) -> str:
 
 
 def _how_sure(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset) -> str:
-    draws = comparison.attrs["draws"]
     if not others:
         return "There was no other to compare it with."
     close = [c for c in others if not _ahead(best, c) >= SURE]
     if close:
         named = ", ".join(c.called for c in close[:3]) + (f" and {len(close) - 3} more" if len(close) > 3 else "")
-        return f"This is not sure: {draws} draws do not tell it from {named} (under {SURE:g} standard errors)."
+        return f"This is not sure: {drawn(comparison)} do not tell it from {named} (under {SURE:g} standard errors)."
     z = min(_ahead(best, c) for c in others)
     behind = "behind by as much as can be" if np.isinf(z) else f"{z:.0f} standard errors behind"
-    return f"This is sure by {draws} draws: the next, {others[0].called}, is {behind}."
+    return f"This is sure by {drawn(comparison)}: the next, {others[0].called}, is {behind}."
 
 
 def _ahead(best: _Candidate, other: _Candidate) -> float:
-    """How many standard errors apart the logarithms of two efficiencies are; NaN where both are without noise."""
+    """How many standard errors apart, seed by seed, two logarithms are; NaN where both are without noise."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.subtract(best.log_efficiency, other.log_efficiency) / np.hypot(best.error, other.error))
+        apart = best.each - other.each
+        return float(np.divide(apart.mean(), _error(apart, best.errors**2 + other.errors**2)))

@@ -15,6 +15,7 @@ from pyro_vae.core import VAE
 from pyro_vae.data import Data
 from pyro_vae.recommend import recommend
 from pyro_vae.runs import RunFolder
+from pyro_vae.seeds import drawn
 from pyro_vae.train import Fit
 
 
@@ -32,9 +33,10 @@ def comparison_table(comparison: xr.Dataset) -> Table:
     """
     about = comparison.attrs
     table = Table(
-        title=f"{comparison.sizes['datum']} data, {about['draws']} draws, {about['dtype']}, {about['device']}",
+        title=f"{comparison.sizes['datum']} data, {drawn(comparison)}, {about['dtype']}, {about['device']}",
         caption="Gradient difference: from HandDerivedELBO, same noise, relative.\n"
-        "SNR: signal-to-noise of one gradient. ms: median of one evaluation with gradient.",
+        "SNR: signal-to-noise of one gradient. ms: median of one evaluation with gradient"
+        f"{f', with {beside} beside it' if (beside := about.get('timed_beside')) else ''}.",
         box=box.SIMPLE,
         padding=(0, 1),
         collapse_padding=True,
@@ -149,7 +151,7 @@ def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
 
 
 def show_fit(fit: Fit, console: Console) -> None:
-    """Print what training came to, in one line.
+    """Print what training came to.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -158,9 +160,20 @@ def show_fit(fit: Fit, console: Console) -> None:
         >>> show_fit(result, Console(width=200))
         Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training
     """
+    console.print(in_one_line(fit), highlight=False, soft_wrap=True)
+
+
+def in_one_line(fit: Fit) -> str:
+    """What training came to.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> in_one_line(pv.fit(linear.as_vae(), linear.sample(8), epochs=1, batch_size=8, progress=False))
+        'Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training'
+    """
     if not fit.history.sizes["epoch"]:
-        console.print("Interrupted before the first step was taken", highlight=False)
-        return
+        return "Interrupted before the first step was taken"
     last = fit.history.isel(epoch=-1)
     parts = [
         f"{last[f'{part}_elbo'].item():.3f} ± {last[f'{part}_elbo_se'].item():.3f} nats in {label}"
@@ -170,11 +183,9 @@ def show_fit(fit: Fit, console: Console) -> None:
     ended = "Interrupted after" if fit.interrupted else "Trained for"
     epochs = fit.history.sizes["epoch"]
     seconds = fit.history.seconds.sum().item()
-    console.print(
+    return (
         f"{ended} {epochs} epoch{'s' * (epochs != 1)} on {fit.device} in {seconds:.1f} s: "
-        f"ELBO per datum {', '.join(parts)}",
-        highlight=False,
-        soft_wrap=True,
+        f"ELBO per datum {', '.join(parts)}"
     )
 
 

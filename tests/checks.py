@@ -51,4 +51,4 @@ def normal_log_density(x: Tensor, mean: Tensor, scale: Tensor | float) -> Tensor
 def untimed(table: xr.Dataset) -> xr.Dataset:
     """A comparison without what depends on the clock."""
     timed = ["seconds", "seconds_se", "variance_seconds", "efficiency", "efficiency_se", "speedup", "speedup_se"]
-    return table.drop_vars(timed)
+    return table.drop_vars([*timed, "seed_efficiency", "seed_efficiency_se"], errors="ignore")

@@ -69,7 +69,7 @@ def test_fit_writes_a_run_that_compare_reads(table, tmp_path, capsys):
     assert load_file(run / "weights.safetensors")["guide.encoder.net.0.weight"].shape == (16, 6)
     (tmp_path / "elsewhere").mkdir()
     assert main(["compare", "--run", "run", "--out", "compared", "--draws", "5"]) == 0
-    assert names(tmp_path / "compared") == COMPARED | {"SHA256SUMS"}
+    assert names(tmp_path / "compared") == COMPARED | {"SHA256SUMS", "config.yaml"}
     with xr.open_dataset(tmp_path / "compared/comparison.nc", engine="h5netcdf") as comparison:
         assert comparison.sizes["datum"] == 60, "the run's own held-out data"
         assert comparison.attrs["dtype"] == "torch.float64"

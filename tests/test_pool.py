@@ -12,12 +12,13 @@ import pool_checks
 import pytest
 import torch
 import xarray as xr
-from checks import linear_gaussian
+from checks import linear_gaussian, untimed
 
 from pyro_vae.cli import main
 from pyro_vae.errors import ProcessError, SettingsError
 from pyro_vae.exact import LinearGaussian
 from pyro_vae.parallel.pool import Cluster, Workers, as_they_come
+from pyro_vae.runs import RunFolder
 from pyro_vae.swap import rank, ranking_table
 
 HERE = Path(__file__).resolve().parent
@@ -48,7 +49,7 @@ def pool():
 @pytest.fixture
 def shared(pool, monkeypatch):
     """The command takes those, and leaves them as they are."""
-    monkeypatch.setattr("pyro_vae._grid.Workers", lambda number: pool)
+    monkeypatch.setattr("pyro_vae._spread.Workers", lambda number: pool)
     monkeypatch.setattr(Workers, "__exit__", lambda *_: None)
     return pool
 
@@ -62,6 +63,21 @@ def test_side_by_side_comes_to_the_same_bits(folder, capsys, shared):
     told = capsys.readouterr().err
     assert "4 trainings, side by side" in told
     assert all(f"{prior} (seed {seed})" in told for prior in ("StandardNormal", "Laplace") for seed in (0, 1))
+
+
+def test_seeds_are_compared_side_by_side(folder, capsys, shared, monkeypatch):
+    monkeypatch.setattr(RunFolder, "figure", lambda *_: None)
+    flags = [*FAST[:6], "--draws", "3", "--elbos", "[HandDerivedELBO]", "--particles", "[2]", "--seeds", "[0, 1]"]
+    told = []
+    for out, workers in (("alone", "1"), ("both", "2")):
+        assert main(["compare", "--data", "data.npy", "--out", out, *flags, "--workers", workers]) == 0
+        with xr.open_dataset(f"{out}/comparison.nc", engine="h5netcdf") as table:
+            told.append(untimed(table.load()))
+    alone, both = told
+    assert alone.drop_vars("peak_memory").equals(both.drop_vars("peak_memory"))
+    shown = capsys.readouterr()
+    assert "2 trainings, side by side" in shown.err
+    assert "with other seeds beside it" in shown.out.replace("\n", " ").replace("  ", " ")
 
 
 def test_one_that_diverges_is_carried_past_there_too(folder, capsys, shared):
@@ -173,9 +189,9 @@ def test_a_cluster_is_an_executor_like_another(cluster):
 @pytest.mark.slow  # starting Ray takes some 15 s
 @pytest.mark.filterwarnings("ignore")
 def test_a_grid_over_a_cluster_comes_to_the_same_bits(cluster, folder, monkeypatch):
-    from pyro_vae import _grid
+    from pyro_vae import _spread
 
-    monkeypatch.setattr(_grid, "Cluster", lambda address: cluster)
+    monkeypatch.setattr(_spread, "Cluster", lambda address: cluster)
     monkeypatch.setattr(type(cluster), "shutdown", lambda *_, **__: None)
     alone = swap("alone", "--priors", "[StandardNormal, Laplace]")
     assert torch.get_num_threads() == 1

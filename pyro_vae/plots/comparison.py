@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE
+from pyro_vae.seeds import drawn
 
 
 def elbos_by_datum(comparison: xr.Dataset) -> Figure:
@@ -44,9 +45,8 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
         left.scatter(by_hand, values, color=colour, marker=marker, s=size, label=name, lw=1)
         _differences(axes, by_hand, values - by_hand, f"{name} − {reference}", colour)
         axes.set_xlabel(f"{reference} (nats)")
-    draws = comparison.attrs["draws"]
     left.set(xlabel=f"{reference} (nats)", ylabel="the other's ELBO (nats)")
-    left.set_title(f"ELBO of each datum, mean of {draws} draws", fontsize=10)
+    left.set_title(f"ELBO of each datum, mean of {drawn(comparison)}", fontsize=10)
     left.legend()
     return figure
 

@@ -1,0 +1,220 @@
+"""Comparisons over seeds: the error of their mean, what is told apart by pairs, and ``pyro-vae compare --seeds``."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from checks import linear_gaussian
+
+import pyro_vae as pv
+from pyro_vae.cli import main
+from pyro_vae.errors import SettingsError
+from pyro_vae.runs import RunFolder
+from pyro_vae.seeds import stacked
+
+FAST = ["--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "16", "--draws", "3"]
+ONE = ["--elbos", "[HandDerivedELBO, TraceMeanField_ELBO]", "--particles", "[2]"]
+
+
+def comparison(seed, **variables):
+    """One as compare_elbos gives it, of 2,000 estimators, so that each is a trial of its own."""
+    about = {"seed": seed, "draws": 9, "size": 5, "dtype": "torch.float64", "left_out": ""}
+    columns = {name: ("estimator", values) for name, values in variables.items()}
+    table = xr.Dataset(columns, {"estimator": np.arange(len(next(iter(variables.values()))))}, about)
+    return table.assign(value=(("estimator", "draw"), np.zeros((table.sizes["estimator"], 9)))).assign_coords(
+        noise_seed=("draw", np.arange(9) + 100 * seed), datum_elbo=("datum", np.zeros(5))
+    )
+
+
+@pytest.mark.parametrize(("between", "within"), [(3.0, 1.0), (0.0, 1.0)])
+def test_the_error_is_that_of_the_mean_over_seeds_and_draws(between, within):
+    """By 2,000 trials of 5 seeds: the mean squared error of the mean is what is said.
+
+    Power: without the spread of seeds the ratio were 0.1, without that of draws 0.9 (z = -3) or 0, not divided by the
+    number of seeds 5.
+    """
+    noise, trials, seeds = np.random.default_rng(0), 2000, 5
+    each = [
+        comparison(s, elbo=noise.normal(7, np.hypot(between, within), trials), elbo_se=np.full(trials, within))
+        for s in range(seeds)
+    ]
+    mean = pv.over_seeds(each)
+    squared = (mean.elbo.values - 7) ** 2
+    said = mean.elbo_se.values**2
+    np.testing.assert_allclose(mean.elbo, np.mean([one.elbo for one in each], 0), rtol=1e-14)
+    if between:  # the floor of draws binds in few of them
+        z = (squared - said).mean() / ((squared - said).std() / np.sqrt(trials))
+        assert abs(z) < 5
+        assert said.mean() == pytest.approx((between**2 + within**2) / seeds, rel=0.07)
+    else:  # nothing smaller is believed than what the draws allow
+        assert said.min() == pytest.approx(within**2 / seeds, rel=1e-12)
+        assert (squared / said).mean() < 1 + 5 * np.sqrt(2 / trials)
+
+
+def test_against_the_oracle():
+    """With the exact posterior an ELBO is log p(x) without noise: mean and error are those of three log p(x)."""
+    model, vaes = linear_gaussian(), []
+    x = model.sample(30)
+    for seed in range(3):
+        other = copy.deepcopy(model)
+        other.weight = other.weight + 0.2 * torch.randn(5, 2, generator=torch.Generator().manual_seed(seed))
+        vaes.append(other)
+    each = [pv.compare_elbos(one.as_vae(), x, {"ELBO": pv.elbo.ELBO()}, draws=3, seed=s) for s, one in enumerate(vaes)]
+    mean = pv.over_seeds(each)
+    exact = np.array([one.log_marginal(x).mean().item() for one in vaes])
+    assert mean.elbo.item() == pytest.approx(exact.mean(), rel=1e-10)
+    assert mean.elbo_se.item() == pytest.approx(exact.std(ddof=1) / np.sqrt(3), rel=1e-6)
+    assert abs(mean.bias.item()) < 1e-9
+    assert mean.attrs["seeds"] == [0, 1, 2]
+    assert stacked(each).noise_seed.shape == (3, 3)
+    assert mean.peak_memory.item() == max(one.peak_memory.item() for one in each)
+
+
+def judged(*by_seed, error):
+    """Comparisons whose efficiencies are given, a row for each seed, the same for Θ and φ."""
+    names = [f"e{i}" for i in range(len(by_seed[0]))]
+    vae = linear_gaussian().as_vae(diagonal=True)
+    table = pv.compare_elbos(vae, linear_gaussian().sample(6), {name: pv.elbo.ELBO() for name in names}, draws=5)
+    dims, shape = table.efficiency.dims, table.efficiency.shape
+    return [
+        table.assign(
+            efficiency=(dims, np.broadcast_to(np.reshape(row, (-1, 1, 1)), shape)),
+            efficiency_se=(dims, np.broadcast_to(error * np.reshape(row, (-1, 1, 1)), shape)),
+        ).assign_attrs(seed=s)
+        for s, row in enumerate(by_seed)
+    ]
+
+
+def test_estimators_are_told_apart_seed_by_seed():
+    """Trainings whose efficiencies differ tenfold, one estimator twice as good in each: sure, by pairs alone."""
+    told = pv.recommend(pv.over_seeds(judged([4, 2], [40, 20], [0.4, 0.2], error=0.05)))
+    assert told.startswith("Train with e0 at K = 1")
+    assert "sure by 5 draws of each of 3 seeds: the next, e1 at K = 1, is 17 standard errors behind" in told
+    told = pv.recommend(pv.over_seeds(judged([4, 2], [20, 40], [0.4, 0.2], error=0.05)))
+    assert "not sure: 5 draws of each of 3 seeds do not tell it from e1" in told, "the one is not best with each seed"
+    told = pv.recommend(pv.over_seeds(judged([4, 2], [40, 20], [0.4, 0.2], error=0.5)))
+    assert "not sure" in told, "seeds that agree by chance do not make noisy draws sure"
+
+
+def test_what_not_every_seed_has_is_left_out_and_named():
+    first, second = judged([4, 2], [4, 2], error=0.1)
+    mean = pv.over_seeds([first, second.isel(estimator=[0])])
+    assert mean.estimator.values.tolist() == ["e0"]
+    assert "estimator e1: not every seed has it" in mean.attrs["left_out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda each: each[:1], "there is 1 comparison; give those of at least 2 seeds"),
+        (lambda each: [each[0], each[0]], "the seeds [0, 0]; give each draws of its own, by another seed="),
+        (lambda each: [each[0], each[1].assign_attrs(draws=7)], "differ in draws: ['7', '9']; give comparisons alike"),
+        (
+            lambda each: [each[0], each[1].isel(datum=slice(3))],
+            "are of [3, 5] data; compare on the same held-out data",
+        ),
+    ],
+    ids=["one", "the same twice", "other draws", "other data"],
+)
+def test_what_has_no_mean_is_refused(change, message):
+    each = [comparison(seed, elbo=np.zeros(2), elbo_se=np.ones(2)) for seed in (0, 1)]
+    with pytest.raises(SettingsError) as error:
+        pv.over_seeds(change(each))
+    assert message in str(error.value)
+
+
+# --- The command ---
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("data.npy", np.random.default_rng(0).normal(size=(60, 3)))
+    return tmp_path
+
+
+def compare(out, *flags):
+    code = main(["compare", "--data", "data.npy", "--out", out, *FAST, *ONE, *flags])
+    with xr.open_dataset(f"{out}/comparison.nc", engine="h5netcdf") as table:
+        return code, table.load()
+
+
+def test_the_command_compares_over_seeds(folder, capsys, monkeypatch):
+    code, mean = compare("two", "--seeds", "[3, 5]")
+    assert code == 0
+    assert {path.name for path in Path("two").iterdir()} == {
+        "comparison.nc", "comparison.png", "elbos_by_datum.png", "seeds.nc", "config.yaml", "SHA256SUMS",
+    }  # fmt: skip
+    shown = capsys.readouterr()
+    assert "3 draws of each of 2 seeds" in shown.out
+    assert all(f"At the {moment} of training" in shown.out for moment in ("start", "middle", "end"))
+    assert "seed 3: Trained for 2 epochs" in shown.err
+    with xr.open_dataset("two/seeds.nc", engine="h5netcdf") as each:
+        first, second = (each.sel(seed=seed, drop=True).load() for seed in (3, 5))
+    np.testing.assert_allclose(mean.elbo, (first.elbo + second.elbo) / 2, rtol=1e-12)
+    assert (mean.elbo_se > np.abs(first.elbo - second.elbo) / 2 - 1e-12).all(), "which is the spread of two"
+    assert mean.attrs["seeds"].tolist() == [3, 5]
+    monkeypatch.setattr(RunFolder, "figure", lambda *_: None)
+    _, alone = compare("three", "--seeds", "[3]")
+    assert first.elbo.equals(alone.elbo), "each seed is as if alone"
+    main(["compare", "--config", "two/config.yaml", "--out", "again"])
+    with xr.open_dataset("again/comparison.nc", engine="h5netcdf") as again:
+        assert again.elbo.equals(mean.elbo), "the settings that are kept make it again"
+
+
+def test_a_seed_that_diverges_is_left_out_and_told_of(folder, capsys, monkeypatch):
+    from pyro_vae import _comparing
+    from pyro_vae.errors import DivergenceError
+
+    trained = _comparing.train
+
+    def diverges_with_1(settings, *arguments, **more):
+        if settings.seed == 1:
+            raise DivergenceError("the loss became nan in epoch 1")
+        return trained(settings, *arguments, **more)
+
+    monkeypatch.setattr(_comparing, "train", diverges_with_1)
+    monkeypatch.setattr(RunFolder, "figure", lambda *_: None)
+    code, mean = compare("run", "--seeds", "[0, 1, 2]")
+    told = capsys.readouterr().err
+    assert code == 0
+    assert "seed 1: the loss became nan in epoch 1" in told
+    assert "of 3 seeds 2 came to the end" in told
+    assert mean.attrs["seeds"].tolist() == [0, 2]
+    assert mean.attrs["diverged"] == "seed 1: the loss became nan in epoch 1"
+
+
+def test_where_every_seed_diverges_nothing_is_written(folder, capsys):
+    flags = ["--optimizer", "SGD", "--optimizer.lr", "1e12", "--seeds", "[0, 1]"]
+    assert main(["compare", "--data", "data.npy", "--out", "none", *FAST, *ONE, *flags]) == 2
+    assert "every seed diverged, the first so: seed 0: " in capsys.readouterr().err
+    assert not Path("none").exists()
+
+
+def test_ctrl_c_keeps_the_seeds_that_are_whole(folder, capsys, monkeypatch):
+    from pyro_vae import _comparing
+
+    trained = _comparing.train
+
+    def stopped_at_2(settings, *arguments, **more):
+        if settings.seed == 2:
+            raise KeyboardInterrupt
+        return trained(settings, *arguments, **more)
+
+    monkeypatch.setattr(_comparing, "train", stopped_at_2)
+    monkeypatch.setattr(RunFolder, "figure", lambda *_: None)
+    code, mean = compare("run", "--seeds", "[0, 1, 2]")
+    assert code == 130
+    assert mean.attrs["seeds"].tolist() == [0, 1]
+    assert "of 3 seeds 2 came to the end" in capsys.readouterr().err
+    assert main(["compare", "--data", "data.npy", "--out", "none", *FAST, *ONE, "--seeds", "[2, 0]"]) == 130
+    assert not Path("none").exists()
+
+
+def test_a_run_has_its_seed(folder, capsys):
+    assert main(["fit", "--data", "data.npy", "--out", "run", *FAST[:-2]]) == 0
+    assert main(["compare", "--run", "run", "--out", "out", "--seeds", "[0, 1]"]) == 2
+    assert "--run brings its own seeds; leave --seeds out, or leave out --run" in capsys.readouterr().err
