@@ -1,4 +1,4 @@
-"""How long processes take to add up a gradient: ``python -m benchmarks.reduce --processes 2 --parameters 651_824``."""
+"""How long processes take to add up a gradient: ``python -m benchmarks.reduce --processes 2 --parameters 652_824``."""
 
 import argparse
 import statistics
@@ -28,7 +28,7 @@ def main() -> None:
     """Print the median."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--parameters", type=int, default=651_824)
+    parser.add_argument("--parameters", type=int, default=652_824)
     parser.add_argument("--repeats", type=int, default=200)
     given = parser.parse_args()
     found = launch(Machines(given.processes), seconds, given.parameters, given.repeats)

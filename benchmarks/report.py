@@ -100,7 +100,7 @@ def _race(axes: Any, race: dict[str, Any]) -> None:
     colours = ["#D55E00" if name == BASE else "#0072B2" for name in named]
     bars = axes.barh(list(named), times, color=colours)
     ratios = [f"{r['milliseconds_per_step']:.3g} ms, {r.get('times_ours', 1):.2f} × ours" for r in named.values()]
-    axes.bar_label(bars, ratios, padding=3, fontsize=8)
+    axes.bar_label(bars, ratios, padding=3, fontsize=8, bbox={"facecolor": "#FFFFFF", "edgecolor": "none", "pad": 0.5})
     floor = race["floor"]["milliseconds_floor"]
     label = "the step's matrix products alone, at the speed of torch's largest"
     axes.axvline(floor, color="#000000", linestyle=":", label=label)
@@ -140,9 +140,8 @@ def stream_figure(races: list[dict[str, Any]], path: Path, *, bar: float, memory
     from matplotlib.figure import Figure
 
     raced = [r for r in races if "ratio" in r]
-    held = [r for r in races if "mebibytes_reading" in r]
     drawing = Figure(figsize=(12, 0.45 * len(raced) + 2.2), layout="constrained")
-    speed, memory = drawing.subplots(1, 2)
+    speed, memory = drawing.subplots(1, 2, sharey=True)
     names = [f"{r['case']}, {r['gigabytes']:g} GB {r['file']}, {_cores_named(r['threads'])}" for r in raced]
     speed.barh(names, [r["ratio"] for r in raced], color="#D55E00")
     spread = [(min(r["all_ratios"]), max(r["all_ratios"])) for r in raced]
@@ -154,15 +153,17 @@ def stream_figure(races: list[dict[str, Any]], path: Path, *, bar: float, memory
         speed.text(0.02, i, label, color="#FFFFFF", fontsize=8, verticalalignment="center")
     speed.axvline(bar, color="#000000", linestyle=":", label=f"asked: {bar:g}")
     speed.set(xlabel="steps/s streamed over steps/s in memory; line: least to greatest repeat")
-    names = [f"{r['case']}, {r['gigabytes']:g} GB {r['file']}" for r in held]
-    memory.barh(names, [r["mebibytes_reading"] for r in held], color="#0072B2", label="at most, while reading")
-    memory.barh(names, [r["mebibytes_imported"] for r in held], color="#777777", label="of that, the libraries")
+    reading = {(r["case"], r["file"]): r for r in races if "mebibytes_reading" in r}
+    alone = [reading.get((r["case"], r["file"]), {}) for r in raced]
+    memory.barh(names, [r["mebibytes_training"] for r in raced], color="#0072B2", label="training, at most")
+    memory.barh(names, [r.get("mebibytes_reading", 0) for r in alone], color="#56B4E9", label="only reading")
+    memory.barh(names, [r.get("mebibytes_imported", 0) for r in alone], color="#777777", label="the libraries")
     memory.axvline(memory_bar, color="#000000", linestyle=":", label="asked: 2 GB")
     memory.set(xlabel="MiB of resident memory")
+    speed.invert_yaxis()
     for axes in (speed, memory):
-        axes.invert_yaxis()
         axes.tick_params(labelsize=8)
-        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     drawing.savefig(path, dpi=110)
 
 

@@ -71,7 +71,7 @@ def fit_settings(
 
     Args:
         data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder; a folder of Parquet files,
-            of Zarr, and files of more than 1 GiB are streamed.
+            of Zarr, and a .npy or .parquet file of more than 1 GiB are streamed, which takes --validation_data.
         out: the folder for the results; it must be new or empty.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
         held_out: that share, between 0 and 1.

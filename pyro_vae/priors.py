@@ -135,7 +135,7 @@ class StudentT(_LocationScale):
 
     References:
         | Robust Statistical Modeling Using the t Distribution (Lange, Little & Taylor, 1989),
-          https://doi.org/10.2307/2290063
+          https://doi.org/10.1080/01621459.1989.10478852
 
     Example:
         >>> StudentT(1, df=1.0)().log_prob(torch.zeros(1))  # Cauchy: -log π

@@ -3,10 +3,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pyro_vae as pv
-from pyro_vae._settings import parser
+from pyro_vae._settings import parser, resume_settings
+from pyro_vae.streams.base import WINDOW_BYTES
+from pyro_vae.streams.layout import BLOCKS, Layout, window_rows
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
 IB = "InfiniBand 400 Gb/s"
@@ -44,6 +47,16 @@ def test_bytes(page):
     assert f"{1e3 * seconds:.2f} ms" in PAGE
 
 
+def test_blocks(page):
+    rows = window_rows(page["rows"], page["row_bytes"]["float32"], WINDOW_BYTES, 4096) // BLOCKS
+    blocks = page["rows"] / rows
+    assert f"{blocks / 1e6:.1f} million blocks of {rows} rows" in PAGE
+    few = Layout.of(np.arange(0, 1001, 10), seed=0, window=100)
+    each = (few.starts.nbytes + few.ends.nbytes) / 100
+    assert f"{each:g} bytes for each block" in PAGE
+    assert f"{blocks * each / 1e9:.1f} GB in each process" in PAGE
+
+
 def test_adding_up(page):
     for link in page["links"]:
         found = cells(link)
@@ -74,7 +87,6 @@ def test_failures(page):
 
 
 def test_the_commands_are_ones():
-    commands = re.findall(r"^pyro-vae (fit --data.*)$", PAGE, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        assert parser().parse_args(command.split()).fit.devices == 8
+    commands = re.findall(r"^pyro-vae (fit .*)$", PAGE, re.MULTILINE)
+    asked = [parser(*[resume_settings] * ("--resume" in one)).parse_args(one.split()).fit for one in commands]
+    assert [(one.devices, one.nodes) for one in asked] == [(8, 1), (8, 4), (4, 1)]

@@ -111,7 +111,7 @@ def _sizes(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
         xlabel="Pareto shape k̂", ylabel=f"effective draws, of {particles}", yscale="log", ylim=(0.9, 1.3 * particles)
     )
     axes.set_title("effective sample size ± 2 s.e. (beyond 0.7 too high to be true)", fontsize=9)
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="upper right")
     axes.grid(alpha=0.3)
 
 
