@@ -78,6 +78,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         ...     bool(a == torch.rand(()))
         True
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than many a draw, and seeds all
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -158,11 +158,22 @@ def _failing(group):
             raise CompileError("no compiler here")
 
 
+def rolling(group):
+    """Where two processes are after the weights of the second alone were broken once, and both rolled back."""
+    made, roll_back = vae(torch.float32, pv.posteriors.DiagNormal), pv.callbacks.RollBack(0.5)
+    came = pv.fit(
+        made, data(60, torch.float32), batch_size=8, epochs=3, seed=4, progress=False, device="cpu", engine="eager",
+        callbacks=[roll_back, breaks := BreaksOne(11)],
+    )  # fmt: skip
+    return group.gathered((flat(made), roll_back.divergences, came.history.sizes["epoch"], breaks.noise))
+
+
 def every(group):
     """All of the above that need the same two processes: starting them takes longest."""
     eager = along(group, "eager", 3), along(group, "eager", 3, 17)
     clipped = {norm: gradients(group, norm) for norm in (None, 30.0)}
-    return clipped, gradients(group, None, 17), eager, wishing(group), noise(group), drifting(group), who()
+    others = eager, wishing(group), noise(group), drifting(group), who(), rolling(group)
+    return clipped, gradients(group, None, 17), *others
 
 
 def flat(module):
@@ -212,11 +223,17 @@ class FallingApart(pv.Conditional):
 
 
 class BreaksOne(pv.callbacks.Callback):
-    """Breaks a weight of the second process alone."""
+    """Breaks a weight of the second process alone, while the rate is what it was at first."""
 
     every = 1
 
+    def __init__(self, step=3):
+        self.at, self.noise = step, None
+
+    def end(self, run):
+        self.noise = torch.get_rng_state()
+
     def step(self, run):
-        if run.rank == 1 and run.step == 3:
+        if run.rank == 1 and run.step == self.at and run.optimizer.param_groups[0]["lr"] == 1e-3:
             with torch.no_grad():
                 next(run.vae.parameters()).fill_(float("nan"))

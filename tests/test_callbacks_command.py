@@ -1,5 +1,7 @@
 """What looks after a training, from the command line."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,17 @@ def test_callbacks_schedules_clipping_and_precision_are_flags(folder):
     for line in ("patience: 3", "gamma: 0.5", "clip_norm: 0.5", "precision: bf16"):
         assert line in config
     assert main(["fit", "--resume", "run"]) == 0
+
+
+def test_a_log_without_tensorboard_is_refused_before_anything_is_done(folder, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert main([*FLAGS, "--callbacks+=TensorBoard"]) == 2
+    error = capsys.readouterr().err
+    assert "tensorboard is not installed, which TensorBoard writes by; pip install 'pyro-vae[logs]'" in error
+    assert "Traceback" not in error
+    assert not (folder / "run").exists()
 
 
 @pytest.mark.parametrize(

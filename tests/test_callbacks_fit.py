@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, lr_scheduler
 
 import pyro_vae as pv
 from pyro_vae._checkpoints import Checkpoints
-from pyro_vae.callbacks import EMA, EarlyStopping, Explosion, RollBack, Schedule, TensorBoard
+from pyro_vae.callbacks import EMA, SWA, EarlyStopping, Explosion, RollBack, Schedule, TensorBoard
 from pyro_vae.engine import steps
 from pyro_vae.errors import DivergenceError, SettingsError
 
@@ -130,6 +130,26 @@ def test_ema_of_a_training_is_the_weighted_mean_of_its_path(every, engine):
     assert torch.allclose(flat(result.vae), expected, rtol=0, atol=1e-12)
     assert not torch.allclose(path[-1], expected, rtol=0, atol=1e-6)
     assert torch.equal(flat(result.vae), flattened(result.vae, ema.averaged_state))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("average", "weight"), [(EMA(0.9, every=1), 0.9), (SWA(1, every=1), 1.0)], ids=["EMA", "SWA"])
+def test_the_running_means_of_batch_norm_are_averaged_with_the_weights(average, weight, engine):
+    path, vae = [], vae_of(dtype=torch.float64)
+    vae.encoder.net.insert(0, torch.nn.BatchNorm1d(FEATURES).double())
+    norm = vae.encoder.net[0]
+    fit(
+        average,
+        At(lambda run: path.append((norm.running_mean.clone(), norm.running_var.clone()))),
+        vae=vae,
+        engine=engine,
+    )
+    weights = weight ** torch.arange(31, -1, -1).double()
+    for i, found in enumerate((norm.running_mean, norm.running_var)):
+        values = torch.stack([step[i] for step in path])
+        assert torch.allclose(found, weights / weights.sum() @ values, rtol=0, atol=1e-12)
+        assert not torch.allclose(found, values[-1], rtol=0, atol=1e-4)
+    assert norm.num_batches_tracked == 32
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -205,9 +205,12 @@ def test_the_gradients_moments_are_those_of_its_draws():
 
 
 def test_errors_of_the_moments_cover_their_spread_over_seeds():
-    """Thirty comparisons: the mean stated error of the signal-to-noise ratio is the spread, within 40 %."""
+    """Thirty comparisons: the mean stated error of the signal-to-noise ratio is the spread, within 40 %.
+
+    It is 1.15 times that, so that an error of a variance instead of a mean, √2 off, is seen.
+    """
     _, vae, x = away_from_the_best_guide()
-    tables = [pv.compare_elbos(vae, x, {"e": pv.elbo.STL()}, draws=50, seed=s) for s in range(30)]
+    tables = [pv.compare_elbos(vae, x, {"e": pv.elbo.STL()}, draws=30, seed=s) for s in range(30)]
     ratio, error = (
         np.array([t[name].sel(parameter_group="φ").item() for t in tables])
         for name in ("gradient_snr", "gradient_snr_se")
@@ -217,7 +220,7 @@ def test_errors_of_the_moments_cover_their_spread_over_seeds():
 
 def test_bias_against_the_oracle_and_against_what_is_given():
     model, vae, x = away_from_the_best_guide()
-    table = pv.compare_elbos(vae, x, {"ELBO": pv.elbo.ELBO(), "IWAE": pv.elbo.IWAE()}, particles=(1, 64), draws=200)
+    table = pv.compare_elbos(vae, x, {"ELBO": pv.elbo.ELBO(), "IWAE": pv.elbo.IWAE()}, particles=(64,), draws=120)
     gap = (model.elbo(x, vae.encoder(x)) - model.log_marginal(x)).mean().item()
     cell = table.sel(estimator="ELBO", particles=64)
     assert table.attrs["log_evidence"] == "linear-Gaussian"
@@ -246,11 +249,12 @@ def test_a_biased_gradient_is_seen_and_not_recommended():
         known_bias = ""
 
     elbos = {"DReG": pv.elbo.DReG(), "IWAE": pv.elbo.IWAE(), "biased": Unsaid(), "said": pv.elbo.IWAESTL()}
-    table = pv.compare_elbos(vae, x, elbos, particles=(16,), draws=200).sel(parameter_group="φ").isel(particles=0)
+    whole = pv.compare_elbos(vae, x, elbos, particles=(16,), draws=200)
+    table = whole.sel(parameter_group="φ").isel(particles=0)
     z = (table.gradient_bias / table.gradient_bias_se).sel(estimator=["DReG", "biased"]).values
     assert z[0] < 5 < z[1]
     assert table.gradient_bias.sel(estimator="biased") > 0.3
-    sentences = pv.recommend(pv.compare_elbos(vae, x, elbos, particles=(16,), draws=200))
+    sentences = pv.recommend(whole)
     assert "biased" not in sentences
     assert "said" not in sentences
     assert sentences.startswith("Train with DReG at K = 16: of 2 choices")

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -32,7 +33,11 @@ def test_they_are_there():
 
 
 def test_every_one_is_run_by_the_plain_test_command():
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-m", "not slow"]
+    """It looks into this folder, and finds each of them there."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert "notebooks" in settings["testpaths"]
+    options = ["-q", "--collect-only", "-p", "no:cacheprovider", "-m", "not slow", "notebooks"]
+    command = [sys.executable, "-m", "pytest", *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout[-2000:]
     assert {path.name for path in NOTEBOOKS} <= set(re.findall(r"[\w.]+\.ipynb", result.stdout))

@@ -105,6 +105,16 @@ def test_wishes_are_known_to_all_after_the_same_step(two):
     assert [found[3] for found in two] == [[(False, True), (False, True), (True, True)]] * 2
 
 
+def test_both_are_rolled_back_where_one_was_broken(two):
+    """To the same weights, with the noise of each its own."""
+    for found in two:
+        (first, divergences, epochs, noise), (second, others, more, other_noise) = found[7]
+        assert torch.equal(first, second)
+        assert first.isfinite().all()
+        assert (divergences, epochs) == (others, more) == (1, 3)
+        assert not torch.equal(noise, other_noise)
+
+
 def test_processes_that_fall_apart_are_told_of(two):
     for found in two:
         (apart, elsewhere), spread, agreed = found[5]

@@ -1,5 +1,6 @@
 """A run that was killed and resumed ends with the weights of one that never was, to the bit."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,10 +83,31 @@ def resumes_exactly(folder, step, **settings):
     assert same(whole, trained(folder, resume=True, **settings))
 
 
+def only_traced(patch):
+    patch.setattr(steps, "CompiledSVI", partial(pv.CompiledSVI, backend="eager"))
+
+
 @pytest.fixture
 def traced_only(monkeypatch):
     """Compiled steps are replayed without compiling them, which takes no time."""
-    monkeypatch.setattr(steps, "CompiledSVI", partial(pv.CompiledSVI, backend="eager"))
+    only_traced(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def wholes():
+    """By engine, what comes of a run that was never killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        only_traced(patch)
+        return {engine: trained(None, engine=engine) for engine in ("eager", "compiled")}
+
+
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory):
+    """A folder of a compiled run that was killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        only_traced(patch)
+        killed(folder := tmp_path_factory.mktemp("killed"), 8, engine="compiled")
+    return folder
 
 
 ENGINES = pytest.mark.parametrize("engine", ["eager", "compiled"])
@@ -95,8 +117,9 @@ MORE_ENGINES = pytest.mark.parametrize("engine", ["eager", pytest.param("compile
 
 @ENGINES
 @pytest.mark.parametrize("step", [1, 5, 13])
-def test_after_any_step(engine, step, tmp_path, traced_only):
-    resumes_exactly(tmp_path, step, engine=engine)
+def test_after_any_step(engine, step, tmp_path, traced_only, wholes):
+    killed(tmp_path, step, engine=engine)
+    assert same(wholes[engine], trained(tmp_path, engine=engine, resume=True))
 
 
 def test_compiled_by_inductor(tmp_path):
@@ -313,12 +336,11 @@ def first_step_of_pyros(monkeypatch):
 
 
 @pytest.mark.parametrize("plant", [memoryless, other_noise, other_order, first_step_of_pyros])
-def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch):
+def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch, wholes, killed_once):
     """The power of these tests."""
-    whole = trained(None, engine="compiled")
-    killed(tmp_path, 8, engine="compiled")
+    shutil.copytree(killed_once, tmp_path / "run")
     plant(monkeypatch)
-    assert not same(whole, trained(tmp_path, engine="compiled", resume=True))
+    assert not same(wholes["compiled"], trained(tmp_path / "run", engine="compiled", resume=True))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Data beyond memory: every row once per epoch, in an order of the seed alone, and nothing left behind."""
+"""Data beyond memory: every row once per epoch, in an order of the seed alone, and nothing left behind.
+
+``test_streams_fit.py`` trains on them.
+"""
 
 import gc
 import itertools
@@ -10,25 +13,21 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from checks import linear_gaussian, small_vae
+from checks import small_vae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae.engine.feed import Feed
-from pyro_vae.engine.steps import RowArguments
 from pyro_vae.errors import DataError
-from pyro_vae.rows import Rows
-from pyro_vae.sources import InMemory, Source, source_of
+from pyro_vae.sources import Source, source_of
 from pyro_vae.streams.layout import BLOCKS, Layout, window_rows
 from pyro_vae.streams.tabled import Tabled
 
@@ -613,64 +612,3 @@ def test_batches_of_sorted_data_spread_as_if_all_were_shuffled():
     """By default a window holds 512 blocks; the expected ratio is sqrt(1 - 1/512), and 0.71 with one of 2 blocks."""
     assert shuffled_spread(400_000, BLOCKS) == pytest.approx(1, abs=0.01)
     assert shuffled_spread(400_000, 2) < 0.9, "power: too few blocks are seen"
-
-
-def test_training_on_a_stream_reaches_the_exact_evidence(tmp_path):
-    """Linear-Gaussian data in windows of an eighth of them: the ELBO comes to the evidence of the best such model."""
-    torch.manual_seed(0)
-    x = linear_gaussian(4, 1).sample(2048)
-    path = npy(x.numpy(), tmp_path)
-    reached = {}
-    for name, data in {"memory": x, "stream": narrow(pv.data.stream(path), 256)}.items():
-        torch.manual_seed(1)
-        vae = pv.VAE(
-            prior=pv.priors.StandardNormal(1), decoder=pv.likelihoods.Normal(pv.nn.mlp(1, [], 4), learn_scale=True),
-            encoder=pv.posteriors.DiagNormal(pv.nn.mlp(4, [], 2)),
-        ).double()  # fmt: skip
-        reached[name] = trained_elbo(vae, source_of(data, vae).like(vae), x)
-    evidence = pv.exact.LinearGaussian.fit(x, 1).log_marginal(x).mean().item()
-    assert reached["stream"] == pytest.approx(reached["memory"], abs=0.01)
-    assert evidence - 0.02 < reached["stream"] < evidence + 1e-3
-
-
-def trained_elbo(vae, source, x, epochs=12, batch=128):
-    adam = torch.optim.Adam(vae.parameters(), lr=0.05)
-    svi = pv.CompiledSVI(vae.model, vae.guide, adam, pv.elbo.TraceMeanField_ELBO(), backend="eager")
-    arguments = RowArguments(len(source), False, False)
-    for epoch in range(epochs):
-        for window in source.windows(seed=epoch, batch_size=batch):
-            for _ in svi.along(Feed([window.rows.x], window.rows.x.device), window.order, batch, arguments):
-                pass
-    assert isinstance(source, InMemory) or len(svi._replays._made) == 1, "one graph serves all windows"
-    torch.manual_seed(2)
-    return -pv.elbo.TraceMeanField_ELBO(num_particles=64).loss(vae.model, vae.guide, *Rows(x).arguments()) / len(x)
-
-
-@pytest.mark.parametrize("kind", ["npy", "generator function"])
-def test_fit_takes_a_stream_and_goes_on_within_a_window(kind, tmp_path):
-    """n/m is of all rows, and from a checkpoint in the middle of a window the weights are the same to the bit."""
-    x = linear_gaussian(6, 2).sample(300).numpy().astype(np.float32)
-    settings = {"epochs": 2, "batch_size": 16, "device": "cpu", "progress": False}
-    source = narrow(KINDS[kind](x, tmp_path), 64)
-    kept = pv.Checkpoints(tmp_path / "run", steps=10, keep=9)
-    whole, again = small_vae(), small_vae()
-    history = pv.fit(whole, source, checkpoints=kept, **settings).history
-    for path in sorted(kept.folder.iterdir())[1:]:
-        path.unlink()
-    pv.fit(again, source, resume=tmp_path / "run", **settings)
-    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
-    memory = pv.fit(small_vae(), x, **settings).history
-    assert history.attrs["data"] == 300
-    assert history.objective.values == pytest.approx(memory.objective.values, rel=0.05)
-
-
-def test_each_batch_of_a_stream_stands_for_all_data(tmp_path):
-    """With the exact guide the loss has no noise: n/m log p(x) of each batch adds up to the mean over all data."""
-    model = linear_gaussian()
-    x = model.sample(103).float()
-    np.save(tmp_path / "x.npy", x.numpy())
-    rows = pv.data.stream(tmp_path / "x.npy", window_bytes=4 * x.shape[1] * 30)
-    assert len(list(rows.windows(seed=0, batch_size=10))) > 3
-    frozen = partial(torch.optim.SGD, lr=0.0)
-    fit = pv.fit(model.as_vae(), rows, batch_size=10, epochs=2, optimizer=frozen, progress=False, device="cpu")
-    assert fit.history.objective.values == pytest.approx(model.log_marginal(x.double()).mean().item(), abs=1e-10)

@@ -14,7 +14,7 @@ from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.streams.base import WINDOW_BYTES, Streamed
 from pyro_vae.streams.parts import as_numpy
 from pyro_vae.streams.tabled import Tabled
-from pyro_vae.streams.tables import Beside, Table, mapped, npy, sliced
+from pyro_vae.streams.tables import Table, beside, mapped, npy, sliced
 
 __all__ = ["Streamed", "stream"]
 
@@ -93,10 +93,9 @@ def stream(
         _refuse_given(table.name, columns=columns)
     if size not in (None, len(table)):
         raise SettingsError(f"{table.name}: size is {size} and there are {len(table)} rows; leave size out")
-    conditions = None if context is None or table.context else _beside(context, "context")
-    observed = None if mask is None else _beside(mask, "mask")
-    whole_table = Beside(table, conditions, observed) if conditions or observed else table
-    return Tabled(table=whole_table, block_rows=rows, **settings)
+    conditions = None if context is None or table.context else _other(context, "context")
+    observed = None if mask is None else _other(mask, "mask")
+    return Tabled(table=beside(table, conditions, observed), block_rows=rows, **settings)
 
 
 def _table(data: Any, source: str | None, columns: Sequence[str] | None = None, context: Any = None) -> Table | None:
@@ -145,7 +144,7 @@ def _of_path(path: Path, columns: Sequence[str] | None, context: Any) -> Table:
     )
 
 
-def _beside(data: Any, what: str) -> Table:
+def _other(data: Any, what: str) -> Table:
     table = _table(data, None)
     if table is None:
         raise SettingsError(f"{what}: an iterable cannot be read beside other data; let the data give mappings with it")

@@ -1,7 +1,7 @@
 """Map-style data sets of torch, whose items are read by their number."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,40 +9,18 @@ import numpy as np
 from pyro_vae.errors import DataError
 from pyro_vae.rows import Rows
 from pyro_vae.streams.parts import own_noise, parts_of
-from pyro_vae.streams.tables import put
+from pyro_vae.streams.tables import Table, put
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class Items(Table):
     """A map-style data set.
 
     Args:
         data: with a length and items.
-        name: for messages.
-        features: the shape of a datum.
-        context: the width of the context, 0 where there is none.
-        masked: whether items say what is missing.
     """
 
     data: Any
-    name: str
-    features: tuple[int, ...]
-    context: int = 0
-    masked: bool = False
-    columns: Sequence[str] | None = field(default=None, kw_only=True)
-    image_shape: tuple[int, int] | None = field(default=None, init=False)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def cuts(self, rows: int) -> np.ndarray:
-        return np.append(np.arange(0, len(self), rows), len(self))
-
-    def place(self, row: int) -> tuple[str, int, int]:
-        return self.name, row, len(self) - row
-
-    def soon(self, first: int, last: int) -> None:
-        pass
 
     def read(self, start: int, into: Rows) -> None:
         places = (into.x, into.context, into.mask if self.masked else None)
@@ -93,7 +71,8 @@ def items(data: Any, name: str) -> Items:
     with own_noise(name):
         x, context, mask = parts_of(data[0], name)
     refuse_datum(x, context, mask, name)
-    return Items(data, name, x.shape, 0 if context is None else len(context), mask is not None)
+    width = 0 if context is None else len(context)
+    return Items(name, len(data), x.shape, context=width, masked=mask is not None, data=data)
 
 
 def refuse_datum(x: np.ndarray, context: np.ndarray | None, mask: np.ndarray | None, name: str) -> None:

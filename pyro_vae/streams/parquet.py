@@ -10,7 +10,7 @@ import numpy as np
 from pyro_vae.errors import DataError
 from pyro_vae.readers import arrow_numbers
 from pyro_vae.rows import Rows, reason
-from pyro_vae.streams.tables import changed, put, stamp_of
+from pyro_vae.streams.tables import Table, changed, put, stamp_of
 
 MOST_BYTES = 2**30
 """A row group of more cannot be read within the memory that a stream keeps to."""
@@ -38,61 +38,37 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class ParquetTable:
+class ParquetTable(Table):
     """The rows of Parquet files one after another, in the order of their names.
 
     Args:
-        name: for messages.
         files: the files, each with its stamp and what its footer says.
         groups: all row groups.
-        columns: those that are x.
-        conditions: those that are context.
+        bounds: of the groups, from 0 to the number of rows.
+        names: of the columns that are read, x before the context.
     """
 
-    name: str
     files: Sequence[tuple[Path, tuple[int, int], Any]]
     groups: Sequence[Group]
-    columns: Sequence[str]
-    conditions: Sequence[str] = ()
-    masked: bool = field(default=False, init=False)
-    image_shape: tuple[int, int] | None = field(default=None, init=False)
+    bounds: np.ndarray
+    names: Sequence[str]
     _last: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """To be handed to another process, without the row group that was read last."""
         return {**self.__dict__, "_last": {}}
 
-    def __post_init__(self) -> None:
-        bounds = np.cumsum([0, *(group.rows for group in self.groups)])
-        object.__setattr__(self, "_bounds", bounds)
-
-    _bounds: np.ndarray = field(init=False, repr=False)
-
-    @property
-    def features(self) -> tuple[int, ...]:
-        return (len(self.columns),)
-
-    @property
-    def context(self) -> int:
-        return len(self.conditions)
-
-    def __len__(self) -> int:
-        return int(self._bounds[-1])
-
     def cuts(self, rows: int) -> np.ndarray:
         """Row groups, whatever their size: none can be read in part."""
-        return self._bounds
+        return self.bounds
 
     def _group(self, row: int) -> int:
-        return int(np.searchsorted(self._bounds, row, side="right")) - 1
+        return int(np.searchsorted(self.bounds, row, side="right")) - 1
 
     def place(self, row: int) -> tuple[str, int, int]:
         index = self._group(row)
-        group, inside = self.groups[index], row - int(self._bounds[index])
+        group, inside = self.groups[index], row - int(self.bounds[index])
         return str(self.files[group.file][0]), group.first + inside, group.rows - inside
-
-    def soon(self, first: int, last: int) -> None:
-        pass
 
     def read(self, start: int, into: Rows) -> None:
         """Fill ``into``, which ends where the row group of ``start`` ends, or before."""
@@ -100,11 +76,11 @@ class ParquetTable:
         if (values := self._last.get((index, dtype.name))) is None:
             self._last.clear()
             values = self._last[index, dtype.name] = self._decoded(self.groups[index], dtype)
-        begin, width = start - int(self._bounds[index]), len(self.columns)
+        begin, width = start - int(self.bounds[index]), self.features[0]
         for at in range(0, len(into), PIECE):
             rows = values[:, begin + at : begin + min(at + PIECE, len(into))].T
             into.x.numpy()[at : at + PIECE] = rows[:, :width]
-            if into.context is not None and self.conditions:
+            if into.context is not None and self.context:
                 into.context.numpy()[at : at + PIECE] = rows[:, width:]
 
     def _decoded(self, group: Group, dtype: np.dtype) -> np.ndarray:
@@ -113,16 +89,15 @@ class ParquetTable:
         from pyarrow import parquet
 
         path, known, footer = self.files[group.file]
-        names = [*self.columns, *self.conditions]
         try:
             if stamp_of(path) != known:
                 raise changed(path)
             with parquet.ParquetFile(path, metadata=footer) as file:
-                table = file.read_row_group(group.number, columns=names, use_threads=False)
+                table = file.read_row_group(group.number, columns=self.names, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a whole Parquet file ({reason(error)}); copy or make it again") from error
-        values = np.empty((len(names), group.rows), dtype)
-        for own, name in zip(values, names, strict=True):
+        values = np.empty((len(self.names), group.rows), dtype)
+        for own, name in zip(values, self.names, strict=True):
             put(arrow_numbers(table.column(name)), own)
         return values
 
@@ -161,7 +136,11 @@ def parquet_table(path: Path, *, columns: Sequence[str] | None = None, context: 
             first += rows
     if not groups:
         raise DataError(f"{path}: the table has 0 rows; it needs some")
-    return ParquetTable(str(path), files, groups, names, tuple(context))
+    bounds = np.cumsum([0, *(group.rows for group in groups)])
+    return ParquetTable(
+        str(path), int(bounds[-1]), (len(names),), files=files, groups=groups, bounds=bounds,
+        names=[*names, *context], columns=names, context=len(context),
+    )  # fmt: skip
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -1,11 +1,13 @@
 """Rows that can be read by their number: of a file, of an array, of a data set of torch."""
 
+import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +16,13 @@ from pyro_vae.readers import whole_numpy
 from pyro_vae.rows import Rows, reason
 
 
-class Table(Protocol):
-    """Rows that are read by their number.
+@dataclass(frozen=True, eq=False)
+class Table(ABC):
+    """Rows that are read by their number, as a file or an array holds them in one piece; others say where theirs lie.
 
-    Attributes:
+    Args:
         name: for messages.
+        size: how many rows there are.
         features: the shape of a row.
         context: the width of the context, 0 where there is none.
         masked: whether it says itself what is missing.
@@ -26,63 +30,42 @@ class Table(Protocol):
         image_shape: ``(height, width)`` where a row is an image.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def features(self) -> tuple[int, ...]: ...
-    @property
-    def context(self) -> int: ...
-    @property
-    def masked(self) -> bool: ...
-    @property
-    def columns(self) -> Sequence[str] | None: ...
-    @property
-    def image_shape(self) -> tuple[int, int] | None: ...
+    name: str
+    size: int
+    features: tuple[int, ...]
+    context: int = field(default=0, kw_only=True)
+    masked: bool = field(default=False, kw_only=True)
+    columns: Sequence[str] | None = field(default=None, kw_only=True)
+    image_shape: tuple[int, int] | None = field(default=None, kw_only=True)
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return self.size
 
     def cuts(self, rows: int) -> np.ndarray:
         """Where to cut into blocks of about so many rows, from 0 to the number of rows."""
-
-    def read(self, start: int, into: Rows) -> None:
-        """Fill ``into`` with the rows from ``start`` on."""
+        return np.append(np.arange(0, self.size, rows), self.size)
 
     def place(self, row: int) -> tuple[str, int, int]:
         """The file that holds a row, the row's number there, and how many of its rows follow, this one among them."""
+        return self.name, row, self.size - row
 
-    def soon(self, first: int, last: int) -> None:
+    def soon(self, first: int, last: int) -> None:  # noqa: B027
         """These rows will be read soon."""
 
+    @abstractmethod
+    def read(self, start: int, into: Rows) -> None:
+        """Fill ``into`` with the rows from ``start`` on."""
 
-@dataclass(frozen=True, eq=False)
-class Plain:
-    """What tables have in common that hold only x."""
 
-    name: str
-    shape: tuple[int, ...]
-    columns: Sequence[str] | None = field(default=None, kw_only=True)
-    context: int = field(default=0, init=False)
-    masked: bool = field(default=False, init=False)
+def flat(shape: Sequence[int]) -> dict[str, Any]:
+    """Of an array's shape, the settings of a :class:`Table` whose rows are flattened.
 
-    @property
-    def features(self) -> tuple[int, ...]:
-        return (int(np.prod(self.shape[1:])),)
-
-    @property
-    def image_shape(self) -> tuple[int, int] | None:
-        return (self.shape[1], self.shape[2]) if len(self.shape) == 3 else None
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def cuts(self, rows: int) -> np.ndarray:
-        return np.append(np.arange(0, len(self), rows), len(self))
-
-    def place(self, row: int) -> tuple[str, int, int]:
-        return self.name, row, len(self) - row
-
-    def soon(self, first: int, last: int) -> None:
-        pass
+    Example:
+        >>> flat((5, 2, 3))
+        {'size': 5, 'features': (6,), 'image_shape': (2, 3)}
+    """
+    size, *row = map(int, shape)
+    return {"size": size, "features": (math.prod(row),), "image_shape": (row[0], row[1]) if len(row) == 2 else None}
 
 
 def refuse_table(name: str, shape: Sequence[int], dtype: Any) -> None:
@@ -122,12 +105,10 @@ def changed(path: Path) -> DataError:
 
 
 @dataclass(frozen=True, eq=False)
-class RawFile(Plain):
+class RawFile(Table):
     """Rows one after another in a file, read where they are needed and kept nowhere else.
 
     Args:
-        name: for messages.
-        shape: of the whole.
         path: the file.
         dtype: of the numbers.
         offset: where the first row begins, in bytes.
@@ -194,16 +175,16 @@ def mapped(array: np.memmap, name: str) -> RawFile:
     if not array.flags.c_contiguous:
         raise DataError(f"{name}: a row does not lie in one piece (Fortran order); save numpy.ascontiguousarray of it")
     path = Path(str(array.filename))
-    return RawFile(name, array.shape, path, array.dtype, int(array.offset), stamp_of(path))
+    return RawFile(
+        name, **flat(array.shape), path=path, dtype=array.dtype, offset=int(array.offset), stamp=stamp_of(path)
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class Sliced(Plain):
+class Sliced(Table):
     """An array that is cut by slices, as NumPy's, Zarr's and HDF5's are.
 
     Args:
-        name: for messages.
-        shape: of the whole.
         array: with a ``dtype``, and perhaps ``chunks``.
     """
 
@@ -233,11 +214,11 @@ def sliced(array: Any, name: str) -> Sliced:
         DataError: if it holds no numbers in rows.
     """
     refuse_table(name, array.shape, array.dtype)
-    return Sliced(name, tuple(int(size) for size in array.shape), array)
+    return Sliced(name, **flat(array.shape), array=array)
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
+class Beside(Table):
     """A table with its context and its mask in tables of their own.
 
     Args:
@@ -247,45 +228,8 @@ class Beside:
     """
 
     x: Table
-    conditions: Table | None = None
-    observed: Table | None = None
-
-    def __post_init__(self) -> None:
-        for what, other in {"context": self.conditions, "mask": self.observed}.items():
-            if other is not None and len(other) != len(self.x):
-                raise DataError(f"{other.name}: the {what} has {len(other)} rows and {self.x.name} {len(self.x)}")
-        if self.observed is not None and self.observed.features != self.x.features:
-            raise DataError(
-                f"{self.observed.name}: a row of the mask has shape {self.observed.features} and one of {self.x.name} "
-                f"{self.x.features}; make them equal"
-            )
-
-    @property
-    def name(self) -> str:
-        return self.x.name
-
-    @property
-    def features(self) -> tuple[int, ...]:
-        return self.x.features
-
-    @property
-    def context(self) -> int:
-        return self.x.context if self.conditions is None else self.conditions.features[0]
-
-    @property
-    def masked(self) -> bool:
-        return self.x.masked or self.observed is not None
-
-    @property
-    def columns(self) -> Sequence[str] | None:
-        return self.x.columns
-
-    @property
-    def image_shape(self) -> tuple[int, int] | None:
-        return self.x.image_shape
-
-    def __len__(self) -> int:
-        return len(self.x)
+    conditions: Table | None
+    observed: Table | None
 
     def cuts(self, rows: int) -> np.ndarray:
         return self.x.cuts(rows)
@@ -308,3 +252,31 @@ class Beside:
             into.mask if self.observed is None else None,
         )
         self.x.read(start, own)
+
+
+def beside(x: Table, conditions: Table | None = None, observed: Table | None = None) -> Table:
+    """A table with its context and its mask in tables of their own, where there are such.
+
+    Args:
+        x: the data.
+        conditions: the context.
+        observed: the mask.
+
+    Raises:
+        DataError: if one has not as many rows, or the mask not the data's shape.
+    """
+    if conditions is None and observed is None:
+        return x
+    for what, other in {"context": conditions, "mask": observed}.items():
+        if other is not None and len(other) != len(x):
+            raise DataError(f"{other.name}: the {what} has {len(other)} rows and {x.name} {len(x)}")
+    if observed is not None and observed.features != x.features:
+        raise DataError(
+            f"{observed.name}: a row of the mask has shape {observed.features} and one of {x.name} {x.features}; "
+            "make them equal"
+        )
+    return Beside(
+        x.name, len(x), x.features, x=x, conditions=conditions, observed=observed,
+        context=x.context if conditions is None else conditions.features[0],
+        masked=x.masked or observed is not None, columns=x.columns, image_shape=x.image_shape,
+    )  # fmt: skip
