@@ -338,11 +338,11 @@ class Run:
                 "epochs": self.epochs, "stopped": self.stopped, "values": self.values,
             },
             "engine": self.stepping.state(),
-            "callbacks": [[type(callback).__name__, callback.state()] for callback in self._remembering],
+            "callbacks": [[type(callback).__name__, callback.state()] for callback in self.remembering],
         }  # fmt: skip
 
     @property
-    def _remembering(self) -> list[Callback]:
+    def remembering(self) -> list[Callback]:
         """The callbacks that have a state."""
         return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
@@ -370,7 +370,7 @@ class Run:
         self.step, self.seen = progress["step"], progress["seen"]
         self.total, self.seconds, self.epochs = progress["total"], progress["seconds"], progress["epochs"]
         self.stopped, self.values = progress["stopped"], progress["values"]
-        for callback, (_, state) in zip(self._remembering, tree["callbacks"], strict=True):
+        for callback, (_, state) in zip(self.remembering, tree["callbacks"], strict=True):
             callback.load(state)
         self.stepping.moved()
 
@@ -380,7 +380,7 @@ class Run:
         Raises:
             SettingsError: naming both.
         """
-        then, now = [name for name, _ in tree["callbacks"]], [type(c).__name__ for c in self._remembering]
+        then, now = [name for name, _ in tree["callbacks"]], [type(c).__name__ for c in self.remembering]
         if then != now:
             raise SettingsError(
                 f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"

@@ -1,5 +1,7 @@
 """A run that was killed and resumed ends with the weights of one that never was, to the bit."""
 
+import copy
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
 from pyro_vae import sources, training
+from pyro_vae.callbacks.base import made_of
 from pyro_vae.cli import main
 from pyro_vae.engine import steps
 from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError
@@ -332,7 +335,7 @@ def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch):
         ({"precision": "bf16"}, "was begun with precision float32, not bf16"),
         ({"clip_norm": 0.1}, "was begun with clip_norm None, not 0.1"),
         ({"elbo": partial(pv.elbo.Trace_ELBO, num_particles=2)}, "was begun with particles 1, not 2"),
-        ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was begun with settings of the optimizer lr=0\.001"),
+        ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was begun with settings of the optimizer\.lr 0\.001, "),
         ({"optimizer": lambda ps: lr_scheduler.StepLR(pv.train.adam(ps), 2)}, "was begun with schedule .* none, not S"),
         ({"validation_data": X}, "was begun with validation data none, not"),
     ],
@@ -341,6 +344,81 @@ def test_other_settings_are_refused(other, message, tmp_path):
     killed(tmp_path, 8)
     with pytest.raises(SettingsError, match=message):
         trained(tmp_path, resume=True, **other)
+
+
+class Own(pv.callbacks.Callback):
+    """A user's, which keeps nothing under the names of its arguments, and one of them in no words."""
+
+    def __init__(self, rates, judge=None):
+        self.seen, self._all = 0, (rates, judge)
+
+    def epoch(self, run):
+        self.seen += 1
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load(self, state):
+        self.seen = state["seen"]
+
+
+def cycle(top):
+    return partial(lr_scheduler.OneCycleLR, max_lr=top, total_steps=20)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "message"),
+    [
+        (partial(pv.callbacks.RollBack, times=2), pv.callbacks.RollBack, r"callbacks\.RollBack\.times 2, not 3"),
+        (partial(pv.callbacks.EMA, 0.9), partial(pv.callbacks.EMA, decay=0.99), r"EMA\.decay 0\.9, not 0\.99"),
+        (partial(pv.callbacks.SWA, 1), partial(pv.callbacks.SWA, 2), r"SWA\.start 1, not 2"),
+        (partial(Own, [0.1, 0.2]), partial(Own, [0.1, 0.3]), r"Own\.rates \[0\.1, 0\.2\], not \[0\.1, 0\.3\]"),
+        (
+            partial(pv.callbacks.Schedule, cycle(0.1)),
+            partial(pv.callbacks.Schedule, cycle(0.2)),
+            r"Schedule\.scheduler",
+        ),
+        (
+            partial(pv.callbacks.Schedule, lambda o: cycle(0.1)(o)),
+            partial(pv.callbacks.Schedule, lambda o: cycle(0.2)(o)),
+            r"Schedule\.its schedule\.base_lrs \[0\.00",
+        ),
+        (pv.callbacks.RollBack, partial(Own, []), r"callbacks \['RollBack'\], and is to go on with \['Own'\]"),
+    ],
+)
+def test_callbacks_of_other_settings_are_refused(then, now, message, tmp_path):
+    def train(make, *more, **where):
+        return pv.fit(vae_of(), X, batch_size=BATCH, epochs=EPOCHS, progress=False, device="cpu", engine="eager",
+                      callbacks=[make(), *more], **where)  # fmt: skip
+
+    with pytest.raises(Killed):
+        train(then, Kill(8), checkpoints=pv.Checkpoints(tmp_path, steps=1, minutes=None))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with pytest.raises(SettingsError, match=message) as caught:
+        train(now, resume=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    assert train(then, resume=tmp_path).history.sizes["epoch"] == EPOCHS
+
+
+def test_a_callback_of_what_has_no_words_goes_on(tmp_path):
+    """An object is another in each process, and so is a function of no name; and one copied is as it was made."""
+    own = copy.deepcopy(Own([1.0], judge=np.ones(3)))
+    assert made_of(own) == {"rates": "[1.0]", "judge": "ndarray"}
+    assert made_of(pickle.loads(pickle.dumps(own))) == made_of(own)  # noqa: S301
+    with pytest.raises(Killed):
+        pv.fit(vae_of(), X, progress=False, callbacks=[own, Kill(2)], checkpoints=tmp_path, epochs=2, batch_size=8)
+    again = Own([1.0], judge=np.zeros(9))
+    pv.fit(vae_of(), X, progress=False, callbacks=[again], resume=tmp_path, epochs=2, batch_size=8)
+    assert again.seen == 2
+
+
+def test_a_schedule_of_other_settings_is_refused(tmp_path):
+    step = lambda gamma: {"optimizer": lambda ps: lr_scheduler.StepLR(pv.train.adam(ps), 2, gamma)}  # noqa: E731
+    killed(tmp_path, 8, **step(0.5))
+    with pytest.raises(SettingsError, match=r"schedule of the learning rate\.gamma 0\.5, not 0\.1"):
+        trained(tmp_path, resume=True, **step(0.1))
+    trained(tmp_path, resume=True, **step(0.5))
 
 
 def wider(vae):
