@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints, locked
-from pyro_vae._described import describe_vae
+from pyro_vae._described import Describing
 from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae._origin import broken_weights
 from pyro_vae._trees import make_folder, refuse_unwritable
@@ -46,7 +46,7 @@ class Journal:
         self.resumes = resume is not None
         if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
             raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
-        self.written, self.group = -1, group
+        self.written, self.group, self.describing = -1, group, Describing()
         self.begun_with: dict[str, Any] = {}
         self.found: tuple[int, Any, dict[str, Any]] | None = None
         self._held = ExitStack()
@@ -89,7 +89,7 @@ class Journal:
         _refuse_other({**about, **about.get("begun_with", {})}, {**own, **self.begun_with}, self.saved.run)
         _tell_other_versions(run, about, self.saved.run, say)
         refuse_other_weights(run.vae, tree["weights"], self.saved.run)
-        _refuse_other_parts(run, tree.get(VAE_KEY), self.saved.run)
+        _refuse_other_parts(self.describing.of(run.vae)[0], tree.get(VAE_KEY), self.saved.run)
         run.refuse_other_callbacks(tree)
 
     def begin(self, run: Run) -> None:
@@ -141,7 +141,7 @@ class Journal:
         with self.group.alike(PyroVAEError):
             if self.group.first:
                 about = {**_about(run), "begun_with": self.begun_with}
-                self.saved.write(run.step, {**state, VAE_KEY: describe_vae(run.vae)[0]}, about)
+                self.saved.write(run.step, {**state, VAE_KEY: self.describing.of(run.vae)[0]}, about)
         self.saved.written(run.step)
         self.written = run.step
 
@@ -182,9 +182,8 @@ def _callbacks(run: Run) -> dict[str, Any]:
     return found
 
 
-def _refuse_other_parts(run: Run, then: Any, folder: Any) -> None:
+def _refuse_other_parts(now: Any, then: Any, folder: Any) -> None:
     """Refuse a VAE of other parts, or of other settings of them, whose weights have the same shapes."""
-    now = describe_vae(run.vae)[0]
     if then is not None and now is not None and (other := _other(then["made"], now["made"], "vae")):
         raise SettingsError(f"{folder} was begun with {other}; resume it with the VAE that it had")
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints
-from pyro_vae._described import describe_vae, make_vae
+from pyro_vae._described import describe_vae
 from pyro_vae._hashes import Trained
+from pyro_vae._made import make_vae
 from pyro_vae._trees import Tree, read_tree, write_tree
 from pyro_vae.core import VAE
 from pyro_vae.errors import DataError, SettingsError, WeightsOnlyWarning
