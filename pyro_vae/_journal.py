@@ -46,7 +46,7 @@ class Journal:
         self.resumes = resume is not None
         if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
             raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
-        self.written, self.group, self.describing = -1, group, Describing()
+        self.written, self.group, self.describing = (-1, 0), group, Describing()
         self.begun_with: dict[str, Any] = {}
         self.found: tuple[int, Any, dict[str, Any]] | None = None
         self._held = ExitStack()
@@ -113,7 +113,7 @@ class Journal:
         if known := about.get("trained_on"):
             run.vae.trained_on = Trained.from_text(known)
         run.resume(tree)
-        self.written = step
+        self.written = step, run.put_back
         run.say(f"Going on from step {step} of {self.saved.run}")
         if (then := about.get("processes")) != run.ranks:
             run.say(f"It was begun by {then} and is gone on with by {run.ranks} processes, so with other noise")
@@ -130,10 +130,12 @@ class Journal:
         return found
 
     def keep(self, run: Run) -> None:
-        """Write a checkpoint where one is due, and at the end."""
-        if self.saved is None or run.step == self.written:
+        """Write a checkpoint where one is due, where training was put back, and at the end."""
+        now = run.step, run.put_back
+        if self.saved is None or now == self.written:
             return
-        if not (run.over or (self.saved.due(run.step) if self.group.alone else run.stepping.wanted)):
+        due = self.saved.due(run.step) if self.group.alone else run.stepping.wanted
+        if not (due or run.over or run.put_back != self.written[1]):
             return
         if broken_weights(run.vae):
             return  # the next step will say so
@@ -143,7 +145,7 @@ class Journal:
                 about = {**_about(run), "begun_with": self.begun_with}
                 self.saved.write(run.step, {**state, VAE_KEY: self.describing.of(run.vae)[0]}, about)
         self.saved.written(run.step)
-        self.written = run.step
+        self.written = now
 
 
 def _about(run: Run) -> dict[str, Any]:

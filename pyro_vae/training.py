@@ -72,6 +72,7 @@ class Run:
         values: of what is watched, the ELBO of each datum after the last epoch, nats, shape ``(datum,)``: of the same
             data with the same noise each time, so that differences between epochs are paired.
         good: the state after the last good epoch.
+        put_back: how often this process has put training back after a divergence.
         stopped: why training was ended before its last epoch, or nothing.
         due: whether it is time for a checkpoint, as this process has it.
         folder: that of the run, if it has one.
@@ -111,7 +112,7 @@ class Run:
         self.values: dict[str, Tensor] = {}
         self.step, self.seen, self.total, self.seconds = 0, 0, 0.0, 0.0
         self.stopped = ""
-        self.last = 0
+        self.last, self.put_back = 0, 0
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -157,7 +158,7 @@ class Run:
         )  # fmt: skip
         for callback in self.callbacks:
             callback.start(self)
-        self.good = self.kept()
+        self._mark_good()
 
     @property
     def over(self) -> bool:
@@ -183,6 +184,7 @@ class Run:
                     self._close_epoch(whole)
             except DivergenceError as error:
                 self._put_right(error)
+                keep(self)  # so that one that is killed does not diverge again
                 continue
             if on_epoch is not None and self.epochs:
                 on_epoch(len(self.epochs), self.vae)
@@ -226,7 +228,7 @@ class Run:
             if not math.isfinite(loss):
                 raise _NotFinite(f"the loss became {loss} at step {self.step} (epoch {self.epoch})")
             size = min(self.batch_size, n - self.seen)
-            self.total, self.seen = self.total - loss / n * size, self.seen + size
+            self.total, self.seen, self._is_good = self.total - loss / n * size, self.seen + size, False
             self.bar.step(self.total / self.seen)
 
     def _close_epoch(self, whole: bool) -> None:
@@ -248,7 +250,7 @@ class Run:
         if whole and self.scheduler is not None:
             advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self._agree()
-        self.good = self.kept()
+        self._mark_good()
 
     def _agree(self) -> None:
         """See that all processes still train one VAE, and end together where one was stopped."""
@@ -278,6 +280,7 @@ class Run:
             error = DivergenceError(f"{error}{self._where(failed)}")
             self.load(self.good)
         if any(callback.diverged(self, error) for callback in self.callbacks):
+            self.put_back, self._is_good = self.put_back + 1, False
             return
         kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
         final = DivergenceError(f"{error}; the weights kept are {kept}; lower the learning rate")
@@ -319,9 +322,9 @@ class Run:
     def state(self) -> Tree:
         """All that training goes on from, as a tree of tensors and plain values; views, not copies.
 
-        Within an epoch the last good state is part of it, which a later divergence goes back to.
+        The last good state, which a later divergence goes back to, is part of it where it is another.
         """
-        return {**self._state(), "good": self.good if self.seen else None}
+        return {**self._state(), "good": None if self._is_good else self.good}
 
     def _state(self) -> Tree:
         """That of now."""
@@ -349,6 +352,10 @@ class Run:
     def kept(self) -> Tree:
         """A copy of the state of now."""
         return _copied(self._state())
+
+    def _mark_good(self) -> None:
+        """Have a divergence go back to the state of now."""
+        self.good, self._is_good = self.kept(), True
 
     def load(self, tree: Tree) -> None:
         """Go back, or on, to a state, in place."""
@@ -394,7 +401,9 @@ class Run:
             self.load(tree)
         if self.stopped:
             self.ending.set()
-        self.good = tree["good"] or self.kept()
+        self._mark_good()
+        if tree["good"] is not None:
+            self.good, self._is_good = tree["good"], False
         self.bar.resumed(len(self.epochs), self.step)
 
     def history(self) -> xr.Dataset:

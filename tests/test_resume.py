@@ -1,6 +1,7 @@
 """A run that was killed and resumed ends with the weights of one that never was, to the bit."""
 
 import copy
+import math
 import pickle
 import signal
 import subprocess
@@ -260,6 +261,24 @@ class Trip(pv.callbacks.Callback):
         return {}
 
 
+class Unstable(pv.callbacks.Callback):
+    """Breaks the weights at a step, as long as the rate was lowered so often and no oftener; tells of each step."""
+
+    every = 1
+
+    def __init__(self, told, steps, killed_after=9):
+        self.told, self.steps, self.killed_after = told, steps, killed_after
+
+    def step(self, run):
+        lowered = round(math.log(run.optimizer.param_groups[0]["lr"] / 1e-3, 0.6))
+        self.told.append((run.step, lowered))
+        if lowered == self.killed_after:
+            raise Killed
+        if lowered < len(self.steps) and run.step == self.steps[lowered]:
+            with torch.no_grad():
+                next(run.vae.parameters()).fill_(torch.nan)
+
+
 @pytest.mark.parametrize("rolled", [True, False])
 def test_a_divergence_after_a_resume_goes_back_as_far_as_without(rolled, tmp_path, monkeypatch):
     """To the end of the last epoch, and not to the checkpoint."""
@@ -279,6 +298,28 @@ def test_a_divergence_after_a_resume_goes_back_as_far_as_without(rolled, tmp_pat
         ended(tmp_path, [Trip(9), Kill(8)])
     again = ended(tmp_path, [Trip(9)], resume=tmp_path)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("second", "times"), [(8, 1), (12, 2)])
+def test_one_that_is_killed_after_a_roll_back_does_not_diverge_again(second, times, tmp_path):
+    """To a state whose checkpoint was written already: it is written anew, and with what a second one goes back to."""
+
+    def ended(told, killed_after=9, **where):
+        vae, unstable = vae_of(), Unstable(told, [9, second], killed_after)
+        pv.fit(
+            vae, X, batch_size=BATCH, epochs=EPOCHS, progress=False, device="cpu", engine="eager",
+            callbacks=[unstable, pv.callbacks.RollBack(0.6)], **where,
+        )  # fmt: skip
+        return vae.state_dict()
+
+    whole, before, after = [], [], []
+    expected = ended(whole)
+    with pytest.raises(Killed):
+        ended(before, times, checkpoints=pv.Checkpoints(tmp_path, steps=5, minutes=None))
+    again = ended(after, resume=tmp_path)
+    assert after[0] == before[-1] == ([6, 11][times - 1], times)
+    assert after == whole[len(before) - 1 :]
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
 
 
 def test_longer_than_it_was_begun_with(tmp_path):
