@@ -153,15 +153,20 @@ def _about(run: Run) -> dict[str, Any]:
     return {**run.attributes, "trained_on": known.as_text() if known else None}
 
 
+def validation_hash(run: Run) -> str:
+    """The hash of the data that a run is judged by."""
+    held_out = run.watched.get("validation")
+    return "none" if held_out is None else data_hash(row_hashes(held_out))
+
+
 def _begun_with(run: Run) -> dict[str, Any]:
     """What is no attribute of the history, and must stay as it is in a run that goes on too."""
-    held_out = run.watched.get("validation")
     return {
         "particles": particles_of(run.loss),
         "settings of the optimizer": {name: in_words(value) for name, value in run.optimizer.defaults.items()},
         "schedule of the learning rate": _schedule(run.scheduler),
         "clip_norm": run.optim.clip_norm,
-        "validation data": "none" if held_out is None else data_hash(row_hashes(held_out)),
+        "validation data": validation_hash(run),
         "frozen parameters": [name for name, value in run.vae.named_parameters() if not value.requires_grad],
     }
 

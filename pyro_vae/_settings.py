@@ -117,6 +117,8 @@ def run_settings(
 def resume_settings(
     resume: str,
     *,
+    data: str | None = None,
+    validation_data: str | None = None,
     epochs: int | None = None,
     device: str | None = None,
 ) -> None:
@@ -124,6 +126,8 @@ def resume_settings(
 
     Args:
         resume: the folder of the run.
+        data: where its data are now, if they were moved; they must be the same rows.
+        validation_data: the same of its held-out data.
         epochs: passes over the data, those before included; by default as many as it was begun with.
         device: auto, cpu or cuda; by default what it was begun with. On another the bits differ.
     """

@@ -14,6 +14,8 @@ import pyro
 import torch
 from jsonargparse import Namespace
 
+from pyro_vae._checkpoints import Checkpoints
+from pyro_vae._journal import validation_hash
 from pyro_vae._parts import build, first_line
 from pyro_vae._settings import as_yaml, instances, plain, training
 from pyro_vae._sums import refuse_changed
@@ -238,6 +240,17 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
     return first, vae, held_out
 
 
+def _refuse_other_data(run: Any, about: Path) -> None:
+    """Refuse other data than a run was begun with, which was killed before its first checkpoint."""
+    refuse_changed(about)
+    then = json.loads(about.read_text(encoding="utf-8"))
+    for name, now in {"data_hash": run.attributes["data_hash"], "validation_hash": validation_hash(run)}.items():
+        if then.get(name, now) != now:
+            raise SettingsError(
+                f"{about.parent} was begun with {name} {then[name]}, not {now}; resume it with its data"
+            )
+
+
 class Begin(Callback):
     """Writes the settings of a run, and what else it depends on, when nothing is left that could refuse it.
 
@@ -250,9 +263,12 @@ class Begin(Callback):
     def start(self, run: Any) -> None:
         if self.folder is None:
             return
-        if not (self.folder.path / ABOUT).exists():  # of one that goes on, how it was begun
+        about = self.folder.path / ABOUT
+        if not about.exists():  # of one that goes on, how it was begun
             kept = {name: value for name, value in run.attributes.items() if name != "device"}
-            self.folder.text(ABOUT, json.dumps(kept, indent=2) + "\n")
+            self.folder.text(ABOUT, json.dumps({**kept, "validation_hash": validation_hash(run)}, indent=2) + "\n")
+        elif not Checkpoints(self.folder.path).files():  # which would tell too
+            _refuse_other_data(run, about)
         self.folder.text("config.yaml", as_yaml(self.settings))
 
 

@@ -35,7 +35,7 @@ from pyro_vae.core import VAE
 from pyro_vae.data import Data
 from pyro_vae.demo import demo
 from pyro_vae.device import refuse_seed
-from pyro_vae.errors import PyroVAEError, SettingsError
+from pyro_vae.errors import DataError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import launched, writes
 from pyro_vae.parallel.launch import Machines, launch
 from pyro_vae.report import in_double, save_comparison, save_fit, show_comparison, show_fit
@@ -158,9 +158,11 @@ def _resumed(asked: Namespace) -> Namespace:
     """The settings of the run that is to go on."""
     settings = settings_of(asked.resume)
     settings.out = asked.resume
-    for name in ("epochs", "device"):
+    for name in ("data", "validation_data", "epochs", "device"):
         if asked[name] is not None:
             settings[name] = asked[name]
+        elif "data" in name and settings[name] and not Path(settings[name]).exists():
+            raise DataError(f"{settings[name]}: is no longer there; name where it is now with --{name}")
     return settings
 
 

@@ -3,12 +3,14 @@
 import copy
 import math
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import nullcontext, suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -583,6 +585,42 @@ def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
     assert "nowhere: holds no config.yaml; give the folder of a run" in capsys.readouterr().err
     assert main(["fit", "--resume", "nowhere", "--latent_dim", "3"]) == 2
     assert "unrecognized arguments: --latent_dim 3" in capsys.readouterr().err
+
+
+def test_the_command_goes_on_with_data_that_were_moved(tmp_path, monkeypatch, capsys):
+    """To the same rows, wherever they are; to no others, with a checkpoint and before the first."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    np.save("held.npy", X.numpy()[:9])
+    np.save("other.npy", X.numpy() + 1)
+    settings = ["--data", "x.npy", "--validation_data", "held.npy", "--hidden", "[4]", "--latent_dim", "2"]
+    assert main(["fit", *settings, "--out", "run", "--epochs", "2", "--batch_size", "8"]) == 0
+    assert main(["fit", *settings, "--out", "whole", "--epochs", "4", "--batch_size", "8"]) == 0
+    Path("elsewhere").mkdir()
+    for name in ("x.npy", "held.npy"):
+        Path(name).rename(f"elsewhere/{name}")
+    again = ["fit", "--resume", "run", "--epochs", "4"]
+    here = {"--data": "elsewhere/x.npy", "--validation_data": "elsewhere/held.npy"}
+    flags = lambda where: [word for pair in where.items() for word in pair]  # noqa: E731
+    shutil.copytree("run", "begun")
+    shutil.rmtree("begun/checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for run in ("run", "begun"):
+        for where, message in (
+            ({}, "x.npy: is no longer there; name where it is now with --data"),
+            ({"--data": here["--data"]}, "held.npy: is no longer there; name where it is now with --validation_data"),
+            ({**here, "--data": "other.npy"}, f"{run} was begun with data_hash"),
+            ({**here, "--validation_data": "other.npy"}, f"{run} was begun with validation"),
+        ):
+            assert main([*again, "--resume", run, *flags(where)]) == 2
+            error = capsys.readouterr().err
+            assert message in error.splitlines()[-1], (run, where)
+            assert "Traceback" not in error
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([*again, *flags(here)]) == 0
+    whole, moved = weights("whole"), weights("run")
+    assert all(torch.equal(whole[name], moved[name]) for name in whole)
+    assert main([*again, "--epochs", "5"]) == 0, "it is kept where they are"
 
 
 def test_the_command_streams_a_folder_of_parquet(tmp_path, monkeypatch, capsys):
