@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
-from pyro_vae._checkpoints import Checkpoints, locked
+from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._described import Describing
 from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae._origin import broken_weights
@@ -56,7 +56,7 @@ class Journal:
             if self.resumes and not self.saved.run.is_dir():
                 raise DataError(f"{self.saved.run}: is no folder, so no run can go on there; give the folder of a run")
             make_folder(self.saved.run)
-            self._held.enter_context(locked(self.saved.run))
+            self._held.enter_context(self.saved.locked())
         return self
 
     def __exit__(self, *error: Any) -> None:

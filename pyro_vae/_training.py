@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import Data, load, load_held_out, split, stream
 from pyro_vae.device import seeded
 from pyro_vae.elbo import Trace_ELBO
-from pyro_vae.errors import DataError, DivergenceError, SettingsError
+from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
 from pyro_vae.rows import rows_for, rows_of
 from pyro_vae.runs import RunFolder, load_weights
 from pyro_vae.streams import Streamed
@@ -231,7 +232,10 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
     of_run = loaded(settings)
     first = build(settings, of_run.train)
     vae = copy.deepcopy(first)
-    load_weights(vae, Path(folder) / "weights.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnfinishedRunWarning)
+        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
+        load_weights(vae, Path(folder) / "weights.safetensors")
     if data is None:
         return first, vae, of_run.held_out
     held_out = load(data)
@@ -243,12 +247,10 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
 def _refuse_other_data(run: Any, about: Path) -> None:
     """Refuse other data than a run was begun with, which was killed before its first checkpoint."""
     refuse_changed(about)
-    then = json.loads(about.read_text(encoding="utf-8"))
+    begun = json.loads(about.read_text(encoding="utf-8"))
     for name, now in {"data_hash": run.attributes["data_hash"], "validation_hash": validation_hash(run)}.items():
-        if then.get(name, now) != now:
-            raise SettingsError(
-                f"{about.parent} was begun with {name} {then[name]}, not {now}; resume it with its data"
-            )
+        if (then := begun.get(name, now)) != now:
+            raise SettingsError(f"{about.parent} was begun with {name} {then}, not {now}; resume it with its data")
 
 
 class Begin(Callback):

@@ -121,6 +121,7 @@ def _run_fit(asked: Namespace) -> int:
     with (
         _interruptible(settings.out),
         RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run,
+        checkpoints.locked(),  # until all is written
         keeping(settings, vae, run),
     ):
         callbacks = [Begin(run, settings)]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,13 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
 from pyro_vae import sources, training
+from pyro_vae._checkpoints import locked
+from pyro_vae._training import trained_run
 from pyro_vae.callbacks.base import made_of
 from pyro_vae.cli import main
 from pyro_vae.engine import steps
-from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError
+from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError, UnfinishedRunWarning
+from pyro_vae.runs import RunFolder
 
 BATCH, EPOCHS = 8, 4  # 40 rows to train on, 5 steps an epoch
 X = data_of(dtype=torch.float32)
@@ -585,6 +589,66 @@ def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
     assert "nowhere: holds no config.yaml; give the folder of a run" in capsys.readouterr().err
     assert main(["fit", "--resume", "nowhere", "--latent_dim", "3"]) == 2
     assert "unrecognized arguments: --latent_dim 3" in capsys.readouterr().err
+
+
+def test_a_run_that_went_on_and_was_killed_is_loaded_as_it_had_ended_with_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    settings = ["--data", "x.npy", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "8", "--out", "run"]
+    assert main(["fit", *settings, "--epochs", "2"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ended = pv.load("run").state_dict()
+    epoch = training.Run._close_epoch
+
+    def close(run, whole):
+        epoch(run, whole)
+        if len(run.epochs) == 4:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Run, "_close_epoch", close)
+        with pytest.raises(Killed):
+            main(["fit", "--resume", "run", "--epochs", "5", "--checkpoint_steps", "1"])
+    message = (
+        r"run/weights.safetensors: is of step 8, where the run had ended; it has gone on since, to step 15 .* or load"
+    )
+    with pytest.warns(UnfinishedRunWarning, match=message) as told:
+        found = pv.load("run")
+    assert all(torch.equal(ended[name], value) for name, value in found.state_dict().items())
+    newest = pv.load(str(told[0].message).rpartition("or load ")[2]).state_dict()
+    assert not any(torch.equal(ended[name], value) for name, value in newest.items())
+    capsys.readouterr()
+    _, again, _ = trained_run("run", None)
+    assert capsys.readouterr().err.startswith(
+        "pyro-vae: run/weights.safetensors: is of step 8, where the run had ended"
+    )
+    assert all(torch.equal(ended[name], value) for name, value in again.state_dict().items())
+    assert main(["fit", "--resume", "run"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pv.load("run")
+
+
+def test_the_folder_is_locked_until_all_is_written(tmp_path, monkeypatch, capsys):
+    """Another process that would go on with the run meanwhile is refused."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    asked, write = [], RunFolder.file
+
+    def file(run, name):
+        with pytest.raises(OutputError, match="another run is writing to this folder"), locked(run.path):
+            pytest.fail(f"{name} can be written by two")
+        asked.append(name)
+        return write(run, name)
+
+    monkeypatch.setattr(RunFolder, "file", file)
+    settings = ["--data", "x.npy", "--hidden", "[4]", "--latent_dim", "2", "--out", "run"]
+    assert main(["fit", *settings, "--epochs", "2"]) == 0
+    assert {"config.yaml", "history.nc", "weights.safetensors"} < set(asked)
+    assert ".lock" not in capsys.readouterr().out
+    assert not list(Path("run").glob(".*"))
+    assert main(["fit", "--resume", "run", "--epochs", "3"]) == 0
 
 
 def test_the_command_goes_on_with_data_that_were_moved(tmp_path, monkeypatch, capsys):
