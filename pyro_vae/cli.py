@@ -108,7 +108,8 @@ def _run_fit(asked: Namespace) -> int:
         if "resume" not in asked and not machines.node_rank:
             with RunFolder(asked.out):  # refused before processes begin, which takes a while
                 pass
-        code: int = launch(machines, _run_fit, asked)
+        with _interruptible(asked.get("resume") or asked.out):
+            code: int = launch(machines, _run_fit, asked)
         return code
     resume = asked.get("resume")
     settings = asked if resume is None else _resumed(asked)
