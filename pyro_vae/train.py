@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._evaluation import per_datum_elbo as per_datum_elbo
-from pyro_vae._hashes import Trained, data_hash, row_hashes
+from pyro_vae._hashes import Trained, data_hash
 from pyro_vae._journal import Journal
 from pyro_vae._numbers import whole
 from pyro_vae.callbacks import Callback
@@ -37,14 +37,11 @@ from pyro_vae.parallel.launch import Machines
 from pyro_vae.parallel.reduce import refuse_spread
 from pyro_vae.progress import display
 from pyro_vae.rows import Rows, rows_for
-from pyro_vae.sources import InMemory, Source, source_of
+from pyro_vae.sources import Source, hashes_of, source_of
 from pyro_vae.traces import Loss
 from pyro_vae.training import Run
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
-
-HASHED_ROWS = 2**14
-"""Of data that are streamed, so many stand for all of them in their hash."""
 
 EVALUATION_ROWS = 2048
 """At most so many training data are evaluated after each epoch."""
@@ -238,7 +235,7 @@ def _fit(
         vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
         batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks, group=group,
     )  # fmt: skip
-    hashes = row_hashes(source.rows if isinstance(source, InMemory) else source.sample(HASHED_ROWS))
+    hashes = hashes_of(source)
     run.attributes |= {"data_hash": data_hash(hashes), "precision": precision}
     _refuse_other_data(run)
     processes = "" if group.alone else f"{group.ranks} processes, the first on "
