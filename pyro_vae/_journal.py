@@ -90,7 +90,7 @@ class Journal:
         _tell_other_versions(run, about, self.saved.run, say)
         refuse_other_weights(run.vae, tree["weights"], self.saved.run)
         _refuse_other_parts(self.describing.of(run.vae)[0], tree.get(VAE_KEY), self.saved.run)
-        run.refuse_other_callbacks(tree)
+        _refuse_other_callbacks(run, tree)
 
     def begin(self, run: Run) -> None:
         """Go on from what was found.
@@ -222,6 +222,15 @@ def _refuse_other(then: dict[str, Any], now: dict[str, Any], folder: Any) -> Non
     for name, value in now.items():
         if name in then and (other := _other(then[name], value, name)):
             raise SettingsError(f"{folder} was begun with {other}; resume it with what it had")
+
+
+def _refuse_other_callbacks(run: Run, tree: Any) -> None:
+    """Refuse the state of a run that had other callbacks."""
+    then, now = [name for name, _ in tree["callbacks"]], [type(callback).__name__ for callback in run.remembering]
+    if then != now:
+        raise SettingsError(
+            f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"
+        )
 
 
 def _tell_other_versions(run: Run, about: dict[str, Any], folder: Any, say: Callable[[str], None]) -> None:

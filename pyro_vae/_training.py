@@ -18,7 +18,8 @@ from jsonargparse import Namespace
 from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._journal import validation_hash
 from pyro_vae._parts import build, first_line
-from pyro_vae._settings import as_yaml, instances, plain, training
+from pyro_vae._plain import plain
+from pyro_vae._settings import as_yaml, instances, training
 from pyro_vae._sums import refuse_changed
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.schedules import refuse_plateau

@@ -19,14 +19,13 @@ from rich.console import Console
 from pyro_vae._checking import run_check
 from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._grid import run_swap
+from pyro_vae._plain import instantiated, plain
 from pyro_vae._settings import (
     OF_COMPARE,
     command,
     compare_settings,
     fit_settings,
-    instantiated,
     parser,
-    plain,
     resume_settings,
 )
 from pyro_vae._training import Begin, keeping, settings_of, train, trained_run, untrained

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
-from pyro_vae import sources, training
+from pyro_vae import _run_state, sources, training
 from pyro_vae._checkpoints import locked
 from pyro_vae._training import trained_run
 from pyro_vae.callbacks.base import made_of
@@ -343,11 +343,11 @@ def test_a_folder_without_a_checkpoint_is_begun_anew(tmp_path):
 
 
 def memoryless(monkeypatch):
-    monkeypatch.setattr(training, "load_optimizer", lambda optimizer, tree: None)
+    monkeypatch.setattr(_run_state, "load_optimizer", lambda optimizer, tree: None)
 
 
 def other_noise(monkeypatch):
-    monkeypatch.setattr(training, "set_random_state", lambda tree, device: None)
+    monkeypatch.setattr(_run_state, "set_random_state", lambda tree, device: None)
 
 
 def other_order(monkeypatch):
