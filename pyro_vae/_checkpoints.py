@@ -76,6 +76,14 @@ class Checkpoints:
 
         Raises:
             OutputError: if another run holds it, or it cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     checkpoints = Checkpoints(folder)
+            ...     with checkpoints.locked(), checkpoints.locked():
+            ...         (checkpoints.run / LOCK).exists()
+            True
         """
         if self._locked:
             yield

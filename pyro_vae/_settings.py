@@ -106,7 +106,8 @@ def run_settings(
     Args:
         checkpoint_steps: keep the state of the training after every so many steps.
         checkpoint_minutes: keep it after every so many minutes; and at the end.
-        devices: processes on this machine that share each batch, one per GPU or share of the cores.
+        devices: processes on this machine that share each batch, one per GPU or share of the cores; a minute after
+            Ctrl-C or SIGTERM those that have not ended are killed, and at a second one all.
         nodes: machines with so many each; give the same command on each, with its own --node_rank.
         node_rank: which machine this is, from 0; the first writes.
         rendezvous: host:port of machine 0, any free port of it.

@@ -145,7 +145,10 @@ def _gone_on(path: Path, about: dict[str, Any]) -> str:
     step = about.get("step")
     if path.name != WEIGHTS_FILE or step is None:
         return ""
-    files = Checkpoints(path.parent).files()
+    try:
+        files = Checkpoints(path.parent).files()
+    except DataError:  # which are not what was asked for
+        return ""
     if not files or (newest := max(files)) <= step:
         return ""
     return (

@@ -146,7 +146,9 @@ def fit(
             it had never been stopped. Checkpoints go on there too. Not in them are attributes of modules that
             are no tensors, and the generators of Python and numpy.
         devices: on so many processes, each with its own GPU or its share of the cores, which share each batch; what
-            they are given goes by pickle. Where torchrun has started this process, those are the processes.
+            they are given goes by pickle. After Ctrl-C or SIGTERM they have a minute for the step under way and a
+            checkpoint, and a second one ends them at once. Where torchrun has started this process, those are the
+            processes.
 
     Returns:
         The VAE, its labelled history and the device.
