@@ -68,7 +68,32 @@ class Checkpoints:
         self.steps = None if steps is None else whole("steps between checkpoints", steps, 1)
         self.minutes = None if minutes is None else above_zero("minutes between checkpoints", minutes)
         self.keep, self.say = whole("keep, the number of checkpoints,", keep, 1), say
-        self._step, self._at = 0, time.monotonic()
+        self._step, self._at, self._locked = 0, time.monotonic(), False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The run folder, which must be there, kept from every other run; who holds it already holds it on.
+
+        Raises:
+            OutputError: if another run holds it, or it cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     checkpoints = Checkpoints(folder)
+            ...     with checkpoints.locked(), checkpoints.locked():
+            ...         (checkpoints.run / LOCK).exists()
+            True
+        """
+        if self._locked:
+            yield
+            return
+        with locked(self.run):
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
 
     def due(self, step: int) -> bool:
         """Whether one is to be written now.

@@ -12,7 +12,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae._parts import build
-from pyro_vae._settings import OF_COMPARE, command, compare_settings, instantiated, with_absolute_paths
+from pyro_vae._plain import instantiated
+from pyro_vae._settings import OF_COMPARE, command, compare_settings, with_absolute_paths
 from pyro_vae._spread import is_side_by_side, say, seeds_of, side_by_side, tell, with_seed
 from pyro_vae._training import Loaded, keeping, loaded, refuse, train, trained_run
 from pyro_vae.compare import compare_elbos, default_elbos, refuse_choices

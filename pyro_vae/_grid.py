@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae._parts import Part, assemble, names_of
-from pyro_vae._settings import command, instantiated, swap_settings, with_absolute_paths
+from pyro_vae._plain import instantiated
+from pyro_vae._settings import command, swap_settings, with_absolute_paths
 from pyro_vae._spread import is_side_by_side, say, seeds_of, side_by_side, tell, with_seed
 from pyro_vae._training import Loaded, loaded, refuse, refuse_estimator, train
 from pyro_vae.core import VAE

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
-from pyro_vae._checkpoints import Checkpoints, locked
-from pyro_vae._described import describe_vae
+from pyro_vae._checkpoints import Checkpoints
+from pyro_vae._described import Describing
 from pyro_vae._hashes import Trained, data_hash, row_hashes
 from pyro_vae._origin import broken_weights
 from pyro_vae._trees import make_folder, refuse_unwritable
+from pyro_vae.callbacks.base import in_words, made_of
 from pyro_vae.checkpoint import VAE_KEY, refuse_other_weights
 from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import ALONE, Group
@@ -44,7 +46,7 @@ class Journal:
         self.resumes = resume is not None
         if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
             raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
-        self.written, self.group = -1, group
+        self.written, self.group, self.describing = (-1, 0), group, Describing()
         self.begun_with: dict[str, Any] = {}
         self.found: tuple[int, Any, dict[str, Any]] | None = None
         self._held = ExitStack()
@@ -54,7 +56,7 @@ class Journal:
             if self.resumes and not self.saved.run.is_dir():
                 raise DataError(f"{self.saved.run}: is no folder, so no run can go on there; give the folder of a run")
             make_folder(self.saved.run)
-            self._held.enter_context(locked(self.saved.run))
+            self._held.enter_context(self.saved.locked())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -83,19 +85,25 @@ class Journal:
                 "or choose another folder"
             )
         _, tree, about = self.found
-        _refuse_other(run, {**about, **about.get("begun_with", {})}, self.begun_with, self.saved.run, say)
+        own = {name: run.attributes[name] for name in MUST_AGREE}
+        _refuse_other({**about, **about.get("begun_with", {})}, {**own, **self.begun_with}, self.saved.run)
+        _tell_other_versions(run, about, self.saved.run, say)
         refuse_other_weights(run.vae, tree["weights"], self.saved.run)
-        _refuse_other_parts(run, tree.get(VAE_KEY), self.saved.run)
-        run.refuse_other_callbacks(tree)
+        _refuse_other_parts(self.describing.of(run.vae)[0], tree.get(VAE_KEY), self.saved.run)
+        _refuse_other_callbacks(run, tree)
 
     def begin(self, run: Run) -> None:
         """Go on from what was found.
 
         Raises:
-            SettingsError: if no checkpoint can hold the state of the run.
+            SettingsError: if no checkpoint can hold the state of the run, or its callbacks had other settings.
         """
         if self.saved is None:
             return
+        callbacks = {"callbacks": _callbacks(run)}  # known once they have begun, as Schedule then makes its own
+        self.begun_with |= callbacks
+        if self.found is not None:
+            _refuse_other(self.found[2].get("begun_with", {}), callbacks, self.saved.run)
         refuse_unwritable(run.state())  # now, and not at the first checkpoint, after minutes
         run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
         if self.found is None:
@@ -105,7 +113,7 @@ class Journal:
         if known := about.get("trained_on"):
             run.vae.trained_on = Trained.from_text(known)
         run.resume(tree)
-        self.written = step
+        self.written = step, run.put_back
         run.say(f"Going on from step {step} of {self.saved.run}")
         if (then := about.get("processes")) != run.ranks:
             run.say(f"It was begun by {then} and is gone on with by {run.ranks} processes, so with other noise")
@@ -122,10 +130,12 @@ class Journal:
         return found
 
     def keep(self, run: Run) -> None:
-        """Write a checkpoint where one is due, and at the end."""
-        if self.saved is None or run.step == self.written:
+        """Write a checkpoint where one is due, where training was put back, and at the end."""
+        now = run.step, run.put_back
+        if self.saved is None or now == self.written:
             return
-        if not (run.over or (self.saved.due(run.step) if self.group.alone else run.stepping.wanted)):
+        due = self.saved.due(run.step) if self.group.alone else run.stepping.wanted
+        if not (due or run.over or run.put_back != self.written[1]):
             return
         if broken_weights(run.vae):
             return  # the next step will say so
@@ -133,9 +143,9 @@ class Journal:
         with self.group.alike(PyroVAEError):
             if self.group.first:
                 about = {**_about(run), "begun_with": self.begun_with}
-                self.saved.write(run.step, {**state, VAE_KEY: describe_vae(run.vae)[0]}, about)
+                self.saved.write(run.step, {**state, VAE_KEY: self.describing.of(run.vae)[0]}, about)
         self.saved.written(run.step)
-        self.written = run.step
+        self.written = now
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -143,23 +153,44 @@ def _about(run: Run) -> dict[str, Any]:
     return {**run.attributes, "trained_on": known.as_text() if known else None}
 
 
+def validation_hash(run: Run) -> str:
+    """The hash of the data that a run is judged by."""
+    held_out = run.watched.get("validation")
+    return "none" if held_out is None else data_hash(row_hashes(held_out))
+
+
 def _begun_with(run: Run) -> dict[str, Any]:
     """What is no attribute of the history, and must stay as it is in a run that goes on too."""
-    held_out = run.watched.get("validation")
-    settings = {name: value for name, value in run.optimizer.defaults.items() if not isinstance(value, Tensor)}
     return {
         "particles": particles_of(run.loss),
-        "settings of the optimizer": ", ".join(f"{name}={value}" for name, value in settings.items()),
-        "schedule of the learning rate": type(run.scheduler).__name__ if run.scheduler else "none",
+        "settings of the optimizer": {name: in_words(value) for name, value in run.optimizer.defaults.items()},
+        "schedule of the learning rate": _schedule(run.scheduler),
         "clip_norm": run.optim.clip_norm,
-        "validation data": "none" if held_out is None else data_hash(row_hashes(held_out)),
+        "validation data": validation_hash(run),
         "frozen parameters": [name for name, value in run.vae.named_parameters() if not value.requires_grad],
     }
 
 
-def _refuse_other_parts(run: Run, then: Any, folder: Any) -> None:
+def _schedule(scheduler: LRScheduler | None) -> Any:
+    """A schedule that was just made, as all that it begins with."""
+    if scheduler is None:
+        return "none"
+    return {"class": type(scheduler).__name__, **{k: in_words(v) for k, v in scheduler.state_dict().items()}}
+
+
+def _callbacks(run: Run) -> dict[str, Any]:
+    """Of what each callback that has a state was made, by its class."""
+    found: dict[str, Any] = {}
+    for callback in run.remembering:
+        name = type(callback).__name__
+        while name in found:  # a second of its class
+            name += "'"
+        found[name] = {**made_of(callback), "its schedule": _schedule(getattr(callback, "scheduler", None))}
+    return found
+
+
+def _refuse_other_parts(now: Any, then: Any, folder: Any) -> None:
     """Refuse a VAE of other parts, or of other settings of them, whose weights have the same shapes."""
-    now = describe_vae(run.vae)[0]
     if then is not None and now is not None and (other := _other(then["made"], now["made"], "vae")):
         raise SettingsError(f"{folder} was begun with {other}; resume it with the VAE that it had")
 
@@ -186,14 +217,23 @@ def _short(told: Any) -> str:
     return str(kind or told)[:80]
 
 
-def _refuse_other(
-    run: Run, about: dict[str, Any], begun_with: dict[str, Any], folder: Any, say: Callable[[str], None]
-) -> None:
-    own = {**{name: run.attributes[name] for name in MUST_AGREE}, **begun_with}
-    for name, value in own.items():
-        if value != about.get(name):
-            then, now = str(about.get(name)), str(value)
-            raise SettingsError(f"{folder} was begun with {name} {then}, not {now}; resume it with what it had")
+def _refuse_other(then: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
+    """Refuse settings that are not those which a run was begun with; of those that were not kept nothing is known."""
+    for name, value in now.items():
+        if name in then and (other := _other(then[name], value, name)):
+            raise SettingsError(f"{folder} was begun with {other}; resume it with what it had")
+
+
+def _refuse_other_callbacks(run: Run, tree: Any) -> None:
+    """Refuse the state of a run that had other callbacks."""
+    then, now = [name for name, _ in tree["callbacks"]], [type(callback).__name__ for callback in run.remembering]
+    if then != now:
+        raise SettingsError(
+            f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"
+        )
+
+
+def _tell_other_versions(run: Run, about: dict[str, Any], folder: Any, say: Callable[[str], None]) -> None:
     changed = [name for name, version in __about__.versions().items() if about.get(name) != version]
     if changed:
         name = changed[0]

@@ -1,8 +1,7 @@
-"""What can be set from the command line or a YAML file, and how a mistake in it is told in one sentence."""
+"""What can be set from the command line or a YAML file."""
 
 import argparse
 import copy
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from pyro.infer import ELBO
 
+from pyro_vae._plain import instantiated, plain
 from pyro_vae.callbacks import Callback
 from pyro_vae.demo import demo
-from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import DiagNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
@@ -109,7 +108,8 @@ def run_settings(
     Args:
         checkpoint_steps: keep the state of the training after every so many steps.
         checkpoint_minutes: keep it after every so many minutes; and at the end.
-        devices: processes on this machine that share each batch, one per GPU or share of the cores.
+        devices: processes on this machine that share each batch, one per GPU or share of the cores; a minute after
+            Ctrl-C or SIGTERM those that have not ended are killed, and at a second one all.
         nodes: machines with so many each; give the same command on each, with its own --node_rank.
         node_rank: which machine this is, from 0; the first writes.
         rendezvous: host:port of machine 0, any free port of it.
@@ -119,6 +119,8 @@ def run_settings(
 def resume_settings(
     resume: str,
     *,
+    data: str | None = None,
+    validation_data: str | None = None,
     epochs: int | None = None,
     device: str | None = None,
 ) -> None:
@@ -126,6 +128,8 @@ def resume_settings(
 
     Args:
         resume: the folder of the run.
+        data: where its data are now, if they were moved; they must be the same rows.
+        validation_data: the same of its held-out data.
         epochs: passes over the data, those before included; by default as many as it was begun with.
         device: auto, cpu or cuda; by default what it was begun with. On another the bits differ.
     """
@@ -210,51 +214,6 @@ def check_settings(
 
 # Errors are raised, to be told in one sentence; a setting is named in full.
 STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
-
-
-def instantiated(parser: ArgumentParser, settings: Namespace) -> Namespace:
-    """The settings with objects where there were names of classes.
-
-    Raises:
-        SettingsError: what a class says of its settings, where the parser would wrap it.
-    """
-    try:
-        return parser.instantiate(settings)
-    except ValueError as error:
-        reason: BaseException | None = error
-        while reason is not None and not isinstance(reason, PyroVAEError):
-            reason = reason.__cause__ or reason.__context__
-        raise SettingsError(str(reason) if reason else plain(error)) from error
-
-
-# From the parser's way of speaking to plain words, in this order.
-PLAINER = (
-    (r"- Expected a <class 'NoneType'>", ""),
-    (r"Does not validate .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
-    (r'Key "(?:fit|compare|demo|swap|check)\.(\w+)"', r"--\1"),
-    (r"Type \S*Callable\[.*?\] expects a function or a callable class: ", ""),
-    (r"\.* Got value: Namespace\([^\n]*\)+", ""),
-    (r"Expected a (?=<class)", "expected "),
-    (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
-    (r"\.+ Got value: ", ", got "),
-    (r"Expected a dot import path string: ([^\s.,]+).*", r"there is no class \1"),
-    (r"Unexpected config:.*", "not a table of settings, as 'epochs: 10'"),
-    (r'in "<unicode string>", ', "in "),
-    (r'Parser key "([\w.]+)":', r"\1:"),
-    (r"Dict must include a class_path and optionally init_args, but", "no class is named,"),
-    (r"Option '(\w+)' is not accepted", r"no class is named that has an option '\1'"),
-    (r"NestedArg\(key='\w+', val='([^']*)'\)", r"\1"),
-    (r":, got ", ": got "),
-    (r"\s+", " "),
-)
-
-
-def plain(error: Exception) -> str:
-    """What a parser has to say, in one line."""
-    text = str(error)
-    for pattern, plainer in PLAINER:
-        text = re.sub(pattern, plainer, text, flags=re.DOTALL)
-    return text.strip().rstrip(".")
 
 
 class ConfigFile(ActionConfigFile):

@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ import pyro
 import torch
 from jsonargparse import Namespace
 
+from pyro_vae._checkpoints import Checkpoints
+from pyro_vae._journal import validation_hash
 from pyro_vae._parts import build, first_line
-from pyro_vae._settings import as_yaml, instances, plain, training
+from pyro_vae._plain import plain
+from pyro_vae._settings import as_yaml, instances, training
 from pyro_vae._sums import refuse_changed
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.schedules import refuse_plateau
@@ -23,7 +27,7 @@ from pyro_vae.core import VAE, evaluating
 from pyro_vae.data import Data, load, load_held_out, split, stream
 from pyro_vae.device import seeded
 from pyro_vae.elbo import Trace_ELBO
-from pyro_vae.errors import DataError, DivergenceError, SettingsError
+from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
 from pyro_vae.rows import rows_for, rows_of
 from pyro_vae.runs import RunFolder, load_weights
 from pyro_vae.streams import Streamed
@@ -229,13 +233,25 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
     of_run = loaded(settings)
     first = build(settings, of_run.train)
     vae = copy.deepcopy(first)
-    load_weights(vae, Path(folder) / "weights.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnfinishedRunWarning)
+        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
+        load_weights(vae, Path(folder) / "weights.safetensors")
     if data is None:
         return first, vae, of_run.held_out
     held_out = load(data)
     refuse_other_width(held_out, of_run.train)
     rows_for(vae, held_out)  # all of them, though only some are looked at
     return first, vae, held_out
+
+
+def _refuse_other_data(run: Any, about: Path) -> None:
+    """Refuse other data than a run was begun with, which was killed before its first checkpoint."""
+    refuse_changed(about)
+    begun = json.loads(about.read_text(encoding="utf-8"))
+    for name, now in {"data_hash": run.attributes["data_hash"], "validation_hash": validation_hash(run)}.items():
+        if (then := begun.get(name, now)) != now:
+            raise SettingsError(f"{about.parent} was begun with {name} {then}, not {now}; resume it with its data")
 
 
 class Begin(Callback):
@@ -250,9 +266,12 @@ class Begin(Callback):
     def start(self, run: Any) -> None:
         if self.folder is None:
             return
-        if not (self.folder.path / ABOUT).exists():  # of one that goes on, how it was begun
+        about = self.folder.path / ABOUT
+        if not about.exists():  # of one that goes on, how it was begun
             kept = {name: value for name, value in run.attributes.items() if name != "device"}
-            self.folder.text(ABOUT, json.dumps(kept, indent=2) + "\n")
+            self.folder.text(ABOUT, json.dumps({**kept, "validation_hash": validation_hash(run)}, indent=2) + "\n")
+        elif not Checkpoints(self.folder.path).files():  # which would tell too
+            _refuse_other_data(run, about)
         self.folder.text("config.yaml", as_yaml(self.settings))
 
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from pyro_vae import __about__
 from pyro_vae._checkpoints import Checkpoints
-from pyro_vae._described import describe_vae, make_vae
+from pyro_vae._described import describe_vae
 from pyro_vae._hashes import Trained
+from pyro_vae._made import make_vae
 from pyro_vae._trees import Tree, read_tree, write_tree
 from pyro_vae.core import VAE
-from pyro_vae.errors import DataError, SettingsError, WeightsOnlyWarning
+from pyro_vae.errors import DataError, SettingsError, UnfinishedRunWarning, WeightsOnlyWarning
 
 VAE_KEY, WEIGHTS_KEY = "vae", "weights"
 """Where a checkpoint holds the description and the weights; a saved VAE holds its weights by their own names."""
@@ -57,11 +58,17 @@ def save(vae: VAE, path: str | Path) -> None:
         warnings.warn(f"{path}: {why}", WeightsOnlyWarning, stacklevel=2)
 
 
-def write_vae(vae: VAE, path: str | Path) -> str:
-    """What :func:`save` does; a sentence, if only the weights were saved."""
+def write_vae(vae: VAE, path: str | Path, step: int | None = None) -> str:
+    """What :func:`save` does; a sentence, if only the weights were saved.
+
+    Args:
+        vae: as there.
+        path: as there.
+        step: at which a run has ended with these weights.
+    """
     described, why = describe_vae(vae)
     known = vae.trained_on.as_text() if vae.trained_on else None
-    about = {"kind": "VAE", "versions": __about__.versions(), "trained_on": known}
+    about = {"kind": "VAE", "versions": __about__.versions(), "trained_on": known, "step": step}
     write_tree(path, {**vae.state_dict(), VAE_KEY: described}, about)
     return f"holds the weights only, as {why}; load it with into=, a VAE made as this one" if why else ""
 
@@ -72,8 +79,10 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
     Only classes of this library, of ``torch.nn`` and of zuko are made of a file, and those that are handed over.
 
     Args:
-        path: of the file, or a run folder: then its ``weights.safetensors``, or its newest whole checkpoint where
-            it has none yet.
+        path: of the file, or a run folder: then its ``weights.safetensors``, those that it has ended with, or its
+            newest whole checkpoint where it has none yet. Of a run that has gone on since (``resume`` with more epochs)
+            and has not ended again, they are those of before, and a :class:`~pyro_vae.errors.UnfinishedRunWarning`
+            says where the newer ones are.
         into: a VAE of the same architecture that is filled with the weights, for a file of weights only; one
             that does not fit is left as it is.
         classes: of your own, that the VAE may be made of.
@@ -95,6 +104,8 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
     if wrong := [cls for cls in classes if not (isinstance(cls, type) and issubclass(cls, nn.Module))]:
         raise SettingsError(f"classes holds {wrong[0]!r}; it must hold classes of modules, as [MyPrior]")
     path, described, weights, about = _read(Path(path))
+    if told := _gone_on(path, about):
+        warnings.warn(told, UnfinishedRunWarning, stacklevel=2)
     known = about.get("trained_on")
     trained_on = Trained.from_text(known) if known else None
     if into is not None:
@@ -127,6 +138,23 @@ def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
     if isinstance(tree, dict) and WEIGHTS_KEY in tree:
         return path, tree.get(VAE_KEY), tree[WEIGHTS_KEY], about
     raise DataError(f"{path}: holds no VAE; give a file that pv.save or a run wrote")
+
+
+def _gone_on(path: Path, about: dict[str, Any]) -> str:
+    """A sentence, if these are the weights that a run has ended with, and it has gone on since."""
+    step = about.get("step")
+    if path.name != WEIGHTS_FILE or step is None:
+        return ""
+    try:
+        files = Checkpoints(path.parent).files()
+    except DataError:  # which are not what was asked for
+        return ""
+    if not files or (newest := max(files)) <= step:
+        return ""
+    return (
+        f"{path}: is of step {step}, where the run had ended; it has gone on since, to step {newest} at least, and has "
+        f"not ended again: end it (pyro-vae fit --resume {path.parent}), or load {files[newest]}"
+    )
 
 
 def refuse_other_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:

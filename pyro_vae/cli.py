@@ -17,16 +17,16 @@ from pyro_vae._checking import run_check
 from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._comparing import run_compare
 from pyro_vae._grid import run_swap
+from pyro_vae._plain import plain
 from pyro_vae._settings import (
     fit_settings,
     parser,
-    plain,
     resume_settings,
 )
 from pyro_vae._training import Begin, keeping, settings_of, train, untrained
 from pyro_vae.demo import demo
 from pyro_vae.device import refuse_seed
-from pyro_vae.errors import PyroVAEError
+from pyro_vae.errors import DataError, PyroVAEError
 from pyro_vae.parallel.group import launched, writes
 from pyro_vae.parallel.launch import Machines, launch
 from pyro_vae.report import save_fit, show_fit
@@ -98,7 +98,8 @@ def _run_fit(asked: Namespace) -> int:
         if "resume" not in asked and not machines.node_rank:
             with RunFolder(asked.out):  # refused before processes begin, which takes a while
                 pass
-        code: int = launch(machines, _run_fit, asked)
+        with _interruptible(asked.get("resume") or asked.out):
+            code: int = launch(machines, _run_fit, asked)
         return code
     resume = asked.get("resume")
     settings = asked if resume is None else _resumed(asked)
@@ -111,6 +112,7 @@ def _run_fit(asked: Namespace) -> int:
     with (
         _interruptible(settings.out),
         RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run,
+        checkpoints.locked(),  # until all is written
         keeping(settings, vae, run),
     ):
         callbacks = [Begin(run, settings)]
@@ -148,7 +150,9 @@ def _resumed(asked: Namespace) -> Namespace:
     """The settings of the run that is to go on."""
     settings = settings_of(asked.resume)
     settings.out = asked.resume
-    for name in ("epochs", "device"):
+    for name in ("data", "validation_data", "epochs", "device"):
         if asked[name] is not None:
             settings[name] = asked[name]
+        elif "data" in name and settings[name] and not Path(settings[name]).exists():
+            raise DataError(f"{settings[name]}: is no longer there; name where it is now with --{name}")
     return settings

@@ -87,3 +87,11 @@ class WeightsOnlyWarning(UserWarning):
     >>> issubclass(WeightsOnlyWarning, UserWarning)
     True
     """
+
+
+class UnfinishedRunWarning(UserWarning):
+    """The weights of a finished run were loaded, which has gone on since and has not come to its new end.
+
+    >>> issubclass(UnfinishedRunWarning, UserWarning)
+    True
+    """

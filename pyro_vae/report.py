@@ -115,7 +115,7 @@ def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
     from pyro_vae import plots
 
     run.dataset("history.nc", fit.history)
-    run.weights("weights.safetensors", fit.vae)
+    run.weights("weights.safetensors", fit.vae, int(fit.history.step[-1]))
     look: Any = {"image_shape": held_out.image_shape, "limits": (held_out.x.min().item(), held_out.x.max().item())}
     shown = held_out.rows(torch.arange(min(len(held_out.x), 5000)))
     run.figure("training.png", plots.history(fit.history))

@@ -94,7 +94,7 @@ class RunFolder:
 
     def show(self, console: Console) -> None:
         """Print what the folder holds."""
-        names = ", ".join(sorted(path.name for path in self.path.iterdir()))
+        names = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
         console.print(f"Written to {self.path}: {names}", soft_wrap=True, highlight=False)
 
     def text(self, name: str, text: str) -> None:
@@ -112,10 +112,10 @@ class RunFolder:
         with self.file(name) as path:
             figure.savefig(path, format="png", dpi=130)
 
-    def weights(self, name: str, vae: VAE) -> None:
-        """Write a VAE, as :func:`pyro_vae.save` does."""
+    def weights(self, name: str, vae: VAE, step: int | None = None) -> None:
+        """Write a VAE, as :func:`pyro_vae.save` does, and at which step a run has ended with it."""
         with self.file(name) as path:
-            why = write_vae(vae, path)
+            why = write_vae(vae, path, step)
         if why:
             print(f"pyro-vae: {self.path / name}: {why}", file=sys.stderr)
 

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae._hashes import data_hash, row_hashes
+from pyro_vae._hashes import row_hashes
 from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.rows import Data, Rows, rows_for
@@ -71,9 +72,6 @@ class Source(Protocol):
         settings, and of nothing that came before. Each window but the last has a multiple of
         ``batch_size`` rows to visit, as long as ``skip`` is one. A window holds until the next is asked for.
         """
-
-    def fingerprint(self) -> str:
-        """A hash that tells other data."""
 
     def like(self, vae: "VAE") -> "Source":
         """The same source, its windows on the device and in the precision of a VAE."""
@@ -146,10 +144,6 @@ class InMemory:
         if skip < len(self):
             yield Window(self.rows, permutation(len(self), seed, self.rows.x.device)[skip:])
 
-    def fingerprint(self) -> str:
-        """A hash of all rows in their order."""
-        return data_hash(row_hashes(self.rows))
-
     def like(self, vae: "VAE") -> "InMemory":
         """The same rows on the device and in the precision of a VAE; themselves where they are so already."""
         return InMemory(self.rows.like(vae), self.source, self.columns, self.image_shape)
@@ -165,6 +159,26 @@ class InMemory:
         if isinstance(vae.decoder, Likelihood):
             vae.decoder.refuse(self.rows.x, self.source, self.columns)
         return self
+
+
+HASHED_ROWS = 2**14
+"""Of data that are streamed, so many stand for all of them in their hash."""
+
+
+def hashes_of(source: Source) -> np.ndarray:
+    """The hashes by which data are known again: of all rows in memory, and of a sample of a stream.
+
+    Args:
+        source: the data; in which precision they are used, and where, changes nothing.
+
+    Returns:
+        64 bits for each row, shape ``(row,)``.
+
+    Example:
+        >>> len(hashes_of(InMemory(Rows(torch.zeros(3, 2)))))
+        3
+    """
+    return row_hashes(source.rows if isinstance(source, InMemory) else source.sample(HASHED_ROWS))
 
 
 def permutation(n: int, seed: int, device: torch.device | str = "cpu") -> Tensor:

@@ -12,24 +12,22 @@ from typing import Any
 import pyro
 import torch
 import xarray as xr
-from pyro.infer import RenyiELBO, Trace_ELBO
+from pyro.infer import Trace_ELBO
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae._checkpoints import Checkpoints
 from pyro_vae._evaluation import per_datum_elbo as per_datum_elbo
-from pyro_vae._hashes import Trained, data_hash, row_hashes
+from pyro_vae._hashes import Trained, data_hash
 from pyro_vae._journal import Journal
 from pyro_vae._numbers import whole
+from pyro_vae._refusals import Optimizer, made_for, refuse_engine, refuse_schedules, refuse_settings
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.base import refuse_callbacks
-from pyro_vae.callbacks.schedules import refuse_plateau
 from pyro_vae.core import VAE
-from pyro_vae.device import describe_device, refuse_seed, seeded
+from pyro_vae.device import describe_device, seeded
 from pyro_vae.elbo import Estimator
-from pyro_vae.engine.optimizers import WholeOptimizer, refuse_clip_norm
-from pyro_vae.engine.precision import refuse_precision
-from pyro_vae.engine.steps import ENGINES, Engine
+from pyro_vae.engine.optimizers import WholeOptimizer
+from pyro_vae.engine.steps import Engine
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.parallel.fitting import fit_on
 from pyro_vae.parallel.group import Group, joined, launched, own_device
@@ -37,14 +35,9 @@ from pyro_vae.parallel.launch import Machines
 from pyro_vae.parallel.reduce import refuse_spread
 from pyro_vae.progress import display
 from pyro_vae.rows import Rows, rows_for
-from pyro_vae.sources import InMemory, Source, source_of
+from pyro_vae.sources import Source, hashes_of, source_of
 from pyro_vae.traces import Loss
 from pyro_vae.training import Run
-
-Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer | LRScheduler]
-
-HASHED_ROWS = 2**14
-"""Of data that are streamed, so many stand for all of them in their hash."""
 
 EVALUATION_ROWS = 2048
 """At most so many training data are evaluated after each epoch."""
@@ -153,7 +146,9 @@ def fit(
             it had never been stopped. Checkpoints go on there too. Not in them are attributes of modules that
             are no tensors, and the generators of Python and numpy.
         devices: on so many processes, each with its own GPU or its share of the cores, which share each batch; what
-            they are given goes by pickle. Where torchrun has started this process, those are the processes.
+            they are given goes by pickle. After Ctrl-C or SIGTERM they have a minute for the step under way and a
+            checkpoint, and a second one ends them at once. Where torchrun has started this process, those are the
+            processes.
 
     Returns:
         The VAE, its labelled history and the device.
@@ -216,9 +211,9 @@ def _fit(
     """The training of one process, alone or one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = min(128, len(source)) if batch_size is None else batch_size
-    _refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
-    _refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
-    _refuse_engine(engine, clip_norm, precision)
+    refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
+    refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
+    refuse_engine(engine, clip_norm, precision)
     refuse_callbacks(callbacks)
     refuse_spread(vae, elbo or Trace_ELBO(), batch_size, group)
     validation = None
@@ -233,12 +228,12 @@ def _fit(
         elbo.restart()
     chosen = own_device(device)
     group.spread([*vae.to(chosen).parameters(), *vae.buffers()])
-    optim = WholeOptimizer(_made(optimizer or adam, vae.to(chosen)), clip_norm)
+    optim = WholeOptimizer(made_for(vae.to(chosen), optimizer or adam), clip_norm)
     run = Run(
         vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
         batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks, group=group,
     )  # fmt: skip
-    hashes = row_hashes(source.rows if isinstance(source, InMemory) else source.sample(HASHED_ROWS))
+    hashes = hashes_of(source)
     run.attributes |= {"data_hash": data_hash(hashes), "precision": precision}
     _refuse_other_data(run)
     processes = "" if group.alone else f"{group.ranks} processes, the first on "
@@ -271,51 +266,6 @@ def _watched(vae: VAE, source: Source, validation: Rows | None) -> dict[str, Row
     """Data whose ELBO is looked at after each epoch."""
     watched = {"train": source.sample(EVALUATION_ROWS).like(vae)}
     return watched if validation is None else {**watched, "validation": validation.like(vae)}
-
-
-def _refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
-    for name, number in {"epochs": epochs, "batch_size": batch_size}.items():
-        if not isinstance(number, int):
-            raise SettingsError(f"{name} is {number!r}; it must be a whole number")
-    if epochs < 1:
-        raise SettingsError(f"epochs is {epochs}; it must be at least 1")
-    if not 1 <= batch_size <= n:
-        raise SettingsError(f"batch_size is {batch_size}; it must be from 1 to the number of training data, {n}")
-    refuse_seed(seed)
-    if isinstance(elbo, type):
-        raise SettingsError(f"elbo is a class; give an instance, {elbo.__name__}()")
-    if getattr(elbo, "num_particles", 1) < 1:
-        raise SettingsError(f"elbo: num_particles is {elbo.num_particles}; it must be at least 1")  # type: ignore[union-attr]
-    if isinstance(elbo, RenyiELBO) and batch_size < n:
-        raise SettingsError(f"Pyro's RenyiELBO is no bound on minibatches: n/m enters inside its logarithm; take {n}")
-    if torch.is_inference_mode_enabled():
-        raise SettingsError("inference mode is on, where nothing can be trained; call fit outside of it")
-    if not any(p.requires_grad for p in vae.parameters()):
-        raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")
-
-
-def _refuse_schedules(elbo: Loss | None, steps: int) -> None:
-    for schedule in elbo.schedules() if isinstance(elbo, Estimator) else ():
-        if schedule.steps > steps:
-            raise SettingsError(
-                f"elbo: {schedule} would end after {schedule.steps} steps, and training has {steps}, so it would end "
-                "before its objective is the one that was meant; shorten it or train longer"
-            )
-
-
-def _refuse_engine(engine: str, clip_norm: float | None, precision: str) -> None:
-    refuse_precision(precision)
-    if engine not in ENGINES:
-        raise SettingsError(f"engine is {engine!r}; it must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
-    refuse_clip_norm(clip_norm)
-
-
-def _made(optimizer: Optimizer, vae: VAE) -> torch.optim.Optimizer | LRScheduler:
-    made = optimizer([p for p in vae.parameters() if p.requires_grad])
-    if isinstance(getattr(made, "optimizer", made), torch.optim.LBFGS):
-        raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
-    refuse_plateau(made)
-    return made
 
 
 @contextmanager

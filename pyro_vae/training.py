@@ -1,6 +1,5 @@
 """``Run``: what a training run is made of, its steps, its state, and what is done when it goes wrong."""
 
-import copy
 import math
 import threading
 import time
@@ -13,17 +12,18 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
+from pyro_vae._diverged import NotFiniteError, put_right
 from pyro_vae._evaluation import per_datum_elbo
-from pyro_vae._origin import NOT_AGAIN, broken_weights, origin
-from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state, unsaved
+from pyro_vae._origin import broken_weights, origin
+from pyro_vae._run_state import copied, restore, state_of
+from pyro_vae._state import Tree
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.schedules import advance
 from pyro_vae.core import VAE
 from pyro_vae.device import describe_device, seeded
 from pyro_vae.engine.optimizers import WholeOptimizer
 from pyro_vae.engine.steps import Engine, Fed, Steps
-from pyro_vae.engine.watch import counters
-from pyro_vae.errors import DivergenceError, SettingsError
+from pyro_vae.errors import DivergenceError
 from pyro_vae.parallel.group import ALONE, Group
 from pyro_vae.progress import Bar
 from pyro_vae.rows import Rows
@@ -34,18 +34,8 @@ ORDERS = 2**32
 """Seeds of the orders of epochs lie so far apart for two seeds of training."""
 
 
-class _NotFinite(DivergenceError):
-    """A loss that is no finite number, or what a step made of the weights; where it came from is not looked for yet."""
-
-
 Keep = Callable[["Run"], None]
 """What is told after each few steps, and may write a checkpoint."""
-
-
-def _copied(state: Tree) -> Tree:
-    """A copy of a state; the rows of the history, which never change and may be many, are shared."""
-    epochs = state["progress"]["epochs"]
-    return copy.deepcopy(state, {id(epochs): list(epochs)})
 
 
 class Run:
@@ -72,6 +62,7 @@ class Run:
         values: of what is watched, the ELBO of each datum after the last epoch, nats, shape ``(datum,)``: of the same
             data with the same noise each time, so that differences between epochs are paired.
         good: the state after the last good epoch.
+        put_back: how often this process has put training back after a divergence.
         stopped: why training was ended before its last epoch, or nothing.
         due: whether it is time for a checkpoint, as this process has it.
         folder: that of the run, if it has one.
@@ -111,7 +102,7 @@ class Run:
         self.values: dict[str, Tensor] = {}
         self.step, self.seen, self.total, self.seconds = 0, 0, 0.0, 0.0
         self.stopped = ""
-        self.last = 0
+        self.last, self.put_back = 0, 0
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -157,7 +148,7 @@ class Run:
         )  # fmt: skip
         for callback in self.callbacks:
             callback.start(self)
-        self.good = self.kept()
+        self._mark_good()
 
     @property
     def over(self) -> bool:
@@ -182,7 +173,9 @@ class Run:
                 if self.seen:
                     self._close_epoch(whole)
             except DivergenceError as error:
-                self._put_right(error)
+                put_right(self, error)
+                self.put_back, self._is_good = self.put_back + 1, False
+                keep(self)  # so that one that is killed does not diverge again
                 continue
             if on_epoch is not None and self.epochs:
                 on_epoch(len(self.epochs), self.vae)
@@ -194,20 +187,20 @@ class Run:
     def _along_an_epoch(self, keep: Keep) -> bool:
         """The steps of an epoch that are left; whether it came to its end."""
         started = time.perf_counter() - self.seconds
-        for _, feed, segment in self._segments():
+        for _, feed, segment in self.segments():
             for losses in self.stepping.along(feed, segment):
                 self._account(losses)
                 if self.stepping.stopped:
                     self.ending.set()
                 self.seconds = time.perf_counter() - started
-                self._tell_of_steps()  # before a checkpoint, which is to hold what they make of it
+                self.tell_of_steps()  # before a checkpoint, which is to hold what they make of it
                 if self.seen < len(self.source) and not self.ending.is_set():
                     keep(self)
                 if self.ending.is_set():
                     return self.seen == len(self.source)
         return not self.ending.is_set()
 
-    def _segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
+    def segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
         """What is left of an epoch, in pieces that end where a callback wants to be told."""
         every = [callback.every for callback in self.callbacks if callback.every]
         for window in self.source.windows(
@@ -224,9 +217,9 @@ class Run:
         for loss in losses:
             self.step += 1
             if not math.isfinite(loss):
-                raise _NotFinite(f"the loss became {loss} at step {self.step} (epoch {self.epoch})")
+                raise NotFiniteError(f"the loss became {loss} at step {self.step} (epoch {self.epoch})")
             size = min(self.batch_size, n - self.seen)
-            self.total, self.seen = self.total - loss / n * size, self.seen + size
+            self.total, self.seen, self._is_good = self.total - loss / n * size, self.seen + size, False
             self.bar.step(self.total / self.seen)
 
     def _close_epoch(self, whole: bool) -> None:
@@ -238,7 +231,7 @@ class Run:
         if not math.isfinite(row["train_elbo"]):
             what = f"the ELBO became {row['train_elbo']} after step {self.step} (epoch {self.epoch})"
             if broken_weights(self.vae):
-                raise _NotFinite(what)
+                raise NotFiniteError(what)
             self.fail(f"{what}: {origin(self.vae, self.loss, self.watched['train'], size=len(self.source))}")
         self.epochs.append(row)
         self.seen, self.total, self.seconds = 0, 0.0, 0.0
@@ -248,7 +241,7 @@ class Run:
         if whole and self.scheduler is not None:
             advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self._agree()
-        self.good = self.kept()
+        self._mark_good()
 
     def _agree(self) -> None:
         """See that all processes still train one VAE, and end together where one was stopped."""
@@ -270,121 +263,35 @@ class Run:
         with seeded(self.seed + 1, self.device):
             return per_datum_elbo(self.vae, rows).double()
 
-    def _put_right(self, error: DivergenceError) -> None:
-        """Have a callback mend it, or end with the last good weights."""
-        failed = self.step
-        self.load(self.good)
-        if isinstance(error, _NotFinite):
-            error = DivergenceError(f"{error}{self._where(failed)}")
-            self.load(self.good)
-        if any(callback.diverged(self, error) for callback in self.callbacks):
-            return
-        kept = f"those after epoch {len(self.epochs)}" if self.epochs else "the initial ones"
-        final = DivergenceError(f"{error}; the weights kept are {kept}; lower the learning rate")
-        final.history = self.history()
-        raise final
-
-    def _where(self, failed: int) -> str:
-        """Take the steps since the last good state again, up to the one that failed, and look at its data."""
-        for window, feed, segment in self._segments():
-            again = segment[: (failed - 1 - self.step) * self.batch_size]
-            for losses in self.stepping.along(feed, again):
-                self.step += len(losses)
-            if len(again) == len(segment):
-                self._tell_of_steps()
-                continue
-            if any(self.group.gathered(broken_weights(self.vae))) and self.step > self.good["progress"]["step"]:
-                self.load(self.good)  # the step before it has broken them, at a loss that was finite
-                return self._where(failed - 1)
-            index = segment[len(again) :][: self.batch_size]
-            numbers = index if window.numbers is None else window.numbers[index]
-            return f": at step {failed} {self._origin_on_all(feed.rows, index, numbers)}"
-        return ""
-
-    def _tell_of_steps(self) -> None:
+    def tell_of_steps(self) -> None:
         """Segments end where a callback wants to be told, and nowhere within."""
         for callback in self.callbacks:
             if callback.every and self.step % callback.every == 0:
                 callback.step(self)
 
-    def _origin_on_all(self, rows: Rows, index: Tensor, numbers: Tensor) -> str:
-        """Where it came from, looked for by each process in its part of the batch, with its noise."""
-        own, numbers = self.group.part(index), self.group.part(numbers)
-        found = ""
-        if len(own):
-            found = origin(self.vae, self.loss, rows.take(own), size=len(self.source), numbers=numbers.tolist())
-        every = [each for each in self.group.gathered(found) if each]
-        return next((each for each in every if each != NOT_AGAIN), NOT_AGAIN)
-
     def state(self) -> Tree:
         """All that training goes on from, as a tree of tensors and plain values; views, not copies.
 
-        Within an epoch the last good state is part of it, which a later divergence goes back to.
+        The last good state, which a later divergence goes back to, is part of it where it is another.
         """
-        return {**self._state(), "good": self.good if self.seen else None}
-
-    def _state(self) -> Tree:
-        """That of now."""
-        scheduler = self.scheduler
-        return {
-            "weights": dict(self.vae.state_dict()),
-            "buffers": unsaved(self.vae),
-            "optimizer": as_tree(self.optimizer.state_dict()),
-            "scheduler": None if scheduler is None else as_tree(scheduler.state_dict()),
-            "estimator": counters(self.loss),
-            "random": self.group.gathered(random_state(self.device)),
-            "progress": {
-                "step": self.step, "seen": self.seen, "total": self.total, "seconds": self.seconds,
-                "epochs": self.epochs, "stopped": self.stopped, "values": self.values,
-            },
-            "engine": self.stepping.state(),
-            "callbacks": [[type(callback).__name__, callback.state()] for callback in self._remembering],
-        }  # fmt: skip
+        return {**state_of(self), "good": None if self._is_good else self.good}
 
     @property
-    def _remembering(self) -> list[Callback]:
+    def remembering(self) -> list[Callback]:
         """The callbacks that have a state."""
         return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
     def kept(self) -> Tree:
         """A copy of the state of now."""
-        return _copied(self._state())
+        return copied(state_of(self))
+
+    def _mark_good(self) -> None:
+        """Have a divergence go back to the state of now."""
+        self.good, self._is_good = self.kept(), True
 
     def load(self, tree: Tree) -> None:
         """Go back, or on, to a state, in place."""
-        tree = _copied(tree)
-        with torch.no_grad():
-            self.vae.load_state_dict(tree["weights"])
-            for name, buffer in unsaved(self.vae).items():
-                buffer.copy_(tree["buffers"][name])
-            load_optimizer(self.optimizer, tree["optimizer"])
-            for counter, value in zip(counters(self.loss), tree["estimator"], strict=True):
-                counter.copy_(value)
-        if self.scheduler is not None and tree["scheduler"] is not None:
-            self.scheduler.load_state_dict(like(tree["scheduler"], self.scheduler.state_dict()))
-        progress = tree["progress"]
-        if len(tree["random"]) == self.ranks:
-            set_random_state(tree["random"][self.rank], self.device)
-        else:  # saved by another number of processes
-            torch.manual_seed(self.group.seed(self.seed, progress["step"]))
-        self.step, self.seen = progress["step"], progress["seen"]
-        self.total, self.seconds, self.epochs = progress["total"], progress["seconds"], progress["epochs"]
-        self.stopped, self.values = progress["stopped"], progress["values"]
-        for callback, (_, state) in zip(self._remembering, tree["callbacks"], strict=True):
-            callback.load(state)
-        self.stepping.moved()
-
-    def refuse_other_callbacks(self, tree: Tree) -> None:
-        """Refuse the state of a run that had other callbacks.
-
-        Raises:
-            SettingsError: naming both.
-        """
-        then, now = [name for name, _ in tree["callbacks"]], [type(c).__name__ for c in self._remembering]
-        if then != now:
-            raise SettingsError(
-                f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"
-            )
+        restore(self, tree)
 
     def resume(self, tree: Tree) -> None:
         """Go on from a state of an earlier process, by the engine that it had."""
@@ -394,7 +301,9 @@ class Run:
             self.load(tree)
         if self.stopped:
             self.ending.set()
-        self.good = tree["good"] or self.kept()
+        self._mark_good()
+        if tree["good"] is not None:
+            self.good, self._is_good = tree["good"], False
         self.bar.resumed(len(self.epochs), self.step)
 
     def history(self) -> xr.Dataset:

@@ -195,7 +195,11 @@ def misbehaving(how):
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "refuses":
                 raise DataError("there is no row 3")
+            if how == "waits":
+                time.sleep(600)
             raise KeyError("a bug")
+        if how == "waits":
+            print("waiting", flush=True)
         for _ in range(600):
             group.gathered(None)
             time.sleep(0.1)

@@ -24,10 +24,11 @@ from pyro.infer import RenyiELBO
 import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
-from pyro_vae.parallel import fitting
+from pyro_vae.parallel import fitting, heard
 from pyro_vae.parallel.fitting import _sent
 from pyro_vae.parallel.group import Group, joined
-from pyro_vae.parallel.launch import Machines, _end_with, _guarded, launch
+from pyro_vae.parallel.guard import guarded
+from pyro_vae.parallel.launch import Machines, Starter, _end_with, launch
 from pyro_vae.parallel.reduce import refuse_spread
 
 HERE = Path(__file__).resolve().parent
@@ -223,14 +224,91 @@ def test_processes_know_who_they_are_and_leave_nothing_behind(launched_once):
     assert after == before
 
 
-def test_processes_end_with_the_one_that_started_them(monkeypatch):
-    """Even one whose starter went before torch could ask to be told of that."""
+def test_processes_end_with_the_one_that_started_them(monkeypatch, tmp_path):
+    """Even one whose starter went before torch could ask to be told of that; they leave nothing behind."""
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "array.npy").touch()
     parents, ended = iter([7, 7, 1]), []
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(os, "kill", lambda *args: ended.append(args))
-    _end_with(7, 0.0)
+    _end_with(Starter(7, str(tmp_path / "given"), 1), 0.0)
+    assert not list(tmp_path.iterdir())
     assert ended == [(os.getpid(), signal.SIGKILL)]
     assert not list(parents), "it had waited for the other to go"
+
+
+IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_processes_that_hang_are_ended_after_a_while_and_by_a_second_signal_at_once(signals, monkeypatch):
+    """They look at no signal, as one that waits for another in a collective; a late one is asked too."""
+    monkeypatch.setattr(heard, "ENDING", 0.5 if signals == 1 else 60.0)
+    told = heard.Heard()
+    hang, late = run("-c", IGNORES, cwd=HERE), run("-c", "import time; time.sleep(60)", cwd=HERE)
+    hang.stdout.readline()
+    started = time.monotonic()
+    with told.listening(2) as pipes, heard.handing_on(told):
+        pipes[0].send((0, hang.pid, None))
+        while not told.pids:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pipes[1].send((1, late.pid, None))
+        assert late.wait(10) == -signal.SIGTERM
+        assert hang.poll() is None
+        if signals == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert hang.wait(10) == -signal.SIGKILL
+    assert time.monotonic() - started < 20
+    for process in (hang, late):
+        process.communicate()
+
+
+def test_one_that_is_killed_while_it_tells_keeps_nobody_waiting():
+    told = heard.Heard()
+    with told.listening(2) as pipes:
+        os.write(pipes[0].fileno(), (1000).to_bytes(4, "big") + b"half of it")
+        pipes[1].send((1, os.getpid(), pickle.dumps("whole")))
+    assert told.came == {1: "whole"}
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_each_other_end_by_a_second_signal(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import parallel_checks\n"
+        "from pyro_vae.parallel.launch import Machines, launch\n"
+        "if __name__ == '__main__':\n"
+        "    launch(Machines(2), parallel_checks.misbehaving, 'waits')\n"
+    )
+    hang = run("script.py", cwd=tmp_path)
+    assert hang.stdout.readline() == "waiting\n"
+    for _ in range(2):
+        hang.send_signal(signal.SIGTERM)
+        time.sleep(1)
+    started = time.monotonic()
+    _, err = hang.communicate(timeout=60)
+    assert time.monotonic() - started < 5
+    assert "KeyboardInterrupt: the processes were killed; go on from the last checkpoint" in err
+
+
+@pytest.mark.slow
+def test_a_starter_that_is_killed_leaves_nothing_behind(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "script.py").write_text(
+        "import test_parallel as t, pyro_vae as pv\n"
+        "if __name__ == '__main__':\n"
+        "    pv.fit(t.digits_vae(), t.digits()[0], devices=2, checkpoints='run', **{**t.SETTINGS, 'epochs': 10**6})\n"
+    )
+    process = run("script.py", cwd=tmp_path)
+    while not (tmp_path / "run").exists():
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 40
+    while list((tmp_path / "temporary").glob("pyro-vae*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not list((tmp_path / "temporary").glob("pyro-vae*"))
 
 
 @pytest.mark.parametrize(
@@ -276,7 +354,7 @@ def test_large_arrays_go_by_a_file_that_is_mapped(tmp_path):
 def test_scripts_without_a_guard_are_known(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os\nif __name__ == '__main__':\n    fit()\nfit()\nif os:\n    fit()\n")
-    assert [_guarded(str(script), line) for line in (3, 4, 6)] == [True, False, False]
+    assert [guarded(str(script), line) for line in (3, 4, 6)] == [True, False, False]
 
 
 def run(*arguments, cwd, **kwargs):
@@ -389,7 +467,7 @@ def test_a_buffer_that_drifts_is_told_of():
 def test_a_divergence_comes_back_with_the_last_good_weights(monkeypatch):
     """What a process gives is made and sent as processes do it, in this one."""
 
-    def here(_, function, given):
+    def here(_, function, given, folder):
         monkeypatch.setattr("pyro_vae.train.launched", lambda: True)
         return pickle.loads(pickle.dumps(function(given)))  # noqa: S301
 

@@ -1,12 +1,17 @@
 """A run that was killed and resumed ends with the weights of one that never was, to the bit."""
 
+import copy
+import math
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext, suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +25,14 @@ from safetensors.torch import load_file
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
-from pyro_vae import sources, training
+from pyro_vae import _run_state, sources, training
+from pyro_vae._checkpoints import locked
+from pyro_vae._training import trained_run
+from pyro_vae.callbacks.base import made_of
 from pyro_vae.cli import main
 from pyro_vae.engine import steps
-from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError
+from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError, UnfinishedRunWarning
+from pyro_vae.runs import RunFolder
 
 BATCH, EPOCHS = 8, 4  # 40 rows to train on, 5 steps an epoch
 X = data_of(dtype=torch.float32)
@@ -280,6 +289,24 @@ class Trip(pv.callbacks.Callback):
         return {}
 
 
+class Unstable(pv.callbacks.Callback):
+    """Breaks the weights at a step, as long as the rate was lowered so often and no oftener; tells of each step."""
+
+    every = 1
+
+    def __init__(self, told, steps, killed_after=9):
+        self.told, self.steps, self.killed_after = told, steps, killed_after
+
+    def step(self, run):
+        lowered = round(math.log(run.optimizer.param_groups[0]["lr"] / 1e-3, 0.6))
+        self.told.append((run.step, lowered))
+        if lowered == self.killed_after:
+            raise Killed
+        if lowered < len(self.steps) and run.step == self.steps[lowered]:
+            with torch.no_grad():
+                next(run.vae.parameters()).fill_(torch.nan)
+
+
 @pytest.mark.parametrize("rolled", [True, False])
 def test_a_divergence_after_a_resume_goes_back_as_far_as_without(rolled, tmp_path, monkeypatch):
     """To the end of the last epoch, and not to the checkpoint."""
@@ -301,6 +328,28 @@ def test_a_divergence_after_a_resume_goes_back_as_far_as_without(rolled, tmp_pat
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize(("second", "times"), [(8, 1), (12, 2)])
+def test_one_that_is_killed_after_a_roll_back_does_not_diverge_again(second, times, tmp_path):
+    """To a state whose checkpoint was written already: it is written anew, and with what a second one goes back to."""
+
+    def ended(told, killed_after=9, **where):
+        vae, unstable = vae_of(), Unstable(told, [9, second], killed_after)
+        pv.fit(
+            vae, X, batch_size=BATCH, epochs=EPOCHS, progress=False, device="cpu", engine="eager",
+            callbacks=[unstable, pv.callbacks.RollBack(0.6)], **where,
+        )  # fmt: skip
+        return vae.state_dict()
+
+    whole, before, after = [], [], []
+    expected = ended(whole)
+    with pytest.raises(Killed):
+        ended(before, times, checkpoints=pv.Checkpoints(tmp_path, steps=5, minutes=None))
+    again = ended(after, resume=tmp_path)
+    assert after[0] == before[-1] == ([6, 11][times - 1], times)
+    assert after == whole[len(before) - 1 :]
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
 def test_longer_than_it_was_begun_with(tmp_path):
     trained(tmp_path, epochs=2)
     assert same(trained(None), trained(tmp_path, resume=True))
@@ -316,11 +365,11 @@ def test_a_folder_without_a_checkpoint_is_begun_anew(tmp_path):
 
 
 def memoryless(monkeypatch):
-    monkeypatch.setattr(training, "load_optimizer", lambda optimizer, tree: None)
+    monkeypatch.setattr(_run_state, "load_optimizer", lambda optimizer, tree: None)
 
 
 def other_noise(monkeypatch):
-    monkeypatch.setattr(training, "set_random_state", lambda tree, device: None)
+    monkeypatch.setattr(_run_state, "set_random_state", lambda tree, device: None)
 
 
 def other_order(monkeypatch):
@@ -354,7 +403,7 @@ def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch, wh
         ({"precision": "bf16"}, "was begun with precision float32, not bf16"),
         ({"clip_norm": 0.1}, "was begun with clip_norm None, not 0.1"),
         ({"elbo": partial(pv.elbo.Trace_ELBO, num_particles=2)}, "was begun with particles 1, not 2"),
-        ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was begun with settings of the optimizer lr=0\.001"),
+        ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was begun with settings of the optimizer\.lr 0\.001, "),
         ({"optimizer": lambda ps: lr_scheduler.StepLR(pv.train.adam(ps), 2)}, "was begun with schedule .* none, not S"),
         ({"validation_data": X}, "was begun with validation data none, not"),
     ],
@@ -363,6 +412,81 @@ def test_other_settings_are_refused(other, message, tmp_path):
     killed(tmp_path, 8)
     with pytest.raises(SettingsError, match=message):
         trained(tmp_path, resume=True, **other)
+
+
+class Own(pv.callbacks.Callback):
+    """A user's, which keeps nothing under the names of its arguments, and one of them in no words."""
+
+    def __init__(self, rates, judge=None):
+        self.seen, self._all = 0, (rates, judge)
+
+    def epoch(self, run):
+        self.seen += 1
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load(self, state):
+        self.seen = state["seen"]
+
+
+def cycle(top):
+    return partial(lr_scheduler.OneCycleLR, max_lr=top, total_steps=20)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "message"),
+    [
+        (partial(pv.callbacks.RollBack, times=2), pv.callbacks.RollBack, r"callbacks\.RollBack\.times 2, not 3"),
+        (partial(pv.callbacks.EMA, 0.9), partial(pv.callbacks.EMA, decay=0.99), r"EMA\.decay 0\.9, not 0\.99"),
+        (partial(pv.callbacks.SWA, 1), partial(pv.callbacks.SWA, 2), r"SWA\.start 1, not 2"),
+        (partial(Own, [0.1, 0.2]), partial(Own, [0.1, 0.3]), r"Own\.rates \[0\.1, 0\.2\], not \[0\.1, 0\.3\]"),
+        (
+            partial(pv.callbacks.Schedule, cycle(0.1)),
+            partial(pv.callbacks.Schedule, cycle(0.2)),
+            r"Schedule\.scheduler",
+        ),
+        (
+            partial(pv.callbacks.Schedule, lambda o: cycle(0.1)(o)),
+            partial(pv.callbacks.Schedule, lambda o: cycle(0.2)(o)),
+            r"Schedule\.its schedule\.base_lrs \[0\.00",
+        ),
+        (pv.callbacks.RollBack, partial(Own, []), r"callbacks \['RollBack'\], and is to go on with \['Own'\]"),
+    ],
+)
+def test_callbacks_of_other_settings_are_refused(then, now, message, tmp_path):
+    def train(make, *more, **where):
+        return pv.fit(vae_of(), X, batch_size=BATCH, epochs=EPOCHS, progress=False, device="cpu", engine="eager",
+                      callbacks=[make(), *more], **where)  # fmt: skip
+
+    with pytest.raises(Killed):
+        train(then, Kill(8), checkpoints=pv.Checkpoints(tmp_path, steps=1, minutes=None))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with pytest.raises(SettingsError, match=message) as caught:
+        train(now, resume=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    assert train(then, resume=tmp_path).history.sizes["epoch"] == EPOCHS
+
+
+def test_a_callback_of_what_has_no_words_goes_on(tmp_path):
+    """An object is another in each process, and so is a function of no name; and one copied is as it was made."""
+    own = copy.deepcopy(Own([1.0], judge=np.ones(3)))
+    assert made_of(own) == {"rates": "[1.0]", "judge": "ndarray"}
+    assert made_of(pickle.loads(pickle.dumps(own))) == made_of(own)  # noqa: S301
+    with pytest.raises(Killed):
+        pv.fit(vae_of(), X, progress=False, callbacks=[own, Kill(2)], checkpoints=tmp_path, epochs=2, batch_size=8)
+    again = Own([1.0], judge=np.zeros(9))
+    pv.fit(vae_of(), X, progress=False, callbacks=[again], resume=tmp_path, epochs=2, batch_size=8)
+    assert again.seen == 2
+
+
+def test_a_schedule_of_other_settings_is_refused(tmp_path):
+    step = lambda gamma: {"optimizer": lambda ps: lr_scheduler.StepLR(pv.train.adam(ps), 2, gamma)}  # noqa: E731
+    killed(tmp_path, 8, **step(0.5))
+    with pytest.raises(SettingsError, match=r"schedule of the learning rate\.gamma 0\.5, not 0\.1"):
+        trained(tmp_path, resume=True, **step(0.1))
+    trained(tmp_path, resume=True, **step(0.5))
 
 
 def wider(vae):
@@ -486,6 +610,102 @@ def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
     assert "nowhere: holds no config.yaml; give the folder of a run" in capsys.readouterr().err
     assert main(["fit", "--resume", "nowhere", "--latent_dim", "3"]) == 2
     assert "unrecognized arguments: --latent_dim 3" in capsys.readouterr().err
+
+
+def test_a_run_that_went_on_and_was_killed_is_loaded_as_it_had_ended_with_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    settings = ["--data", "x.npy", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "8", "--out", "run"]
+    assert main(["fit", *settings, "--epochs", "2"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ended = pv.load("run").state_dict()
+    epoch = training.Run._close_epoch
+
+    def close(run, whole):
+        epoch(run, whole)
+        if len(run.epochs) == 4:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Run, "_close_epoch", close)
+        with pytest.raises(Killed):
+            main(["fit", "--resume", "run", "--epochs", "5", "--checkpoint_steps", "1"])
+    message = (
+        r"run/weights.safetensors: is of step 8, where the run had ended; it has gone on since, to step 15 .* or load"
+    )
+    with pytest.warns(UnfinishedRunWarning, match=message) as told:
+        found = pv.load("run")
+    assert all(torch.equal(ended[name], value) for name, value in found.state_dict().items())
+    newest = pv.load(str(told[0].message).rpartition("or load ")[2]).state_dict()
+    assert not any(torch.equal(ended[name], value) for name, value in newest.items())
+    capsys.readouterr()
+    _, again, _ = trained_run("run", None)
+    assert capsys.readouterr().err.startswith(
+        "pyro-vae: run/weights.safetensors: is of step 8, where the run had ended"
+    )
+    assert all(torch.equal(ended[name], value) for name, value in again.state_dict().items())
+    assert main(["fit", "--resume", "run"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pv.load("run")
+
+
+def test_the_folder_is_locked_until_all_is_written(tmp_path, monkeypatch, capsys):
+    """Another process that would go on with the run meanwhile is refused."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    asked, write = [], RunFolder.file
+
+    def file(run, name):
+        with pytest.raises(OutputError, match="another run is writing to this folder"), locked(run.path):
+            pytest.fail(f"{name} can be written by two")
+        asked.append(name)
+        return write(run, name)
+
+    monkeypatch.setattr(RunFolder, "file", file)
+    settings = ["--data", "x.npy", "--hidden", "[4]", "--latent_dim", "2", "--out", "run"]
+    assert main(["fit", *settings, "--epochs", "2"]) == 0
+    assert {"config.yaml", "history.nc", "weights.safetensors"} < set(asked)
+    assert ".lock" not in capsys.readouterr().out
+    assert not list(Path("run").glob(".*"))
+    assert main(["fit", "--resume", "run", "--epochs", "3"]) == 0
+
+
+def test_the_command_goes_on_with_data_that_were_moved(tmp_path, monkeypatch, capsys):
+    """To the same rows, wherever they are; to no others, with a checkpoint and before the first."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X.numpy())
+    np.save("held.npy", X.numpy()[:9])
+    np.save("other.npy", X.numpy() + 1)
+    settings = ["--data", "x.npy", "--validation_data", "held.npy", "--hidden", "[4]", "--latent_dim", "2"]
+    assert main(["fit", *settings, "--out", "run", "--epochs", "2", "--batch_size", "8"]) == 0
+    assert main(["fit", *settings, "--out", "whole", "--epochs", "4", "--batch_size", "8"]) == 0
+    Path("elsewhere").mkdir()
+    for name in ("x.npy", "held.npy"):
+        Path(name).rename(f"elsewhere/{name}")
+    again = ["fit", "--resume", "run", "--epochs", "4"]
+    here = {"--data": "elsewhere/x.npy", "--validation_data": "elsewhere/held.npy"}
+    flags = lambda where: [word for pair in where.items() for word in pair]  # noqa: E731
+    shutil.copytree("run", "begun")
+    shutil.rmtree("begun/checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for run in ("run", "begun"):
+        for where, message in (
+            ({}, "x.npy: is no longer there; name where it is now with --data"),
+            ({"--data": here["--data"]}, "held.npy: is no longer there; name where it is now with --validation_data"),
+            ({**here, "--data": "other.npy"}, f"{run} was begun with data_hash"),
+            ({**here, "--validation_data": "other.npy"}, f"{run} was begun with validation"),
+        ):
+            assert main([*again, "--resume", run, *flags(where)]) == 2
+            error = capsys.readouterr().err
+            assert message in error.splitlines()[-1], (run, where)
+            assert "Traceback" not in error
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main([*again, *flags(here)]) == 0
+    whole, moved = weights("whole"), weights("run")
+    assert all(torch.equal(whole[name], moved[name]) for name in whole)
+    assert main([*again, "--epochs", "5"]) == 0, "it is kept where they are"
 
 
 def test_the_command_streams_a_folder_of_parquet(tmp_path, monkeypatch, capsys):

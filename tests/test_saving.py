@@ -12,7 +12,8 @@ from members import FEATURES, LATENTS, LIKELIHOODS, POSTERIORS, PRIORS, WithCont
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae._described import describe_vae
+from pyro_vae import _described, _made
+from pyro_vae._described import Describing, describe_vae
 from pyro_vae._hashes import Trained, row_hashes
 from pyro_vae._trees import read_tree, write_tree
 from pyro_vae.checkpoint import load, save
@@ -352,3 +353,76 @@ def test_the_file_says_what_it_is_made_of(tmp_path):
     assert decoder["class"] == "pyro_vae.likelihoods.Normal"
     assert decoder["arguments"]["scale"] == 0.7
     assert '"class": "torch.nn.Linear", "arguments": {"in_features": 3' in json.dumps(decoder)
+
+
+class Listed(nn.Linear):
+    """Made of a tensor, of which it keeps a number, and with a parameter in a list."""
+
+    def __init__(self, scale, size):
+        super().__init__(size, size)
+        self.size, self.mean, self.listed = size, float(scale.mean()), [self.weight]
+        self.register_buffer("scale", scale)
+
+
+def test_a_vae_that_is_described_again_is_told_as_one_described_anew(monkeypatch):
+    """Whatever was changed since; and what is left as it was is not made again."""
+    made = _described.make_vae
+    tried = []
+    monkeypatch.setattr(_described, "make_vae", lambda *args: tried.append(1) or made(*args))
+
+    def trained(vae):
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter += 1.0
+
+    changes = {
+        "weights": trained,
+        "nothing": lambda vae: None,
+        "frozen": lambda vae: vae.decoder.net[0].bias.requires_grad_(False),
+        "evaluating": lambda vae: vae.decoder.eval(),
+        "an attribute": lambda vae: setattr(vae.encoder.net[1], "inplace", True),
+        "another part": lambda vae: vae.decoder.net.__setitem__(1, nn.Tanh()),
+        "a hook": lambda vae: vae.decoder.net[0].register_forward_hook(lambda *_: None),
+        "what a part was made of": lambda vae: vae.encoder.net[-1].scale.add_(1.0),
+        "a shape": lambda vae: setattr(vae.decoder.net[0].bias, "data", torch.zeros(9)),
+    }
+    for posterior in ("DiagNormal", "Flow"):
+        found = {}
+        for name, change in changes.items():
+            vae = vae_of(posterior=posterior)
+            if posterior == "DiagNormal":
+                vae.encoder.net.append(Listed(torch.ones(2).double(), 2 * LATENTS).double())
+            elif name == "what a part was made of":
+                continue
+            describing, tensors = Describing(), dict(_made.named_tensors(vae))
+            before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in tensors.items()}
+            describing.of(vae)
+            for name_, tensor in tensors.items():
+                pointer, value = before[name_]
+                assert tensor.data_ptr() == pointer, "a graph of steps reads where it was captured"
+                assert torch.equal(tensor, value)
+            tried.clear()
+            change(vae)
+            again, found[name] = describing.of(vae), len(tried)
+            anew = describe_vae(vae)
+            assert again[1] == anew[1], name
+            assert repr(again[0]) == repr(anew[0]), name
+        if posterior == "Flow":
+            assert [found[name] for name in ("weights", "nothing", "frozen", "evaluating")] == [0, 0, 0, 0]
+
+
+def test_a_run_tries_out_its_description_once(tmp_path, monkeypatch):
+    tried, made = [], _described.make_vae
+    monkeypatch.setattr(_described, "make_vae", lambda *args: tried.append(1) or made(*args))
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(2),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [], 3)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(3, [], 4)),
+    )
+    kept = pv.Checkpoints(tmp_path, steps=1, minutes=None, keep=9)
+    pv.fit(vae, torch.randn(16, 3), batch_size=8, epochs=4, checkpoints=kept, progress=False, device="cpu")
+    files = sorted((tmp_path / "checkpoints").iterdir())
+    assert (len(files), len(tried)) == (8, 1)
+    for path in files:
+        assert repr(load(path)) == repr(vae)
+    assert torch.equal(load(files[-1]).decoder.net[0].weight, vae.decoder.net[0].weight)

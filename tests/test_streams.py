@@ -26,8 +26,10 @@ from pyarrow import parquet
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyro_vae as pv
+from pyro_vae._hashes import data_hash
 from pyro_vae.errors import DataError
-from pyro_vae.sources import Source, source_of
+from pyro_vae.rows import Rows
+from pyro_vae.sources import InMemory, Source, hashes_of, source_of
 from pyro_vae.streams.layout import BLOCKS, Layout, window_rows
 from pyro_vae.streams.tabled import Tabled
 
@@ -543,15 +545,16 @@ def test_a_loader_knows_its_size_and_keeps_its_own_state():
 
 
 @pytest.mark.parametrize("kind", ["npy", "parquet", "batches"])
-def test_a_fingerprint_tells_other_data_and_not_another_precision(kind, tmp_path):
-    prints = []
+def test_hashes_tell_other_data_and_not_another_precision_or_kind(kind, tmp_path):
+    found = []
     for i, x in enumerate((rows(30), rows(30), rows(31), rows(30) + 1)):
         (tmp_path / str(i)).mkdir()
-        prints.append(KINDS[kind](x, tmp_path / str(i)).fingerprint())
-    assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
+        found.append(data_hash(hashes_of(KINDS[kind](x, tmp_path / str(i)))))
+    assert found[0] == found[1] == data_hash(hashes_of(InMemory(Rows(torch.from_numpy(rows(30))))))
+    assert len(set(found)) == 3
     (tmp_path / "d").mkdir()
-    assert KINDS[kind](rows(30), tmp_path / "d").like(small_vae(2)).fingerprint() == prints[0]
+    double = KINDS[kind](rows(30), tmp_path / "d").like(small_vae(2))
+    assert data_hash(hashes_of(double)) == found[0]
 
 
 @pytest.mark.parametrize("kind", ["npy", "parquet", "zarr", "data set", "loader", "batches", "iterable data set"])

@@ -1,7 +1,9 @@
 """``Callback``: what is told of a training while it goes on."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 from pyro_vae._numbers import whole
 from pyro_vae._state import Tree
@@ -19,7 +21,8 @@ class Callback:
     """What :func:`pyro_vae.fit` tells of a training while it goes on; every hook may be left out.
 
     ``start`` comes first; where a training is resumed or put back, ``load`` comes after it. What a
-    checkpoint is to hold of a callback is in its ``state``. A hook may stop the training by
+    checkpoint is to hold of a callback is in its ``state``; one that has a state must be made of the same
+    numbers, words, and lists of them, where a training is resumed. A hook may stop the training by
     ``run.stop(reason)``, say a sentence by ``run.say(sentence)``, and change weights in place; it draws
     no random numbers of its own.
 
@@ -48,6 +51,12 @@ class Callback:
     final: str = ""
     """Which weights it puts into the VAE at the end, in words, if it does; one callback of a training may."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep what it is made of, so that a checkpoint can tell it; copies keep it too."""
+        callback = super().__new__(cls)
+        vars(callback)["_made_of"] = args, kwargs
+        return callback
+
     def start(self, run: Run) -> None:
         """Before the first step: refuse what cannot be, and forget an earlier training."""
 
@@ -70,6 +79,43 @@ class Callback:
 
     def load(self, state: Tree) -> None:
         """Remember what ``state`` of a callback of the same settings gave: a copy, whose tensors may lie on the CPU."""
+
+
+def made_of(callback: Callback) -> dict[str, str]:
+    """The arguments of a callback's constructor, each in words; an object without words counts by its class.
+
+    Example:
+        >>> class Patient(Callback):
+        ...     def __init__(self, epochs, *, judge=max, weights=None):
+        ...         self.left = epochs
+        >>> made_of(Patient(5, weights=[0.5, {}]))
+        {'epochs': '5', 'judge': 'max', 'weights': '[0.5, {}]'}
+    """
+    args, kwargs = vars(callback)["_made_of"]
+    try:
+        bound = inspect.signature(type(callback).__init__).bind(callback, *args, **kwargs)
+    except TypeError:  # of one that was not made by its constructor
+        return {}
+    bound.apply_defaults()
+    return {name: in_words(value) for name, value in list(bound.arguments.items())[1:]}
+
+
+def in_words(value: Any) -> str:
+    """A setting as text, the same for equal ones in each process.
+
+    Example:
+        >>> in_words({"rates": (0.1, float("inf")), "made by": partial(dict, a=1), "of": object()})
+        "{'rates': [0.1, inf], 'made by': dict([], {'a': 1}), 'of': object}"
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, partial):
+        return f"{in_words(value.func)}({in_words(value.args)}, {in_words(value.keywords)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{in_words(key)}: {in_words(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(in_words, value))}]"
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def refuse_callbacks(callbacks: Sequence[Callback]) -> None:

@@ -24,8 +24,8 @@ class RollBack(Callback):
     The last good state is that after the last epoch whose ELBO was finite, or the start. All learning
     rates are multiplied by f, those that a schedule works with included, so that it does not undo it. The
     noise goes on from another seed, which the good state and the number of divergences make: the same
-    settings give the same numbers again. The order of the data is as before. A checkpoint within an epoch
-    holds the last good state too, and is twice as large.
+    settings give the same numbers again. The order of the data is as before. A checkpoint is
+    written at once; within an epoch it holds the last good state too, and is twice as large.
 
     Args:
         factor: f, above 0 and at most 1.

@@ -40,7 +40,7 @@ def fit_on(machines: Machines, vae: "VAE", data: Any, settings: dict[str, Any]) 
     """
     with tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder:
         given = _sent({"vae": vae, "data": data, **settings}, folder)
-        weights, trained_on, came = launch(machines, fit_here, given)
+        weights, trained_on, came = launch(machines, fit_here, given, folder=folder)
     with torch.no_grad():
         vae.load_state_dict(weights)
     vae.trained_on = trained_on

@@ -4,27 +4,25 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 
 from pyro_vae._numbers import whole
 from pyro_vae.errors import ProcessError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import LostError, share_of_cores
-
-GRACE = 2.0
-"""So many seconds a process that has lost another waits, so that the other one is noticed first and told of."""
+from pyro_vae.parallel.guard import refuse_no_guard
+from pyro_vae.parallel.heard import GRACE, Heard, handing_on
 
 LAST = 10.0
 """So many seconds processes have for a last checkpoint when the one that has started them is gone."""
@@ -74,15 +72,17 @@ class Machines:
         return self.devices * self.nodes
 
 
-def launch(machines: Machines, function: Callable[..., Any], *args: Any) -> Any:
+def launch(machines: Machines, function: Callable[..., Any], *args: Any, folder: str | None = None) -> Any:
     """Call a function in each of several processes, which find each other by torchrun's environment.
 
-    One that dies stops all. SIGINT and SIGTERM are handed on to them, and what they then give is given back.
+    One that dies stops all. SIGINT and SIGTERM are handed on to them, and what they then give is given back; those
+    that have not ended a minute later are killed, and at a second signal all are at once.
 
     Args:
         machines: how many processes, and where.
         function: of a module that processes can import; it is given ``args``.
         args: what pickle takes.
+        folder: of what they are given, which goes with the last of them; one of its own where there is none.
 
     Returns:
         What it gives on the first process of this machine.
@@ -90,24 +90,25 @@ def launch(machines: Machines, function: Callable[..., Any], *args: Any) -> Any:
     Raises:
         PyroVAEError: what a process raised.
         ProcessError: if a process died: which, how, and what to do.
+        KeyboardInterrupt: if they were killed after a signal.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    _refuse_no_guard()
-    heard, failed = _Heard(), None
+    refuse_no_guard()
+    heard, failed = Heard(), None
     with (
-        tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder,
+        nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="pyro-vae-") as place,
         _quiet_engine(),
-        heard.listening() as queue,
-        _handing_on(heard) as signals,
+        heard.listening(machines.devices) as pipes,
+        handing_on(heard),
     ):
-        given = (queue, os.getpid(), share_of_cores(machines.devices), function, args)
+        starter = Starter(os.getpid(), place, share_of_cores(machines.devices))
         try:
-            elastic_launch(_config(machines, folder), _process)(*given)
+            elastic_launch(_config(machines, place), _process)(pipes, starter, function, args)
         except ChildFailedError as error:
             failed = error
-    return _outcome(heard.came, failed, machines, bool(signals))
+    return _outcome(heard, failed, machines)
 
 
 def _config(machines: Machines, folder: str) -> Any:
@@ -131,57 +132,39 @@ def _config(machines: Machines, folder: str) -> Any:
     )
 
 
-class _Heard:
-    """What processes tell: their numbers at the beginning, and what came of them at the end."""
+@dataclass(frozen=True)
+class Starter:
+    """What processes know of the one that has started them.
 
-    def __init__(self) -> None:
-        self.pids: dict[int, int] = {}
-        self.came: dict[int, Any] = {}
-        self.ends: list[threading.Timer] = []
+    Args:
+        pid: its number.
+        folder: what it would remove at its end.
+        threads: how many each of them is to have.
+    """
 
-    @contextmanager
-    def listening(self) -> Iterator[Any]:
-        """A queue that they tell it by."""
-        queue = mp.get_context("spawn").SimpleQueue()
-        reader = threading.Thread(target=self._read, args=(queue,), daemon=True)
-        reader.start()
-        try:
-            yield queue
-        finally:
-            queue.put(None)
-            reader.join()
-            for end in self.ends:
-                end.cancel()
+    pid: int
+    folder: str
+    threads: int
 
-    def _read(self, queue: Any) -> None:
-        while (one := queue.get()) is not None:
-            rank, pid, told = one
-            self.pids[rank] = pid
-            if told is not None:
-                self.came[rank] = pickle.loads(told)  # noqa: S301  (of a process that this one has started)
-                if isinstance(self.came[rank], PyroVAEError):
-                    self.ends.append(threading.Timer(3 * GRACE, self._stop_others))
-                    self.ends[-1].start()
-
-    def _stop_others(self) -> None:
-        """End those that would wait for one that has met an error."""
-        for rank, pid in self.pids.items():
-            if rank not in self.came:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+    def gone(self) -> bool:
+        """Whether it has ended before them; what it would have removed is then removed here."""
+        if os.getppid() == self.pid:
+            return False
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return True
 
 
-def _process(queue: Any, parent: int, threads: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """What each process does; it tells what came of it by the queue, errors of this library included."""
+def _process(pipes: list[Any], starter: Starter, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """What each process does; it tells what came of it by its pipe, errors of this library included."""
     os.setpgid(0, 0)  # Ctrl-C goes to the first process, which hands it on
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
+    torch.set_num_threads(starter.threads)
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    queue.put((rank, os.getpid(), None))
+    pipes[local].send((rank, os.getpid(), None))
     try:
         with _silent(rank != 0):
             came: Any = function(*args)
-    except LostError:
+    except (LostError, KeyboardInterrupt):  # the second where its starter was killed, which is just about to be gone
         time.sleep(GRACE)
         raise
     except PyroVAEError as error:
@@ -189,14 +172,16 @@ def _process(queue: Any, parent: int, threads: int, function: Callable[..., Any]
     except Exception:
         traceback.print_exc()
         raise
+    finally:
+        starter.gone()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left is to wait for the others
     kept = came if local == 0 or isinstance(came, PyroVAEError) else None
-    queue.put((rank, os.getpid(), pickle.dumps(kept)))
+    pipes[local].send((rank, os.getpid(), pickle.dumps(kept)))
 
 
-def _end_with(parent: int, last: float = LAST) -> None:
+def _end_with(starter: Starter, last: float = LAST) -> None:
     """End this process after another that had no time to say so; torch may have asked it to (SIGINT), too early."""
-    while os.getppid() == parent:
+    while not starter.gone():
         time.sleep(0.5)
     time.sleep(last)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -211,14 +196,15 @@ def _silent(quiet: bool) -> Iterator[None]:
         yield
 
 
-def _outcome(came: dict[int, Any], failed: Any, machines: Machines, interrupted: bool) -> Any:
+def _outcome(heard: Heard, failed: Any, machines: Machines) -> Any:
+    came = heard.came
     errors = [came[rank] for rank in sorted(came) if isinstance(came[rank], PyroVAEError)]
     if errors:
         raise errors[0]
     if failed is None:
         return came[min(came)]
-    if interrupted:
-        raise KeyboardInterrupt
+    if heard.asked is not None:
+        raise KeyboardInterrupt("the processes were killed; go on from the last checkpoint (resume)")
     rank, failure = failed.get_first_failure()
     raise ProcessError(
         f"process {rank} of {machines.processes} {_how(failure)}, and the others were stopped; "
@@ -253,63 +239,3 @@ def _quiet_engine() -> Iterator[None]:
         for name in set(os.environ) - environment:
             if name.startswith("TORCHELASTIC"):
                 del os.environ[name]
-
-
-@contextmanager
-def _handing_on(heard: _Heard) -> Iterator[list[int]]:
-    """Hand SIGINT and SIGTERM on to the processes; which came is told."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-
-    def hand_on(number: int, _: Any) -> None:
-        came.append(number)
-        for pid in heard.pids.values():
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    before[signal.SIGQUIT] = signal.getsignal(signal.SIGQUIT)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-GUARD = (
-    'processes begin by importing the script that starts them: put what it does under if __name__ == "__main__": '
-    "so that they do not do it all again"
-)
-
-
-def _refuse_no_guard() -> None:
-    """Refuse a script that would start processes each of which would start processes.
-
-    Raises:
-        SettingsError: naming the line.
-    """
-    if getattr(mp.current_process(), "_inheriting", False):
-        raise SettingsError(GUARD)
-    main = sys.modules.get("__main__")
-    frame: Any = sys._getframe()
-    while frame is not None and not (frame.f_code.co_name == "<module>" and frame.f_globals is vars(main)):
-        frame = frame.f_back
-    if frame is None or getattr(main, "__spec__", None) is not None or not hasattr(main, "__file__"):
-        return
-    if not _guarded(frame.f_code.co_filename, frame.f_lineno):
-        raise SettingsError(f"{frame.f_code.co_filename}, line {frame.f_lineno}: {GUARD}")
-
-
-def _guarded(path: str, line: int) -> bool:
-    """Whether a line of a script is in an ``if`` on its name."""
-    import ast
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
-        return True  # no file that a process could import again
-    conditions = (n for n in tree.body if isinstance(n, ast.If) and n.lineno <= line <= (n.end_lineno or n.lineno))
-    return any(isinstance(name, ast.Name) and name.id == "__name__" for n in conditions for name in ast.walk(n.test))

@@ -18,7 +18,7 @@ import torch.multiprocessing
 from pyro_vae._numbers import whole
 from pyro_vae.errors import ProcessError, SettingsError
 from pyro_vae.parallel.group import share_of_cores
-from pyro_vae.parallel.launch import _refuse_no_guard
+from pyro_vae.parallel.guard import refuse_no_guard
 
 
 class Workers(ProcessPoolExecutor):
@@ -38,7 +38,7 @@ class Workers(ProcessPoolExecutor):
 
     def __init__(self, number: int) -> None:
         whole("workers", number, 1)
-        _refuse_no_guard()
+        refuse_no_guard()
         context = mp.get_context("spawn")
         self._begun, self._numbers, self._at = context.SimpleQueue(), itertools.count(), dict[int, int]()
         super().__init__(number, context, _begin, (share_of_cores(number), self._begun))

@@ -1,6 +1,5 @@
 """What all streams have in common: windows that are filled ahead, and every row held against what may be."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -200,17 +199,6 @@ class Streamed:
         if (empty := (~mask.flatten(1).any(1)).nonzero()).numel():
             raise DataError(f"{name}: row {first + int(empty[0])} has no observed value, counted from 0; drop it")
         return ~mask
-
-    def fingerprint(self) -> str:
-        """A hash of the length, the shape of a row, and a sample of the rows: it need not tell data that differ little.
-
-        Another precision of the windows does not change it, nor another device.
-        """
-        rows = replace(self, dtype=torch.float32, device=torch.device("cpu"), likelihood=None).sample(256)
-        digest = hashlib.blake2b(repr((len(self), self.features, self.context)).encode(), digest_size=16)
-        for part in (rows.x, rows.context, rows.mask):
-            digest.update(b"" if part is None else part.contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
     def like(self: Own, vae: "VAE") -> Own:
         """The same stream, its windows on the device and in the precision of a VAE.

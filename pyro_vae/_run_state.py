@@ -1,0 +1,62 @@
+"""What a training run goes on from, as a tree, and back in place."""
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from pyro_vae._state import Tree, as_tree, like, load_optimizer, random_state, set_random_state, unsaved
+from pyro_vae.engine.watch import counters
+
+if TYPE_CHECKING:
+    from pyro_vae.training import Run
+
+
+def state_of(run: "Run") -> Tree:
+    """All that a run goes on from, but the last good state: tensors and plain values; views, not copies."""
+    scheduler = run.scheduler
+    return {
+        "weights": dict(run.vae.state_dict()),
+        "buffers": unsaved(run.vae),
+        "optimizer": as_tree(run.optimizer.state_dict()),
+        "scheduler": None if scheduler is None else as_tree(scheduler.state_dict()),
+        "estimator": counters(run.loss),
+        "random": run.group.gathered(random_state(run.device)),
+        "progress": {
+            "step": run.step, "seen": run.seen, "total": run.total, "seconds": run.seconds,
+            "epochs": run.epochs, "stopped": run.stopped, "values": run.values,
+        },
+        "engine": run.stepping.state(),
+        "callbacks": [[type(callback).__name__, callback.state()] for callback in run.remembering],
+    }  # fmt: skip
+
+
+def copied(state: Tree) -> Tree:
+    """A copy of a state; the rows of the history, which never change and may be many, are shared."""
+    epochs = state["progress"]["epochs"]
+    return copy.deepcopy(state, {id(epochs): list(epochs)})
+
+
+def restore(run: "Run", tree: Tree) -> None:
+    """Have a run go back, or on, to a state, in place."""
+    tree = copied(tree)
+    with torch.no_grad():
+        run.vae.load_state_dict(tree["weights"])
+        for name, buffer in unsaved(run.vae).items():
+            buffer.copy_(tree["buffers"][name])
+        load_optimizer(run.optimizer, tree["optimizer"])
+        for counter, value in zip(counters(run.loss), tree["estimator"], strict=True):
+            counter.copy_(value)
+    if run.scheduler is not None and tree["scheduler"] is not None:
+        run.scheduler.load_state_dict(like(tree["scheduler"], run.scheduler.state_dict()))
+    progress = tree["progress"]
+    if len(tree["random"]) == run.ranks:
+        set_random_state(tree["random"][run.rank], run.device)
+    else:  # saved by another number of processes
+        torch.manual_seed(run.group.seed(run.seed, progress["step"]))
+    run.step, run.seen = progress["step"], progress["seen"]
+    run.total, run.seconds, run.epochs = progress["total"], progress["seconds"], progress["epochs"]
+    run.stopped, run.values = progress["stopped"], progress["values"]
+    for callback, (_, state) in zip(run.remembering, tree["callbacks"], strict=True):
+        callback.load(state)
+    run.stepping.moved()
