@@ -157,7 +157,7 @@ def resident():
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told by Linux's /proc")
 @pytest.mark.parametrize("kind", ["npy", "generator function"])
 def test_memory_does_not_grow_with_the_epochs(kind, tmp_path):
-    """Of 12 epochs in windows of 1 MB: one that were kept of each epoch would be seen, and ten times the bar."""
+    """Of 24 epochs in windows of 1 MB: one that were kept of each epoch would be seen, and is three times the bar."""
     x = np.random.default_rng(0).normal(size=(2**15, 64)).astype(np.float32)
     kinds = {
         "npy": lambda: pv.data.stream(npy(x, tmp_path), block_rows=256),
@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_epochs(kind, tmp_path):
     }
     after = []
     pv.fit(
-        small_vae(64), narrow(kinds[kind](), 4096), batch_size=2048, epochs=12,
+        small_vae(64), narrow(kinds[kind](), 4096), batch_size=2048, epochs=24,
         on_epoch=lambda *_: after.append(resident()), **QUIET,
     )  # fmt: skip
-    assert after[-1] - after[3] < 2**20
+    assert after[-1] - after[3] < 6 * 2**20  # the allocator gives and takes some 2 MB
