@@ -209,6 +209,11 @@ def test_every_estimator(engine, name, tmp_path, traced_only):
     resumes_exactly(tmp_path, 8, engine=engine, elbo=estimators()[name])
 
 
+def test_an_estimator_that_has_looked_at_the_prior_goes_on_compiled(tmp_path, traced_only):
+    """It looks again where a tensor was written to, which a step that is being compiled cannot."""
+    resumes_exactly(tmp_path, 8, engine="compiled", elbo=pv.elbo.HandDerivedELBO)
+
+
 def test_a_schedule_of_the_objective_goes_on(tmp_path):
     make = lambda: pv.elbo.Beta(pv.elbo.ELBO(), pv.elbo.Linear(18))  # noqa: E731
     resumes_exactly(tmp_path, 8, elbo=make)
