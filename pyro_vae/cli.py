@@ -95,14 +95,15 @@ def _asked(flags: list[str]) -> Namespace:
 def _run_fit(asked: Namespace) -> int:
     machines = Machines(asked.devices, asked.nodes, asked.node_rank, asked.rendezvous)
     if machines.processes > 1 and not launched():
+        if machines.nodes > 1:
+            untrained(_settled(asked))  # what only this machine refuses would leave the others waiting for it
         if "resume" not in asked and not machines.node_rank:
             with RunFolder(asked.out):  # refused before processes begin, which takes a while
                 pass
         with _interruptible(asked.get("resume") or asked.out):
             code: int = launch(machines, _run_fit, asked)
         return code
-    resume = asked.get("resume")
-    settings = asked if resume is None else _resumed(asked)
+    resume, settings = asked.get("resume"), _settled(asked)
     vae, data = untrained(settings)
     checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
     if not writes():
@@ -146,8 +147,10 @@ def _interruptible(folder: str) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _resumed(asked: Namespace) -> Namespace:
-    """The settings of the run that is to go on."""
+def _settled(asked: Namespace) -> Namespace:
+    """What a run is trained with: what is asked for, or the settings of the run that is to go on."""
+    if "resume" not in asked:
+        return asked
     settings = settings_of(asked.resume)
     settings.out = asked.resume
     for name in ("data", "validation_data", "epochs", "device"):

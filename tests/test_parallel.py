@@ -325,6 +325,22 @@ def test_machines_that_do_not_fit_are_refused(settings, message):
         Machines(**settings)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "gone.npy", "--out", "run"], "gone.npy: no such file"),
+        (["--resume", "gone"], "gone: holds no config.yaml"),
+    ],
+    ids=["data", "run"],
+)
+def test_what_one_machine_lacks_it_says_before_it_meets_the_others(flags, message, tmp_path, monkeypatch, capsys):
+    """They would wait for it. Only settings and data must be there: the first machine reads checkpoints for all."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pyro_vae.cli.launch", lambda *_: pytest.fail("processes were begun"))
+    assert main(["fit", *flags, "--nodes", "2", "--node_rank", "1", "--rendezvous", "localhost:29500"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_what_cannot_be_handed_over_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"optimizer cannot be handed to another process .* functools\.partial"):
         _sent({"vae": parallel_checks.vae(), "optimizer": lambda p: torch.optim.Adam(p)}, str(tmp_path))
