@@ -23,6 +23,7 @@ from pyro_vae.errors import ProcessError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import LostError, share_of_cores
 from pyro_vae.parallel.guard import refuse_no_guard
 from pyro_vae.parallel.heard import GRACE, Heard, handing_on
+from pyro_vae.parallel.meeting import met
 
 LAST = 10.0
 """So many seconds processes have for a last checkpoint when the one that has started them is gone."""
@@ -89,7 +90,7 @@ def launch(machines: Machines, function: Callable[..., Any], *args: Any, folder:
 
     Raises:
         PyroVAEError: what a process raised.
-        ProcessError: if a process died: which, how, and what to do.
+        ProcessError: if a process died: which, how, and what to do; if another machine does not come.
         KeyboardInterrupt: if they were killed after a signal.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -100,6 +101,7 @@ def launch(machines: Machines, function: Callable[..., Any], *args: Any, folder:
     with (
         nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="pyro-vae-") as place,
         _quiet_engine(),
+        met(machines),
         heard.listening(machines.devices) as pipes,
         handing_on(heard),
     ):
