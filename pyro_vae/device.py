@@ -78,10 +78,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         ...     bool(a == torch.rand(()))
         True
     """
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than many a draw, and seeds all
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # torch's own seeds every kind of device there may be, which takes longer than many a draw.
+        (torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed)(seed)
         yield

@@ -138,7 +138,8 @@ class Page(HTMLParser):
 
 def test_the_report_stands_alone(exact):
     _, _, tree = exact
-    page = Page(as_html(tree, "A <check>"))
+    text = as_html(tree, "A <check>")
+    page = Page(text)
     assert "script" not in page.tags
     assert all(link.startswith("data:image/png;base64,") for link in page.links), "nothing is fetched"
     assert len(page.pictures) >= 8
@@ -147,7 +148,7 @@ def test_the_report_stands_alone(exact):
         assert picture[:4] == b"\x89PNG"
         assert width > 400
         assert height > 200
-    assert "A &lt;check&gt;" in as_html(tree, "A <check>")
+    assert "A &lt;check&gt;" in text
 
 
 def test_from_the_command_line(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """What is recommended, and how sure that is said to be; errors of times and distances; bad input of comparisons."""
 
+from functools import cache
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -22,10 +24,15 @@ def compared(draws=20, particles=(1, 8), **elbos):
     return pv.compare_elbos(vae, model.sample(10), elbos, particles=particles, draws=draws)
 
 
+@cache
+def compared_alike(number):
+    """A comparison of so many estimators, all one, whose numbers are then replaced."""
+    return compared(particles=(1,), **{f"e{i}": pv.elbo.ELBO() for i in range(number)})
+
+
 def judged(efficiency, error):
     """A comparison of one number of particles, its efficiencies and their errors given, the same for Θ and φ."""
-    names = [f"e{i}" for i in range(len(efficiency))]
-    table = compared(particles=(1,), **{name: pv.elbo.ELBO() for name in names})
+    table = compared_alike(len(efficiency))
     shape = table.efficiency.shape
     return table.assign(
         efficiency=(table.efficiency.dims, np.broadcast_to(np.reshape(efficiency, (-1, 1, 1)), shape)),
