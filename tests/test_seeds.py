@@ -66,6 +66,7 @@ def test_against_the_oracle():
         other.weight = other.weight + 0.2 * torch.randn(5, 2, generator=torch.Generator().manual_seed(seed))
         vaes.append(other)
     each = [pv.compare_elbos(one.as_vae(), x, {"ELBO": pv.elbo.ELBO()}, draws=3, seed=s) for s, one in enumerate(vaes)]
+    each[1]["peak_memory"] += 1000
     mean = pv.over_seeds(each)
     exact = np.array([one.log_marginal(x).mean().item() for one in vaes])
     assert mean.elbo.item() == pytest.approx(exact.mean(), rel=1e-10)
@@ -74,6 +75,13 @@ def test_against_the_oracle():
     assert mean.attrs["seeds"] == [0, 1, 2]
     assert stacked(each).noise_seed.shape == (3, 3)
     assert mean.peak_memory.item() == max(one.peak_memory.item() for one in each)
+
+
+def test_what_has_no_spread_or_no_error_of_its_own_has_the_other():
+    """An infinite value has no spread, and a single draw may have no error."""
+    first = comparison(0, elbo=np.array([np.inf, 1.0]), elbo_se=np.array([0.5, np.nan]))
+    second = comparison(1, elbo=np.array([np.inf, 3.0]), elbo_se=np.array([0.5, 0.1]))
+    np.testing.assert_allclose(pv.over_seeds([first, second]).elbo_se, [0.5 / np.sqrt(2), 1.0], rtol=1e-12)
 
 
 def judged(*by_seed, error):
@@ -97,11 +105,12 @@ def test_estimators_are_told_apart_seed_by_seed():
     assert told.startswith("Train with e0 at K = 1")
     assert "sure by 5 draws of each of 3 seeds: the next, e1 at K = 1, is 4 standard errors behind" in told
     told = pv.recommend(pv.over_seeds(judged([4, 2], [40, 20], [0.4, 0.2], error=0.05)))
-    assert "not tell it from e1 at K = 1 (under 3 standard errors, by Student's t, as seeds are few)" in told, (
-        "17, but of few seeds"
-    )
+    assert "not tell it from e1 at K = 1 (under 3 standard errors, by Student's t, as seeds are few)" in told
     told = pv.recommend(pv.over_seeds(judged([4, 2], [20, 40], [0.4, 0.2], error=0.05)))
     assert "not sure: 5 draws of each of 3 seeds do not tell it from e1" in told, "the one is not best with each seed"
+    told = pv.recommend(pv.over_seeds(judged([np.inf, 2], [np.inf, 2], error=0.05)))
+    assert "gradient has no noise" in told
+    assert "is behind by as much as can be" in told
     told = pv.recommend(pv.over_seeds(judged([4, 2], [40, 20], [0.4, 0.2], error=0.5)))
     assert "not sure" in told, "seeds that agree by chance do not make noisy draws sure"
 
