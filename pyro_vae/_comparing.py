@@ -11,6 +11,7 @@ import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
 
+from pyro_vae._cells import cells, step_of
 from pyro_vae._parts import build
 from pyro_vae._plain import instantiated
 from pyro_vae._settings import OF_COMPARE, command, compare_settings, with_absolute_paths
@@ -19,7 +20,9 @@ from pyro_vae._training import Loaded, keeping, loaded, refuse, train, trained_r
 from pyro_vae.compare import compare_elbos, default_elbos, refuse_choices
 from pyro_vae.core import VAE
 from pyro_vae.data import Data
-from pyro_vae.errors import DivergenceError, SettingsError
+from pyro_vae.device import seeded
+from pyro_vae.errors import DivergenceError, ModelError, SettingsError
+from pyro_vae.pair import subject_of
 from pyro_vae.report import in_double, in_one_line, save_comparison, show_comparison, show_fit
 from pyro_vae.runs import RunFolder
 from pyro_vae.seeds import over_seeds, stacked
@@ -37,13 +40,19 @@ def run_compare(settings: Namespace) -> int:
         return _of_run(settings)
     if settings.data is None:
         raise SettingsError("compare needs --run, a folder that pyro-vae fit wrote, or --data to train on first")
-    seeds, data = seeds_of(settings), loaded(settings)
+    seeds = seeds_of(settings)
+    if len(seeds) == 1 and is_side_by_side(settings):
+        raise SettingsError("there is one training and nothing beside it; give --seeds, or no --workers and --cluster")
+    data = loaded(settings)
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
+    _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
         return _of_seeds(settings, vaes, data)
     own, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
     with RunFolder(settings.out) as run, keeping(own, vae, run):
-        _write(settings, _along_training(own, vae, data, Console())[0], run)
+        moments, fitted = _trained(own, vae, data)
+        show_fit(fitted, Console())
+        _write(settings, _compared(own, moments, data.held_out, Console()), run)
         run.show(Console())
     return 0
 
@@ -87,14 +96,21 @@ def _untrained(settings: Namespace, data: Loaded) -> VAE:
     return vae
 
 
-def _along_training(
-    settings: Namespace, vae: VAE, data: Loaded, console: Console, *, progress: bool = True
-) -> tuple[xr.Dataset, Fit]:
-    """Train, and compare what was kept on the way, by ``moment``."""
+def _refuse_estimators(settings: Namespace, vae: VAE, held_out: Data) -> None:
+    """Refuse an estimator that does not hold for the VAE before it is trained, and not after."""
+    if (elbos := _elbos(settings)) is None:
+        return
+    subject = subject_of(vae, held_out.rows(torch.arange(min(len(held_out.x), 2))), None)
+    with subject.evaluating(), seeded(settings.seed, subject.device):
+        for cell in cells(elbos, settings.particles)[0]:
+            step_of(subject, cell.loss)
+
+
+def _trained(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = True) -> tuple[dict[str, VAE], Fit]:
+    """Train, and what was kept on the way, by its moment."""
     moments = {"start": copy.deepcopy(vae)}
     fitted = train(settings, vae, data, on_epoch=_halfway(moments, settings.epochs), progress=progress)
-    show_fit(fitted, console)
-    return _compared(settings, {**moments, "end": vae}, data.held_out, console, progress=progress), fitted
+    return {**moments, "end": vae}, fitted
 
 
 def _halfway(moments: dict[str, VAE], epochs: int) -> Callable[[int, VAE], None]:
@@ -152,15 +168,15 @@ def _of_seeds(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> int:
         if not found and interrupted:
             raise KeyboardInterrupt
         if not found:
-            raise DivergenceError(f"every seed diverged, the first so: {diverged[0]}")
+            raise DivergenceError(f"every seed failed, the first so: {diverged[0]}")
         if len(found) < len(vaes):
             say(f"of {len(vaes)} seeds {len(found)} came to the end, and no other is in the comparison")
         about = {"diverged": "; ".join(diverged), "timed_beside": "other seeds" if is_side_by_side(settings) else ""}
         mean = (over_seeds(found) if len(found) > 1 else found[0]).assign_attrs(about)
         for i, moment in enumerate(mean.moment.values):
             _show(str(moment), mean.isel(moment=i), Console())
-        _write(settings, mean, run)
         run.dataset("seeds.nc", stacked(found))
+        _write(settings, mean, run)
         run.show(Console())
     return 130 if interrupted else 0
 
@@ -214,12 +230,15 @@ def compare_one(settings: Namespace, seed: int) -> Came:
 
 def _came(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool) -> Came:
     try:
-        every, fitted = _along_training(settings, vae, data, QUIET, progress=progress)
-        return Came(every, in_one_line(fitted), interrupted=fitted.interrupted)
-    except DivergenceError as error:
+        moments, fitted = _trained(settings, vae, data, progress=progress)
+        if fitted.interrupted:  # which is in no mean
+            return Came(None, interrupted=True)
+        every = _compared(settings, moments, data.held_out, QUIET, progress=progress)
+        return Came(every, in_one_line(fitted))
+    except (DivergenceError, ModelError) as error:  # the second where what it was trained to cannot be evaluated
         return Came(None, diverged=str(error))
 
 
 def _write(settings: Namespace, comparison: xr.Dataset, run: RunFolder) -> None:
-    save_comparison(run, comparison)
     run.text("config.yaml", command("compare", compare_settings).dump(with_absolute_paths(settings)))
+    save_comparison(run, comparison)

@@ -1,10 +1,13 @@
 """What a run writes while it goes on, so that another process can go on from there."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,7 +21,8 @@ from pyro_vae.callbacks.base import in_words, made_of
 from pyro_vae.checkpoint import VAE_KEY, refuse_other_weights
 from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
 from pyro_vae.parallel.group import ALONE, Group
-from pyro_vae.traces import particles_of
+from pyro_vae.streams.base import Streamed
+from pyro_vae.traces import Loss, TensorELBO, particles_of
 from pyro_vae.training import Run
 
 MUST_AGREE = ("estimator", "optimizer", "batch_size", "data", "data_hash", "seed", "precision")
@@ -163,12 +167,26 @@ def _begun_with(run: Run) -> dict[str, Any]:
     """What is no attribute of the history, and must stay as it is in a run that goes on too."""
     return {
         "particles": particles_of(run.loss),
+        "settings of the estimator": _of_estimator(run.loss),
         "settings of the optimizer": {name: in_words(value) for name, value in run.optimizer.defaults.items()},
         "schedule of the learning rate": _schedule(run.scheduler),
         "clip_norm": run.optim.clip_norm,
         "validation data": validation_hash(run),
+        "order of the data": run.source.ordered(run.batch_size) if isinstance(run.source, Streamed) else "in memory",
         "frozen parameters": [name for name, value in run.vae.named_parameters() if not value.requires_grad],
+        "parts in evaluation mode": [name for name, part in run.vae.named_modules() if not part.training],
     }
+
+
+def _of_estimator(loss: Loss) -> dict[str, str]:
+    """The settings of an estimator whose name does not tell them: those that it keeps, and those of a function."""
+    if isinstance(loss, partial):
+        given = [*enumerate(loss.args), *loss.keywords.items()]
+        return {str(name): in_words(value) for name, value in given}
+    if isinstance(loss, TensorELBO) or not isinstance(loss, ELBO):
+        return {}
+    names = inspect.signature(type(loss)).parameters.keys() - {"max_plate_nesting"}  # which a model settles
+    return {name: in_words(vars(loss)[name]) for name in sorted(names & vars(loss).keys())}
 
 
 def _schedule(scheduler: LRScheduler | None) -> Any:
@@ -185,7 +203,8 @@ def _callbacks(run: Run) -> dict[str, Any]:
         name = type(callback).__name__
         while name in found:  # a second of its class
             name += "'"
-        found[name] = {**made_of(callback), "its schedule": _schedule(getattr(callback, "scheduler", None))}
+        own = getattr(callback, "scheduler", None)
+        found[name] = {**made_of(callback), "its schedule": _schedule(own if isinstance(own, LRScheduler) else None)}
     return found
 
 
@@ -234,7 +253,7 @@ def _refuse_other_callbacks(run: Run, tree: Any) -> None:
 
 
 def _tell_other_versions(run: Run, about: dict[str, Any], folder: Any, say: Callable[[str], None]) -> None:
-    changed = [name for name, version in __about__.versions().items() if about.get(name) != version]
+    changed = [name for name in (*__about__.versions(), "device") if about.get(name) != run.attributes[name]]
     if changed:
         name = changed[0]
         say(f"{folder} was begun with {name} {about.get(name)}; with {run.attributes[name]} bits may differ")

@@ -72,7 +72,7 @@ def _changed(tensors: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _same_bits(one: Any, other: Any) -> bool:
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
         return False
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+    if (one.dtype, one.shape) != (other.dtype, other.shape) or {one.layout, other.layout} != {torch.strided}:
         return False
     first, second = (tensor.to(other.device).contiguous().flatten().view(torch.uint8) for tensor in (one, other))
     return torch.equal(first, second)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from pyro_vae.seeds import drawn
+from pyro_vae.seeds import drawn, refuse_stacked
 
 SURE = 3.0
 """So many standard errors apart is told apart."""
@@ -47,13 +47,17 @@ def recommend(comparison: xr.Dataset) -> str:
 
     What counts is the signal of a step per second: ``efficiency``, the squared signal-to-noise ratio
     of the gradient divided by the seconds it takes, of Θ or φ, whichever has less. Estimators
-    whose gradient is known, or seen here, to be biased are left out.
+    whose gradient is known, or seen here, to be biased are left out. Over seeds estimators are told apart by
+    Student's t, as seldom wrongly as by 3 standard errors: 3 seeds need 19 of their own errors, 5 need 6.6, 10 4.1.
 
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`.
 
     Returns:
         The sentences; with a dimension ``moment``, a line of them for each.
+
+    Raises:
+        SettingsError: if it holds comparisons of several seeds side by side.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
@@ -67,6 +71,7 @@ def recommend(comparison: xr.Dataset) -> str:
         >>> print(recommend(pv.compare_elbos(vae, linear.sample(20), draws=20)))
         Train with ...
     """
+    refuse_stacked(comparison)
     if "moment" in comparison.dims:
         each = (comparison.isel(moment=i) for i in range(comparison.sizes["moment"]))
         return "\n".join(f"At the {table.moment.item()}: {recommend(table)}" for table in each)
@@ -151,14 +156,30 @@ def _how_sure(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset
     close = [c for c in others if not _ahead(best, c) >= SURE]
     if close:
         named = ", ".join(c.called for c in close[:3]) + (f" and {len(close) - 3} more" if len(close) > 3 else "")
-        return f"This is not sure: {drawn(comparison)} do not tell it from {named} (under {SURE:g} standard errors)."
+        return f"This is not sure: {drawn(comparison)} do not tell it from {named} ({_by(best)})."
     z = min(_ahead(best, c) for c in others)
     behind = "behind by as much as can be" if np.isinf(z) else f"{z:.0f} standard errors behind"
     return f"This is sure by {drawn(comparison)}: the next, {others[0].called}, is {behind}."
 
 
+def _by(best: _Candidate) -> str:
+    """By what they are not told apart."""
+    return f"under {SURE:g} standard errors" + (", by Student's t, as seeds are few" if len(best.each) > 1 else "")
+
+
 def _ahead(best: _Candidate, other: _Candidate) -> float:
-    """How many standard errors apart, seed by seed, two logarithms are; NaN where both are without noise."""
+    """How many standard errors apart, seed by seed, two logarithms are; NaN where both are without noise.
+
+    Over seeds by Student's t, told as so many errors of a normal variable as are as seldom: few seeds differ little
+    by chance, and often.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         apart = best.each - other.each
-        return float(np.divide(apart.mean(), _error(apart, best.errors**2 + other.errors**2)))
+        ratio = float(np.divide(apart.mean(), _error(apart, best.errors**2 + other.errors**2)))
+    return ratio if len(apart) == 1 else _of_normal(ratio, len(apart) - 1)
+
+
+def _of_normal(ratio: float, freedom: int) -> float:
+    from scipy.stats import norm, t
+
+    return float(np.copysign(norm.isf(t.sf(abs(ratio), freedom)), ratio))

@@ -15,7 +15,7 @@ from pyro_vae.core import VAE
 from pyro_vae.data import Data
 from pyro_vae.recommend import recommend
 from pyro_vae.runs import RunFolder
-from pyro_vae.seeds import drawn
+from pyro_vae.seeds import drawn, refuse_stacked
 from pyro_vae.train import Fit
 
 
@@ -25,12 +25,16 @@ def comparison_table(comparison: xr.Dataset) -> Table:
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`.
 
+    Raises:
+        SettingsError: if it holds comparisons of several seeds side by side.
+
     Example:
         >>> import pyro_vae as pv, torch
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> comparison_table(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)).row_count
         7
     """
+    refuse_stacked(comparison)
     about = comparison.attrs
     table = Table(
         title=f"{comparison.sizes['datum']} data, {drawn(comparison)}, {about['dtype']}, {about['device']}",
@@ -146,7 +150,7 @@ def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
     run.dataset("comparison.nc", comparison)
     run.figure("comparison.png", plots.compare(comparison))
     last = comparison.isel(moment=-1) if "moment" in comparison.dims else comparison
-    if (last.bound == "ELBO").sum() > 1:
+    if ((last.bound == "ELBO") & last.elbo.isel(particles=0).notnull()).sum() > 1:
         run.figure("elbos_by_datum.png", plots.elbos_by_datum(last))
 
 

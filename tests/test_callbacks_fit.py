@@ -217,6 +217,13 @@ def test_weights_broken_once_are_rolled_back_with_rate_schedule_and_counters(sch
         assert found[True][step] == (pytest.approx(expected, rel=1e-12), count)
 
 
+def test_a_vae_with_a_sparse_buffer_is_put_back_too():
+    vae = vae_of()
+    vae.decoder.register_buffer("neighbours", torch.eye(3).to_sparse())
+    with pytest.raises(DivergenceError, match="lower the learning rate"):
+        fit(vae=vae, optimizer=sgd(1e12))
+
+
 def test_a_roll_back_draws_new_noise_and_is_the_same_again():
     def breaks(run):
         with torch.no_grad():

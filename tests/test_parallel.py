@@ -241,6 +241,21 @@ IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); p
 
 
 @pytest.mark.parametrize("signals", [1, 2])
+class Own(SettingsError):
+    """A user's, which is not made of its sentence alone."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} of {where}")
+
+
+def test_what_cannot_be_read_back_is_told_of():
+    told = heard.Heard()
+    told._take(1, 0, pickle.dumps(Own("width", "mine")))
+    assert re.fullmatch("what process 1 gave back cannot be read .*; make it plain", str(told.came[1]))
+    for timer in told._timers:
+        timer.cancel()
+
+
 def test_processes_that_hang_are_ended_after_a_while_and_by_a_second_signal_at_once(signals, monkeypatch):
     """They look at no signal, as one that waits for another in a collective; a late one is asked too."""
     monkeypatch.setattr(heard, "ENDING", 0.5 if signals == 1 else 60.0)

@@ -10,8 +10,10 @@ import sys
 import time
 import warnings
 from contextlib import nullcontext, suppress
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +23,16 @@ import torch
 import xarray as xr
 from engine_checks import data_of, estimators
 from members import FEATURES, LATENTS
+from pyro.infer import RenyiELBO
 from safetensors.torch import load_file
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
 from pyro_vae import _run_state, sources, training
 from pyro_vae._checkpoints import locked
+from pyro_vae._journal import _tell_other_versions
 from pyro_vae._training import trained_run
-from pyro_vae.callbacks.base import made_of
+from pyro_vae.callbacks.base import in_words, made_of
 from pyro_vae.cli import main
 from pyro_vae.engine import steps
 from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError, UnfinishedRunWarning
@@ -411,12 +415,50 @@ def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch, wh
         ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was begun with settings of the optimizer\.lr 0\.001, "),
         ({"optimizer": lambda ps: lr_scheduler.StepLR(pv.train.adam(ps), 2)}, "was begun with schedule .* none, not S"),
         ({"validation_data": X}, "was begun with validation data none, not"),
+        (
+            {"elbo": partial(pv.elbo.Trace_ELBO, vectorize_particles=True)},
+            r"the estimator\.vectorize_particles False, n",
+        ),
+        ({"data": pv.data.stream(X)}, "was begun with order of the data in memory, not streamed, 40 rows to a window"),
     ],
 )
 def test_other_settings_are_refused(other, message, tmp_path):
     killed(tmp_path, 8)
     with pytest.raises(SettingsError, match=message):
         trained(tmp_path, resume=True, **other)
+
+
+def test_other_blocks_of_the_same_rows_are_refused(tmp_path):
+    """They have the same hash, and are visited in another order; another kind of file of the same blocks goes on."""
+    killed(tmp_path, 8, data=pv.data.stream(X, block_rows=4))
+    with pytest.raises(SettingsError, match=r"order of the data .* of 10 blocks .*, not .* of 8 blocks"):
+        trained(tmp_path, resume=True, data=pv.data.stream(X, block_rows=5))
+    np.save(tmp_path / "x.npy", X)
+    trained(tmp_path, resume=True, data=pv.data.stream(tmp_path / "x.npy", block_rows=4))
+
+
+def weighted(model, guide, *args, weight, **kwargs):
+    return weight * pv.elbo.Trace_ELBO().differentiable_loss(model, guide, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(partial(RenyiELBO, num_particles=2), "alpha"), (lambda weight: partial(weighted, weight=weight), "weight")],
+)
+def test_an_estimator_whose_name_does_not_tell_its_settings_is_refused_with_others(make, name, tmp_path):
+    train = partial(pv.fit, data=X, batch_size=len(X), progress=False, engine="eager")
+    train(vae_of(), epochs=1, elbo=make(**{name: 0.5}), checkpoints=tmp_path)
+    with pytest.raises(SettingsError, match=rf"settings of the estimator\.{name} 0\.5, not 0\.75"):
+        train(vae_of(), epochs=2, elbo=make(**{name: 0.75}), resume=tmp_path)
+    train(vae_of(), epochs=2, elbo=make(**{name: 0.5}), resume=tmp_path)
+
+
+def test_another_number_of_threads_is_told_of():
+    """The bits of sums depend on it."""
+    now, told = {**pv.__about__.versions(), "device": "CPU (2 threads)"}, []
+    for device in ("CPU (2 threads)", "CPU (1 thread)"):
+        _tell_other_versions(SimpleNamespace(attributes=now), {**now, "device": device}, "run", told.append)
+    assert told == ["run was begun with device CPU (1 thread); with CPU (2 threads) bits may differ"]
 
 
 class Own(pv.callbacks.Callback):
@@ -486,6 +528,52 @@ def test_a_callback_of_what_has_no_words_goes_on(tmp_path):
     assert again.seen == 2
 
 
+class Mode(Enum):
+    LOW, HIGH = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [(Mode.LOW, Mode.HIGH), (np.int64(1), np.int64(2)), (np.float32(1), np.float32(2)), ({1}, {2}), (b"a", b"b")],
+)
+def test_settings_of_other_kinds_are_told_apart(then, now):
+    assert in_words(then) != in_words(now)
+    assert in_words(copy.deepcopy(then)) == in_words(then)
+
+
+def test_equal_settings_are_told_alike():
+    assert in_words({"a": np.float64(0.1), "b": 2}) == in_words({"b": np.int64(2), "a": 0.1})
+    assert in_words({"x", "y", "z"}) == in_words(["x", "y", "z"]).replace("[", "{").replace("]", "}")
+
+
+class Unmade(Own):
+    """A user's, which takes another way to be made, and calls something of its own a scheduler."""
+
+    scheduler = "cosine"
+
+    def __new__(cls, *_):
+        return object.__new__(cls)
+
+
+def test_a_callback_of_an_odd_kind_goes_on(tmp_path):
+    def train(**where):
+        callbacks = [own := Unmade([1.0])]
+        pv.fit(vae_of(), X, progress=False, callbacks=callbacks, epochs=2, batch_size=8, **where)
+        return own
+
+    train(checkpoints=tmp_path)
+    assert train(resume=tmp_path).seen == 2
+
+
+class NoMethod(pv.callbacks.Callback):
+    state = property(lambda _: {})
+
+
+def test_a_hook_that_is_no_method_is_refused():
+    with pytest.raises(SettingsError, match="callbacks: state of NoMethod is no method; make it one"):
+        pv.fit(vae_of(), X, progress=False, callbacks=[NoMethod()], epochs=1)
+
+
 def test_a_schedule_of_other_settings_is_refused(tmp_path):
     step = lambda gamma: {"optimizer": lambda ps: lr_scheduler.StepLR(pv.train.adam(ps), 2, gamma)}  # noqa: E731
     killed(tmp_path, 8, **step(0.5))
@@ -510,6 +598,10 @@ def of_another_activation(vae):
     vae.decoder.net[1] = torch.nn.Tanh()
 
 
+def with_frozen_means(vae):
+    vae.encoder.net[0].eval()
+
+
 def with_other_dropout(vae):
     vae.encoder.net[1].p = 0.5
 
@@ -519,6 +611,11 @@ def with_other_dropout(vae):
     [
         (wider, DataError, "the weights are of another architecture"),
         (frozen, SettingsError, "was begun with frozen parameters"),
+        (
+            with_frozen_means,
+            SettingsError,
+            r"was begun with parts in evaluation mode \[\], not .*encoder\.net\.0'",
+        ),
         (of_another_prior, DataError, "the weights are of another architecture"),
         (of_another_activation, SettingsError, r"vae\.decoder.*net.* torch\.nn\..*, not torch\.nn\.Tanh"),
         (with_other_dropout, SettingsError, r"vae\.encoder.*p 0\.1, not 0\.5"),

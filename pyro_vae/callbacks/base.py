@@ -2,8 +2,11 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from pyro_vae._numbers import whole
 from pyro_vae._state import Tree
@@ -91,7 +94,7 @@ def made_of(callback: Callback) -> dict[str, str]:
         >>> made_of(Patient(5, weights=[0.5, {}]))
         {'epochs': '5', 'judge': 'max', 'weights': '[0.5, {}]'}
     """
-    args, kwargs = vars(callback)["_made_of"]
+    args, kwargs = vars(callback).get("_made_of", ((), {}))
     try:
         bound = inspect.signature(type(callback).__init__).bind(callback, *args, **kwargs)
     except TypeError:  # of one that was not made by its constructor
@@ -105,14 +108,20 @@ def in_words(value: Any) -> str:
 
     Example:
         >>> in_words({"rates": (0.1, float("inf")), "made by": partial(dict, a=1), "of": object()})
-        "{'rates': [0.1, inf], 'made by': dict([], {'a': 1}), 'of': object}"
+        "{'made by': dict([], {'a': 1}), 'of': object, 'rates': [0.1, inf]}"
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}({in_words(value.value)})"
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, partial):
         return f"{in_words(value.func)}({in_words(value.args)}, {in_words(value.keywords)})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{in_words(key)}: {in_words(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(sorted(f'{in_words(key)}: {in_words(item)}' for key, item in value.items()))}}}"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(in_words, value)))}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(in_words, value))}]"
     return str(getattr(value, "__qualname__", type(value).__qualname__))
@@ -138,6 +147,9 @@ def refuse_callbacks(callbacks: Sequence[Callback]) -> None:
             )
         if not isinstance(callback, Callback):
             raise SettingsError(f"callbacks: a {type(callback).__name__} is no pyro_vae.callbacks.Callback; derive it")
+        for name in (name for name in dir(Callback) if inspect.isfunction(vars(Callback).get(name))):
+            if not callable(getattr(type(callback), name)):
+                raise SettingsError(f"callbacks: {name} of {type(callback).__name__} is no method; make it one")
         if callback.every is not None:
             whole(f"every of {type(callback).__name__}", callback.every, 1)
     if len({*map(id, callbacks)}) < len(callbacks):

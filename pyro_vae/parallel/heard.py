@@ -11,7 +11,8 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
-from pyro_vae.errors import PyroVAEError
+from pyro_vae._check import in_a_line
+from pyro_vae.errors import ProcessError, PyroVAEError
 
 GRACE = 2.0
 """So many seconds a process that has lost another waits, so that the other one is noticed first and told of."""
@@ -61,7 +62,7 @@ class Heard:
         if told is None and self.asked is not None:  # before there was anybody to ask
             _signal(pid, signal.SIGTERM)
         if told is not None:
-            self.came[rank] = pickle.loads(told)  # noqa: S301  (of a process that this one has started)
+            self.came[rank] = _read_back(rank, told)
             if isinstance(self.came[rank], PyroVAEError):
                 self._after(3 * GRACE, self._stop_others)
 
@@ -89,6 +90,14 @@ class Heard:
     def _end(self) -> None:
         for pid in [*self.pids.values()]:
             _signal(pid, signal.SIGKILL)
+
+
+def _read_back(rank: int, told: bytes) -> Any:
+    """What a process gives; an error of the user's own, which may not be made again of its sentence, becomes ours."""
+    try:
+        return pickle.loads(told)  # noqa: S301  (of a process that this one has started)
+    except Exception as error:
+        return ProcessError(f"what process {rank} gave back cannot be read ({in_a_line(error)}); make it plain")
 
 
 def _signal(pid: int, number: int) -> None:

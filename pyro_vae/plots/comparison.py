@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE
-from pyro_vae.seeds import drawn
+from pyro_vae.seeds import drawn, refuse_stacked
 
 
 def elbos_by_datum(comparison: xr.Dataset) -> Figure:
@@ -24,6 +25,9 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
     Returns:
         The figure.
 
+    Raises:
+        SettingsError: if there is no ELBO that is a finite number.
+
     Example:
         >>> import pyro_vae as pv, torch
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
@@ -32,6 +36,8 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
     comparison = comparison.isel(particles=0)
     comparison = comparison.sel(estimator=(comparison.bound == "ELBO") & comparison.elbo.notnull())
     everyone = [str(name) for name in comparison.estimator.values]
+    if not everyone:
+        raise SettingsError("the comparison holds no ELBO that is a finite number; there is nothing to draw")
     reference = "HandDerivedELBO" if "HandDerivedELBO" in everyone else everyone[0]
     names = [name for name in everyone if name != reference]
     by_hand = comparison.datum_elbo.sel(estimator=reference).values
@@ -68,12 +74,16 @@ def compare(comparison: xr.Dataset) -> Figure:
     Returns:
         The figure.
 
+    Raises:
+        SettingsError: if it holds comparisons of several seeds side by side.
+
     Example:
         >>> import pyro_vae as pv, torch
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> table = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), particles=(1, 4), draws=4)
         >>> _ = compare(table)
     """
+    refuse_stacked(comparison)
     each = range(comparison.sizes.get("moment", 0))
     moments = [comparison.isel(moment=i) for i in each] or [comparison]
     groups = [g for g in ("Θ", "φ") if g in comparison.parameter_group.values] or ["all"]

@@ -112,6 +112,14 @@ class Streamed:
         """
         return window_rows(len(self), self._row_bytes, self.window_bytes, batch_size)
 
+    def ordered(self, batch_size: int) -> str:
+        """On what the order of the rows depends besides the seed, in words.
+
+        Args:
+            batch_size: rows per step.
+        """
+        return f"streamed, {self.window_rows(batch_size)} rows to a window"
+
     @property
     def _row_bytes(self) -> int:
         numbers, mask = torch.Size(self.features).numel(), self.masked or self.nan_is_missing

@@ -1,5 +1,6 @@
 """A stream of rows that are read by their number, in shuffled blocks."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -91,8 +92,16 @@ class Tabled(Streamed):
                 first, at = first + count, at + count
             yield
 
+    def ordered(self, batch_size: int) -> str:
+        cuts = self._cuts(self.window_rows(batch_size))
+        digest = hashlib.blake2b(np.asarray(cuts, "<i8").tobytes(), digest_size=8).hexdigest()
+        return f"{super().ordered(batch_size)}, of {len(cuts) - 1} blocks ({digest})"
+
+    def _cuts(self, window: int) -> np.ndarray:
+        return self.table.cuts(self.block_rows or max(window // BLOCKS, 1))
+
     def _fill(self, *, seed: int, window: int) -> tuple[Fill, Callable[[int], np.ndarray]]:
-        layout = Layout.of(self.table.cuts(self.block_rows or max(window // BLOCKS, 1)), seed=seed, window=window)
+        layout = Layout.of(self._cuts(window), seed=seed, window=window)
 
         def fill(number: int, place: Rows) -> Iterator[None]:
             spans = list(layout.spans(number))
