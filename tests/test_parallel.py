@@ -240,7 +240,6 @@ def test_processes_end_with_the_one_that_started_them(monkeypatch, tmp_path):
 IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
 
 
-@pytest.mark.parametrize("signals", [1, 2])
 class Own(SettingsError):
     """A user's, which is not made of its sentence alone."""
 
@@ -256,6 +255,7 @@ def test_what_cannot_be_read_back_is_told_of():
         timer.cancel()
 
 
+@pytest.mark.parametrize("signals", [1, 2])
 def test_processes_that_hang_are_ended_after_a_while_and_by_a_second_signal_at_once(signals, monkeypatch):
     """They look at no signal, as one that waits for another in a collective; a late one is asked too."""
     monkeypatch.setattr(heard, "ENDING", 0.5 if signals == 1 else 60.0)
