@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"demo": _run_demo, "fit": _run_fit, "compare": run_compare, "swap": run_swap, "check": run_check}
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
     try:
-        with _own_classes():
+        with _own_classes(), _terminable():
             settings = _asked(flags)
             chosen = settings[settings.command]
             refuse_seed(chosen.get("seed", 0))
@@ -130,6 +130,18 @@ def _run_fit(asked: Namespace) -> int:
 @contextmanager
 def _interruptible(folder: str) -> Iterator[None]:
     """While results are written too, SIGTERM interrupts as Ctrl-C does, and then it is said how to go on."""
+    with _terminable():
+        try:
+            yield
+        except KeyboardInterrupt:
+            if (Path(folder) / "config.yaml").exists():
+                print(f"pyro-vae: go on with pyro-vae fit --resume {folder}", file=sys.stderr)
+            raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -138,10 +150,6 @@ def _interruptible(folder: str) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
     try:
         yield
-    except KeyboardInterrupt:
-        if (Path(folder) / "config.yaml").exists():
-            print(f"pyro-vae: go on with pyro-vae fit --resume {folder}", file=sys.stderr)
-        raise
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

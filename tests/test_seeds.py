@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -320,14 +321,16 @@ def test_a_seed_that_is_interrupted_is_not_compared(folder, monkeypatch):
     assert not compared
 
 
-def test_ctrl_c_keeps_the_seeds_that_are_whole(folder, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_seeds_that_are_whole(number, folder, capsys, monkeypatch):
     from pyro_vae import _comparing
 
     trained = _comparing.train
 
     def stopped_at_2(settings, *arguments, **more):
         if settings.seed == 2:
-            raise KeyboardInterrupt
+            assert signal.getsignal(number) is not signal.SIG_DFL, "it would end all"
+            signal.raise_signal(number)
         return trained(settings, *arguments, **more)
 
     monkeypatch.setattr(_comparing, "train", stopped_at_2)
