@@ -183,12 +183,12 @@ def _of_seeds(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> int:
 
 def _each(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> tuple[list[xr.Dataset], list[str], bool]:
     """The comparisons in the order of the seeds, why others diverged, and whether Ctrl-C ended it early."""
-    found, diverged = dict[int, xr.Dataset](), list[str]()
+    found, diverged, interrupted = dict[int, xr.Dataset](), list[str](), False
     with closing((_side_by_side if is_side_by_side(settings) else _in_turn)(settings, vaes, data)) as coming:
         try:
             for seed, came in coming:
                 if came.interrupted:
-                    return [found[s] for s in vaes if s in found], diverged, True
+                    raise KeyboardInterrupt
                 if came.every is None:
                     diverged.append(f"seed {seed}: {came.diverged}")
                     say(diverged[-1])
@@ -196,8 +196,8 @@ def _each(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> tuple[list
                     found[seed] = came.every
                     tell(f"seed {seed}: {came.told}")
         except KeyboardInterrupt:
-            return [found[s] for s in vaes if s in found], diverged, True
-    return [found[s] for s in vaes if s in found], diverged, False
+            interrupted = True
+    return [found[seed] for seed in vaes if seed in found], diverged, interrupted
 
 
 Coming: TypeAlias = Generator[tuple[int, Came], None, None]

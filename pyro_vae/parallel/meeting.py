@@ -42,13 +42,12 @@ def met(machines: "Machines", within: float = MEETING) -> Iterator[None]:
     print(f"Machine {machines.node_rank} waits for {_named(others)} at {machines.rendezvous}", file=sys.stderr)
     until = time.monotonic() + within
     try:
-        store = _place(machines, until)
+        store = _place(machines, until)  # held as long as this goes on: the engine's own shares it
         _refuse_other_plan(store, machines)
         _await_all(store, machines, until)
     except dist.DistError as error:
         raise ProcessError(f"machine 0 at {machines.rendezvous} went away; begin again on all of them") from error
     yield
-    del store
 
 
 def _place(machines: "Machines", until: float) -> dist.TCPStore:
