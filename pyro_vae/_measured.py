@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae._cells import Cell, evaluate, step_of
 from pyro_vae._cost import median_seconds, peak_bytes
 from pyro_vae._moments import Moments, distance, jackknife, squares
-from pyro_vae.device import seeded
+from pyro_vae.device import make_generator, seeded
 from pyro_vae.elbo import Estimator, HandDerivedELBO
 from pyro_vae.errors import ModelError
 from pyro_vae.pair import Subject
@@ -68,9 +68,9 @@ class Comparing:
     count: Callable[[Iterator[Any], int], Iterator[Any]]
 
     def run(self) -> Found:
-        generator = torch.Generator().manual_seed(self.seed)
-        seeds = torch.randint(2**62, (self.draws,), generator=generator).tolist()
-        others = torch.randint(2**62, (2 * self.draws,), generator=generator).tolist()
+        generator = make_generator(self.seed)
+        seeds = torch.randint(2**32, (self.draws,), generator=generator).tolist()
+        others = torch.randint(2**32, (2 * self.draws,), generator=generator).tolist()
         moments = [self._moments(self.draws) for _ in self.chosen]
         values, apart = zip(*(self._draw(s, moments) for s in self.count(iter(seeds), self.draws)), strict=True)
         worst = np.asarray(apart).max(0)  # (cell, value | gradient)

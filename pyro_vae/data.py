@@ -2,6 +2,7 @@
 
 import torch
 
+from pyro_vae.device import make_generator
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.readers import load, load_held_out
 from pyro_vae.rows import Data, Rows, as_tensor, mask_nan, rows_for, rows_of
@@ -39,7 +40,7 @@ def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Da
     if n < 2:
         raise DataError(f"{data.source}: 1 row cannot be split; give at least 2")
     held_out = min(max(round(fraction * n), 1), n - 1)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=make_generator(seed))
     return data.rows(order[held_out:]), data.rows(order[:held_out])
 
 

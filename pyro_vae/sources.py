@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae._hashes import row_hashes
+from pyro_vae.device import make_generator
 from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.rows import Data, Rows, rows_for
@@ -186,14 +187,14 @@ def permutation(n: int, seed: int, device: torch.device | str = "cpu") -> Tensor
 
     Args:
         n: how many.
-        seed: of the generator.
+        seed: any whole number.
         device: where the order is made; another device gives another order.
 
     Example:
         >>> bool((permutation(10, 3) == permutation(10, 3)).all())
         True
     """
-    return torch.randperm(n, generator=torch.Generator(device).manual_seed(seed), device=device)
+    return torch.randperm(n, generator=make_generator(seed, device), device=device)
 
 
 def spaced(n: int, k: int) -> Tensor:

@@ -20,7 +20,7 @@ from pyro_vae._state import Tree
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.schedules import advance
 from pyro_vae.core import VAE
-from pyro_vae.device import describe_device, seeded
+from pyro_vae.device import derive_seed, describe_device, seeded
 from pyro_vae.engine.optimizers import WholeOptimizer
 from pyro_vae.engine.steps import Engine, Fed, Steps
 from pyro_vae.errors import DivergenceError
@@ -29,10 +29,6 @@ from pyro_vae.progress import Bar
 from pyro_vae.rows import Rows
 from pyro_vae.sources import Source, Window
 from pyro_vae.traces import Loss, loss_name
-
-ORDERS = 2**32
-"""Seeds of the orders of epochs lie so far apart for two seeds of training."""
-
 
 Keep = Callable[["Run"], None]
 """What is told after each few steps, and may write a checkpoint."""
@@ -203,9 +199,8 @@ class Run:
     def segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
         """What is left of an epoch, in pieces that end where a callback wants to be told."""
         every = [callback.every for callback in self.callbacks if callback.every]
-        for window in self.source.windows(
-            seed=(self.seed * ORDERS + self.epoch) % 2**63, batch_size=self.batch_size, skip=self.seen
-        ):
+        seed = derive_seed(self.seed, "order of the data", self.epoch)
+        for window in self.source.windows(seed=seed, batch_size=self.batch_size, skip=self.seen):
             feed, order = self.stepping.feed(window.rows), window.order
             while len(order):
                 ahead = min((n - self.step % n for n in every), default=len(order)) * self.batch_size
@@ -260,7 +255,7 @@ class Run:
         return values
 
     def _elbo(self, rows: Rows) -> Tensor:
-        with seeded(self.seed + 1, self.device):
+        with seeded(derive_seed(self.seed, "evaluation"), self.device):  # the same noise after each epoch
             return per_datum_elbo(self.vae, rows).double()
 
     def tell_of_steps(self) -> None:

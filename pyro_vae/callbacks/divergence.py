@@ -8,6 +8,7 @@ import torch
 
 from pyro_vae._numbers import above_zero, whole
 from pyro_vae.callbacks.base import Callback, Run, Tree
+from pyro_vae.device import derive_seed
 from pyro_vae.errors import SettingsError
 
 OF_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
@@ -23,9 +24,9 @@ class RollBack(Callback):
 
     The last good state is that after the last epoch whose ELBO was finite, or the start. All learning
     rates are multiplied by f, those that a schedule works with included, so that it does not undo it. The
-    noise goes on from another seed, which the good state and the number of divergences make: the same
-    settings give the same numbers again. The order of the data is as before. A checkpoint is
-    written at once; within an epoch it holds the last good state too, and is twice as large.
+    noise then comes from another seed, derived from that of the training, the step of the good state and the
+    number of divergences: the same settings give the same numbers again. The order of the data is as before.
+    A checkpoint is written at once; within an epoch it holds the last good state too, and is twice as large.
 
     Args:
         factor: f, above 0 and at most 1.
@@ -63,7 +64,7 @@ class RollBack(Callback):
         self._met += 1
         lower_rates(run, self.factor ** (self._met - self._lowered))
         self._lowered = self._met
-        torch.manual_seed(int(torch.randint(2**62, (self._met,))[-1]))
+        torch.manual_seed(derive_seed(run.seed, "noise after a divergence", run.rank, run.step, self._met))
         run.say(f"RollBack {self._met} of {self.times}: {error}; back to step {run.step}, at {_rates(run)}.")
         return True
 

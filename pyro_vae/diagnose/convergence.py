@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.__about__ import versions
 from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import VAE, evaluating, infer
-from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.device import make_generator, refuse_seed, seeded
 from pyro_vae.diagnose.finding import Finding, Level
 from pyro_vae.elbo.weights import weigh
 from pyro_vae.errors import DataError, SettingsError
@@ -114,7 +114,7 @@ class Iterates:
 
     def _begin(self, vae: VAE) -> None:
         rows = rows_for(vae, self.x).like(vae)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = make_generator(self.seed)
         self._rows: Rows = rows.take(torch.randperm(len(rows), generator=generator)[: self.sizes["data"]])
         total = sum(p.numel() for p in _trained(vae).values())
         index = torch.randperm(total, generator=generator)[: self.sizes["weights"]]

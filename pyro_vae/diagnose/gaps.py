@@ -203,7 +203,7 @@ def _climbed(vae: VAE, rows: Rows, start: Free, **settings: Any) -> tuple[Free, 
 
 
 def _on_the_same_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_particles: int) -> list[Tensor]:
-    seed, found = int(torch.randint(2**62, ())), []
+    seed, found = int(torch.randint(2**32, ())), []
     for member in members:
         with seeded(seed, rows.x.device):
             found.append(weights(vae, rows, member, num_particles))

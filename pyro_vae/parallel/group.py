@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyro_vae.device import choose_device
+from pyro_vae.device import choose_device, derive_seed
 from pyro_vae.errors import ProcessError, PyroVAEError, SettingsError
 
 PATIENCE = timedelta(minutes=30)
@@ -63,16 +63,17 @@ class Group:
         return own.flatten(), own.shape[1]
 
     def seed(self, seed: int, step: int = 0) -> int:
-        """A seed of this process' own noise from a step on: the given one on the first, from the first step.
+        """Derive the seed of the noise that this process draws from a step on.
+
+        Args:
+            seed: of the training.
+            step: the steps taken before.
 
         Example:
-            >>> Group(0, 2).seed(7), Group(1, 2).seed(7) != Group(1, 3).seed(8) != Group(1, 3).seed(8, 100)
-            (7, True)
+            >>> len({Group(rank, 2).seed(seed, step) for rank in (0, 1) for seed in (7, 8) for step in (0, 100)})
+            8
         """
-        if self.first and not step:
-            return seed
-        digest = hashlib.blake2b(f"{seed}, {step}, {self.rank}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 2
+        return derive_seed(seed, "noise of training", self.rank, step)
 
     def agreed(self, value: Any) -> Any:
         """What the first process has, on all of them: numbers, sentences, nested as they like."""

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.device import derive_seed
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.rows import Rows, refuse_non_finite
 from pyro_vae.sources import Window, permutation
 from pyro_vae.streams.ahead import Fill, ahead
-from pyro_vae.streams.layout import seed_of, window_rows
+from pyro_vae.streams.layout import window_rows
 
 if TYPE_CHECKING:
     from pyro_vae.core import VAE
@@ -147,7 +148,8 @@ class Streamed:
         places, resident = self._places(window, min(len(numbers), 2))
         with closing(ahead(fill, numbers, places)) as filled:
             for number, rows in filled:
-                order = permutation(min(window, n - number * window), seed_of(seed, number))
+                of_window = derive_seed(seed, "rows of a window", number)
+                order = permutation(min(window, n - number * window), of_window)
                 order = order[max(skip - number * window, 0) :].to(self.device)
                 known = torch.from_numpy(rows_of(number)).to(self.device)
                 yield Window(rows if resident is None else _copied(rows, resident), order, known)

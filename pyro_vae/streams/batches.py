@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from pyro_vae.device import make_generator
 from pyro_vae.errors import DataError
 from pyro_vae.rows import Rows
 from pyro_vae.sources import spaced
@@ -224,7 +225,7 @@ def _fresh(function: Callable[[], Any], name: str, seed: int) -> Iterable[Any]:
 
 def _seeded(loader: "DataLoader[Any]", seed: int) -> "DataLoader[Any]":
     """The loader, drawing from a generator of its own: else it would draw torch's own numbers, and another order."""
-    own, generator = copy.copy(loader), torch.Generator().manual_seed(seed)
+    own, generator = copy.copy(loader), make_generator(seed)
     own.generator = generator
     sampler = copy.copy(loader.sampler)
     if hasattr(sampler, "generator"):

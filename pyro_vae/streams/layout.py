@@ -1,11 +1,11 @@
 """The order in which a stream is visited: blocks of rows chained at random, the chain cut into windows."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from pyro_vae.device import derive_seed
 from pyro_vae.sources import permutation
 
 BLOCKS = 512
@@ -27,17 +27,6 @@ def window_rows(n: int, row_bytes: int, window_bytes: int, batch_size: int) -> i
     """
     batches = max(window_bytes // (row_bytes * batch_size), 1)
     return n if n * row_bytes <= window_bytes else min(n, batches * batch_size)
-
-
-def seed_of(*parts: int) -> int:
-    """A seed made of several numbers.
-
-    Example:
-        >>> seed_of(1, 2) == seed_of(1, 2), seed_of(1, 2) == seed_of(2, 1)
-        (True, False)
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +57,7 @@ class Layout:
             seed: of the order.
             window: rows per window.
         """
-        order = permutation(len(cuts) - 1, seed_of(seed)).numpy()
+        order = permutation(len(cuts) - 1, derive_seed(seed, "blocks of a stream")).numpy()
         return cls(cuts[:-1][order], np.diff(cuts)[order].cumsum(), window)
 
     def numbers(self, number: int) -> np.ndarray:
