@@ -19,7 +19,7 @@ from pyro_vae.errors import DataError
 CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 
 _EVERY_MODULE_HAS = frozenset(vars(nn.Module()))
-_NO_ATTRIBUTES = _EVERY_MODULE_HAS | {"_made_of", "trained_on"}
+_NO_ATTRIBUTES = _EVERY_MODULE_HAS | {"_made_of", "_given", "trained_on"}
 
 
 class _Undescribed(Exception):

@@ -165,7 +165,6 @@ class LinearGaussian:
         """
         latents = self.weight.shape[1]
         decoder = Normal(_linear(self.weight, self.bias), scale=float(self.scale)).to(self.weight)
-        decoder.fixed_scale.copy_(self.scale)
         to_mean = self._posterior_map()
         offset = -to_mean @ self.bias
         encoder: Posterior

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae._check import called, drawn, in_a_line
+from pyro_vae._given_numbers import GivenNumbers
 from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Conditional, Distribution
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
@@ -190,7 +191,7 @@ class GaussianMixture(Prior):
         return f"latent_dim={latents}, components={components}"
 
 
-class VampPrior(Prior):
+class VampPrior(GivenNumbers, Prior):
     """The mean of the guide's posteriors at learned pseudo-inputs.
 
     .. math:: p(z) = \\frac1K \\sum_k q(z | u_k), \\qquad p(z | c) = \\frac1K \\sum_k q(z | u_k, c)
@@ -231,7 +232,8 @@ class VampPrior(Prior):
         x = rows_of(data, source="data of the VampPrior").x
         if whole("components", components, 1) > len(x):
             raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(x)}")
-        self.pseudo_inputs = nn.Parameter(x[torch.randperm(len(x))[:components]].clone().float())
+        start = x[torch.randperm(len(x))[:components]].double()
+        self.pseudo_inputs = nn.Parameter(self.keep("pseudo_inputs", start))
         self._encoder: tuple[nn.Module, ...] = ()
         self._forget(data, self.pseudo_inputs)
 

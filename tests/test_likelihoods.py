@@ -5,6 +5,7 @@ import math
 from fractions import Fraction
 from functools import partial
 
+import mpmath
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -38,7 +39,7 @@ def test_heteroscedastic_normal_is_torchs():
 def test_student_t_and_laplace_are_scipys():
     loc, x = double(4, 5), double(4, 5, seed=1)
     t = pv.likelihoods.StudentT(ID, df=3.5, scale=0.6).double()(loc).log_prob(x)
-    assert np.allclose(t, stats.t.logpdf(x, 3.5, loc, 0.6).sum(-1), rtol=1e-6)  # the scale was made in float32
+    assert np.allclose(t, stats.t.logpdf(x, 3.5, loc, 0.6).sum(-1), rtol=1e-14)
     laplace = pv.likelihoods.Laplace(ID, scale=0.5).double()(loc).log_prob(x)
     assert np.allclose(laplace, stats.laplace.logpdf(x, loc, 0.5).sum(-1), rtol=1e-12)
 
@@ -245,6 +246,51 @@ def test_poissons_of_large_rates_are_scipys():
     x = torch.tensor([3000.0, 162_000.0, 0.0], dtype=torch.float64)
     truth = stats.poisson.logpmf(x, log_rate.exp().numpy()).sum()
     assert pv.likelihoods.Poisson(ID)(log_rate).log_prob(x).item() == pytest.approx(truth, rel=1e-10)
+
+
+CLAMPS = {
+    "Poisson, log rate": (pv.likelihoods.Poisson(ID), 0, 20, lambda d: d.rate.log()),
+    "NegativeBinomial, logit": (pv.likelihoods.NegativeBinomial(ID), 0, 20, lambda d: d.logits),
+    "NegativeBinomial, log r": (pv.likelihoods.NegativeBinomial(ID), 1, 10, lambda d: d.total_count.log()),
+    "DiscretizedLogisticMixture, log s": (
+        pv.likelihoods.DiscretizedLogisticMixture(ID, 1), 2, 7, lambda d: d.log_scale.squeeze(-1),
+    ),
+}  # fmt: skip
+"""The number of a feature that is clamped, its limit on both sides, and what the distribution has of it."""
+
+
+@pytest.mark.parametrize("name", CLAMPS)
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_clamp_is_where_the_docstring_says(name, side):
+    """Up to 0.01 inside the limit a number counts as it is; 0.01 beyond it is the limit, and no gradient flows."""
+    likelihood, place, limit, number = CLAMPS[name]
+    assert f"[-{limit}, {limit}]" in likelihood.__doc__
+    for given, expected, slope in [(limit - 0.01, limit - 0.01, 1.0), (limit + 0.01, limit, 0.0)]:
+        out = torch.zeros(likelihood.numbers, dtype=torch.float64)
+        out[place] = side * given
+        found = number(likelihood(out.requires_grad_()).base_dist)
+        assert found.item() == pytest.approx(side * expected, abs=1e-12)
+        assert torch.autograd.grad(found, out)[0][place] == pytest.approx(slope, abs=1e-12)
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -7.0, 7.0, 9.0])
+def test_the_widest_and_narrowest_logistic_are_an_explicit_difference(log_scale):
+    """The probability of a level, in 50 digits, at the clamped scale."""
+    with mpmath.workdps(50):
+        s = mpmath.exp(min(max(log_scale, -7), 7))
+        below, above = ((mpmath.mpf(2 * 130 + side) / 255 - 1 - mpmath.mpf("0.02")) / s for side in (-1, 1))
+        truth = float(mpmath.log(1 / (1 + mpmath.exp(-above)) - 1 / (1 + mpmath.exp(-below))))
+    out = torch.tensor([0.0, 0.02, log_scale], dtype=torch.float64)
+    x = torch.tensor([130 / 255], dtype=torch.float64)
+    found = pv.likelihoods.DiscretizedLogisticMixture(ID, 1)(out).log_prob(x).item()
+    assert found == pytest.approx(truth, rel=1e-9)
+
+
+@pytest.mark.parametrize("log_rate", [-25.0, -20.0, 20.0, 25.0])
+def test_the_largest_and_smallest_rate_are_scipys(log_rate):
+    rate, x = math.exp(min(max(log_rate, -20), 20)), 3.0
+    found = pv.likelihoods.Poisson(ID)(torch.tensor([log_rate], dtype=torch.float64))
+    assert found.log_prob(torch.tensor([x]).double()).item() == pytest.approx(stats.poisson.logpmf(x, rate), rel=1e-12)
 
 
 def test_a_negative_binomial_of_a_huge_total_count_keeps_its_digits_in_single_precision():

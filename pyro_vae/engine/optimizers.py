@@ -147,7 +147,7 @@ class Updates:
     def spaces(self) -> list[tuple[str, dict[str, Any], list[str]]]:
         """What of the optimizers a trace bakes in, as a :class:`~pyro_vae.engine.watch.Watch` takes it."""
         groups = {id(m.group): m.group for m in self.members}.values()
-        fixed = ("weight_decay", "eps", "amsgrad", "maximize", "nesterov", "dampening")
+        fixed = ("weight_decay", "decoupled_weight_decay", "eps", "amsgrad", "maximize", "nesterov", "dampening")
         settings = [("param_groups", group, [name for name in fixed if name in group]) for group in groups]
         states = {id(m.optimizer): m.optimizer for m in self.members}.values()
         return [*settings, *((type(own).__name__, vars(own), ["state"]) for own in states)]
@@ -256,6 +256,7 @@ def _sgd(member: Member, gradient: Tensor, numbers: Sequence[Tensor]) -> None:
     if decay := group["weight_decay"]:
         gradient = gradient + decay * parameter
     if group["momentum"]:
-        buffer = member.state["momentum_buffer"].mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
+        # Not add_(gradient, alpha=…): where the gradient is a matrix product, inductor drops alpha.
+        buffer = member.state["momentum_buffer"].mul_(momentum).add_((1 - group["dampening"]) * gradient)
         gradient = gradient + momentum * buffer if group["nesterov"] else buffer
     parameter.sub_(rate * gradient)

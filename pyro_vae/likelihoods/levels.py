@@ -148,7 +148,7 @@ class DiscretizedLogisticMixture(Likelihood):
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 3 · components · features)``: the
             logits of π by component, each for all features, then m, in [-1, 1] for grey values, then
-            log s, which is clamped to [-7, 7].
+            log s, which is clamped to [-7, 7], scales from 9e-4 to 1,100, beyond which no gradient flows.
         components: the number of logistic laws per feature, at least 1.
         levels: L, at least 2; a feature is one of 0, 1/(L - 1), …, 1 (256 for 8 bits).
 

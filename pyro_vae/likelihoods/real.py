@@ -1,30 +1,36 @@
 """Likelihoods of real numbers."""
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae._given_numbers import GivenNumbers
 from pyro_vae._numbers import above_zero, whole
 from pyro_vae.core import Distribution
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods.base import Likelihood
 
 
-class _Scaled(Likelihood):
+class _Scaled(GivenNumbers, Likelihood):
     """A location from the network, and a scale that is fixed or learned, one for all features or one each."""
 
     fixed_scale: Tensor
 
     def __init__(self, net: nn.Module, scale: float, learn_scale: bool, per_feature: int | None) -> None:
         super().__init__(net)
-        start = torch.tensor(above_zero("scale", scale))
-        if per_feature is not None:
-            start = start.repeat(whole("per_feature", per_feature, 1))
+        given, shape = (
+            above_zero("scale", scale),
+            () if per_feature is None else (whole("per_feature", per_feature, 1),),
+        )
         self.learn_scale, self.per_feature = learn_scale or per_feature is not None, per_feature
         if self.learn_scale:
-            self.log_scale = nn.Parameter(start.log())
+            start = torch.full(shape, math.log(given), dtype=torch.float64)
+            self.log_scale = nn.Parameter(self.keep("log_scale", start))
         else:
-            self.register_buffer("fixed_scale", start)
+            start = torch.tensor(given, dtype=torch.float64)
+            self.register_buffer("fixed_scale", self.keep("fixed_scale", start))
 
     @property
     def scale(self) -> Tensor:

@@ -1,0 +1,56 @@
+"""Settings kept in double precision, so that a change of precision rounds them once."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class GivenNumbers(nn.Module):
+    """A module with parameters or buffers that start as numbers a user gave.
+
+    ``module.double()`` converts tensors in single precision, rounded as they are: a scale of 0.37 becomes
+    0.370000004768. Here a tensor that still holds the given number is rounded anew from it, and so is 0.37
+    after ``.double()``; one that was trained, loaded or changed is converted as torch converts it.
+
+    Example:
+        >>> class Scaled(GivenNumbers):
+        ...     def __init__(self, scale):
+        ...         super().__init__()
+        ...         self.register_buffer("scale", self.keep("scale", torch.tensor(scale, dtype=torch.float64)))
+        >>> Scaled(0.37).scale.dtype, Scaled(0.37).double().scale.item()
+        (torch.float32, 0.37)
+    """
+
+    def keep(self, name: str, number: Tensor) -> Tensor:
+        """Keep a number for the tensor that gets this name.
+
+        Args:
+            name: of the parameter or buffer.
+            number: in double precision.
+
+        Returns:
+            The number in torch's default precision.
+        """
+        vars(self).setdefault("_given", {})[name] = number
+        return number.to(torch.get_default_dtype(), copy=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert, as every method of a module does that changes precision or device."""
+        given: dict[str, Tensor] = vars(self).get("_given", {})
+        before = {name: getattr(self, name).dtype for name in given}
+        untouched = [name for name, number in given.items() if _holds(getattr(self, name), number)]
+        super()._apply(fn, recurse)
+        with torch.no_grad():
+            for name in untouched:
+                if (tensor := getattr(self, name)).dtype != before[name]:
+                    tensor.copy_(given[name])
+        return self
+
+
+def _holds(tensor: Any, number: Tensor) -> bool:
+    """Whether a tensor is a number, rounded to the tensor's precision."""
+    if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.shape != number.shape:
+        return False
+    return torch.equal(tensor.detach().cpu(), number.to(tensor.dtype))
