@@ -11,6 +11,10 @@ import zuko  # noqa: F401
 # Importing zuko switches the validation of all distributions off; tests want it as torch has it.
 torch.distributions.Distribution.set_default_validate_args(True)
 
+# A shell's job in the background ignores Ctrl-C, and so do the processes that it starts; tests want Python's handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Where there is no such device, torch keeps the stack of each seeding for the day there is one: 0.6 ms each time.
 for devices in (torch.cuda, torch.xpu, torch.mtia):
     if not devices.is_available():

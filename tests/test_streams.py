@@ -163,10 +163,11 @@ def test_every_row_once_in_windows_of_one_shape_and_skip_is_the_tail(kind, data)
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_seed_is_another_order_and_the_head_is_the_first_rows(kind, tmp_path):
     source = narrow(KINDS[kind](rows(40), tmp_path), 10)
-    first, second = (visited(source, seed=seed, batch_size=2)[0] for seed in (0, 1))
-    assert first != second
-    if isinstance(source, Tabled):
-        assert set(first[:10]) != set(second[:10]), "power: the blocks are shuffled, not the windows alone"
+    orders = [visited(source, seed=seed, batch_size=2)[0] for seed in range(5)]
+    assert len(set(map(tuple, orders))) == 5
+    if isinstance(source, Tabled):  # a window of two chunks out of eight may be that of another seed, of 1 in 28
+        windows = {frozenset(order[:10]) for order in orders}
+        assert len(windows) > 2, "power: the blocks are shuffled, not the windows alone"
         assert source.sample(30).x[:, 0].tolist() == [i * 40 // 30 for i in range(30)], "over all files and chunks"
     if kind != "loader":
         assert source.head(3).x[:, 0].tolist() == [0, 1, 2]
