@@ -3,17 +3,16 @@
 import copy
 import math
 from abc import abstractmethod
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.weights import Weights, at_particles, weigh, with_values
+from pyro_vae.elbo.weights import Weights, valued, weigh
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.kl import closed_form
-from pyro_vae.traces import Program, TensorELBO, replayed, samples
+from pyro_vae.traces import Program, TensorELBO, samples
 
 
 class Estimator(TensorELBO):
@@ -46,6 +45,8 @@ class Estimator(TensorELBO):
     least_particles = 1
     path_gradient = False
     known_bias = ""
+    reweights_latents = False
+    """Whether it stops or weights the gradient through the latents that the model saw, as no penalty should have it."""
     couples_data = False
     """Whether the bound of a datum depends on the others of its batch, which then cannot be spread over processes."""
 
@@ -143,18 +144,6 @@ def log_mean_exp(log: Tensor) -> Tensor:
         tensor([0.])
     """
     return log.logsumexp(0) - math.log(len(log))
-
-
-def valued(value: Tensor, surrogate: Tensor) -> Tensor:
-    """One tensor's value with another's gradient.
-
-    Example:
-        >>> x = torch.tensor(3.0, requires_grad=True)
-        >>> y = valued(x**2, 5 * x)
-        >>> y.item(), torch.autograd.grad(y, x)[0].item()
-        (9.0, 5.0)
-    """
-    return value.detach() + (surrogate - surrogate.detach())
 
 
 class ELBO(Estimator):
@@ -310,14 +299,16 @@ class DReG(IWAE):
     """
 
     path_gradient = True
+    reweights_latents = True
 
     def bound(self, w: Weights) -> Tensor:
         share = w.log.detach().softmax(0)
         temperature = w.common_temperature()
+        again = 1 - temperature + temperature * share
         for name, z in w.latents.items():
-            if z.requires_grad:  # what flows back to the guide is weighted once more
-                z.register_hook(partial(torch.mul, w.by_site(1 - temperature + temperature * share, name)))
-        return valued(log_mean_exp(w.log), (share * w.log).sum(0))
+            if z.requires_grad:  # what flows back from the model to the guide is weighted once more
+                z.register_hook(partial(torch.mul, w.by_site(again, name)))
+        return valued(log_mean_exp(w.log), (share * (w.joint - again * w.posterior)).sum(0))
 
     def reference(self) -> Estimator:
         return IWAE(self.num_particles)
@@ -471,7 +462,7 @@ class PIWAE(MIWAE):
     .. math:: \\nabla_\\Theta \\log \\frac1K \\sum_k w_{ki}, \\qquad
         \\nabla_\\phi \\frac1M \\sum_{g=1}^M \\log \\frac MK \\sum_{k \\in g} w_{ki}
 
-    Its value is the former. The decoder runs twice.
+    Its value is the former. The decoder runs once; its gradient by the latents is computed a second time.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
@@ -482,16 +473,25 @@ class PIWAE(MIWAE):
         PIWAE(8, groups=4)
     """
 
-    def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
-        w = super().weigh(model, guide, *args, **kwargs)
-        fixed = with_values(w.guide_trace, {name: z.detach() for name, z in w.latents.items()})
-        plated = at_particles(model, self.num_particles, w.dims[0])
-        return replace(w, fixed=replayed(plated, fixed, *args, **kwargs))
+    reweights_latents = True
 
     def bound(self, w: Weights) -> Tensor:
-        every = w.log.detach().softmax(0)
-        grouped = log_mean_exp(w.log.unflatten(0, (-1, self.groups))).mean(0)
-        own = w.log.detach().unflatten(0, (-1, self.groups)).softmax(0).flatten(0, 1) / self.groups
-        # At fixed latents only Θ is left: its share in the grouped bound makes room for that in the whole one.
-        by_theta = ((every - own) * w.at_fixed_latents).sum(0)
-        return valued(log_mean_exp(w.log), grouped + by_theta)
+        log = w.log.detach()
+        every, grouped = log.softmax(0), log.unflatten(0, (-1, self.groups))
+        own = grouped.softmax(0).flatten(0, 1) / self.groups
+        path = _along_latents(own * w.joint, w)
+        for z in w.latents.values():
+            if z.requires_grad:  # what flows back from the model has the weights of Θ; the path has those of φ
+                z.register_hook(torch.zeros_like)
+        return valued(log_mean_exp(log), (every * w.joint - own * w.posterior + path).sum(0))
+
+
+def _along_latents(value: Tensor, w: Weights) -> Tensor:
+    """``Σ_j (∂ value / ∂z_j) z_j``, the slopes fixed: its gradient is that of value through the latents alone."""
+    moving = [name for name, z in w.latents.items() if z.requires_grad]
+    if not (moving and value.requires_grad):
+        return torch.zeros_like(value)
+    at = [w.latents[name] for name in moving]
+    slopes = torch.autograd.grad(value.sum(), at, retain_graph=True, materialize_grads=True, allow_unused=True)
+    parts = [w.by_event(slope * w.drawn[name], name) for name, slope in zip(moving, slopes, strict=True)]
+    return torch.stack(parts).sum(0)

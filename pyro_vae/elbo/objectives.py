@@ -1,4 +1,4 @@
-"""Objectives around an estimator: its KL weighted, annealed, floored, or joined by a penalty. They nest."""
+"""Objectives around an estimator: its KL weighted, annealed, floored, or joined by a penalty."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.elbo.bounds import Estimator, shown
-from pyro_vae.elbo.weights import Weights
+from pyro_vae.elbo.weights import Weights, valued
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.kl import family
-from pyro_vae.traces import Program, Site
+from pyro_vae.traces import Program, Site, samples
 
 
 class Schedule(ABC):
@@ -109,6 +109,11 @@ class Cyclical(Schedule):
 class Objective(Estimator):
     """The base of objectives: an estimator and what is changed of it.
 
+    Objectives nest. Each takes every estimator of :mod:`pyro_vae.elbo`, with the gradient of the sum of the two; the
+    table in ``docs/comparing_estimators.md`` says which pairs take several latent sites or a discrete guide. A
+    penalty has its own gradient, whatever an estimator does to that of its bound (:class:`DReG` weights it,
+    :class:`ScoreFunction` passes none through the latents).
+
     Args:
         elbo: an estimator of :mod:`pyro_vae.elbo`, or another objective.
 
@@ -159,6 +164,11 @@ class Objective(Estimator):
         """That of the estimator inside."""
         return self.elbo.known_bias
 
+    @property
+    def reweights_latents(self) -> bool:  # type: ignore[override]
+        """That of the estimator inside."""
+        return self.elbo.reweights_latents
+
     def called(self) -> str:
         return f"{type(self).__name__}({', '.join([self.elbo.called(), *shown(self.settings())])})"
 
@@ -174,9 +184,9 @@ class Beta(Objective):
 
     .. math:: \\log w_{ki} = \\log p(x_i | z_{ki}) + \\beta \\, (\\log p(z_{ki}) - \\log q(z_{ki} | x_i))
 
-    Around :class:`ELBO` or :class:`AnalyticKL` it is the β-VAE. With a schedule, ``step`` counts the
-    steps of training; :func:`pyro_vae.fit` logs the true ELBO beside this objective, and refuses a
-    warm-up that is longer than the training.
+    Around :class:`ELBO` or :class:`AnalyticKL` it is the β-VAE; it takes every estimator. With a schedule,
+    ``step`` counts the steps of training; :func:`pyro_vae.fit` logs the true ELBO beside this objective,
+    and refuses a warm-up that is longer than the training.
 
     Args:
         elbo: the estimator.
@@ -213,7 +223,7 @@ class Beta(Objective):
         return {"beta": self.beta}
 
     def bound(self, w: Weights) -> Tensor:
-        return self.elbo.bound(w.tempered(self.temperature(w.likelihood.device)))
+        return self.elbo.bound(w.tempered(self.temperature(w.device)))
 
     def advance(self) -> None:
         super().advance()
@@ -243,8 +253,8 @@ class FreeBits(Objective):
     .. math:: \\mathcal L_i - \\sum_j \\max(0, \\lambda - \\overline{KL}_j), \\qquad
         \\overline{KL}_j = \\text{mean over the batch of } KL(q(z_j | x_i) \\,\\|\\, p(z_j))
 
-    A β goes around it: ``Beta(FreeBits(ELBO()), 0.5)``. The floor is of the batch's mean, so
-    minibatches of different sizes have different objectives.
+    A β goes around it: ``Beta(FreeBits(ELBO()), 0.5)``. The floor is of the mean over the batch and the particles, so
+    minibatches of different sizes have different objectives. It takes every estimator for one latent site.
 
     Args:
         elbo: the estimator.
@@ -252,7 +262,9 @@ class FreeBits(Objective):
 
     Raises:
         SettingsError: if ``nats`` is below 0.
-        ModelError: when called, unless the latents are independent in prior and posterior, with a KL in closed form.
+        ModelError: when called, unless the latents are independent in prior and posterior, with a KL in closed form;
+            for several latent sites around an estimator that weights or stops the gradient through them
+            (:class:`DReG`, :class:`PIWAE`, :class:`ScoreFunction`, :class:`VIMCO`, :class:`Thermodynamic`).
 
     References:
         | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), appendix C.8,
@@ -276,6 +288,11 @@ class FreeBits(Objective):
         return {"nats": self.nats}
 
     def bound(self, w: Weights) -> Tensor:
+        if len(w.drawn) > 1 and self.reweights_latents:
+            raise ModelError(
+                f"FreeBits around {self.elbo.called()} takes one latent site, but the guide has {', '.join(w.drawn)}: "
+                "that estimator changes the gradient through one site into the KL of another; use IWAE or ELBO"
+            )
         missing = [_number(t) * (self.nats - _kl_by_latent(n, q, p)).clamp(min=0).sum() for n, q, p, t in w.kl_pairs()]
         return self.elbo.bound(w) - torch.stack(missing).sum()
 
@@ -308,6 +325,8 @@ class TCVAE(Objective):
         q(z) \\approx \\frac1{nm} \\sum_{l \\in \\mathrm{batch}} q(z | x_l)
 
     The aggregate posterior is estimated from the minibatch, by Chen et al.'s weighted sampling, which is biased.
+    The gradient of the penalty passes through the latents; where the guide is discrete, it is the score
+    function's, with the penalty of a second particle as its baseline.
 
     Args:
         elbo: the estimator; the penalty uses its first particle.
@@ -335,18 +354,32 @@ class TCVAE(Objective):
         return {"beta": self.beta}
 
     def bound(self, w: Weights) -> Tensor:
-        return self.elbo.bound(w) - (self.beta - 1) * total_correlation(w)
+        return self.elbo.bound(w) - (self.beta - 1) * _differentiable_total_correlation(w)
 
 
 def _only_pair(w: Weights, objective: str) -> tuple[str, Site, Site]:
     pairs = [pair[:3] for pair in w.kl_pairs()]
-    if len(pairs) != 1 or w.latents[pairs[0][0]].dim() != 3:
-        raise ModelError(f"{objective} takes one latent site of shape (datum, latent); there are {list(w.latents)}")
+    if len(pairs) != 1 or w.drawn[pairs[0][0]].dim() != 3:
+        raise ModelError(f"{objective} takes one latent site of shape (datum, latent); there are {list(w.drawn)}")
     return pairs[0]
 
 
-def total_correlation(w: Weights) -> Tensor:
-    """``log q(z_i) - Σ_j log q(z_ij)`` of the first particle of each datum, estimated from the batch.
+def _differentiable_total_correlation(w: Weights) -> Tensor:
+    """The total correlation of the first particle, with the score-function gradient where no other passes its latent.
+
+    .. math:: \\nabla_\\phi E f(z_{1i}) = E \\bigl(f(z_{1i}) - f(z_{2i})\\bigr) \\nabla_\\phi \\log q(z_{1i} | x_i)
+        + E \\partial_\\phi f(z_{1i})
+
+    The second particle is the baseline. It does not depend on the first, so the gradient stays unbiased.
+    """
+    value = total_correlation(w)
+    if all(site["fn"].has_rsample for _, site in samples(w.guide_trace)):
+        return value
+    return valued(value, value + (value - total_correlation(w, particle=1)).detach() * w.score[0])
+
+
+def total_correlation(w: Weights, *, particle: int = 0) -> Tensor:
+    """``log q(z_i) - Σ_j log q(z_ij)`` of one particle of each datum, estimated from the batch.
 
     Example:
         >>> import pyro_vae as pv
@@ -356,9 +389,9 @@ def total_correlation(w: Weights) -> Tensor:
         True
     """
     name, q, _ = _only_pair(w, "TCVAE")
-    z, factors = w.latents[name][0], _factors(name, q["fn"])
+    z, factors = w.drawn[name][particle], _factors(name, q["fn"])
     # (of datum, particle, under datum, latent): under each datum's own q
-    log_q = factors.log_prob(z[:, None, None])[:, 0]
+    log_q = factors.log_prob(z[:, None, None])[:, particle]
     of_all = math.log(w.size * len(z))
     joint = log_q.sum(-1).logsumexp(1) - of_all
     return joint - (log_q.logsumexp(1) - of_all).sum(-1)
@@ -372,6 +405,8 @@ class InfoVAE(Objective):
 
     The maximum mean discrepancy, with the kernel :math:`\\exp(-\\|z - z'\\|^2 / d)`, is estimated without bias from
     the batch's latents and as many draws of the prior. α = 0, λ = 1 is the estimator itself; α = 1 an MMD-VAE.
+    Its gradient passes through the latents to φ and through the prior's draws to Θ; where one of the two cannot be
+    reparameterised (a discrete guide, a mixture as prior), it is the score function's.
 
     Args:
         elbo: the estimator; the penalty uses its first particle.
@@ -406,20 +441,32 @@ class InfoVAE(Objective):
         return {"alpha": self.alpha, "weight": self.weight}
 
     def bound(self, w: Weights) -> Tensor:
-        name, _, p = _only_pair(w, "InfoVAE")
-        z = w.latents[name][0]
-        if len(z) < 2:
+        name, q, p = _only_pair(w, "InfoVAE")
+        z, prior = w.drawn[name], p["fn"]()
+        if z.shape[1] < 2:
             raise ModelError("InfoVAE compares the latents of a batch with the prior; give at least two data")
-        distance = squared_mmd(z, p["fn"].sample()[0])
+        distance = squared_mmd(z[0], prior[0], _ones(q["fn"], z), _ones(p["fn"], prior))
         return self.elbo.bound(w.tempered(1 - self.alpha)) - (self.alpha + self.weight - 1) * distance
 
 
-def squared_mmd(first: Tensor, second: Tensor) -> Tensor:
+def _ones(fn: Any, draws: Tensor) -> Tensor | None:
+    """Importance weights of 1 for the first particle, which carry the score where no gradient passes the draws."""
+    if fn.has_rsample:
+        return None
+    log = fn.log_prob(draws.detach())[0]
+    return (log - log.detach()).exp()
+
+
+def squared_mmd(
+    first: Tensor, second: Tensor, first_weights: Tensor | None = None, second_weights: Tensor | None = None
+) -> Tensor:
     """The squared maximum mean discrepancy of two samples, without bias.
 
     Args:
         first: shape ``(m, d)``.
         second: shape ``(m, d)``.
+        first_weights: importance weights, shape ``(m,)``; 1 if not given.
+        second_weights: importance weights, shape ``(m,)``; 1 if not given.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -431,5 +478,13 @@ def squared_mmd(first: Tensor, second: Tensor) -> Tensor:
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return ((a[:, None] - b[None]).square().sum(-1) / -a.shape[-1]).exp()
 
-    within = (kernel(first, first).sum() + kernel(second, second).sum() - 2 * m) / (m * (m - 1))
-    return within - 2 * kernel(first, second).mean()
+    of_first, of_second, between = kernel(first, first), kernel(second, second), kernel(first, second)
+    if first_weights is not None:
+        of_first = of_first * first_weights * first_weights.unsqueeze(1)
+        between = between * first_weights.unsqueeze(1)
+    if second_weights is not None:
+        of_second = of_second * second_weights * second_weights.unsqueeze(1)
+        between = between * second_weights
+    alone = of_first.diagonal().sum() + of_second.diagonal().sum()
+    within = (of_first.sum() + of_second.sum() - alone) / (m * (m - 1))
+    return within - 2 * between.mean()

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.bounds import ELBO, IWAE, Estimator, log_mean_exp, valued
-from pyro_vae.elbo.weights import Weights, weigh
+from pyro_vae.elbo.bounds import ELBO, IWAE, Estimator, log_mean_exp
+from pyro_vae.elbo.weights import Weights, valued, weigh
 from pyro_vae.errors import SettingsError
 from pyro_vae.traces import Program
 
@@ -16,6 +16,7 @@ class _Score(Estimator):
     """The base: latents without a gradient, at least two particles, of which each is judged by the others."""
 
     least_particles = 2
+    reweights_latents = True
 
     def __init__(self, num_particles: int = 2) -> None:
         super().__init__(num_particles)

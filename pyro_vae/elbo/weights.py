@@ -1,7 +1,8 @@
 """Log-weights ``log p(x, z) - log q(z | x)``, of which every estimator here is made."""
 
 import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.errors import ModelError
@@ -79,9 +82,20 @@ def weigh(
 ) -> "Weights":
     """The parts of the log-weights of each particle and datum.
 
-    The model sees a copy of each latent, so that what flows back through it to the guide can be
-    weighted particle by particle, once, wherever latents depend on latents. ``detached`` copies let
-    nothing flow back, for estimators that do not differentiate through their samples.
+    Model and guide run once. The model sees a copy of each latent, so that an estimator can weight or
+    stop what flows back through it, particle by particle; ``drawn`` are the latents themselves.
+
+    Args:
+        model: as :func:`log_weights` takes it.
+        guide: its guide.
+        args: handed to both; ``x`` first.
+        num_particles: K, at least 1.
+        path_gradient: as :func:`log_weights` takes it.
+        detached: let no gradient pass through a latent, for estimators that do not differentiate through
+            their samples: neither the model nor a later site of the guide sends one back.
+
+    Returns:
+        The parts, as :class:`Weights`.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -109,13 +123,12 @@ def _weigh(
 ) -> "Weights":
     args, kwargs = given
     model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    latents = {name: site["value"] for name, site in samples(guide_trace)}
-    copies = {name: value.detach() if detached else value.view_as(value) for name, value in latents.items()}
-    model_trace = replayed(model, with_values(guide_trace, copies), *args, **kwargs)
-    scores = _Scores(guide, guide_trace, copies, given)
-    scored = scores.path() if path_gradient else scores.at_copies() if detached else (guide_trace,)
-    return Weights(model_trace, guide_trace, copies, scored)
+    copies = _Detached() if detached else _Gated() if path_gradient else None
+    guide_trace = poutine.trace(guide if copies is None else copies(guide)).get_trace(*args, **kwargs)
+    drawn = {name: site["value"] for name, site in samples(guide_trace)}
+    latents = {name: value.detach() if detached else value.view_as(value) for name, value in drawn.items()}
+    model_trace = replayed(model, with_values(guide_trace, latents), *args, **kwargs)
+    return Weights(model_trace, guide_trace, latents, copies=copies)
 
 
 def with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
@@ -126,28 +139,87 @@ def with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
     return other
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """The sites at which ``log q`` is to be had, with the values at which to have it."""
+class _Copies(Messenger, ABC):
+    """Hand the later sites of a guide a copy of each latent; a trace around it keeps the latent itself."""
 
-    guide: Program
-    trace: Trace
-    copies: dict[str, Tensor]
-    given: tuple[Any, Any]
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: dict[str, Tensor] = {}
 
-    def at_copies(self) -> tuple[Trace, ...]:
-        return (self._at(self.copies),)
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["value"] = self.copies[msg["name"]] = self.copy(msg["value"])
 
-    def path(self) -> tuple[Trace, ...]:
-        """At a detached sample only the parameters are left to differentiate: that part is to be taken away."""
-        return *self.at_copies(), self._at({name: value.detach() for name, value in self.copies.items()})
+    @abstractmethod
+    def copy(self, value: Tensor) -> Tensor:
+        """The copy of a latent."""
 
-    def _at(self, values: dict[str, Tensor]) -> Trace:
-        """One latent's distribution depends on no other, several may: the guide is then run again."""
-        if len(values) == 1:
-            return with_values(self.trace, values)
-        args, kwargs = self.given
-        return replayed(self.guide, with_values(self.trace, values), *args, **kwargs)
+    @abstractmethod
+    def log_q(self, w: "Weights") -> Tensor:
+        """``log q(z | x)``, shape ``(K, batch)``, with the gradient that the copies stand for."""
+
+
+class _Detached(_Copies):
+    """Copies without a gradient: that of ``log q`` is then the score, the parameters' own part."""
+
+    def copy(self, value: Tensor) -> Tensor:
+        return value.detach()
+
+    def log_q(self, w: "Weights") -> Tensor:
+        return w.log_q_at(self.copies)
+
+
+class _Gated(_Copies):
+    """Copies that send a gradient back to their latents, except while they are closed.
+
+    A later site depends on the copy both when it is drawn and when it is scored. Only while the gates are
+    closed is the slope of ``log q`` at a copy that of the score alone, at fixed later latents. So the guide
+    need not run a second time, in which a layer such as dropout would draw another mask.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def copy(self, value: Tensor) -> Tensor:
+        gate = value.view_as(value)
+        if gate.requires_grad:
+            gate.register_hook(self._gate)
+        return gate.view_as(gate)
+
+    def _gate(self, gradient: Tensor) -> Tensor | None:
+        return torch.zeros_like(gradient) if self.closed else None
+
+    def log_q(self, w: "Weights") -> Tensor:
+        """Its gradient is ``Σ_j (∂ log q / ∂z_j) ∂z_j / ∂φ``: the path's, without that of the parameters."""
+        moving = [name for name, z in w.drawn.items() if z.requires_grad]
+        values = {name: z.detach().requires_grad_(name in moving) for name, z in w.drawn.items()}
+        log_q = w.log_q_at(values)
+        if not (moving and log_q.requires_grad):
+            return log_q
+        own, through_later = (self._slopes(log_q, [at[name] for name in moving]) for at in (values, self.copies))
+        parts = zip(moving, own, through_later, strict=True)
+        path = torch.stack([w.by_event((mine + later) * w.drawn[name], name) for name, mine, later in parts]).sum(0)
+        return valued(log_q, path)
+
+    def _slopes(self, log_q: Tensor, at: list[Tensor]) -> tuple[Tensor, ...]:
+        self.closed = True
+        try:
+            return torch.autograd.grad(log_q.sum(), at, retain_graph=True, materialize_grads=True, allow_unused=True)
+        finally:
+            self.closed = False
+
+
+def valued(value: Tensor, surrogate: Tensor) -> Tensor:
+    """One tensor's value with another's gradient.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = valued(x**2, 5 * x)
+        >>> y.item(), torch.autograd.grad(y, x)[0].item()
+        (9.0, 5.0)
+    """
+    return value.detach() + (surrogate - surrogate.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +229,9 @@ class Weights:
     Args:
         model_trace: of the model, at the guide's latents.
         guide_trace: of the guide.
-        latents: the latents as the model saw them, by site.
-        scored: the guide at these latents; a second trace's score, at detached ones, is taken away.
+        latents: the latents as the model saw them, by site: copies of ``drawn``, or without a gradient.
         temperature: what ``log p(z) - log q(z|x)`` is multiplied by.
-        fixed: of the model at latents without a gradient, where an estimator asked for it.
+        copies: what the guide's later sites saw, unless that were the latents themselves.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -173,9 +244,8 @@ class Weights:
     model_trace: Trace
     guide_trace: Trace
     latents: dict[str, Tensor]
-    scored: tuple[Trace, ...]
     temperature: float | Tensor = 1.0
-    fixed: Trace | None = None
+    copies: _Copies | None = None
 
     def refuse(self) -> None:
         """Refuse sites that have no log-weight per datum, and models without data."""
@@ -196,28 +266,31 @@ class Weights:
         return self.temperature * self._sum(s for _, s in samples(self.model_trace) if not s["is_observed"])
 
     @cached_property
+    def drawn(self) -> dict[str, Tensor]:
+        """The latents as the guide drew them, by site, with their whole gradient: what a penalty is made of."""
+        return {name: site["value"] for name, site in samples(self.guide_trace)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        device: torch.device = self._observed["value"].device
+        return device
+
+    @cached_property
     def posterior(self) -> Tensor:
         """``log q(z | x)``, shape ``(K, batch)``, times the temperature."""
-        whole, *rest = (self._sum(site for _, site in samples(trace)) for trace in self.scored)
-        for through_parameters in rest:
-            whole = whole - (through_parameters - through_parameters.detach())
-        return self.temperature * whole
+        return self.temperature * (self.log_q_at(self.drawn) if self.copies is None else self.copies.log_q(self))
 
     @cached_property
     def score(self) -> Tensor:
-        """``log q(z | x)`` as it is, whatever the temperature and scales, shape ``(K, batch)``."""
-        return torch.stack([self.by_datum(s["fn"].log_prob(s["value"])) for _, s in samples(self.scored[0])]).sum(0)
+        """``log q(z | x)`` at fixed latents, whatever the temperature and scales, shape ``(K, batch)``."""
+        sites = ((site["fn"], site["value"].detach()) for _, site in samples(self.guide_trace))
+        return torch.stack([self.by_datum(fn.log_prob(value)) for fn, value in sites]).sum(0)
 
     @cached_property
     def log(self) -> Tensor:
         """The log-weights, shape ``(K, batch)``."""
         return self.joint - self.posterior
-
-    @property
-    def at_fixed_latents(self) -> Tensor:
-        """``log p(x, z)``, shape ``(K, batch)``, with gradients by the model's own parameters only."""
-        assert self.fixed is not None
-        return replace(self, model_trace=self.fixed).joint
 
     @cached_property
     def joint(self) -> Tensor:
@@ -298,7 +371,16 @@ class Weights:
         value = value.movedim(tuple(range(1 + len(data))), (particle, *data))
         return value[(..., *[None] * self.guide_trace.nodes[name]["fn"].event_dim)]
 
-    def _sum(self, sites: Iterator[Site]) -> Tensor:
+    def by_event(self, value: Tensor, name: str) -> Tensor:
+        """Numbers of the shape of a latent, summed over its event and further plates; shape ``(K, batch)``."""
+        event = self.guide_trace.nodes[name]["fn"].event_dim
+        return self.by_datum(value.flatten(-event).sum(-1) if event else value)
+
+    def log_q_at(self, values: dict[str, Tensor]) -> Tensor:
+        """``log q`` at other values, under the guide's own distributions, shape ``(K, batch)``."""
+        return self._sum({**site, "value": values[name]} for name, site in samples(self.guide_trace))
+
+    def _sum(self, sites: Iterable[Site]) -> Tensor:
         self.refuse()
         terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._outer) for site in sites]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
