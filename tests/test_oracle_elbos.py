@@ -62,11 +62,11 @@ class RecordedNormal(dist.Normal):
         new.notes = self.notes
         return new
 
-    def rsample(self, sample_shape=torch.Size()):
+    def rsample(self, sample_shape=()):
         self.notes.append(draw := super().rsample(sample_shape))
         return draw
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape=()):
         self.notes.append(draw := super().sample(sample_shape))
         return draw
 
@@ -89,6 +89,7 @@ def of_vae(prior="learned", *, context=False, mask=False, size=None):
         "recorded": lambda: RecordedPrior(LATENTS),
         "learned": lambda: pv.priors.Normal(LATENTS),
         "of the context": lambda: pv.priors.ContextNormal(net(CONTEXT, 2 * LATENTS)),
+        "of pseudo-inputs": lambda: pv.priors.VampPrior(double(9, FEATURES), components=3),
     }
     vae = pv.VAE(
         prior=priors[prior](),
@@ -132,7 +133,7 @@ def of_two_latents(size=13):
 
 
 def of_inner_plates(data_dim=-1, size=13, pixels=False):
-    """Latents in a plate of their own inside the data; with ``pixels`` the features stand in another at its dimension."""
+    """Latents in a plate of their own inside the data; with ``pixels`` the features stand in another plate there."""
     theta = leaves(
         weight=double(3),
         log_scale=0.3 * double(3),
@@ -241,6 +242,15 @@ def assert_same(world, loss, second, *, floor=1e-3):
         assert (found - gradient).abs().max() < 1e-10 * gradient.abs().max().clamp(min=1), name
 
 
+DIFFERENTIATED_AS_THEY_ARE = ["ELBO", "IWAE", "Renyi, 0.3", "MIWAE", "CIWAE"]
+
+
+@pytest.mark.parametrize("how", [{"size": 13}, {"mask": True, "context": True, "size": 13}], ids=str)
+@pytest.mark.parametrize("estimator", DIFFERENTIATED_AS_THEY_ARE)
+def test_a_prior_of_the_guides_own_answers_has_a_gradient_by_phi_too(estimator, how):
+    assert_same(of_vae("of pseudo-inputs", **how), *ESTIMATORS[estimator])
+
+
 PAIRS = [(world, name) for world in WORLDS for name in ESTIMATORS if world != "two latents" or "KL" not in name]
 
 
@@ -287,7 +297,10 @@ INSIDE = {
     "IWAE": (elbo.IWAE(3), reference.iwae),
 }
 ONE_LATENT = [name for name in WORLDS if "latents" not in name and "inner" not in name]
-FLOORED = [(world, inside) for world in ONE_LATENT for inside in INSIDE] + [("two latents", "ELBO"), ("two latents", "IWAE")]
+FLOORED = [(world, inside) for world in ONE_LATENT for inside in INSIDE] + [
+    ("two latents", "ELBO"),
+    ("two latents", "IWAE"),
+]
 
 
 def between(world):

@@ -124,8 +124,8 @@ CASES = {
     "NegativeBinomial": Case(
         likelihoods.NegativeBinomial,
         reference.negative_binomial,
-        [((l, k), x) for l in (-3.0, 0.4, 2.0) for k in (-1.0, 0.0, 1.5) for x in (0.0, 1.0, 6.0)]
-        + [((l, k), 2.0) for l, k in ((-22.0, 0.5), (21.0, -2.0), (0.3, -11.0), (-9.0, 10.5), (-15.0, 9.5))],
+        [((logit, k), x) for logit in (-3.0, 0.4, 2.0) for k in (-1.0, 0.0, 1.5) for x in (0.0, 1.0, 6.0)]
+        + [(pair, 2.0) for pair in ((-22.0, 0.5), (21.0, -2.0), (0.3, -11.0), (-9.0, 10.5), (-15.0, 9.5))],
         [-0.5, 0.8],
         COUNTS,
     ),

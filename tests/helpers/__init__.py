@@ -1,1 +1,4 @@
-"""References that the tests compare the library with: written from the papers, in NumPy, SciPy, mpmath and torch alone."""
+"""Second implementations that the tests compare the library with, written from the papers.
+
+They import NumPy, mpmath and torch, and neither the library nor Pyro.
+"""

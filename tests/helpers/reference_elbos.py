@@ -10,8 +10,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from helpers.reference_models import Model, frozen
 from torch import Tensor
+
+from helpers.reference_models import Model, frozen
 
 Bound = tuple[Tensor, Tensor, Tensor]
 Estimator = Callable[[Model], Bound]

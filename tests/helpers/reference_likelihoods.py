@@ -11,7 +11,6 @@ mp.dps = 30
 LogDensity = Callable[[Sequence, float], mpf]
 
 
-
 def normal(numbers, x):
     loc, log_scale = numbers
     return -(((x - loc) / mp.exp(log_scale)) ** 2) / 2 - log_scale - mp.log(2 * mp.pi) / 2

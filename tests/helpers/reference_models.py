@@ -76,13 +76,22 @@ def beside(given: Tensor, context: Tensor | None) -> Tensor:
 
 
 def vae(theta, phi, x, drawn, *, scale=1.0, context=None, mask=None) -> Model:
-    """N(z | prior) N(x | f(z, c), s²), q = N(μ(x, c), σ(x, c)²), without the features whose mask is false."""
+    """p(z) N(x | f(z, c), s²), q = N(μ(x, c), σ(x, c)²), without the features whose mask is false.
+
+    The prior is N(0, I), or learned, or of the context, or the mean of q at pseudo-inputs, whose gradient by φ counts.
+    """
     seen = torch.ones_like(x) if mask is None else mask.to(x)
     x = torch.where(seen > 0, x, torch.zeros_like(x))
 
-    def encoded(phi):
+    def encoded(phi, x=x, context=context):
         loc, log_scale = perceptron(phi, "encoder.net", beside(x, context)).chunk(2, -1)
         return loc, log_scale.exp()
+
+    def log_prior(theta, z):
+        if "prior.pseudo_inputs" not in theta:
+            return normal(z[0], *believed(theta)).sum(-1)
+        of_each = [normal(z[0], *encoded(phi, u.expand_as(x))).sum(-1).exp() for u in theta["prior.pseudo_inputs"]]
+        return (sum(of_each) / len(of_each)).log()
 
     def believed(theta):
         if "prior.net.0.weight" in theta:
@@ -100,7 +109,7 @@ def vae(theta, phi, x, drawn, *, scale=1.0, context=None, mask=None) -> Model:
         phi=phi,
         draw=lambda phi: (redrawn(drawn[0], *encoded(phi)),),
         likelihood=lambda t, z: (seen * normal(x, decoded(t, z), t["decoder.log_scale"].exp())).sum(-1),
-        prior=lambda t, z: normal(z[0], *believed(t)).sum(-1),
+        prior=log_prior,
         posterior=lambda phi, z: normal(z[0], *encoded(phi)).sum(-1),
         kl=lambda t, phi, z: (kl_of_normals(*encoded(phi), *believed(t)),),
         encoded=encoded,
