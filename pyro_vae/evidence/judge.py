@@ -108,7 +108,9 @@ def judge_models(table: pd.DataFrame) -> Finding:
         why += f"; {table.attrs['same_model']}"
     if table.warning.any():
         level: Level = "bad" if table.attrs["same_model_apart"] else "doubtful"
-        warned = [f"{name} ({row.diag_elpd})" for name, row in table[table.warning].iterrows()]
+        warned = [
+            f"{name} ({row.diag_elpd}; mc_bias {row.mc_bias:.2g})" for name, row in table[table.warning].iterrows()
+        ]
         why += f"; the difference may come from the guides, not from the models: {', '.join(warned)}"
         return Finding(about, level, why, 'estimate by method="ais" or with more particles, or take a richer posterior')
     if table.attrs["not_known"]:
