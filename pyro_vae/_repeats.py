@@ -75,7 +75,7 @@ def warn_of_duplicates(number: np.ndarray, *, source: str, remedy: str, stacklev
     distinct = count(number)
     if distinct < len(number):
         warnings.warn(
-            f"{source} holds {len(number)} rows of which {distinct} are distinct; {remedy}",
+            f"{source}: only {distinct} of {len(number)} rows are distinct; {remedy}",
             DuplicateRowsWarning,
             stacklevel=stacklevel + 1,
         )

@@ -107,8 +107,8 @@ def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
         best, *others = candidates
         why, sure = _why(best, others, comparison, chosen), _how_sure(best, others, comparison, chosen)
         first = f"Train with {best.called}: {why}. {sure}"
-    base = (candidates[0].estimator, candidates[0].particles) if candidates else bounds.get(chosen, [None])[0]
-    changes = [_changed(comparison, name, cells, chosen, base) for name, cells in bounds.items() if name != chosen]
+    own = [(c.estimator, c.particles) for c in candidates] or bounds.get(chosen, [])
+    changes = [_changed(comparison, name, cells, chosen, own[0]) for name, cells in bounds.items() if name != chosen]
     return " ".join([first, *changes])
 
 

@@ -354,7 +354,9 @@ def test_errors_of_rows_that_occur_several_times_are_those_of_the_distinct_rows(
     x = RIGHT.sample(60)
     models = {"right": RIGHT.as_vae(), "wrong": WRONG.as_vae()}
     once = pv.compare_models(models, x)
-    with pytest.warns(DuplicateRowsWarning, match="x_test holds 1200 rows of which 60 are distinct; standard errors"):
+    with pytest.warns(
+        DuplicateRowsWarning, match="x_test: only 60 of 1200 rows are distinct; standard"
+    ):
         many = pv.compare_models(models, x.repeat(20, 1))
     for name in "elpd", "elpd_diff", "se", "dse":
         assert many[name].to_numpy() == pytest.approx(20 * once[name].to_numpy(), rel=1e-12, abs=1e-9), name
@@ -365,11 +367,19 @@ def test_errors_of_rows_that_occur_several_times_are_those_of_the_distinct_rows(
     assert (many.attrs["data"], many.attrs["distinct"]) == (1200, 60)
     assert "1200 held-out data (60 distinct rows)" in judge_models(many).why
     ranked = rank(models, x)
-    with pytest.warns(DuplicateRowsWarning, match="x holds 120 rows of which 60 are distinct"):
+    with pytest.warns(DuplicateRowsWarning, match="x: only 60 of 120 rows are distinct"):
         twice = rank(models, x.repeat(2, 1))
     for name in "log_evidence", "se", "difference", "difference_se":
         assert twice[name].values == pytest.approx(ranked[name].values, rel=1e-12, abs=1e-12), name
     assert "120 data in 60 distinct rows" in ranking_table(twice).title
+
+
+def test_fit_and_check_warn_of_duplicates():
+    x, vae = RIGHT.sample(20), small_vae(5)
+    with pytest.warns(DuplicateRowsWarning, match="validation data: only 20 of 40 rows are distinct; .* too small"):
+        quiet_fit(vae, RIGHT.sample(20), validation_data=x.repeat(2, 1))
+    with pytest.warns(DuplicateRowsWarning, match="x: only 20 of 40 rows are distinct"):
+        pv.check(vae, x.repeat(2, 1), draws=25, budget=1e-9, progress=False)
 
 
 def test_a_row_with_another_context_or_mask_is_another_row():
@@ -414,7 +424,7 @@ def test_countable_rows_that_meet_by_chance_are_no_duplicates():
     assert table.attrs["distinct"] == 400
     wide = distinct_rows(Rows((torch.rand(100, 40) < 0.5).float().repeat(3, 1)))
     assert wide.max() == 99
-    with pytest.warns(DuplicateRowsWarning, match="x holds 300 rows of which 100 are distinct; drop them"):
+    with pytest.warns(DuplicateRowsWarning, match="x: only 100 of 300 rows are distinct; drop them"):
         warn_of_duplicates(wide, source="x", remedy="drop them")
     correlated = (torch.rand(400, 1) < 0.5).float().expand(400, 5)  # two values only, and no copies
     assert len(np.unique(distinct_rows(Rows(correlated), np.full(400, np.log(0.5))))) == 400
