@@ -47,11 +47,11 @@ class Cell:
 
     @property
     def target(self) -> str:
-        """The bound it estimates, or its own name where that is not known."""
+        """The bound it estimates, or its own name where that is not known, as of a subclass of one of Pyro's."""
         if isinstance(self.loss, Estimator):
             return self.loss.target()
-        known = isinstance(self.loss, Trace_ELBO | TraceMeanField_ELBO | HandDerivedELBO)
-        return "ELBO" if known else self.name
+        known = type(self.loss) in (Trace_ELBO, TraceMeanField_ELBO, HandDerivedELBO)
+        return "ELBO" if known else f"{self.name} at K = {self.particles}"
 
     def reference(self) -> Estimator | None:
         """Another estimator of the same bound with an unbiased gradient, if one is known."""

@@ -31,11 +31,21 @@ def row_hashes(rows: Rows) -> np.ndarray:
         >>> bool(one == again), bool(one == other)
         (True, False)
     """
+    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in np.ascontiguousarray(as_table(rows)))
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def as_table(rows: Rows) -> np.ndarray:
+    """The numbers that :func:`row_hashes` hashes: features, NaN where missing, then the context.
+
+    Example:
+        >>> as_table(Rows(torch.zeros(3, 2), torch.ones(3, 1))).shape
+        (3, 3)
+    """
     x = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
     parts = [x.flatten(1)] + ([] if rows.context is None else [rows.context])
-    table = torch.cat([part.detach().cpu().float() for part in parts], 1).numpy() + np.float32(0)  # no minus 0
-    digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in np.ascontiguousarray(table))
-    return np.frombuffer(digests, dtype=np.uint64)
+    table: np.ndarray = torch.cat([part.detach().cpu().float() for part in parts], 1).numpy() + np.float32(0)
+    return table  # adding 0 leaves no minus 0
 
 
 def data_hash(hashes: np.ndarray) -> str:

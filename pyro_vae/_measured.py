@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae._cells import Cell, evaluate, step_of
 from pyro_vae._cost import median_seconds, peak_bytes
-from pyro_vae._moments import Moments, distance, jackknife, squares
+from pyro_vae._moments import Moments, alignment, distance, jackknife, squares, tail_shapes
 from pyro_vae.device import make_generator, seeded
 from pyro_vae.elbo import Estimator, HandDerivedELBO
 from pyro_vae.errors import ModelError
@@ -43,6 +43,7 @@ class Found:
     gradient_difference: list[float]
     moments: list[Moments]
     references: list[Moments | None]
+    of_elbo: Moments | None
     groups: list[list[int]]
     seconds: list[float]
     seconds_se: list[float]
@@ -78,9 +79,10 @@ class Comparing:
         with seeded(self.seed, self.subject.device):
             seconds, seconds_se = median_seconds(steps, self.subject.device, TIMED_REPEATS)
             peak = [peak_bytes(step) for step in steps]
+        of_elbo = next((own for cell, own in zip(self.chosen, moments, strict=True) if cell.target == "ELBO"), None)
         return Found(
             seeds, np.moveaxis(np.asarray(values), 0, 1), worst[:, 0].tolist(), worst[:, 1].tolist(), moments,
-            self._references(others), list(self.subject.groups().values()), seconds, seconds_se, peak,
+            self._references(others), of_elbo, list(self.subject.groups().values()), seconds, seconds_se, peak,
         )  # fmt: skip
 
     def _moments(self, draws: int) -> Moments:
@@ -163,7 +165,8 @@ class Labelled:
             "estimator": self.estimators,
             "particles": self.particles,
             "parameter_group": self.groups,
-            "bound": ("estimator", [losses[n].target for n in self.estimators]),
+            "bound": ("estimator", [", ".join(dict.fromkeys(filter(None, row))) for row in self._targets()]),
+            "target": (dims, self._targets()),
             "known_bias": ("estimator", known_bias),
         }
         return _with_efficiency(xr.Dataset(variables, coordinates))
@@ -175,6 +178,11 @@ class Labelled:
     @property
     def particles(self) -> list[int]:
         return sorted({cell.particles for cell in self.chosen})
+
+    def _targets(self) -> list[list[str]]:
+        """What each cell estimates; empty where there is no cell."""
+        known = {(cell.name, cell.particles): cell.target for cell in self.chosen}
+        return [[known.get((name, k), "") for k in self.particles] for name in self.estimators]
 
     def _spread(self, per_cell: Any) -> np.ndarray:
         """Numbers per cell as (estimator, particles, …), NaN where there is no cell."""
@@ -197,6 +205,11 @@ def _gradients(found: Found) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
         value, error = _relative_bias(sums, reference, found.groups)
         columns.setdefault("gradient_bias", []).append(value)
         columns.setdefault("gradient_bias_se", []).append(error)
+        columns.setdefault("gradient_khat", []).append(tail_shapes(sums, found.groups))
+        nothing = torch.full((len(found.groups),), torch.nan, dtype=torch.float64)
+        cosine = (nothing, nothing) if found.of_elbo is None else alignment(sums, found.of_elbo, found.groups)
+        columns.setdefault("elbo_alignment", []).append(cosine[0])
+        columns.setdefault("elbo_alignment_se", []).append(cosine[1])
     stacked = {name: torch.stack(column).cpu().numpy() for name, column in columns.items()}
     with_unit = ("gradient_norm", "gradient_variance")
     return {name: (array, per_datum if name.startswith(with_unit) else one) for name, array in stacked.items()}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.diagnose.weights import LEAST, psis
+
 BLOCKS = 10
 """At most so many blocks of draws; their spread gives the errors."""
 
@@ -32,13 +34,16 @@ class Moments:
         self.sums = torch.zeros(self.blocks, sum(shapes), dtype=torch.float64, device=like.device)
         self.squares = torch.zeros(self.blocks, len(shapes), dtype=torch.float64, device=like.device)
         self.counts = torch.zeros(self.blocks, dtype=torch.float64)
+        self.each: list[Tensor] = []
 
     def add(self, gradient: Sequence[Tensor]) -> None:
         """One draw's gradient, a tensor per parameter."""
         block = self.seen * self.blocks // self.draws
         flat = torch.cat([g.flatten() for g in gradient]).double()
+        own = by_parameter(flat.square(), self.shapes)
         self.sums[block] += flat
-        self.squares[block] += by_parameter(flat.square(), self.shapes)
+        self.squares[block] += own
+        self.each.append(own)
         self.counts[block] += 1
         self.seen += 1
 
@@ -130,6 +135,60 @@ def jackknife(moments: Moments, statistic: Callable[[int | None], Tensor]) -> tu
     return statistic(None), ((left_out - left_out.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()
 
 
+def tail_shapes(moments: Moments, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The shape k̂ of the tail of the squared norm of a gradient, over draws, per group; NaN for too few draws.
+
+    Above ½ the squared norm has no variance, so that the error of a variance of gradients cannot be estimated.
+
+    Example:
+        >>> moments = Moments([1], 400, like=torch.zeros(()))
+        >>> for u in torch.linspace(1e-3, 1, 400):
+        ...     moments.add([u.reshape(1) ** -1])  # the square has k = 2
+        >>> bool(tail_shapes(moments, [[0]]) > 1.5)
+        True
+    """
+    if moments.seen < LEAST:
+        return torch.full((len(groups),), torch.nan, dtype=torch.float64)
+    norms = torch.stack([_over(each, groups) for each in moments.each])
+    norms = torch.where(norms.sum(0) > 0, norms, 1.0)  # a gradient that is 0 has no tail
+    return torch.where(norms.isfinite().all(0), torch.as_tensor(psis(norms.log().nan_to_num())[1]), torch.nan)
+
+
+def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The cosine between two mean gradients, per group, and its standard error by the jackknife.
+
+    Products are of different blocks only, so that noise that both share does not count.
+
+    Example:
+        >>> a, b = (Moments([2], 4, like=torch.zeros(())) for _ in range(2))
+        >>> for noise in (0.1, -0.1, 0.1, -0.1):
+        ...     a.add([torch.tensor([1 + noise, 0.0])]); b.add([torch.tensor([3.0, 4.0 + noise])])
+        >>> alignment(a, b, [[0]])[0].item()
+        0.60...
+    """
+    one, other = first.means(), second.means()
+    if len(one) < 3:
+        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
+        return nothing, nothing
+
+    def cosine(keep: Tensor) -> Tensor:
+        a, b = one[keep], other[keep]
+        across, own, its = (_between(*pair, first.shapes, groups) for pair in ((a, b), (a, a), (b, b)))
+        return across / (own.clamp(min=0) * its.clamp(min=0)).sqrt()
+
+    blocks = torch.arange(len(one))
+    left_out = torch.stack([cosine(blocks[blocks != b]) for b in blocks])
+    error = ((left_out - left_out.mean(0)).square().sum(0) * (len(one) - 1) / len(one)).sqrt()
+    return cosine(blocks), error
+
+
+def _between(first: Tensor, second: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
+    """The mean inner product of different rows of two tables, per group."""
+    m = len(first)
+    whole, own = first.sum(0) * second.sum(0), (first * second).sum(0)
+    return _over(by_parameter((whole - own) / (m * (m - 1)), shapes), groups)
+
+
 def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """How far two mean gradients are apart, per group, without the bias of their noise.
 
@@ -149,9 +208,7 @@ def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -
     apart = first.means()[:blocks] - second.means()[:blocks]
 
     def between(rows: Tensor) -> Tensor:
-        m = len(rows)
-        whole, own = rows.sum(0).square(), rows.square().sum(0)
-        return _over(by_parameter((whole - own) / (m * (m - 1)), first.shapes), groups)
+        return _between(rows, rows, first.shapes, groups)
 
     if blocks < 3:
         nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)

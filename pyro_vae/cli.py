@@ -6,9 +6,11 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -26,7 +28,7 @@ from pyro_vae._settings import (
 from pyro_vae._training import Begin, keeping, settings_of, train, untrained
 from pyro_vae.demo import demo
 from pyro_vae.device import refuse_seed
-from pyro_vae.errors import DataError, PyroVAEError
+from pyro_vae.errors import DataError, DuplicateRowsWarning, PyroVAEError
 from pyro_vae.parallel.group import launched, writes
 from pyro_vae.parallel.launch import Machines, launch
 from pyro_vae.report import save_fit, show_fit
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"demo": _run_demo, "fit": _run_fit, "compare": run_compare, "swap": run_swap, "check": run_check}
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
     try:
-        with _own_classes(), _terminable():
+        with _own_classes(), _terminable(), _plain_warnings():
             settings = _asked(flags)
             chosen = settings[settings.command]
             refuse_seed(chosen.get("seed", 0))
@@ -79,6 +81,24 @@ def _own_classes() -> Iterator[None]:
     finally:
         if not known:
             sys.path.remove(here)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings of duplicate rows as one sentence on stderr, as errors are."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DuplicateRowsWarning):
+            print(f"pyro-vae: {message}", file=sys.stderr)
+        else:
+            shown(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 def _run_demo(settings: Namespace) -> int:

@@ -106,13 +106,19 @@ def compare_elbos(
         - ``gradient_snr``: the root of the ratio of the former squared to the latter;
         - ``gradient_bias``: the distance of its mean from that of another unbiased estimator of the same bound
           (as many particles, twice the draws, other noise), relative to the norm of the latter; 0 where the noise hides
-          it, NaN where no other such estimator is known.
+          it, NaN where no other such estimator is known;
+        - ``gradient_khat``: the shape of the tail of its squared norm over draws, NaN for fewer than 25: above 0.7 the
+          errors of these numbers cannot be trusted;
+        - ``elbo_alignment``: the cosine between its mean and that of the ELBO: by how much a small step along it
+          raises the ELBO, relative to a step of the same length along the ELBO's gradient.
 
         Of the cost: ``seconds`` (median of one evaluation with gradient; ``seconds_se``), ``peak_memory`` (bytes);
         and what decides: ``variance_seconds`` (``gradient_variance · seconds``), ``efficiency``
         (``gradient_snr² / seconds``) and ``speedup`` (the efficiency, relative to that with the fewest particles:
         above 1, more particles pay).
-        Coordinates: ``kl``, how the KL is had; ``bound``, what is estimated; ``known_bias``; ``noise_seed (draw)``.
+        Coordinates: ``kl``, how the KL is computed; ``target (…)``, the bound that is estimated, such as "ELBO",
+        "IWAE(8)" or, where it is not known, the estimator's own name; ``bound``, those of all K; ``known_bias``;
+        ``noise_seed (draw)``.
 
     Raises:
         DataError: if the data are not finite numbers in rows.

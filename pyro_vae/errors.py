@@ -95,3 +95,11 @@ class UnfinishedRunWarning(UserWarning):
     >>> issubclass(UnfinishedRunWarning, UserWarning)
     True
     """
+
+
+class DuplicateRowsWarning(UserWarning):
+    """The data hold rows several times, so a standard error that takes all rows for independent is too small.
+
+    >>> issubclass(DuplicateRowsWarning, UserWarning)
+    True
+    """

@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pyro_vae._hashes import refuse_trained_on, row_hashes
+from pyro_vae._repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.core import VAE
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence import log_evidence
-from pyro_vae.evidence.kinds import CAUTION, countable_features, kind
+from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
 from pyro_vae.rows import rows_for
 
 
@@ -24,9 +25,10 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     .. math:: \\frac1n \\sum_i \\log p(x_i), \\qquad \\Delta_m = \\frac1n \\sum_i \\log p_m(x_i) - \\log p_{best}(x_i)
 
     The standard errors are over data (and cover the Monte-Carlo error); the error of a difference is
-    that of the paired differences. Likelihoods are comparable only on one scale: a density of numbers
-    and a probability of counts are not. Where they are mixed, the attribute ``caution`` says so, and
-    ``kind`` which is which.
+    that of the paired differences. They are clustered by distinct row: rows that ``x`` holds several times are no
+    independent data, and a :class:`~pyro_vae.errors.DuplicateRowsWarning` says so. Likelihoods are comparable only
+    on one scale: a density of numbers and a probability of counts are not. Where a feature has the one under one
+    model and the other under another, the attribute ``caution`` names it.
 
     Where each was trained several times, with other seeds, log p(x) is the mean over these, and the errors
     hold their spread too: :math:`\\sqrt{s_x^2 / n + s_{seed}^2 / S}`, with that of n data and of S seeds.
@@ -79,13 +81,17 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     order = np.argsort(-every.mean((1, 2)), kind="stable")
     every, names = every[order], [list(found)[i] for i in order]
     each, apart = every.mean(1), (every - every[0]).mean(1)
+    own = [name for name in names if all(countable[name])]
+    number = distinct_rows(next(iter(checked.values())), each[names.index(own[0])] if own else None)
+    warn_of_duplicates(number, source="x", remedy="standard errors are clustered by distinct row")
+    unlike = differing(countable, getattr(x, "columns", None))
     nats = {"units": "nats per datum"}
     ranked = xr.Dataset(
         {
             "log_evidence": ("model", each.mean(1), nats),
-            "se": ("model", _error(every), nats),
+            "se": ("model", _error(every, number), nats),
             "difference": ("model", apart.mean(1), nats),
-            "difference_se": ("model", _error(every - every[0]), nats),
+            "difference_se": ("model", _error(every - every[0], number), nats),
             "mcse": ("model", [_mcse(found[name]) for name in names], {"units": "nats"}),
             "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
             "kind": ("model", [kind(countable[name]) for name in names]),
@@ -95,8 +101,9 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
             "num_particles": num_particles,
             "seed": seed,
             "data": each.shape[1],
+            "distinct": count(number),
             "seeds": every.shape[1],
-            "caution": CAUTION if len(set(countable.values())) > 1 else "",
+            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}." if unlike else "",
         },
     )
     if every.shape[1] > 1:
@@ -104,10 +111,10 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     return with_failures(ranked, {})
 
 
-def _error(every: np.ndarray) -> np.ndarray:
+def _error(every: np.ndarray, number: np.ndarray) -> np.ndarray:
     """The standard error of the mean over seeds and data, shape ``(model,)``, of values of ``(model, seed, datum)``."""
-    _, seeds, data = every.shape
-    of_data = every.mean(1).var(1, ddof=1) / data
+    seeds = every.shape[1]
+    of_data = clustered_error(every.mean(1), number) ** 2
     return np.sqrt(of_data + (every.mean(2).var(1, ddof=1) / seeds if seeds > 1 else 0.0))
 
 
@@ -161,7 +168,8 @@ def ranking_table(ranked: xr.Dataset) -> Table:
     """
     caution = ranked.attrs["caution"]
     table = Table(
-        title=f"log p(x) per held-out datum ({ranked.attrs['data']} data, {ranked.attrs['num_particles']} particles"
+        title=f"log p(x) per held-out datum ({ranked.attrs['data']} data{_distinct(ranked)}, "
+        f"{ranked.attrs['num_particles']} particles"
         f"{f', {seeds} seeds' if (seeds := ranked.attrs['seeds']) > 1 else ''})",
         caption=f"± standard errors; that of a difference is of the paired differences. {caution}".strip(),
         box=box.SIMPLE,
@@ -178,6 +186,11 @@ def ranking_table(ranked: xr.Dataset) -> Table:
         behind = f"{row.difference.item():.3f} ± {row.difference_se.item():.3f}" if row.difference < 0 else ""
         table.add_row(told, f"{row.log_evidence.item():.3f} ± {row.se.item():.3f}", behind)
     return table
+
+
+def _distinct(ranked: xr.Dataset) -> str:
+    distinct = ranked.attrs["distinct"]
+    return f" in {distinct} distinct rows" if distinct < ranked.attrs["data"] else ""
 
 
 def ranking_figure(ranked: xr.Dataset) -> Figure:

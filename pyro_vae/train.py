@@ -21,6 +21,7 @@ from pyro_vae._hashes import Trained, data_hash
 from pyro_vae._journal import Journal
 from pyro_vae._numbers import whole
 from pyro_vae._refusals import Optimizer, made_for, refuse_engine, refuse_schedules, refuse_settings
+from pyro_vae._repeats import warn_of_too_small_errors
 from pyro_vae.callbacks import Callback
 from pyro_vae.callbacks.base import refuse_callbacks
 from pyro_vae.core import VAE
@@ -224,6 +225,7 @@ def _fit(
         )
     if validation_data is not None:
         validation = rows_for(vae, validation_data, source="validation data")
+        warn_of_too_small_errors(validation, source="validation data", stacklevel=3)
     if isinstance(elbo, Estimator):
         elbo.restart()
     chosen = own_device(device)

@@ -14,6 +14,7 @@ from pyro_vae import diagnose
 from pyro_vae.__about__ import versions
 from pyro_vae._hashes import row_hashes, trained_on
 from pyro_vae._numbers import above_zero, whole
+from pyro_vae._repeats import warn_of_too_small_errors
 from pyro_vae.core import VAE, evaluating
 from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.diagnose import Finding
@@ -159,6 +160,7 @@ def check(
     given, console = rows_for(vae, x), Console(stderr=True, quiet=not progress)
     if len(given) < 2:
         raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
+    warn_of_too_small_errors(given, source="x")
     rows = given.like(vae)
     started, found = time.perf_counter(), Checked()
     steps = _steps(vae, x, rows, history, gold, draws, seed)

@@ -12,8 +12,8 @@ from checks import linear_gaussian, small_vae
 
 import pyro_vae as pv
 from pyro_vae._cost import median_seconds
-from pyro_vae._moments import Moments, distance
-from pyro_vae.errors import ModelError, PyroVAEError
+from pyro_vae._moments import Moments, alignment, distance
+from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
 
 
 def compared(draws=20, particles=(1, 8), **elbos):
@@ -37,6 +37,7 @@ def judged(efficiency, error):
     return table.assign(
         efficiency=(table.efficiency.dims, np.broadcast_to(np.reshape(efficiency, (-1, 1, 1)), shape)),
         efficiency_se=(table.efficiency.dims, np.broadcast_to(np.reshape(error, (-1, 1, 1)), shape)),
+        gradient_khat=(table.efficiency.dims, np.zeros(shape)),
     )
 
 
@@ -47,11 +48,11 @@ def judged(efficiency, error):
         ([4.0, 3.9], [0.1, 0.1], "not sure: 20 draws do not tell it from e1 at K = 1"),
         ([4.0, 2.0], [np.nan, np.nan], "± ? in squared signal-to-noise"),
         ([4.0, 2.0], [np.nan, 0.1], "This is not sure"),
-        ([np.inf, 2.0], [np.nan, 0.1], "Train with e0 at K = 1: of 2 choices its gradient has no noise"),
+        ([np.inf, 2.0], [np.nan, 0.1], "Train with e0 at K = 1: of 2 choices for the ELBO its gradient has no noise"),
         ([np.inf, 2.0], [np.nan, 0.1], "behind by as much as can be"),
         ([np.inf, np.inf], [np.nan, np.nan], "This is not sure"),
         ([4.0], [0.1], "Train with e0 at K = 1: its gradient carries"),
-        ([4.0], [0.1], "There was no other to compare it with."),
+        ([4.0], [0.1], "There was no other estimator of the ELBO to compare it with."),
         ([0.0, np.nan], [0.1, 0.1], "No estimator can be recommended"),
     ],
 )
@@ -67,6 +68,168 @@ def test_the_weaker_of_theta_and_phi_decides():
     weak.loc[{"estimator": "e0", "parameter_group": "φ"}] = 1.0
     assert pv.recommend(table).startswith("Train with e0")
     assert pv.recommend(table.assign(efficiency=weak)).startswith("Train with e1")
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        ({"gradient_bias": np.nan}, "12 standard errors behind: the bias of its gradient is not known"),
+        ({"gradient_khat": np.nan}, "20 draws are too few to see a heavy tail of the gradient; take at least 25"),
+        ({"gradient_khat": 0.71}, "heavy tail, so the error of its variance is not known, with e0 at K = 1 (k̂ = 0.71)"),
+        ({"gradient_khat": 0.69}, "This is sure by 20 draws"),
+    ],
+)
+def test_nothing_is_sure_where_errors_do_not_say_it(number, says):
+    table = judged([4.0, 2.0], [0.1, 0.1])
+    ((name, value),) = number.items()
+    said = pv.recommend(
+        table.assign({name: table[name] * 0 + value if name != "gradient_bias" else table[name] + value})
+    )
+    assert says in said
+    assert said.startswith("Train with e0 at K = 1")
+    if "sure by" not in says:
+        assert "This is not sure, though the next, e1 at K = 1, is" in said
+
+
+class Heavy(pv.elbo.STL):
+    """Unchanged in value; the gradient of each evaluation is scaled by a number of mean 1 and infinite variance."""
+
+    def bound(self, w):
+        value = super().bound(w)
+        scale = 1 + 0.3 * dist.StudentT(1.3).sample()
+        return value.detach() + scale * (value - value.detach())
+
+
+def test_a_heavy_tail_is_seen_and_makes_nothing_sure():
+    """A light tail beside it, of estimators many errors apart, is sure."""
+    model = linear_gaussian()
+    vae, x = model.as_vae(diagonal=True), model.sample(10)
+    vae.encoder.net.bias.data += 0.3
+    elbos = {"TraceMeanField_ELBO": pv.elbo.TraceMeanField_ELBO(), "ScoreFunction": pv.elbo.ScoreFunction()}
+    light = pv.compare_elbos(vae, x, elbos, draws=150, particles=(2,))
+    assert (light.gradient_khat < 0.7).all()
+    assert "This is sure by 150 draws" in pv.recommend(light)
+    heavy = pv.compare_elbos(vae, x, {**elbos, "heavy": Heavy()}, draws=150, particles=(2,))
+    assert (heavy.gradient_khat.sel(estimator="heavy", parameter_group=["Θ", "φ"]) > 0.7).all()
+    said = pv.recommend(heavy.assign(efficiency_se=1e-3 * heavy.efficiency))  # an error that saw no outlier
+    assert "This is not sure, though the next" in said
+    assert "heavy tail, so the error of its variance is not known, with heavy at K = 2" in said
+
+
+# --- One bound at a time ---
+
+
+def no_kl(model, guide, x, size=None):
+    """A user's loss that lost its KL: the signal of its gradient is the largest."""
+    return pv.elbo.Beta(pv.elbo.ELBO(), 0.0).differentiable_loss(model, guide, x, size)
+
+
+def test_losses_of_other_objectives_are_not_ranked_but_told_of():
+    """Each of these had "sure" said of it."""
+    vae, x = small_vae(), torch.randn(10, 6)
+    rivals = {
+        "note_objective": pv.elbo.note_objective,
+        "no_kl": no_kl,
+        "beta": pv.elbo.Beta(pv.elbo.AnalyticKL(), 50.0),
+    }
+    elbos = {"Trace_ELBO": pv.elbo.Trace_ELBO(), "ELBO": pv.elbo.ELBO(), **rivals}
+    table = pv.compare_elbos(vae, x, elbos, draws=30)
+    best = table.assign(efficiency=table.efficiency.where(~table.estimator.isin([*rivals]), 1e9))
+    said = pv.recommend(best)
+    assert said.startswith(("Train with Trace_ELBO", "Train with ELBO"))
+    assert "of 2 choices for the ELBO" in said
+    own = table.value.sel(estimator="ELBO", particles=1)
+    for name in rivals:
+        apart = table.value.sel(estimator=name, particles=1) - own
+        side = "above" if apart.mean() > 0 else "below"
+        changed = f"Training with {name} at K = 1 changes the objective" + (
+            " to Beta(ELBO, beta=50)" * (name == "beta")
+        )
+        assert f"{changed}: its value lies {abs(apart.mean().item()):.3g} ± " in said
+        assert f"nats per datum {side} that of the ELBO, and a small step along its gradient raises the ELBO " in said
+    alone = pv.recommend(best.sel(estimator=["no_kl", "note_objective"]))
+    assert "no other estimator of no_kl at K = 1 to compare it with" in alone
+    assert "sure" not in alone
+    with pytest.raises(SettingsError, match=r"target is 'IWAE\(8\)'; the comparison has estimators of ELBO, note_obj"):
+        pv.recommend(table, target="IWAE(8)")
+
+
+def test_the_bound_with_most_estimators_is_taken_where_there_is_no_elbo():
+    table = compared(5, (8,), Renyi=pv.elbo.Renyi(), IWAE=pv.elbo.IWAE(), DReG=pv.elbo.DReG())
+    said = pv.recommend(table)
+    assert "of 2 choices for IWAE(8)" in said
+    assert "Training with Renyi at K = 8 changes the objective to Renyi(8, alpha=0.5): its value lies " in said
+    assert "raises the ELBO" not in said, "there is no gradient of the ELBO to compare with"
+    other = pv.recommend(table, target="Renyi(8, alpha=0.5)")
+    assert other.startswith("Train with Renyi at K = 8: its gradient")
+    assert "Training with IWAE at K = 8 or DReG at K = 8 changes the objective to IWAE(8)" in other
+
+
+TARGETS = {
+    "ELBO": [
+        pv.elbo.ELBO(3), pv.elbo.STL(), pv.elbo.AnalyticKL(5), pv.elbo.ScoreFunction(4), pv.elbo.IWAE(1),
+        pv.elbo.DReG(1), pv.elbo.Renyi(1, alpha=0.3), pv.elbo.Renyi(5, alpha=1.0), pv.elbo.CIWAE(4, mix=1.0),
+        pv.elbo.MIWAE(3, groups=3), pv.elbo.Thermodynamic(4, partitions=1), pv.elbo.Beta(pv.elbo.IWAE(1), 1.0),
+        pv.elbo.FreeBits(pv.elbo.ELBO(), 0.0), pv.elbo.TCVAE(pv.elbo.ELBO(), 1.0),
+        pv.elbo.InfoVAE(pv.elbo.ELBO(), alpha=0.0, weight=1.0),
+    ],
+    "IWAE(6)": [
+        pv.elbo.IWAE(6), pv.elbo.DReG(6), pv.elbo.VIMCO(6), pv.elbo.Renyi(6, alpha=0.0), pv.elbo.CIWAE(6, mix=0.0),
+        pv.elbo.MIWAE(12, groups=2), pv.elbo.PIWAE(6, groups=1),
+    ],
+    "Beta(IWAE(6), beta=0.5)": [pv.elbo.Beta(pv.elbo.DReG(6), 0.5)],
+    "Renyi(6, alpha=0.5)": [pv.elbo.Renyi(6)],
+    "PIWAE(6, groups=2)": [pv.elbo.PIWAE(6, groups=2)],
+    "CIWAE(6, mix=0.5)": [pv.elbo.CIWAE(6)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "loss"), [(t, loss) for t, losses in TARGETS.items() for loss in losses], ids=repr)
+def test_estimators_of_one_bound_have_one_mean(target, loss):
+    """By value, in 1,000 draws of one datum: what they are said to estimate is what they estimate."""
+    assert loss.target() == target
+    model = linear_gaussian()
+    vae, x = model.as_vae(diagonal=True), model.sample(1).expand(1000, -1)
+    if target not in ("ELBO", "IWAE(6)"):
+        return
+    alike = pv.elbo.ELBO() if target == "ELBO" else pv.elbo.IWAE(6)
+    with torch.no_grad():
+        one, other = (each.bound(each.weigh(vae.model, vae.guide, x)) for each in (loss, alike))
+    assert abs((one.mean() - other.mean()) / (one.var() / 1000 + other.var() / 1000).sqrt()) < 5
+    if target == "IWAE(6)":
+        with torch.no_grad():
+            elbo = pv.elbo.ELBO(6)
+            wrong = elbo.bound(elbo.weigh(vae.model, vae.guide, x))
+        assert abs((one.mean() - wrong.mean()) / (one.var() / 1000 + wrong.var() / 1000).sqrt()) > 5, "power"
+
+
+def test_pyros_own_estimators_have_a_target_and_a_subclass_has_its_own():
+    class Mine(pv.elbo.TraceMeanField_ELBO):
+        """Who knows what it estimates?"""
+
+    elbos = {"pyro": pv.elbo.Trace_ELBO(), "hand": pv.elbo.HandDerivedELBO(), "mine": Mine(), "IWAE": pv.elbo.IWAE()}
+    table = compared(2, (1, 4), **elbos)
+    assert table.target.values.tolist() == [
+        ["ELBO", "ELBO"], ["ELBO", "ELBO"], ["mine at K = 1", "mine at K = 4"], ["ELBO", "IWAE(4)"],
+    ]  # fmt: skip
+    saved = table.drop_vars("target").assign_coords(bound=("estimator", ["ELBO", "ELBO", "mine", "IWAE"]))
+    assert "IWAE at K = 4 changes the objective" in pv.recommend(saved), "saved before K was part of it"
+
+
+def test_alignment_is_the_cosine_of_the_means_though_noise_is_shared():
+    """Over 300 repeats, means (1, 0) and (3, 4) with the same noise: 0.6, and the stated error is the spread."""
+    generator, found, stated = torch.Generator().manual_seed(0), [], []
+    for _ in range(300):
+        first, second = (Moments([2], 50, like=torch.zeros(())) for _ in range(2))
+        for noise in torch.randn(50, 2, generator=generator):
+            first.add([torch.tensor([1.0, 0.0]) + noise])
+            second.add([torch.tensor([3.0, 4.0]) + noise])
+        cosine, error = alignment(first, second, [[0]])
+        found.append(cosine.item())
+        stated.append(error.item())
+    found = np.array(found)
+    assert abs(found.mean() - 0.6) < 5 * found.std() / 300**0.5 + 0.005, "a ratio of means is biased by O(1/n)"
+    assert np.mean(stated) == pytest.approx(found.std(), rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def judged(*by_seed, error):
         table.assign(
             efficiency=(dims, np.broadcast_to(np.reshape(row, (-1, 1, 1)), shape)),
             efficiency_se=(dims, np.broadcast_to(error * np.reshape(row, (-1, 1, 1)), shape)),
+            gradient_khat=(dims, np.zeros(shape)),
         ).assign_attrs(seed=s)
         for s, row in enumerate(by_seed)
     ]

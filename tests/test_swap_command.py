@@ -114,6 +114,16 @@ def test_data_to_compare_on_are_refused_by_their_row(folder, capsys):
     assert "other.npy: row 30, column 2 is 0.5, and Poisson takes" in refused(capsys)
 
 
+def test_duplicated_rows_are_told_of_in_one_line(folder, capsys):
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    np.save("held.npy", np.tile(rows, (3, 1)))
+    assert swap("--validation_data", "held.npy") == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if "distinct" in line]
+    assert "pyro-vae: x: only 20 of 60 rows are distinct; standard errors are clustered by distinct row" in lines
+    assert "60 data in 20 distinct rows" in said.out.replace("\n", " ")
+
+
 # --- Divergence and Ctrl-C ---
 
 EXPLODES = """

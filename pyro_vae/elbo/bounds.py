@@ -119,8 +119,8 @@ class Estimator(TensorELBO):
         return type(self).__name__ + (f"({', '.join(own)})" if own else "")
 
     def target(self) -> str:
-        """The bound that it estimates, which other estimators may share."""
-        return self.called()
+        """The bound that it estimates, K included where it depends on K; other estimators may share it."""
+        return repr(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join([str(self.num_particles), *shown(self.settings())])})"
@@ -245,6 +245,16 @@ class AnalyticKL(ELBO):
         return ELBO(self.num_particles)
 
 
+def importance_weighted(num_particles: int) -> str:
+    """The name of the importance-weighted bound, which with one particle is the ELBO.
+
+    Example:
+        >>> importance_weighted(1), importance_weighted(50)
+        ('ELBO', 'IWAE(50)')
+    """
+    return "ELBO" if num_particles == 1 else f"IWAE({num_particles})"
+
+
 class IWAE(Estimator):
     """The importance-weighted bound, tighter with every particle.
 
@@ -270,7 +280,7 @@ class IWAE(Estimator):
         return log_mean_exp(w.log)
 
     def target(self) -> str:
-        return "IWAE"
+        return importance_weighted(self.num_particles)
 
     def reference(self) -> Estimator:
         return DReG(self.num_particles)
@@ -380,6 +390,10 @@ class Renyi(Estimator):
     def settings(self) -> dict[str, Any]:
         return {"alpha": self.alpha}
 
+    def target(self) -> str:
+        known = {0.0: importance_weighted(self.num_particles), 1.0: "ELBO"}
+        return "ELBO" if self.num_particles == 1 else known.get(self.alpha, super().target())
+
 
 class MIWAE(Estimator):
     """The mean of several importance-weighted bounds: between the ELBO and IWAE.
@@ -421,6 +435,10 @@ class MIWAE(Estimator):
     def settings(self) -> dict[str, Any]:
         return {"groups": self.groups}
 
+    def target(self) -> str:
+        has_two = isinstance(self, PIWAE) and self.groups > 1  # bounds, one for Θ and one for φ
+        return super().target() if has_two else importance_weighted(self.num_particles // self.groups)
+
 
 class CIWAE(Estimator):
     """A mixture of the ELBO and the importance-weighted bound, of the same particles.
@@ -454,6 +472,10 @@ class CIWAE(Estimator):
 
     def settings(self) -> dict[str, Any]:
         return {"mix": self.mix}
+
+    def target(self) -> str:
+        known = {0.0: importance_weighted(self.num_particles), 1.0: "ELBO"}
+        return "ELBO" if self.num_particles == 1 else known.get(self.mix, super().target())
 
 
 class PIWAE(MIWAE):

@@ -127,6 +127,9 @@ class Objective(Estimator):
         pyro_vae.errors.ModelError: Beta goes around an estimator of pyro_vae.elbo, this is Trace_ELBO; use ELBO, ...
     """
 
+    neutral: tuple[dict[str, Any], ...] = ()
+    """Settings with which it is the estimator inside."""
+
     def __init__(self, elbo: Estimator) -> None:
         if not isinstance(elbo, Estimator):
             what = elbo.__name__ if isinstance(elbo, type) else type(elbo).__name__
@@ -173,6 +176,8 @@ class Objective(Estimator):
         return f"{type(self).__name__}({', '.join([self.elbo.called(), *shown(self.settings())])})"
 
     def target(self) -> str:
+        if self.settings() in self.neutral:
+            return self.elbo.target()
         return f"{type(self).__name__}({', '.join([self.elbo.target(), *shown(self.settings())])})"
 
     def __repr__(self) -> str:
@@ -203,6 +208,8 @@ class Beta(Objective):
         >>> Beta(ELBO(), 4.0), Beta(ELBO(), Linear(100))
         (Beta(ELBO(1), beta=4), Beta(ELBO(1), beta=Linear(steps=100, start=0, end=1)))
     """
+
+    neutral = ({"beta": 1.0},)
 
     def __init__(self, elbo: Estimator, beta: float | Schedule = 1.0) -> None:
         super().__init__(elbo)
@@ -278,6 +285,8 @@ class FreeBits(Objective):
 
     couples_data = True
 
+    neutral = ({"nats": 0.0},)
+
     def __init__(self, elbo: Estimator, nats: float = 0.5) -> None:
         super().__init__(elbo)
         if not (nats >= 0 and math.isfinite(nats)):
@@ -345,6 +354,8 @@ class TCVAE(Objective):
     """
 
     couples_data = True
+
+    neutral = ({"beta": 1.0},)
 
     def __init__(self, elbo: Estimator, beta: float = 6.0) -> None:
         super().__init__(elbo)
@@ -428,6 +439,8 @@ class InfoVAE(Objective):
     """
 
     couples_data = True
+
+    neutral = ({"alpha": 0.0, "weight": 1.0},)
 
     def __init__(self, elbo: Estimator, *, alpha: float = 0.0, weight: float = 10.0) -> None:
         super().__init__(elbo)

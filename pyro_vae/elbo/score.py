@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.bounds import ELBO, IWAE, Estimator, log_mean_exp
+from pyro_vae.elbo.bounds import ELBO, IWAE, Estimator, importance_weighted, log_mean_exp
 from pyro_vae.elbo.weights import Weights, valued, weigh
 from pyro_vae.errors import SettingsError
 from pyro_vae.traces import Program
@@ -89,7 +89,7 @@ class VIMCO(_Score):
         return valued(value, (signal * w.score).sum(0) + (log.softmax(0) * w.log).sum(0))
 
     def target(self) -> str:
-        return "IWAE"
+        return importance_weighted(self.num_particles)
 
     def reference(self) -> Estimator:
         return IWAE(self.num_particles)
@@ -153,3 +153,6 @@ class Thermodynamic(_Score):
 
     def settings(self) -> dict[str, Any]:
         return {"partitions": len(self.betas) - 1, "first": self.first}
+
+    def target(self) -> str:
+        return "ELBO" if len(self.betas) == 2 else super().target()

@@ -10,18 +10,20 @@ import xarray as xr
 
 from pyro_vae.__about__ import versions
 from pyro_vae._hashes import data_hash, refuse_trained_on, row_hashes
+from pyro_vae._repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.core import VAE
 from pyro_vae.diagnose.weights import BAD as BAD_KHAT
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
-from pyro_vae.evidence.kinds import CAUTION, countable_features, kind
-from pyro_vae.rows import rows_for, rows_of
+from pyro_vae.evidence.generative import Guides, guides_of_one_model
+from pyro_vae.evidence.kinds import CAUTION, NOT_KNOWN, differing, kind, known_features
+from pyro_vae.rows import Rows, rows_for, rows_of
 
 TIED = 2.0
 """Models whose difference is within so many standard errors of it are not told apart."""
 
 NO_BIAS = 0.1
-"""Nats, of all data together: a smaller Monte-Carlo bias does not matter, though a difference have no error at all."""
+"""Nats, of all data together: a smaller Monte-Carlo bias does not matter, even if a difference has no error at all."""
 
 FEW, CLOSE = 100, 4.0
 """With fewer data, or a smaller difference, the normal approximation to its error is poor (Sivula et al., 2025)."""
@@ -55,8 +57,16 @@ def compare_models(
     are held out, so that no correction is needed.
 
     An estimate of log p(x) is itself a random number. Its Monte-Carlo error is part of the spread over data, and so
-    of ``se`` and ``dse`` already; ``mcse`` and ``diff_mcse`` say how much of them it is. That its logarithm lies
-    below log p(x) is no part of them: ``mc_bias`` says by about how much.
+    of ``se`` and ``dse`` already; ``mcse`` and ``diff_mcse`` say how much of them it is. Its bias, by which a guide
+    that misses part of the posterior makes log p(x) too low, is no part of them: ``mc_bias`` estimates it. Where it
+    matters, or k̂ is above 0.7, a difference may come from the guides and not from the models, and the table warns.
+    Two entries with the same prior and decoder are one generative model, and any difference between them is guide
+    quality.
+
+    Rows that ``x_test`` holds several times are no independent data: a :class:`~pyro_vae.errors.DuplicateRowsWarning`
+    says so, and standard errors are clustered by distinct row. Where each row occurs r times, ``elpd_diff`` and
+    ``dse`` are both r times those of the distinct rows. Rows of few countable values, which are equal by chance,
+    do not count as duplicates.
 
     Args:
         models: name → VAE, or the dataset that :func:`log_evidence` made of it and of ``x_test``; at least two.
@@ -76,13 +86,18 @@ def compare_models(
         - ``elpd_diff``, ``dse``: that minus the best model's, and the standard error of the paired differences;
           ``p_worse``: the chance of being worse than the best, in a normal approximation;
         - ``weight``: of the mixture of all models that gives the held-out data most probability (stacking);
-        - ``mcse``, ``diff_mcse``: the Monte-Carlo standard errors of ``elpd`` and ``elpd_diff``; ``mc_bias``;
-        - ``kind``: whether p(x) is a probability, a density or both, which are not to be compared;
-        - ``diag_diff``: ``tied`` where the difference is within two standard errors, ``N < 100`` and
-          ``|elpd_diff| < 4`` where these are themselves not certain; ``diag_elpd``: k̂ above 0.7, or a bias that
-          matters; ``warning``: whether there is such.
+        - ``mcse``, ``diff_mcse``: the Monte-Carlo standard errors of ``elpd`` and ``elpd_diff``; ``mc_bias``: the
+          bias of ``elpd``, as measured by :func:`log_evidence` or else minus half the variance of its error;
+        - ``kind``: whether p(x) is a probability, a density or both; models are comparable only if each feature is of
+          the same kind under all of them;
+        - ``diag_diff``: ``tied`` where the difference is within two standard errors, ``N < 100`` (distinct rows) and
+          ``|elpd_diff| < 4`` where these errors are themselves uncertain; ``diag_elpd``: k̂ above 0.7, a bias that
+          matters, or another guide of the same model; ``warning``: whether there is such.
 
-        ``attrs`` hold the method, the hash of the data and what is to be known of the table.
+        ``attrs`` hold the method, the number of data and of distinct rows, the hash of the data, the features that
+        are not comparable (``unlike``), the models whose features are not known (``not_known``), and which entries
+        are one generative model (``same_model``; ``same_model_apart`` if their difference is above two standard
+        errors).
 
     Raises:
         DataError: if the data were trained on, are fewer than two, are not finite numbers in rows, or a dataset
@@ -109,7 +124,7 @@ def compare_models(
     refuse_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
         raise SettingsError("a comparison needs at least two models; give {name: vae, other: vae}")
-    hashes = _checked(models, x_test)
+    rows, hashes = _checked(models, x_test)
     settings = {"method": method, "num_particles": num_particles, "temperatures": temperatures, "leapfrog": leapfrog}
     found = {
         name: model
@@ -117,27 +132,38 @@ def compare_models(
         else log_evidence(model, x_test, **settings, seed=seed, progress=progress)  # type: ignore[arg-type]
         for name, model in models.items()
     }
-    kinds = {
-        name: kind(countable_features(model, rows_of(x_test)))
-        if isinstance(model, VAE)
-        else str(model.attrs.get("kind", "not known"))
-        for name, model in models.items()
-    }
-    table = _table(found).assign(kind=pd.Series(kinds))
-    mixed = len({value for value in kinds.values() if value != "not known"}) > 1
+    features = {name: known_features(one, rows.x[0].numel()) for name, one in found.items()}
+    number = distinct_rows(rows, _log_probability(found, features))
+    remedy = "standard errors are clustered by distinct row"
+    warn_of_duplicates(number, source="x_test", remedy=remedy)
+    kinds = {name: NOT_KNOWN if own is None else kind(own) for name, own in features.items()}
+    pairs = guides_of_one_model(found, number)
+    table = _table(found, number, pairs).assign(kind=pd.Series(kinds))
+    unlike = differing(features, getattr(x_test, "columns", None))
     table.attrs = {
         "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(hashes),
-        "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO, "caution": CAUTION if mixed else "",
+        "distinct": count(number), "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO,
+        "caution": CAUTION if unlike else "", "unlike": unlike,
+        "not_known": ", ".join(name for name, own in features.items() if own is None),
+        "same_model": "; ".join(str(pair) for pair in pairs), "same_model_apart": any(map(_is_apart, pairs)),
         **versions(),
     }  # fmt: skip
     return table
 
 
-def _checked(models: Mapping[str, Any], x_test: Any) -> np.ndarray:
-    """The hashes of the held-out rows, all models seen to fit them before the first is evaluated."""
+def _log_probability(
+    found: Mapping[str, xr.Dataset], features: Mapping[str, tuple[bool, ...] | None]
+) -> np.ndarray | None:
+    """log p of each row by the best model under which it has a probability and not a density, if there is one."""
+    each = [one.log_evidence.values.astype(float) for name, one in found.items() if all(features[name] or (False,))]
+    return max(each, key=np.sum) if each else None
+
+
+def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
+    """Validate all models against the held-out rows before the first is evaluated; the rows and their hashes."""
     rows = rows_of(x_test, source="x_test")
     if len(rows) < 2:
-        raise DataError("x_test holds 1 datum, of which no standard error can be had; give at least 2")
+        raise DataError("x_test holds 1 datum, which has no standard error; give at least 2")
     hashes = row_hashes(rows)
     for name, model in models.items():
         if isinstance(model, xr.Dataset):
@@ -149,7 +175,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> np.ndarray:
             raise SettingsError(
                 f"models[{name!r}] is a {type(model).__name__}; give a VAE or what log_evidence made of one"
             )
-    return hashes
+    return rows, hashes
 
 
 def _refuse_dataset(name: str, found: xr.Dataset, expected: str) -> None:
@@ -163,33 +189,47 @@ def _refuse_dataset(name: str, found: xr.Dataset, expected: str) -> None:
         raise DataError(f"x_test was trained on: {told}, are training data of {name!r}; give rows that were held out")
 
 
-def _table(found: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+def _table(found: Mapping[str, xr.Dataset], number: np.ndarray, pairs: list[Guides]) -> pd.DataFrame:
     each = np.stack([one.log_evidence.values.astype(float) for one in found.values()])  # (model, datum)
     errors = np.stack([one.mcse.values.astype(float) for one in found.values()])
     order = np.argsort(-each.sum(1), kind="stable")
     names = [list(found)[i] for i in order]
     each, errors, n = each[order], errors[order], each.shape[1]
     apart, variance = each - each[0], (errors**2).sum(1)
-    dse = np.sqrt(n) * apart.std(1, ddof=1)
+    dse = n * clustered_error(apart, number)
     table = pd.DataFrame(
         {
             "rank": range(len(names)),
             "elpd": each.sum(1),
             "elpd_diff": apart.sum(1),
             "weight": stacking_weights(each),
-            "se": np.sqrt(n) * each.std(1, ddof=1),
+            "se": n * clustered_error(each, number),
             "dse": dse,
             "p_worse": [_p_worse(d, s) for d, s in zip(apart.sum(1), dse, strict=True)],
             "mcse": np.sqrt(variance),
             "diff_mcse": np.where(np.arange(len(names)) == 0, 0.0, np.sqrt(variance + variance[0])),
-            "mc_bias": -variance / 2,
+            "mc_bias": [_bias(found[name], v) for name, v in zip(names, variance, strict=True)],
         },
         index=names,
     )
-    table["diag_diff"] = [_about_difference(row, n) if row["rank"] else "" for _, row in table.iterrows()]
+    share = count(number) / n
+    table["diag_diff"] = [
+        _about_difference(row, count(number), share) if row["rank"] else "" for _, row in table.iterrows()
+    ]
     least = table.dse[1:].min()
-    table["diag_elpd"] = [_about_elpd(found[name], table.loc[name], least) for name in names]
+    twins = {pair.other: pair.best for pair in pairs if abs(pair.difference) > NO_BIAS}
+    table["diag_elpd"] = [_about_elpd(found[name], table.loc[name], least, twins.get(name, "")) for name in names]
     return table.assign(warning=table.diag_elpd != "")
+
+
+def _bias(found: xr.Dataset, variance: float) -> float:
+    """The bias of the sum of log p(x): measured, or else to the second order in the error of the weights."""
+    measured = float(found.bias.sum(skipna=False)) if "bias" in found else math.nan
+    return -variance / 2 if math.isnan(measured) else measured
+
+
+def _is_apart(pair: Guides) -> bool:
+    return abs(pair.difference) > max(TIED * pair.error, NO_BIAS)
 
 
 def _p_worse(difference: float, error: float) -> float:
@@ -198,21 +238,25 @@ def _p_worse(difference: float, error: float) -> float:
     return 0.5 * (1 - math.erf(difference / (max(error, 1e-12) * math.sqrt(2))))
 
 
-def _about_difference(row: pd.Series, n: int) -> str:
+def _about_difference(row: pd.Series, distinct: int, share: float) -> str:
     told = {
         "tied": abs(row.elpd_diff) <= TIED * row.dse,
-        f"N < {FEW}": n < FEW,
-        f"|elpd_diff| < {CLOSE:g}": abs(row.elpd_diff) < CLOSE,
+        f"N < {FEW}": distinct < FEW,
+        f"|elpd_diff| < {CLOSE:g}": abs(row.elpd_diff) * share < CLOSE,  # of the distinct rows
     }
     return "; ".join(name for name, true in told.items() if true)
 
 
-def _about_elpd(found: xr.Dataset, row: pd.Series, least: float) -> str:
+def _about_elpd(found: xr.Dataset, row: pd.Series, least: float, twin: str) -> str:
     told = []
-    if "khat" in found and (count := int((found.khat > BAD_KHAT).sum())):
-        told.append(f"{count} k̂ > {BAD_KHAT}")
-    if -row.mc_bias > max(row.dse, least, NO_BIAS):
+    if "khat" in found and (heavy := int((found.khat > BAD_KHAT).sum())):
+        told.append(f"{heavy} k̂ > {BAD_KHAT}")
+    if abs(row.mc_bias) > max(row.dse, least, NO_BIAS):
         told.append("mc_bias > dse")
+    if abs(row.mc_bias) > max(abs(row.elpd_diff) / 2, NO_BIAS) and row["rank"]:
+        told.append("mc_bias > half of elpd_diff")
+    if twin:
+        told.append(f"the model of {twin} with another guide")
     return "; ".join(told)
 
 

@@ -14,7 +14,8 @@ from pyro_vae.device import refuse_seed, seeded
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.annealed import PILOT, annealed
 from pyro_vae.evidence.bidirectional import APART, bidirectional
-from pyro_vae.evidence.kinds import countable_features, kind
+from pyro_vae.evidence.generative import generative_hash
+from pyro_vae.evidence.kinds import as_text, countable_features, kind
 from pyro_vae.evidence.weights import Found, Plan, importance_weighted, pareto_smoothed
 from pyro_vae.progress import ticking
 from pyro_vae.rows import Rows, rows_for
@@ -116,7 +117,8 @@ def log_evidence(
         ``acceptance``, the share of moves that were taken, with ``"ais"`` and ``"bdmc"``; with the latter also
         ``lower``, ``upper`` and their ``_mcse``, the simulated data ``x (datum, feature)`` and their latents
         ``z (datum, latent)``; ``log_evidence`` is then the middle. ``attrs`` hold the settings, the ``kind`` of p(x)
-        (a density, a probability or both), the hash of the data, and which of them were trained on, if any.
+        (a density, a probability or both) and that of each feature (``countable``), the hashes of the data and of
+        the generative model, and which of the data were trained on, if any.
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
@@ -167,11 +169,11 @@ def log_evidence(
     if method == "bdmc":
         given = Rows(torch.as_tensor(table.x.values), given.context)
     annealing = {"temperatures": temperatures, "leapfrog": leapfrog} if method in ("ais", "bdmc") else {}
-    hashes = row_hashes(given)
+    hashes, countable = row_hashes(given), countable_features(vae, rows)
     return table.assign_attrs(
         method=method, estimate=TOLD[method], num_particles=num_particles, **annealing, seed=seed,
-        data_hash=data_hash(hashes), trained_on=trained_on(vae, hashes), kind=kind(countable_features(vae, rows)),
-        **versions(),
+        data_hash=data_hash(hashes), trained_on=trained_on(vae, hashes), kind=kind(countable),
+        countable=as_text(countable), generative=generative_hash(vae), **versions(),
     )  # fmt: skip
 
 

@@ -77,15 +77,16 @@ def _root_mean_square(values: xr.DataArray) -> float:
 
 
 def judge_models(table: pd.DataFrame) -> Finding:
-    """Is the best model the best?
+    """Judge whether the best model of a comparison is told apart from the others.
 
     Args:
         table: from :func:`pyro_vae.compare_models`.
 
     Returns:
-        ``fine`` where the best is told apart from all others, ``doubtful`` where it is tied with one, or the
-        Monte-Carlo bias of an estimate is larger than a difference's error, ``bad`` where models of
-        different kinds are compared.
+        ``fine`` where the best is told apart from all others. ``doubtful`` where it is tied with one, where
+        k̂ or the bias of an estimate says that a difference may come from the guides and not from the models, or
+        where it is not known which features are densities. ``bad`` where a feature is a density under one model and a
+        probability under another, or one generative model with two guides is told apart from itself.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -94,22 +95,32 @@ def judge_models(table: pd.DataFrame) -> Finding:
         >>> judge_models(table).level
         'doubtful'
     """
-    best, others = str(table.index[0]), table.iloc[1:]
-    if table.attrs["caution"]:
-        kinds = ", ".join(f"{name}: {value}" for name, value in table.kind.items())
-        return Finding(
-            "model comparison", "bad", f"models of different kinds are compared ({kinds})",
-            "compare models of one kind, as by dequantising counts for a density",
-        )  # fmt: skip
+    best, others, about = str(table.index[0]), table.iloc[1:], "model comparison"
+    if table.attrs["unlike"]:
+        remedy = "compare models that take each feature for the same kind, as by dequantising counts for a density"
+        return Finding(about, "bad", table.attrs["unlike"], remedy)
     tied = [str(name) for name in others.index[others.elpd_diff.abs() <= TIED * others.dse]]
     told = "; ".join(f"{name} {row.elpd_diff:+.4g} ± {row.dse:.2g}" for name, row in others.iterrows())
-    why = f"{best} has the most evidence of {table.attrs['data']} held-out data, in nats beside it: {told}"
+    why = f"{best} has the most evidence of {_data(table)}, in nats beside it: {told}"
     if tied:
         why += f" (within {TIED:g} standard errors, so not told apart: {', '.join(tied)})"
+    if table.attrs["same_model"]:
+        why += f"; {table.attrs['same_model']}"
     if table.warning.any():
-        warned = [f"{name} ({row.diag_elpd})" for name, row in table[table.warning].iterrows()]
-        why += f"; not to be relied on: {', '.join(warned)}"
-        return Finding("model comparison", "doubtful", why, 'take method="ais" or more particles')
+        level: Level = "bad" if table.attrs["same_model_apart"] else "doubtful"
+        warned = [
+            f"{name} ({row.diag_elpd}; mc_bias {row.mc_bias:.2g})" for name, row in table[table.warning].iterrows()
+        ]
+        why += f"; the difference may come from the guides, not from the models: {', '.join(warned)}"
+        return Finding(about, level, why, 'estimate by method="ais" or with more particles, or take a richer posterior')
+    if table.attrs["not_known"]:
+        why += f"; which features are densities is not known of {table.attrs['not_known']}"
+        return Finding(about, "doubtful", why, "estimate its evidence again by log_evidence")
     if tied:
-        return Finding("model comparison", "doubtful", why, "hold out more data, or take the simpler model")
-    return Finding("model comparison", "fine", why)
+        return Finding(about, "doubtful", why, "hold out more data, or take the simpler model")
+    return Finding(about, "fine", why)
+
+
+def _data(table: pd.DataFrame) -> str:
+    n, distinct = table.attrs["data"], table.attrs["distinct"]
+    return f"{n} held-out data" + (f" ({distinct} distinct rows)" if distinct < n else "")
