@@ -126,7 +126,7 @@ def autoregressive(rho: float, n: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("rho", "least"), [(0.0, 0.92), (0.5, 0.92), (0.9, 0.9)])
 def test_the_slopes_error_covers_for_short_dependent_series(rho, least):
-    """By the effective sample size, only .49 of these 400 runs of 40 epochs were covered at .9."""
+    """By the effective sample size, only .62 of these 400 runs of 40 epochs were covered at .9."""
     runs = [series(autoregressive(rho, 40, seed)) for seed in range(400)]
     found = converged(runs, tail=1.0)
     z = (found.slope / found.slope_se).values
