@@ -238,7 +238,8 @@ class Refined(Posterior):
 
     Here h estimates σ² times the curvature of -log p(x, z), so each step is Newton's, in each latent
     by itself, and the rate η has no unit (Kim et al. take plain gradient steps). The noise ε is drawn
-    once, the same for every datum and call, in pairs ±ε of orthogonal directions: q is a function of x.
+    once, the same for every datum and call, in pairs ±ε of length √d: q is a function of x. From twice the number
+    of latents d on (K ≥ 2d) its covariance is I exactly; of fewer pairs the directions are orthogonal.
     A step that would lower a datum's estimate is not taken and that datum's η is halved, so no
     datum's estimate ever falls. Decoder and prior are those of the VAE the encoder becomes part of,
     in evaluation mode; they are no submodules. The gradient passes straight through: the correction
@@ -249,7 +250,7 @@ class Refined(Posterior):
         encoder: a :class:`DiagNormal`, or the network of one.
         steps: gradient steps per call, at least 1; each runs the decoder on ``particles`` latents per datum.
         rate: η, above 0; at 1 a full Newton step, exact where the latents are independent normals a posteriori.
-        particles: K, even, at least 2; from twice the number of latents on, the noise has covariance I exactly.
+        particles: K, even, at least 2.
 
     Raises:
         SettingsError: if a setting is out of its range.
@@ -358,9 +359,26 @@ class Refined(Posterior):
 
 
 def _orthogonal_pairs(number: int, size: int) -> Tensor:
-    """Pairs ±ε of length √size, in blocks of random orthogonal directions: mean 0, whole blocks covariance I."""
-    generator = torch.Generator().manual_seed(0)
-    blocks = math.ceil(number / 2 / size)
-    normal = torch.randn(blocks, size, size, generator=generator, dtype=torch.float64)
-    directions = math.sqrt(size) * torch.linalg.qr(normal).Q.reshape(-1, size)[: number // 2]
+    """Pairs ±ε of length √size, of mean 0: orthogonal, or, where there are enough of them, of covariance I."""
+    generator, half = torch.Generator().manual_seed(0), number // 2
+    q = torch.linalg.qr(torch.randn(max(half, size), min(half, size), generator=generator, dtype=torch.float64)).Q
+    directions = _of_one_length(math.sqrt(half) * q) if half >= size else math.sqrt(size) * q.T
     return torch.cat([directions, -directions])
+
+
+def _of_one_length(rows: Tensor) -> Tensor:
+    """Rows of one length with the same ``rowsᵀ rows``: the longest and the shortest are turned into each other.
+
+    Each turn gives one row the root-mean-square length, so one fewer than there are rows is enough.
+    """
+    rows, mean = rows.clone(), rows.square().sum(-1).mean()
+    for _ in range(len(rows) - 1):
+        square = rows.square().sum(-1) - mean
+        i, j = int(square.argmax()), int(square.argmin())
+        if square[i] <= 1e-14 * mean or square[j] >= 0:
+            break
+        both = rows[i] @ rows[j]
+        tangent = (-both - (both**2 - square[i] * square[j]).sqrt()) / square[j]
+        cosine = (1 + tangent**2).rsqrt()
+        rows[[i, j]] = torch.stack([rows[i] + tangent * rows[j], rows[j] - tangent * rows[i]]) * cosine
+    return rows

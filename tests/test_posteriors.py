@@ -15,7 +15,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.elbo import AnalyticKL, HandDerivedELBO, log_weights
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.posteriors import DiagNormal, Flow, FullNormal, LowRankNormal, Refined
+from pyro_vae.posteriors import DiagNormal, Flow, FullNormal, LowRankNormal, Refined, _orthogonal_pairs
 
 
 class Given(nn.Module):
@@ -248,15 +248,29 @@ def test_a_rate_far_too_large_lowers_no_datums_estimate():
         assert (model.elbo(x, vae.encoder(x)) >= model.elbo(x, amortised(x)) - 1e-12).all()
 
 
-@pytest.mark.parametrize("particles", [2, 6, 8, 12, 14])
-def test_the_noise_comes_in_pairs_of_length_root_d(particles):
-    _, vae, _, x = refined_linear(particles=particles)
-    vae.encoder(x)
-    noise = vae.encoder._noise
-    assert noise.shape == (particles, 3)
+@pytest.mark.parametrize("latents", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("particles", [2, 4, 6, 8, 10, 14, 16, 18, 50])
+def test_the_noise_has_covariance_identity_from_twice_the_latents_on(particles, latents):
+    """Also where the latents do not divide the number of pairs; with fewer pairs, these are orthogonal."""
+    noise = _orthogonal_pairs(particles, latents)
+    assert noise.shape == (particles, latents)
     assert close(noise.mean(0), 0.0)
-    assert close(noise.square().sum(-1), 3.0)
-    assert close(noise.T @ noise / particles, torch.eye(3).double()) == (particles in (6, 12))
+    assert close(noise.square().sum(-1), float(latents)), "all of length √d"
+    pairs = particles // 2
+    if pairs >= latents:
+        assert close(noise.T @ noise / particles, torch.eye(latents).double())
+    else:
+        assert close(noise[:pairs] @ noise[:pairs].T, latents * torch.eye(pairs).double())
+
+
+@pytest.mark.parametrize("particles", [8, 10, 14])
+def test_the_default_noise_reaches_the_best_diagonal_too(particles):
+    """The noise has covariance I, so the estimate is exact for a linear decoder, whatever d is."""
+    model, vae, _, x = refined_linear(steps=300, particles=particles)
+    q, best = vae.encoder(x), model.best_diagonal(x)
+    assert close(model.elbo(x, best) - model.elbo(x, q), 0.0, 1e-8)
+    assert close(q.stddev, best.stddev, 1e-4)
+    assert vae.encoder._noise.shape == (particles, 3)
 
 
 def test_refined_rows_are_their_own_and_the_same_under_no_grad_and_at_every_call():

