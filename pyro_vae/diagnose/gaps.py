@@ -34,6 +34,12 @@ SHARE = 0.05
 GRIDS = (161, 321)
 """Points per latent by which quadrature is tried."""
 
+CONVERGED = 0.01
+"""By how much the two halves of the optimiser's steps may differ, in nats per latent: a fifth of a gap that is fine."""
+
+ERRORS_OVER = "draws of the q found, for the given data; neither data nor the optimisation"
+"""What the standard errors are about."""
+
 VALUES = ("log_evidence", "elbo", "best_elbo", "richer_elbo")
 DIFFERENCES = {
     "gap": ("log_evidence", "elbo"),
@@ -42,6 +48,12 @@ DIFFERENCES = {
     "closed": ("richer_elbo", "best_elbo"),
     "richer_gap": ("log_evidence", "richer_elbo"),
 }
+LACKS = {
+    "approximation_gap": ("optimization_error", None),
+    "amortisation_gap": (None, "optimization_error"),
+    "richer_gap": ("richer_optimization_error", None),
+}
+"""The error by which a gap may be too large, and that by which it may be too small."""
 
 
 @torch.no_grad()
@@ -69,19 +81,26 @@ def inference_gaps(
     optimised, from those it gave. Refined posteriors are diagonal normals; of a flow, its context is free. A richer
     family shows what would be gained: normals with a full covariance, or the family itself where that is better.
 
-    For each datum the better of start and end is kept, by draws of its own, and what is reported is measured on new
-    draws: nothing is chosen and measured on the same ones, so no bound is biased upwards. Since q* is only
-    the best that was found, the approximation gap may be a little too large and the amortisation gap too small.
-    Normals of all kinds take the same noise, so that their differences have small errors; a difference can
-    be below 0 within its error. Without an oracle (a linear-Gaussian VAE, or one of at most two latents), log p(x) is
+    For each datum the best of start, middle and end is kept, by draws of its own, and what is reported is measured on
+    new draws: nothing is chosen and measured on the same ones, so no bound is biased upwards. Normals of all kinds
+    take the same noise, so that their differences have small errors; a difference can be below 0 within its error.
+
+    Each standard error is over draws of the q found, for the given data. It knows nothing of the optimisation, which
+    has an error of its own: since q* is only the best that was found, the approximation gap may be too large and the
+    amortisation gap too small, by the same amount. So the steps are taken in two halves, the second from where the
+    first ended, at the full rate again. ``optimization_error`` is by how much the ELBOs differ at which the two halves
+    end: little at an optimum, much where the second half still gains or leaps over it. Where that matters,
+    :func:`judge_gaps` says that the optimiser has not converged, and calls nothing fine.
+
+    Without an oracle (a linear-Gaussian VAE, or one of at most two latents), log p(x) is
     importance-weighted with the best q found; look at ``khat`` then.
 
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         log_evidence: log p(x) of each datum, if known: from :func:`pyro_vae.log_evidence`, or numbers.
-        steps: of the optimiser, at least 1.
-        rate: where its rate starts, above 0, in units of the network's outputs; it falls in the second half.
+        steps: of the optimiser for each family, at least 2, in two halves.
+        rate: where its rate starts in each half, above 0, in units of the network's outputs; it falls later on.
         particles: draws of each datum at each step, at least 1.
         num_particles: draws of each datum by which bounds are measured, at least 50.
         chunk: about so many numbers at a time.
@@ -91,7 +110,8 @@ def inference_gaps(
     Returns:
         A dataset over ``datum``, in nats: ``log_evidence``, ``elbo``, ``best_elbo`` (of the family), ``richer_elbo``;
         ``gap``, the sum of ``approximation_gap`` and ``amortisation_gap``; ``closed``, what the richer family gains on
-        the best of the family, and ``richer_gap``, what is left then; each with its Monte-Carlo error ``…_se``.
+        the best of the family, and ``richer_gap``, what is left then; ``optimization_error`` and
+        ``richer_optimization_error`` of either family; each with its Monte-Carlo error ``…_se``.
 
     Raises:
         DataError: if the data do not fit, or ``log_evidence`` is not one finite number per datum.
@@ -134,14 +154,15 @@ def inference_gaps(
         {
             "family": start.name, "richer_family": f"FullNormal or {start.name}", "log_evidence_from": source,
             "latents": start.q().event_shape[0], "threshold_fine": FINE, "threshold_bad": BAD,
-            "threshold_units": "nats per latent", "threshold_share": SHARE, "threshold_khat": KHAT, "steps": steps,
-            "num_particles": num_particles, "seed": seed, **versions(),
+            "threshold_optimization": CONVERGED, "threshold_units": "nats per latent", "threshold_share": SHARE,
+            "threshold_khat": KHAT, "errors_over": ERRORS_OVER, "steps": steps, "num_particles": num_particles,
+            "seed": seed, **versions(),
         },
     )  # fmt: skip
 
 
 def _refuse(steps: int, rate: float, particles: int, num_particles: int, seed: int) -> None:
-    whole("steps", steps, 1)
+    whole("steps", steps, 2)
     above_zero("rate", rate)
     whole("particles", particles, 1)
     whole("num_particles", num_particles, 50)
@@ -191,34 +212,44 @@ def _oracle(vae: VAE, rows: Rows) -> _Known | None:
     return None
 
 
-def _climbed(vae: VAE, rows: Rows, start: Free, **settings: Any) -> tuple[Free, Free, Free]:
-    """The amortised q, where its family's climb ends, and where that of normals with a full covariance does.
+def _climbed(vae: VAE, rows: Rows, start: Free, *, steps: int, **settings: Any) -> list[Free]:
+    """The amortised q, where its family's climb is half way and ends, and where that of full normals is and ends.
 
     Full normals start from the best diagonal ones: from a q far off, correlations make the climb very slow.
     """
+
+    def climbed(begin: Free) -> tuple[Free, Free]:
+        half = climb(vae, rows, begin, steps=steps - steps // 2, **settings)
+        return half, climb(vae, rows, half, steps=steps // 2, **settings)
+
     is_full, q = start.name == "FullNormal", start.q()
-    end = climb(vae, rows, diagonal(q.mean, q.stddev) if is_full else start, **settings)
-    wide = climb(vae, rows, as_full(end.q()), **settings)
-    return start, wide if is_full else end, wide
+    half, end = climbed(diagonal(q.mean, q.stddev) if is_full else start)
+    wide_half, wide = climbed(as_full(end.q()))
+    return [start, *((wide_half, wide) if is_full else (half, end)), wide_half, wide]
 
 
-def _on_the_same_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_particles: int) -> list[Tensor]:
+def _on_the_same_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_particles: int) -> Tensor:
+    """The log-weights of each member, shape ``(member, K, datum)``."""
     seed, found = int(torch.randint(2**32, ())), []
     for member in members:
         with seeded(seed, rows.x.device):
             found.append(weights(vae, rows, member, num_particles))
-    return found
+    return torch.stack(found)
 
 
 def _measured(
     vae: VAE, rows: Rows, members: Sequence[Free], known: _Known | None, num_particles: int
 ) -> dict[str, np.ndarray]:
     """Each bound and each difference with its error: chosen on some draws, measured on others."""
-    start, end, wide = (w.mean(0) for w in _on_the_same_noise(vae, rows, members, num_particles))
-    moved, widened = end > start, wide > torch.maximum(start, end)
-    own, ended, wider = _on_the_same_noise(vae, rows, members, num_particles)
-    best = torch.where(moved, ended, own)
-    richer = torch.where(widened, wider, best)
+    trial = _on_the_same_noise(vae, rows, members, num_particles).mean(1)
+    measured = _on_the_same_noise(vae, rows, members, num_particles)
+
+    def best_of(first: int) -> Tensor:
+        chosen = trial[:first].argmax(0)
+        return measured.gather(0, chosen.expand(1, *measured.shape[1:]))[0]
+
+    own, half, end, wide_half, wide = measured
+    best, richer = best_of(3), best_of(5)
     bounds = {"elbo": own, "best_elbo": best, "richer_elbo": richer}
     # A mean's error is that of the mean of these; the log of a mean's is so to first order.
     value = {name: w.mean(0) for name, w in bounds.items()}
@@ -239,6 +270,8 @@ def _measured(
     for name, (more, less) in DIFFERENCES.items():
         found[name] = value[more] - value[less]
         found[f"{name}_se"] = error(spread[more] - spread[less], more == "log_evidence")
+    for name, apart in {"optimization_error": end - half, "richer_optimization_error": wide - wide_half}.items():
+        found[name], found[f"{name}_se"] = apart.mean(0).abs(), error(apart, False)
     arrays = {name: tensor.cpu().numpy() for name, tensor in found.items()}
     return arrays if known is not None else {**arrays, "khat": psis(richer)[1]}
 
@@ -246,60 +279,127 @@ def _measured(
 def judge_gaps(gaps: xr.Dataset) -> Finding:
     """Is what the ELBO loses small, and if not, is it the family or the amortisation?
 
-    Both gaps' means over data are held against thresholds in nats per latent, with two Monte-Carlo standard errors.
+    Both gaps' means over the given data are held against thresholds in nats per latent, with two Monte-Carlo standard
+    errors and what the optimiser may lack, which makes the amortisation gap too small and the approximation gap too
+    large. Where the two halves of its steps end more than 0.01 nats per latent apart, it has not converged.
 
     Args:
         gaps: from :func:`inference_gaps`.
 
     Returns:
-        ``"fine"`` where both are below the lower threshold, ``"bad"`` where one is above the upper one.
+        ``"fine"`` where both are below the lower threshold and the optimiser has converged, ``"bad"`` where one is
+        above the upper one.
 
     Example:
         >>> import pyro_vae as pv
         >>> linear = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5)
-        >>> judge_gaps(inference_gaps(linear.as_vae(), torch.ones(3, 5), steps=20, num_particles=50)).level
+        >>> judge_gaps(inference_gaps(linear.as_vae(), torch.ones(3, 5), steps=200, num_particles=50)).level
         'fine'
     """
     latents = gaps.attrs["latents"]
     fine, bad = gaps.attrs["threshold_fine"] * latents, gaps.attrs["threshold_bad"] * latents
-    amortisation, approximation, closed = (_mean(gaps, n) for n in ("amortisation_gap", "approximation_gap", "closed"))
-    levels = [level_of(*amortisation, fine, bad), level_of(*approximation, fine, bad)]
+    amortisation, approximation, closed = (
+        mean_gap(gaps, name) for name in ("amortisation_gap", "approximation_gap", "closed")
+    )
+    levels = [_level(gap.low, gap.high, fine, bad) for gap in (amortisation, approximation)]
     beyond = float((gaps.gap - 2 * gaps.gap_se > bad).mean())
     tails = float((gaps.khat > gaps.attrs["threshold_khat"]).mean()) if "khat" in gaps else 0.0
     share = gaps.attrs["threshold_share"]
-    if max(beyond, tails) > share:
+    if max(beyond, tails) > share or not optimiser_converged(gaps):
         levels.append("doubtful")
     why = (
-        f"the encoder loses {_told(*amortisation)} nats to the best {gaps.attrs['family']} of each datum, which loses "
-        f"{_told(*approximation)} nats to log p(x) ({gaps.attrs['log_evidence_from']}), means of "
-        f"{gaps.sizes['datum']} data; up to {fine:.3g} is fine, from {bad:.3g} bad; "
-        f"{beyond:.0%} of data lose more than that in all"
+        f"the encoder loses {amortisation} nats to the best {gaps.attrs['family']} found for each datum, which loses "
+        f"{approximation} nats to log p(x) ({gaps.attrs['log_evidence_from']}), means of these "
+        f"{gaps.sizes['datum']} data ± standard errors over draws; {_optimisation(gaps)}; up to {fine:.3g} is "
+        f"fine, from {bad:.3g} bad; {beyond:.0%} of data lose more than that in all"
     )
     if tails > share:
         why += (
             f", and k̂ is above {gaps.attrs['threshold_khat']} for {tails:.0%}, so log p(x) is not to be trusted there"
         )
     level: Level = "bad" if "bad" in levels else "doubtful" if "doubtful" in levels else "fine"
-    return Finding("inference gaps", level, why, _next(levels, closed[0], approximation[0], tails > share))
+    steps = _next(levels, closed.value, approximation.value, tails > share)
+    if not optimiser_converged(gaps):
+        steps = "; ".join(filter(None, [f"first take more steps than {gaps.attrs['steps']}", steps]))
+    return Finding("inference gaps", level, why, steps)
 
 
-def _mean(gaps: xr.Dataset, name: str) -> tuple[float, float]:
-    """Over data, and its Monte-Carlo error."""
-    return float(gaps[name].mean()), float(np.sqrt((gaps[f"{name}_se"] ** 2).sum()) / gaps.sizes["datum"])
+@dataclass(frozen=True)
+class MeanGap:
+    """The mean of a gap over the given data, in nats.
+
+    Args:
+        value: the mean.
+        error: its standard error over draws.
+        low: two standard errors below, and below that by what the optimiser may lack,
+        high: and as much above.
+    """
+
+    value: float
+    error: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
 
 
-def _told(mean: float, error: float) -> str:
-    return f"{mean:.3f} ± {error:.3f}"
+def mean_gap(gaps: xr.Dataset, name: str) -> MeanGap:
+    """Average a gap over data, with its Monte-Carlo error and what the optimiser may lack.
 
-
-def level_of(value: float, error: float, fine: float, bad: float) -> Level:
-    """Below a lower threshold, above an upper one, or neither, by two standard errors.
+    Args:
+        gaps: from :func:`inference_gaps`.
+        name: of one of its variables.
 
     Example:
-        >>> level_of(0.1, 0.01, 0.2, 0.5), level_of(0.19, 0.01, 0.2, 0.5), level_of(0.6, 0.01, 0.2, 0.5)
-        ('fine', 'doubtful', 'bad')
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5)
+        >>> gaps = inference_gaps(linear.as_vae(), torch.ones(3, 5), steps=200, num_particles=50)
+        >>> abs(mean_gap(gaps, "gap").value) < 0.001
+        True
     """
-    return "fine" if value + 2 * error <= fine else "bad" if value - 2 * error > bad else "doubtful"
+
+    def average(name: str) -> tuple[float, float]:
+        return float(gaps[name].mean()), float(np.sqrt((gaps[f"{name}_se"] ** 2).sum()) / gaps.sizes["datum"])
+
+    def lacking(name: str | None) -> float:
+        mean, error = (0.0, 0.0) if name is None else average(name)
+        return mean + 2 * error
+
+    (value, error), (below, above) = average(name), (lacking(one) for one in LACKS.get(name, (None, None)))
+    return MeanGap(value, error, value - 2 * error - below, value + 2 * error + above)
+
+
+def optimiser_converged(gaps: xr.Dataset) -> bool:
+    """Did both halves of the optimiser's steps end at the same ELBO, in both families?
+
+    Args:
+        gaps: from :func:`inference_gaps`.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5)
+        >>> optimiser_converged(inference_gaps(linear.as_vae(), torch.ones(3, 5), steps=200, num_particles=50))
+        True
+    """
+    errors = (mean_gap(gaps, name) for name in ("optimization_error", "richer_optimization_error"))
+    return all(error.low <= gaps.attrs["threshold_optimization"] * gaps.attrs["latents"] for error in errors)
+
+
+def _optimisation(gaps: xr.Dataset) -> str:
+    """What the optimiser may lack, in words."""
+    own, richer = (mean_gap(gaps, name) for name in ("optimization_error", "richer_optimization_error"))
+    said = f"the halves of {gaps.attrs['steps']} steps of the optimiser end {own} nats apart"
+    if optimiser_converged(gaps):
+        return said
+    return (
+        f"{said} ({richer} in the richer family), so it has not converged: the encoder may lose more, and the family "
+        "less, than is found here"
+    )
+
+
+def _level(low: float, high: float, fine: float, bad: float) -> Level:
+    return "fine" if high <= fine else "bad" if low > bad else "doubtful"
 
 
 def _next(levels: Sequence[Level], closed: float, approximation: float, tails: bool) -> str:

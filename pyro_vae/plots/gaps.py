@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from pyro_vae.diagnose.gaps import mean_gap, optimiser_converged
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
 
 
@@ -38,9 +39,10 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
         "amortisation\n(encoder)": ("amortisation_gap", ORANGE),
     }
     for i, (name, colour) in enumerate(bars.values()):
-        mean, error = float(found[name].mean()), float(np.sqrt((found[f"{name}_se"] ** 2).sum()) / n)
-        axes.bar(i, mean, yerr=2 * error, color=colour, width=0.6, capsize=4)
-        axes.annotate(f"{mean:.3f} ± {error:.1g}", (i, max(mean + 2 * error, 0)), (0, 4), textcoords="offset points",
+        gap = mean_gap(found, name)
+        ends = [[gap.value - gap.low], [gap.high - gap.value]]
+        axes.bar(i, gap.value, yerr=ends, color=colour, width=0.6, capsize=4)
+        axes.annotate(f"{gap.value:.3f} ± {gap.error:.1g}", (i, max(gap.high, 0)), (0, 4), textcoords="offset points",
                       ha="center", fontsize=9)  # fmt: skip
     for threshold, style in ("fine", ":"), ("bad", "--"):
         level = found.attrs[f"threshold_{threshold}"] * latents
@@ -48,7 +50,13 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set_ylabel("mean gap (nats per datum)")
     axes.margins(y=0.15)
-    axes.set_title(f"mean of {n} data ± 2 s.e. of Monte Carlo", fontsize=10)
+    over = f"mean of these {n} data; bars: ± 2 s.e. over draws\nand what the optimiser may lack"
+    if optimiser_converged(found):
+        axes.set_title(over, fontsize=10)
+    else:
+        apart = mean_gap(found, "optimization_error")
+        said = f"NOT CONVERGED: the halves of {found.attrs['steps']} steps end {apart} nats apart"
+        axes.set_title(f"{over}\n{said}", fontsize=10, color="crimson")
     axes.legend(title="thresholds", fontsize=8, title_fontsize=8)
 
 
@@ -61,7 +69,13 @@ def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
     axes.bar(place, approximation, width=0.9, color=BLUE, label="approximation")
     axes.bar(place, amortisation, width=0.9, color=ORANGE, bottom=np.maximum(approximation, 0), label="amortisation")
     axes.errorbar(
-        place, shown.gap, 2 * shown.gap_se, fmt="none", ecolor="black", lw=0.8, label="log p(x) − ELBO ± 2 s.e."
+        place,
+        shown.gap,
+        2 * shown.gap_se,
+        fmt="none",
+        ecolor="black",
+        lw=0.8,
+        label="log p(x) − ELBO ± 2 s.e. over draws",
     )
     axes.axhline(found.attrs["threshold_bad"] * found.attrs["latents"], color=GREY, ls="--", lw=1.2)
     chosen = "all data" if len(order) == found.sizes["datum"] else f"{len(order)} of {found.sizes['datum']} data"
