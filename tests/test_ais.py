@@ -43,6 +43,19 @@ def ratios(vae, *, chains=1000, data=100, seed=0):
     return (log_weights - MODEL.log_marginal(x)).exp().mean(0), acceptance
 
 
+@pytest.mark.parametrize("make", [MODEL.as_vae, broken])
+def test_weights_from_the_prior_are_unbiased_whatever_the_guide(make):
+    """E[w / p] = 1 by 100,000 chains."""
+    torch.manual_seed(0)
+    vae, x, plan = make(), MODEL.sample(100), Plan(1000, 40, 3, lambda: None)
+    with still(vae), torch.no_grad():
+        path = Path.from_prior(vae, Rows(x))
+        log_weights, acceptance = along(path, path.at(path.draw(1000)), places(40), tuned(path, plan), plan)
+    ratio = (log_weights - MODEL.log_marginal(x)).exp().mean(0)
+    assert unbiased(ratio)
+    assert acceptance.min() > 0.6
+
+
 def unbiased(ratio):
     """Whether the mean is 1, and known to two hundredths."""
     return abs(z_score(ratio, 1.0)) < 5 and (ratio.std() / len(ratio) ** 0.5).item() < 0.02
@@ -170,9 +183,30 @@ def test_the_exact_draw_is_what_makes_the_upper_bound(monkeypatch):
 def test_chains_from_above_come_apart():
     """So that their spread tells the error of the upper bound."""
     (lower, upper), found = bounds(MODEL.as_vae(diagonal=True), 20, num_particles=10, leapfrog=4)
-    for off, name in (lower, "lower_mcse"), (upper, "upper_mcse"):
+    for off, name in (lower, "lower_mcse"), (upper, "upper_mcse_given_z"):
         relative = off / torch.as_tensor(found[name].values)
         assert 0.7 < relative.std() < 1.5
+
+
+def test_the_chains_of_an_upper_bound_spread_over_the_posterior():
+    """All start at one exact draw; after APART moves their variance is the posterior's, after one it is not."""
+
+    def variance():
+        torch.manual_seed(0)
+        vae = MODEL.as_vae(diagonal=True)
+        with still(vae), torch.no_grad():
+            z, rows = bidirectional.simulated(vae, Rows(torch.zeros(400, 5).double()))
+            path = Path.of(vae, rows)
+            plan = Plan(30, 8, 5, lambda: None)
+            return bidirectional.exact_draws(path, z, tuned(path, plan), plan).z.var(0)
+
+    expected = torch.linalg.inv(MODEL.precision).diagonal()
+    found = variance()
+    for i in range(2):
+        assert found[:, i].mean().item() == pytest.approx(expected[i].item(), rel=0.06)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bidirectional, "APART", 1)
+        assert (variance().mean(0) < 0.85 * expected).all(), "power"
 
 
 def test_the_figure_shows_both_bounds_of_each_datum():

@@ -510,7 +510,7 @@ MISTAKES = {
     "simulated data": (
         lambda x: pv.compare_models({"a": VAE, "b": VAE}, x, method="bdmc"),
         SettingsError,
-        "method is 'bdmc'; it must be iw, psis or ais",
+        "method is 'bdmc'; it must be iw, psis, ais or ais_prior",
     ),
     "no model": (lambda x: pv.compare_models({"a": VAE, "b": 3}, x), SettingsError, r"models\['b'\] is a int"),
     "no evidence": (

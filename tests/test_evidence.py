@@ -16,11 +16,12 @@ import pyro_vae as pv
 from pyro_vae._hashes import data_hash, row_hashes
 from pyro_vae.data import Data, Rows
 from pyro_vae.errors import DataError, ModelError, SettingsError
-from pyro_vae.evidence import judge_evidence, known_evidence
-from pyro_vae.evidence.weights import log_mean, smoothed
+from pyro_vae.evidence import cross_check, judge_evidence, known_evidence
+from pyro_vae.evidence.weights import bias_of_log_mean, log_mean, smoothed
 
 MODEL = linear_gaussian()
-METHODS = ("iw", "psis", "ais", "bdmc")
+METHODS = ("iw", "psis", "ais", "ais_prior", "bdmc")
+FROM_GUIDE = ("iw", "psis", "ais", "bdmc")
 quick = partial(pv.log_evidence, num_particles=30, temperatures=4, leapfrog=3)
 
 
@@ -38,7 +39,7 @@ def truth_of(found, x):
     return MODEL.log_marginal(torch.as_tensor(found.x.values) if "x" in found else x).numpy()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FROM_GUIDE)
 def test_with_the_exact_guide_every_method_gives_log_p_to_rounding(method):
     x = MODEL.sample(20)
     found = quick(MODEL.as_vae(), x, method=method)
@@ -48,15 +49,19 @@ def test_with_the_exact_guide_every_method_gives_log_p_to_rounding(method):
     assert found.mcse.max() < 1e-10
     assert found.attrs["method"] == method
     assert found.log_evidence.attrs["units"] == found.mcse.attrs["units"] == "nats"
+    assert (found.khat == 0).all(), "weights that are all alike have no tail"
+    if method != "bdmc":
+        assert abs(found.bias).max() < 1e-10
+        assert judge_evidence(found).level == "doubtful", "nothing checked it"
+        found = cross_check(MODEL.as_vae(), x, found)
     assert judge_evidence(found).level == "fine"
-    if method == "psis":
-        assert (found.khat == 0).all(), "weights that are all alike have no tail"
 
 
-@pytest.mark.parametrize("method", ["iw", "psis", "ais"])
+@pytest.mark.parametrize("method", ["iw", "psis", "ais", "ais_prior"])
 def test_with_another_guide_the_error_is_that_which_is_stated(method):
     x = MODEL.sample(60)
-    settings = {"num_particles": 2000} if method != "ais" else {"num_particles": 100, "temperatures": 15}
+    settings = {"num_particles": 2000} if "ais" not in method else {"num_particles": 100, "temperatures": 15}
+    settings |= {"temperatures": 100} if method == "ais_prior" else {}
     found = pv.log_evidence(MODEL.as_vae(diagonal=True), x, method=method, leapfrog=4, **settings)
     apart = (found.log_evidence - MODEL.log_marginal(x).numpy()) / found.mcse
     assert abs(apart).max() < 5
@@ -103,7 +108,8 @@ def test_a_broken_guide_is_judged_so():
     x = MODEL.sample(100)
     level = {}
     for name, vae in (("bad", narrow(1.0, 0.2)), ("fine", MODEL.as_vae(diagonal=True))):
-        found = {m: quick(vae, x, method=m, num_particles=k) for m, k in (("iw", 200), ("psis", 200), ("ais", 10))}
+        found = {m: quick(vae, x, method=m, num_particles=k) for m, k in (("iw", 200), ("psis", 200), ("ais", 30))}
+        found = {m: cross_check(vae, x, one) for m, one in found.items()}
         found["bdmc"] = quick(vae, x, method="bdmc", num_particles=10)
         level[name] = {method: judge_evidence(one).level for method, one in found.items()}
         assert all(bool(judge_evidence(one).next) == (level[name][m] != "fine") for m, one in found.items())
@@ -111,7 +117,7 @@ def test_a_broken_guide_is_judged_so():
     assert level["bad"] == {"iw": "doubtful", "psis": "bad", "ais": "doubtful", "bdmc": "bad"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FROM_GUIDE)
 def test_what_is_missing_leaves_the_evidence(method):
     """With the exact posterior of what was seen, to rounding."""
     full, marginal = seen_features()
@@ -209,7 +215,7 @@ def test_the_bar_counts_to_its_end(capsys):
         quick(MODEL.as_vae(), MODEL.sample(6), method=method, chunk=30 * 5 * 2, progress=True)
         said = capsys.readouterr().err
         assert "Estimating log p(x)" in said
-        total = {"iw": 3, "psis": 3, "ais": 3 * 64, "bdmc": 3 * 78}[method]
+        total = {"iw": 3, "psis": 3, "ais": 3 * 64, "ais_prior": 3 * 64, "bdmc": 3 * 78}[method]
         assert f"{total}/{total}" in said
 
 
@@ -243,7 +249,7 @@ MISTAKES = {
     "no tail": (lambda: pv.log_evidence(small_vae(), X, method="psis", num_particles=24), "needs at least 25"),
     "no such method": (
         lambda: pv.log_evidence(small_vae(), X, method="loo"),
-        "method is 'loo'; it must be iw, psis, ais or bdmc",
+        "method is 'loo'; it must be iw, psis, ais, ais_prior or bdmc",
     ),
 }
 
@@ -257,10 +263,10 @@ def test_settings_out_of_their_range_are_refused(mistake):
 
 
 @pytest.mark.parametrize(("part", "kind"), [(Coin, "discrete"), (Box, "bounded")])
-@pytest.mark.parametrize("method", ["ais", "bdmc"])
+@pytest.mark.parametrize("method", ["ais", "ais_prior", "bdmc"])
 def test_latents_that_cannot_be_moved_are_refused(part, kind, method):
     vae = with_part(encoder=part(), prior=part())
-    with pytest.raises(ModelError, match=f'the encoder gives {kind} latents .*take method="iw"') as caught:
+    with pytest.raises(ModelError, match=f'the (encoder|prior) gives {kind} latents .*take method="iw"') as caught:
         pv.log_evidence(vae, X, method=method)
     assert "\n" not in str(caught.value)
     assert pv.log_evidence(vae, X, num_particles=5).log_evidence.notnull().all(), "which can"
@@ -287,12 +293,16 @@ def test_a_conditional_vae_is_asked_for_its_context():
         pv.log_evidence(conditional_vae(), X.float(), method="ais")
 
 
-def judged(mcse, khat=0.0, **attrs):
-    """The level of an evidence with these errors and k̂, a number for each of 20 data."""
-    values = {"log_evidence": 0.0, "mcse": mcse, "khat": khat}
+def judged(*, bias=0.0, mcse=0.0, khat=0.0, difference=0.0, difference_se=0.0):
+    """The level of an evidence with these numbers for each of 20 data, 4 of which were checked."""
+    values = {"bias": bias, "mcse": mcse, "khat": khat}
     arrays = {name: ("datum", np.broadcast_to(np.asarray(value, dtype=float), 20)) for name, value in values.items()}
-    about = {"method": "psis", "estimate": "smoothing", "num_particles": 100}
-    return judge_evidence(xr.Dataset(arrays, attrs={**about, **attrs})).level
+    checked = {
+        "difference": ("checked", np.full(4, difference)),
+        "difference_se": ("checked", np.full(4, difference_se)),
+    }
+    about = {"method": "psis", "estimate": "smoothing", "num_particles": 100, "second_estimate": "annealing"}
+    return judge_evidence(xr.Dataset(arrays | checked, attrs=about)).level
 
 
 def some(share, value, else_):
@@ -300,17 +310,105 @@ def some(share, value, else_):
 
 
 def test_the_verdict_turns_at_the_thresholds_that_are_stated():
-    """Half the squared error by which the bound lies low; then shares of the data with a large error or k̂."""
-    assert judged(0.29) == "fine"
-    assert judged(1.4) == "doubtful", "0.98 nats low"
-    assert judged(1.43) == "bad", "1.02 nats low"
-    assert judged(some(0.1, 0.6, 0.0)) == "fine"
-    assert judged(some(0.15, 0.6, 0.0)) == "doubtful"
-    assert judged(0.0, some(0.1, 0.8, 0.0)) == "fine"
-    assert judged(0.0, some(0.15, 0.8, 0.0)) == "doubtful"
-    assert judged(0.0, some(0.5, 0.8, 0.0)) == "doubtful"
-    assert judged(0.0, some(0.55, 0.8, 0.0)) == "bad"
-    assert judged(0.0, 0.69) == "fine"
+    """The measured bias; then shares of the data with a large error or k̂."""
+    assert judged(bias=-0.09) == "fine"
+    assert judged(bias=-0.11) == "doubtful"
+    assert judged(bias=-0.98) == "doubtful"
+    assert judged(bias=-1.02) == "bad"
+    assert judged(mcse=0.29) == "fine"
+    assert judged(mcse=some(0.1, 0.6, 0.0)) == "fine"
+    assert judged(mcse=some(0.15, 0.6, 0.0)) == "doubtful"
+    assert judged(khat=some(0.1, 0.8, 0.0)) == "fine"
+    assert judged(khat=some(0.15, 0.8, 0.0)) == "doubtful"
+    assert judged(khat=some(0.5, 0.8, 0.0)) == "doubtful"
+    assert judged(khat=some(0.55, 0.8, 0.0)) == "bad"
+    assert judged(khat=0.69) == "fine"
+    assert judged(khat=np.nan) == "doubtful", "it takes 25 particles"
+
+
+def test_two_starts_agree_within_their_errors_or_the_lower_is_wrong():
+    """Four data: the error of the mean difference is half of each."""
+    assert judged(difference=-0.09) == judged(difference=0.09) == "fine"
+    assert judged(difference=-0.11) == "doubtful", "so much was missed"
+    assert judged(difference=-1.01) == "bad"
+    assert judged(difference=0.11) == "doubtful", "the second lies low"
+    assert judged(difference=-0.15, difference_se=0.19) == "fine", "within 0.1 nats and two errors"
+    assert judged(difference=-0.2, difference_se=0.19) == "doubtful"
+    assert judged(difference=0.0, difference_se=0.21) == "doubtful", "too imprecise to see half of the mass"
+
+
+def test_an_estimate_is_checked_against_its_own_data():
+    vae, x = MODEL.as_vae(), MODEL.sample(20)
+    found = quick(vae, x)
+    checked = cross_check(vae, x, found, data=5, temperatures=3, seed=1)
+    assert checked.sizes["checked"] == 5
+    again = pv.log_evidence(vae, x[checked.checked.values], method="ais_prior", temperatures=3, seed=1)
+    assert np.array_equal(checked.second_log_evidence, again.log_evidence)
+    assert np.allclose(checked.difference, found.log_evidence[checked.checked.values] - again.log_evidence.values)
+    assert np.allclose(checked.difference_se, np.hypot(found.mcse[checked.checked.values], again.mcse.values))
+    assert checked.drop_dims("checked").drop_attrs().equals(found.drop_attrs()), "what was found stays"
+    assert cross_check(vae, x, quick(vae, x, method="ais_prior"), temperatures=3).attrs["second"] == "ais"
+    with pytest.raises(DataError, match="found is of other data than x"):
+        cross_check(vae, x[:9], found)
+    with pytest.raises(SettingsError, match="found is not an estimate of given data"):
+        cross_check(vae, x, quick(vae, x, method="bdmc"))
+    with pytest.raises(SettingsError, match="data is 0"):
+        cross_check(vae, x, found, data=0)
+
+
+def test_below_25_particles_there_is_no_k_hat():
+    x = MODEL.sample(3)
+    for method in ("iw", "ais", "ais_prior", "bdmc"):
+        found = quick(MODEL.as_vae(diagonal=True), x, method=method, num_particles=24)
+        assert found.khat.isnull().all()
+        found = quick(MODEL.as_vae(diagonal=True), x, method=method, num_particles=25)
+        assert found.khat.notnull().all()
+
+
+@pytest.mark.parametrize("method", ["iw", "psis"])
+def test_k_hat_is_that_of_the_methods_own_weights(method):
+    vae, x = narrow(), MODEL.sample(3)
+    found = pv.log_evidence(vae, x, method=method, num_particles=100, seed=4)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        weights = pv.elbo.log_weights(vae.model, vae.guide, x, num_particles=100)
+    assert np.allclose(found.khat, pv.diagnose.psis(weights)[1])
+
+
+# --- Bias ---
+
+
+def test_the_jackknife_is_that_by_hand():
+    """Each weight left out in turn, with K - 1 as the factor; doubled where k̂ is ⅔ and a is ½."""
+    torch.manual_seed(0)
+    log_weights = torch.randn(7, 3).double() * 2
+    without = [log_mean(torch.cat([log_weights[:k], log_weights[k + 1 :]]))[0] for k in range(7)]
+    expected = 6 * (torch.stack(without).mean(0) - log_mean(log_weights)[0])
+    for khat, factor in (np.nan, 1), (0.2, 1), (2 / 3, 2), (0.9, 7 / 3):
+        bias, _ = bias_of_log_mean(log_weights, torch.full((3,), khat).double())
+        assert torch.allclose(bias, factor * expected, rtol=1e-9)
+    one = torch.tensor([[900.0], [0.0], [0.0]]).double()
+    assert bias_of_log_mean(one, torch.zeros(1).double())[0].item() == pytest.approx(-600, rel=0.01), "no infinity"
+
+
+def test_the_bias_that_is_measured_is_the_bias_and_so_is_its_error():
+    """Of gamma weights, whose mean of K is gamma too: its log has expectation ψ(40) - log 40."""
+    torch.manual_seed(0)
+    log_weights = torch._standard_gamma(torch.full((20, 20_000), 2.0).double()).log()
+    bias, error = bias_of_log_mean(log_weights, torch.zeros(20_000).double())
+    truth = (torch.digamma(torch.tensor(40.0)) - np.log(40.0)).item()
+    assert bias.mean().item() == pytest.approx(truth, rel=0.02)
+    assert bias.mean().item() != pytest.approx(2 * truth, rel=0.4)
+    assert error.mean().item() == pytest.approx(bias.std().item(), rel=0.25)
+
+
+def test_the_bias_of_smoothing_is_added():
+    vae, x = narrow(), MODEL.sample(30)
+    plain, smooth = (pv.log_evidence(vae, x, method=method, num_particles=200) for method in ("iw", "psis"))
+    apart = smooth.log_evidence - plain.log_evidence
+    assert np.allclose(smooth.bias - plain.bias, apart)
+    assert np.allclose(smooth.bias_se, np.hypot(plain.bias_se, apart))
+    assert float(smooth.bias.mean()) < float(plain.bias.mean()) < 0, "smoothing has more of it"
 
 
 def test_of_one_datum_no_error_of_the_gap_is_stated():
@@ -337,4 +435,8 @@ def test_the_error_of_what_is_given_is_that_of_the_mean():
 def test_the_middle_of_the_bounds_and_its_error_are_those_by_hand():
     found = quick(narrow(), MODEL.sample(3), method="bdmc")
     assert np.allclose(found.log_evidence, (found.lower + found.upper) / 2, atol=1e-12)
-    assert np.allclose(found.mcse, np.sqrt(found.lower_mcse**2 + found.upper_mcse**2) / 2, atol=1e-12)
+    assert np.allclose(
+        found.mcse,
+        np.sqrt((found.upper - found.lower) ** 2 + found.lower_mcse**2 + found.upper_mcse_given_z**2) / 2,
+        atol=1e-12,
+    )

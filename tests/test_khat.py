@@ -9,6 +9,7 @@ from guides import MASK, Altered, OfWhatWasSeen, altered, conditional, condition
 
 import pyro_vae as pv
 from pyro_vae.diagnose import judge_khat, khat, psis
+from pyro_vae.diagnose.weights import tail_length
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.exact import LinearGaussian
 
@@ -113,6 +114,44 @@ def test_weights_without_a_tail_and_weights_that_are_almost_all_zero():
     smoothed, shape = psis(few)
     assert shape.tolist() == [np.inf]
     assert np.exp(smoothed).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("draws", [25, 99, 100, 225, 226, 500, 1000])
+def test_smoothing_is_that_of_arviz(draws):
+    """Its ``psislw`` of 0.23 takes ⌈min(S/5, 3√S)⌉ tail draws, as the paper does; log-weights go in as they are."""
+    arviz = pytest.importorskip("arviz")
+    if not hasattr(arviz, "psislw"):
+        pytest.skip("this ArviZ has arviz_stats only")
+    torch.manual_seed(0)
+    log_weights = torch.randn(draws, 30).double() * torch.linspace(0.1, 3, 30)
+    smoothed, khat = psis(log_weights)
+    theirs, shape = arviz.psislw(log_weights.T.numpy().copy())
+    assert abs(khat - shape).max() < 1e-10
+    assert abs(smoothed - theirs).max() < 1e-10
+
+
+@pytest.mark.parametrize("draws", [100, 225, 400, 2500])
+def test_smoothing_is_that_of_arviz_stats_where_it_takes_as_many_tail_draws(draws):
+    """It rounds 3√S down, so here S is such that nothing is rounded; it turns the sign of what it is given."""
+    from pyro_vae._arviz import array_stats
+
+    torch.manual_seed(1)
+    log_weights = torch.randn(draws, 30).double() * torch.linspace(0.1, 3, 30)
+    smoothed, khat = psis(log_weights)
+    theirs, shape = array_stats.psislw(-log_weights.T.numpy())
+    assert abs(khat - shape).max() < 1e-10
+    assert abs(smoothed - theirs).max() < 1e-10
+
+
+def test_the_tail_is_rounded_up():
+    assert [tail_length(draws) for draws in (25, 26, 99, 225, 226, 1000)] == [5, 6, 20, 45, 46, 95]
+
+
+def test_parts_of_the_fit_change_nothing(monkeypatch):
+    log_weights = 2 * torch.randn(100, 40).double()
+    whole = psis(log_weights)
+    monkeypatch.setattr("pyro_vae.diagnose.weights.CHUNK", 7000)
+    assert all(np.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(whole, psis(log_weights), strict=True))
 
 
 def test_nothing_is_moved_and_the_same_seed_gives_the_same(tmp_path):

@@ -1,8 +1,8 @@
-"""Annealed importance sampling from q(z|x) to p(x, z), by Hamiltonian moves of all data and chains at once."""
+"""Annealed importance sampling from q(z|x) or p(z) to p(x, z), by Hamiltonian moves of all data and chains at once."""
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae._check import support_of
 from pyro_vae.core import VAE, Distribution, distribution, infer, masked
 from pyro_vae.errors import ModelError
-from pyro_vae.evidence.weights import Found, Plan, log_mean
+from pyro_vae.evidence.weights import Found, Plan, measured
 from pyro_vae.rows import Rows
 
 PLACES = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -26,7 +26,10 @@ WANTED = 0.75
 """The share of accepted moves that step sizes are tuned to."""
 
 STEEPNESS = 2.0
-"""Of the logistic curve that temperatures lie on."""
+"""Of the logistic curve that temperatures from the guide lie on."""
+
+POWER = 4
+"""Of the curve that temperatures from the prior lie on."""
 
 
 def temperature(place: float) -> float:
@@ -40,13 +43,27 @@ def temperature(place: float) -> float:
     return (here - low) / (high - low)
 
 
+def slow_at_first(place: float) -> float:
+    """β at a place along the path from the prior, where a little of the likelihood changes most: ``place⁴``.
+
+    References:
+        | Marginal Likelihood Estimation via Power Posteriors (Friel & Pettitt, 2008),
+          https://doi.org/10.1111/j.1467-9868.2007.00650.x
+
+    Example:
+        >>> slow_at_first(0.5), slow_at_first(1.0)
+        (0.0625, 1.0)
+    """
+    return place**POWER
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """Chains, and both ends of the path there.
 
     Args:
         z: latents, shape ``(K, datum, *event)``.
-        log_q: log q(z|x), shape ``(K, datum)``.
+        log_q: log q(z|x), or log p(z) on a path from the prior, shape ``(K, datum)``.
         log_p: log p(x, z).
         slope_q: the gradient of the former by z.
         slope_p: that of the latter.
@@ -94,25 +111,27 @@ def like_event(value: Tensor, z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """The path between q(z|x) and p(x, z) for some rows.
+    """The path from q(z|x), or from p(z), to p(x, z) for some rows.
 
     .. math:: \\log f_\\beta(z) = (1 - \\beta) \\log q(z | x) + \\beta \\log p(x, z)
 
     Args:
         vae: its parts, without gradients.
         rows: the data.
-        q: the guide's answer to them.
+        q: the distribution that chains start from, at β = 0.
         prior: p(z), at their contexts.
+        schedule: β at a place from 0 to 1.
     """
 
     vae: VAE
     rows: Rows
     q: Distribution
     prior: Distribution
+    schedule: Callable[[float], float] = temperature
 
     @classmethod
     def of(cls, vae: VAE, rows: Rows) -> "Path":
-        """The path of a VAE.
+        """The path from the guide.
 
         Raises:
             ModelError: if z is discrete or bounded.
@@ -123,13 +142,49 @@ class Path:
             >>> Path.of(vae, Rows(torch.ones(3, 5))).at(torch.zeros(4, 3, 2)).slope_p.shape
             torch.Size([4, 3, 2])
         """
-        given = () if rows.context is None else (rows.context,)
         with torch.no_grad():
             q = infer(vae.encoder, rows.x, rows.context, rows.mask)
-            prior = distribution(vae.prior, "prior", *given)
         refuse_latents(q, "encoder")
+        return cls(vae, rows, q, cls.prior_of(vae, rows))
+
+    @classmethod
+    def from_prior(cls, vae: VAE, rows: Rows) -> "Path":
+        """The path from the prior, which knows nothing of the guide.
+
+        Raises:
+            ModelError: if z is discrete or bounded.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+            >>> Path.from_prior(vae, Rows(torch.ones(3, 5))).draw(4).shape
+            torch.Size([4, 3, 2])
+        """
+        prior = cls.prior_of(vae, rows)
+        return cls(vae, rows, prior, prior, slow_at_first)
+
+    @staticmethod
+    def prior_of(vae: VAE, rows: Rows) -> Distribution:
+        """p(z) at the contexts of the rows.
+
+        Raises:
+            ModelError: if z is discrete or bounded.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+            >>> Path.prior_of(vae, Rows(torch.ones(3, 5))).event_shape
+            torch.Size([2])
+        """
+        given = () if rows.context is None else (rows.context,)
+        with torch.no_grad():
+            prior = distribution(vae.prior, "prior", *given)
         refuse_latents(prior, "prior")
-        return cls(vae, rows, q, prior)
+        return prior
+
+    def draw(self, chains: int) -> Tensor:
+        """Latents that ``chains`` chains of each datum start from, shape ``(chains, datum, *event)``."""
+        return self.q.sample((chains,) if self.q.batch_shape else (chains, len(self.rows)))
 
     def at(self, z: Tensor) -> State:
         """Both ends and their gradients; NaN where z is not finite, so that no move ends there."""
@@ -232,14 +287,14 @@ def tuned(path: Path, plan: Plan) -> Tuning:
         >>> tuned(path, Plan(4, 1, 2, lambda: None)).log_scale.shape
         torch.Size([5, 3, 2])
     """
-    state = path.at(path.q.sample((PILOT_CHAINS,)))
-    log_step = state.log_q.new_full((len(path.rows),), math.log(0.5))
+    state = path.at(path.draw(PILOT_CHAINS))
+    log_step = state.log_p.new_full((len(path.rows),), math.log(0.5))
     steps, scales = [], []
     for place in PLACES:
         for move in range(PILOT_MOVES):
             if move in (0, PILOT_MOVES // 2):
                 scale = state.z.std(0).clamp(min=1e-6)
-            state, chance = moved(path, state, temperature(place), log_step.exp(), scale, plan.leapfrog)
+            state, chance = moved(path, state, path.schedule(place), log_step.exp(), scale, plan.leapfrog)
             log_step = log_step + 1.5 / (1 + move / 4) * (chance.mean(0) - WANTED)
             plan.tick()
         steps.append(log_step)
@@ -329,9 +384,9 @@ def along(path: Path, state: State, places: Sequence[float], tuning: Tuning, pla
     """
     log_weights, chances = torch.zeros_like(state.log_ratio()), []
     for here, there in itertools.pairwise(places):
-        log_weights = log_weights + abs(temperature(there) - temperature(here)) * state.log_ratio()
+        log_weights = log_weights + abs(path.schedule(there) - path.schedule(here)) * state.log_ratio()
         if 0 < there < 1:
-            state, chance = moved(path, state, temperature(there), *tuning.at(there), plan.leapfrog)
+            state, chance = moved(path, state, path.schedule(there), *tuning.at(there), plan.leapfrog)
             chances.append(chance.mean(0))
         plan.tick()
     acceptance = torch.stack(chances).mean(0) if chances else torch.full_like(log_weights[0], torch.nan)
@@ -349,18 +404,45 @@ def places(temperatures: int) -> list[float]:
 
 
 def annealed(vae: VAE, rows: Rows, plan: Plan) -> Found:
-    """log of the mean weight of chains from q(z|x) to p(x, z), after a pilot run.
+    """Estimate log p(x) by the log of the mean weight of chains from q(z|x) to p(x, z).
 
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
         >>> list(annealed(vae, Rows(torch.ones(3, 5)), Plan(4, 3, 2, lambda: None)))
-        ['log_evidence', 'mcse', 'acceptance']
+        ['log_evidence', 'mcse', 'khat', 'bias', 'bias_se', 'acceptance']
     """
     with still(vae):
-        path = Path.of(vae, rows)
-        tuning = tuned(path, plan)
-        state = path.at(path.q.sample((plan.num_particles,)))
-        log_weights, acceptance = along(path, state, places(plan.temperatures), tuning, plan)
-    value, error = log_mean(log_weights)
-    return {"log_evidence": value, "mcse": error, "acceptance": acceptance}
+        return anneal(Path.of(vae, rows), plan)
+
+
+def annealed_from_prior(vae: VAE, rows: Rows, plan: Plan) -> Found:
+    """Estimate log p(x) by the log of the mean weight of chains from p(z) to p(x, z).
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
+        >>> x, _ = torch.ones(3, 5).double(), torch.manual_seed(0)
+        >>> found = annealed_from_prior(linear.as_vae(), Rows(x), Plan(50, 30, 4, lambda: None))
+        >>> bool((abs(found["log_evidence"] - linear.log_marginal(x)) < 5 * found["mcse"]).all())
+        True
+    """
+    with still(vae):
+        return anneal(Path.from_prior(vae, rows), plan)
+
+
+def anneal(path: Path, plan: Plan) -> Found:
+    """Tune the moves in a pilot run, then run the chains along the path and average their weights.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> with still(vae):
+        ...     found = anneal(Path.of(vae, Rows(torch.ones(3, 5))), Plan(4, 3, 2, lambda: None))
+        >>> found["acceptance"].shape
+        torch.Size([3])
+    """
+    tuning = tuned(path, plan)
+    state = path.at(path.draw(plan.num_particles))
+    log_weights, acceptance = along(path, state, places(plan.temperatures), tuning, plan)
+    return {**measured(log_weights), "acceptance": acceptance}

@@ -1,11 +1,15 @@
 """What estimates of the evidence are worth, in words."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from pyro_vae.diagnose.finding import Finding, Level
 from pyro_vae.diagnose.weights import BAD as BAD_KHAT
+from pyro_vae.diagnose.weights import GOOD as GOOD_KHAT
 from pyro_vae.evidence.compare import TIED
 
 CLOSE_ENOUGH, TOO_FAR = 0.1, 1.0
@@ -17,63 +21,123 @@ NOISY = 0.3
 SOME, HALF = 0.1, 0.5
 """Shares of the data for which the weights may be bad: above the first nothing is fine, above the second it is bad."""
 
+ERRORS, PRECISE = 2.0, 0.2
+"""Estimates from two starts agree within so many standard errors, if these errors come to so many nats at most."""
+
+LEVELS: tuple[Level, ...] = ("fine", "doubtful", "bad")
+
+CHECK = "run pyro_vae.evidence.cross_check(vae, x, found) and judge what it returns"
+RICHER = 'take method="ais" or more particles, or a richer posterior'
+SLOWER = "repeat pyro_vae.evidence.cross_check with more temperatures or particles"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a judgement."""
+
+    level: Level
+    why: str
+    next: str = ""
+
 
 def judge_evidence(found: xr.Dataset) -> Finding:
-    """How far off may log p(x) be?
+    """Judge how far off log p(x) may be.
 
-    By the gap of the bounds where there are two, else by what the spread of the weights says: half its square, by
-    which the bound lies low. A guide that misses part of the posterior makes that too small; so nothing is fine where
-    a tenth of the data have a k̂ above 0.7 or a standard error above 0.3 nats, and with half of them above that
-    k̂ it is bad.
+    With two bounds, their mean gap decides. Otherwise four things do: the measured bias, the standard errors, k̂, and
+    the agreement with a second estimate from another start (:func:`~pyro_vae.evidence.cross_check`). The first three
+    come from the draws that were made, and are good where the guide misses a mode; so without the fourth nothing is
+    fine.
 
     Args:
-        found: from :func:`pyro_vae.log_evidence`.
+        found: from :func:`pyro_vae.log_evidence` or :func:`~pyro_vae.evidence.cross_check`.
 
     Returns:
-        ``fine`` below 0.1 nats per datum, ``bad`` above 1.
+        ``fine`` where log p(x) is off by less than 0.1 nats per datum and a check that would have shown more agrees;
+        ``bad`` where it is off by more than 1, or more than half of the data have a k̂ above 0.7; else ``doubtful``.
 
     References:
         | Pareto Smoothed Importance Sampling (Vehtari et al., 2024), https://arxiv.org/abs/1507.02646
 
     Example:
         >>> import torch, pyro_vae as pv
-        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
-        >>> judge_evidence(pv.log_evidence(linear.as_vae(), torch.ones(3, 5), num_particles=10)).level
-        'fine'
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
+        >>> vae, x = linear.as_vae(), torch.ones(3, 5).double()
+        >>> found = pv.log_evidence(vae, x)
+        >>> judge_evidence(found).level, judge_evidence(pv.evidence.cross_check(vae, x, found)).level
+        ('doubtful', 'fine')
     """
-    n, method = found.sizes["datum"], found.attrs["method"]
-    if method == "bdmc":
-        gap = (found.upper - found.lower).values
-        off = float(gap.mean())
-        error = f" ± {gap.std(ddof=1) / np.sqrt(n):.2g}" if n > 1 else ""
-        why = f"the bounds on log p(x) of {n} simulated data are {off:.3g}{error} nats apart"
-    else:
-        off = float((found.mcse**2).mean() / 2)
-        why = (
-            f"by {found.attrs['estimate']} with {found.attrs['num_particles']} particles, log p(x) of {n} data has "
-            f"a mean error of {_root_mean_square(found.mcse):.3g} nats and lies about {off:.2g} nats low"
-        )
-    level: Level = "fine" if off < CLOSE_ENOUGH else "doubtful" if off < TOO_FAR else "bad"
-    why += f" (fine below {CLOSE_ENOUGH:g}, bad above {TOO_FAR:g})"
-    if method != "bdmc":
-        noisy = float((found.mcse > NOISY).mean())
-        level = "doubtful" if level == "fine" and noisy > SOME else level
-        why += f"; the error is above {NOISY:g} for {noisy:.0%}"
-    if "khat" in found:
-        heavy = float((found.khat > BAD_KHAT).mean())
-        level = "bad" if heavy > HALF else "doubtful" if level == "fine" and heavy > SOME else level
-        why += f"; k̂ is above {BAD_KHAT} for {heavy:.0%}"
-    return Finding("evidence", level, why, _next(method) if level != "fine" else "")
+    bounds = found.attrs["method"] == "bdmc"
+    parts = [_gap(found)] if bounds else [_bias(found), _noise(found), _tails(found), _agreement(found)]
+    level = max((part.level for part in parts), key=LEVELS.index)
+    steps = dict.fromkeys(part.next for part in parts if part.level != "fine")
+    return Finding("evidence", level, "; ".join(part.why for part in parts), "; ".join(steps))
 
 
-def _next(method: str) -> str:
-    if method in ("iw", "psis"):
-        return 'take method="ais", or a richer posterior'
-    return "raise temperatures, or take a richer posterior, from which the path is shorter"
+def _by_size(off: float) -> Level:
+    return "fine" if off < CLOSE_ENOUGH else "doubtful" if off < TOO_FAR else "bad"
 
 
-def _root_mean_square(values: xr.DataArray) -> float:
-    return float(np.sqrt((values**2).mean()))
+def _with_error(values: Sequence[float] | np.ndarray) -> str:
+    """The mean and, of several, its standard error."""
+    values = np.asarray(values, dtype=float)
+    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
+    return f"{values.mean():.3g}{error}"
+
+
+LIMITS = f"(fine below {CLOSE_ENOUGH:g}, bad above {TOO_FAR:g})"
+
+
+def _gap(found: xr.Dataset) -> _Part:
+    gap = (found.upper - found.lower).values
+    why = f"the bounds on log p(x) of {len(gap)} simulated data are {_with_error(gap)} nats apart {LIMITS}"
+    return _Part(
+        _by_size(float(gap.mean())),
+        why,
+        "raise temperatures, or take a richer posterior, from which the path is shorter",
+    )
+
+
+def _bias(found: xr.Dataset) -> _Part:
+    off = -found.bias.values.astype(float)
+    why = (
+        f"by {found.attrs['estimate']} with {found.attrs['num_particles']} particles, log p(x) of {len(off)} data is "
+        f"measured to lie {_with_error(off)} nats low {LIMITS}"
+    )
+    return _Part(_by_size(float(off.mean())), why, RICHER)
+
+
+def _noise(found: xr.Dataset) -> _Part:
+    noisy = float((found.mcse > NOISY).mean())
+    error = float(np.sqrt((found.mcse**2).mean()))
+    why = f"the standard error of a datum is {error:.3g} nats, above {NOISY:g} for {noisy:.0%}"
+    return _Part("doubtful" if noisy > SOME else "fine", why, RICHER)
+
+
+def _tails(found: xr.Dataset) -> _Part:
+    if found.khat.isnull().any():
+        return _Part("doubtful", "k̂ is not known, as it takes 25 particles", "take at least 25 particles")
+    heavy, rough = (float((found.khat > limit).mean()) for limit in (BAD_KHAT, GOOD_KHAT))
+    level: Level = "bad" if heavy > HALF else "doubtful" if heavy > SOME else "fine"
+    why = f"k̂ is above {BAD_KHAT} for {heavy:.0%} and above {GOOD_KHAT} for {rough:.0%}"
+    if rough > SOME:
+        why += ", where the measured bias is rough and may be too small"
+    return _Part(level, why, RICHER)
+
+
+def _agreement(found: xr.Dataset) -> _Part:
+    """Whether a second estimate agrees, which would lie higher if the first missed a mode."""
+    if "difference" not in found:
+        return _Part("doubtful", "no check was run that would show a mode that was missed", CHECK)
+    number = found.sizes["checked"]
+    apart, error = float(found.difference.mean()), float(np.sqrt((found.difference_se**2).sum())) / number
+    second = f"{found.attrs['second_estimate']} gives {abs(apart):.2g} ± {error:.2g} nats "
+    second += f"{'more' if apart < 0 else 'less'} for {number} of them"
+    if apart < -max(CLOSE_ENOUGH, ERRORS * error):
+        return _Part(_by_size(-apart), f"{second}, so that much was missed", "take a guide that covers every mode")
+    if abs(apart) <= CLOSE_ENOUGH + ERRORS * error and ERRORS * error <= PRECISE:
+        return _Part("fine", f"{second}, which agrees")
+    why = "too imprecise to check anything" if ERRORS * error > PRECISE else "too low to check anything"
+    return _Part("doubtful", f"{second}, {why}", SLOWER)
 
 
 def judge_models(table: pd.DataFrame) -> Finding:

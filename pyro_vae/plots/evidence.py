@@ -92,15 +92,18 @@ def _brackets(axes: Axes, ordered: xr.Dataset) -> None:
     middle, place = ordered.log_evidence.values, np.arange(ordered.sizes["datum"])
     axes.axhline(0, color=GREY, lw=1)
     axes.axhspan(-CLOSE_ENOUGH / 2, CLOSE_ENOUGH / 2, color=GREY, alpha=0.2, label=f"a gap of {CLOSE_ENOUGH:g} nats")
-    for name, colour, marker, aside in (("upper", ORANGE, "v", 0.15), ("lower", BLUE, "^", -0.15)):
+    for name, error, given, colour, marker, aside in (
+        ("upper", "upper_mcse_given_z", " given its exact draw", ORANGE, "v", 0.15),
+        ("lower", "lower_mcse", "", BLUE, "^", -0.15),
+    ):
         axes.errorbar(
-            place + aside, ordered[name].values - middle, yerr=2 * ordered[f"{name}_mcse"].values, fmt=marker,
-            color=colour, ms=4, lw=0.8, label=f"{name} bound ± 2 standard errors",
+            place + aside, ordered[name].values - middle, yerr=2 * ordered[error].values, fmt=marker,
+            color=colour, ms=4, lw=0.8, label=f"{name} bound ± 2 standard errors{given}",
         )  # fmt: skip
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -CLOSE_ENOUGH), max(high, CLOSE_ENOUGH))  # rounding is nothing to look at
     axes.set(xlabel="datum, in the order of log p(x)", ylabel="bound − middle of the two (nats)")
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.grid(alpha=0.3, axis="y")
 
 
