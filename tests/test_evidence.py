@@ -114,7 +114,7 @@ def test_a_broken_guide_is_judged_so():
         level[name] = {method: judge_evidence(one).level for method, one in found.items()}
         assert all(bool(judge_evidence(one).next) == (level[name][m] != "fine") for m, one in found.items())
     assert set(level["fine"].values()) == {"fine"}
-    assert level["bad"] == {"iw": "doubtful", "psis": "bad", "ais": "doubtful", "bdmc": "bad"}
+    assert level["bad"] == dict.fromkeys(("iw", "psis", "ais", "bdmc"), "bad")
 
 
 @pytest.mark.parametrize("method", FROM_GUIDE)
@@ -342,10 +342,11 @@ def test_an_estimate_is_checked_against_its_own_data():
     found = quick(vae, x)
     checked = cross_check(vae, x, found, data=5, temperatures=3, seed=1)
     assert checked.sizes["checked"] == 5
-    again = pv.log_evidence(vae, x[checked.checked.values], method="ais_prior", temperatures=3, seed=1)
+    chosen = checked.checked.values.tolist()
+    again = pv.log_evidence(vae, x[chosen], method="ais_prior", num_particles=32, temperatures=3, seed=1)
     assert np.array_equal(checked.second_log_evidence, again.log_evidence)
-    assert np.allclose(checked.difference, found.log_evidence[checked.checked.values] - again.log_evidence.values)
-    assert np.allclose(checked.difference_se, np.hypot(found.mcse[checked.checked.values], again.mcse.values))
+    assert np.allclose(checked.difference, found.log_evidence[chosen] - again.log_evidence.values)
+    assert np.allclose(checked.difference_se, np.hypot(found.mcse[chosen], again.mcse.values))
     assert checked.drop_dims("checked").drop_attrs().equals(found.drop_attrs()), "what was found stays"
     assert cross_check(vae, x, quick(vae, x, method="ais_prior"), temperatures=3).attrs["second"] == "ais"
     with pytest.raises(DataError, match="found is of other data than x"):
@@ -385,20 +386,19 @@ def test_the_jackknife_is_that_by_hand():
     without = [log_mean(torch.cat([log_weights[:k], log_weights[k + 1 :]]))[0] for k in range(7)]
     expected = 6 * (torch.stack(without).mean(0) - log_mean(log_weights)[0])
     for khat, factor in (np.nan, 1), (0.2, 1), (2 / 3, 2), (0.9, 7 / 3):
-        bias, _ = bias_of_log_mean(log_weights, torch.full((3,), khat).double())
+        bias, _ = bias_of_log_mean(log_weights, torch.full((3,), khat, dtype=torch.float64))
         assert torch.allclose(bias, factor * expected, rtol=1e-9)
     one = torch.tensor([[900.0], [0.0], [0.0]]).double()
     assert bias_of_log_mean(one, torch.zeros(1).double())[0].item() == pytest.approx(-600, rel=0.01), "no infinity"
 
 
 def test_the_bias_that_is_measured_is_the_bias_and_so_is_its_error():
-    """Of gamma weights, whose mean of K is gamma too: its log has expectation ψ(40) - log 40."""
+    """Of gamma weights, whose mean of 100 is gamma too: its log has expectation ψ(200) - log 200."""
     torch.manual_seed(0)
-    log_weights = torch._standard_gamma(torch.full((20, 20_000), 2.0).double()).log()
+    log_weights = torch.distributions.Gamma(torch.tensor(2.0).double(), 2.0).sample((100, 20_000)).log()
     bias, error = bias_of_log_mean(log_weights, torch.zeros(20_000).double())
-    truth = (torch.digamma(torch.tensor(40.0)) - np.log(40.0)).item()
+    truth = (torch.digamma(torch.tensor(200.0).double()) - np.log(200.0)).item()
     assert bias.mean().item() == pytest.approx(truth, rel=0.02)
-    assert bias.mean().item() != pytest.approx(2 * truth, rel=0.4)
     assert error.mean().item() == pytest.approx(bias.std().item(), rel=0.25)
 
 
@@ -433,10 +433,8 @@ def test_the_error_of_what_is_given_is_that_of_the_mean():
 
 
 def test_the_middle_of_the_bounds_and_its_error_are_those_by_hand():
+    """The error joins half the gap and half of each bound's error."""
     found = quick(narrow(), MODEL.sample(3), method="bdmc")
     assert np.allclose(found.log_evidence, (found.lower + found.upper) / 2, atol=1e-12)
-    assert np.allclose(
-        found.mcse,
-        np.sqrt((found.upper - found.lower) ** 2 + found.lower_mcse**2 + found.upper_mcse_given_z**2) / 2,
-        atol=1e-12,
-    )
+    parts = (found.upper - found.lower) ** 2 + found.lower_mcse**2 + found.upper_mcse_given_z**2
+    assert np.allclose(found.mcse, np.sqrt(parts) / 2, atol=1e-12)

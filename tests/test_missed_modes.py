@@ -11,6 +11,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.evidence import cross_check, judge_evidence
 from pyro_vae.exact import quadrature_log_marginal
+from pyro_vae.workflow import JUDGES, _evidence
 
 SCALE = 0.3
 
@@ -29,7 +30,7 @@ class Modes(nn.Module):
 
     def forward(self, x):
         place = x.clamp(min=0.3).sqrt()
-        width = 1.1 / (1 + (2 * place / SCALE) ** 2).sqrt()
+        width = 1.3 / (1 + (2 * place / SCALE) ** 2).sqrt()
         loc = torch.stack([place, -place][: len(self.shares)], -2)
         normals = dist.Normal(loc, width.unsqueeze(-2).expand_as(loc)).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(self.shares.expand(loc.shape[:-1])), normals)
@@ -100,20 +101,31 @@ CASES = (("one", (1.0,)), ("two", (0.5, 0.5)))
 
 
 def test_the_error_of_an_upper_bound_is_of_one_exact_draw():
-    """Chains of a draw from the missed mode stay there: the bound is far off, and the error given that draw is not."""
-    found = pv.log_evidence(squared(1.0), data(40), method="bdmc", temperatures=30)
-    truth = exact(torch.as_tensor(found.x.values))
-    off = found.upper.values - truth
-    assert off.std() > 10 * float(found.upper_mcse_given_z.median())
-    assert (abs(found.log_evidence.values - truth) <= 2 * found.mcse.values + 0.05).mean() > 0.95, "this one covers"
-    assert np.median(off) < 0.1
-    assert "upper_mcse" not in found
+    """Draws from the missed mode give a bound far above, others one that is log 2 too low; no error says so."""
+    found = pv.log_evidence(squared(1.0), data(60), method="bdmc", temperatures=30)
+    off = found.upper.values - exact(torch.as_tensor(found.x.values))
+    z, error = found.z.values[:, 0], found.upper_mcse_given_z.values
+    assert off.std() > 10 * np.median(error)
+    assert (off[z < -0.7] > 5 * error[z < -0.7]).all(), "of the missed mode"
+    assert off[z > 0.7].mean() == pytest.approx(-math.log(2), abs=0.1)
+    assert "upper_mcse" not in found, "whose name would claim more"
 
 
-def test_a_whole_check_is_not_fine_either():
-    vae, x = squared(1.0), data()
-    tree = pv.check(vae, x, gold=0, draws=4, budget=60)
-    levels = dict(zip(tree["findings"].group.values, tree["findings"].level.values, strict=True))
-    assert levels["khat"] == "fine", "power: k̂ sees nothing"
-    assert levels["evidence"] != "fine"
-    assert tree["evidence"].attrs["second"] == "ais_prior"
+def test_the_check_of_everything_runs_the_second_start():
+    found = _evidence(squared(1.0), data(), 0)
+    assert found.attrs["second"] == "ais_prior"
+    assert found.attrs["method"] == "iw", "the least biased of those from the guide"
+    assert JUDGES["evidence"](found).level != "fine"
+
+
+class Coin(nn.Module):
+    def forward(self, *given):
+        return dist.Bernoulli(torch.full((1,) if not given else (len(given[0]), 1), 0.5).double()).to_event(1)
+
+
+def test_latents_that_cannot_be_moved_are_judged_without_a_second_start():
+    vae = squared(1.0)
+    vae.prior, vae.encoder = Coin(), Coin()
+    verdict = JUDGES["evidence"](_evidence(vae, data(), 0))
+    assert verdict.level == "doubtful"
+    assert "no check was run" in verdict.why

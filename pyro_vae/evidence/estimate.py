@@ -128,10 +128,11 @@ def log_evidence(
         were taken, where there are moves. With ``"bdmc"``, instead of ``bias``, ``lower`` with ``lower_mcse``,
         ``upper`` with ``upper_mcse_given_z``, the simulated data ``x (datum, feature)`` and their latents
         ``z (datum, latent)``; ``log_evidence`` is then the middle, and ``mcse`` joins half the gap and the errors of
-        both bounds. All chains of an upper bound start from the one exact draw z, and its error is given that draw: the
-        bound of another draw may be far off where the posterior has several modes. ``attrs`` hold the settings, the
-        ``kind`` of p(x) (a density, a probability or both) and that of each feature (``countable``), the hashes of the
-        data and of the generative model, and which of the data were trained on, if any.
+        both bounds. All chains of an upper bound start from the one exact draw z, and its error is given that draw.
+        Where the posterior has several modes and the guide misses some, the bounds of one datum may agree and both be
+        wrong, while those of another are far apart: only the mean gap over the data is sure to show it. ``attrs`` hold
+        the settings, the ``kind`` of p(x) (a density, a probability or both) and that of each feature (``countable``),
+        the hashes of the data and of the generative model, and which of the data were trained on, if any.
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
