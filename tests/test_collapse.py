@@ -104,6 +104,18 @@ def test_errors_are_those_that_repeating_shows():
         assert (abs(ratio - 1) < 0.3).all(), name
 
 
+def test_errors_are_of_draws_within_each_datum_not_of_data():
+    """The data lie far apart: the error of draws of one population, all independent, would be far too large."""
+    vae, x = MODEL.as_vae(diagonal=True), MODEL.sample(8) * torch.linspace(0.2, 6, 8).double().unsqueeze(-1)
+    vae.prior = pv.priors.GaussianMixture(2, components=3).double()
+    runs = xr.concat([collapse(vae, x, draws=6, seed=s) for s in range(200)], "run")
+    for name in ("mean_kl", "marginal_kl", "kl", "marginal_kl_of_latent"):
+        ratio = (runs[f"{name}_se"] ** 2).mean("run") ** 0.5 / runs[name].std("run", ddof=1)
+        assert (abs(ratio - 1) < 5 * (1 / 400) ** 0.5).all(), name
+    kls = collapse(vae, x, draws=6).kl_sd / np.sqrt(8)
+    assert (kls > 3 * runs.kl_se.mean("run")).any(), "power: data differ more than draws"
+
+
 def test_a_kl_without_closed_form_is_sampled():
     """A mixture of one normal, and of normals that are alike, is that normal; a Laplace or t prior has quadrature."""
     vae, x = small_vae(), torch.randn(20, 6).double()
