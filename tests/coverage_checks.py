@@ -99,7 +99,7 @@ class Study:
     seeds: int = 1
     quick: int = 0
 
-    def keys(self) -> list[tuple[str, str, str]]:
+    def labels(self) -> list[tuple[str, str, str]]:
         return [(self.function, quantity, self.setting) for quantity in self.rows]
 
 

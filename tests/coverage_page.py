@@ -17,17 +17,17 @@ Key = tuple[str, str, str]
 TEXT = f"""# Coverage of the standard errors
 
 Each estimate that pyro-vae prints has a standard error. This page says how often the interval of ± {WIDTH:g} standard
-errors holds the truth, which is known here: from the linear-Gaussian model, from quadrature, or by construction. Nominal
-is {NOMINAL:.0%}. `tests/test_coverage.py` measures every row (the slow tests), with at least {LEAST} repetitions, and holds
-it to the limits stated there. `make coverage` writes the page.
+errors holds the truth, which is known here: from the linear-Gaussian model, from quadrature, or by construction.
+Nominal is {NOMINAL:.0%}. `tests/test_coverage.py` measures every row (the slow tests) with at least {LEAST}
+repetitions, and holds it to the limits stated there. `make coverage` writes the page.
 
-- **coverage**: the share of repetitions whose interval holds the truth, ± its standard error. For a p-value: the share of
-  repetitions with p ≥ 0.05.
+- **coverage**: the share of repetitions whose interval holds the truth, ± its standard error. Of a p-value: the
+  share of repetitions with p ≥ 0.05.
 - **made ÷ reported**: the root mean square of the error made in units of the error reported; 1 is right, 2 means that
-  the reported error is half of what it should be. Large values in rows with heavy tails come from a few repetitions.
+  the reported error is half of what it should be. Where tails are heavy a few repetitions make it large.
 - **k̂**: the median Pareto shape of the importance weights, where there are any.
 
-An error estimated from few numbers (10 blocks, 3 seeds) is itself uncertain: with ν degrees of freedom
+An error estimated from few numbers (10 blocks, 3 seeds) is itself uncertain. With ν degrees of freedom
 ± {WIDTH:g} standard errors hold the truth as often as Student's t says: 0.81 for ν = 2, 0.88 for ν = 4, 0.92 for ν = 9.
 """
 
@@ -66,7 +66,7 @@ def page(every: Iterable[Study], found: Mapping[Key, Figures]) -> str:
     """The whole page; rows without figures are left out."""
     sections: dict[str, list[str]] = {}
     for study in every:
-        for key, row in zip(study.keys(), study.rows.values(), strict=True):
+        for key, row in zip(study.labels(), study.rows.values(), strict=True):
             if key in found:
                 sections.setdefault(study.function, []).append(line(key, found[key], row))
     parts = [f"## `{name}`\n\n{HEADER}\n" + "\n".join(lines) for name, lines in sections.items()]
@@ -82,7 +82,7 @@ def main(words: list[str]) -> None:
         if words and not any(word in f"{study.function} {study.setting}" for word in words):
             continue
         started = time.perf_counter()
-        for key, (quantity, figures) in zip(study.keys(), run(study).items(), strict=True):
+        for key, (quantity, figures) in zip(study.labels(), run(study).items(), strict=True):
             found[key] = figures
             print(line(key, figures, study.rows[quantity]), flush=True)
         print(f"  {study.function}: {time.perf_counter() - started:.1f} s", flush=True)

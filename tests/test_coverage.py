@@ -17,12 +17,12 @@ def published():
 
 
 def test_the_page_has_each_case_and_no_other(published):
-    assert {key for study in STUDIES for key in study.keys()} == set(published), "run `make coverage`"
+    assert {key for study in STUDIES for key in study.labels()} == set(published), "run `make coverage`"
 
 
 def test_the_figures_of_the_page_are_as_expected(published):
     for study in STUDIES:
-        for key, row in zip(study.keys(), study.rows.values(), strict=True):
+        for key, row in zip(study.labels(), study.rows.values(), strict=True):
             assert published[key].repetitions >= LEAST, key
             assert not misses(row, published[key], errors=2), key
 
