@@ -89,11 +89,11 @@ class Squares:
 def root(square: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
     """The root of a square with a standard error, and the standard error of the root; 0 where noise hides the square.
 
-    .. math:: \\mathrm{se} = \\max\\{\\sqrt{s_+ + c\\,e} - \\sqrt{s_+},\\ \\sqrt{s_+} - \\sqrt{(s - c\\,e)_+}\\} \\,/\\, c,
-        \\qquad c = 1.96
+    .. math:: \\mathrm{se} = \\frac1c \\max\\{\\sqrt{s_+ + c\\,e} - \\sqrt{s_+},\\
+        \\sqrt{s_+} - \\sqrt{(s - c\\,e)_+}\\}, \\qquad c = 1.96
 
-    ± c errors of the root then hold the truth as often as ± c errors of the square do, near 0 too, where the delta method's
-    ``e / 2√s`` does not; far from 0 the two are one.
+    ± c errors of the root hold the truth at least as often as ± c errors of the square do, near 0 too, where the delta
+    method's ``e / 2√s`` does not. Far from 0 the two agree.
 
     Example:
         >>> [round(float(part), 4) for part in root(torch.tensor(4.0), torch.tensor(0.04))]

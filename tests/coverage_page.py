@@ -77,16 +77,16 @@ def main(words: list[str]) -> None:
     """Measure, and write the page after each study."""
     torch.set_num_threads(1)
     every = studies()
-    found = read(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     for study in every:
         if words and not any(word in f"{study.function} {study.setting}" for word in words):
             continue
         started = time.perf_counter()
-        for key, (quantity, figures) in zip(study.labels(), run(study).items(), strict=True):
-            found[key] = figures
+        new = dict(zip(study.labels(), run(study).items(), strict=True))
+        for key, (quantity, figures) in new.items():
             print(line(key, figures, study.rows[quantity]), flush=True)
         print(f"  {study.function}: {time.perf_counter() - started:.1f} s", flush=True)
-        PAGE.write_text(page(every, found), encoding="utf-8")
+        found = read(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}  # another process may have written it
+        PAGE.write_text(page(every, found | {key: one for key, (_, one) in new.items()}), encoding="utf-8")
 
 
 if __name__ == "__main__":
