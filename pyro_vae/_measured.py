@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae._cells import Cell, evaluate, step_of
 from pyro_vae._cost import median_seconds, peak_bytes
-from pyro_vae._moments import Moments, alignment, distance, jackknife, squares, tail_shapes
+from pyro_vae._moments import Moments, alignment, distance, jackknife, root, squares, tail_shapes
 from pyro_vae.device import make_generator, seeded
 from pyro_vae.elbo import Estimator, HandDerivedELBO
 from pyro_vae.errors import ModelError
@@ -21,6 +21,9 @@ from pyro_vae.traces import Loss
 
 TIMED_REPEATS = 11
 """How often each estimator is timed; the median is reported."""
+
+MOMENTS = ("signal", "variance", "ratio")
+"""Of the gradient: what has an error by the jackknife. Roots of the first and the last are reported."""
 
 
 def why_not(subject: Subject, loss: Loss) -> str:
@@ -198,13 +201,16 @@ def _gradients(found: Found) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
     per_datum, one = {"units": "nats per datum per unit of the parameters"}, {"units": "1"}
     columns: dict[str, list[Tensor]] = {}
     for sums, reference in zip(found.moments, found.references, strict=True):
-        for name in "norm", "variance", "snr":
-            value, error = jackknife(sums, partial(_moment, sums, found.groups, name))
+        square = {name: jackknife(sums, partial(_moment, sums, found.groups, name)) for name in MOMENTS}
+        of_cell = {
+            "norm": root(*square["signal"]),
+            "variance": square["variance"],
+            "snr": root(*square["ratio"]),
+            "bias": _relative_bias(sums, reference, found.groups),
+        }
+        for name, (value, error) in of_cell.items():
             columns.setdefault(f"gradient_{name}", []).append(value)
             columns.setdefault(f"gradient_{name}_se", []).append(error)
-        value, error = _relative_bias(sums, reference, found.groups)
-        columns.setdefault("gradient_bias", []).append(value)
-        columns.setdefault("gradient_bias_se", []).append(error)
         columns.setdefault("gradient_khat", []).append(tail_shapes(sums, found.groups))
         nothing = torch.full((len(found.groups),), torch.nan, dtype=torch.float64)
         cosine = (nothing, nothing) if found.of_elbo is None else alignment(sums, found.of_elbo, found.groups)
@@ -221,14 +227,10 @@ def _moment(sums: Moments, groups: list[list[int]], name: str, without: int | No
 
 
 def _relative_bias(sums: Moments, reference: Moments | None, groups: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """The distance of two mean gradients relative to the norm of the second; 0 where noise hides it."""
     if reference is None:
         nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
         return nothing, nothing
-    square, error, norm = distance(sums, reference, groups)
-    norm = norm.clamp(min=0).sqrt()
-    root = square.clamp(min=0).sqrt()
-    return root / norm, error / (2 * torch.maximum(root, error.sqrt())) / norm
+    return distance(sums, reference, groups)
 
 
 def _with_efficiency(table: xr.Dataset) -> xr.Dataset:
@@ -239,6 +241,7 @@ def _with_efficiency(table: xr.Dataset) -> xr.Dataset:
         fewest = efficiency.notnull().argmax("particles")
         speedup = efficiency / efficiency.isel(particles=fewest)
         error = speedup * np.hypot(relative, relative.isel(particles=fewest))
+        error = error.where(table.particles != table.particles.isel(particles=fewest), 0 * speedup)  # it is 1 there
     per_second = {"units": "1/s"}
     return table.assign(
         variance_seconds=(table.gradient_variance * table.seconds).assign_attrs(

@@ -67,7 +67,8 @@ def sbc(
         and ``joint_p_value``, the smallest times the number of quantities; ``ecdf_difference``, ``band_low`` and
         ``band_high`` over ``quantile``, how far the ECDF of the ranks lies above that of uniform ones; ``coverage``
         and ``coverage_se`` over ``level``, how often the central interval of q holds the quantity, and
-        ``expected_coverage`` and ``expected_coverage_se``, the mean over latents.
+        ``expected_coverage`` and ``expected_coverage_se``, the mean over latents. These errors are those of a Beta
+        distribution, one hit and one miss more than were seen, so that a share of all or none has an error too.
 
     Raises:
         DataError: if contexts or masks are not what is asked for.
@@ -154,6 +155,10 @@ def _summary(ranks: np.ndarray, within: np.ndarray, draws: int) -> xr.Dataset:
     places = (ranks + within) / (draws + 1)  # uniform if the ranks are
     inside = np.abs(places[..., None] - 0.5) <= np.array(LEVELS) / 2
     coverage, latent = inside.mean(0), inside[:, :-1].mean(1)
+    with_two = np.concatenate(
+        [latent, [np.zeros(len(LEVELS)), np.ones(len(LEVELS))]]
+    )  # so that all or none has an error
+    middle = (number * coverage + 1) / (number + 2)
     found = {
         "rank": (("simulation", "quantity"), ranks, {"units": f"draws of {draws} below"}),
         "p_value": ("quantity", p, {"units": "probability"}),
@@ -163,9 +168,9 @@ def _summary(ranks: np.ndarray, within: np.ndarray, draws: int) -> xr.Dataset:
         "band_low": ("quantile", low / number - quantile, share),
         "band_high": ("quantile", high / number - quantile, share),
         "coverage": (("quantity", "level"), coverage, share),
-        "coverage_se": (("quantity", "level"), np.sqrt(coverage * (1 - coverage) / number), share),
+        "coverage_se": (("quantity", "level"), np.sqrt(middle * (1 - middle) / (number + 3)), share),
         "expected_coverage": ("level", latent.mean(0), share),
-        "expected_coverage_se": ("level", latent.std(0, ddof=1) / np.sqrt(number), share),
+        "expected_coverage_se": ("level", with_two.std(0, ddof=1) / np.sqrt(number + 2), share),
     }
     names = [f"z[{i}]" for i in range(quantities - 1)] + [LIKELIHOOD]
     coords = {"simulation": range(number), "quantity": names, "quantile": quantile, "level": list(LEVELS)}
