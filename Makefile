@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-arviz1 lint bench faults clean
+.PHONY: demo test test-slow test-arviz1 lint bench faults mutants clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -35,6 +35,11 @@ bench: $(VENV)/.bench
 # Kills training 100 times and damages files 1,000 times; the counts go to benchmarks/results/faults.json.
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m faults
+
+# Plants a sample of small bugs, one by one, and lists those that no test sees; the counts go to
+# benchmarks/results/mutants.json.
+mutants: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutants
 
 clean:
 	rm -rf $(VENV) .venv-arviz1
