@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-_ELBO = "test_oracle_elbos test_estimators test_objectives test_elbo test_nesting test_gradients test_other_guides test_given test_random_networks"
+_ELBO = (
+    "test_oracle_elbos test_estimators test_objectives test_elbo test_nesting test_gradients test_other_guides "
+    "test_given test_random_networks"
+)
 _EVIDENCE = (
     "test_evidence test_missed_modes test_ais test_khat test_compare_models test_evidence_coverage test_coverage"
 )
