@@ -354,9 +354,7 @@ def test_errors_of_rows_that_occur_several_times_are_those_of_the_distinct_rows(
     x = RIGHT.sample(60)
     models = {"right": RIGHT.as_vae(), "wrong": WRONG.as_vae()}
     once = pv.compare_models(models, x)
-    with pytest.warns(
-        DuplicateRowsWarning, match="x_test: only 60 of 1200 rows are distinct; standard"
-    ):
+    with pytest.warns(DuplicateRowsWarning, match="x_test: only 60 of 1200 rows are distinct; standard"):
         many = pv.compare_models(models, x.repeat(20, 1))
     for name in "elpd", "elpd_diff", "se", "dse":
         assert many[name].to_numpy() == pytest.approx(20 * once[name].to_numpy(), rel=1e-12, abs=1e-9), name
