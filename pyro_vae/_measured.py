@@ -212,7 +212,7 @@ def _gradients(found: Found) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
             columns.setdefault(f"gradient_{name}", []).append(value)
             columns.setdefault(f"gradient_{name}_se", []).append(error)
         columns.setdefault("gradient_khat", []).append(tail_shapes(sums, found.groups))
-        nothing = torch.full((len(found.groups),), torch.nan, dtype=torch.float64)
+        nothing = torch.full_like(value, torch.nan)
         cosine = (nothing, nothing) if found.of_elbo is None else alignment(sums, found.of_elbo, found.groups)
         columns.setdefault("elbo_alignment", []).append(cosine[0])
         columns.setdefault("elbo_alignment_se", []).append(cosine[1])

@@ -164,10 +164,11 @@ def tail_shapes(moments: Moments, groups: Sequence[Sequence[int]]) -> Tensor:
         True
     """
     if moments.seen < LEAST:
-        return torch.full((len(groups),), torch.nan, dtype=torch.float64)
+        return torch.full((len(groups),), torch.nan, dtype=torch.float64, device=moments.sums.device)
     norms = torch.stack([_over(each, groups) for each in moments.each])
-    norms = torch.where(norms.sum(0) > 0, norms, 1.0)  # a gradient that is 0 has no tail
-    return torch.where(norms.isfinite().all(0), torch.as_tensor(psis(norms.log().nan_to_num())[1]), torch.nan)
+    known = norms.isfinite().all(0)
+    norms = torch.where(known & (norms.sum(0) > 0), norms, 1.0)  # a gradient that is 0 has no tail
+    return torch.where(known, torch.as_tensor(psis(norms.log())[1], device=norms.device), torch.nan)
 
 
 def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -184,7 +185,7 @@ def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) 
     """
     one, other = first.means(), second.means()
     if len(one) < 3:
-        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
+        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64, device=one.device)
         return nothing, nothing
 
     def cosine(keep: Tensor) -> Tensor:

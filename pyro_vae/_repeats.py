@@ -29,7 +29,7 @@ def distinct_rows(rows: Rows, log_probability: np.ndarray | None = None) -> np.n
 
     Example:
         >>> import torch
-        >>> distinct_rows(Rows(torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.1, 0.2]]))).tolist()
+        >>> distinct_rows(Rows(torch.arange(12.0).reshape(2, 6)[[0, 1, 0]])).tolist()
         [0, 1, 0]
         >>> bits = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
         >>> distinct_rows(Rows(bits.repeat(2, 1))).tolist()  # by chance: there are four values only
