@@ -85,6 +85,15 @@ CASES = {
         [1.7],
         (0, 1),
     ),
+    "ContinuousBernoulli, about one half": Case(
+        likelihoods.ContinuousBernoulli, reference.continuous_bernoulli, [((0.3,), 0.2)], [0.3], (0, 1)
+    ),
+    "ContinuousBernoulli, nearly at one half": Case(
+        likelihoods.ContinuousBernoulli, reference.continuous_bernoulli, [((9e-3,), 0.2)], [9e-3], (0, 1)
+    ),
+    "ContinuousBernoulli, below one half": Case(
+        likelihoods.ContinuousBernoulli, reference.continuous_bernoulli, [((-4.0,), 0.2)], [-4.0], (0, 1)
+    ),
     "Categorical": Case(
         partial(likelihoods.Categorical, levels=4),
         reference.categorical,
