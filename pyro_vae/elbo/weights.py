@@ -303,11 +303,12 @@ class Weights:
         sites = [*samples(self.model_trace), *samples(self.guide_trace)]
         for name, site in sites:
             _refuse_site(name, site)
-        shared = set.intersection(*({f.dim for f in _data_frames(site)} for _, site in sites)) if sites else set()
+        plates = ({(f.name, f.dim) for f in _data_frames(site)} for _, site in sites)
+        shared = set.intersection(*plates) if sites else set()
         if not shared:
             raise ModelError(f"the sites {sorted(dict(sites))} share no plate over data; {INSTEAD}")
         particle = next(f.dim for f in self._observed["cond_indep_stack"] if f.name == PARTICLES)
-        return particle, tuple(sorted(shared))
+        return particle, tuple(sorted(dim for _, dim in shared))
 
     @cached_property
     def size(self) -> int:
