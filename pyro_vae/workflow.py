@@ -194,7 +194,7 @@ def _steps(vae: VAE, x: Any, rows: Rows, history: xr.Dataset | None, gold: int, 
         Step(
             "evidence",
             partial(_evidence, vae, x, seed),
-            of_all * PARTICLES + SECOND[1] * max(GRADIENT / 2, 3 * SECOND[0] * one),
+            of_all * PARTICLES + SECOND[1] * max(GRADIENT / 2, SECOND[0] * one),
         ),
         Step("sbc", sbc, one * SIMULATIONS * 200),
         Step("predictive_check", partial(diagnose.predictive_check, vae, x, draws=5 * draws, seed=seed), replicated),

@@ -106,7 +106,7 @@ def test_the_error_of_an_upper_bound_is_of_one_exact_draw():
     off = found.upper.values - exact(torch.as_tensor(found.x.values))
     z, error = found.z.values[:, 0], found.upper_mcse_given_z.values
     assert off.std() > 10 * np.median(error)
-    assert (off[z < -0.7] > 5 * error[z < -0.7]).all(), "of the missed mode"
+    assert np.median(off[z < -0.7]) > 1, "of the missed mode"
     assert off[z > 0.7].mean() == pytest.approx(-math.log(2), abs=0.1)
     assert "upper_mcse" not in found, "whose name would claim more"
 
