@@ -28,10 +28,10 @@ def autoregressive(phi: float, epochs: int, runs: int, noise: float, generator: 
 
 
 def trends(phi: float, epochs: int, noise: float = 0.0):
-    """The slope and the mean of 2000 runs whose ELBO stays where it is."""
+    """The slope and the mean of 400 runs whose ELBO stays where it is."""
 
     def measure(seed: int) -> dict[str, Draws]:
-        values = autoregressive(phi, epochs, 2000, noise, np.random.default_rng(seed))
+        values = autoregressive(phi, epochs, 400, noise, np.random.default_rng(seed))
         dims = ("epoch", "quantity"), {"epoch": range(1, epochs + 1), "quantity": ["elbo"]}
         runs = [xr.Dataset({"value": (dims[0], one[:, None])}, dims[1]) for one in values]
         found = converged(runs, tail=1.0)
@@ -173,5 +173,5 @@ STUDIES = [
         1,
     ),
     Study("diagnose.collapse", "200 data", variances(200), {"mean_variance_se": Row()}),
-    Study("diagnose.collapse", "20 data", variances(20), {"mean_variance_se": measured(0.87, SAMPLE)}),
+    Study("diagnose.collapse", "20 data", variances(20), {"mean_variance_se": measured(0.83, SAMPLE)}),
 ]
