@@ -66,8 +66,8 @@ def products(a, b):
 def test_every_setting_of_every_optimizer_is_that_of_torch(backend, each):
     """In double precision, after six steps; every setting in one graph, as compiling takes seconds.
 
-    Power: AdamW that decays after its update is off by 0.03. Compiled with ``add_(gradient, alpha=1 - dampening)``,
-    SGD with dampening is off by 0.1: inductor forgets alpha where the gradient is a product.
+    Power: AdamW that decays after its update is seen traced. SGD whose dampening is the alpha of ``add_`` is seen
+    compiled: inductor drops alpha where the gradient is a product of matrices.
     """
     assert {*SETTINGS} == {*optimizers.COMPILED}
     draw = torch.Generator().manual_seed(0)
