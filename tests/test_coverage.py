@@ -6,7 +6,7 @@ import pytest
 import torch
 from coverage_checks import LEAST, Draws, Row, drawn, figures, misses, run, studies
 from coverage_names import EXCEPTIONS, returned, tabled
-from coverage_page import PAGE, read
+from coverage_page import PAGE, read, unmeasured
 
 STUDIES = studies()
 NAMES = [f"{study.function}, {study.setting}" for study in STUDIES]
@@ -17,13 +17,16 @@ def published():
     return read(PAGE.read_text(encoding="utf-8"))
 
 
-def test_the_page_has_each_case_and_no_other(published):
-    assert {key for study in STUDIES for key in study.labels()} == set(published), "run `make coverage`"
+def test_the_page_names_each_case_and_no_other(published):
+    every = {label for study in STUDIES for label in study.labels()}
+    assert set(published) | unmeasured(PAGE.read_text(encoding="utf-8")) == every, "run `make coverage`"
 
 
 def test_the_figures_of_the_page_are_as_expected(published):
     for study in STUDIES:
         for key, row in zip(study.labels(), study.rows.values(), strict=True):
+            if key not in published:
+                continue
             assert published[key].repetitions >= LEAST, key
             assert not misses(row, published[key], errors=2), key
 
