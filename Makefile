@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-arviz1 lint bench faults mutants clean
+.PHONY: demo test test-slow test-arviz1 lint bench faults mutants coverage clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -40,6 +40,10 @@ faults: $(VENV)/.test
 # benchmarks/results/mutants.json.
 mutants: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m mutants
+
+# How often each printed standard error covers the truth, ten minutes; the table is docs/coverage.md.
+coverage: $(VENV)/.test
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m coverage_page
 
 clean:
 	rm -rf $(VENV) .venv-arviz1

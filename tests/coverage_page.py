@@ -3,7 +3,7 @@ setting holds one of the words (all, if none is given) and keeps the other rows 
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +62,28 @@ def read(text: str) -> dict[Key, Figures]:
     return found
 
 
-def page(every: Iterable[Study], found: Mapping[Key, Figures]) -> str:
-    """The whole page; rows without figures are left out."""
+def page(every: Sequence[Study], found: Mapping[Key, Figures]) -> str:
+    """The whole page; rows without figures are named at its end."""
     sections: dict[str, list[str]] = {}
     for study in every:
         for key, row in zip(study.labels(), study.rows.values(), strict=True):
             if key in found:
                 sections.setdefault(study.function, []).append(line(key, found[key], row))
     parts = [f"## `{name}`\n\n{HEADER}\n" + "\n".join(lines) for name, lines in sections.items()]
+    missing = [f"- `{key[0]}`, `{key[1]}`, {key[2]}" for key in labels(every) if key not in found]
+    parts += ["## Not measured yet\n\n" + "\n".join(missing)] if missing else []
     return "\n\n".join([TEXT.strip(), *parts]) + "\n"
+
+
+def labels(every: Iterable[Study]) -> list[Key]:
+    """All rows that the page is to have."""
+    return [label for study in every for label in study.labels()]
+
+
+def unmeasured(text: str) -> set[Key]:
+    """The rows that a page names without figures."""
+    lines = [one[3:] for one in text.splitlines() if one.startswith("- `")]
+    return {(f, q, s) for f, q, s in (one.replace("`", "").split(", ", 2) for one in lines)}
 
 
 def main(words: list[str]) -> None:

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 from coverage_checks import LEAST, Draws, Row, drawn, figures, misses, run, studies
-from coverage_page import PAGE, read
+from coverage_names import EXCEPTIONS, returned, tabled
+from coverage_page import PAGE, read, unmeasured
 
 STUDIES = studies()
 NAMES = [f"{study.function}, {study.setting}" for study in STUDIES]
@@ -16,15 +17,26 @@ def published():
     return read(PAGE.read_text(encoding="utf-8"))
 
 
-def test_the_page_has_each_case_and_no_other(published):
-    assert {key for study in STUDIES for key in study.labels()} == set(published), "run `make coverage`"
+def test_the_page_names_each_case_and_no_other(published):
+    every = {label for study in STUDIES for label in study.labels()}
+    assert set(published) | unmeasured(PAGE.read_text(encoding="utf-8")) == every, "run `make coverage`"
 
 
 def test_the_figures_of_the_page_are_as_expected(published):
     for study in STUDIES:
         for key, row in zip(study.labels(), study.rows.values(), strict=True):
+            if key not in published:
+                continue
             assert published[key].repetitions >= LEAST, key
             assert not misses(row, published[key], errors=2), key
+
+
+def test_each_error_that_is_returned_is_in_the_table_or_excepted_with_a_reason():
+    found, named = returned(), tabled(label for study in STUDIES for label in study.labels())
+    assert len(found) > 50
+    assert not found - named - set(EXCEPTIONS), "measure these, or say why not in EXCEPTIONS"
+    assert not set(EXCEPTIONS) - found, "these are returned no more"
+    assert all(EXCEPTIONS.values())
 
 
 QUICK = [pytest.param(study, id=name) for study, name in zip(STUDIES, NAMES, strict=True) if study.quick]
