@@ -43,7 +43,7 @@ mutants: $(VENV)/.test
 
 # How often each printed standard error covers the truth, ten minutes; the table is docs/coverage.md.
 coverage: $(VENV)/.test
-	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m coverage_page
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m helpers.coverage_page
 
 clean:
 	rm -rf $(VENV) .venv-arviz1

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import pyro_vae as pv
 from benchmarks.cases import LEARNING_RATE, Case
-from pyro_vae.engine.optimizers import WholeOptimizer
+from pyro_vae.train.compiled.optimizers import WholeOptimizer
 
 Pass = Callable[[], float]
 """One pass over the data; the mean objective, nats per datum."""

@@ -7,8 +7,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from pyro_vae.parallel.group import joined
-from pyro_vae.parallel.launch import Machines, launch
+from pyro_vae.train.distributed.group import joined
+from pyro_vae.train.distributed.launch import Machines, launch
 
 
 def seconds(parameters: int, repeats: int) -> list[float]:

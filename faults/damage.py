@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae._checkpoints import Checkpoints
-from pyro_vae._sums import SUMS, listed, refuse_changed
-from pyro_vae._trees import read_tree
-from pyro_vae.checkpoint import load
+from pyro_vae.cli.checksums import SUMS, listed, refuse_changed
 from pyro_vae.errors import PyroVAEError
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.checkpoint.save_load import load
+from pyro_vae.train.checkpoint.tensor_file import read_tree
 
 Outcome = str
 EXACT, REFUSED, FELL_BACK, WRONG = "exact", "refused", "fell back to the one before", "wrong"

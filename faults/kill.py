@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from faults.damage import state
-from pyro_vae._trees import read_tree
+from pyro_vae.train.checkpoint.tensor_file import read_tree
 
 Start = Callable[[Sequence[str]], int]
 """Starts ``pyro-vae`` with arguments, and gives the id of its process."""

@@ -14,25 +14,25 @@ _COMPARE = "test_compare test_recommend test_seeds test_coverage"
 
 GROUPS: dict[str, str] = {
     "pyro_vae.elbo": _ELBO,
-    "pyro_vae.hand": "test_oracle_elbos test_elbo test_note",
-    "pyro_vae.kl": "test_oracle_densities test_kl test_elbo",
+    "pyro_vae.elbo.hand_derived": "test_oracle_elbos test_elbo test_note",
+    "pyro_vae.elbo.kl": "test_oracle_densities test_kl test_elbo",
     "pyro_vae.evidence": _EVIDENCE,
     "pyro_vae.diagnose.convergence": "test_converged test_coverage",
     "pyro_vae.diagnose.gaps": "test_gaps test_coverage",
     "pyro_vae.diagnose.free": "test_gaps test_coverage",
     "pyro_vae.diagnose.latents": "test_collapse test_coverage",
     "pyro_vae.diagnose.importance": "test_khat",
-    "pyro_vae.diagnose.weights": "test_khat test_evidence",
+    "pyro_vae.evidence.psis": "test_khat test_evidence",
     "pyro_vae.diagnose.calibration": "test_sbc test_coverage",
     "pyro_vae.diagnose.gold_standard": "test_nuts",
     "pyro_vae.diagnose": "test_sbc test_predictive_check test_check test_khat",
-    "pyro_vae.compare": _COMPARE,
-    "pyro_vae._measured": _COMPARE,
-    "pyro_vae._moments": _COMPARE,
-    "pyro_vae._cells": _COMPARE,
+    "pyro_vae.compare.elbos": _COMPARE,
+    "pyro_vae.compare.measure": _COMPARE,
+    "pyro_vae.compare.gradient_moments": _COMPARE,
+    "pyro_vae.compare.cells": _COMPARE,
     "pyro_vae.recommend": _COMPARE,
     "pyro_vae.likelihoods": _LIKELIHOODS,
-    "pyro_vae.engine.optimizers": "test_engine_optimizers test_engine_programs test_engine",
+    "pyro_vae.train.compiled.optimizers": "test_engine_optimizers test_engine_programs test_engine",
 }
 """Modules (or packages, for all modules within that have no row of their own) and the test files that look at them."""
 

@@ -1,21 +1,29 @@
 """Variational autoencoders in Pyro: checked estimators, parts that swap, posteriors with evidence."""
 
-from pyro_vae import callbacks, data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
+import sys
+
+from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
-from pyro_vae._checkpoints import Checkpoints
-from pyro_vae.checkpoint import load, save
-from pyro_vae.compare import compare_elbos
-from pyro_vae.core import VAE, Conditional
-from pyro_vae.describe import describe
+from pyro_vae.compare import swap
+from pyro_vae.compare.elbos import compare_elbos
+from pyro_vae.compare.pair import Pair
+from pyro_vae.compare.recommend import recommend
+from pyro_vae.compare.seeds import over_seeds
+from pyro_vae.core.vae import VAE, Conditional
 from pyro_vae.diagnose import inference_gaps
-from pyro_vae.engine import CompiledSVI
+from pyro_vae.diagnose.check import check
+from pyro_vae.diagnose.datatree import to_datatree
+from pyro_vae.diagnose.describe import describe
 from pyro_vae.evidence import compare_models, log_evidence
-from pyro_vae.pair import Pair
-from pyro_vae.predict import to_datatree
-from pyro_vae.recommend import recommend
-from pyro_vae.seeds import over_seeds
-from pyro_vae.train import Fit, fit
-from pyro_vae.workflow import check
+from pyro_vae.train import callbacks
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.checkpoint.save_load import load, save
+from pyro_vae.train.compiled import CompiledSVI
+from pyro_vae.train.fit import Fit, fit
+
+# Paths of earlier versions, which go on working.
+sys.modules["pyro_vae.callbacks"] = callbacks
+sys.modules["pyro_vae.swap"] = swap
 
 __all__ = [
     "VAE",

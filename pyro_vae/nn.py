@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae._numbers import whole
+from pyro_vae.core.validation import whole
 from pyro_vae.errors import ModelError, SettingsError
 
 

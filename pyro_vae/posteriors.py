@@ -9,12 +9,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae._numbers import above_zero, whole
-from pyro_vae.core import Conditional, Distribution, evaluating, join, masked
+from pyro_vae.core.vae import Conditional, Distribution, evaluating, join, masked
+from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
-    from pyro_vae.core import VAE
+    from pyro_vae.core.vae import VAE
 
 Given = tuple[Tensor, Tensor | None, Tensor | None]
 """x, its context and the mask of what of it was observed."""
@@ -221,7 +221,7 @@ class Flow(Posterior):
         self.flow = flow
 
     def distribution(self, out: Tensor) -> Distribution:
-        from pyro_vae._flows import as_pyro
+        from pyro_vae.core.zuko import as_pyro
 
         return as_pyro(self.flow(out), type(self.flow).__name__)
 

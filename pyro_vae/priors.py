@@ -6,15 +6,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae._check import called, drawn, in_a_line
-from pyro_vae._given_numbers import GivenNumbers
-from pyro_vae._numbers import above_zero, whole
-from pyro_vae.core import Conditional, Distribution
+from pyro_vae.core.compatibility import called, drawn, in_a_line
+from pyro_vae.core.given_numbers import GivenNumbers
+from pyro_vae.core.vae import Conditional, Distribution
+from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
-from pyro_vae.rows import rows_of
 
 if TYPE_CHECKING:
-    from pyro_vae.core import VAE
+    from pyro_vae.core.vae import VAE
 
 
 class Prior(Conditional):
@@ -332,6 +332,6 @@ class Flow(Prior):
             drawn("prior", called("prior", self))  # a flow with a context fails only now
 
     def forward(self, context: Tensor | None = None) -> Distribution:
-        from pyro_vae._flows import as_pyro
+        from pyro_vae.core.zuko import as_pyro
 
         return as_pyro(self.flow(), type(self.flow).__name__)

@@ -8,14 +8,14 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae._numbers import whole
-from pyro_vae.core import VAE, evaluating, infer, masked, observed
-from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.generate import latents, likelihood
+from pyro_vae.core.vae import VAE, evaluating, infer, masked, observed
+from pyro_vae.core.validation import whole
+from pyro_vae.data.rows import Rows, as_tensor
 from pyro_vae.diagnose import _ecdf
-from pyro_vae.diagnose._prior import latents, likelihood
-from pyro_vae.diagnose.finding import Finding, Level
 from pyro_vae.errors import DataError
-from pyro_vae.rows import Rows, as_tensor
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of the central intervals whose coverage is counted."""

@@ -10,13 +10,13 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae._numbers import above_zero, whole
-from pyro_vae.core import VAE, evaluating, infer
-from pyro_vae.device import make_generator, refuse_seed, seeded
-from pyro_vae.diagnose.finding import Finding, Level
-from pyro_vae.elbo.weights import weigh
+from pyro_vae.core.device import make_generator, refuse_seed, seeded
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import DataError, SettingsError
-from pyro_vae.rows import Rows, rows_for
 
 RHAT = 1.1
 """R̂ of iterates up to which they count as draws of one place."""
@@ -322,7 +322,7 @@ def _refuse_non_finite(end: xr.Dataset, number: int) -> None:
 
 def _rhat(values: np.ndarray) -> np.ndarray:
     """Over ``(chain, epoch, …)``, each chain cut in halves; 1 where nothing moves."""
-    from pyro_vae._arviz import array_stats
+    from pyro_vae.core.arviz import array_stats
 
     half = values.shape[1] // 2
     halves = np.concatenate([values[:, :half], values[:, -half:]])

@@ -8,11 +8,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core import VAE, Distribution, infer, join
-from pyro_vae.diagnose._density import log_joint
+from pyro_vae.core.density import log_joint
+from pyro_vae.core.vae import VAE, Distribution, infer, join
+from pyro_vae.data.rows import Rows
 from pyro_vae.errors import ModelError
 from pyro_vae.posteriors import DiagNormal, FullNormal, Posterior
-from pyro_vae.rows import Rows
 
 FALL = 3e-4
 """The rate at the end, of that at the start, which it keeps for the first half of the steps."""

@@ -13,17 +13,17 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae._numbers import above_zero, whole
-from pyro_vae.core import VAE, evaluating
-from pyro_vae.device import refuse_seed, seeded
-from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.progress import counting
+from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.data.rows import Rows, rows_for
 from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
-from pyro_vae.diagnose.weights import BAD as KHAT
-from pyro_vae.diagnose.weights import psis
 from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.evidence.psis import BAD as KHAT
+from pyro_vae.evidence.psis import psis
 from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
-from pyro_vae.progress import counting
-from pyro_vae.rows import Rows, rows_for
 
 FINE, BAD = 0.05, 0.3
 """Gaps per latent, in nats: sds of q at .8 of the best lose .043, at .5 they lose .32; means off by .3 sd lose .045."""

@@ -10,14 +10,14 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae._numbers import whole
-from pyro_vae.core import VAE, evaluating, infer
-from pyro_vae.device import refuse_seed, seeded
-from pyro_vae.diagnose._density import log_joint
-from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.core.density import log_joint
+from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.progress import counting
+from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.core.validation import whole
+from pyro_vae.data.rows import Rows, rows_for
 from pyro_vae.errors import DataError, ModelError, SettingsError
-from pyro_vae.progress import counting
-from pyro_vae.rows import Rows, rows_for
 
 MOST = 100
 """So many data at most: each is a run of its own, in Python."""
@@ -194,7 +194,7 @@ def _chain(
 
 def _compared(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
     """Moments of both samples, and how far they are apart, each with its unit."""
-    from pyro_vae._arviz import array_stats
+    from pyro_vae.core.arviz import array_stats
 
     axes, latent, sds = {"chain_axis": 0, "draw_axis": 1}, {"units": "z"}, {"units": "sd of the posterior"}
     with np.errstate(divide="ignore", invalid="ignore"):  # chains that never move have an infinite R̂

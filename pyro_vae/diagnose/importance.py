@@ -9,14 +9,14 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae._numbers import whole
-from pyro_vae.core import VAE, evaluating
-from pyro_vae.device import refuse_seed, seeded
-from pyro_vae.diagnose.finding import Finding, Level
-from pyro_vae.diagnose.weights import BAD, GOOD, LEAST, psis, tail_length
+from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.validation import whole
+from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import ModelError
-from pyro_vae.rows import rows_for
+from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length
 
 SOME, MANY = 0.02, 0.25
 """The shares of data above BAD from which q is called doubtful, and bad."""

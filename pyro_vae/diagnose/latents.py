@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MixtureSameFamily, MultivariateNormal
 
 from pyro_vae.__about__ import versions
-from pyro_vae._check import called
-from pyro_vae._flows import MEAN_DRAWS, FlowDistribution
-from pyro_vae._numbers import whole
-from pyro_vae.core import VAE, evaluating, infer
-from pyro_vae.device import refuse_seed, seeded
-from pyro_vae.diagnose._prior import given
-from pyro_vae.diagnose.finding import Finding, Level
+from pyro_vae.core.compatibility import called
+from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.generate import given
+from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.core.validation import whole
+from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
+from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import DataError
-from pyro_vae.rows import rows_for
 
 ACTIVE = 0.01
 """Burda et al.'s variance over data of a latent's posterior mean, above which it is called active."""

@@ -3,11 +3,11 @@
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae.elbo.bounds import CIWAE, ELBO, IWAE, IWAESTL, MIWAE, PIWAE, STL, AnalyticKL, DReG, Estimator, Renyi
+from pyro_vae.elbo.hand_derived import HandDerivedELBO, note_objective
+from pyro_vae.elbo.kl import kl_provenance
+from pyro_vae.elbo.log_weights import Weights, log_weights
 from pyro_vae.elbo.objectives import TCVAE, Beta, Cyclical, FreeBits, InfoVAE, Linear, Schedule
-from pyro_vae.elbo.score import VIMCO, ScoreFunction, Thermodynamic
-from pyro_vae.elbo.weights import Weights, log_weights
-from pyro_vae.hand import HandDerivedELBO, note_objective
-from pyro_vae.kl import kl_provenance
+from pyro_vae.elbo.score_function import VIMCO, ScoreFunction, Thermodynamic
 
 __all__ = [
     "CIWAE",

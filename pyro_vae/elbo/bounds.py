@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.weights import Weights, valued, weigh
+from pyro_vae.core.traces import Program, TensorELBO, samples
+from pyro_vae.elbo.kl import closed_form
+from pyro_vae.elbo.log_weights import Weights, valued, weigh
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.kl import closed_form
-from pyro_vae.traces import Program, TensorELBO, samples
 
 
 class Estimator(TensorELBO):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from pyro_vae.core.traces import Program, Site, samples
 from pyro_vae.elbo.bounds import Estimator, shown
-from pyro_vae.elbo.weights import Weights, valued
+from pyro_vae.elbo.kl import family
+from pyro_vae.elbo.log_weights import Weights, valued
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.kl import family
-from pyro_vae.traces import Program, Site, samples
 
 
 class Schedule(ABC):

@@ -1,6 +1,6 @@
 """log p(x) of data that were not trained on, and models compared by it."""
 
-from pyro_vae.evidence.compare import compare_models
+from pyro_vae.compare.models import compare_models
 from pyro_vae.evidence.cross_check import cross_check
 from pyro_vae.evidence.estimate import log_evidence, refuse_particles
 from pyro_vae.evidence.interval import interval

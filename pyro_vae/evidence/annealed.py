@@ -10,11 +10,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae._check import support_of
-from pyro_vae.core import VAE, Distribution, distribution, infer, masked
+from pyro_vae.core.compatibility import support_of
+from pyro_vae.core.vae import VAE, Distribution, distribution, infer, masked
+from pyro_vae.data.rows import Rows
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.weights import Found, Plan, measured
-from pyro_vae.rows import Rows
 
 PLACES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Where along the path step sizes are tuned, in the pilot run; between them they are interpolated."""

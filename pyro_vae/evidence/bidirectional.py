@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from pyro_vae.core import VAE, observed
-from pyro_vae.diagnose._prior import latents, likelihood
+from pyro_vae.core.generate import latents, likelihood
+from pyro_vae.core.vae import VAE, observed
+from pyro_vae.data.rows import Rows
 from pyro_vae.evidence.annealed import Path, State, Tuning, along, moved, places, still, tuned
 from pyro_vae.evidence.weights import Found, Plan, log_mean, tail_shape
-from pyro_vae.rows import Rows
 
 APART = 10
 """Moves that spread the chains of the upper bound over the posterior (or its mode): all start at one exact draw."""

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pyro_vae._hashes import data_hash, row_hashes
-from pyro_vae._numbers import whole
-from pyro_vae.core import VAE
+from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import whole
+from pyro_vae.data.fingerprint import data_hash, row_hashes
+from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.estimate import Method, log_evidence
-from pyro_vae.rows import rows_for
 
 OTHER_START: dict[str, Method] = {"iw": "ais_prior", "psis": "ais_prior", "ais": "ais_prior", "ais_prior": "ais"}
 """For each method, one that starts where it does not."""

@@ -7,18 +7,18 @@ import torch
 import xarray as xr
 
 from pyro_vae.__about__ import versions
-from pyro_vae._hashes import data_hash, row_hashes, trained_on
-from pyro_vae._numbers import whole
-from pyro_vae.core import VAE, evaluating
-from pyro_vae.device import refuse_seed, seeded
+from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.progress import ticking
+from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.validation import whole
+from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
+from pyro_vae.data.rows import Rows, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.annealed import PILOT, annealed, annealed_from_prior
 from pyro_vae.evidence.bidirectional import APART, bidirectional
 from pyro_vae.evidence.generative import generative_hash
 from pyro_vae.evidence.kinds import as_text, countable_features, kind
 from pyro_vae.evidence.weights import Found, Plan, importance_weighted, pareto_smoothed
-from pyro_vae.progress import ticking
-from pyro_vae.rows import Rows, rows_for
 
 Method: TypeAlias = Literal["iw", "psis", "ais", "ais_prior", "bdmc"]
 METHODS = get_args(Method)

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from pyro_vae._repeats import clustered_error
-from pyro_vae.core import VAE
+from pyro_vae.core.vae import VAE
+from pyro_vae.data.repeats import clustered_error
 
 
 def generative_hash(vae: VAE) -> str:
@@ -82,7 +82,7 @@ def guides_of_one_model(found: Mapping[str, xr.Dataset], number: np.ndarray) -> 
 
     Args:
         found: name → from :func:`pyro_vae.log_evidence`, of the same data.
-        number: the distinct row of each datum, from :func:`pyro_vae._repeats.distinct_rows`.
+        number: the distinct row of each datum, from :func:`pyro_vae.data.repeats.distinct_rows`.
 
     Example:
         >>> own = xr.Dataset({"log_evidence": ("datum", [1.0, 2.0])}, attrs={"generative": "a"})

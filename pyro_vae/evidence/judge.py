@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyro_vae.diagnose.finding import Finding, Level
-from pyro_vae.diagnose.weights import BAD as BAD_KHAT
-from pyro_vae.diagnose.weights import GOOD as GOOD_KHAT
-from pyro_vae.evidence.compare import TIED
+from pyro_vae.compare.models import TIED
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.evidence.psis import BAD as BAD_KHAT
+from pyro_vae.evidence.psis import GOOD as GOOD_KHAT
 
 CLOSE_ENOUGH, TOO_FAR = 0.1, 1.0
 """Nats per datum by which log p(x) may be off: below the first all is fine, above the second it is bad."""

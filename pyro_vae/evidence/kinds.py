@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import xarray as xr
 
-from pyro_vae.core import VAE, evaluating, infer
-from pyro_vae.device import seeded
-from pyro_vae.kl import base
+from pyro_vae.core.device import seeded
+from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.data.rows import Rows
+from pyro_vae.elbo.kl import base
 from pyro_vae.likelihoods._distributions import Side
-from pyro_vae.rows import Rows
 
 CAUTION = "Densities and probabilities are not in the same units: compare models of one kind only."
 NOT_KNOWN = "not known"

@@ -8,10 +8,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_vae.core import VAE
+from pyro_vae.core.vae import VAE
+from pyro_vae.data.rows import Rows
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
-from pyro_vae.rows import Rows
 
 
 def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, float, str]:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.core import VAE
-from pyro_vae.diagnose.weights import BAD, GOOD, LEAST, psis, tail_length
+from pyro_vae.core.progress import Ticks
+from pyro_vae.core.vae import VAE
+from pyro_vae.data.rows import Rows
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import SettingsError
-from pyro_vae.progress import Ticks
-from pyro_vae.rows import Rows
+from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length
 
 Found: TypeAlias = dict[str, Tensor]
 """What is had of each datum, by name, shape ``(datum, …)``."""

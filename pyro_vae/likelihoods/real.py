@@ -6,9 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae._given_numbers import GivenNumbers
-from pyro_vae._numbers import above_zero, whole
-from pyro_vae.core import Distribution
+from pyro_vae.core.given_numbers import GivenNumbers
+from pyro_vae.core.vae import Distribution
+from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods.base import Likelihood
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from pyro_vae.compare.seeds import drawn, refuse_stacked
 from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE
-from pyro_vae.seeds import drawn, refuse_stacked
 
 
 def elbos_by_datum(comparison: xr.Dataset) -> Figure:

@@ -7,9 +7,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, Limits
-from pyro_vae.rows import rows_of
 
 
 def khat(

@@ -8,11 +8,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.core import VAE, evaluating, infer
-from pyro_vae.device import seeded
+from pyro_vae.core.device import seeded
+from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.data.rows import as_tensor, rows_of
+from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits
-from pyro_vae.predict import from_the_prior
-from pyro_vae.rows import as_tensor, rows_of
 
 
 def history(data: xr.Dataset) -> Figure:

@@ -1,0 +1,136 @@
+"""VAEs made of settings: their parts, as wide as they must be, and what a part is called."""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from pyro_vae import nn
+from pyro_vae.cli.settings import instances
+from pyro_vae.core.device import seeded
+from pyro_vae.core.vae import VAE
+from pyro_vae.data.rows import Data
+from pyro_vae.errors import PyroVAEError, SettingsError
+from pyro_vae.likelihoods import Normal
+
+# Units of the user's data are unknown, so their noise is learned unless a likelihood is named.
+_learned_normal = partial(Normal, scale=0.5, learn_scale=True)
+
+Part = tuple[Any, Namespace | type | None]
+"""A maker of a part, and the settings it was made of."""
+
+
+def build(settings: Namespace, train: Data) -> VAE:
+    """The VAE that the settings describe, its networks as wide as its parts need them.
+
+    Args:
+        settings: of ``pyro-vae fit``.
+        train: the data, for their width and for parts that start from them.
+
+    Raises:
+        SettingsError: if a part or a network cannot be made of its settings.
+
+    Example:
+        >>> from pyro_vae.cli.settings import training
+        >>> settings = training().parse_args(["--data", "x.npy", "--out", "run", "--latent_dim", "3"])
+        >>> build(settings, Data(torch.zeros(4, 10))).prior()
+        Independent(Normal(loc: torch.Size([3]), scale: torch.Size([3])), 1)
+    """
+    made = instances(settings)
+    parts = ((made[name], settings[name]) for name in ("prior", "likelihood", "posterior"))
+    return assemble(settings, train, *parts)
+
+
+def assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, posterior: Part) -> VAE:
+    """The VAE of these parts.
+
+    Raises:
+        SettingsError: if a part or a network cannot be made of its settings.
+    """
+    latents, hidden, features = settings.latent_dim, list(settings.hidden), train.x.shape[1]
+    try:
+        with seeded(settings.seed, torch.device("cpu")):
+            first = train.x if getattr(_class_of(prior), "takes_data", False) else latents
+            made_prior = prior[0](first)
+            decoder_net = nn.mlp(latents, hidden[::-1], _outputs(likelihood, features))
+            encoder_net = nn.mlp(features, hidden, _outputs(posterior, latents))
+            decoder = (likelihood[0] or _learned_normal)(decoder_net)
+            return VAE(prior=made_prior, decoder=decoder, encoder=posterior[0](encoder_net))
+    except PyroVAEError:
+        raise
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+        sizes = f"latent_dim {latents} and hidden {hidden}"
+        raise SettingsError(f"no VAE can be made of these parts ({first_line(error)}); change them, {sizes}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing.
+
+    Example:
+        >>> first_line(MemoryError())
+        'MemoryError'
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _class_of(part: Part) -> Any:
+    if part[1] is None:
+        return _learned_normal.func
+    return part[1] if isinstance(part[1], type) else _found(part[1].class_path)  # a type is a default
+
+
+def _found(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _outputs(part: Part, size: int) -> int:
+    """How many numbers the network of a part gives, as its class and its settings say."""
+    outputs = _class_of(part).outputs
+    known = inspect.signature(outputs).parameters
+    # The maker holds the settings as the class is given them, where those of the parser still name classes.
+    made = getattr(part[0], "keywords", {})
+    return outputs(size, **{name: value for name, value in made.items() if name in known})
+
+
+def names_of(parts: Sequence[Part], among: str) -> list[str]:
+    """What parts are called: by their class, by the path of that where it would not do, and their own settings.
+
+    Raises:
+        SettingsError: if two are the same.
+
+    Example:
+        >>> names_of([(None, None)], "likelihoods")
+        ['Normal(learn_scale=True)']
+    """
+    short = [_name_of(part) for part in parts]
+    names = [_name_of(p, path=short.count(name) > 1) for p, name in zip(parts, short, strict=True)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingsError(f"{among} holds {twice} twice; leave one out")
+    return names
+
+
+def _name_of(part: Part, *, path: bool = False) -> str:
+    if part[1] is None:
+        return f"{Normal.__name__}(learn_scale=True)"
+    cls = _class_of(part)
+    given = part[1].get("init_args", Namespace()) if isinstance(part[1], Namespace) else Namespace()
+    return (f"{cls.__module__}.{cls.__qualname__}" if path else cls.__name__) + _own(cls, vars(given))
+
+
+def _own(cls: Any, given: dict[str, Any]) -> str:
+    """The settings that are not the defaults of a class."""
+    defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    own = ", ".join(f"{name}={_said(value)}" for name, value in given.items() if value != defaults.get(name))
+    return f"({own})" if own else ""
+
+
+def _said(value: Any) -> str:
+    """A setting in words; it may name classes itself, as that of blocks does."""
+    if isinstance(value, Namespace) and "class_path" in value:
+        return _name_of((None, value))
+    return f"[{', '.join(map(_said, value))}]" if isinstance(value, list | tuple) else str(value)

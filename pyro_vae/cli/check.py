@@ -1,0 +1,48 @@
+"""``pyro-vae check``: a trained VAE looked at from all sides, and a report."""
+
+from pathlib import Path
+
+import torch
+import xarray as xr
+from jsonargparse import Namespace
+from rich.console import Console
+
+from pyro_vae.cli.checksums import listed, refuse_changed
+from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.run_folder import RunFolder, first_free
+from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.diagnose.check import as_html, check, is_history
+from pyro_vae.errors import DataError
+
+
+def run_check(settings: Namespace) -> int:
+    """Check the VAE of a run folder, and write the results and the report."""
+    whole("rows", settings.rows, 2)
+    above_zero("budget", settings.budget)
+    _, vae, held_out = trained_run(settings.run, settings.data)
+    shown = held_out.rows(torch.arange(min(len(held_out.x), settings.rows)))
+    out = first_free(Path(settings.run) / "check") if settings.out is None else settings.out
+    with RunFolder(out) as run:
+        tree = check(
+            vae, shown, history=_history(Path(settings.run)), budget=settings.budget, seed=settings.seed, progress=True
+        )
+        with run.file("check.nc") as path:
+            tree.to_netcdf(path, engine="h5netcdf")
+        run.text("report.html", as_html(tree, f"Check of {settings.run}", image_shape=held_out.image_shape))
+        run.show(Console())
+    return 0
+
+
+def _history(folder: Path) -> xr.Dataset | None:
+    path = folder / "history.nc"
+    if not path.is_file() and path.name not in listed(folder):
+        return None
+    refuse_changed(path)
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as history:
+            found = history.load()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the history cannot be read ({error}); copy the run again") from error
+    if not is_history(found):
+        raise DataError(f"{path}: not the history of a run, as it holds no ELBO by epoch; copy the run again")
+    return found

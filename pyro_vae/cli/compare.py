@@ -1,0 +1,244 @@
+"""``pyro-vae compare``: estimators along a training, or along several that differ in their seed."""
+
+import copy
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+import xarray as xr
+from jsonargparse import Namespace
+from rich.console import Console
+
+from pyro_vae.cli.build import build
+from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, train, trained_run
+from pyro_vae.cli.messages import instantiated
+from pyro_vae.cli.report import in_double, in_one_line, save_comparison, show_comparison, show_fit
+from pyro_vae.cli.run_folder import RunFolder
+from pyro_vae.cli.settings import OF_COMPARE, command, compare_settings, with_absolute_paths
+from pyro_vae.cli.sweep import is_side_by_side, say, seeds_of, side_by_side, tell, with_seed
+from pyro_vae.compare.cells import cells, step_of
+from pyro_vae.compare.elbos import compare_elbos, default_elbos, refuse_choices
+from pyro_vae.compare.pair import subject_of
+from pyro_vae.compare.seeds import over_seeds, stacked
+from pyro_vae.core.device import seeded
+from pyro_vae.core.traces import Loss, called
+from pyro_vae.core.vae import VAE
+from pyro_vae.data import Data
+from pyro_vae.errors import DivergenceError, ModelError, SettingsError
+from pyro_vae.train.fit import Fit
+
+QUIET = Console(quiet=True)
+"""Where tables of one seed of several go."""
+
+
+def run_compare(settings: Namespace) -> int:
+    """Estimators at the start, the middle and the end of training."""
+    _refuse(settings)
+    if settings.run is not None:
+        return _of_run(settings)
+    if settings.data is None:
+        raise SettingsError("compare needs --run, a folder that pyro-vae fit wrote, or --data to train on first")
+    seeds = seeds_of(settings)
+    if len(seeds) == 1 and is_side_by_side(settings):
+        raise SettingsError("there is one training and nothing beside it; give --seeds, or no --workers and --cluster")
+    data = loaded(settings)
+    vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
+    _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
+    if len(seeds) > 1:
+        return _of_seeds(settings, vaes, data)
+    own, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
+    with RunFolder(settings.out) as run, keeping(own, vae, run):
+        moments, fitted = _trained(own, vae, data)
+        show_fit(fitted, Console())
+        _write(settings, _compared(own, moments, data.held_out, Console()), run)
+        run.show(Console())
+    return 0
+
+
+def _refuse(settings: Namespace) -> None:
+    """Refuse, before anything is read, what nothing can be made of."""
+    if settings.precision not in ("float32", "float64"):
+        raise SettingsError(f"precision is {settings.precision}; it must be float32 or float64")
+    if settings.draws < 2 or settings.rows < 2:
+        raise SettingsError(f"draws is {settings.draws} and rows {settings.rows}; each must be at least 2")
+    elbos = _elbos(settings)
+    refuse_choices(default_elbos() if elbos is None else elbos, settings.particles)
+
+
+def _elbos(settings: Namespace) -> dict[str, Loss] | None:
+    made = instantiated(command("compare", compare_settings), settings).elbos
+    return None if made is None else {called(loss): loss for loss in made}
+
+
+def _of_run(settings: Namespace) -> int:
+    _refuse_training_settings(settings)
+    first, vae, held_out = trained_run(settings.run, settings.data)
+    with RunFolder(settings.out) as run:
+        _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
+        run.show(Console())
+    return 0
+
+
+def _refuse_training_settings(settings: Namespace) -> None:
+    """A trained run is as it is: a setting that would be ignored is refused."""
+    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "out", *OF_COMPARE}
+    changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
+    ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
+    if ignored:
+        raise SettingsError(f"--run brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave out --run")
+
+
+def _untrained(settings: Namespace, data: Loaded) -> VAE:
+    vae = build(settings, data.train)
+    refuse(settings, vae, data)
+    return vae
+
+
+def _refuse_estimators(settings: Namespace, vae: VAE, held_out: Data) -> None:
+    """Refuse an estimator that does not hold for the VAE before it is trained, and not after."""
+    if (elbos := _elbos(settings)) is None:
+        return
+    subject = subject_of(vae, held_out.rows(torch.arange(min(len(held_out.x), 2))), None)
+    with subject.evaluating(), seeded(settings.seed, subject.device):
+        for cell in cells(elbos, settings.particles)[0]:
+            step_of(subject, cell.loss)
+
+
+def _trained(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = True) -> tuple[dict[str, VAE], Fit]:
+    """Train, and what was kept on the way, by its moment."""
+    moments = {"start": copy.deepcopy(vae)}
+    fitted = train(settings, vae, data, on_epoch=_halfway(moments, settings.epochs), progress=progress)
+    return {**moments, "end": vae}, fitted
+
+
+def _halfway(moments: dict[str, VAE], epochs: int) -> Callable[[int, VAE], None]:
+    """What keeps a copy of the VAE in the middle of training."""
+
+    def keep(epoch: int, vae: VAE) -> None:
+        if epoch == epochs // 2 and epochs > 1:
+            moments["middle"] = copy.deepcopy(vae)
+
+    return keep
+
+
+def _compared(
+    settings: Namespace, moments: dict[str, VAE], held_out: Data, console: Console, *, progress: bool = True
+) -> xr.Dataset:
+    """The comparison of each moment, shown as it is had."""
+    shown, tables = held_out.rows(torch.arange(min(len(held_out.x), settings.rows))), []
+    for moment, vae in moments.items():
+        judged = in_double(vae) if settings.precision == "float64" else vae
+        comparison = compare_elbos(
+            judged, shown, _elbos(settings), particles=settings.particles, draws=settings.draws, seed=settings.seed,
+            progress=progress,
+        )  # fmt: skip
+        _show(moment, comparison, console)
+        tables.append(comparison)
+    return xr.concat(tables, xr.Variable("moment", list(moments)), combine_attrs="drop_conflicts")
+
+
+def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
+    console.print(f"\nAt the {moment} of training:", highlight=False)
+    show_comparison(comparison, console)
+
+
+@dataclass
+class Came:
+    """What has come of one seed, as a process sends it.
+
+    Args:
+        every: the comparison, by ``moment``.
+        told: what the training came to.
+        diverged: why there is none.
+        interrupted: whether Ctrl-C ended the training.
+    """
+
+    every: xr.Dataset | None
+    told: str = ""
+    diverged: str = ""
+    interrupted: bool = False
+
+
+def _of_seeds(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> int:
+    """The mean over seeds of those that came to their end."""
+    with RunFolder(settings.out) as run:
+        found, diverged, interrupted = _each(settings, vaes, data)
+        if not found and interrupted:
+            raise KeyboardInterrupt
+        if not found:
+            raise DivergenceError(f"every seed failed, the first so: {diverged[0]}")
+        if len(found) < len(vaes):
+            say(f"of {len(vaes)} seeds {len(found)} came to the end, and no other is in the comparison")
+        about = {"diverged": "; ".join(diverged), "timed_beside": "other seeds" if is_side_by_side(settings) else ""}
+        mean = (over_seeds(found) if len(found) > 1 else found[0]).assign_attrs(about)
+        for i, moment in enumerate(mean.moment.values):
+            _show(str(moment), mean.isel(moment=i), Console())
+        run.dataset("seeds.nc", stacked(found))
+        _write(settings, mean, run)
+        run.show(Console())
+    return 130 if interrupted else 0
+
+
+def _each(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> tuple[list[xr.Dataset], list[str], bool]:
+    """The comparisons in the order of the seeds, why others diverged, and whether Ctrl-C ended it early."""
+    found, diverged, interrupted = dict[int, xr.Dataset](), list[str](), False
+    with closing((_side_by_side if is_side_by_side(settings) else _in_turn)(settings, vaes, data)) as coming:
+        try:
+            for seed, came in coming:
+                if came.interrupted:
+                    raise KeyboardInterrupt
+                if came.every is None:
+                    diverged.append(f"seed {seed}: {came.diverged}")
+                    say(diverged[-1])
+                else:
+                    found[seed] = came.every
+                    tell(f"seed {seed}: {came.told}")
+        except KeyboardInterrupt:
+            interrupted = True
+    return [found[seed] for seed in vaes if seed in found], diverged, interrupted
+
+
+Coming: TypeAlias = Generator[tuple[int, Came], None, None]
+
+
+def _in_turn(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> Coming:
+    for i, (seed, vae) in enumerate(vaes.items(), 1):
+        tell(f"{i} of {len(vaes)}: seed {seed}")
+        yield seed, _came(with_seed(settings, seed), vae, data, progress=True)
+
+
+def _side_by_side(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> Coming:
+    """By processes that make data and VAE anew of the settings, and so come to what one process comes to."""
+    absolute = with_absolute_paths(settings)
+    jobs = {f"seed {seed}": (absolute, seed) for seed in vaes}
+    for job, came in side_by_side(settings, compare_one, jobs):
+        yield jobs[job][1], came
+
+
+def compare_one(settings: Namespace, seed: int) -> Came:
+    """Train and compare with one seed, in a process of its own.
+
+    Args:
+        settings: of ``pyro-vae compare``.
+        seed: of weights, order and noise.
+    """
+    data, own = loaded(settings), with_seed(settings, seed)
+    return _came(own, build(own, data.train), data, progress=False)
+
+
+def _came(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool) -> Came:
+    try:
+        moments, fitted = _trained(settings, vae, data, progress=progress)
+        if fitted.interrupted:  # which is in no mean
+            return Came(None, interrupted=True)
+        every = _compared(settings, moments, data.held_out, QUIET, progress=progress)
+        return Came(every, in_one_line(fitted))
+    except (DivergenceError, ModelError) as error:  # the second where what it was trained to cannot be evaluated
+        return Came(None, diverged=str(error))
+
+
+def _write(settings: Namespace, comparison: xr.Dataset, run: RunFolder) -> None:
+    run.text("config.yaml", command("compare", compare_settings).dump(with_absolute_paths(settings)))
+    save_comparison(run, comparison)

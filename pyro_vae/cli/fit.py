@@ -1,0 +1,288 @@
+"""What the commands that train have in common: data, what is refused of them, and the training."""
+
+import argparse
+import copy
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from jsonargparse import Namespace
+
+from pyro_vae.cli.build import build, first_line
+from pyro_vae.cli.checksums import refuse_changed
+from pyro_vae.cli.messages import plain
+from pyro_vae.cli.run_folder import RunFolder, load_weights
+from pyro_vae.cli.settings import as_yaml, instances, training
+from pyro_vae.core.device import seeded
+from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.data import Data, load, load_held_out, split, stream
+from pyro_vae.data.rows import rows_for, rows_of
+from pyro_vae.data.streams import Streamed
+from pyro_vae.data.streams.parquet import parquet_files
+from pyro_vae.data.streams.zarr_store import is_zarr
+from pyro_vae.elbo import Trace_ELBO
+from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
+from pyro_vae.train.callbacks import Callback
+from pyro_vae.train.callbacks.schedules import refuse_plateau
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.fit import Fit, fit
+from pyro_vae.train.resume import validation_hash
+
+ABOUT = "run.json"
+"""Where versions, seed and the hash of the data stand."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The data of a command.
+
+    Args:
+        train: to train on.
+        held_out: to judge by.
+        files: the same as they lie in their files, so that a row is told by its number there.
+        stream: what to train on, where ``train`` are only some rows of it.
+    """
+
+    train: Data
+    held_out: Data
+    files: tuple[Data, ...]
+    stream: Streamed | None = None
+
+
+STREAMED_BYTES = 2**30
+"""Files of more are not read into memory."""
+SHOWN_ROWS = 2048
+"""Of what is streamed, so many are looked at before."""
+
+
+def streamed(path: Path) -> bool:
+    """Whether data are streamed: those of a folder of Parquet files, of Zarr, and of large files.
+
+    Example:
+        >>> streamed(Path("nowhere.npy"))
+        False
+    """
+    if path.is_dir():
+        return is_zarr(path) or bool(parquet_files(path))
+    return path.suffix.lower() in (".npy", ".parquet") and path.is_file() and path.stat().st_size > STREAMED_BYTES
+
+
+def loaded(settings: Namespace) -> Loaded:
+    """The data that settings name, split where no held-out ones are named.
+
+    Raises:
+        DataError: if they cannot be read, or are not of as many columns.
+    """
+    if streamed(Path(settings.data)):
+        return _streamed(settings)
+    data = load(settings.data)
+    held_out = load(settings.validation_data) if settings.validation_data else load_held_out(settings.data)
+    if held_out is None:
+        return Loaded(*split(data, settings.held_out, seed=settings.seed), files=(data,))
+    refuse_other_width(held_out, data)
+    return Loaded(data, held_out, files=(data, held_out))
+
+
+def _streamed(settings: Namespace) -> Loaded:
+    if not settings.validation_data:
+        raise DataError(
+            f"{settings.data}: is streamed, and no share of it is held out; name held-out data with --validation_data"
+        )
+    every, held_out = stream(settings.data), load(settings.validation_data)
+    some = Data(every.sample(SHOWN_ROWS).x, columns=every.columns, source=every.source)
+    refuse_other_width(held_out, some)
+    return Loaded(some, held_out, files=(some, held_out), stream=every)
+
+
+def refuse_other_width(data: Data, of: Data) -> None:
+    """Refuse data of other columns than others have.
+
+    Raises:
+        DataError: naming both.
+    """
+    mine, theirs = data.x.shape[1], of.x.shape[1]
+    if mine != theirs:
+        raise DataError(
+            f"{data.source}: a row has {mine} numbers, and {theirs} in {of.source}; give data of the same columns"
+        )
+
+
+def untrained(settings: Namespace) -> tuple[VAE, Loaded]:
+    """The VAE and the data, seen to fit each other and the optimizer."""
+    data = loaded(settings)
+    vae = build(settings, data.train)
+    refuse(settings, vae, data)
+    return vae, data
+
+
+def refuse(settings: Namespace, vae: VAE, data: Loaded) -> None:
+    """Refuse what training would refuse: data by their place in the file, and an optimizer's settings.
+
+    Raises:
+        DataError: if data are outside the support of the likelihood.
+        ModelError: if the parts do not fit each other or the data.
+        SettingsError: if the optimizer cannot be used.
+    """
+    for file in data.files:
+        rows_for(vae, file)
+    made = instances(settings)
+    _refuse_optimizer(made.optimizer, copy.deepcopy(vae))
+    _refuse_scheduler(made, copy.deepcopy(vae))
+
+
+def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
+    """Try a step on a copy: torch's optimizers refuse settings when made, and networks when they step."""
+    try:
+        for parameter in vae.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer(list(vae.parameters())).step()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SettingsError(f"optimizer: it cannot be used ({first_line(error)}); change its settings") from error
+
+
+def _refuse_scheduler(made: Namespace, vae: VAE) -> None:
+    try:
+        refuse_plateau(_optimizer(made)(list(vae.parameters())))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"scheduler: it cannot be used ({first_line(error)}); change its settings") from error
+
+
+def _optimizer(made: Namespace) -> Any:
+    """What makes the optimizer, or a schedule of it."""
+    if made.scheduler is None:
+        return made.optimizer
+    return lambda parameters: made.scheduler(made.optimizer(parameters))
+
+
+def refuse_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
+    """Evaluate the estimator on two rows, as it refuses a pair that it does not hold for when it meets it.
+
+    Raises:
+        ModelError: if it does.
+    """
+    elbo = instances(settings).elbo or Trace_ELBO()
+    rows = rows_of(data).take(slice(2)).like(vae)
+    with seeded(settings.seed, rows.x.device), evaluating(vae), pyro.validation_enabled(False), torch.no_grad():
+        elbo.loss(vae.model, vae.guide, *rows.arguments(len(data.x)))
+
+
+def train(settings: Namespace, vae: VAE, data: Loaded, **more: Any) -> Fit:
+    """Train as settings say.
+
+    Args:
+        settings: of ``pyro-vae fit``.
+        vae: what is trained.
+        data: to train on, and to watch.
+        more: of :func:`~pyro_vae.fit`, besides what the settings say.
+    """
+    made = instances(settings)
+    callbacks = [*(made.callbacks or ()), *more.pop("callbacks", ())]  # what begins the folder is to come last
+    return fit(
+        vae, data.train if data.stream is None else data.stream, validation_data=data.held_out,
+        elbo=made.elbo or Trace_ELBO(), optimizer=_optimizer(made), epochs=settings.epochs,
+        batch_size=settings.batch_size, device=settings.device, seed=settings.seed, engine=settings.engine,
+        clip_norm=made.clip_norm, precision=made.precision, callbacks=callbacks, **more,
+    )  # fmt: skip
+
+
+def settings_of(folder: str | Path) -> Namespace:
+    """The settings of the run in a folder.
+
+    Raises:
+        DataError: if the folder is not of a run, or its settings are not whole.
+    """
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
+    refuse_changed(config)
+    _refuse_code(Path(folder))
+    try:
+        return training().parse_path(str(config))
+    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
+        raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
+
+
+def _refuse_code(folder: Path) -> None:
+    """Refuse a run folder that Python would import from: settings name classes, and none may come from there."""
+    here = folder.resolve()
+    if any(Path(place or ".").resolve() == here for place in sys.path):
+        code = next((path for ending in ("py", "pyc", "so") for path in here.rglob(f"*.{ending}")), None)
+        if code is not None:
+            raise DataError(
+                f"{folder}: holds code, {code.relative_to(here)}, and no code of a run folder is run; "
+                "call the command from another folder"
+            )
+
+
+def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
+    """The VAE of a run folder, before and after, and data to judge it by: its held-out ones, or those given.
+
+    Raises:
+        DataError: if the folder is not of a run, or the data are of other columns.
+    """
+    settings = settings_of(folder)
+    of_run = loaded(settings)
+    first = build(settings, of_run.train)
+    vae = copy.deepcopy(first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnfinishedRunWarning)
+        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
+        load_weights(vae, Path(folder) / "weights.safetensors")
+    if data is None:
+        return first, vae, of_run.held_out
+    held_out = load(data)
+    refuse_other_width(held_out, of_run.train)
+    rows_for(vae, held_out)  # all of them, though only some are looked at
+    return first, vae, held_out
+
+
+def _refuse_other_data(run: Any, about: Path) -> None:
+    """Refuse other data than a run was begun with, which was killed before its first checkpoint."""
+    refuse_changed(about)
+    begun = json.loads(about.read_text(encoding="utf-8"))
+    for name, now in {"data_hash": run.attributes["data_hash"], "validation_hash": validation_hash(run)}.items():
+        if (then := begun.get(name, now)) != now:
+            raise SettingsError(f"{about.parent} was begun with {name} {then}, not {now}; resume it with its data")
+
+
+class Begin(Callback):
+    """Writes the settings of a run, and what else it depends on, when nothing is left that could refuse it.
+
+    Where there is no folder, it writes nothing.
+    """
+
+    def __init__(self, run: RunFolder | None, settings: Namespace) -> None:
+        self.folder, self.settings = run, settings
+
+    def start(self, run: Any) -> None:
+        if self.folder is None:
+            return
+        about = self.folder.path / ABOUT
+        if not about.exists():  # of one that goes on, how it was begun
+            kept = {name: value for name, value in run.attributes.items() if name != "device"}
+            self.folder.text(ABOUT, json.dumps({**kept, "validation_hash": validation_hash(run)}, indent=2) + "\n")
+        elif not Checkpoints(self.folder.path).files():  # which would tell too
+            _refuse_other_data(run, about)
+        self.folder.text("config.yaml", as_yaml(self.settings))
+
+
+@contextmanager
+def keeping(settings: Namespace, vae: VAE, run: RunFolder) -> Iterator[None]:
+    """After a divergence inside, the run folder still gets the settings, the last good weights and the history."""
+    try:
+        yield
+    except DivergenceError as error:
+        run.text("config.yaml", as_yaml(settings))
+        run.weights("weights.safetensors", vae)
+        if error.history is not None:
+            run.dataset("history.nc", error.history)
+        raise

@@ -1,0 +1,154 @@
+"""Run folders: written whole or not at all, and never over anything."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xarray as xr
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from pyro_vae.cli.checksums import put, sum_of
+from pyro_vae.core.vae import VAE
+from pyro_vae.errors import DataError, OutputError
+from pyro_vae.train.checkpoint.save_load import load, write_vae
+from pyro_vae.train.checkpoint.tensor_file import part_of, sync, sync_folder, unwritable
+
+
+class RunFolder:
+    """A new folder for the results of one run.
+
+    Args:
+        path: made if it is not there; it must hold nothing.
+
+    Raises:
+        OutputError: if it cannot be made or written, or holds anything already.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with RunFolder(Path(folder, "run")) as run:
+        ...         run.text("note.txt", "hello")
+        ...     sorted(p.name for p in run.path.iterdir())
+        ['SHA256SUMS', 'note.txt']
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.made = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = next(self.path.iterdir(), None)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{self.path}: cannot be written ({reason}); choose another folder") from error
+        if held is not None:
+            raise OutputError(f"{self.path}: already holds {held.name}; nothing is overwritten, choose another folder")
+
+    @classmethod
+    def again(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run that goes on: what it wrote before gives way to what it writes now.
+
+        Args:
+            path: of a run.
+
+        Example:
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     RunFolder.again(folder).text("note.txt", "hello")
+        """
+        run = cls.__new__(cls)
+        run.path, run.made = Path(path), False
+        return run
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """An error before the first result leaves no empty folder behind."""
+        if self.made and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """A path to write to, which becomes ``name`` when the writing has ended well; its sum is listed just before."""
+        path = self.path / name
+        part = part_of(path)
+        try:
+            yield part
+            with open(part, "rb+") as file:
+                sync(file)
+            digest, replaces = sum_of(part), path.exists()
+            put(self.path, name, digest, replaces=replaces)  # one killed between here and there can still be read
+            os.replace(part, path)
+            sync_folder(self.path)
+            if replaces:
+                put(self.path, name, digest)
+        except (OSError, RuntimeError) as error:  # HDF5 raises the second where closing a file fails
+            raise unwritable(path, error) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def show(self, console: Console) -> None:
+        """Print what the folder holds."""
+        names = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
+        console.print(f"Written to {self.path}: {names}", soft_wrap=True, highlight=False)
+
+    def text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        with self.file(name) as path:
+            path.write_text(text, encoding="utf-8")
+
+    def dataset(self, name: str, dataset: xr.Dataset) -> None:
+        """Write a dataset as netCDF."""
+        with self.file(name) as path:
+            dataset.to_netcdf(path, engine="h5netcdf")
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Write a figure as PNG."""
+        with self.file(name) as path:
+            figure.savefig(path, format="png", dpi=130)
+
+    def weights(self, name: str, vae: VAE, step: int | None = None) -> None:
+        """Write a VAE, as :func:`pyro_vae.save` does, and at which step a run has ended with it."""
+        with self.file(name) as path:
+            why = write_vae(vae, path, step)
+        if why:
+            print(f"pyro-vae: {self.path / name}: {why}", file=sys.stderr)
+
+
+def load_weights(vae: VAE, path: str | Path) -> None:
+    """Fill a VAE with weights that :class:`RunFolder` wrote, and with what they were trained on.
+
+    Args:
+        vae: of the same architecture.
+        path: a file that :func:`pyro_vae.save` or a run wrote; nothing is unpickled.
+
+    Raises:
+        DataError: if the file cannot be read, is of another architecture, or a weight is not a finite number.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
+        >>> load_weights(vae, "nowhere.safetensors")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: nowhere.safetensors: ...
+    """
+    load(path, into=vae)
+    if bad := [name for name, weight in vae.state_dict().items() if not weight.isfinite().all()]:
+        raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
+
+
+def first_free(path: Path) -> Path:
+    """``path``, or ``path-2``, ``path-3``, … if that is there already.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first_free(Path(folder)).name == Path(folder).name + "-2"
+        True
+    """
+    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in range(1, 10**6))
+    return next(name for name in names if not name.exists())

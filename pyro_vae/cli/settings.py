@@ -1,0 +1,305 @@
+"""What can be set from the command line or a YAML file."""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from pyro.infer import ELBO
+
+from pyro_vae.cli.demo import demo
+from pyro_vae.cli.messages import instantiated, plain
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.posteriors import DiagNormal, Posterior
+from pyro_vae.priors import Prior, StandardNormal
+from pyro_vae.train.callbacks import Callback
+
+PriorMaker = Callable[[int], Prior]
+LikelihoodMaker = Callable[[torch.nn.Module], Likelihood]
+PosteriorMaker = Callable[[torch.nn.Module], Posterior]
+OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+SchedulerMaker = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
+OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
+OF_SPREAD = ("seeds", "workers", "cluster")
+OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices", "nodes", "node_rank", "rendezvous")
+
+EPILOGUE = """
+Examples:
+  pyro-vae demo
+  pyro-vae fit --data table.csv --out runs/first --latent_dim 4 --epochs 200
+  pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
+  pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with --epochs 400)
+  pyro-vae compare --run runs/first --out runs/first-compared
+  pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
+  pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
+  pyro-vae check runs/first
+  pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
+"""
+
+
+def fit_settings(
+    data: str,
+    out: str,
+    *,
+    validation_data: str | None = None,
+    held_out: float = 0.2,
+    latent_dim: int = 8,
+    hidden: list[int] = [128],  # noqa: B006  (jsonargparse shows it as the default)
+    prior: PriorMaker = StandardNormal,
+    likelihood: LikelihoodMaker | None = None,
+    posterior: PosteriorMaker = DiagNormal,
+    elbo: ELBO | None = None,
+    optimizer: OptimizerMaker = torch.optim.Adam,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    engine: Literal["auto", "compiled", "eager"] = "auto",
+    scheduler: SchedulerMaker | None = None,
+    clip_norm: float | None = None,
+    precision: Literal["float32", "tf32", "bf16"] = "float32",
+    callbacks: list[Callback] | None = None,
+) -> None:
+    """Train a VAE on your data, and write its weights, history and figures to a new folder.
+
+    Args:
+        data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder; a folder of Parquet files,
+            of Zarr, and a .npy or .parquet file of more than 1 GiB are streamed, which takes --validation_data.
+        out: the folder for the results; it must be new or empty.
+        validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
+        held_out: that share, between 0 and 1.
+        latent_dim: the number of latents.
+        hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
+        prior: the class of p(z), called with the number of latents.
+        likelihood: the class of p(x|z), called with the decoder network; by default a Normal whose scale is learned.
+        posterior: the class of q(z|x), called with the encoder network.
+        elbo: the estimator; Trace_ELBO if not given.
+        optimizer: a class of torch.optim, called with the parameters.
+        epochs: passes over the data.
+        batch_size: data per step; by default 128, or all data where there are fewer.
+        device: auto (CUDA where there is one), cpu or cuda.
+        seed: of the split, the weights, the order of the data and the noise.
+        engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
+        scheduler: a class of torch.optim.lr_scheduler, called with the optimizer, that goes on after each epoch.
+        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
+        precision: of the arithmetic; tf32 (matrix products on CUDA) and bf16 are coarser, the weights stay as they are.
+        callbacks: classes of pyro_vae.callbacks, as "[EarlyStopping, RollBack]", with settings in a YAML file or as
+            --callbacks+=EarlyStopping --callbacks.patience 5.
+    """
+
+
+def run_settings(
+    *,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float | None = 5.0,
+    devices: int = 1,
+    nodes: int = 1,
+    node_rank: int = 0,
+    rendezvous: str | None = None,
+) -> None:
+    """How a run is kept, and on how many devices it goes on.
+
+    Args:
+        checkpoint_steps: keep the state of the training after every so many steps.
+        checkpoint_minutes: keep it after every so many minutes; and at the end.
+        devices: processes on this machine that share each batch, one per GPU or share of the cores; a minute after
+            Ctrl-C or SIGTERM those that have not ended are killed, and at a second one all.
+        nodes: machines with so many each; give the same command on each, with its own --node_rank.
+        node_rank: which machine this is, from 0; the first writes.
+        rendezvous: host:port of machine 0, any free port of it.
+    """
+
+
+def resume_settings(
+    resume: str,
+    *,
+    data: str | None = None,
+    validation_data: str | None = None,
+    epochs: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Go on with a run that was stopped or killed, from its newest whole checkpoint.
+
+    Args:
+        resume: the folder of the run.
+        data: where its data are now, if they were moved; they must be the same rows.
+        validation_data: the same of its held-out data.
+        epochs: passes over the data, those before included; by default as many as it was begun with.
+        device: auto, cpu or cuda; by default what it was begun with. On another the bits differ.
+    """
+
+
+def swap_settings(
+    priors: list[PriorMaker] = [StandardNormal],  # noqa: B006
+    likelihoods: list[LikelihoodMaker] | None = None,
+    posteriors: list[PosteriorMaker] = [DiagNormal],  # noqa: B006
+    *,
+    particles: int = 500,
+) -> None:
+    """Train every combination of parts on your data, and rank them by the evidence of held-out data.
+
+    Args:
+        priors: classes of p(z), as "[StandardNormal, Laplace]" or, with settings, in a YAML file.
+        likelihoods: classes of p(x|z); by default a Normal whose scale is learned.
+        posteriors: classes of q(z|x).
+        particles: of the importance-weighted bound on log p(x).
+    """
+
+
+def spread_settings(
+    *,
+    seeds: list[int] | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+) -> None:
+    """With which seeds to train, and how many at a time.
+
+    Args:
+        seeds: train once per seed, as "[0, 1, 2]", so that the errors hold how much trainings differ too; by default
+            once, with --seed.
+        workers: train so many side by side, each in a process with its share of the cores.
+        cluster: train side by side on a Ray cluster, begun by ray start --head: its address, or auto.
+    """
+
+
+def compare_settings(
+    run: str | None = None,
+    *,
+    elbos: list[ELBO] | None = None,
+    particles: list[int] = [1, 8],  # noqa: B006
+    draws: int = 100,
+    rows: int = 512,
+    precision: str = "float64",
+) -> None:
+    """Compare estimators at the start, the middle and the end of training: which one to train with?
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote, compared at its start and end; without it a VAE is
+            trained first, as fit would, and compared in the middle too.
+        elbos: the estimators, as "[ELBO, IWAE, DReG]" or, with settings, in a YAML file; by default Pyro's two, the
+            hand-derived one, STL, IWAE, DReG, Renyi and Thermodynamic.
+        particles: the numbers of particles to compare each with.
+        draws: independent draws of the noise.
+        rows: at most so many of the held-out data.
+        precision: float64 shows agreement to the last digits; float32 is what training uses.
+    """
+
+
+def check_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    rows: int = 200,
+    budget: float = 180.0,
+    seed: int = 0,
+) -> None:
+    """Check a trained VAE's posteriors and predictions, and write a report to look at.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: held-out data, as for fit; by default those of the run.
+        out: a new folder for the report; by default check in that of the run, or the next free name.
+        rows: at most so many of the held-out data.
+        budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
+        seed: of all draws.
+    """
+
+
+# Errors are raised, to be told in one sentence; a setting is named in full.
+STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
+
+
+class ConfigFile(ActionConfigFile):
+    """The flag ``--config``, which names the file when something is wrong in it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (TypeError, KeyError, UnicodeError, argparse.ArgumentError) as error:
+            raise TypeError(f"{values}: {plain(error)}") from error
+
+
+def parser(fit: Callable[..., Any] = fit_settings) -> ArgumentParser:
+    """The whole command line; ``fit`` takes the settings of a new run, or those of :func:`resume_settings`."""
+    program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
+    program.formatter_class = _keep_lines(program.formatter_class)
+    commands = program.add_subcommands(dest="command", required=True)
+    functions: dict[str, Callable[..., Any]] = {
+        "demo": demo, "fit": fit, "compare": compare_settings, "swap": swap_settings, "check": check_settings,
+    }  # fmt: skip
+    for name, function in functions.items():
+        commands.add_subcommand(name, command(name, function), help=(function.__doc__ or "").splitlines()[0])
+    return program
+
+
+def _keep_lines(formatter: type) -> type:
+    """The formatter, but leaving the examples as they are typed."""
+
+    class Formatter(formatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    return Formatter
+
+
+def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
+    """The settings of one command: those of its function, and of a fit where it trains."""
+    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
+    parser.add_function_arguments(function, as_positional=name == "check")
+    if name == "fit":
+        parser.add_function_arguments(run_settings, as_positional=False)
+    if name in ("compare", "swap"):
+        parser.add_function_arguments(spread_settings, as_positional=False)
+    if name == "swap":
+        parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
+    if name == "compare":
+        parser.add_function_arguments(fit_settings, as_positional=False, skip={"data", "precision"})
+        parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")
+    return parser
+
+
+def without(settings: Namespace, *names: str) -> Namespace:
+    """A copy of settings that lacks some."""
+    kept = copy.deepcopy(settings)
+    for name in names:
+        kept.pop(name, None)
+    return kept
+
+
+def training() -> ArgumentParser:
+    """The settings of a training, wherever it is done."""
+    return command("training", fit_settings)
+
+
+def of_training(settings: Namespace) -> Namespace:
+    """The settings of a training among those of a command."""
+    kept = without(settings, *OF_COMPARE, *OF_SWAP, *OF_SPREAD, *OF_RUN)
+    kept.precision = "float32" if "elbos" in settings else settings.precision  # that of compare is of what it compares
+    return kept
+
+
+def instances(settings: Namespace) -> Namespace:
+    """The settings of a fit, with the makers of parts where there were names of classes."""
+    return instantiated(training(), of_training(settings))
+
+
+def with_absolute_paths(settings: Namespace) -> Namespace:
+    """A copy of settings that holds wherever it is read."""
+    kept = without(settings, "config")
+    for name in ("data", "validation_data", "run"):
+        if kept.get(name):
+            kept[name] = str(Path(kept[name]).resolve())
+    return kept
+
+
+def as_yaml(settings: Namespace) -> str:
+    """The settings of a fit, from which the run can be made again."""
+    return training().dump(of_training(with_absolute_paths(settings)))

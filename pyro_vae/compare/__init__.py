@@ -1,0 +1,1 @@
+"""Compare estimators of the evidence, models and training runs."""

@@ -1,0 +1,183 @@
+"""One estimator with so many particles, evaluated on one draw of the noise."""
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO as PyroELBO
+from torch import Tensor
+
+from pyro_vae.compare.pair import Subject
+from pyro_vae.core.device import seeded
+from pyro_vae.core.traces import Loss, differentiable, loss_name, particles_of
+from pyro_vae.elbo import STL, AnalyticKL, Estimator, HandDerivedELBO, Trace_ELBO, TraceMeanField_ELBO, note_objective
+from pyro_vae.errors import ModelError, SettingsError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An estimator with a number of particles.
+
+    Args:
+        name: what the user calls it.
+        particles: K.
+        loss: ready to be evaluated.
+
+    Example:
+        >>> Cell("mine", 2, STL(2)).target
+        'ELBO'
+    """
+
+    name: str
+    particles: int
+    loss: Loss
+
+    @property
+    def target(self) -> str:
+        """The bound it estimates, or its own name where that is not known, as of a subclass of one of Pyro's."""
+        if isinstance(self.loss, Estimator):
+            return self.loss.target()
+        known = type(self.loss) in (Trace_ELBO, TraceMeanField_ELBO, HandDerivedELBO)
+        return "ELBO" if known else f"{self.name} at K = {self.particles}"
+
+    def reference(self) -> Estimator | None:
+        """Another estimator of the same bound with an unbiased gradient, if one is known."""
+        if isinstance(self.loss, Estimator):
+            return self.loss.reference()
+        return STL(self.particles) if self.target == "ELBO" else None
+
+    def by_hand(self) -> HandDerivedELBO | None:
+        """The hand-derived ELBO with the same noise, where a difference from it says something."""
+        if isinstance(self.loss, Estimator) and self.target != "ELBO":
+            return None
+        vectorized = self.particles > 1 and getattr(self.loss, "vectorize_particles", False)
+        hand: Any = of_one_plate(HandDerivedELBO(self.particles, vectorize_particles=vectorized))
+        return hand
+
+
+def cells(elbos: Mapping[str, Loss], particles: Iterable[int] | None) -> tuple[list[Cell], list[str]]:
+    """Each estimator with each number of particles, or with its own, and which cannot be had and why.
+
+    Example:
+        >>> found, left_out = cells({"a": STL(3)}, None)
+        >>> found[0].particles, left_out
+        (3, [])
+    """
+    found, left_out = [], []
+    for name, loss in elbos.items():
+        for number in [particles_of(loss)] if particles is None else particles:
+            try:
+                found.append(Cell(name, number, of_one_plate(loss if particles is None else at(loss, number))))
+            except SettingsError as error:
+                left_out.append(f"{name} with {number}: {error}")
+    return found, left_out
+
+
+def at(loss: Loss, particles: int) -> Loss:
+    """An estimator with another number of particles; Pyro's own draw them all at once then.
+
+    Raises:
+        SettingsError: if it cannot have that many.
+
+    Example:
+        >>> at(Trace_ELBO(), 4).num_particles, at(STL(), 4)
+        (4, STL(4))
+    """
+    if isinstance(loss, Estimator):
+        return loss.with_particles(particles)
+    if isinstance(loss, PyroELBO):
+        other = copy.copy(loss)
+        other.num_particles, other.vectorize_particles = particles, particles > 1
+        return other
+    if "num_particles" in inspect.signature(loss).parameters:
+        return partial(loss, num_particles=particles)
+    if particles == particles_of(loss):
+        return loss
+    raise SettingsError(f"{loss_name(loss)} takes no num_particles")
+
+
+def of_one_plate(loss: Loss) -> Loss:
+    """A copy that knows the plates of a VAE: Pyro would guess them at first use, and draw noise to do so.
+
+    Example:
+        >>> of_one_plate(Trace_ELBO()).max_plate_nesting
+        1
+    """
+    if not isinstance(loss, PyroELBO) or isinstance(loss, Estimator):
+        return loss
+    known = copy.copy(loss)
+    known.max_plate_nesting = 1 + (known.vectorize_particles and known.num_particles > 1)
+    return known
+
+
+def evaluate(subject: Subject, loss: Loss, seed: int) -> tuple[Tensor, list[Tensor]]:
+    """The bound of each datum, and the gradient of minus their sum, per datum, by each parameter.
+
+    Raises:
+        ModelError: if the estimator is not a sum over the plate of the data.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> from pyro_vae.compare.pair import subject_of
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> value, gradient = evaluate(subject_of(vae, torch.ones(3, 5), None), STL(), 0)
+        >>> value.shape, len(gradient)
+        (torch.Size([3]), 5)
+    """
+    leaves = list(subject.parameters.values())
+    with seeded(seed, subject.device):
+        if isinstance(loss, Estimator):
+            w = loss.weigh(subject.model, subject.guide, *subject.arguments)
+            parts = loss.bound(w)
+            gradients = torch.autograd.grad(-w.total(parts), leaves, materialize_grads=True, allow_unused=True)
+            return parts.detach(), [g / subject.size for g in gradients]
+        parts, gradients = _by_scales(subject, loss, leaves)
+    return parts, [g / subject.size for g in gradients]
+
+
+def _by_scales(subject: Subject, loss: Loss, leaves: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Every term of a datum is scaled by its own weight of 1.
+
+    The loss is linear in these weights, so its derivative by each of them is that datum's part of it:
+    one evaluation gives all parts.
+    """
+    x = subject.rows.x
+    weights = torch.ones(len(x), dtype=x.dtype, device=x.device, requires_grad=True)
+    model, guide = (poutine.scale(program, scale=weights) for program in (subject.model, subject.guide))
+    total = differentiable(loss)(model, guide, *subject.arguments)
+    parts, *gradients = torch.autograd.grad(total, [weights, *leaves], materialize_grads=True, allow_unused=True)
+    if (parts.sum() - total.detach()).abs() > 1e4 * torch.finfo(x.dtype).eps * parts.abs().sum():
+        raise ModelError(f"{loss_name(loss)} is not a sum over the plate 'data', so it has no value per datum")
+    return -parts / (subject.size / len(x)), tuple(gradients)
+
+
+def step_of(subject: Subject, loss: Loss) -> None:
+    """One evaluation with gradient, as training makes it.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> from pyro_vae.compare.pair import subject_of
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> step_of(subject_of(vae, torch.ones(3, 5), None), STL())
+    """
+    total = differentiable(loss)(subject.model, subject.guide, *subject.arguments)
+    torch.autograd.grad(total, list(subject.parameters.values()), allow_unused=True)
+
+
+def how_kl_is_had(loss: Loss, provenance: str) -> str:
+    """Whether an estimator's KL is analytic, sampled or written out, as far as that is known.
+
+    Example:
+        >>> how_kl_is_had(STL(), "analytic"), how_kl_is_had(TraceMeanField_ELBO(), "analytic")
+        ('Monte Carlo', 'analytic')
+    """
+    if isinstance(loss, TraceMeanField_ELBO | AnalyticKL):
+        return provenance
+    by_hand = isinstance(loss, HandDerivedELBO) or loss_name(loss) == note_objective.__name__
+    sampled = isinstance(loss, Trace_ELBO | Estimator)
+    return "Monte Carlo" if sampled else "by hand" if by_hand else "unknown"

@@ -1,0 +1,255 @@
+"""Moments of gradients from blocks of draws, each with an error by the jackknife over blocks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evidence.psis import LEAST, psis
+
+BLOCKS = 10
+"""At most so many blocks of draws; their spread gives the errors."""
+
+WIDTH = 1.96
+"""So many standard errors to either side hold 95 % of a normal variable."""
+
+
+class Moments:
+    """Sums of gradients over blocks of draws: no draw is kept.
+
+    Args:
+        shapes: how many numbers each parameter has.
+        draws: how many gradients will come, at least 2.
+        like: where, and in which precision, they are.
+
+    Example:
+        >>> moments = Moments([2, 1], 4, like=torch.zeros(()))
+        >>> for i in range(4):
+        ...     moments.add([torch.full((2,), float(i)), torch.ones(1)])
+        >>> squares(moments, [[0], [1]]).variance.tolist()  # Σ over two numbers of variance 5/3, and none
+        [3.333..., 0.0]
+    """
+
+    def __init__(self, shapes: Sequence[int], draws: int, *, like: Tensor) -> None:
+        self.shapes, self.draws, self.seen = list(shapes), draws, 0
+        self.blocks = min(BLOCKS, draws)
+        self.sums = torch.zeros(self.blocks, sum(shapes), dtype=torch.float64, device=like.device)
+        self.squares = torch.zeros(self.blocks, len(shapes), dtype=torch.float64, device=like.device)
+        self.counts = torch.zeros(self.blocks, dtype=torch.float64)
+        self.each: list[Tensor] = []
+
+    def add(self, gradient: Sequence[Tensor]) -> None:
+        """One draw's gradient, a tensor per parameter."""
+        block = self.seen * self.blocks // self.draws
+        flat = torch.cat([g.flatten() for g in gradient]).double()
+        own = by_parameter(flat.square(), self.shapes)
+        self.sums[block] += flat
+        self.squares[block] += own
+        self.each.append(own)
+        self.counts[block] += 1
+        self.seen += 1
+
+    def without(self, block: int | None) -> tuple[Tensor, Tensor, float]:
+        """The sum, the sum of squares per parameter and the number of draws, leaving out one block or none."""
+        keep = torch.ones(self.blocks)
+        if block is not None:
+            keep[block] = 0
+        mask = keep.to(self.sums)
+        return mask @ self.sums, mask @ self.squares, float((keep.double() * self.counts).sum())
+
+    def means(self) -> Tensor:
+        """The mean of each block, shape ``(block, number)``."""
+        return self.sums / self.counts.to(self.sums).unsqueeze(1)
+
+
+def by_parameter(values: Tensor, shapes: Sequence[int]) -> Tensor:
+    """The sum over the numbers of each parameter.
+
+    Example:
+        >>> by_parameter(torch.tensor([1.0, 2.0, 4.0]), [2, 1])
+        tensor([3., 4.])
+    """
+    return torch.stack([part.sum() for part in values.split(list(shapes))])
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Per group: ``‖E g‖²`` without the bias of its noise, below 0 where noise hides it, and the total variance.
+
+    Example:
+        >>> Squares(torch.tensor([4.0]), torch.tensor([1.0])).ratio
+        tensor([4.])
+    """
+
+    signal: Tensor
+    variance: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """The squared signal-to-noise ratio; infinite without noise."""
+        return self.signal / self.variance
+
+
+def root(square: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """The root of a square with a standard error, and the standard error of the root; 0 where noise hides the square.
+
+    .. math:: \\mathrm{se} = \\frac1c \\max\\{\\sqrt{s_+ + c\\,e} - \\sqrt{s_+},\\
+        \\sqrt{s_+} - \\sqrt{(s - c\\,e)_+}\\}, \\qquad c = 1.96
+
+    ± c errors of the root hold the truth at least as often as ± c errors of the square do, near 0 too, where the delta
+    method's ``e / 2√s`` does not. Far from 0 the two agree.
+
+    Example:
+        >>> [round(float(part), 4) for part in root(torch.tensor(4.0), torch.tensor(0.04))]
+        [2.0, 0.01]
+        >>> [round(float(part), 2) for part in root(torch.tensor(-1.0), torch.tensor(1.96))]
+        [0.0, 1.0]
+    """
+    known, beyond = square.clamp(min=0).sqrt(), WIDTH * error
+    up, down = (square.clamp(min=0) + beyond).sqrt() - known, known - (square - beyond).clamp(min=0).sqrt()
+    return known, torch.maximum(up, down) / WIDTH
+
+
+def squares(moments: Moments, groups: Sequence[Sequence[int]], without: int | None = None) -> Squares:
+    """Signal and noise of each group of parameters.
+
+    Example:
+        >>> moments = Moments([1], 2, like=torch.zeros(()))
+        >>> moments.add([torch.ones(1)]); moments.add([3 * torch.ones(1)])
+        >>> squares(moments, [[0]]).variance
+        tensor([2.], dtype=torch.float64)
+    """
+    total, square, count = moments.without(without)
+    mean_square = by_parameter((total / count).square(), moments.shapes)
+    # Rounding leaves about 1e-16 of the square where there is no noise at all: that is none.
+    variance = (square / count - mean_square).clamp(min=0)
+    variance = torch.where(variance < 1e-14 * square / count, 0.0, variance) * count / (count - 1)
+    signal = mean_square - variance / count
+    return Squares(_over(signal, groups), _over(variance, groups))
+
+
+def _over(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    return torch.stack([values[list(group)].sum() for group in groups])
+
+
+def jackknife(moments: Moments, statistic: Callable[[int | None], Tensor]) -> tuple[Tensor, Tensor]:
+    """A statistic of all draws, and its standard error by leaving out one block at a time.
+
+    Args:
+        moments: for their blocks.
+        statistic: of the block that is left out, or of none.
+
+    Example:
+        >>> moments = Moments([1], 4, like=torch.zeros(()))
+        >>> for value in (1.0, 2.0, 3.0, 4.0):
+        ...     moments.add([torch.full((1,), value)])
+        >>> mean, error = jackknife(moments, lambda block: moments.without(block)[0] / moments.without(block)[2])
+        >>> mean.item(), round(error.item(), 4)  # √(5/3 / 4)
+        (2.5, 0.6455)
+    """
+    return statistic(None), _spread(torch.stack([statistic(block) for block in range(moments.blocks)]))
+
+
+def tail_shapes(moments: Moments, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The shape k̂ of the tail of the squared norm of a gradient, over draws, per group; NaN for too few draws.
+
+    Above ½ the squared norm has no variance, so that the error of a variance of gradients cannot be estimated.
+
+    Example:
+        >>> moments = Moments([1], 400, like=torch.zeros(()))
+        >>> for u in torch.linspace(1e-3, 1, 400):
+        ...     moments.add([u.reshape(1) ** -1])  # the square has k = 2
+        >>> bool(tail_shapes(moments, [[0]]) > 1.5)
+        True
+    """
+    if moments.seen < LEAST:
+        return torch.full((len(groups),), torch.nan, dtype=torch.float64, device=moments.sums.device)
+    norms = torch.stack([_over(each, groups) for each in moments.each])
+    known = norms.isfinite().all(0)
+    norms = torch.where(known & (norms.sum(0) > 0), norms, 1.0)  # a gradient that is 0 has no tail
+    return torch.where(known, torch.as_tensor(psis(norms.log())[1], device=norms.device), torch.nan)
+
+
+def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The cosine between two mean gradients, per group, and its standard error by the jackknife.
+
+    Products are of different blocks only, so that noise that both share does not count.
+
+    Example:
+        >>> a, b = (Moments([2], 4, like=torch.zeros(())) for _ in range(2))
+        >>> for noise in (0.1, -0.1, 0.1, -0.1):
+        ...     a.add([torch.tensor([1 + noise, 0.0])]); b.add([torch.tensor([3.0, 4.0 + noise])])
+        >>> alignment(a, b, [[0]])[0].item()
+        0.60...
+    """
+    one, other = first.means(), second.means()
+    if len(one) < 3:
+        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64, device=one.device)
+        return nothing, nothing
+
+    def cosine(keep: Tensor) -> Tensor:
+        a, b = one[keep], other[keep]
+        across, own, its = (_between(*pair, first.shapes, groups) for pair in ((a, b), (a, a), (b, b)))
+        return across / (own.clamp(min=0) * its.clamp(min=0)).sqrt()
+
+    blocks = torch.arange(len(one))
+    return cosine(blocks), _spread(torch.stack([cosine(blocks[blocks != b]) for b in blocks]))
+
+
+def _between(first: Tensor, second: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
+    """The mean inner product of different rows of two tables, per group."""
+    m = len(first)
+    whole, own = first.sum(0) * second.sum(0), (first * second).sum(0)
+    return _over(by_parameter((whole - own) / (m * (m - 1)), shapes), groups)
+
+
+def square_of_mean(blocks: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
+    """``‖E‖²`` per group by the means of blocks: the mean over pairs of different blocks, which noise does not bias.
+
+    Args:
+        blocks: shape ``(block, number)``, at least 2.
+        shapes: how many numbers each parameter has.
+        groups: of parameters.
+
+    Example:
+        >>> square_of_mean(torch.tensor([[3.0], [1.0]]), [1], [[0]])
+        tensor([3.])
+    """
+    return _between(blocks, blocks, shapes, groups)
+
+
+def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """How far two mean gradients are apart relative to the norm of the second, per group; 0 where noise hides it.
+
+    Returns:
+        The relative distance, and its standard error by the jackknife, which knows the noise of the norm too; NaN
+        with fewer than 3 blocks.
+
+    Example:
+        >>> a, b = (Moments([1], 4, like=torch.zeros(())) for _ in range(2))
+        >>> for noise in (0.1, -0.1, 0.1, -0.1):
+        ...     a.add([torch.full((1,), 6 + noise)]); b.add([torch.full((1,), 4 - noise)])
+        >>> [round(part.item(), 2) for part in distance(a, b, [[0]])]
+        [0.5, 0.02]
+    """
+    blocks = min(first.blocks, second.blocks)
+    if blocks < 3:
+        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
+        return nothing, nothing
+    norm = second.means()[:blocks]
+    apart = first.means()[:blocks] - norm
+
+    def relative(kept: list[int]) -> Tensor:
+        of_apart, of_norm = (square_of_mean(rows[kept], first.shapes, groups) for rows in (apart, norm))
+        return of_apart / of_norm.clamp(min=0)
+
+    every = list(range(blocks))
+    left_out = torch.stack([relative([*every[:b], *every[b + 1 :]]) for b in every])
+    return root(relative(every), _spread(left_out))
+
+
+def _spread(left_out: Tensor) -> Tensor:
+    """The standard error of a statistic by its values without one block at a time."""
+    blocks = len(left_out)
+    return ((left_out - left_out.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()

@@ -1,0 +1,158 @@
+"""What is compared: a VAE, or any Pyro model and guide; their parameters by group."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from pyro_vae.core.traces import Program, replayed, samples
+from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.validation import whole
+from pyro_vae.data.rows import Rows, rows_for, rows_of
+from pyro_vae.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A Pyro model and its guide, to be compared as a VAE is.
+
+    Args:
+        model: a callable of ``x``, or of ``(x, size)`` where a comparison is given a ``size``; all of its
+            sample sites lie in one plate over data.
+        guide: its guide, of the same arguments.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     scale = pyro.param("s", torch.ones(()), constraint=dist.constraints.positive)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+        >>> pyro.clear_param_store()
+        >>> import pyro_vae as pv
+        >>> table = pv.compare_elbos(Pair(model, guide), torch.randn(9, 2), {"STL": pv.elbo.STL()}, draws=4)
+        >>> table.parameter_group.values.tolist()
+        ['all', 'φ', 's']
+    """
+
+    model: Program
+    guide: Program
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pair with data, ready to be evaluated.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide.
+        rows: the data, on the device and in the precision of the pair.
+        size: n.
+        arguments: what model and guide are called with.
+        parameters: the leaves that are trained, by name, those of the model first.
+        generative: how many of them the model has.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> sorted(subject_of(vae, torch.ones(3, 5), None).groups())
+        ['all', 'decoder.net', 'encoder', 'encoder.net', 'Θ', 'φ']
+    """
+
+    model: Program
+    guide: Program
+    rows: Rows
+    size: int
+    arguments: tuple[Any, ...]
+    parameters: dict[str, Tensor]
+    generative: int
+
+    def groups(self) -> dict[str, list[int]]:
+        """Which parameters are Θ, which φ, and which each named module holds itself."""
+        names = list(self.parameters)
+        found = {"all": list(range(len(names))), "Θ": list(range(self.generative))}
+        found["φ"] = list(range(self.generative, len(names)))
+        for i, name in enumerate(names):
+            found.setdefault(name.rpartition(".")[0] or name, []).append(i)
+        return {name: members for name, members in found.items() if members}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        return self.rows.x.device
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Both in evaluation mode, as far as they are modules, without Pyro's checks and with gradients."""
+        with ExitStack() as stack:
+            for program in (self.model, self.guide):
+                if isinstance(program, nn.Module):
+                    stack.enter_context(evaluating(program))
+            stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(torch.enable_grad())
+            yield
+
+
+def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
+    """A VAE or a pair with data.
+
+    Raises:
+        DataError: if the data are not finite numbers in rows, or outside the support of a VAE's likelihood.
+        ModelError: if a VAE does not fit them.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> subject_of(vae, torch.ones(3, 5), 30).size
+        30
+    """
+    rows = rows_for(vae, x) if isinstance(vae, VAE) else rows_of(x)
+    n = len(rows) if size is None else whole("size", size, 1)
+    if torch.is_inference_mode_enabled():
+        raise ModelError("inference mode is on, where there are no gradients to compare; call this outside of it")
+    if isinstance(vae, VAE):
+        rows = rows.like(vae)
+        arguments = rows.arguments(n)
+        theirs = [_trainable(part) for part in (vae.model, vae.guide)]
+    else:
+        arguments = (rows.x,) if size is None else (rows.x, size)
+        theirs = _captured(vae, arguments)
+    generative, inference = theirs
+    own = {name: p for name, p in inference.items() if all(p is not other for other in generative.values())}
+    every = {**generative, **{f"guide.{name}" if name in generative else name: p for name, p in own.items()}}
+    return Subject(vae.model, vae.guide, rows, n, arguments, every, len(generative))
+
+
+def _refuse_own_subsamples(model_trace: Trace, rows: int) -> None:
+    for name, site in samples(model_trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.size < (frame.full_size or frame.size) == rows:
+                raise ModelError(
+                    f"site {name} is in a plate that draws {frame.size} of the {rows} rows itself, so no draw has a "
+                    "value for each; hand a batch over as x, with size="
+                )
+
+
+def _trainable(part: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
+
+
+def _captured(pair: Pair, arguments: tuple[Any, ...]) -> list[dict[str, Tensor]]:
+    """The trainable leaves behind each parameter of a model and a guide, by Pyro's names."""
+    with torch.random.fork_rng(), torch.no_grad():
+        guide_trace = poutine.trace(pair.guide).get_trace(*arguments)
+        model_trace = replayed(pair.model, guide_trace, *arguments)
+    _refuse_own_subsamples(model_trace, len(arguments[0]))
+    store = pyro.get_param_store()
+    names = ([n for n, site in t.nodes.items() if site["type"] == "param"] for t in (model_trace, guide_trace))
+    found = ({name.replace("$$$", "."): store[name].unconstrained() for name in sites} for sites in names)
+    return [{name: leaf for name, leaf in part.items() if leaf.requires_grad} for part in found]

@@ -1,0 +1,297 @@
+"""Which estimator to train with, by what was measured."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.errors import SettingsError
+from pyro_vae.evidence.psis import BAD, LEAST
+
+SURE = 3.0
+"""Estimators this many standard errors apart are told apart."""
+
+ELBO = "ELBO"
+"""The bound that a recommendation is made for where the table has it."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A cell of a comparison, judged by the gradient that carries the least signal per second.
+
+    Args:
+        estimator: its name.
+        particles: how many.
+        group: of the parameters whose gradient it is.
+        each: the logarithm of its efficiency, of one seed or each of several.
+        errors: of each.
+        khat: the shape of the tail of its squared gradient over draws; NaN if not known.
+        bias: of its gradient, relative; NaN if not known.
+    """
+
+    estimator: str
+    particles: int
+    group: str
+    each: np.ndarray
+    errors: np.ndarray
+    khat: float = 0.0
+    bias: float = 0.0
+
+    @property
+    def called(self) -> str:
+        return f"{self.estimator} at K = {self.particles}"
+
+    @property
+    def log_efficiency(self) -> float:
+        return float(self.each.mean())
+
+    @property
+    def error(self) -> float:
+        return _error(self.each, self.errors**2)
+
+
+def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
+    """Say which estimator of a bound to train with, why, and how sure that is.
+
+    Estimators are ranked within one bound, the coordinate ``target`` of the comparison: the ELBO or, if it is not in
+    the table, the bound that has most estimators there. What counts is the signal of a step per second:
+    ``efficiency``, the squared signal-to-noise ratio of the gradient divided by the seconds it takes, of Θ or φ,
+    whichever has less. Estimators whose gradient is known, or seen here, to be biased are left out.
+
+    An estimator of another bound changes the objective, so it is not ranked. For each such bound a sentence says by
+    how much its value differs here, and how much a step along its gradient raises the ELBO.
+
+    Nothing is sure where the bias of the best gradient is not known, or where the squared gradients have a tail so
+    heavy (k̂ above 0.7, or fewer than 25 draws to see it) that their errors cannot be trusted. Over seeds estimators
+    are told apart by Student's t, as seldom wrongly as by 3 standard errors: 3 seeds need 19 of their own errors, 5
+    need 6.6, 10 4.1.
+
+    Args:
+        comparison: from :func:`pyro_vae.compare_elbos`.
+        target: the bound to recommend an estimator of, such as "IWAE(8)".
+
+    Returns:
+        Two sentences, and one for each other bound; with a dimension ``moment``, a line of them for each.
+
+    Raises:
+        SettingsError: if it holds comparisons of several seeds side by side, or has no such ``target``.
+
+    References:
+        | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
+          https://arxiv.org/abs/1802.04537
+        | Pareto Smoothed Importance Sampling (Vehtari et al., 2024), https://arxiv.org/abs/1507.02646
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
+        >>> vae = linear.as_vae(diagonal=True)
+        >>> print(recommend(pv.compare_elbos(vae, linear.sample(20), draws=20)))
+        Train with ...
+    """
+    refuse_stacked(comparison)
+    if "moment" in comparison.dims:
+        each = (comparison.isel(moment=i) for i in range(comparison.sizes["moment"]))
+        return "\n".join(f"At the {table.moment.item()}: {recommend(table, target=target)}" for table in each)
+    bounds = _bounds(comparison)
+    chosen = _chosen(bounds, target)
+    candidates = sorted(_candidates(comparison, bounds.get(chosen, [])), key=lambda c: -c.log_efficiency)
+    if not candidates:
+        first = (
+            f"No estimator can be recommended: none {f'of {_the(chosen)} ' if len(bounds) > 1 else ''}has a gradient "
+            f"whose signal stands out of its noise here. Compare with more than {drawn(comparison)}, or nearer to the "
+            "start of training."
+        )
+    else:
+        best, *others = candidates
+        why, sure = _why(best, others, comparison, chosen), _how_sure(best, others, comparison, chosen)
+        first = f"Train with {best.called}: {why}. {sure}"
+    own = [(c.estimator, c.particles) for c in candidates] or bounds.get(chosen, [])
+    changes = [_changed(comparison, name, cells, chosen, own[0]) for name, cells in bounds.items() if name != chosen]
+    return " ".join([first, *changes])
+
+
+_Cell = tuple[str, int]
+
+
+def _bounds(comparison: xr.Dataset) -> dict[str, list[_Cell]]:
+    """The cells that have numbers, by the bound they estimate."""
+    found = dict[str, list[_Cell]]()
+    for name in comparison.estimator.values:
+        for k in comparison.particles.values:
+            cell = comparison.sel(estimator=name, particles=k)
+            if cell.elbo.notnull():
+                found.setdefault(_target(cell), []).append((str(name), int(k)))
+    return found
+
+
+def _target(cell: xr.Dataset) -> str:
+    """Its bound; of a comparison that was saved before there was ``target``, by ``bound``, which lacks K."""
+    if "target" in cell.coords:
+        return str(cell.target.item())
+    bound = str(cell.bound.item())
+    return bound if bound == ELBO else f"{bound} at K = {cell.particles.item()}"
+
+
+def _chosen(bounds: dict[str, list[_Cell]], target: str | None) -> str:
+    if target is not None and target not in bounds:
+        raise SettingsError(f"target is {target!r}; the comparison has estimators of {', '.join(bounds) or 'no bound'}")
+    if target is not None or ELBO in bounds or not bounds:
+        return target or ELBO
+    return max(bounds, key=lambda name: len(bounds[name]))
+
+
+def _the(bound: str) -> str:
+    return f"the {bound}" if bound == ELBO else bound
+
+
+def _changed(comparison: xr.Dataset, bound: str, cells: list[_Cell], chosen: str, base: _Cell) -> str:
+    """What training with another bound means."""
+    named = " or ".join(f"{name} at K = {k}" for name, k in cells[:3])
+    named += f" or {len(cells) - 3} more" if len(cells) > 3 else ""
+    to = "" if bound == named else f" to {_the(bound)}"
+    cell, own = (comparison.sel(estimator=name, particles=k) for name, k in (cells[0], base))
+    value, error = _apart(cell, own)
+    text = f"Training with {named} changes the objective{to}"
+    if np.isfinite(value):
+        side = "above" if value > 0 else "below"
+        text += f": its value lies {abs(value):.3g} ± {error:.2g} nats per datum {side} that of {_the(chosen)}"
+    if (
+        bound != ELBO
+        and "elbo_alignment" in cell
+        and np.isfinite(share := cell.elbo_alignment.sel(parameter_group="all").item())
+    ):
+        error = cell.elbo_alignment_se.sel(parameter_group="all").item()
+        text += (
+            f", and a small step along its gradient raises the ELBO {share:.2g} ± {error:.1g} times as much as a step "
+            "as long along the gradient of the ELBO"
+        )
+    return text + "."
+
+
+def _apart(cell: xr.Dataset, own: xr.Dataset) -> tuple[float, float]:
+    """The difference of two values and its standard error over draws, in pairs where these are known."""
+    if "value" in cell:
+        apart = (cell.value - own.value).values
+        return float(apart.mean()), float(apart.std(ddof=1) / np.sqrt(len(apart)))
+    return (cell.elbo - own.elbo).item(), float(np.hypot(cell.elbo_se, own.elbo_se))
+
+
+def _candidates(comparison: xr.Dataset, cells: list[_Cell]) -> list[_Candidate]:
+    groups = [g for g in ("Θ", "φ") if g in comparison.parameter_group.values] or ["all"]
+    found = []
+    for name, k in cells:
+        cell = comparison.sel(estimator=name, particles=k)
+        if cell.known_bias.item() or _is_biased(cell):
+            continue
+        every = [_candidate(cell.sel(parameter_group=g), name, k, g, _bias(cell)) for g in groups]
+        worst = min(every, key=lambda c: c.log_efficiency)
+        if worst.log_efficiency > -np.inf:
+            found.append(worst)
+    return found
+
+
+def _bias(cell: xr.Dataset) -> float:
+    return float(cell.gradient_bias.sel(parameter_group="all"))
+
+
+def _candidate(cell: xr.Dataset, name: str, particles: int, group: str, bias: float) -> _Candidate:
+    """Without noise its efficiency is infinite, and sure; where its error is unknown, nothing about it is sure."""
+    of = "seed_efficiency" if "seed_efficiency" in cell else "efficiency"
+    efficiency, error = (np.atleast_1d(cell[variable].values).astype(float) for variable in (of, f"{of}_se"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(np.isinf(efficiency), 0.0, error / efficiency)
+        each = np.log(np.where(efficiency > 0, efficiency, 0.0))
+    khat = float(cell.gradient_khat) if "gradient_khat" in cell else np.nan
+    return _Candidate(name, particles, group, each, np.where(np.isfinite(relative), relative, np.inf), khat, bias)
+
+
+def _error(each: np.ndarray, squares: np.ndarray) -> float:
+    """Of the mean over seeds of numbers whose own squared errors are known: what their spread says, if that is more."""
+    with np.errstate(invalid="ignore"):
+        seen = each.var(ddof=1) if len(each) > 1 else 0.0
+    return float(np.sqrt(np.fmax(seen, squares.mean()) / len(each)))
+
+
+def _is_biased(cell: xr.Dataset) -> bool:
+    """Seen here: beyond five errors and 5 % of the gradient."""
+    bias = cell.gradient_bias.sel(parameter_group="all")
+    return bool((bias > 5 * cell.gradient_bias_se.sel(parameter_group="all")) & (bias > 0.05))
+
+
+def _why(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:
+    among = f"of {len(others) + 1} choices for {_the(bound)} its" if others else "its"
+    both = {"Θ", "φ"} <= set(comparison.parameter_group.values.tolist())
+    text = f"{among} gradient {_signal(best)}" + (f" of {best.group}, where it has less" if both else "")
+    usual = next((c for c in others if c.estimator in ("Trace_ELBO", "ELBO") and c.particles == 1), None)
+    if usual and np.isfinite(best.log_efficiency):
+        text += f", {np.exp(best.log_efficiency - usual.log_efficiency):.2g} times that of {usual.called}"
+    return text + _where_its_bound_lies(comparison.sel(estimator=best.estimator, particles=best.particles))
+
+
+def _signal(best: _Candidate) -> str:
+    if np.isinf(best.log_efficiency):
+        return "has no noise"
+    efficiency = np.exp(best.log_efficiency)
+    error = f"{efficiency * best.error:.2g}" if np.isfinite(best.error) else "?"
+    return f"carries the most signal per second, {efficiency:.3g} ± {error} in squared signal-to-noise"
+
+
+def _where_its_bound_lies(cell: xr.Dataset) -> str:
+    bias, error = cell.bias.item(), cell.bias_se.item()
+    if np.isnan(bias):
+        return ""
+    if abs(bias) < max(SURE * error, 1e-9):
+        return f"; its bound is log p(x) to within {max(SURE * error, 1e-9):.1g} nats per datum"
+    return f"; its bound lies {abs(bias):.3g} ± {error:.2g} nats per datum {'below' if bias < 0 else 'above'} log p(x)"
+
+
+def _how_sure(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:
+    if not others:
+        return f"There was no other estimator of {_the(bound)} to compare it with."
+    close = [c for c in others if not _ahead(best, c) >= SURE]
+    if close:
+        named = ", ".join(c.called for c in close[:3]) + (f" and {len(close) - 3} more" if len(close) > 3 else "")
+        return f"This is not sure: {drawn(comparison)} do not tell it from {named} ({_by(best)})."
+    z = min(_ahead(best, c) for c in others)
+    behind = "behind by as much as can be" if np.isinf(z) else f"{z:.0f} standard errors behind"
+    if doubt := _doubt(best, others, comparison):
+        return f"This is not sure, though the next, {others[0].called}, is {behind}: {doubt}."
+    return f"This is sure by {drawn(comparison)}: the next, {others[0].called}, is {behind}."
+
+
+def _doubt(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset) -> str:
+    """Why standard errors do not decide; empty where they do."""
+    if np.isnan(best.bias):
+        return "the bias of its gradient is not known"
+    if any(np.isnan(c.khat) for c in (best, *others)):
+        return f"{drawn(comparison)} are too few to see a heavy tail of the gradient; take at least {LEAST}"
+    heavy = [c for c in (best, *others) if c.khat > BAD]
+    if heavy:
+        named = ", ".join(f"{c.called} (k̂ = {c.khat:.2f})" for c in heavy[:3])
+        return f"the squared gradient has a heavy tail, so the error of its variance is not known, with {named}"
+    return ""
+
+
+def _by(best: _Candidate) -> str:
+    """By what they are not told apart."""
+    return f"under {SURE:g} standard errors" + (", by Student's t, as seeds are few" if len(best.each) > 1 else "")
+
+
+def _ahead(best: _Candidate, other: _Candidate) -> float:
+    """How many standard errors apart, seed by seed, two logarithms are; NaN where both are without noise.
+
+    Over seeds by Student's t, told as so many errors of a normal variable as are as seldom: few seeds differ little
+    by chance, and often.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = best.each - other.each
+        ratio = float(np.divide(apart.mean(), _error(apart, best.errors**2 + other.errors**2)))
+    return ratio if len(apart) == 1 else _of_normal(ratio, len(apart) - 1)
+
+
+def _of_normal(ratio: float, freedom: int) -> float:
+    from scipy.stats import norm, t
+
+    return float(np.copysign(norm.isf(t.sf(abs(ratio), freedom)), ratio))

@@ -1,0 +1,229 @@
+"""Swap parts and see what it changes: a grid of VAEs trained alike, compared on held-out data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from pyro_vae.core.vae import VAE
+from pyro_vae.data.fingerprint import refuse_trained_on, row_hashes
+from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
+from pyro_vae.data.rows import rows_for
+from pyro_vae.errors import SettingsError
+from pyro_vae.evidence import log_evidence
+from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
+
+
+def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
+    """Rank trained VAEs by the evidence of held-out data, best first.
+
+    .. math:: \\frac1n \\sum_i \\log p(x_i), \\qquad \\Delta_m = \\frac1n \\sum_i \\log p_m(x_i) - \\log p_{best}(x_i)
+
+    The standard errors are over data (and cover the Monte-Carlo error); the error of a difference is
+    that of the paired differences. They are clustered by distinct row: rows that ``x`` holds several times are no
+    independent data, and a :class:`~pyro_vae.errors.DuplicateRowsWarning` says so. Likelihoods are comparable only
+    on one scale: a density of numbers and a probability of counts are not. Where a feature has the one under one
+    model and the other under another, the attribute ``caution`` names it.
+
+    Where each was trained several times, with other seeds, log p(x) is the mean over these, and the errors
+    hold their spread too: :math:`\\sqrt{s_x^2 / n + s_{seed}^2 / S}`, with that of n data and of S seeds.
+
+    Args:
+        vaes: name → trained VAE, or as many of each that were trained alike but for their seeds.
+        x: held-out data, shape ``(datum, *features)``, at least 2 of them.
+        num_particles: of the importance-weighted bound.
+        seed: of the particles.
+
+    Returns:
+        A dataset over ``model``, best first: ``log_evidence``, ``se``, ``difference``, ``difference_se``,
+        in nats per datum; ``mcse``, the root mean square of the data's Monte-Carlo errors; ``kind``, whether the
+        numbers are of a probability, a density or both; ``seed_log_evidence``, that of each of several;
+        ``note``, empty here (see :func:`with_failures`).
+
+    Raises:
+        DataError: if the data are not finite numbers in rows, outside the support of a likelihood, or were trained on.
+        ModelError: if a VAE does not fit them.
+        SettingsError: if there is no VAE, or one datum only.
+
+    References:
+        | Practical Bayesian model evaluation (Vehtari, Gelman & Gabry, 2017), https://arxiv.org/abs/1507.04544
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> other = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.9)
+        >>> ranked = rank({"wrong": other.as_vae(), "right": linear.as_vae()}, linear.sample(200))
+        >>> ranked.model.values.tolist()
+        ['right', 'wrong']
+    """
+    if not vaes:
+        raise SettingsError("there is no VAE to rank; give at least one")
+    several = {name: [vae] if isinstance(vae, VAE) else list(vae) for name, vae in vaes.items()}
+    if len(sizes := {len(own) for own in several.values()}) > 1 or 0 in sizes:
+        raise SettingsError(f"the VAEs have {sorted(sizes)} seeds; give as many of each, at least 1")
+    checked = {name: rows_for(own[0], x) for name, own in several.items()}  # before the first is evaluated
+    refuse_one_row(len(next(iter(checked.values()))))
+    for name, own in several.items():
+        for vae in own:
+            refuse_trained_on(vae, row_hashes(checked[name]), name=name, source="x")
+    countable = {name: countable_features(own[0], checked[name]) for name, own in several.items()}
+    found = {
+        name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in own]
+        for name, own in several.items()
+    }
+    every = np.stack([[one.log_evidence.values for one in own] for own in found.values()])  # (model, seed, datum)
+    order = np.argsort(-every.mean((1, 2)), kind="stable")
+    every, names = every[order], [list(found)[i] for i in order]
+    each, apart = every.mean(1), (every - every[0]).mean(1)
+    own = [name for name in names if all(countable[name])]
+    number = distinct_rows(next(iter(checked.values())), each[names.index(own[0])] if own else None)
+    warn_of_duplicates(number, source="x", remedy="standard errors are clustered by distinct row")
+    unlike = differing(countable, getattr(x, "columns", None))
+    nats = {"units": "nats per datum"}
+    ranked = xr.Dataset(
+        {
+            "log_evidence": ("model", each.mean(1), nats),
+            "se": ("model", _error(every, number), nats),
+            "difference": ("model", apart.mean(1), nats),
+            "difference_se": ("model", _error(every - every[0], number), nats),
+            "mcse": ("model", [_mcse(found[name]) for name in names], {"units": "nats"}),
+            "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
+            "kind": ("model", [kind(countable[name]) for name in names]),
+        },
+        {"model": names},
+        {
+            "num_particles": num_particles,
+            "seed": seed,
+            "data": each.shape[1],
+            "distinct": count(number),
+            "seeds": every.shape[1],
+            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}." if unlike else "",
+        },
+    )
+    if every.shape[1] > 1:
+        ranked["seed_log_evidence"] = ("model", "seed"), every.mean(2), nats
+    return with_failures(ranked, {})
+
+
+def _error(every: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """The standard error of the mean over seeds and data, shape ``(model,)``, of values of ``(model, seed, datum)``."""
+    seeds = every.shape[1]
+    of_data = clustered_error(every.mean(1), number) ** 2
+    return np.sqrt(of_data + (every.mean(2).var(1, ddof=1) / seeds if seeds > 1 else 0.0))
+
+
+def _mcse(found: Sequence[xr.Dataset]) -> float:
+    return float(np.sqrt(np.mean([(one.mcse**2).mean() for one in found]) / len(found)))
+
+
+def refuse_one_row(rows: int) -> None:
+    """Refuse so few held-out data that a ranking has no error.
+
+    Example:
+        >>> refuse_one_row(2)
+    """
+    if rows < 2:
+        raise SettingsError("there is 1 held-out datum, of which no standard error can be had; give at least 2")
+
+
+def with_failures(ranked: xr.Dataset, failures: Mapping[str, str]) -> xr.Dataset:
+    """The ranking with models that could not be trained behind it, and why in ``note``.
+
+    Args:
+        ranked: from :func:`rank`.
+        failures: name → what was wrong.
+
+    Returns:
+        The ranking, its numbers NaN where there are none and its ``note`` empty where nothing was wrong.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> both = with_failures(rank({"a": linear.as_vae()}, linear.sample(5)), {"b": "the loss became nan"})
+        >>> both.model.values.tolist(), both.note.values.tolist()
+        (['a', 'b'], ['', 'the loss became nan'])
+    """
+    names = [str(name) for name in ranked.model.values]
+    every = ranked.reindex(model=[*names, *failures], fill_value={"kind": "", "note": ""})
+    return every.assign(note=("model", [*("" for _ in names), *failures.values()]))
+
+
+def ranking_table(ranked: xr.Dataset) -> Table:
+    """The ranking, a row each, best first.
+
+    Args:
+        ranked: from :func:`rank`.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> ranking_table(rank({"a": linear.as_vae()}, linear.sample(5))).row_count
+        1
+    """
+    caution = ranked.attrs["caution"]
+    table = Table(
+        title=f"log p(x) per held-out datum ({ranked.attrs['data']} data{_distinct(ranked)}, "
+        f"{ranked.attrs['num_particles']} particles"
+        f"{f', {seeds} seeds' if (seeds := ranked.attrs['seeds']) > 1 else ''})",
+        caption=f"± standard errors; that of a difference is of the paired differences. {caution}".strip(),
+        box=box.SIMPLE,
+    )
+    table.add_column("model", overflow="fold")
+    table.add_column("nats", justify="right", no_wrap=True)
+    table.add_column("behind the best", justify="right", no_wrap=True)
+    for name in ranked.model.values:
+        row = ranked.sel(model=name)
+        told = escape(f"{name} ({row.kind.item()})" if caution and row.kind.item() else str(name))
+        if row.note.item():
+            table.add_row(told, "diverged", "")
+            continue
+        behind = f"{row.difference.item():.3f} ± {row.difference_se.item():.3f}" if row.difference < 0 else ""
+        table.add_row(told, f"{row.log_evidence.item():.3f} ± {row.se.item():.3f}", behind)
+    return table
+
+
+def _distinct(ranked: xr.Dataset) -> str:
+    distinct = ranked.attrs["distinct"]
+    return f" in {distinct} distinct rows" if distinct < ranked.attrs["data"] else ""
+
+
+def ranking_figure(ranked: xr.Dataset) -> Figure:
+    """How far each VAE lies behind the best, with two standard errors of the paired difference.
+
+    Args:
+        ranked: from :func:`rank`.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> _ = ranking_figure(rank({"a": linear.as_vae()}, linear.sample(5)))
+    """
+    count = ranked.sizes["model"]
+    figure = Figure(figsize=(8, 1.6 + 0.42 * count), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="#777777", lw=1)
+    axes.errorbar(
+        ranked.difference, range(count), xerr=2 * ranked.difference_se, fmt="o", color="#0072B2", capsize=4, ms=6
+    )
+    axes.set_yticks(range(count), [_label(ranked.sel(model=name)) for name in ranked.model.values])
+    axes.invert_yaxis()
+    best = ranked.isel(model=0)
+    axes.set(
+        xlabel="log p(x) per held-out datum, behind the best (nats)",
+        title=f"Best: {best.log_evidence.item():.2f} ± {best.se.item():.2f} nats per datum (bars: ± 2 standard errors)",
+    )
+    axes.title.set_fontsize(10)
+    axes.grid(alpha=0.3, axis="x")
+    if ranked.attrs["caution"]:
+        figure.supxlabel(ranked.attrs["caution"], fontsize=9)
+    return figure
+
+
+def _label(row: xr.Dataset) -> str:
+    return f"{row.model.item()}{' (diverged)' if row.note.item() else ''}"

@@ -1,0 +1,158 @@
+"""Whether the parts of a VAE fit each other and the data; where they do not, one sentence says why."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae.core.vae import Distribution, distribution, evaluating
+from pyro_vae.errors import ModelError, PyroVAEError
+
+if TYPE_CHECKING:
+    from pyro_vae.core.vae import VAE
+
+
+def check(vae: "VAE", x: Tensor, context: Tensor | None) -> None:
+    """What :meth:`pyro_vae.VAE.check` does.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> check(pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae(), torch.zeros(3, 4), None)
+    """
+    if context is not None and (context.dim() != 2 or len(context) != len(x)):
+        raise ModelError(f"the context has shape {tuple(context.shape)} for {len(x)} data; give (datum, c)")
+    row = vae.like(x[:2]).nan_to_num(0.0)
+    given = () if context is None else (vae.like(context[:2]),)
+    with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(vae):
+        q = called("encoder", vae.encoder, row, *given)
+        if tuple(q.batch_shape) != (len(row),):
+            raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")
+        p = called("prior", vae.prior, *given)
+        if q.event_shape != p.event_shape:
+            raise ModelError(
+                f"the encoder gives latents of shape {tuple(q.event_shape)}, "
+                f"the prior has shape {tuple(p.event_shape)}; make them equal"
+            )
+        refuse_other_support(p, q)
+        likelihood = called("decoder", vae.decoder, drawn("encoder", q), *given)
+    if likelihood.event_shape != x.shape[1:]:
+        raise ModelError(
+            f"the decoder describes data of shape {tuple(likelihood.event_shape)}, "
+            f"a row of the data has shape {tuple(x.shape[1:])}; make them equal"
+        )
+
+
+BOUNDED = (
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.interval,
+    constraints.half_open_interval,
+    constraints.less_than,
+)
+
+
+def refuse_other_support(p: Distribution, q: Distribution) -> None:
+    """Refuse a prior on part of the real line under a posterior on all of it: its ELBO is minus infinity.
+
+    Raises:
+        ModelError: naming both supports.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> refuse_other_support(dist.Exponential(1.0), dist.Normal(0.0, 1.0))
+        Traceback (most recent call last):
+        pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior is on part of it ...
+    """
+    of_prior = support_of(p)
+    if isinstance(support_of(q), type(constraints.real)) and isinstance(of_prior, BOUNDED):
+        raise ModelError(
+            f"the encoder gives latents on the whole real line, the prior is on part of it "
+            f"({type(of_prior).__name__.strip('_')}); "
+            "take a prior on the whole line, or a posterior on the prior's support"
+        )
+
+
+def support_of(d: Distribution) -> Any:
+    """The constraint of each number, or None where a distribution does not tell.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> support_of(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        Real()
+    """
+    try:
+        support = d.support
+    except (AttributeError, NotImplementedError):
+        return None
+    while (inner := getattr(support, "base_constraint", None)) is not None:  # of Independent, and of mixtures
+        support = inner
+    return support
+
+
+def called(role: str, part: nn.Module, *given: Tensor) -> Distribution:
+    """The distribution that a part gives; the prior is given nothing or a context, the others rows before it.
+
+    Raises:
+        ModelError: naming both sides, if the part cannot be called so.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> called("prior", pv.priors.StandardNormal(2)).event_shape
+        torch.Size([2])
+    """
+    try:
+        return distribution(part, role, *given)
+    except PyroVAEError:
+        raise
+    except Exception as error:  # a part may be the user's own, and raise anything
+        raise ModelError(_why(role, part, given, error)) from error
+
+
+def drawn(role: str, d: Distribution, shape: Any = ()) -> Tensor:
+    """A sample of the distribution of a part: some find only then that their sizes do not fit.
+
+    Raises:
+        ModelError: if it cannot be sampled.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> drawn("prior", pv.priors.StandardNormal(2)(), (3,)).shape
+        torch.Size([3, 2])
+    """
+    try:
+        return d.sample(shape)
+    except PyroVAEError:
+        raise
+    except Exception as error:  # as above
+        what = f"what the {role} returns cannot be sampled ({in_a_line(error)})"
+        raise ModelError(f"{what}; make its sizes fit, as a flow's context and the outputs before it") from error
+
+
+def in_a_line(error: Exception) -> str:
+    """What was raised, and the first line of what it says.
+
+    Example:
+        >>> in_a_line(TypeError("no\\nmore"))
+        'TypeError: no'
+    """
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
+def _why(role: str, part: nn.Module, given: tuple[Tensor, ...], error: Exception) -> str:
+    what = _told(role, given)
+    want = next((m.in_features for m in part.modules() if isinstance(m, nn.Linear)), None)
+    after = sum(t.shape[-1] for t in given[1:])
+    # A first layer on flat rows, or on the last dimension of images.
+    fits = given and want in (math.prod(given[0].shape[1:]) + after, given[0].shape[-1] + after)
+    if given and want and not fits and isinstance(error, RuntimeError):
+        return f"the {role} was given {what} and was built for {want}; make the two equal"
+    returns = "nothing, or a context, and returns p(z)" if role == "prior" else "such rows and returns a distribution"
+    return f"the {role} cannot be called with {what} ({in_a_line(error)}); make it a module that takes {returns}"
+
+
+def _told(role: str, given: tuple[Tensor, ...]) -> str:
+    """What a part was given, in words."""
+    shape = " + ".join(" × ".join(map(str, t.shape[1:])) for t in given)
+    return f"{'a context' if role == 'prior' else 'rows'} of {shape} numbers" if given else "nothing"

@@ -1,0 +1,90 @@
+"""The order in which a stream is visited: blocks of rows chained at random, the chain cut into windows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyro_vae.core.device import derive_seed
+from pyro_vae.data.sources import permutation
+
+BLOCKS = 512
+"""A window is chained of so many blocks, where these can be as small as one likes."""
+
+
+def window_rows(n: int, row_bytes: int, window_bytes: int, batch_size: int) -> int:
+    """How many rows a window has: whole batches of at most ``window_bytes``, at least one, or all rows.
+
+    Args:
+        n: rows in all.
+        row_bytes: bytes of a row.
+        window_bytes: at most so many in a window.
+        batch_size: rows per step.
+
+    Example:
+        >>> window_rows(10**6, 100, 10**5, 128), window_rows(500, 100, 10**5, 128)
+        (896, 500)
+    """
+    batches = max(window_bytes // (row_bytes * batch_size), 1)
+    return n if n * row_bytes <= window_bytes else min(n, batches * batch_size)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Blocks of consecutive rows in an order of their own, chained, and the chain cut into windows.
+
+    Args:
+        starts: the first row of each block, in the order of the chain.
+        ends: where each block ends in the chain.
+        window: rows per window; a block may lie in two of them.
+
+    Example:
+        >>> layout = Layout.of(np.array([0, 3, 6, 8]), seed=0, window=4)
+        >>> sorted(row for w in range(2) for first, last in layout.spans(w) for row in range(first, last))
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    window: int
+
+    @classmethod
+    def of(cls, cuts: np.ndarray, *, seed: int, window: int) -> "Layout":
+        """An order of the blocks between ``cuts`` that the seed alone decides.
+
+        Args:
+            cuts: where blocks begin, from 0 to the number of rows.
+            seed: of the order.
+            window: rows per window.
+        """
+        order = permutation(len(cuts) - 1, derive_seed(seed, "blocks of a stream")).numpy()
+        return cls(cuts[:-1][order], np.diff(cuts)[order].cumsum(), window)
+
+    def numbers(self, number: int) -> np.ndarray:
+        """The rows of a window by their number.
+
+        Args:
+            number: of the window, from 0.
+
+        Example:
+            >>> Layout.of(np.array([0, 3, 6, 8]), seed=0, window=8).numbers(0).shape
+            (8,)
+        """
+        firsts, lasts = np.array(list(self.spans(number))).T
+        lengths = lasts - firsts
+        return np.repeat(firsts - lengths.cumsum() + lengths, lengths) + np.arange(lengths.sum())
+
+    def spans(self, number: int) -> Iterator[tuple[int, int]]:
+        """The rows of a window, as first and last (exclusive) of each block in it.
+
+        Args:
+            number: of the window, from 0.
+        """
+        at, end = number * self.window, min((number + 1) * self.window, int(self.ends[-1]))
+        block = int(np.searchsorted(self.ends, at, side="right"))
+        while at < end:
+            begin = int(self.ends[block - 1]) if block else 0
+            until = min(int(self.ends[block]), end)
+            first = int(self.starts[block]) + at - begin
+            yield first, first + until - at
+            at, block = until, block + 1

@@ -1,0 +1,369 @@
+"""``check``: all diagnostics of a VAE on held-out data, within a budget, and a verdict."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xarray as xr
+from rich.console import Console
+
+from pyro_vae import diagnose
+from pyro_vae.__about__ import versions
+from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.data.fingerprint import row_hashes, trained_on
+from pyro_vae.data.repeats import warn_of_too_small_errors
+from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.diagnose import Finding
+from pyro_vae.diagnose.datatree import to_datatree
+from pyro_vae.elbo import log_weights
+from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.evidence import cross_check, judge_evidence, log_evidence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pyro_vae.plots.html_report import Section
+
+PILOT = 32
+"""Particles of the trial that says what an evaluation costs."""
+PARTICLES, SIMULATIONS = 1000, 500
+"""Of each datum's importance weights, and of the calibration."""
+GAPS = 50_000
+"""Evaluations of a datum that optimising its own q comes to, a gradient counted as three."""
+EPOCHS = 20
+"""So many it takes to see whether training has converged."""
+CHAINS, WARMUP, DRAWS = 4, 200, 250
+"""What NUTS is run with, for each datum."""
+FEWEST_DRAWS = 4
+"""Five times as many are the replicates that a p-value is had of at least."""
+LEAPFROGS, GRADIENT = 8, 3e-3
+"""Of one of its transitions, about; and the seconds that each takes, most of them Python's."""
+SECOND = 16 * 32, 480
+"""Chains of the evidence's second estimate, and the gradients that each takes."""
+
+ABOUT = {
+    "khat": "Importance weights of q",
+    "evidence": "The evidence of held-out data",
+    "sbc": "Calibration by simulation",
+    "predictive_check": "Posterior predictive",
+    "prior_check": "New data sets of the model",
+    "collapse": "Use of the latents",
+    "converged": "Convergence of the training",
+    "gaps": "Inference gaps",
+    "nuts": "NUTS as a gold standard",
+}
+"""The groups of the diagnostics, and what they are about."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A diagnostic, as it is run here.
+
+    Args:
+        name: of its group in the tree.
+        run: it.
+        seconds: what it will take, about.
+    """
+
+    name: str
+    run: Callable[[], xr.Dataset]
+    seconds: float
+
+    @property
+    def called(self) -> str:
+        """What it is about, and the time it takes."""
+        return f"{ABOUT[self.name]} (about {self.seconds:.0f} s)"
+
+
+@dataclass
+class Checked:
+    """What has been found so far."""
+
+    groups: dict[str, Any] = field(default_factory=dict)
+    findings: dict[str, Finding] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+JUDGES: dict[str, Callable[[xr.Dataset], Finding]] = {
+    "khat": diagnose.judge_khat,
+    "evidence": judge_evidence,
+    "sbc": diagnose.judge_sbc,
+    "predictive_check": diagnose.judge_predictive_check,
+    "prior_check": diagnose.judge_predictive_check,
+    "collapse": diagnose.judge_collapse,
+    "converged": diagnose.judge_converged,
+    "gaps": diagnose.judge_gaps,
+    "nuts": diagnose.judge_nuts,
+}
+
+
+def check(
+    vae: VAE,
+    x: Any,
+    *,
+    history: xr.Dataset | None = None,
+    gold: int = 2,
+    draws: int = 100,
+    budget: float = 180.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.DataTree:
+    """Look at a trained VAE from all sides, and say what is fine, what is not, how sure that is, and what to try next.
+
+    .. math:: q(z|x) \\approx p(z|x)? \\qquad \\tilde x \\sim x? \\qquad z \\text{ used}? \\qquad \\text{converged}?
+
+    The workflow of Gelman et al.: the importance weights of q, simulation-based calibration,
+    posterior and prior predictive checks, collapse, the inference gaps, NUTS as a gold standard for a few data, and
+    the training's own history. The verdict is printed.
+
+    Args:
+        vae: a trained VAE.
+        x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; at
+            least two, and a few hundred are enough. Where they were trained on, the verdict says so.
+        history: of the fit, to see whether it had converged.
+        gold: so many of the first data are given to NUTS.
+        draws: of the posterior of each datum in the groups for ArviZ; five times as many replicated data sets.
+        budget: seconds. What is expected to take longer than what is left of them is left out, by name.
+        seed: of all draws.
+        progress: say what is being done.
+
+    Returns:
+        ArviZ's groups as :func:`~pyro_vae.to_datatree` gives them, a group for each diagnostic, and
+        ``findings`` (about, level, why, next).
+
+    Raises:
+        DataError: if the data are fewer than two, not finite numbers in rows, or outside the support of the
+            likelihood.
+        ModelError: if the VAE does not fit the data.
+        SettingsError: if a setting is out of its range.
+
+    References:
+        | Bayesian Workflow (Gelman et al., 2020), https://arxiv.org/abs/2011.01808
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
+        >>> tree = pv.check(linear.as_vae(), linear.sample(30), gold=0, draws=60, budget=2)
+        Verdict: ...
+        >>> findings(tree)[0].level
+        'fine'
+    """
+    refuse_seed(seed)
+    whole("gold", gold, 0)
+    whole("draws", draws, FEWEST_DRAWS)
+    above_zero("budget", budget)
+    _refuse_history(history)
+    given, console = rows_for(vae, x), Console(stderr=True, quiet=not progress)
+    if len(given) < 2:
+        raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
+    warn_of_too_small_errors(given, source="x")
+    rows = given.like(vae)
+    started, found = time.perf_counter(), Checked()
+    steps = _steps(vae, x, rows, history, gold, draws, seed)
+    for step in steps:
+        if step.seconds > budget - (time.perf_counter() - started):
+            found.left_out.append(step.called)
+            continue
+        console.print(f"{step.called} ...", highlight=False)
+        found.groups[step.name] = step.run()
+        found.findings[step.name] = JUDGES[step.name](found.groups[step.name])
+    if "converged" not in {step.name for step in steps}:
+        found.left_out.append(f"{ABOUT['converged']} (it takes the history of {EPOCHS} epochs)")
+    table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given)))
+    arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
+    tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
+    Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
+    return tree
+
+
+def _steps(vae: VAE, x: Any, rows: Rows, history: xr.Dataset | None, gold: int, draws: int, seed: int) -> list[Step]:
+    """In the order of what matters most for the time it takes."""
+    one = _seconds_of_an_evaluation(vae, rows, seed)
+    of_all, gold = one * len(rows), min(gold, len(rows))
+    sbc = partial(diagnose.sbc, vae, simulations=SIMULATIONS, context=rows.context, mask=rows.mask, seed=seed)
+    replicated = of_all * 5 * draws
+    nuts = partial(diagnose.nuts, vae, x, data=gold, chains=CHAINS, warmup=WARMUP, draws=DRAWS, seed=seed)
+    steps = [
+        Step("khat", partial(diagnose.khat, vae, x, num_particles=PARTICLES, seed=seed), of_all * PARTICLES),
+        Step(
+            "evidence",
+            partial(_evidence, vae, x, seed),
+            of_all * PARTICLES + SECOND[1] * max(GRADIENT / 2, SECOND[0] * one),
+        ),
+        Step("sbc", sbc, one * SIMULATIONS * 200),
+        Step("predictive_check", partial(diagnose.predictive_check, vae, x, draws=5 * draws, seed=seed), replicated),
+        Step("prior_check", partial(diagnose.prior_check, vae, x, draws=5 * draws, seed=seed), replicated),
+        Step("collapse", partial(diagnose.collapse, vae, x, seed=seed), of_all * len(rows) / 4),
+        Step("converged", partial(diagnose.converged, history), 1.0),
+        Step("gaps", partial(diagnose.inference_gaps, vae, x, seed=seed), of_all * GAPS),
+        Step("nuts", nuts, gold * CHAINS * (WARMUP + DRAWS) * LEAPFROGS * GRADIENT),
+    ]
+    asked = {"converged": history is not None and history.sizes["epoch"] >= EPOCHS, "nuts": gold > 0}
+    return [step for step in steps if asked.get(step.name, True)]
+
+
+def _evidence(vae: VAE, x: Any, seed: int) -> xr.Dataset:
+    """log p(x) of all data, checked from another start for some of them where latents can be moved by gradients."""
+    found = log_evidence(vae, x, num_particles=PARTICLES, seed=seed)
+    try:
+        return cross_check(vae, x, found, seed=seed)
+    except ModelError:  # of discrete or bounded latents; judge_evidence then says that no check was run
+        return found
+
+
+@torch.no_grad()
+def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
+    """Of log p(x, z) - log q(z | x) for one datum and one z, among many; the best of five trials."""
+    part, seconds = rows.take(slice(100)), []
+    with seeded(seed, rows.x.device), evaluating(vae):
+        for _ in range(5):
+            started = time.perf_counter()
+            float(log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum())
+            seconds.append(time.perf_counter() - started)
+    return min(seconds) / (PILOT * len(part))
+
+
+def is_history(found: Any) -> bool:
+    """Whether something is the history of a fit, or of its iterates.
+
+    Example:
+        >>> is_history(xr.Dataset({"train_elbo": ("epoch", [1.0])})), is_history(xr.Dataset())
+        (True, False)
+    """
+    return isinstance(found, xr.Dataset) and "epoch" in found.sizes and bool({"train_elbo", "value"} & set(found))
+
+
+def _refuse_history(history: Any) -> None:
+    """Refuse what is no history, before anything is run."""
+    if history is None:
+        return
+    if not is_history(history):
+        raise SettingsError("history holds no ELBO by epoch; give the history of what fit returned, or None")
+
+
+def _as_dataset(found: Checked, seed: int, data: int, trained: str = "") -> xr.Dataset:
+    every = found.findings.values()
+    columns = {name: [getattr(finding, name) for finding in every] for name in ("level", "why", "next")}
+    return xr.Dataset(
+        {name: ("about", values) for name, values in columns.items()},
+        coords={"about": [finding.about for finding in every], "group": ("about", list(found.findings))},
+        attrs={"left_out": "; ".join(found.left_out), "trained_on": trained, "seed": seed, "data": data, **versions()},
+    )
+
+
+def findings(tree: xr.DataTree) -> list[Finding]:
+    """What :func:`check` found, as it is kept in its tree.
+
+    Example:
+        >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
+        >>> findings(tree)[0].level
+        'fine'
+    """
+    table = tree["findings"].to_dataset()
+    every = (table.isel(about=i) for i in range(table.sizes["about"]))
+    return [Finding(str(f.about.item()), f.level.item(), str(f.why.item()), str(f.next.item())) for f in every]
+
+
+def verdict(tree: xr.DataTree) -> str:
+    """The conclusion of :func:`check`: how many of the questions are answered well, then each answer.
+
+    Example:
+        >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
+        >>> print(verdict(tree))
+        Verdict: of 1 question 1 is fine, by 9 data.
+        fine      q: x
+    """
+    return "\n".join([conclusion(tree), *map(str, findings(tree))])
+
+
+def conclusion(tree: xr.DataTree) -> str:
+    """The first line of the verdict.
+
+    Example:
+        >>> one = Checked(findings={"q": Finding("q", "bad", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
+        >>> conclusion(tree)
+        'Verdict: of 1 question 0 are fine; bad: q, by 9 data.'
+    """
+    every, about = findings(tree), tree["findings"].attrs
+    fine = sum(finding.level == "fine" for finding in every)
+    parts = [f"of {len(every)} question{'s' * (len(every) != 1)} {fine} {'is' if fine == 1 else 'are'} fine"]
+    for level in "bad", "doubtful":
+        if named := [f.about for f in every if f.level == level]:
+            parts.append(f"{level}: {', '.join(named)}")
+    text = f"Verdict: {'; '.join(parts)}, by {about['data']} data."
+    if about.get("trained_on"):
+        text += f" They were trained on ({about['trained_on']}): new data may fare worse."
+    return f"{text} Left out: {about['left_out']}." if about["left_out"] else text
+
+
+def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | None = None) -> str:
+    """The report of a check: one HTML file with the findings, the figures and how it was made.
+
+    Args:
+        tree: from :func:`check`.
+        title: of the report.
+        image_shape: ``(height, width)`` where a row is an image.
+
+    Returns:
+        The text of the file, which has no script and needs no network.
+
+    Example:
+        >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
+        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
+        >>> as_html(tree, "Mine")[:15]
+        '<!doctype html>'
+    """
+    from pyro_vae.plots.html_report import report
+
+    about = {
+        str(name): value for name, value in tree["findings"].attrs.items() if name not in ("left_out", "trained_on")
+    }
+    return report(title, conclusion(tree), _sections(tree, image_shape), about)
+
+
+def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> "list[Section]":
+    from pyro_vae.plots.html_report import Section
+
+    groups = tree["findings"].group.values.tolist()
+    return [
+        Section(ABOUT[name], finding, _figures(name, tree[name].to_dataset(), tree, image_shape))
+        for name, finding in zip(groups, findings(tree), strict=True)
+        if name in tree.children
+    ]
+
+
+def _figures(
+    name: str, found: xr.Dataset, tree: xr.DataTree, image_shape: tuple[int, int] | None
+) -> "dict[str, Figure]":
+    """What is drawn of a diagnostic, by caption."""
+    from pyro_vae import plots
+
+    if name == "khat":
+        x = tree["observed_data"].x.values
+        drawn = plots.khat(found, x=x, image_shape=image_shape) if image_shape else plots.khat(found)
+        return {"Pareto k̂ and effective sample size of each datum; the worst are named.": drawn}
+    if name == "sbc":
+        return {
+            "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc(found),
+            "How often the central intervals of q hold the truth.": plots.coverage(found),
+        }
+    if name in ("predictive_check", "prior_check"):
+        return {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check(found)}
+    if name == "evidence":
+        return {}
+    captions = {
+        "collapse": "The KL of each latent, and the parts of the mean KL.",
+        "converged": "The ELBO along the training, and its trend at the end.",
+        "gaps": "What the ELBO loses to log p(x), datum by datum.",
+        "nuts": "Marginals of q and of NUTS.",
+    }
+    return {captions[name]: getattr(plots, name)(found)}

@@ -1,0 +1,431 @@
+"""Log-weights ``log p(x, z) - log q(z | x)``, of which every estimator here is made."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.core.traces import Program, Site, replayed, samples
+from pyro_vae.errors import ModelError
+
+PARTICLES = "_particles"
+"""The plate of particles, to the left of the data."""
+
+PARTICLE_DIMS = (-2, -3, -4, -5)
+"""Where it may stand: the first that no plate of the user's own stands at."""
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_particles: int = 1,
+    path_gradient: bool = False,
+    **kwargs: Any,
+) -> Tensor:
+    """The log-weight of each particle and datum, of which importance-weighted estimators are made.
+
+    .. math:: \\log w_{ki} = \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i), \\qquad z_{ki} \\sim q(z | x_i)
+
+    They are not scaled by n/m: a bound is formed first and scaled after, since a scale inside a
+    logarithm of a mean gives no bound. Their mean over particles is the ELBO of each datum.
+
+    Args:
+        model: a Pyro model, one latent site or more, whose sites all lie in one plate over data.
+        guide: its guide.
+        args: handed to both; ``x`` first.
+        num_particles: K, at least 1; all are drawn at once, in a plate to the left of the data.
+        path_gradient: keep only the gradient that flows through ``z`` ("sticking the landing"):
+            q is differentiated as a function of its sample, not of its parameters.
+
+    Returns:
+        Log-weights in nats, shape ``(K, batch)``.
+
+    Raises:
+        ModelError: if a site is masked by a handler, enumerated, or lies in no plate over data; the
+            sentence names the estimator of Pyro's to use instead.
+
+    References:
+        | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
+        | Sticking the Landing (Roeder, Wu & Duvenaud, 2017), https://arxiv.org/abs/1703.09194
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
+        >>> x, vae = linear.sample(3), linear.as_vae()
+        >>> weights = log_weights(vae.model, vae.guide, x, num_particles=4)
+        >>> bool(((weights - linear.log_marginal(x)).abs() < 1e-5).all())
+        True
+    """
+    return weigh(model, guide, *args, num_particles=num_particles, path_gradient=path_gradient, **kwargs).log
+
+
+def weigh(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_particles: int = 1,
+    path_gradient: bool = False,
+    detached: bool = False,
+    **kwargs: Any,
+) -> "Weights":
+    """The parts of the log-weights of each particle and datum.
+
+    Model and guide run once. The model sees a copy of each latent, so that an estimator can weight or
+    stop what flows back through it, particle by particle; ``drawn`` are the latents themselves.
+
+    Args:
+        model: as :func:`log_weights` takes it.
+        guide: its guide.
+        args: handed to both; ``x`` first.
+        num_particles: K, at least 1.
+        path_gradient: as :func:`log_weights` takes it.
+        detached: let no gradient pass through a latent, for estimators that do not differentiate through
+            their samples: neither the model nor a later site of the guide sends one back.
+
+    Returns:
+        The parts, as :class:`Weights`.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> weigh(vae.model, vae.guide, torch.ones(3, 5), num_particles=4).likelihood.shape
+        torch.Size([4, 3])
+    """
+    for dim in PARTICLE_DIMS[:-1]:
+        try:
+            return _weigh(dim, model, guide, num_particles, path_gradient, detached, (args, kwargs))
+        except ValueError as error:
+            if "collide at dim" not in str(error):
+                raise
+    return _weigh(PARTICLE_DIMS[-1], model, guide, num_particles, path_gradient, detached, (args, kwargs))
+
+
+def _weigh(
+    dim: int,
+    model: Program,
+    guide: Program,
+    num_particles: int,
+    path_gradient: bool,
+    detached: bool,
+    given: tuple[Any, Any],
+) -> "Weights":
+    args, kwargs = given
+    model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
+    copies = _Detached() if detached else _Gated() if path_gradient else None
+    guide_trace = poutine.trace(guide if copies is None else copies(guide)).get_trace(*args, **kwargs)
+    drawn = {name: site["value"] for name, site in samples(guide_trace)}
+    latents = {name: value.detach() if detached else value.view_as(value) for name, value in drawn.items()}
+    model_trace = replayed(model, with_values(guide_trace, latents), *args, **kwargs)
+    return Weights(model_trace, guide_trace, latents, copies=copies)
+
+
+def with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
+    """A copy of a trace that holds other values."""
+    other = trace.copy()
+    for name, value in values.items():
+        other.nodes[name] = {**other.nodes[name], "value": value}
+    return other
+
+
+class _Copies(Messenger, ABC):
+    """Hand the later sites of a guide a copy of each latent; a trace around it keeps the latent itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["value"] = self.copies[msg["name"]] = self.copy(msg["value"])
+
+    @abstractmethod
+    def copy(self, value: Tensor) -> Tensor:
+        """The copy of a latent."""
+
+    @abstractmethod
+    def log_q(self, w: "Weights") -> Tensor:
+        """``log q(z | x)``, shape ``(K, batch)``, with the gradient that the copies stand for."""
+
+
+class _Detached(_Copies):
+    """Copies without a gradient: that of ``log q`` is then the score, the parameters' own part."""
+
+    def copy(self, value: Tensor) -> Tensor:
+        return value.detach()
+
+    def log_q(self, w: "Weights") -> Tensor:
+        return w.log_q_at(self.copies)
+
+
+class _Gated(_Copies):
+    """Copies that send a gradient back to their latents, except while they are closed.
+
+    A later site depends on the copy both when it is drawn and when it is scored. Only while the gates are
+    closed is the slope of ``log q`` at a copy that of the score alone, at fixed later latents. So the guide
+    need not run a second time, in which a layer such as dropout would draw another mask.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def copy(self, value: Tensor) -> Tensor:
+        gate = value.view_as(value)
+        if gate.requires_grad:
+            gate.register_hook(self._gate)
+        return gate.view_as(gate)
+
+    def _gate(self, gradient: Tensor) -> Tensor | None:
+        return torch.zeros_like(gradient) if self.closed else None
+
+    def log_q(self, w: "Weights") -> Tensor:
+        """Its gradient is ``Σ_j (∂ log q / ∂z_j) ∂z_j / ∂φ``: the path's, without that of the parameters."""
+        moving = [name for name, z in w.drawn.items() if z.requires_grad]
+        values = {name: z.detach().requires_grad_(name in moving) for name, z in w.drawn.items()}
+        log_q = w.log_q_at(values)
+        if not (moving and log_q.requires_grad):
+            return log_q
+        own, through_later = (self._slopes(log_q, [at[name] for name in moving]) for at in (values, self.copies))
+        parts = zip(moving, own, through_later, strict=True)
+        path = torch.stack([w.by_event((mine + later) * w.drawn[name], name) for name, mine, later in parts]).sum(0)
+        return valued(log_q, path)
+
+    def _slopes(self, log_q: Tensor, at: list[Tensor]) -> tuple[Tensor, ...]:
+        self.closed = True
+        try:
+            return torch.autograd.grad(log_q.sum(), at, retain_graph=True, materialize_grads=True, allow_unused=True)
+        finally:
+            self.closed = False
+
+
+def valued(value: Tensor, surrogate: Tensor) -> Tensor:
+    """One tensor's value with another's gradient.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = valued(x**2, 5 * x)
+        >>> y.item(), torch.autograd.grad(y, x)[0].item()
+        (9.0, 5.0)
+    """
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What one pass over model and guide gives, for ``K`` particles of each datum; all in nats.
+
+    Args:
+        model_trace: of the model, at the guide's latents.
+        guide_trace: of the guide.
+        latents: the latents as the model saw them, by site: copies of ``drawn``, or without a gradient.
+        temperature: what ``log p(z) - log q(z|x)`` is multiplied by.
+        copies: what the guide's later sites saw, unless that were the latents themselves.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> w = weigh(vae.model, vae.guide, torch.ones(3, 5))
+        >>> torch.equal(w.log, w.likelihood + w.prior - w.posterior)
+        True
+    """
+
+    model_trace: Trace
+    guide_trace: Trace
+    latents: dict[str, Tensor]
+    temperature: float | Tensor = 1.0
+    copies: _Copies | None = None
+
+    def refuse(self) -> None:
+        """Refuse sites that have no log-weight per datum, and models without data."""
+        self.dims, self._observed  # noqa: B018
+
+    def tempered(self, temperature: float | Tensor) -> "Weights":
+        """The same, with ``log p(z) - log q(z|x)`` multiplied once more."""
+        return replace(self, temperature=self.temperature * temperature)
+
+    @cached_property
+    def likelihood(self) -> Tensor:
+        """``log p(x | z)``, shape ``(K, batch)``."""
+        return self._sum(site for _, site in samples(self.model_trace) if site["is_observed"])
+
+    @cached_property
+    def prior(self) -> Tensor:
+        """``log p(z)``, shape ``(K, batch)``, times the temperature."""
+        return self.temperature * self._sum(s for _, s in samples(self.model_trace) if not s["is_observed"])
+
+    @cached_property
+    def drawn(self) -> dict[str, Tensor]:
+        """The latents as the guide drew them, by site, with their whole gradient: what a penalty is made of."""
+        return {name: site["value"] for name, site in samples(self.guide_trace)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        device: torch.device = self._observed["value"].device
+        return device
+
+    @cached_property
+    def posterior(self) -> Tensor:
+        """``log q(z | x)``, shape ``(K, batch)``, times the temperature."""
+        return self.temperature * (self.log_q_at(self.drawn) if self.copies is None else self.copies.log_q(self))
+
+    @cached_property
+    def score(self) -> Tensor:
+        """``log q(z | x)`` at fixed latents, whatever the temperature and scales, shape ``(K, batch)``."""
+        sites = ((site["fn"], site["value"].detach()) for _, site in samples(self.guide_trace))
+        return torch.stack([self.by_datum(fn.log_prob(value)) for fn, value in sites]).sum(0)
+
+    @cached_property
+    def log(self) -> Tensor:
+        """The log-weights, shape ``(K, batch)``."""
+        return self.joint - self.posterior
+
+    @cached_property
+    def joint(self) -> Tensor:
+        """``log p(x, z)``, shape ``(K, batch)``, its prior's part times the temperature."""
+        return self.likelihood + self.prior
+
+    @cached_property
+    def dims(self) -> tuple[int, tuple[int, ...]]:
+        """The dimension of the particles, and those of the plates that all sites share: the data."""
+        sites = [*samples(self.model_trace), *samples(self.guide_trace)]
+        for name, site in sites:
+            _refuse_site(name, site)
+        plates = ({(f.name, f.dim) for f in _data_frames(site)} for _, site in sites)
+        shared = set.intersection(*plates) if sites else set()
+        if not shared:
+            raise ModelError(f"the sites {sorted(dict(sites))} share no plate over data; {INSTEAD}")
+        particle = next(f.dim for f in self._observed["cond_indep_stack"] if f.name == PARTICLES)
+        return particle, tuple(sorted(dim for _, dim in shared))
+
+    @cached_property
+    def size(self) -> int:
+        """n, how many data the plates stand for."""
+        frames = {f.dim: f for f in _data_frames(self._observed)}
+        return math.prod(frames[dim].full_size or frames[dim].size for dim in self.dims[1])
+
+    @property
+    def _observed(self) -> Site:
+        for _, site in samples(self.model_trace):
+            if site["is_observed"]:
+                return site
+        raise ModelError("the model observes nothing, so there is no evidence to bound; give a site obs=x")
+
+    @cached_property
+    def _outer(self) -> Any:
+        """The scale that all observed sites have in common; where they differ, that of the plates alone."""
+        scales = [site["scale"] for _, site in samples(self.model_trace) if site["is_observed"]]
+        first = self._observed["scale"]
+        if len(scales) == 1 or (not any(isinstance(s, Tensor) for s in scales) and len(set(scales)) == 1):
+            return first
+        frames = {f.dim: f for f in _data_frames(self._observed)}
+        return math.prod((frames[d].full_size or frames[d].size) / frames[d].size for d in self.dims[1])
+
+    @property
+    def scale(self) -> Any:
+        """What each datum's bound is multiplied by: n/m, and any scale around the whole model."""
+        return self._outer
+
+    def total(self, bound: Tensor) -> Tensor:
+        """The sum over data of a bound of shape ``(batch,)``, scaled; shape ``()``."""
+        scale = self.scale
+        if isinstance(scale, Tensor) and scale.dim():
+            scale = self.by_datum(scale.expand(self._observed["fn"].batch_shape))[0]
+        return (scale * bound).sum()
+
+    def common_temperature(self) -> Any:
+        """What the log-densities of all latents are multiplied by.
+
+        Raises:
+            ModelError: if it is one for some and another for others.
+        """
+        found = [_relative(site, self._outer) for _, site in samples(self.guide_trace)]
+        if len({id(t) if isinstance(t, Tensor) else t for t in found}) > 1:
+            raise ModelError("latent sites are scaled by different numbers, which DReG is not derived for; use IWAE")
+        return self.temperature * found[0]
+
+    def kl_pairs(self) -> Iterator[tuple[str, Site, Site, Any]]:
+        """Each latent's sites in guide and model, and its scale beyond that of the data."""
+        for name, q in samples(self.guide_trace):
+            if name in self.model_trace.nodes:
+                yield name, q, self.model_trace.nodes[name], self.temperature * _relative(q, self._outer)
+
+    def by_site(self, value: Tensor, name: str) -> Tensor:
+        """The other way: what there is per particle and datum, to multiply a latent of that site with."""
+        particle, data = self.dims
+        sizes = [f.size for dim in data for f in _data_frames(self._observed) if f.dim == dim]
+        value = value.unflatten(1, sizes)
+        rank = -min(particle, *data)
+        value = value.reshape(*value.shape, *[1] * (rank - value.dim()))
+        value = value.movedim(tuple(range(1 + len(data))), (particle, *data))
+        return value[(..., *[None] * self.guide_trace.nodes[name]["fn"].event_dim)]
+
+    def by_event(self, value: Tensor, name: str) -> Tensor:
+        """Numbers of the shape of a latent, summed over its event and further plates; shape ``(K, batch)``."""
+        event = self.guide_trace.nodes[name]["fn"].event_dim
+        return self.by_datum(value.flatten(-event).sum(-1) if event else value)
+
+    def log_q_at(self, values: dict[str, Tensor]) -> Tensor:
+        """``log q`` at other values, under the guide's own distributions, shape ``(K, batch)``."""
+        return self._sum({**site, "value": values[name]} for name, site in samples(self.guide_trace))
+
+    def _sum(self, sites: Iterable[Site]) -> Tensor:
+        self.refuse()
+        terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._outer) for site in sites]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    def by_datum(self, value: Tensor) -> Tensor:
+        """A value per particle and datum of one site, as ``(K, batch)``, its further plates summed over."""
+        particle, data = self.dims
+        if value.dim() == 2:
+            return value
+        return value.movedim((particle, *data), tuple(range(1 + len(data)))).flatten(1, len(data)).flatten(2).sum(-1)
+
+
+def _relative(site: Site, outer: Any) -> Any:
+    """A site's scale beyond that of the data: a temperature, which is part of the density."""
+    mine = site["scale"]
+    if mine is outer or (isinstance(mine, float | int) and isinstance(outer, float | int) and mine == outer):
+        return 1.0
+    ratio = mine / outer
+    return ratio.reshape(-1) if isinstance(ratio, Tensor) and ratio.dim() > 1 else ratio
+
+
+INSTEAD = "use Trace_ELBO, which needs no log-weight per datum"
+
+
+def _data_frames(site: Site) -> list[Any]:
+    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+
+
+def _refuse_site(name: str, site: Site) -> None:
+    if site["mask"] is not None:
+        raise ModelError(f"site {name} is masked by a handler, which log-weights do not see; mask its distribution")
+    if site["infer"].get("enumerate"):
+        raise ModelError(f"site {name} is enumerated, so it has no sampled log-weight; use TraceEnum_ELBO")
+    if not _data_frames(site):
+        raise ModelError(f"site {name} lies in no plate over data, so it has no log-weight per datum; {INSTEAD}")
+
+
+def at_particles(program: Program, num_particles: int, dim: int = -2) -> Program:
+    """A program that draws K particles of each datum at once, in a plate at ``dim``.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> at_particles(vae.guide, 4)(torch.ones(3, 5)).shape
+        torch.Size([4, 3, 2])
+    """
+    return pyro.plate(PARTICLES, num_particles, dim=dim)(program)

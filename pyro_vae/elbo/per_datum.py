@@ -1,0 +1,42 @@
+"""The ELBO of each datum."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.data.rows import rows_of
+from pyro_vae.elbo import log_weights
+
+
+@torch.no_grad()
+def per_datum_elbo(vae: VAE, x: Any, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
+    """The ELBO of each datum, by the mean of its log-weights.
+
+    .. math:: \\mathcal L_i \\approx \\frac1K \\sum_k \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i)
+
+    Args:
+        vae: the VAE, which is left as it is: nothing is trained.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
+        num_particles: K, at least 1.
+        chunk: so many data at a time.
+
+    Returns:
+        Nats, shape ``(datum,)``.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
+        >>> x = torch.ones(3, 5).double()
+        >>> bool((per_datum_elbo(linear.as_vae(), x) - linear.log_marginal(x)).abs().max() < 1e-12)
+        True
+    """
+    with evaluating(vae):
+        parts = [
+            log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(
+                0
+            )
+            for rows in rows_of(x).like(vae).split(chunk)
+        ]
+    return torch.cat(parts)

@@ -1,0 +1,101 @@
+"""A report as one HTML file, which needs nothing beside it: no script, no network, the figures inside."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from matplotlib.figure import Figure
+
+from pyro_vae.core.finding import Finding
+
+SIGNS = {"fine": "✓ fine", "doubtful": "? doubtful", "bad": "✗ bad"}
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+  background: #fff; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .4rem .7rem;
+  border-bottom: 1px solid #ddd; } th { border-bottom: 2px solid #888; }
+img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #444; }
+.fine { color: #00664b; } .doubtful { color: #8a5a00; } .bad { color: #a33b00; }
+.level { font-weight: 600; white-space: nowrap; } .about { color: #555; font-size: .9rem; overflow-wrap: anywhere; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Args:
+        title: its heading.
+        finding: what was found, or None for a picture alone.
+        figures: what is drawn, by caption.
+    """
+
+    title: str
+    finding: Finding | None
+    figures: Mapping[str, Figure]
+
+
+def report(title: str, verdict: str, sections: Sequence[Section], about: Mapping[str, object]) -> str:
+    """The whole report, as the text of an HTML file.
+
+    Args:
+        title: what was checked.
+        verdict: the conclusion, a sentence or two.
+        sections: its parts, in order.
+        about: versions, seeds and sizes, told at the end.
+
+    Example:
+        >>> page = report("a < b", "All is fine.", [Section("One", Finding("one", "fine", "x"), {})], {"seed": 0})
+        >>> "a &lt; b" in page, "<script" in page
+        (True, False)
+    """
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<h1>{escape(title)}</h1>\n<p>{escape(verdict)}</p>",
+            _summary([section.finding for section in sections if section.finding]),
+            *map(_section, sections),
+            "<h2>How it was made</h2>",
+            _about(about),
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _summary(findings: Iterable[Finding]) -> str:
+    rows = "\n".join(
+        f'<tr><td class="level {f.level}">{SIGNS[f.level]}</td><td>{escape(f.about)}</td>'
+        f"<td>{escape(f.why)}</td><td>{escape(f.next)}</td></tr>"
+        for f in findings
+    )
+    return f"<table>\n<tr><th>level</th><th>question</th><th>found</th><th>try next</th></tr>\n{rows}\n</table>"
+
+
+def _section(section: Section) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>"]
+    if section.finding:
+        level, why = section.finding.level, section.finding.why
+        parts.append(f'<p><span class="level {level}">{SIGNS[level]}</span>: {escape(why)}.</p>')
+        parts += [f"<p>Next: {escape(section.finding.next)}</p>"] if section.finding.next else []
+    for caption, figure in section.figures.items():
+        picture = f'<img alt="{escape(caption)}" src="data:image/png;base64,{_png(figure)}">'
+        parts.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
+    return "\n".join(parts)
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _about(about: Mapping[str, object]) -> str:
+    rows = "\n".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in about.items())
+    return f'<table class="about">\n{rows}\n</table>'

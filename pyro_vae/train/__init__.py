@@ -1,0 +1,6 @@
+"""Train a VAE: the loop, its callbacks, its compiled steps, its processes and its checkpoints."""
+
+from pyro_vae.elbo.per_datum import per_datum_elbo
+from pyro_vae.train.fit import Fit, fit
+
+__all__ = ["Fit", "fit", "per_datum_elbo"]

@@ -1,0 +1,90 @@
+"""``TensorBoard``: the history in a file that TensorBoard shows."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.errors import OutputError, SettingsError
+from pyro_vae.train.callbacks.base import Callback, Run
+
+
+class TensorBoard(Callback):
+    """Writes the history to a file that TensorBoard shows, after each epoch, by the number of steps taken.
+
+    The names are those of the history: ``objective``, ``train_elbo``, ``validation_elbo`` and their errors
+    ``_se`` in nats per datum, and ``seconds``; ``lr`` is the learning rate (``lr_1``, … of further groups of
+    parameters). Numbers there are of single precision. Where training is resumed or rolled back, what had been
+    written of later steps is taken back. The file is written as things go: it may say more than a checkpoint.
+
+    Args:
+        folder: made if it is not there; if not given, ``tensorboard`` in the run's folder.
+
+    Raises:
+        SettingsError: at the start, if tensorboard is not installed, or there is no folder.
+        OutputError: if the folder cannot be written.
+
+    Example:
+        >>> TensorBoard("runs/first/tensorboard").state()
+        {}
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._to: Path | None = None
+        self._writer: Any = None
+        self._written = -1
+
+    def start(self, run: Run) -> None:
+        """See that there is a folder, and what can write to it."""
+        _writer_class()
+        self._close()
+        own = getattr(run, "folder", None)
+        self._to = self.folder or (Path(own) / "tensorboard" if own else None)
+        if self._to is None:
+            raise SettingsError("TensorBoard needs a folder where the training has none; give TensorBoard(folder)")
+
+    def epoch(self, run: Run) -> None:
+        """Write the epoch's numbers."""
+        if getattr(run, "rank", 0):
+            return
+        numbers = {name: value for name, value in run.epochs[-1].items() if name != "step"}
+        for i, group in enumerate(run.optimizer.param_groups):
+            numbers["lr" if i == 0 else f"lr_{i}"] = float(group["lr"])
+        try:
+            if run.step <= self._written:
+                self._take_back(run.step)
+            if self._writer is None:
+                self._writer = _writer_class()(str(self._to), purge_step=run.step)
+            self._written = run.step
+            for name, number in numbers.items():
+                self._writer.add_scalar(name, number, run.step)
+            self._writer.flush()
+        except OSError as error:
+            raise OutputError(f"{self._to}: cannot be written ({error.strerror or error})") from error
+
+    def end(self, run: Run) -> None:
+        """Close the file."""
+        self._close()
+
+    def _take_back(self, step: int) -> None:
+        """Say that training starts again at this step, as a new file would: two files of one second have no order."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self._writer.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._written = None, -1
+
+
+def _writer_class() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it imports
+            from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SettingsError(
+            "tensorboard is not installed, which TensorBoard writes by; pip install 'pyro-vae[logs]'"
+        ) from error
+    return SummaryWriter

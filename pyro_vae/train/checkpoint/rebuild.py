@@ -1,0 +1,188 @@
+"""A VAE of its description: only of classes that may be named, and no code is ever in one."""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from pyro_vae.core.compatibility import in_a_line
+from pyro_vae.core.vae import VAE
+from pyro_vae.errors import DataError
+from pyro_vae.train.checkpoint.tensor_file import Tree
+
+MAKERS = "torch.nn", "pyro_vae", "zuko"
+"""Whose modules a description may name without asking."""
+
+PIECES = "zuko", "torch.distributions"
+"""Whose distributions and transforms a flow may name besides."""
+
+
+def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = ()) -> VAE:
+    """The VAE of a description, with these weights.
+
+    Args:
+        tree: from :func:`~pyro_vae.train.checkpoint.describe.describe_vae`.
+        weights: its ``state_dict()``.
+        classes: of the user's own, which it may be made of besides those of the library and of torch.
+
+    Raises:
+        DataError: if it names any other class, or cannot be made.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            vae = _Maker(classes).module(tree["made"])
+        _fill(vae, {**weights, **tree["buffers"]})
+        vae.load_state_dict(weights)
+        for name, parameter in vae.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(name not in tree["frozen"])
+        for name, module in vae.named_modules(remove_duplicate=False):
+            module.training = name not in tree["evaluating"]
+    except DataError:
+        raise
+    except Exception as error:  # a class may be the user's own, and raise anything
+        raise DataError(f"it cannot be made again ({in_a_line(error)})") from error
+    if not isinstance(vae, VAE):
+        raise DataError(f"it describes a {type(vae).__name__}, which is no VAE")
+    return vae
+
+
+def path_of(cls: type) -> str:
+    """By what a class is found: the shortest path under which it is exported.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> path_of(nn.Linear), path_of(pv.likelihoods.Normal), path_of(pv.VAE)
+        ('torch.nn.Linear', 'pyro_vae.likelihoods.Normal', 'pyro_vae.VAE')
+    """
+    names = cls.__module__.split(".")
+    for i in range(1, len(names)):
+        module = ".".join(names[:i])
+        if getattr(sys.modules.get(module), cls.__qualname__, None) is cls:
+            return f"{module}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, those that are not saved too, under each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _fill(vae: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors in their places, in their own precision."""
+    own = dict(named_tensors(vae))
+    if odd := sorted({*own} ^ {name for name in tensors if not name.endswith("_extra_state")}):
+        raise DataError(f"its constructors and its weights do not agree on whether it has {odd[0]}")
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(f"{name} is of shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
+        tensor.data = tensors[name].detach().cpu().clone()
+
+
+class _Maker:
+    """Modules of a description, in the same order."""
+
+    def __init__(self, classes: Iterable[type]) -> None:
+        self.made: list[nn.Module] = []
+        self.classes = list(classes)
+
+    def module(self, tree: Tree) -> nn.Module:
+        if "same" in tree:
+            return self.made[tree["same"]]
+        cls = self._class(tree["class"], (nn.Module,))
+        self.made.append(made := self._made(cls, tree))
+        return made
+
+    def _made(self, cls: Callable[..., Any], tree: Tree) -> nn.Module:
+        if "attributes" in tree:
+            return self._restored(cls, tree)
+        if "modules" in tree:
+            modules = OrderedDict((name, self.value(child)) for name, child in tree["modules"].items())
+            return cls(list(modules.values()) if cls is nn.ModuleList else modules)
+        named = {name: self.value(value) for name, value in tree["arguments"].items()}
+        return cls(*[self.value(value) for value in tree.get("positional", [])], **named)
+
+    def _restored(self, cls: Any, tree: Tree) -> nn.Module:
+        """A module of its attributes, without its constructor."""
+        module = cls.__new__(cls)
+        nn.Module.__init__(module)
+        for name, value in tree["attributes"].items():
+            setattr(module, name, self.value(value))
+        for name, tensor in tree["parameters"].items():
+            module.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
+        for name, tensor in tree["buffers"].items():
+            module.register_buffer(name, tensor, persistent=name not in tree["unsaved"])
+        for name, child in tree["modules"].items():
+            module.register_module(name, self.value(child))
+        return module
+
+    def value(self, tree: Tree) -> Any:
+        if isinstance(tree, list):
+            return [self.value(item) for item in tree]
+        if not isinstance(tree, dict):
+            return tree
+        ((kind, told),) = tree.items()
+        match kind:
+            case "module":
+                return self.module(told)
+            case "class":
+                return self._class(told, (nn.Module, Distribution, Transform))
+            case "dtype":
+                return {str(dtype): dtype for dtype in _DTYPES}[f"torch.{told}"]
+            case "partial":
+                path, positional, named = told
+                cls = self._class(path, (nn.Module, Distribution, Transform))
+                return partial(cls, *self.value(positional), **{key: self.value(item) for key, item in named})
+            case "tuple":
+                return tuple(self.value(item) for item in told)
+            case "dict":
+                return {self.value(key): self.value(item) for key, item in told}
+        raise DataError(f"it holds a {kind!r}, which no description has")
+
+    def _class(self, path: str, bases: tuple[type, ...]) -> Any:
+        """A class by its path: one handed over, or one of those that may be named without asking."""
+        if handed := next((cls for cls in self.classes if _is_called(cls, path)), None):
+            return handed
+        module, _, name = path.rpartition(".")
+        if not _under(module, MAKERS + PIECES):
+            raise DataError(
+                f"it is made of {path}, a class that is not of this library; if you trust it, hand it over, as "
+                f"classes=[{path.rpartition('.')[2]}]"
+            )
+        if _under(module, ("zuko",)):
+            _import_zuko()
+        found = getattr(sys.modules.get(module), name, None)
+        wanted = bases if _under(module, PIECES) else (nn.Module,)
+        if not (isinstance(found, type) and issubclass(found, wanted)):
+            raise DataError(f"it is made of {path}, which is no part that this version has")
+        return found
+
+
+_DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
+
+
+def _under(module: str, packages: tuple[str, ...]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def _is_called(cls: type, path: str) -> bool:
+    """Whether a path means a class; of one in a script the script's name does not matter."""
+    if path_of(cls) == path:
+        return True
+    return "__main__" in (cls.__module__, path.partition(".")[0]) and path.endswith(f".{cls.__qualname__}")
+
+
+def _import_zuko() -> None:
+    """Import zuko, which switches the validation of all distributions off, without that."""
+    before = Distribution._validate_args
+    try:
+        import zuko  # noqa: F401
+    except ImportError as error:
+        raise DataError("it is made of flows of zuko, which is not installed: pip install pyro-vae[flows]") from error
+    finally:
+        Distribution.set_default_validate_args(before)

@@ -1,0 +1,188 @@
+"""``save`` and ``load``: a VAE in one file, whole or refused, from which no code is ever run."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae import __about__
+from pyro_vae.core.vae import VAE
+from pyro_vae.data.fingerprint import Trained
+from pyro_vae.errors import DataError, SettingsError, UnfinishedRunWarning, WeightsOnlyWarning
+from pyro_vae.train.checkpoint.describe import describe_vae
+from pyro_vae.train.checkpoint.rebuild import make_vae
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.checkpoint.tensor_file import Tree, read_tree, write_tree
+
+VAE_KEY, WEIGHTS_KEY = "vae", "weights"
+"""Where a checkpoint holds the description and the weights; a saved VAE holds its weights by their own names."""
+
+WEIGHTS_FILE = "weights.safetensors"
+"""What a finished run folder holds."""
+
+
+def save(vae: VAE, path: str | Path) -> None:
+    """Save a VAE: its weights, what it is made of and what it was trained on, in one safetensors file.
+
+    The file is written whole or not at all, under a checksum. It describes the VAE by the classes of its parts and
+    the arguments that they were made of, tensors among them included; a class of your own is named, and only used
+    by :func:`load` where you hand it over. The weights have the names of ``vae.state_dict()``, for other programs.
+
+    Args:
+        vae: any; one with a part that has no description is saved as weights only, and a
+            :class:`~pyro_vae.errors.WeightsOnlyWarning` says which.
+        path: of the file; one that is there is replaced.
+
+    Raises:
+        OutputError: if it cannot be written; nothing is left of it, and what was there stays.
+
+    References:
+        | safetensors (Hugging Face), https://github.com/huggingface/safetensors
+
+    Example:
+        >>> import tempfile, torch, pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.StudentT(2, df=12.0),
+        ...     decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [8], 5)),
+        ...     encoder=pv.posteriors.DiagNormal(pv.nn.mlp(5, [8], 4)),
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(vae, Path(folder, "vae.safetensors"))
+        ...     load(Path(folder, "vae.safetensors")).prior
+        StudentT(latent_dim=2, df=12)
+    """
+    if why := write_vae(vae, path):
+        warnings.warn(f"{path}: {why}", WeightsOnlyWarning, stacklevel=2)
+
+
+def write_vae(vae: VAE, path: str | Path, step: int | None = None) -> str:
+    """What :func:`save` does; a sentence, if only the weights were saved.
+
+    Args:
+        vae: as there.
+        path: as there.
+        step: at which a run has ended with these weights.
+    """
+    described, why = describe_vae(vae)
+    known = vae.trained_on.as_text() if vae.trained_on else None
+    about = {"kind": "VAE", "versions": __about__.versions(), "trained_on": known, "step": step}
+    write_tree(path, {**vae.state_dict(), VAE_KEY: described}, about)
+    return f"holds the weights only, as {why}; load it with into=, a VAE made as this one" if why else ""
+
+
+def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] = ()) -> VAE:
+    """Load a VAE that :func:`save` or a run wrote; nothing in a file is ever run.
+
+    Only classes of this library, of ``torch.nn`` and of zuko are made of a file, and those that are handed over.
+
+    Args:
+        path: of the file, or a run folder: then its ``weights.safetensors``, those that it has ended with, or its
+            newest whole checkpoint where it has none yet. Of a run that has gone on since (``resume`` with more epochs)
+            and has not ended again, they are those of before, and a :class:`~pyro_vae.errors.UnfinishedRunWarning`
+            says where the newer ones are.
+        into: a VAE of the same architecture that is filled with the weights, for a file of weights only; one
+            that does not fit is left as it is.
+        classes: of your own, that the VAE may be made of.
+
+    Returns:
+        The VAE, on the CPU in the precision in which it was saved; ``into``, if that was given.
+
+    Raises:
+        DataError: if the file is damaged, of a newer format, of another architecture or of unknown classes, or holds
+            no description.
+        SettingsError: if ``classes`` holds what is no module's class.
+
+    Example:
+        >>> load("nowhere.safetensors")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: nowhere.safetensors: cannot be read (No such file or directory); ...
+    """
+    classes = list(classes)
+    if wrong := [cls for cls in classes if not (isinstance(cls, type) and issubclass(cls, nn.Module))]:
+        raise SettingsError(f"classes holds {wrong[0]!r}; it must hold classes of modules, as [MyPrior]")
+    path, described, weights, about = _read(Path(path))
+    if told := _gone_on(path, about):
+        warnings.warn(told, UnfinishedRunWarning, stacklevel=2)
+    known = about.get("trained_on")
+    trained_on = Trained.from_text(known) if known else None
+    if into is not None:
+        refuse_other_weights(into, weights, path)
+        into.load_state_dict(weights)
+        vae = into
+    elif described is None:
+        raise DataError(f"{path}: holds weights only; load them into a VAE made as that one was, by into=")
+    else:
+        try:
+            vae = make_vae(described, weights, classes)
+        except DataError as error:
+            raise DataError(f"{path}: {error}{_of_version(about)}") from error
+    vae.trained_on = trained_on
+    return vae
+
+
+def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
+    """The file that was meant, the description in it or None, the weights and what is told about them."""
+    if path.is_dir() and not (path / WEIGHTS_FILE).exists():
+        found = Checkpoints(path).newest()
+        if found is None:
+            raise DataError(f"{path}: holds no {WEIGHTS_FILE} and no checkpoint; give the folder of a run, or a file")
+        _, tree, about, path = found
+    else:
+        path = path / WEIGHTS_FILE if path.is_dir() else path
+        tree, about = read_tree(path)
+    if isinstance(tree, dict) and about.get("kind") == "VAE":
+        return path, tree.pop(VAE_KEY), tree, about
+    if isinstance(tree, dict) and WEIGHTS_KEY in tree:
+        return path, tree.get(VAE_KEY), tree[WEIGHTS_KEY], about
+    raise DataError(f"{path}: holds no VAE; give a file that pv.save or a run wrote")
+
+
+def _gone_on(path: Path, about: dict[str, Any]) -> str:
+    """A sentence, if these are the weights that a run has ended with, and it has gone on since."""
+    step = about.get("step")
+    if path.name != WEIGHTS_FILE or step is None:
+        return ""
+    try:
+        files = Checkpoints(path.parent).files()
+    except DataError:  # which are not what was asked for
+        return ""
+    if not files or (newest := max(files)) <= step:
+        return ""
+    return (
+        f"{path}: is of step {step}, where the run had ended; it has gone on since, to step {newest} at least, and has "
+        f"not ended again: end it (pyro-vae fit --resume {path.parent}), or load {files[newest]}"
+    )
+
+
+def refuse_other_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
+    """Refuse weights that are not those of a VAE of this architecture.
+
+    Raises:
+        DataError: naming the first that differs.
+    """
+    own = vae.state_dict()
+    lacks = [f"{name} is missing" for name in own if name not in weights]
+    more = [f"{name} is too many" for name in weights if name not in own]
+    other = [
+        f"{name} is {_kind(weights[name])} and not {_kind(value)}"
+        for name, value in own.items()
+        if name in weights and _kind(weights[name]) != _kind(value)
+    ]
+    if wrong := [*lacks, *more, *other]:
+        raise DataError(
+            f"{path}: the weights are of another architecture ({wrong[0]}); give a VAE made as that one was"
+        )
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{' × '.join(map(str, value.shape)) or 'a single'} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _of_version(about: dict[str, Any]) -> str:
+    then = {**about, **about.get("versions", {})}.get("pyro_vae")
+    return f" (it was written by pyro-vae {then}, and this is {__about__.__version__})" if then else ""

@@ -1,0 +1,97 @@
+"""On a GPU: steps captured as one CUDA graph, and data streamed to it where they do not fit."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vae.train.compiled.backends import Compiled
+from pyro_vae.train.compiled.feed import Feed
+from pyro_vae.train.compiled.replay import Replay
+
+WARM_UPS = 3
+"""Steps taken before capturing, so that libraries have made what a capture must not make."""
+
+SHARE = 0.5
+"""Of the memory that is free, the data may take so much; more is streamed."""
+
+
+class CudaReplay(Replay):
+    """A replay that launches all kernels of several steps at once.
+
+    A CUDA graph reads and writes where it did when it was captured: what changes from step to step is
+    copied to a place of its own first, and a graph is captured anew where another tensor moved.
+    """
+
+    def __init__(self, run: Compiled, captured: list[Tensor], threads: int = 1) -> None:
+        super().__init__(run, captured, threads)
+        self._taken = 0
+        self._graphs: dict[int, _Captured] = {}
+
+    def __call__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
+        steps = len(changing[0])
+        if self._taken < WARM_UPS:
+            self._taken += steps
+            return super().__call__(changing, fixed)
+        places = [tensor.data_ptr() for tensor in (*self.captured, *fixed)]
+        if steps not in self._graphs or self._graphs[steps].places != places:
+            self._graphs[steps] = _Captured(self, changing, fixed, places)
+        return self._graphs[steps](changing)
+
+    def uncaptured(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
+        """The steps, kernel by kernel."""
+        return super().__call__(changing, fixed)
+
+
+class _Captured:
+    """A CUDA graph of some steps, and the tensors that it reads and writes."""
+
+    def __init__(
+        self, replay: CudaReplay, changing: Sequence[Tensor], fixed: Sequence[Tensor], places: list[int]
+    ) -> None:
+        self.places, self.changing = places, [tensor.clone() for tensor in changing]
+        self.graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self.graph):
+            self.losses = replay.uncaptured(self.changing, fixed)
+
+    def __call__(self, changing: Sequence[Tensor]) -> Tensor:
+        for place, tensor in zip(self.changing, changing, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        self.graph.replay()
+        return self.losses.clone()
+
+
+def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether data may lie in the memory of a GPU."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(t.numel() * t.element_size() for t in tensors if t.device != device) < SHARE * free
+
+
+def streamed(tensors: Sequence[Tensor], device: torch.device) -> Feed:
+    """Data that stay in main memory, a chunk of rows at a time copied to a GPU."""
+    return _Streamed(tensors, device)
+
+
+class _Streamed(Feed):
+    """Rows are gathered into pinned memory, copied beside the computation, and then put where graphs read."""
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        self.tensors, self.device = [tensor.detach().cpu() for tensor in tensors], device
+        self._places: dict[torch.Size, tuple[Tensor, list[Tensor]]] = {}
+        self._beside = torch.cuda.Stream(device)
+
+    def chunk(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        flat = rows.flatten().cpu()
+        if rows.shape not in self._places:
+            index = torch.arange(flat.numel(), device=self.device).view(rows.shape)
+            empty = [torch.empty(len(flat), *t.shape[1:], dtype=t.dtype, device=self.device) for t in self.tensors]
+            self._places[rows.shape] = index, empty
+        index, places = self._places[rows.shape]
+        with torch.cuda.stream(self._beside):
+            arrived = [t[flat].pin_memory().to(self.device, non_blocking=True) for t in self.tensors]
+        torch.cuda.current_stream(self.device).wait_stream(self._beside)
+        for place, tensor in zip(places, arrived, strict=True):
+            tensor.record_stream(torch.cuda.current_stream(self.device))
+            place.copy_(tensor)
+        return index, places

@@ -1,0 +1,126 @@
+"""What each step is given: arguments as they come, or rows of data that stay in place."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_vae.errors import DataError, SettingsError
+
+Arguments: TypeAlias = Callable[..., tuple[Sequence[Any], dict[str, Any]]]
+"""Of the tensors of a step, the arguments of model and guide; equal where a trace of one holds for the other."""
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+class Same:
+    """Equal to another when they hold the same object, which they keep alive."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+class Given:
+    """Arguments of model and guide as they were given, with a place for each tensor among them.
+
+    Args:
+        args, kwargs: nested as they like.
+
+    Example:
+        >>> first, second, third = (Given((x, n), {}) for x, n in [(torch.zeros(2), 3), (torch.ones(2), 3), (1, 3)])
+        >>> first == second, first == third
+        (True, False)
+    """
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        flat = not kwargs and all(isinstance(value, (Tensor, *PLAIN)) for value in args)
+        self.spec: pytree.TreeSpec | None
+        self.leaves, self.spec = (list(args), None) if flat else pytree.tree_flatten((args, kwargs))
+        self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
+        self.tensors = [self.leaves[i].detach().contiguous() for i in self.places]
+        rest = ((type(v), v) if isinstance(v, PLAIN) else Same(v) for v in self.leaves if not isinstance(v, Tensor))
+        self.key = (self.spec, tuple(self.places), *rest)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        return (leaves, {}) if self.spec is None else pytree.tree_unflatten(leaves, self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Given) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Rowwise:
+    """Batches as positional arguments, and others that stay as they are."""
+
+    def __init__(self, kwargs: dict[str, Any]) -> None:
+        self.kwargs = kwargs
+        self.key = tuple((k, (type(v), v) if isinstance(v, PLAIN) else Same(v)) for k, v in kwargs.items())
+
+    def __call__(self, *batch: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
+        return batch, self.kwargs
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rowwise) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Arguments made of rows: given their indices and the data, inside the graph."""
+
+    arguments: Arguments
+
+    def __call__(self, index: Tensor, *data: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
+        return self.arguments(*(tensor[index] for tensor in data))
+
+
+class Feed:
+    """Data that stay where they are, on the device where the steps are taken.
+
+    Args:
+        tensors: of one length.
+        device: the device.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        self.tensors, self.device = [tensor.detach().to(device).contiguous() for tensor in tensors], device
+
+    def chunk(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """For indices of rows, shape ``(steps, batch)``, such indices and the tensors that they index."""
+        return rows, self.tensors
+
+
+def feed_of(tensors: Sequence[Tensor], device: torch.device) -> Feed:
+    """The data on a device, or streamed to it where they are too many."""
+    if device.type != "cuda":
+        return Feed(tensors, device)
+    from pyro_vae.train.compiled.cuda import fits, streamed
+
+    return Feed(tensors, device) if fits(tensors, device) else streamed(tensors, device)
+
+
+def refuse_run(tensors: Sequence[Tensor], steps: int, batch_size: int) -> None:
+    """Refuse data of several lengths, and numbers out of their range."""
+    lengths = {len(tensor) for tensor in tensors}
+    if len(lengths) != 1 or 0 in lengths:
+        raise DataError(f"the data have {sorted(lengths) or 'no'} rows; give tensors of one length, at least 1")
+    if not isinstance(steps, int) or steps < 1:
+        raise SettingsError(f"steps is {steps}; it must be a whole number of at least 1")
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= max(lengths):
+        raise SettingsError(f"batch_size is {batch_size}; it must be from 1 to the number of data, {max(lengths)}")

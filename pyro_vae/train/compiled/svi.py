@@ -1,0 +1,295 @@
+"""``CompiledSVI``: Pyro's SVI with its step traced, compiled and replayed."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, SVI
+from pyro.optim import PyroOptim
+from pyro.poutine import runtime
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_vae.core.traces import Loss, Program, differentiable, loss_name
+from pyro_vae.errors import CompileError, ModelError, SettingsError
+from pyro_vae.train.compiled.backends import Backend
+from pyro_vae.train.compiled.feed import Arguments, Feed, Gathered, Given, Rowwise, feed_of, refuse_run
+from pyro_vae.train.compiled.optimizers import Maker, Updates, WholeOptimizer, refuse_clip_norm, refuse_optimizer
+from pyro_vae.train.compiled.precision import computing_in, refuse_precision
+from pyro_vae.train.compiled.replay import Replays
+from pyro_vae.train.compiled.watch import Watch, counters
+from pyro_vae.train.distributed.reduce import Together
+
+CHUNK = 16
+"""So many steps are taken between two looks at what they came to."""
+
+MOST_CHANGES = 16
+"""So often something that a trace has baked in may change."""
+
+
+class CompiledSVI(SVI):
+    """Pyro's ``SVI``, its step traced once per shape, compiled and replayed: ELBO, gradient and update as one graph.
+
+    .. math:: \\theta_{t+1} = u(\\theta_t, \\nabla_\\theta \\hat{\\mathcal L}(x_t, \\epsilon_t; \\theta_t))
+
+    The first step is Pyro's own: it makes the parameters and the optimizer's state, and checks what
+    Pyro's validation checks. From the second on, Pyro's handlers do not run. With the same seed the
+    noise is the same and so are the losses, but for rounding. Model and guide must be of static
+    structure: what they do may depend on shapes, on numbers among the arguments and on the attributes
+    of modules and of the loss (after a change of these there is a new first step), and on nothing else
+    that Python sees.
+
+    Args:
+        model: a Pyro model.
+        guide: its guide.
+        optim: Adam, AdamW or SGD: a torch optimizer, what makes one of the parameters, or one of
+            ``pyro.optim``. Its state stays where it is without compiling, and its learning rate may change.
+        loss: a Pyro ELBO with a ``differentiable_loss``, or a function of (model, guide, ...).
+        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
+        backend: as ``torch.compile`` takes it; ``"eager"`` replays the trace without compiling it.
+        precision: ``"float32"`` computes in the parameters' own precision, ``"tf32"`` allows matrix
+            products in TF32 on CUDA, ``"bf16"`` casts to bfloat16 where autocast does.
+
+    Raises:
+        SettingsError: if the optimizer is another, or a setting is out of its range.
+        ModelError: if the loss has no ``differentiable_loss``.
+        CompileError: at a step, if it cannot be traced or compiled; nothing has then changed.
+
+    References:
+        | Automated Variational Inference in Probabilistic Programming (Wingate & Weber, 2013),
+          https://arxiv.org/abs/1301.1299
+        | PyTorch 2 (Ansel et al., 2024), https://doi.org/10.1145/3620665.3640366
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.StandardNormal(2),
+        ...     decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [], 5)),
+        ...     encoder=pv.posteriors.DiagNormal(pv.nn.mlp(5, [], 4)),
+        ... )
+        >>> adam = torch.optim.Adam(vae.parameters(), lr=0.01)
+        >>> svi = CompiledSVI(vae.model, vae.guide, adam, pv.elbo.Trace_ELBO(), backend="eager")
+        >>> losses = svi.run(torch.randn(256, 5), steps=100, batch_size=64, size=256)
+        >>> losses.shape, bool(losses[-10:].mean() < losses[:10].mean())
+        (torch.Size([100]), True)
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        optim: Optimizer | Maker | PyroOptim,
+        loss: Loss,
+        *,
+        clip_norm: float | None = None,
+        backend: Backend = "inductor",
+        precision: str = "float32",
+    ) -> None:
+        refuse_clip_norm(clip_norm)
+        refuse_precision(precision)
+        if isinstance(optim, PyroOptim) and clip_norm is not None:
+            raise SettingsError(
+                "clip_norm is of all parameters together; Pyro's optimizers have clip_args of their own"
+            )
+        if isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss"):
+            raise ModelError(f"{loss_name(loss)} has no differentiable_loss, so its step cannot be compiled; use SVI")
+        whole = optim if isinstance(optim, PyroOptim) else WholeOptimizer(optim, clip_norm)
+        refuse_optimizer(whole)
+        super().__init__(model, guide, whole, loss)
+        self.estimator, self.precision = loss, precision
+        self._replays = Replays(backend)
+        self._together: Together | None = None
+        self._updates: Updates | None = None
+        self._watch = Watch(())
+        self._counters: list[tuple[Tensor, float]] = []
+        self._changes = 0
+
+    def spread(self, together: Together) -> None:
+        """From now on, take steps together with other processes, each with rows of its own.
+
+        Args:
+            together: what adds up loss and gradient.
+        """
+        self.loss_and_grads = self._together = together
+        self._replays.group = together.group
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """Take a gradient step.
+
+        Args:
+            args, kwargs: handed to model and guide.
+
+        Returns:
+            The loss before the step.
+        """
+        given = Given(args, kwargs)
+        return self._steps(given, 1, [t.unsqueeze(0) for t in given.tensors], ())[0].item()
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss, with nothing trained.
+
+        Args:
+            args, kwargs: handed to model and guide.
+        """
+        if self._stale():
+            return super().evaluate_loss(*args, **kwargs)
+        given = Given(args, kwargs)
+        with self._computing(), torch.no_grad():
+            replay = self._replays.get(("loss", given), self._loss_of(given), (), given.tensors, self._watch.restore)
+            return replay.once(given.tensors).item()
+
+    def run(self, data: Tensor | Sequence[Tensor], *, steps: int, batch_size: int, **kwargs: Any) -> Tensor:
+        """Take many steps, each on the next rows of data that stay in place, in a new order in each pass.
+
+        .. math:: \\text{batch } t = x_{\\pi(tm)}, \\dots, x_{\\pi(tm + m - 1)}
+
+        The last batch of a pass over the data may be smaller. Where the parameters are on a GPU the data
+        are moved there, or streamed where they do not fit.
+
+        Args:
+            data: shape ``(datum, ...)``, or several such tensors, which model and guide are given side by side.
+            steps: how many, at least 1.
+            batch_size: rows per step, from 1 to all.
+            kwargs: handed to model and guide as they are, as ``size=len(data)``.
+
+        Returns:
+            The loss before each step, shape ``(steps,)``.
+
+        Raises:
+            SettingsError: if a number is out of its range.
+            DataError: if there are no data, or tensors of several lengths.
+        """
+        tensors = (data,) if isinstance(data, Tensor) else tuple(data)
+        refuse_run(tensors, steps, batch_size)
+        feed, rows = feed_of(tensors, self._device(tensors[0])), Rowwise(kwargs)
+        losses: list[Tensor] = []
+        while (left := steps - sum(map(len, losses))) > 0:
+            order = torch.randperm(len(tensors[0]), device=feed.device)
+            losses += self.along(feed, order[: left * batch_size], batch_size, rows)
+        return torch.cat(losses)
+
+    def along(self, feed: Feed, order: Tensor, batch_size: int, arguments: Arguments) -> Iterator[Tensor]:
+        """Steps on the rows of ``feed`` that ``order`` names, batch after batch, the last perhaps smaller.
+
+        Args:
+            feed: the data.
+            order: indices of rows.
+            batch_size: rows per step.
+            arguments: hashable; of one batch of each tensor of the feed, the arguments of model and guide.
+
+        Returns:
+            The losses, some at a time.
+        """
+        whole = len(order) // batch_size * batch_size if batch_size else 0
+        chunks = [*order[:whole].view(-1, batch_size).split(CHUNK)] if whole else []
+        if whole < len(order) or not batch_size:  # no rows are a step too, where other processes have some
+            chunks.append(order[whole:].unsqueeze(0))
+        if chunks and self._stale():
+            chunks[0:1] = [part for part in (chunks[0][:1], chunks[0][1:]) if len(part)]
+        for chunk in chunks:
+            index, data = feed.chunk(chunk)
+            yield self._steps(Gathered(arguments), len(index), [index], data)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first step, which is Pyro's own, was taken."""
+        return self._updates is not None
+
+    def moved(self) -> None:
+        """Take notice that parameters, and what the optimizer knows of them, were changed in place by other hands."""
+        if self._updates is not None and not self._updates.recount():
+            self._updates = None
+            self._replays.clear()
+
+    def _steps(self, given: Arguments, steps: int, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
+        """The losses of steps, each with one row of each tensor of ``changing``."""
+        if self._stale():
+            first = self._first(*given(*(tensor[0] for tensor in changing), *fixed))
+            rest = [tensor[1:] for tensor in changing]
+            return first if steps == 1 else torch.cat([first, self._steps(given, steps - 1, rest, fixed)])
+        assert self._updates is not None
+        with self._computing(), torch.no_grad():
+            numbers = self._updates.numbers(steps).to(self._updates.parameters[0].device, non_blocking=True)
+            inputs = [numbers, *changing]
+            replay = self._replays.get(("step", given), self._step_of(given), inputs, fixed, self._watch.restore)
+            losses = replay(inputs, fixed)
+            self._updates.advance(steps)
+        return losses
+
+    def _first(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """A step as ``pyro.infer.SVI`` takes it; what it meets is what the following steps are made of."""
+        before = [(counter, counter.item()) for counter in counters(self.estimator)]
+        with self._computing(), poutine.trace(param_only=True) as met:
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        sites = met.trace.nodes
+        parameters = list({id(p): p for site in sites.values() for p in [site["value"].unconstrained()]}.values())
+        if self._together is not None:  # a process without rows met none
+            parameters = self._together.trained
+        self.optim(parameters)
+        self._updates = Updates(self.optim, parameters)
+        for parameter in parameters:
+            parameter.grad = None
+        self._counters = [(counter, counter.item() - then) for counter, then in before]
+        store = pyro.get_param_store()
+        spaces = [("ParamStoreDict", vars(store), ["_params"]), ("pyro.param", store._params, list(sites))]
+        self._watch = Watch((self.model, self.guide, self.estimator), [*spaces, *self._updates.spaces()])
+        like = self._updates.parameters[0]
+        return torch.as_tensor(loss, dtype=like.dtype, device=like.device).detach().reshape(1)
+
+    def _stale(self) -> bool:
+        """Whether the next step must be Pyro's own: there was none, what it met has changed, or a handler is around."""
+        if runtime._PYRO_STACK:
+            return True
+        if self._updates is not None and (what := self._watch.changed()):
+            self._changes += 1
+            if self._changes > MOST_CHANGES:
+                raise CompileError(
+                    f"{what} has changed, and {MOST_CHANGES} such changes were traced anew; "
+                    "make what changes a buffer, or a tensor among the arguments"
+                )
+            self._updates = None
+            self._replays.clear()
+        return self._updates is None
+
+    def _step_of(self, given: Arguments) -> Callable[..., Tensor]:
+        """The whole step as a function of tensors."""
+        updates, differentiable_loss, together = self._updates, differentiable(self.estimator), self._together
+        assert updates is not None
+
+        def step(numbers: Tensor, *tensors: Tensor) -> Tensor:
+            args, kwargs = given(*tensors)
+            gradients: Sequence[Tensor]
+            with torch.enable_grad():
+                if together is None or len(args[0]):
+                    loss = differentiable_loss(self.model, self.guide, *args, **kwargs)
+                    gradients = torch.autograd.grad(loss, updates.parameters, materialize_grads=True)
+                else:
+                    gradients = [torch.zeros_like(p) for p in updates.parameters]
+                    loss = gradients[0].new_zeros(())
+            if together is not None:
+                loss, gradients = together.traced(loss, gradients, len(args[0]))
+            updates.apply(gradients, numbers)
+            for counter, by in self._counters:
+                counter.add_(by)
+            return loss.detach()
+
+        return step
+
+    def _loss_of(self, given: Arguments) -> Callable[..., Tensor]:
+        def loss(*tensors: Tensor) -> Tensor:
+            args, kwargs = given(*tensors)
+            return torch.as_tensor(self.loss(self.model, self.guide, *args, **kwargs))
+
+        return loss
+
+    def _device(self, data: Tensor) -> torch.device:
+        """Where the parameters are, as far as that can be told before the first step."""
+        known = (p for part in (self.model, self.guide) for p in getattr(part, "parameters", tuple)())
+        return next(known, data).device
+
+    def _computing(self) -> contextlib.AbstractContextManager[None]:
+        return computing_in(self.precision, "cuda" if self._device(torch.empty(0)).type == "cuda" else "cpu")

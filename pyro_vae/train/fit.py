@@ -1,0 +1,299 @@
+"""``fit``: data, steps, history."""
+
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+import xarray as xr
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from pyro_vae.core.device import describe_device, seeded
+from pyro_vae.core.progress import display
+from pyro_vae.core.traces import Loss
+from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import whole
+from pyro_vae.data.fingerprint import Trained, data_hash
+from pyro_vae.data.repeats import warn_of_too_small_errors
+from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.data.sources import Source, hashes_of, source_of
+from pyro_vae.elbo import Estimator
+from pyro_vae.elbo.per_datum import per_datum_elbo as per_datum_elbo
+from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.train.callbacks import Callback
+from pyro_vae.train.callbacks.base import refuse_callbacks
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.compiled.optimizers import WholeOptimizer
+from pyro_vae.train.compiled.steps import Engine
+from pyro_vae.train.distributed.fitting import fit_on
+from pyro_vae.train.distributed.group import Group, joined, launched, own_device
+from pyro_vae.train.distributed.launch import Machines
+from pyro_vae.train.distributed.reduce import refuse_spread
+from pyro_vae.train.resume import Journal
+from pyro_vae.train.run import Run
+from pyro_vae.train.validate import Optimizer, made_for, refuse_engine, refuse_schedules, refuse_settings
+
+EVALUATION_ROWS = 2048
+"""At most so many training data are evaluated after each epoch."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What :func:`fit` gives back.
+
+    Args:
+        vae: the trained VAE, the same object that was given.
+        history: per epoch ``objective``, ``train_elbo``, ``train_elbo_se``, ``validation_elbo``,
+            ``validation_elbo_se`` (nats per datum) and ``seconds``.
+        device: where it was trained.
+        interrupted: whether Ctrl-C ended it early.
+
+    Example:
+        >>> Fit(None, xr.Dataset(), "cpu").interrupted
+        False
+    """
+
+    vae: VAE
+    history: xr.Dataset
+    device: str
+    interrupted: bool = False
+
+
+def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The default optimizer: one fused Adam over all parameters, at a learning rate of 1e-3.
+
+    References:
+        | Adam (Kingma & Ba, 2014), https://arxiv.org/abs/1412.6980
+
+    Example:
+        >>> adam([torch.zeros(2, requires_grad=True)]).defaults["lr"]
+        0.001
+    """
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+def fit(
+    vae: VAE,
+    data: Any,
+    *,
+    elbo: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    epochs: int = 100,
+    batch_size: int | None = None,
+    validation_data: Any = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    progress: bool = True,
+    context: Any = None,
+    mask: Any = None,
+    on_epoch: Callable[[int, VAE], None] | None = None,
+    engine: Engine = "auto",
+    clip_norm: float | None = None,
+    precision: str = "float32",
+    callbacks: Sequence[Callback] = (),
+    checkpoints: Checkpoints | str | Path | None = None,
+    resume: str | Path | None = None,
+    devices: int = 1,
+) -> Fit:
+    """Train a VAE by stochastic variational inference.
+
+    .. math:: \\max_{\\Theta, \\phi} \\sum_i \\mathcal L_i, \\qquad
+        \\nabla \\mathcal L \\approx \\frac nm \\sum_{i \\in \\mathrm{batch}} \\nabla \\mathcal L_i
+
+    Each epoch visits every datum once, in a new order. After it the ELBO per datum is evaluated on
+    at most 2048 training data and on the validation data, with the same random numbers each time,
+    apart from those of training: watching changes nothing. Same seed, same machine, same versions:
+    the same numbers. Ctrl-C ends after the step under way, and what was learnt is kept. One process
+    trains one VAE at a time: Pyro's handlers are not made for threads. Hashes of the rows stay on the VAE
+    (``vae.trained_on``), so that :func:`pyro_vae.compare_models` can refuse them as held-out data.
+
+    Args:
+        vae: trained in place, and moved to ``device``.
+        data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
+            :class:`~pyro_vae.data.Data` with a context and mask of its own; or a :func:`pyro_vae.data.stream`.
+        elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
+            what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
+        optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
+            one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
+            data); :func:`adam` if not given.
+        epochs: passes over the data, at least 1.
+        batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
+            If not given, 128, or all data where there are fewer.
+        validation_data: as ``data``, in memory; with a context or mask, as ``Data``.
+        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        seed: of the order of the data and of the samples of z.
+        progress: whether to say where it trains and to show a bar.
+        context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
+        mask: booleans of the shape of the data, true where a value was observed; missing values leave
+            the likelihood (:func:`pyro_vae.data.mask_nan` takes NaN for missing).
+        on_epoch: called after each epoch with its number and the VAE; it may look, and keep a copy.
+        engine: ``"compiled"`` takes steps by :class:`~pyro_vae.CompiledSVI`, ``"eager"`` by Pyro's SVI, and
+            ``"auto"`` by the first where enough steps are left for compiling to pay and the step can be
+            compiled. The numbers are the same, but for rounding.
+        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
+        precision: as :class:`~pyro_vae.CompiledSVI` takes it.
+        callbacks: of :mod:`pyro_vae.callbacks`, told of what goes on.
+        checkpoints: a new run folder, in which the state of the training is kept every five minutes and at the
+            end, or :class:`~pyro_vae.Checkpoints` of one.
+        resume: a run folder, to go on from its newest whole checkpoint with the VAE, data and settings that it
+            was begun with (``epochs`` may be more): on the same machine to the same weights, bit for bit, as if
+            it had never been stopped. Checkpoints go on there too. Not in them are attributes of modules that
+            are no tensors, and the generators of Python and numpy.
+        devices: on so many processes, each with its own GPU or its share of the cores, which share each batch; what
+            they are given goes by pickle. After Ctrl-C or SIGTERM they have a minute for the step under way and a
+            checkpoint, and a second one ends them at once. Where torchrun has started this process, those are the
+            processes.
+
+    Returns:
+        The VAE, its labelled history and the device.
+
+    Raises:
+        DataError: if the data are not finite numbers in rows.
+        ModelError: if data and parts do not fit each other.
+        SettingsError: if a setting is out of its range, or a schedule longer than the training.
+        DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
+        CompileError: if ``engine`` is ``"compiled"`` and the step cannot be compiled.
+        ProcessError: if one of several processes dies; the others are then stopped.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> x = pv.exact.LinearGaussian(torch.randn(4, 1), torch.zeros(4), 0.5).sample(256)
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.StandardNormal(1),
+        ...     decoder=pv.likelihoods.Normal(pv.nn.mlp(1, [], 4), learn_scale=True),
+        ...     encoder=pv.posteriors.DiagNormal(pv.nn.mlp(4, [], 2)),
+        ... )
+        >>> elbo = fit(vae, x, epochs=20, batch_size=32, progress=False).history.train_elbo
+        >>> bool(elbo[-1] > elbo[0])
+        True
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
+    if whole("devices", devices, 1) > 1 and not launched():
+        return fit_on(Machines(devices), vae, data, settings)
+    with joined(own_device(device)) as group:
+        return _fit(vae, data, group=group, **settings)
+
+
+def _fit(
+    vae: VAE,
+    data: Any,
+    *,
+    group: Group,
+    elbo: Loss | None,
+    optimizer: Optimizer | None,
+    epochs: int,
+    batch_size: int | None,
+    validation_data: Any,
+    device: str | torch.device,
+    seed: int,
+    progress: bool,
+    context: Any,
+    mask: Any,
+    on_epoch: Callable[[int, VAE], None] | None,
+    engine: Engine,
+    clip_norm: float | None,
+    precision: str,
+    callbacks: Sequence[Callback],
+    checkpoints: Checkpoints | str | Path | None,
+    resume: str | Path | None,
+    devices: int,
+) -> Fit:
+    """The training of one process, alone or one of a group."""
+    source = source_of(data, vae, context=context, mask=mask)
+    batch_size = min(128, len(source)) if batch_size is None else batch_size
+    refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
+    refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
+    refuse_engine(engine, clip_norm, precision)
+    refuse_callbacks(callbacks)
+    refuse_spread(vae, elbo or Trace_ELBO(), batch_size, group)
+    validation = None
+    if isinstance(validation_data, Source):
+        raise SettingsError(
+            "validation_data is a stream, and all of them are looked at after each epoch; give rows that lie in "
+            f"memory, as its sample({EVALUATION_ROWS})"
+        )
+    if validation_data is not None:
+        validation = rows_for(vae, validation_data, source="validation data")
+        warn_of_too_small_errors(validation, source="validation data", stacklevel=3)
+    if isinstance(elbo, Estimator):
+        elbo.restart()
+    chosen = own_device(device)
+    group.spread([*vae.to(chosen).parameters(), *vae.buffers()])
+    optim = WholeOptimizer(made_for(vae.to(chosen), optimizer or adam), clip_norm)
+    run = Run(
+        vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
+        batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks, group=group,
+    )  # fmt: skip
+    hashes = hashes_of(source)
+    run.attributes |= {"data_hash": data_hash(hashes), "precision": precision}
+    _refuse_other_data(run)
+    processes = "" if group.alone else f"{group.ranks} processes, the first on "
+    where = f"Training on {processes}{describe_device(chosen)} by {run.attributes['estimator']}"
+    with (
+        Journal(checkpoints, resume, group) as journal,
+        display(where, epochs, epochs * run.steps_per_epoch, show=progress and group.first) as bar,
+        _stop_on_signals() as asked,
+        _quiet_pyro(),
+        seeded(group.seed(seed), chosen),
+        torch.enable_grad(),
+    ):
+        vae.trained_on = Trained.on(hashes, vae.trained_on)
+        run.folder = journal.saved.run if journal.saved is not None else None
+        journal.find(run, bar.say)
+        run.start(epochs, engine, precision, bar, asked)
+        journal.begin(run)
+        run.train(journal.keep, on_epoch)
+    return Fit(vae, run.history(), describe_device(chosen), run.ending.is_set() and not run.stopped)
+
+
+def _refuse_other_data(run: Run) -> None:
+    """Refuse processes that were not given the same data."""
+    every = run.group.gathered(run.attributes["data_hash"])
+    if other := next((rank for rank, one in enumerate(every) if one != every[0]), None):
+        raise DataError(f"process {other} was given other data than process 0; give all of them the same")
+
+
+def _watched(vae: VAE, source: Source, validation: Rows | None) -> dict[str, Rows]:
+    """Data whose ELBO is looked at after each epoch."""
+    watched = {"train": source.sample(EVALUATION_ROWS).like(vae)}
+    return watched if validation is None else {**watched, "validation": validation.like(vae)}
+
+
+@contextmanager
+def _quiet_pyro() -> Iterator[None]:
+    """Without Pyro's checks at every step; what they look for is looked for here, once, or in the loss."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        yield
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets, so that no step is left half done; a second one interrupts."""
+    ending = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ending
+        return
+
+    def handle(*_: Any) -> None:
+        if ending.is_set():
+            raise KeyboardInterrupt
+        ending.set()
+
+    before = {kind: signal.signal(kind, handle) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield ending
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,259 @@
+"""What a run writes while it goes on, so that another process can go on from there."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae import __about__
+from pyro_vae.core.traces import Loss, TensorELBO, particles_of
+from pyro_vae.data.fingerprint import Trained, data_hash, row_hashes
+from pyro_vae.data.streams.base import Streamed
+from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
+from pyro_vae.train.callbacks.base import in_words, made_of
+from pyro_vae.train.checkpoint.describe import Describing
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.checkpoint.save_load import VAE_KEY, refuse_other_weights
+from pyro_vae.train.checkpoint.tensor_file import make_folder, refuse_unwritable
+from pyro_vae.train.distributed.group import ALONE, Group
+from pyro_vae.train.divergence_report import broken_weights
+from pyro_vae.train.run import Run
+
+MUST_AGREE = ("estimator", "optimizer", "batch_size", "data", "data_hash", "seed", "precision")
+"""What a run must be resumed with as it was begun."""
+
+
+class Journal:
+    """The checkpoints of a run, if it has any.
+
+    Args:
+        checkpoints: a run folder to keep them in that has none yet, or how often to keep them where.
+        resume: a run folder that has some, to go on from.
+        group: the processes that train together; the first alone writes, and reads for all.
+
+    Raises:
+        SettingsError: if the two are of different folders.
+        OutputError: if the folder cannot be written, or another run writes to it.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints | str | Path | None, resume: str | Path | None, group: Group = ALONE
+    ) -> None:
+        given = resume if checkpoints is None else checkpoints
+        self.saved = given if given is None or isinstance(given, Checkpoints) else Checkpoints(given)
+        self.resumes = resume is not None
+        if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
+            raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
+        self.written, self.group, self.describing = (-1, 0), group, Describing()
+        self.begun_with: dict[str, Any] = {}
+        self.found: tuple[int, Any, dict[str, Any]] | None = None
+        self._held = ExitStack()
+
+    def __enter__(self) -> "Journal":
+        if self.saved is not None and self.group.first:
+            if self.resumes and not self.saved.run.is_dir():
+                raise DataError(f"{self.saved.run}: is no folder, so no run can go on there; give the folder of a run")
+            make_folder(self.saved.run)
+            self._held.enter_context(self.saved.locked())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._held.close()
+
+    def find(self, run: Run, say: Callable[[str], None]) -> None:
+        """Find the newest whole checkpoint, or see that there is none, before anything is changed.
+
+        Raises:
+            OutputError: if a new run finds checkpoints of another.
+            DataError: if there are some, and none is whole, or they are of another architecture.
+            SettingsError: if the run was begun with other settings.
+        """
+        if self.saved is None:
+            return
+        self.saved.say = say
+        self.begun_with = _begun_with(run)
+        self.found = self._newest()
+        if self.found is None:
+            if self.resumes:
+                say(f"{self.saved.run} holds no checkpoint yet; training begins at its first step")
+            return
+        if not self.resumes:
+            raise OutputError(
+                f"{self.saved.run}: already holds checkpoints of a run; go on from them with resume, "
+                "or choose another folder"
+            )
+        _, tree, about = self.found
+        own = {name: run.attributes[name] for name in MUST_AGREE}
+        _refuse_other({**about, **about.get("begun_with", {})}, {**own, **self.begun_with}, self.saved.run)
+        _tell_other_versions(run, about, self.saved.run, say)
+        refuse_other_weights(run.vae, tree["weights"], self.saved.run)
+        _refuse_other_parts(self.describing.of(run.vae)[0], tree.get(VAE_KEY), self.saved.run)
+        _refuse_other_callbacks(run, tree)
+
+    def begin(self, run: Run) -> None:
+        """Go on from what was found.
+
+        Raises:
+            SettingsError: if no checkpoint can hold the state of the run, or its callbacks had other settings.
+        """
+        if self.saved is None:
+            return
+        callbacks = {"callbacks": _callbacks(run)}  # known once they have begun, as Schedule then makes its own
+        self.begun_with |= callbacks
+        if self.found is not None:
+            _refuse_other(self.found[2].get("begun_with", {}), callbacks, self.saved.run)
+        refuse_unwritable(run.state())  # now, and not at the first checkpoint, after minutes
+        run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
+        if self.found is None:
+            return
+        step, tree, about = self.found
+        self.found = None  # all that it holds is in the run now
+        if known := about.get("trained_on"):
+            run.vae.trained_on = Trained.from_text(known)
+        run.resume(tree)
+        self.written = step, run.put_back
+        run.say(f"Going on from step {step} of {self.saved.run}")
+        if (then := about.get("processes")) != run.ranks:
+            run.say(f"It was begun by {then} and is gone on with by {run.ranks} processes, so with other noise")
+
+    def _newest(self) -> tuple[int, Any, dict[str, Any]] | None:
+        """What the first process finds."""
+        found = None
+        with self.group.alike(PyroVAEError):
+            if self.saved is not None and self.group.first and (whole := self.saved.newest()) is not None:
+                found = whole[:3]
+        found = self.group.agreed(found)
+        if found is not None and self.saved is not None:
+            self.saved.written(found[0])
+        return found
+
+    def keep(self, run: Run) -> None:
+        """Write a checkpoint where one is due, where training was put back, and at the end."""
+        now = run.step, run.put_back
+        if self.saved is None or now == self.written:
+            return
+        due = self.saved.due(run.step) if self.group.alone else run.stepping.wanted
+        if not (due or run.over or run.put_back != self.written[1]):
+            return
+        if broken_weights(run.vae):
+            return  # the next step will say so
+        state = run.state()
+        with self.group.alike(PyroVAEError):
+            if self.group.first:
+                about = {**_about(run), "begun_with": self.begun_with}
+                self.saved.write(run.step, {**state, VAE_KEY: self.describing.of(run.vae)[0]}, about)
+        self.saved.written(run.step)
+        self.written = now
+
+
+def _about(run: Run) -> dict[str, Any]:
+    known = run.vae.trained_on
+    return {**run.attributes, "trained_on": known.as_text() if known else None}
+
+
+def validation_hash(run: Run) -> str:
+    """The hash of the data that a run is judged by."""
+    held_out = run.watched.get("validation")
+    return "none" if held_out is None else data_hash(row_hashes(held_out))
+
+
+def _begun_with(run: Run) -> dict[str, Any]:
+    """What is no attribute of the history, and must stay as it is in a run that goes on too."""
+    return {
+        "particles": particles_of(run.loss),
+        "settings of the estimator": _of_estimator(run.loss),
+        "settings of the optimizer": {name: in_words(value) for name, value in run.optimizer.defaults.items()},
+        "schedule of the learning rate": _schedule(run.scheduler),
+        "clip_norm": run.optim.clip_norm,
+        "validation data": validation_hash(run),
+        "order of the data": run.source.ordered(run.batch_size) if isinstance(run.source, Streamed) else "in memory",
+        "frozen parameters": [name for name, value in run.vae.named_parameters() if not value.requires_grad],
+        "parts in evaluation mode": [name for name, part in run.vae.named_modules() if not part.training],
+    }
+
+
+def _of_estimator(loss: Loss) -> dict[str, str]:
+    """The settings of an estimator whose name does not tell them: those that it keeps, and those of a function."""
+    if isinstance(loss, partial):
+        given = [*enumerate(loss.args), *loss.keywords.items()]
+        return {str(name): in_words(value) for name, value in given}
+    if isinstance(loss, TensorELBO) or not isinstance(loss, ELBO):
+        return {}
+    names = inspect.signature(type(loss)).parameters.keys() - {"max_plate_nesting"}  # which a model settles
+    return {name: in_words(vars(loss)[name]) for name in sorted(names & vars(loss).keys())}
+
+
+def _schedule(scheduler: LRScheduler | None) -> Any:
+    """A schedule that was just made, as all that it begins with."""
+    if scheduler is None:
+        return "none"
+    return {"class": type(scheduler).__name__, **{k: in_words(v) for k, v in scheduler.state_dict().items()}}
+
+
+def _callbacks(run: Run) -> dict[str, Any]:
+    """Of what each callback that has a state was made, by its class."""
+    found: dict[str, Any] = {}
+    for callback in run.remembering:
+        name = type(callback).__name__
+        while name in found:  # a second of its class
+            name += "'"
+        own = getattr(callback, "scheduler", None)
+        found[name] = {**made_of(callback), "its schedule": _schedule(own if isinstance(own, LRScheduler) else None)}
+    return found
+
+
+def _refuse_other_parts(now: Any, then: Any, folder: Any) -> None:
+    """Refuse a VAE of other parts, or of other settings of them, whose weights have the same shapes."""
+    if then is not None and now is not None and (other := _other(then["made"], now["made"], "vae")):
+        raise SettingsError(f"{folder} was begun with {other}; resume it with the VAE that it had")
+
+
+def _other(then: Any, now: Any, where: str) -> str:
+    """Where two descriptions are not alike, or nothing; numbers in tensors may have been trained."""
+    if isinstance(then, Tensor) and isinstance(now, Tensor):
+        return "" if then.shape == now.shape else f"{where} of shape {tuple(then.shape)}, not {tuple(now.shape)}"
+    if isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys():
+        inner = ((key, then[key], now[key]) for key in then)
+    elif isinstance(then, list) and isinstance(now, list | tuple) and len(then) == len(now):
+        inner = ((i, *pair) for i, pair in enumerate(zip(then, now, strict=True)))
+    else:
+        return "" if repr(then) == repr(now) else f"{where} {_short(then)}, not {_short(now)}"
+    return next(filter(None, (_other(a, b, _place(where, key)) for key, a, b in inner)), "")
+
+
+def _place(where: str, key: Any) -> str:
+    return where if key in ("module", "modules", "arguments", "attributes", "class") else f"{where}.{key}"
+
+
+def _short(told: Any) -> str:
+    kind = told.get("class") if isinstance(told, dict) else None
+    return str(kind or told)[:80]
+
+
+def _refuse_other(then: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
+    """Refuse settings that are not those which a run was begun with; of those that were not kept nothing is known."""
+    for name, value in now.items():
+        if name in then and (other := _other(then[name], value, name)):
+            raise SettingsError(f"{folder} was begun with {other}; resume it with what it had")
+
+
+def _refuse_other_callbacks(run: Run, tree: Any) -> None:
+    """Refuse the state of a run that had other callbacks."""
+    then, now = [name for name, _ in tree["callbacks"]], [type(callback).__name__ for callback in run.remembering]
+    if then != now:
+        raise SettingsError(
+            f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"
+        )
+
+
+def _tell_other_versions(run: Run, about: dict[str, Any], folder: Any, say: Callable[[str], None]) -> None:
+    changed = [name for name in (*__about__.versions(), "device") if about.get(name) != run.attributes[name]]
+    if changed:
+        name = changed[0]
+        say(f"{folder} was begun with {name} {about.get(name)}; with {run.attributes[name]} bits may differ")

@@ -1,0 +1,49 @@
+"""Every exported member has a second implementation, and that implementation is independent."""
+
+import ast
+from pathlib import Path
+
+import helpers
+import pytest
+import test_oracle_densities as densities
+import test_oracle_elbos as elbos
+import test_oracle_likelihoods as likelihoods
+from helpers.members import BASES, exported
+
+import pyro_vae as pv
+
+NOT_ESTIMATORS = {"Estimator", "Schedule", "Weights"}
+FROM_ELSEWHERE = {"HandDerivedELBO", "note_objective"}
+"""What ``pyro_vae.elbo`` exports of other modules, and is an estimator."""
+
+
+@pytest.mark.parametrize(
+    ("module", "covered"),
+    [
+        (pv.priors, densities.COVERED_PRIORS),
+        (pv.posteriors, densities.COVERED_POSTERIORS),
+        (pv.likelihoods, likelihoods.COVERED),
+        (pv.elbo, elbos.COVERED - FROM_ELSEWHERE),
+    ],
+    ids=["priors", "posteriors", "likelihoods", "elbo"],
+)
+def test_every_exported_member_has_an_oracle(module, covered):
+    assert exported(module) - BASES - NOT_ESTIMATORS == covered
+
+
+def test_the_estimators_of_other_modules_have_one():
+    assert elbos.COVERED & set(pv.elbo.__all__) >= FROM_ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(helpers.__file__).parent.glob("reference_*.py")), ids=lambda path: path.stem
+)
+def test_a_reference_imports_neither_the_library_nor_pyro(path):
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    assert imported <= {"collections", "dataclasses", "helpers", "itertools", "math", "mpmath", "numpy", "torch"}
+    assert "torch.distributions" not in path.read_text(encoding="utf-8")

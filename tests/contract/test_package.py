@@ -1,0 +1,90 @@
+"""The package as a whole: its names, its docstrings, its weight."""
+
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pyro_vae as pv
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = [
+    pv.callbacks,
+    pv.data,
+    pv.diagnose,
+    pv.elbo,
+    pv.errors,
+    pv.exact,
+    pv.likelihoods,
+    pv.nn,
+    pv.posteriors,
+    pv.priors,
+]
+
+
+def public(module):
+    """Functions and classes that the module defines and does not hide."""
+    inside = f"{module.__name__}."
+    own = {name: v for name, v in vars(module).items() if f"{getattr(v, '__module__', '')}.".startswith(inside)}
+    return {name: value for name, value in own.items() if not name.startswith("_") and callable(value)}
+
+
+def everything():
+    named = {f"pv.{name}": getattr(pv, name) for name in pv.__all__ if callable(getattr(pv, name))}
+    return named | {f"{part.__name__}.{name}": value for part in PARTS for name, value in public(part).items()}
+
+
+@pytest.mark.parametrize("name", pv.__all__)
+def test_what_is_exported_is_there(name):
+    assert hasattr(pv, name)
+
+
+@pytest.mark.parametrize("name", everything())
+def test_public_names_are_documented_with_an_example(name):
+    text = inspect.getdoc(everything()[name]) or ""
+    assert ">>>" in text, "a doctest"
+    assert text.splitlines()[0].endswith((".", "?")), "one sentence first"
+
+
+def test_signatures_of_the_contract():
+    signature = inspect.signature(pv.fit)
+    assert list(signature.parameters) == [
+        "vae", "data", "elbo", "optimizer", "epochs", "batch_size", "validation_data", "device", "seed", "progress",
+        "context", "mask", "on_epoch", "engine", "clip_norm", "precision", "callbacks", "checkpoints", "resume",
+        "devices",
+    ]  # fmt: skip
+    assert signature.parameters["device"].default == "auto"
+    assert list(inspect.signature(pv.compare_elbos).parameters) == [
+        "vae", "x", "elbos", "particles", "draws", "size", "log_evidence", "seed", "progress",
+    ]  # fmt: skip
+    assert list(inspect.signature(pv.compare_models).parameters) == [
+        "models", "x_test", "method", "num_particles", "temperatures", "leapfrog", "seed", "progress",
+    ]  # fmt: skip
+    assert list(inspect.signature(pv.log_evidence).parameters) == [
+        "vae", "x", "method", "num_particles", "temperatures", "leapfrog", "chunk", "seed", "progress",
+    ]  # fmt: skip
+    keyword_only = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
+    assert keyword_only == [False] * 2 + [True] * 18
+    assert pv.elbo.Trace_ELBO.__module__.startswith("pyro."), "Pyro's own stand in the same namespace"
+
+
+def test_importing_brings_neither_figures_nor_tests_nor_the_command_line():
+    code = (
+        "import sys, pyro_vae; heavy = {'matplotlib', 'sklearn', 'arviz', 'jsonargparse', 'pytest', 'tensorboard'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_every_dependency_has_a_range_and_a_tested_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    tested = (ROOT / "constraints.txt").read_text().lower()
+    extras = [need for needs in project["optional-dependencies"].values() for need in needs]
+    for need in project["dependencies"] + extras:
+        name = need.split(">=")[0].split("[")[0]
+        assert ">=" in need, need
+        assert f"\n{name.lower()}==" in tested, name

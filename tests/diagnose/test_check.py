@@ -1,0 +1,250 @@
+"""``check`` finds nothing wrong with an exact guide, and the right thing wrong with each guide broken on purpose."""
+
+import base64
+import itertools
+import struct
+from functools import partial
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import pyro_vae as pv
+from pyro_vae.cli import check, main
+from pyro_vae.cli.check import _history
+from pyro_vae.cli.run_folder import RunFolder
+from pyro_vae.data import Rows
+from pyro_vae.data.fingerprint import Trained, row_hashes
+from pyro_vae.diagnose import check as diagnose_check
+from pyro_vae.diagnose.check import Checked, _as_dataset, as_html, conclusion, findings
+
+SETTINGS = {"gold": 0, "draws": 60, "budget": 300}
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return pv.exact.LinearGaussian(torch.randn(6, 2).double(), torch.zeros(6).double(), 0.5)
+
+
+def levels(tree):
+    return {finding.about: finding.level for finding in findings(tree)}
+
+
+def by_group(tree):
+    return dict(zip(tree["findings"].group.values, [finding.level for finding in findings(tree)], strict=True))
+
+
+@torch.no_grad()
+def broken(kind):
+    """A VAE of the exact guide, spoilt, and data of the unspoilt model."""
+    exact = linear()
+    vae, x = exact.as_vae(), exact.sample(60)
+    if kind == "narrow":
+        vae.encoder.scale_tril.mul_(0.5)
+    if kind == "shifted":
+        vae.encoder.net.bias.add_(1.0)
+    if kind == "prior":
+        vae.encoder.net.weight.zero_()
+        vae.encoder.net.bias.zero_()
+        vae.encoder.scale_tril.copy_(torch.eye(2))
+    if kind == "noise":
+        vae.decoder.fixed_scale.mul_(2)
+    return vae, x
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    vae, x = broken("not at all")
+    tree = pv.check(vae, x, gold=1, draws=60, budget=300)
+    return vae, x, tree
+
+
+def test_an_exact_guide_is_fine_in_every_respect(exact, capsys):
+    _, _, tree = exact
+    assert set(levels(tree).values()) == {"fine"}, conclusion(tree)
+    assert {"khat", "sbc", "predictive_check", "prior_check", "collapse", "gaps", "nuts"} <= set(tree.children)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seen_by"),
+    [("narrow", ("khat", "sbc", "gaps")), ("shifted", ("sbc", "gaps")), ("prior", ("sbc", "collapse", "gaps"))],
+)
+def test_a_broken_guide_is_seen_by_what_is_meant_to_see_it(kind, seen_by):
+    tree = pv.check(*broken(kind), **SETTINGS)
+    found = by_group(tree)
+    assert {found[name] for name in seen_by} == {"bad"}, found
+    assert all(finding.next for finding in findings(tree) if finding.level != "fine"), "what to try next is said"
+
+
+def test_a_wrong_likelihood_is_seen_by_its_predictions():
+    found = by_group(pv.check(*broken("noise"), **SETTINGS))
+    assert found["predictive_check"] == "bad"
+
+
+def test_the_verdict_is_printed_and_says_what_it_rests_on(capsys):
+    tree = pv.check(*broken("narrow"), gold=0, budget=3)
+    printed = capsys.readouterr().out
+    assert printed.startswith("Verdict: of ")
+    assert "by 60 data" in printed
+    assert all(finding.why in printed for finding in findings(tree))
+
+
+def test_what_the_budget_does_not_hold_is_left_out_by_name(capsys):
+    vae, x = broken("not at all")
+    tree = pv.check(vae, x, gold=2, budget=8)
+    assert "nuts" not in tree.children
+    assert "NUTS as a gold standard (about " in conclusion(tree)
+    assert "Left out" in capsys.readouterr().out
+
+
+def test_one_tree_holds_all_goes_to_netcdf_and_back(exact, tmp_path):
+    _, x, tree = exact
+    assert {"posterior", "posterior_predictive", "prior", "log_likelihood", "observed_data", "findings"} <= set(
+        tree.children
+    )
+    tree.to_netcdf(tmp_path / "check.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "check.nc", engine="h5netcdf") as back:
+        assert findings(back) == findings(tree)
+        for name in tree.children:
+            xr.testing.assert_equal(back[name].to_dataset().load(), tree[name].to_dataset())
+    assert np.array_equal(tree["observed_data"].x.values, x.numpy())
+
+
+def test_the_same_seed_gives_the_same_findings():
+    vae, x = broken("shifted")
+    first, second, other = (findings(pv.check(vae, x[:20], gold=0, draws=20, budget=3, seed=s))[:2] for s in (1, 1, 2))
+    assert first == second
+    assert first != other
+
+
+class Page(HTMLParser):
+    """The tags and pictures of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.pictures, self.links = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        given = dict(attrs)
+        self.links += [given[name] for name in ("href", "src") if name in given]
+        if tag == "img":
+            assert given["alt"], "a picture says what it shows"
+            self.pictures.append(base64.b64decode(given["src"].removeprefix("data:image/png;base64,")))
+
+
+def test_the_report_stands_alone(exact):
+    _, _, tree = exact
+    text = as_html(tree, "A <check>")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert all(link.startswith("data:image/png;base64,") for link in page.links), "nothing is fetched"
+    assert len(page.pictures) >= 8
+    for picture in page.pictures:
+        width, height = struct.unpack(">II", picture[16:24])
+        assert picture[:4] == b"\x89PNG"
+        assert width > 400
+        assert height > 200
+    assert "A &lt;check&gt;" in text
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", linear().sample(80).float().numpy())
+    fit = ["fit", "--data", "x.npy", "--out", "run", "--epochs", "2", "--latent_dim", "2", "--hidden", "[4]"]
+    assert main([*fit, "--device", "cpu"]) == 0
+    files = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in files}
+    for name, budget in {"check": "2", "check-2": "0.01"}.items():
+        assert main(["check", "run", "--budget", budget, "--rows", "16"]) == 0
+        assert {path.name for path in (tmp_path / "run" / name).iterdir()} == {"check.nc", "report.html", "SHA256SUMS"}
+    assert {path: path.read_bytes() for path in files} == before, "the run is as it was"
+    assert "Verdict: of " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"budget": 0}, "budget is 0; it must be a finite number above 0"),
+        ({"draws": "many"}, "draws is 'many'; it must be a whole number of at least 4"),
+        ({"history": xr.Dataset()}, "history holds no ELBO by epoch; give the history of what fit returned"),
+        ({"history": "run/history.nc"}, "history holds no ELBO by epoch; give the history of what fit returned"),
+        ({"gold": -1}, "gold is -1; it must be a whole number of at least 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, says):
+    with pytest.raises(pv.errors.SettingsError, match=says):
+        pv.check(*broken("not at all"), **setting)
+
+
+def test_data_of_another_width_are_refused():
+    vae, x = broken("not at all")
+    with pytest.raises(pv.errors.PyroVAEError, match="5"):
+        pv.check(vae, x[:, :5])
+
+
+def test_one_datum_is_refused_before_anything_is_run():
+    vae, x = broken("not at all")
+    with pytest.raises(pv.errors.DataError, match="there is one datum only; give at least 2"):
+        pv.check(vae, x[:1])
+
+
+def test_data_that_were_trained_on_are_said_to_be(capsys):
+    vae, x = broken("not at all")
+    assert "trained on" not in conclusion(pv.check(vae, x, gold=0, draws=4, budget=0.01))
+    vae.trained_on = Trained.on(row_hashes(Rows(x)))
+    tree = pv.check(vae, x, gold=0, draws=4, budget=0.01)
+    assert "They were trained on (60 of its 60 rows" in conclusion(tree)
+    assert "They were trained on" in capsys.readouterr().out
+    assert "They were trained on" in as_html(tree, "Mine")
+
+
+def test_another_file_for_the_history_is_refused_in_one_sentence(tmp_path):
+    RunFolder.again(tmp_path).dataset("history.nc", xr.Dataset({"a": ("b", [1, 2])}))
+    with pytest.raises(pv.errors.DataError, match=r"history\.nc: not the history of a run"):
+        _history(tmp_path)
+
+
+def test_the_time_that_has_passed_is_taken_from_the_budget(monkeypatch):
+    """Each look at the clock is 4 seconds later: of 10 there is something left once or twice, then nothing."""
+    vae, x = broken("not at all")
+    monkeypatch.setattr(diagnose_check, "_seconds_of_an_evaluation", lambda *_: 1e-9)
+    monkeypatch.setattr(diagnose_check.time, "perf_counter", partial(next, itertools.count(0, 4)))
+    monkeypatch.setattr(
+        diagnose_check,
+        "JUDGES",
+        dict.fromkeys(diagnose_check.JUDGES, lambda _: diagnose_check.Finding("x", "fine", "")),
+    )
+    found = set(pv.check(vae, x[:9], gold=0, draws=4, budget=10).children) & set(diagnose_check.ABOUT)
+    assert found == {"khat", "evidence"}
+
+
+def test_the_conclusion_names_what_is_bad_and_what_is_doubtful():
+    levels = {"khat": "bad", "sbc": "doubtful", "gaps": "fine"}
+    found = Checked(
+        findings={name: diagnose_check.Finding(f"the {name}", level, "x") for name, level in levels.items()}
+    )
+    tree = xr.DataTree.from_dict({"findings": _as_dataset(found, 0, 9)})
+    assert conclusion(tree) == "Verdict: of 3 questions 1 is fine; bad: the khat; doubtful: the sbc, by 9 data."
+
+
+def test_the_command_hands_on_what_it_is_given(tmp_path, monkeypatch):
+    """Rows, seed and budget, and the run's own history."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", linear().sample(80).float().numpy())
+    fit = ["fit", "--data", "x.npy", "--out", "run", "--epochs", "2", "--latent_dim", "2", "--hidden", "[4]"]
+    assert main([*fit, "--device", "cpu"]) == 0
+    given = {}
+
+    def noted(vae, x, **settings):
+        given.update(settings, rows=len(x.x))
+        raise pv.errors.DataError("enough")
+
+    monkeypatch.setattr(check, "check", noted)
+    assert main(["check", "run", "--budget", "3", "--rows", "7", "--seed", "5"]) == 2
+    assert {name: given[name] for name in ("rows", "seed", "budget")} == {"rows": 7, "seed": 5, "budget": 3.0}
+    assert given["history"].sizes["epoch"] == 2
+    assert not (tmp_path / "run" / "check").exists(), "nothing is left of it"

@@ -1,0 +1,128 @@
+"""Coverage of the Monte-Carlo errors of ``log_evidence``, on guides that are too narrow and on one that misses a mode.
+
+A guide whose sd is f times the posterior's has weights ``exp(ε² (1 - f²) / 2)``, of tail index k = 1 - f².
+"""
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import pyro_vae as pv
+from helpers.checks import linear_gaussian
+from helpers.coverage_checks import Draws, Row, Study, drawn, measured
+from helpers.guides import altered
+
+EACH = 200
+
+
+def narrow(k: float, method: str, particles: int, **settings):
+    """log p(x) of 200 data by a guide of tail index k."""
+
+    def measure(seed: int) -> dict[str, Draws]:
+        model = linear_gaussian(3, 1)
+        vae, x = altered(model, factor=(1 - k) ** 0.5), model.sample(EACH)
+        found = pv.log_evidence(vae, x, method=method, num_particles=particles, seed=seed, **settings)
+        if method != "bdmc":
+            khat = found.khat.values if "khat" in found else None
+            return {"mcse": drawn(found.log_evidence, found.mcse, model.log_marginal(x), khat=khat)}
+        return of_bounds(found, model.log_marginal(torch.as_tensor(found.x.values)))
+
+    return measure
+
+
+def of_bounds(found, truth: torch.Tensor) -> dict[str, Draws]:
+    names = {"log_evidence": "mcse", "lower": "lower_mcse", "upper": "upper_mcse"}
+    return {error: drawn(found[value], found[error], truth) for value, error in names.items()}
+
+
+class Square(nn.Module):
+    """x = (z², z²) + noise, so that z and -z explain x alike."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return (z**2).expand(*z.shape[:-1], 2)
+
+
+class OneMode(nn.Module):
+    """Laplace's approximation at the positive mode alone."""
+
+    def forward(self, x: torch.Tensor):
+        mode = x.mean(-1, keepdim=True).clamp(min=0.25).sqrt()
+        return dist.Normal(mode, (1 + 2 * (2 * mode / NOISE) ** 2).rsqrt()).to_event(1)
+
+
+NOISE = 0.5
+
+
+def two_modes(method: str, particles: int, **settings):
+    """Data whose latent has two modes of equal weight, far apart."""
+
+    def measure(seed: int) -> dict[str, Draws]:
+        prior, likelihood = pv.priors.StandardNormal(1), pv.likelihoods.Normal(Square(), scale=NOISE)
+        vae = pv.VAE(prior=prior, decoder=likelihood, encoder=OneMode()).double()
+        z = 1.2 + torch.rand(EACH, 1).double()
+        x = vae.decoder(z).sample()
+        found = pv.log_evidence(vae, x, method=method, num_particles=particles, seed=seed, **settings)
+        if method == "bdmc":
+            x = torch.as_tensor(found.x.values)
+            truth = pv.exact.quadrature_log_marginal(vae, x, points=641)
+            return of_bounds(found, truth)
+        khat = found.khat.values if "khat" in found else None
+        truth = pv.exact.quadrature_log_marginal(vae, x, points=641)
+        return {"mcse": drawn(found.log_evidence, found.mcse, truth, khat=khat)}
+
+    return measure
+
+
+TAIL = "the weights have no variance: the largest are rarely drawn, and without them estimate and error are low"
+MISSED = "the guide's draws never reach the other mode; nothing in the weights shows it, and log p(x) is low by log 2"
+MISSED_BY_SOME = "the same where the modes lie apart: data here are the model's, some with one mode"
+ONE_DRAW = "all chains from above start at one exact draw, in one mode, and count as independent"
+SETTINGS = {"iw": (500, {}), "psis": (500, {}), "ais": (16, {"temperatures": 10}), "bdmc": (16, {"temperatures": 10})}
+SAID = {"iw": "500 particles", "psis": "500 particles", "ais": "16 chains, 10 temperatures"}
+SAID["bdmc"] = SAID["ais"]
+
+
+def of_narrow(method: str, k: float, row: Row | dict[str, Row]) -> Study:
+    particles, settings = SETTINGS[method]
+    setting = f"{method}, {SAID[method]}, a guide of tail index {k:g}"
+    rows = {"mcse": row} if isinstance(row, Row) else row
+    return Study(
+        "log_evidence", setting, narrow(k, method, particles, **settings), rows, 2, quick=int(method != "bdmc")
+    )
+
+
+def of_two_modes(method: str, rows: dict[str, Row]) -> Study:
+    particles, settings = SETTINGS[method]
+    setting = f"{method}, {SAID[method]}, two modes, a guide on one"
+    return Study("log_evidence", setting, two_modes(method, particles, **settings), rows, 2)
+
+
+FEW = "16 chains are few for the error of a mean of weights, and the logarithm is skewed"
+
+
+def of_bounds_near(lower: float) -> dict[str, Row]:
+    return {"mcse": Row(0.88, 0.985, (0.8, 1.35)), "lower_mcse": measured(lower, FEW), "upper_mcse": Row()}
+
+
+STUDIES = [
+    of_narrow("iw", 0.1, Row()),
+    of_narrow("iw", 0.3, Row(0.89)),
+    of_narrow("iw", 0.5, measured(0.88, TAIL)),
+    of_narrow("iw", 0.7, measured(0.74, TAIL)),
+    of_narrow("psis", 0.1, Row()),
+    of_narrow("psis", 0.3, Row(0.89)),
+    of_narrow("psis", 0.5, measured(0.88, TAIL)),
+    of_narrow("psis", 0.7, measured(0.68, TAIL)),
+    of_narrow("ais", 0.1, Row(0.87, 0.985, (0.8, 1.35), FEW)),
+    of_narrow("ais", 0.5, measured(0.88, FEW)),
+    of_narrow("bdmc", 0.1, of_bounds_near(0.87)),
+    of_narrow("bdmc", 0.5, of_bounds_near(0.84)),
+    *(of_two_modes(method, {"mcse": measured(0.0, MISSED)}) for method in ("iw", "psis", "ais")),
+    of_two_modes(
+        "bdmc",
+        {
+            "mcse": measured(0.55, MISSED_BY_SOME), "lower_mcse": measured(0.48, MISSED_BY_SOME),
+            "upper_mcse": measured(0.54, ONE_DRAW),
+        },
+    ),
+]  # fmt: skip

@@ -1,0 +1,546 @@
+"""Two processes against one: the same gradient, and what is told when one of them goes wrong."""
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import parallel_checks
+from helpers.checks import linear_gaussian
+from helpers.members import ESTIMATORS as OWN
+from helpers.members import OBJECTIVES
+from helpers.parallel_checks import ESTIMATORS, FallingApart, every, gradients, misbehaving, of_all
+from pyro.infer import RenyiELBO
+
+import pyro_vae as pv
+from pyro_vae.cli import main
+from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
+from pyro_vae.train.distributed import fitting, heard
+from pyro_vae.train.distributed.fitting import _sent
+from pyro_vae.train.distributed.group import Group, joined
+from pyro_vae.train.distributed.guard import guarded
+from pyro_vae.train.distributed.launch import Machines, Starter, _end_with, launch
+from pyro_vae.train.distributed.reduce import refuse_spread
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def launched_once(tmp_path_factory):
+    """What two processes found of everything, and what differs here after them."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr("tempfile.tempdir", None)
+        before = _around(folder)
+        found = launch(Machines(2), of_all, every)
+        return found, before, _around(folder)
+
+
+def _around(folder):
+    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)]
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    return dict(os.environ), signals, timers, list(folder.glob("pyro-vae*"))
+
+
+@pytest.fixture(scope="module")
+def two(launched_once):
+    """What two processes found of everything."""
+    return launched_once[0]
+
+
+def test_two_processes_have_the_gradient_of_one(two):
+    """Of the same global batches, of n/m that is not 1, the last uneven, clipped or not, to rounding."""
+    for norm in (None, 30.0):
+        one = gradients(Group(), norm)
+        for clipped, *_ in two:
+            for name in ESTIMATORS:
+                losses, found, counted = clipped[norm][name]
+                own_losses, own, own_counted = one[name]
+                assert losses == pytest.approx(own_losses, rel=1e-12), name
+                assert (found - own).norm(dim=1).max() < 1e-12 * own.norm(dim=1).max(), name
+                assert counted == own_counted, name
+                if norm is not None:
+                    assert own.norm(dim=1).tolist() == pytest.approx([norm] * len(own), rel=1e-6), "it was clipped"
+                else:
+                    assert own.norm(dim=1).min() > 31, "there is something to clip"
+
+
+def test_a_process_without_rows_adds_nothing(two):
+    """The last batch has one row: that of the first process."""
+    one = gradients(Group(), None, 17)
+    for _, found, *_ in two:
+        for name in ESTIMATORS:
+            assert found[name][0] == pytest.approx(one[name][0], rel=1e-12), name
+            assert (found[name][1] - one[name][1]).norm(dim=1).max() < 1e-12 * one[name][1].norm(dim=1).max(), name
+            assert found[name][2] == one[name][2] == (3 if name == "Beta" else 0), "steps are counted there too"
+
+
+def test_epochs_of_two_processes_are_those_of_one(two):
+    for rows, place in ((parallel_checks.ROWS, 0), (17, 1)):
+        losses, parameters, _ = parallel_checks.along(Group(), "eager", 3, rows)
+        for _, _, eager, *_ in two:
+            assert eager[place][0] == pytest.approx(losses, rel=1e-10)
+            assert (eager[place][1] - parameters).norm() < 1e-10 * parameters.norm()
+
+
+def test_parameters_are_equal_to_the_bit_and_noise_is_not(two):
+    for (first, parameters), (second, others) in [found[4] for found in two]:
+        assert torch.equal(parameters, others)
+        assert not torch.equal(first, second)
+        torch.manual_seed(Group().seed(4))
+        assert torch.equal(first, torch.randn(3)), "the first draws what one alone draws"
+
+
+def test_wishes_are_known_to_all_after_the_same_step(two):
+    """The second process wants to stop before the third step; the first a checkpoint, always."""
+    assert [found[3] for found in two] == [[(False, True), (False, True), (True, True)]] * 2
+
+
+def test_both_are_rolled_back_where_one_was_broken(two):
+    """To the same weights, with the noise of each its own."""
+    for found in two:
+        (first, divergences, epochs, noise), (second, others, more, other_noise) = found[7]
+        assert torch.equal(first, second)
+        assert first.isfinite().all()
+        assert (divergences, epochs) == (others, more) == (1, 3)
+        assert not torch.equal(noise, other_noise)
+
+
+def test_processes_that_fall_apart_are_told_of(two):
+    for found in two:
+        (apart, elsewhere), spread, agreed = found[5]
+        assert apart.startswith("other is not the same on process 1 as on process 0")
+        assert elsewhere in ("no compiler here", "process 1: no compiler here")
+        assert spread == [[0.0, 0.0], [0.0, 0.0]]
+        assert agreed == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [parallel_checks.ROWS, 17])
+def test_compiled_steps_of_two_processes_are_those_of_one(rows):
+    losses, parameters, _ = parallel_checks.along(Group(), "eager", 3, rows)
+    for found, own, used in launch(Machines(2), of_all, parallel_checks.along, "compiled", 3, rows):
+        assert used == "compiled"
+        assert found == pytest.approx(losses, rel=1e-9)
+        assert (own - parameters).norm() < 1e-9 * parameters.norm()
+
+
+# --- What cannot be spread ---
+
+TWO = Group(0, 2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pv.elbo.Beta(pv.elbo.TCVAE(pv.elbo.ELBO())),
+        pv.elbo.InfoVAE(pv.elbo.ELBO()),
+        pv.elbo.FreeBits(pv.elbo.ELBO()),
+        RenyiELBO(num_particles=2),
+    ],
+)
+def test_what_couples_the_data_of_a_batch_is_refused(loss):
+    vae = parallel_checks.vae()
+    with pytest.raises(ModelError, match="couples the data of a batch"):
+        refuse_spread(vae, loss, 8, TWO)
+    refuse_spread(vae, loss, 8, Group())
+
+
+def test_estimators_that_couple_are_those_whose_batches_do_not_add_up():
+    """Of every estimator of the library: a batch's bound is the mean of its halves', unless it says otherwise."""
+    vae, x = parallel_checks.vae(), parallel_checks.data(8)
+    for name, make in {**OWN, **OBJECTIVES}.items():
+        if name not in ("VIMCO", "ScoreFunction", "Thermodynamic", "MIWAE", "PIWAE", "CIWAE"):  # which draw otherwise
+            losses = [make()]
+            if name == "FreeBits":  # a floor between the halves' means
+                losses = [pv.elbo.FreeBits(pv.elbo.AnalyticKL(), nats / 50) for nats in range(100)]
+            assert any(_couples(loss, vae, x) for loss in losses) == losses[0].couples_data, name
+
+
+def _couples(loss, vae, x):
+    whole, *halves = (float(loss.loss(vae.model, vae.guide, part, 90)) for part in (x, *x.split(4)))
+    return abs(sum(halves) / 2 / whole - 1) > 1e-9
+
+
+def test_batch_norm_and_batches_of_too_few_rows_are_refused():
+    vae = parallel_checks.vae()
+    vae.encoder.net = torch.nn.Sequential(torch.nn.BatchNorm1d(6), vae.encoder.net)
+    with pytest.raises(ModelError, match=r"guide\.encoder\.net\.0 is a BatchNorm1d, .* take LayerNorm"):
+        refuse_spread(vae, pv.elbo.ELBO(), 8, TWO)
+    refuse_spread(vae.eval(), pv.elbo.ELBO(), 8, TWO)
+    with pytest.raises(SettingsError, match="batch_size is 1 and there are 2 processes"):
+        refuse_spread(parallel_checks.vae(), pv.elbo.ELBO(), 1, TWO)
+
+
+def test_parts_are_as_even_as_they_go():
+    for m in range(1, 20):
+        parts = [Group(rank, 3).part(torch.arange(m)) for rank in range(3)]
+        assert torch.cat(parts).tolist() == list(range(m))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        order = torch.randperm(5 * m)
+        for rank in range(3):
+            own, size = Group(rank, 3).parts(order, m)
+            assert torch.equal(own, torch.cat([Group(rank, 3).part(batch) for batch in order.split(m)]))
+            assert size == len(parts[rank])
+
+
+# --- Starting and stopping ---
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("dies", ProcessError, r"process 1 of 2 was ended by SIGKILL, .* others were stopped; go on from the last"),
+        ("refuses", DataError, "there is no row 3"),
+        pytest.param(
+            "has a bug", ProcessError, "process 1 of 2 ended with exit code 1 .*a bug", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_one_that_goes_wrong_stops_all(how, kind, message, capfd):
+    started = time.monotonic()
+    with pytest.raises(kind, match=message):
+        launch(Machines(2), misbehaving, how)
+    assert time.monotonic() - started < 40, "nobody waits for the dead"
+    assert not [one for one in threading.enumerate() if isinstance(one, threading.Timer) and not one.finished.is_set()]
+    if how != "has a bug":
+        assert "Traceback" not in capfd.readouterr().err
+
+
+def test_processes_know_who_they_are_and_leave_nothing_behind(launched_once):
+    two, before, after = launched_once
+    for rank, found in enumerate(two):
+        assert found[6] == (True, 1, str(rank), "2", True)
+    assert after == before
+
+
+def test_processes_end_with_the_one_that_started_them(monkeypatch, tmp_path):
+    """Even one whose starter went before torch could ask to be told of that; they leave nothing behind."""
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "array.npy").touch()
+    parents, ended = iter([7, 7, 1]), []
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "kill", lambda *args: ended.append(args))
+    _end_with(Starter(7, str(tmp_path / "given"), 1), 0.0)
+    assert not list(tmp_path.iterdir())
+    assert ended == [(os.getpid(), signal.SIGKILL)]
+    assert not list(parents), "it had waited for the other to go"
+
+
+IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
+class Own(SettingsError):
+    """A user's, which is not made of its sentence alone."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} of {where}")
+
+
+def test_what_cannot_be_read_back_is_told_of():
+    told = heard.Heard()
+    told._take(1, 0, pickle.dumps(Own("width", "mine")))
+    assert re.fullmatch("what process 1 gave back cannot be read .*; make it plain", str(told.came[1]))
+    for timer in told._timers:
+        timer.cancel()
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_processes_that_hang_are_ended_after_a_while_and_by_a_second_signal_at_once(signals, monkeypatch):
+    """They look at no signal, as one that waits for another in a collective; a late one is asked too."""
+    monkeypatch.setattr(heard, "ENDING", 0.5 if signals == 1 else 60.0)
+    told = heard.Heard()
+    hang, late = run("-c", IGNORES, cwd=HERE), run("-c", "import time; time.sleep(60)", cwd=HERE)
+    hang.stdout.readline()
+    started = time.monotonic()
+    with told.listening(2) as pipes, heard.handing_on(told):
+        pipes[0].send((0, hang.pid, None))
+        while not told.pids:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pipes[1].send((1, late.pid, None))
+        assert late.wait(10) == -signal.SIGTERM
+        assert hang.poll() is None
+        if signals == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert hang.wait(10) == -signal.SIGKILL
+    assert time.monotonic() - started < 20
+    for process in (hang, late):
+        process.communicate()
+
+
+def test_one_that_is_killed_while_it_tells_keeps_nobody_waiting():
+    told = heard.Heard()
+    with told.listening(2) as pipes:
+        os.write(pipes[0].fileno(), (1000).to_bytes(4, "big") + b"half of it")
+        pipes[1].send((1, os.getpid(), pickle.dumps("whole")))
+    assert told.came == {1: "whole"}
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_each_other_end_by_a_second_signal(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from helpers import parallel_checks\n"
+        "from pyro_vae.train.distributed.launch import Machines, launch\n"
+        "if __name__ == '__main__':\n"
+        "    launch(Machines(2), parallel_checks.misbehaving, 'waits')\n"
+    )
+    hang = run("script.py", cwd=tmp_path)
+    assert hang.stdout.readline() == "waiting\n"
+    for _ in range(2):
+        hang.send_signal(signal.SIGTERM)
+        time.sleep(1)
+    started = time.monotonic()
+    _, err = hang.communicate(timeout=60)
+    assert time.monotonic() - started < 5
+    assert "KeyboardInterrupt: the processes were killed; go on from the last checkpoint" in err
+
+
+@pytest.mark.slow
+def test_a_starter_that_is_killed_leaves_nothing_behind(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "script.py").write_text(
+        "import test_parallel as t, pyro_vae as pv\n"
+        "if __name__ == '__main__':\n"
+        "    pv.fit(t.digits_vae(), t.digits()[0], devices=2, checkpoints='run', **{**t.SETTINGS, 'epochs': 10**6})\n"
+    )
+    process = run("script.py", cwd=tmp_path)
+    while not (tmp_path / "run").exists():
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 40
+    while list((tmp_path / "temporary").glob("pyro-vae*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not list((tmp_path / "temporary").glob("pyro-vae*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"devices": 0}, "devices is 0; it must be a whole number of at least 1"),
+        ({"nodes": 2}, "nodes is 2, and nothing says where they meet"),
+        ({"nodes": 2, "node_rank": 2, "rendezvous": "a:1"}, "node_rank is 2 of 2 nodes"),
+        ({"rendezvous": "here"}, "rendezvous is here; give host:port"),
+    ],
+)
+def test_machines_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        Machines(**settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "gone.npy", "--out", "run"], "gone.npy: no such file"),
+        (["--resume", "gone"], "gone: holds no config.yaml"),
+    ],
+    ids=["data", "run"],
+)
+def test_what_one_machine_lacks_it_says_before_it_meets_the_others(flags, message, tmp_path, monkeypatch, capsys):
+    """They would wait for it. Only settings and data must be there: the first machine reads checkpoints for all."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["pyro_vae.cli.main"], "launch", lambda *_: pytest.fail("processes were begun"))
+    assert main(["fit", *flags, "--nodes", "2", "--node_rank", "1", "--rendezvous", "localhost:29500"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_handed_over_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"optimizer cannot be handed to another process .* functools\.partial"):
+        _sent({"vae": parallel_checks.vae(), "optimizer": lambda p: torch.optim.Adam(p)}, str(tmp_path))
+
+
+def test_large_arrays_go_by_a_file_that_is_mapped(tmp_path):
+    import io
+
+    from pyro_vae.train.distributed.fitting import _Receiver
+
+    np.save(tmp_path / "own.npy", np.arange(12.0))
+    given = {
+        "tensor": torch.randn(600, 600),
+        "half": torch.randn(1000, 1000, dtype=torch.bfloat16).T,
+        "array": np.arange(400_000.0)[::2].reshape(2, -1),
+        "mapped": np.load(tmp_path / "own.npy", mmap_mode="r"),
+        "small": torch.ones(2),
+    }
+    for name, packed in _sent(given, str(tmp_path)).items():
+        assert len(packed) < 1000
+        back, value = _Receiver(io.BytesIO(packed)).load(), given[name]
+        assert isinstance(back, torch.Tensor if isinstance(value, torch.Tensor) else np.ndarray)
+        assert torch.equal(torch.as_tensor(back), torch.as_tensor(np.array(value) if name == "mapped" else value))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_scripts_without_a_guard_are_known(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os\nif __name__ == '__main__':\n    fit()\nfit()\nif os:\n    fit()\n")
+    assert [guarded(str(script), line) for line in (3, 4, 6)] == [True, False, False]
+
+
+def run(*arguments, cwd, **kwargs):
+    """Python, with what a checkout needs to find the library."""
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, **kwargs,
+    )  # fmt: skip
+
+
+def test_a_script_without_a_guard_gets_a_sentence_and_no_processes(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import pyro_vae as pv; from helpers import parallel_checks\n"
+        "print('once')\n"
+        "pv.fit(parallel_checks.vae(), parallel_checks.data(), devices=2, batch_size=8)\n"
+    )
+    out, err = run("script.py", cwd=tmp_path).communicate(timeout=60)
+    assert out == "once\n"
+    assert (
+        "script.py, line 3: processes begin by importing the script that starts them: put what it does under if __name"
+        in err
+    )
+
+
+# --- fit ---
+
+
+def digits():
+    from sklearn.datasets import load_digits
+
+    x = (torch.as_tensor(load_digits().data) > 8).float()
+    return x[:1500], x[1500:]
+
+
+def digits_vae():
+    torch.manual_seed(0)
+    return pv.VAE(
+        prior=pv.priors.StandardNormal(8),
+        decoder=pv.likelihoods.Bernoulli(pv.nn.mlp(8, [64], 64)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(64, [64], 16)),
+    )
+
+
+SETTINGS = {"epochs": 15, "batch_size": 60, "progress": False, "device": "cpu", "engine": "eager"}
+
+
+def test_a_run_of_two_processes_reaches_the_elbo_of_one(tmp_path):
+    """Half the noise is drawn by another; the initial weights are 30 nats away."""
+    x, held_out = digits()
+    elbos, vaes = [], []
+    for devices in (1, 2):
+        vaes.append(digits_vae())
+        came = pv.fit(
+            vaes[-1], x, validation_data=held_out, devices=devices, checkpoints=tmp_path / str(devices), **SETTINGS
+        )
+        elbos.append(pv.train.per_datum_elbo(vaes[-1], held_out, num_particles=20))
+        assert came.vae is vaes[-1]
+        assert came.history.attrs["processes"] == devices
+        assert came.history.sizes["epoch"] == 15
+        assert vaes[-1].trained_on is not None
+    apart = elbos[0] - elbos[1]
+    assert abs(apart.mean()) < max(5 * apart.std() / len(apart) ** 0.5, 0.4)
+    assert elbos[1].mean() > -26.5
+    more = {**SETTINGS, "epochs": 17}
+    came = pv.fit(digits_vae(), x, validation_data=held_out, devices=1, resume=tmp_path / "2", **more)
+    assert came.history.sizes["epoch"] == 17, "another number of processes goes on from there"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path):
+    """SIGTERM to the first process alone: all end after the same step, with a checkpoint."""
+    code = (
+        "import sys, torch, pyro_vae as pv, test_parallel as t\n"
+        "if __name__ == '__main__':\n"
+        "    vae = t.digits_vae()\n"
+        "    kept = {sys.argv[1]: 'run'}\n"
+        "    came = pv.fit(vae, t.digits()[0], devices=2, **{**t.SETTINGS, 'epochs': int(sys.argv[2])}, **kept)\n"
+        "    torch.save(vae.state_dict(), sys.argv[1] + '.pt')\n"
+        "    print(came.interrupted, came.history.sizes['epoch'])\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    stopped = run("script.py", "checkpoints", "30", cwd=tmp_path)
+    folder = tmp_path / "run"
+    deadline = time.monotonic() + 60
+    while not folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.7)
+    stopped.send_signal(signal.SIGTERM)
+    out, err = stopped.communicate(timeout=60)
+    assert out.startswith("True"), (out, err)
+    assert err == ""
+    steps = [int(re.search(r"\d+", path.name)[0]) for path in (folder / "checkpoints").iterdir()]
+    assert 0 < max(steps) < 30 * 25, "it was stopped on its way"
+    out, err = run("script.py", "resume", "30", cwd=tmp_path).communicate(timeout=90)
+    assert out == "False 30\n", err
+    whole = digits_vae()
+    pv.fit(whole, digits()[0], devices=2, **{**SETTINGS, "epochs": 30})
+    resumed = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_buffer_that_drifts_is_told_of():
+    vae = parallel_checks.vae(torch.float32, FallingApart)
+    with pytest.raises(ProcessError, match=r"guide\.encoder\.seen is not the same on process 1"):
+        pv.fit(vae, parallel_checks.data(dtype=torch.float32), devices=2, **{**SETTINGS, "epochs": 1, "batch_size": 8})
+
+
+def test_a_divergence_comes_back_with_the_last_good_weights(monkeypatch):
+    """What a process gives is made and sent as processes do it, in this one."""
+
+    def here(_, function, given, folder):
+        monkeypatch.setattr(sys.modules["pyro_vae.train.fit"], "launched", lambda: True)
+        return pickle.loads(pickle.dumps(function(given)))  # noqa: S301
+
+    monkeypatch.setattr(fitting, "launch", here)
+    vae, x = digits_vae(), digits()[0]
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    with pytest.raises(pv.errors.DivergenceError, match="the weights kept are the initial ones") as told:
+        pv.fit(vae, x[:120], devices=2, optimizer=partial(torch.optim.SGD, lr=1e12), **{**SETTINGS, "epochs": 1})
+    assert told.value.history is not None
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.slow
+def test_weights_that_one_process_alone_has_broken_end_all():
+    """All look for where it came from by the same steps: otherwise each waits for the other."""
+    made, x = parallel_checks.vae(torch.float32), parallel_checks.data(60, torch.float32)
+    with pytest.raises(pv.errors.DivergenceError, match="the weights kept are the initial ones"):
+        pv.fit(made, x, devices=2, callbacks=[parallel_checks.BreaksOne()], **{**SETTINGS, "batch_size": 8})
+
+
+def test_the_command_trains_on_two_processes_and_one_writes(tmp_path, monkeypatch, capfd):
+    np.save(tmp_path / "data.npy", linear_gaussian().sample(300).numpy())
+    flags = ["fit", "--data", "data.npy", "--out", "run", "--epochs", "2", "--hidden", "[4]", "--latent_dim", "2"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*flags, "--devices", "2"]) == 0
+    out, err = capfd.readouterr()
+    assert out.count("Written to run") == 1
+    assert err.count("Training on 2 processes") == 1
+    assert main(["fit", "--resume", "run", "--epochs", "3", "--devices", "2"]) == 0
+    err = capfd.readouterr().err
+    assert "Going on from step 4 of run" in err
+    assert "Traceback" not in err
+    monkeypatch.setattr(
+        sys.modules["pyro_vae.cli.main"], "launch", lambda *_: pytest.fail("processes were started for nothing")
+    )
+    assert main([*flags, "--devices", "2"]) == 2
+    assert capfd.readouterr().err.startswith("pyro-vae: run: already holds")
+
+
+def test_alone_nothing_is_started():
+    with joined(torch.device("cpu")) as group:
+        assert group.alone
+        assert group.agreed("a") == "a"
+        assert group.gathered(3) == [3]
+    assert not torch.distributed.is_initialized()
