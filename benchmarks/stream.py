@@ -79,7 +79,7 @@ def race(path: str, name: str, threads: int, repeats: int, windows: int, drop: b
 
     import pyro_vae as pv
     from benchmarks.contestants import our_elbo, our_vae
-    from pyro_vae.data.rows import Rows
+    from pyro_vae.core.rows import Rows
     from pyro_vae.train.compiled.feed import Feed
     from pyro_vae.train.compiled.steps import RowArguments
 

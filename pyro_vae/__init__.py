@@ -9,7 +9,8 @@ from pyro_vae.compare.elbos import compare_elbos
 from pyro_vae.compare.pair import Pair
 from pyro_vae.compare.recommend import recommend
 from pyro_vae.compare.seeds import over_seeds
-from pyro_vae.core.vae import VAE, Conditional
+from pyro_vae.core.component import Conditional
+from pyro_vae.core.vae import VAE
 from pyro_vae.diagnose import inference_gaps
 from pyro_vae.diagnose.check import check
 from pyro_vae.diagnose.datatree import to_datatree

@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core.vae import VAE, Distribution, evaluating
+from pyro_vae.core.component import Distribution, evaluating
+from pyro_vae.core.vae import VAE
 from pyro_vae.data import as_tensor
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.likelihoods import Normal

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core.vae import Conditional, Distribution, evaluating, join, masked
+from pyro_vae.core.component import Conditional, Distribution, evaluating, join, masked
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import ModelError, SettingsError
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.compatibility import called, drawn, in_a_line
+from pyro_vae.core.component import Conditional, Distribution
 from pyro_vae.core.given_numbers import GivenNumbers
-from pyro_vae.core.vae import Conditional, Distribution
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError

@@ -20,8 +20,9 @@ from pyro_vae.cli.checksums import refuse_changed
 from pyro_vae.cli.messages import plain
 from pyro_vae.cli.run_folder import RunFolder, load_weights
 from pyro_vae.cli.settings import as_yaml, instances, training
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
-from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data, load, load_held_out, split, stream
 from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.data.streams import Streamed

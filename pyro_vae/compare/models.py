@@ -9,10 +9,11 @@ import pandas as pd
 import xarray as xr
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
-from pyro_vae.data.rows import Rows, rows_for, rows_of
+from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model

@@ -11,10 +11,12 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_vae.core.component import evaluating
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Program, replayed, samples
-from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
-from pyro_vae.data.rows import Rows, rows_for, rows_of
+from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.errors import ModelError
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.core.vae import Distribution, distribution, evaluating
+from pyro_vae.core.component import Distribution, distribution, evaluating
 from pyro_vae.errors import ModelError, PyroVAEError
 
 if TYPE_CHECKING:

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from pyro_vae.core.vae import VAE, distribution, masked
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.component import distribution, masked
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 
 
 def log_joint(vae: VAE, rows: Rows, z: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from pyro_vae.core.compatibility import called, drawn
-from pyro_vae.core.vae import VAE, Distribution
+from pyro_vae.core.component import Distribution
+from pyro_vae.core.vae import VAE
 
 
 def latents(vae: VAE, number: int, context: Tensor | None, shape: tuple[int, ...] = ()) -> Tensor:

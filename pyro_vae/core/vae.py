@@ -1,111 +1,19 @@
 """Three modules that return distributions, wired into a Pyro model and guide."""
 
-import contextlib
 import itertools
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.core import compatibility
+from pyro_vae.core.component import distribution, infer, masked, observed
+from pyro_vae.core.param_store import register
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 if TYPE_CHECKING:
     from pyro_vae.data.fingerprint import Trained
-
-Distribution: TypeAlias = TorchDistributionMixin
-
-
-class Conditional(nn.Module, ABC):
-    """A module whose call returns a distribution: ``() → p(z)``, ``z → p(x|z)`` or ``x → q(z|x)``.
-
-    A member implements ``forward``. What it is given has shape ``(*batch, features)``; what it
-    returns is a ``pyro.distributions`` object of batch shape ``(*batch)``.
-
-    Example:
-        >>> import pyro.distributions as dist, torch
-        >>> class Laplace(Conditional):
-        ...     def forward(self):
-        ...         return dist.Laplace(torch.zeros(3), 1.0).to_event(1)
-        >>> Laplace()().event_shape
-        torch.Size([3])
-    """
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep what a part is made of, so that a file can tell it; copies keep it too."""
-        part = super().__new__(cls)
-        vars(part)["_made_of"] = args, kwargs
-        return part
-
-    def _forget(self, given: Any, instead: Any) -> None:
-        """Keep, in the place of an argument that is large, one that the part can as well be made of."""
-        args, kwargs = vars(self)["_made_of"]
-        args = tuple(instead if value is given else value for value in args)
-        kwargs = {name: instead if value is given else value for name, value in kwargs.items()}
-        vars(self)["_made_of"] = args, kwargs
-
-    @abstractmethod
-    def forward(self, *args: Any, **kwargs: Any) -> Distribution:
-        """The distribution, given nothing, z or x."""
-
-    @classmethod
-    def outputs(cls, size: int) -> int:
-        """How many numbers the network must give for an event of ``size`` features."""
-        return size
-
-
-def store_name(module: nn.Module) -> str:
-    """A name for Pyro's parameter store that no other module, copy or later module has."""
-    if module not in _names:
-        _forget_the_dead()
-        _names[module] = name = f"{type(module).__name__.lower()}_{next(_numbers)}"
-        weakref.finalize(module, _dead.append, name).atexit = False
-    return _names[module]
-
-
-_names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
-_numbers = itertools.count()
-_dead: list[str] = []
-
-
-def _forget_the_dead() -> None:
-    """Drop the parameters of collected modules, here and not in a finalizer, which may run anywhere."""
-    store, dead = pyro.get_param_store(), {_dead.pop() for _ in range(len(_dead))}
-    for name in [name for name in store if name.split("$$$")[0] in dead]:
-        with contextlib.suppress(KeyError):  # two modules that shared a parameter: its reverse entry went before
-            del store[name]
-
-
-def register(module: nn.Module) -> None:
-    """Tell Pyro of each trainable parameter of ``module``.
-
-    ``pyro.module`` would hand a second module of the same name the first one's weights, and train
-    those; here the name follows the module's identity and the store always holds its own tensors.
-    """
-    store, prefix = pyro.get_param_store(), store_name(module)
-    for name, parameter in module.named_parameters():
-        # torch.func puts plain tensors in the place of parameters; those are not Pyro's to train.
-        if not (parameter.requires_grad and isinstance(parameter, nn.Parameter)):
-            continue
-        if not parameter.is_contiguous():
-            raise ModelError(f"parameter {name} is not contiguous, so Pyro would train a copy; call .contiguous()")
-        full = f"{prefix}$$${name}"
-        if full in store and (store[full].unconstrained() is not parameter or store.param_name(parameter) is None):
-            store[full] = parameter
-        pyro.param(full, parameter)
-
-
-def distribution(part: nn.Module, role: str, *given: Any) -> Distribution:
-    """What ``part(*given)`` returns, if that is a Pyro distribution."""
-    result = part(*given)
-    if isinstance(result, TorchDistributionMixin):
-        return result
-    kind = f"{type(result).__module__}.{type(result).__qualname__}"
-    raise ModelError(f"the {role} returned {kind}; return an object of pyro.distributions, as pyro.sample needs")
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:
@@ -115,57 +23,6 @@ def data_plate(x: Tensor, size: int | None) -> pyro.plate:
     if size is not None and size < len(x):
         raise SettingsError(f"size is {size} but the batch has {len(x)} rows; size counts all data, so it is no less")
     return pyro.plate("data", len(x) if size is None else size, subsample=x)
-
-
-def join(given: Tensor, context: Tensor | None) -> Tensor:
-    """What a network is fed: ``given`` of shape ``(*batch, features)``, with its context behind it.
-
-    Example:
-        >>> join(torch.zeros(7, 5, 3), torch.ones(5, 2)).shape
-        torch.Size([7, 5, 5])
-    """
-    if context is None:
-        return given
-    return torch.cat([given, context.to(given).expand(*given.shape[:-1], context.shape[-1])], -1)
-
-
-def masked(likelihood: Distribution, mask: Tensor) -> Distribution:
-    """``likelihood`` without the features where ``mask`` is false: they are missing, and integrate to one.
-
-    Raises:
-        ModelError: if the features of the likelihood are not independent.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> d = masked(dist.Normal(torch.zeros(4, 3), 1.0).to_event(1), torch.tensor([True, False, True]))
-        >>> whole = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
-        >>> torch.allclose(d.log_prob(torch.ones(4, 3)), whole.log_prob(torch.ones(4, 2)))
-        True
-    """
-    if not isinstance(likelihood, torch.distributions.Independent):
-        raise ModelError(
-            f"missing values need a likelihood of independent features, this is a {type(likelihood).__name__}"
-        )
-    return likelihood.base_dist.mask(mask).to_event(likelihood.reinterpreted_batch_ndims)
-
-
-def observed(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` with 0 in the place of what is missing, which every likelihood takes and none then scores."""
-    return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
-
-
-def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Distribution:
-    """``q(z|x)``: the encoder sees 0 for what is missing; one with ``takes_mask`` is told what that is.
-
-    Example:
-        >>> import pyro_vae as pv
-        >>> infer(pv.posteriors.DiagNormal(nn.Linear(3, 4)), torch.zeros(5, 3)).batch_shape
-        torch.Size([5])
-    """
-    given: tuple[Tensor | None, ...] = () if context is None else (context,)
-    if mask is not None and getattr(encoder, "takes_mask", False):
-        given = (context, mask)
-    return distribution(encoder, "encoder", observed(x, mask), *given)
 
 
 class Generative(nn.Module):
@@ -216,25 +73,6 @@ class Inference(nn.Module):
         register(self)
         with data_plate(x, size):
             return pyro.sample("z", infer(self.encoder, x, context, mask))
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """``module`` in evaluation mode inside, so that looking at it neither drops out nor moves running means.
-
-    Example:
-        >>> layer = nn.Dropout(0.9)
-        >>> with evaluating(layer):
-        ...     layer(torch.ones(3))
-        tensor([1., 1., 1.])
-    """
-    were_training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in were_training:
-            part.training = True
 
 
 class VAE(nn.Module):
@@ -337,6 +175,4 @@ class VAE(nn.Module):
         Raises:
             ModelError: naming both sides that do not fit.
         """
-        from pyro_vae.core.compatibility import check
-
-        check(self, x, context)
+        compatibility.check(self, x, context)

@@ -3,8 +3,9 @@
 import torch
 
 from pyro_vae.core.device import make_generator
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.readers import load, load_held_out
-from pyro_vae.data.rows import Data, Rows, as_tensor, mask_nan, rows_for, rows_of
+from pyro_vae.data.rows import Data, as_tensor, mask_nan, rows_for, rows_of
 from pyro_vae.data.streams import stream
 from pyro_vae.errors import DataError, SettingsError
 

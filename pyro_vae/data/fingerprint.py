@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:

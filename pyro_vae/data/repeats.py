@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.fingerprint import as_table, row_hashes
-from pyro_vae.data.rows import Rows
 from pyro_vae.errors import DuplicateRowsWarning
 
 BEYOND_CHANCE = 3.0

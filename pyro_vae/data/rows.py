@@ -1,7 +1,7 @@
 """Data in memory: checked, with their context and what of them is missing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DataError
 from pyro_vae.likelihoods import Likelihood
 
@@ -120,52 +121,6 @@ def reason(error: Exception, limit: int = 200) -> str:
     """What a reader complains of, in one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[:limit] + "…"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Data as model and guide take them.
-
-    Args:
-        x: shape ``(datum, *features)``, 0 where missing.
-        context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
-        mask: true where a feature was observed, the shape of ``x``.
-
-    Example:
-        >>> len(Rows(torch.zeros(3, 2)).arguments(30)), len(Rows(torch.zeros(3, 2), torch.zeros(3, 1)).arguments())
-        (2, 3)
-    """
-
-    x: Tensor
-    context: Tensor | None = None
-    mask: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def arguments(self, size: int | None = None) -> tuple[Any, ...]:
-        """``(x, size, context, mask)``, the arguments of model and guide, as far as there are any.
-
-        They go by position: Pyro's handlers have an argument of their own that is called ``context``.
-        """
-        every = (self.x, size, self.context, self.mask)
-        last = max(i for i, value in enumerate(every) if i < 2 or value is not None)
-        return every[: last + 1]
-
-    def take(self, index: Any) -> "Rows":
-        """Some of the rows."""
-        context, mask = (None if value is None else value[index] for value in (self.context, self.mask))
-        return Rows(self.x[index], context, mask)
-
-    def split(self, size: int) -> Iterator["Rows"]:
-        """The rows in parts of at most ``size``."""
-        return (self.take(slice(start, start + size)) for start in range(0, len(self), size))
-
-    def like(self, vae: "VAE") -> "Rows":
-        """On the device and in the precision of a VAE."""
-        x = vae.like(self.x)
-        context = None if self.context is None else vae.like(self.context)
-        return Rows(x, context, None if self.mask is None else self.mask.to(x.device))
 
 
 def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.device import make_generator
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.fingerprint import row_hashes
-from pyro_vae.data.rows import Data, Rows, rows_for
+from pyro_vae.data.rows import Data, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods import Likelihood
 

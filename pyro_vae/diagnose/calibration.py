@@ -8,12 +8,14 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.component import evaluating, infer, masked, observed
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.generate import latents, likelihood
-from pyro_vae.core.vae import VAE, evaluating, infer, masked, observed
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
-from pyro_vae.data.rows import Rows, as_tensor
+from pyro_vae.data.rows import as_tensor
 from pyro_vae.diagnose import _ecdf
 from pyro_vae.errors import DataError
 

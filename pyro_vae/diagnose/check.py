@@ -12,12 +12,14 @@ from rich.console import Console
 
 from pyro_vae import diagnose
 from pyro_vae.__about__ import versions
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
-from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.fingerprint import row_hashes, trained_on
 from pyro_vae.data.repeats import warn_of_too_small_errors
-from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.data.rows import rows_for
 from pyro_vae.diagnose import Finding
 from pyro_vae.diagnose.datatree import to_datatree
 from pyro_vae.elbo import log_weights

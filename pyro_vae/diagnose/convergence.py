@@ -10,11 +10,13 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.component import evaluating, infer
 from pyro_vae.core.device import make_generator, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
-from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import DataError, SettingsError
 

@@ -11,11 +11,13 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
+from pyro_vae.core.component import Distribution, evaluating, infer, masked
 from pyro_vae.core.device import refuse_seed, seeded
-from pyro_vae.core.vae import VAE, Distribution, evaluating, infer, masked
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
-from pyro_vae.data.rows import Data, Rows, rows_for
+from pyro_vae.data.rows import Data, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed

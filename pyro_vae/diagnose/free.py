@@ -8,9 +8,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.core.component import Distribution, infer, join
 from pyro_vae.core.density import log_joint
-from pyro_vae.core.vae import VAE, Distribution, infer, join
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
 from pyro_vae.posteriors import DiagNormal, FullNormal, Posterior
 

@@ -13,12 +13,14 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.progress import counting
-from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
-from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.data.rows import rows_for
 from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.evidence.psis import BAD as KHAT

@@ -9,9 +9,10 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo import log_weights

@@ -12,10 +12,11 @@ from torch.distributions import Independent, LowRankMultivariateNormal, MixtureS
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.compatibility import called
+from pyro_vae.core.component import evaluating, infer
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.generate import given
-from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
 from pyro_vae.data.rows import rows_for

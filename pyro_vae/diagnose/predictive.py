@@ -11,12 +11,14 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.component import Distribution, evaluating, infer, masked, observed
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.generate import latents, likelihood
-from pyro_vae.core.vae import VAE, Distribution, evaluating, infer, masked, observed
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
-from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import SettingsError
 
 Statistic: TypeAlias = Callable[[Tensor], Tensor]

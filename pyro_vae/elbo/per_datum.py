@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.component import evaluating
+from pyro_vae.core.vae import VAE
 from pyro_vae.data.rows import rows_of
 from pyro_vae.elbo import log_weights
 

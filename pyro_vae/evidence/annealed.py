@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.compatibility import support_of
-from pyro_vae.core.vae import VAE, Distribution, distribution, infer, masked
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.component import Distribution, distribution, infer, masked
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.weights import Found, Plan, measured
 

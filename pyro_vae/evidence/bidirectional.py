@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from pyro_vae.core.component import observed
 from pyro_vae.core.generate import latents, likelihood
-from pyro_vae.core.vae import VAE, observed
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.evidence.annealed import Path, State, Tuning, along, moved, places, still, tuned
 from pyro_vae.evidence.weights import Found, Plan, log_mean, tail_shape
 

@@ -7,12 +7,14 @@ import torch
 import xarray as xr
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.progress import ticking
-from pyro_vae.core.vae import VAE, evaluating
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
-from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.annealed import PILOT, annealed, annealed_from_prior
 from pyro_vae.evidence.bidirectional import APART, bidirectional

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import xarray as xr
 
+from pyro_vae.core.component import evaluating, infer
 from pyro_vae.core.device import seeded
-from pyro_vae.core.vae import VAE, evaluating, infer
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
 from pyro_vae.elbo.kl import base
 from pyro_vae.likelihoods._distributions import Side
 

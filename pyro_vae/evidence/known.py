@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.data.rows import Rows
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
 

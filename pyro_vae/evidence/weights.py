@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.progress import Ticks
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.data.rows import Rows
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.core.vae import Conditional, Distribution, join
+from pyro_vae.core.component import Conditional, Distribution, join
 from pyro_vae.errors import DataError, ModelError
 
 

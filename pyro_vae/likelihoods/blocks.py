@@ -6,7 +6,7 @@ from typing import Any
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.core.vae import Distribution
+from pyro_vae.core.component import Distribution
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods._distributions import Side

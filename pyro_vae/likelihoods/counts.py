@@ -4,7 +4,7 @@ import pyro.distributions as dist
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.core.vae import Distribution
+from pyro_vae.core.component import Distribution
 from pyro_vae.core.validation import whole
 from pyro_vae.likelihoods._distributions import NegativeBinomial as _NegativeBinomial
 from pyro_vae.likelihoods.base import Likelihood

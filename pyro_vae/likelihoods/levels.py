@@ -5,7 +5,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.core.vae import Distribution
+from pyro_vae.core.component import Distribution
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods._distributions import ContinuousBernoulli as _ContinuousBernoulli

@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.core.component import Distribution
 from pyro_vae.core.given_numbers import GivenNumbers
-from pyro_vae.core.vae import Distribution
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods.base import Likelihood

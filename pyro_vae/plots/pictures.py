@@ -8,8 +8,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_vae.core.component import evaluating, infer
 from pyro_vae.core.device import seeded
-from pyro_vae.core.vae import VAE, evaluating, infer
+from pyro_vae.core.vae import VAE
 from pyro_vae.data.rows import as_tensor, rows_of
 from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits

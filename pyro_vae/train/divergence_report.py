@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import lazy_property
 
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, differentiable, samples, traces
-from pyro_vae.data.rows import Rows
 
 if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE

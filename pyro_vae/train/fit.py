@@ -17,12 +17,13 @@ from torch import Tensor
 
 from pyro_vae.core.device import describe_device, seeded
 from pyro_vae.core.progress import display
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.fingerprint import Trained, data_hash
 from pyro_vae.data.repeats import warn_of_too_small_errors
-from pyro_vae.data.rows import Rows, rows_for
+from pyro_vae.data.rows import rows_for
 from pyro_vae.data.sources import Source, hashes_of, source_of
 from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.per_datum import per_datum_elbo as per_datum_elbo

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DivergenceError
 from pyro_vae.train.divergence_report import NOT_AGAIN, broken_weights, origin
 

@@ -12,8 +12,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.compare.swap import rank
+from pyro_vae.core.component import masked
 from pyro_vae.core.device import derive_seed, seeded
-from pyro_vae.core.vae import masked
 from pyro_vae.data import Data
 from pyro_vae.train import per_datum_elbo
 

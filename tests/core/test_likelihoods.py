@@ -15,7 +15,7 @@ from scipy import stats
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.core.vae import masked
+from pyro_vae.core.component import masked
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.likelihoods import _distributions
 

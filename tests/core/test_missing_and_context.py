@@ -192,7 +192,7 @@ def test_refinement_leaves_out_what_is_missing():
         torch.nn.init.zeros_(net.bias)
         vae = model.as_vae()
         vae.encoder = pv.posteriors.Refined(net, steps=20)
-        found.append(pv.core.vae.infer(vae.encoder, data, None, mask).mean)
+        found.append(pv.core.component.infer(vae.encoder, data, None, mask).mean)
     assert (found[0] - found[1]).abs().max() < 1e-12
     assert (found[0] - found[2]).abs().max() > 1e-2, "power: zeros in the place of the missing are seen"
     tree = pv.to_datatree(vae, Data(x, mask=MASK.expand(3, 5)), draws=4000)

@@ -26,8 +26,8 @@ from pyarrow import parquet
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyro_vae as pv
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.fingerprint import data_hash
-from pyro_vae.data.rows import Rows
 from pyro_vae.data.sources import InMemory, Source, hashes_of, source_of
 from pyro_vae.data.streams.layout import BLOCKS, Layout, window_rows
 from pyro_vae.data.streams.tabled import Tabled

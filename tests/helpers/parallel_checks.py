@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.errors import CompileError, DataError, ProcessError
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.steps import Steps

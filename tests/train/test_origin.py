@@ -6,7 +6,7 @@ import torch
 from helpers.members import FEATURES, LATENTS
 
 import pyro_vae as pv
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.train.divergence_report import broken_weights, origin
 
 N, SIZE, ROW = 16, 200, 11

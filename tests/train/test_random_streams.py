@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import pyro_vae as pv
 from pyro_vae.core.device import derive_seed, make_generator, seeded
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.sources import InMemory, permutation
 from pyro_vae.train import run as train_run
 from pyro_vae.train.callbacks import RollBack

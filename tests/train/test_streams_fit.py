@@ -12,7 +12,7 @@ from helpers.checks import linear_gaussian, small_vae
 from test_streams import KINDS, narrow, npy, ours
 
 import pyro_vae as pv
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.sources import InMemory, source_of
 from pyro_vae.train.compiled.feed import Feed
 from pyro_vae.train.compiled.steps import RowArguments

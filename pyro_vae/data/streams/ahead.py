@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 
 PATIENCE = 2.0
 """So many seconds the thread is given to end; one that waits for somebody's iterable ends when that gives something."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.device import derive_seed
-from pyro_vae.data.rows import Rows, refuse_non_finite
+from pyro_vae.core.rows import Rows
+from pyro_vae.data.rows import refuse_non_finite
 from pyro_vae.data.sources import Window, permutation
 from pyro_vae.data.streams.ahead import Fill, ahead
 from pyro_vae.data.streams.layout import window_rows

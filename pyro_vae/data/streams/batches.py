@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from pyro_vae.core.device import make_generator
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.sources import spaced
 from pyro_vae.data.streams.ahead import Fill
 from pyro_vae.data.streams.base import Streamed, moved

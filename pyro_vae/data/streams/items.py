@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.streams.parts import own_noise, parts_of
 from pyro_vae.data.streams.tables import Table, put
 from pyro_vae.errors import DataError

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.readers import arrow_numbers
-from pyro_vae.data.rows import Rows, reason
+from pyro_vae.data.rows import reason
 from pyro_vae.data.streams.tables import Table, changed, put, stamp_of
 from pyro_vae.errors import DataError
 

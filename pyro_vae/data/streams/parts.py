@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.rows import Data, Rows, reason
+from pyro_vae.core.rows import Rows
+from pyro_vae.data.rows import Data, reason
 from pyro_vae.errors import DataError
 
 TENSORS = (Tensor, np.ndarray)

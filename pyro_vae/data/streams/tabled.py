@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyro_vae.data.rows import Rows
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.sources import spaced
 from pyro_vae.data.streams.ahead import Fill
 from pyro_vae.data.streams.base import Streamed, moved

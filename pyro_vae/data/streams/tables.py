@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.readers import whole_numpy
-from pyro_vae.data.rows import Rows, reason
+from pyro_vae.data.rows import reason
 from pyro_vae.errors import DataError
 
 

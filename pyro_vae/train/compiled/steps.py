@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 from pyro.infer import SVI
 from torch import Tensor
 
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.vae import VAE
-from pyro_vae.data.rows import Rows
 from pyro_vae.errors import CompileError, ModelError, SettingsError
 from pyro_vae.train.compiled.feed import Feed
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
