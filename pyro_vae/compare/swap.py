@@ -1,11 +1,10 @@
 """Swap parts and see what it changes: a grid of VAEs trained alike, compared on held-out data."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +14,10 @@ from pyro_vae.data.fingerprint import refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import SettingsError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 from pyro_vae.evidence import log_evidence
 from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
 
@@ -193,7 +196,7 @@ def _distinct(ranked: xr.Dataset) -> str:
     return f" in {distinct} distinct rows" if distinct < ranked.attrs["data"] else ""
 
 
-def ranking_figure(ranked: xr.Dataset) -> Figure:
+def ranking_figure(ranked: xr.Dataset) -> "Figure":
     """How far each VAE lies behind the best, with two standard errors of the paired difference.
 
     Args:
@@ -205,6 +208,8 @@ def ranking_figure(ranked: xr.Dataset) -> Figure:
         >>> _ = ranking_figure(rank({"a": linear.as_vae()}, linear.sample(5)))
     """
     count = ranked.sizes["model"]
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 1.6 + 0.42 * count), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#777777", lw=1)
