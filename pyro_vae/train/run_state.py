@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyro_vae.elbo.nested import counters
 from pyro_vae.train.checkpoint.optimizer_state import (
     Tree,
     as_tree,
@@ -15,7 +16,6 @@ from pyro_vae.train.checkpoint.optimizer_state import (
     set_random_state,
     unsaved,
 )
-from pyro_vae.train.compiled.watch import counters
 
 if TYPE_CHECKING:
     from pyro_vae.train.run import Run

@@ -5,9 +5,9 @@ import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from pyro_vae.elbo.nested import losses_in
 from pyro_vae.errors import CompileError
 
 Namespace = dict[str, Any]
@@ -96,16 +96,3 @@ def _named_by(function: Any) -> list[tuple[str, Namespace, Namespace]]:
     space = function.__globals__
     names = [name for name in function.__code__.co_names if isinstance(space.get(name), PLAIN)]
     return [(function.__name__, space, {name: space[name] for name in names if name in space})]
-
-
-def losses_in(root: Any) -> Iterator[Any]:
-    """An estimator and those that it wraps as ``elbo``, outermost first."""
-    while isinstance(root, ELBO):
-        yield root
-        root = getattr(root, "elbo", None)
-
-
-def counters(loss: Any) -> list[Tensor]:
-    """The counts of steps, ``loss.step``, of estimators that change while they train."""
-    found = (getattr(owner, "step", None) for owner in losses_in(loss))
-    return list({id(step): step for step in found if isinstance(step, Tensor)}.values())

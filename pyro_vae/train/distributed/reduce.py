@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.core.vae import VAE
 from pyro_vae.elbo import Estimator
+from pyro_vae.elbo.nested import losses_in
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.train.compiled.watch import losses_in
 from pyro_vae.train.distributed.group import Group, told_if_lost
 
 EXTRA = 4
