@@ -6,6 +6,7 @@ from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, poste
 from pyro_vae.__about__ import __version__
 from pyro_vae.compare import swap
 from pyro_vae.compare.elbos import compare_elbos
+from pyro_vae.compare.models import compare_models
 from pyro_vae.compare.pair import Pair
 from pyro_vae.compare.recommend import recommend
 from pyro_vae.compare.seeds import over_seeds
@@ -15,7 +16,7 @@ from pyro_vae.diagnose import inference_gaps
 from pyro_vae.diagnose.check import check
 from pyro_vae.diagnose.datatree import to_datatree
 from pyro_vae.diagnose.describe import describe
-from pyro_vae.evidence import compare_models, log_evidence
+from pyro_vae.evidence import log_evidence
 from pyro_vae.train import callbacks
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.save_load import load, save

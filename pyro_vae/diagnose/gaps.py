@@ -23,6 +23,7 @@ from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
 from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.evidence import known_evidence
 from pyro_vae.evidence.psis import BAD as KHAT
 from pyro_vae.evidence.psis import psis
 from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
@@ -189,8 +190,6 @@ class _Known:
 def _given(log_evidence: Any, rows: Rows) -> _Known | None:
     if log_evidence is None:
         return None
-    from pyro_vae.evidence import known_evidence  # which looks at diagnostics itself
-
     known_evidence(None, rows, log_evidence)  # refuses what is not one finite number per datum
     labelled = isinstance(log_evidence, xr.Dataset)
     value = torch.as_tensor(np.asarray(log_evidence["log_evidence"] if labelled else log_evidence, dtype=float))

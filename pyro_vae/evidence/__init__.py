@@ -1,18 +1,15 @@
 """log p(x) of data that were not trained on, and models compared by it."""
 
-from pyro_vae.compare.models import compare_models
 from pyro_vae.evidence.cross_check import cross_check
 from pyro_vae.evidence.estimate import log_evidence, refuse_particles
 from pyro_vae.evidence.interval import interval
-from pyro_vae.evidence.judge import judge_evidence, judge_models
+from pyro_vae.evidence.judge import judge_evidence
 from pyro_vae.evidence.known import known_evidence
 
 __all__ = [
-    "compare_models",
     "cross_check",
     "interval",
     "judge_evidence",
-    "judge_models",
     "known_evidence",
     "log_evidence",
     "refuse_particles",

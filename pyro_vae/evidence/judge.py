@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pyro_vae.compare.models import TIED
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.evidence.psis import BAD as BAD_KHAT
 from pyro_vae.evidence.psis import GOOD as GOOD_KHAT
@@ -138,51 +137,6 @@ def _agreement(found: xr.Dataset) -> _Part:
         return _Part("fine", f"{second}, which agrees")
     why = "too imprecise to check anything" if ERRORS * error > PRECISE else "too low to check anything"
     return _Part("doubtful", f"{second}, {why}", SLOWER)
-
-
-def judge_models(table: pd.DataFrame) -> Finding:
-    """Judge whether the best model of a comparison is told apart from the others.
-
-    Args:
-        table: from :func:`pyro_vae.compare_models`.
-
-    Returns:
-        ``fine`` where the best is told apart from all others. ``doubtful`` where it is tied with one, where
-        k̂ or the bias of an estimate says that a difference may come from the guides and not from the models, or
-        where it is not known which features are densities. ``bad`` where a feature is a density under one model and a
-        probability under another, or one generative model with two guides is told apart from itself.
-
-    Example:
-        >>> import torch, pyro_vae as pv
-        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
-        >>> table = pv.compare_models({"a": linear.as_vae(), "b": linear.as_vae()}, linear.sample(20))
-        >>> judge_models(table).level
-        'doubtful'
-    """
-    best, others, about = str(table.index[0]), table.iloc[1:], "model comparison"
-    if table.attrs["unlike"]:
-        remedy = "compare models that take each feature for the same kind, as by dequantising counts for a density"
-        return Finding(about, "bad", table.attrs["unlike"], remedy)
-    tied = [str(name) for name in others.index[others.elpd_diff.abs() <= TIED * others.dse]]
-    told = "; ".join(f"{name} {row.elpd_diff:+.4g} ± {row.dse:.2g}" for name, row in others.iterrows())
-    why = f"{best} has the most evidence of {_data(table)}, in nats beside it: {told}"
-    if tied:
-        why += f" (within {TIED:g} standard errors, so not told apart: {', '.join(tied)})"
-    if table.attrs["same_model"]:
-        why += f"; {table.attrs['same_model']}"
-    if table.warning.any():
-        level: Level = "bad" if table.attrs["same_model_apart"] else "doubtful"
-        warned = [
-            f"{name} ({row.diag_elpd}; mc_bias {row.mc_bias:.2g})" for name, row in table[table.warning].iterrows()
-        ]
-        why += f"; the difference may come from the guides, not from the models: {', '.join(warned)}"
-        return Finding(about, level, why, 'estimate by method="ais" or with more particles, or take a richer posterior')
-    if table.attrs["not_known"]:
-        why += f"; which features are densities is not known of {table.attrs['not_known']}"
-        return Finding(about, "doubtful", why, "estimate its evidence again by log_evidence")
-    if tied:
-        return Finding(about, "doubtful", why, "hold out more data, or take the simpler model")
-    return Finding(about, "fine", why)
 
 
 def _data(table: pd.DataFrame) -> str:

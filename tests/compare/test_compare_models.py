@@ -12,13 +12,12 @@ from helpers.checks import linear_gaussian, small_vae, z_score
 import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.cli.run_folder import RunFolder, load_weights
-from pyro_vae.compare.models import stacking_weights
+from pyro_vae.compare.models import judge_models, stacking_weights
 from pyro_vae.compare.swap import rank, ranking_table
 from pyro_vae.data import Data, Rows
 from pyro_vae.data.fingerprint import Trained, data_hash, refuse_trained_on, row_hashes, trained_on
 from pyro_vae.data.repeats import clustered_error, distinct_rows, warn_of_duplicates
 from pyro_vae.errors import DataError, DuplicateRowsWarning, ModelError, SettingsError
-from pyro_vae.evidence import judge_models
 from pyro_vae.evidence.generative import generative_hash
 from pyro_vae.exact import LinearGaussian
 
