@@ -11,12 +11,14 @@ from pyro_vae.cli.checksums import listed, refuse_changed
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.cli.run_folder import RunFolder, first_free
 from pyro_vae.core.validation import above_zero, whole
-from pyro_vae.diagnose.check import as_html, check, is_history
+from pyro_vae.diagnose.check import check, is_history
 from pyro_vae.errors import DataError
 
 
 def run_check(settings: Namespace) -> int:
     """Check the VAE of a run folder, and write the results and the report."""
+    from pyro_vae.plots.html_report import as_html
+
     whole("rows", settings.rows, 2)
     above_zero("budget", settings.budget)
     _, vae, held_out = trained_run(settings.run, settings.data)

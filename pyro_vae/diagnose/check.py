@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import xarray as xr
@@ -25,11 +25,6 @@ from pyro_vae.diagnose.datatree import to_datatree
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.evidence import cross_check, judge_evidence, log_evidence
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from pyro_vae.plots.html_report import Section
 
 PILOT = 32
 """Particles of the trial that says what an evaluation costs."""
@@ -305,67 +300,3 @@ def conclusion(tree: xr.DataTree) -> str:
     if about.get("trained_on"):
         text += f" They were trained on ({about['trained_on']}): new data may fare worse."
     return f"{text} Left out: {about['left_out']}." if about["left_out"] else text
-
-
-def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | None = None) -> str:
-    """The report of a check: one HTML file with the findings, the figures and how it was made.
-
-    Args:
-        tree: from :func:`check`.
-        title: of the report.
-        image_shape: ``(height, width)`` where a row is an image.
-
-    Returns:
-        The text of the file, which has no script and needs no network.
-
-    Example:
-        >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
-        >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
-        >>> as_html(tree, "Mine")[:15]
-        '<!doctype html>'
-    """
-    from pyro_vae.plots.html_report import report
-
-    about = {
-        str(name): value for name, value in tree["findings"].attrs.items() if name not in ("left_out", "trained_on")
-    }
-    return report(title, conclusion(tree), _sections(tree, image_shape), about)
-
-
-def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> "list[Section]":
-    from pyro_vae.plots.html_report import Section
-
-    groups = tree["findings"].group.values.tolist()
-    return [
-        Section(ABOUT[name], finding, _figures(name, tree[name].to_dataset(), tree, image_shape))
-        for name, finding in zip(groups, findings(tree), strict=True)
-        if name in tree.children
-    ]
-
-
-def _figures(
-    name: str, found: xr.Dataset, tree: xr.DataTree, image_shape: tuple[int, int] | None
-) -> "dict[str, Figure]":
-    """What is drawn of a diagnostic, by caption."""
-    from pyro_vae import plots
-
-    if name == "khat":
-        x = tree["observed_data"].x.values
-        drawn = plots.khat(found, x=x, image_shape=image_shape) if image_shape else plots.khat(found)
-        return {"Pareto k̂ and effective sample size of each datum; the worst are named.": drawn}
-    if name == "sbc":
-        return {
-            "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc(found),
-            "How often the central intervals of q hold the truth.": plots.coverage(found),
-        }
-    if name in ("predictive_check", "prior_check"):
-        return {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check(found)}
-    if name == "evidence":
-        return {}
-    captions = {
-        "collapse": "The KL of each latent, and the parts of the mean KL.",
-        "converged": "The ELBO along the training, and its trend at the end.",
-        "gaps": "What the ELBO loses to log p(x), datum by datum.",
-        "nuts": "Marginals of q and of NUTS.",
-    }
-    return {captions[name]: getattr(plots, name)(found)}

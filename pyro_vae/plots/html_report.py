@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import xarray as xr
 from matplotlib.figure import Figure
 
 from pyro_vae.core.finding import Finding
+from pyro_vae.diagnose.check import ABOUT, conclusion, findings
 
 SIGNS = {"fine": "✓ fine", "doubtful": "? doubtful", "bad": "✗ bad"}
 
@@ -99,3 +101,63 @@ def _png(figure: Figure) -> str:
 def _about(about: Mapping[str, object]) -> str:
     rows = "\n".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in about.items())
     return f'<table class="about">\n{rows}\n</table>'
+
+
+def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | None = None) -> str:
+    """The report of a check: one HTML file with the findings, the figures and how it was made.
+
+    Args:
+        tree: from :func:`check`.
+        title: of the report.
+        image_shape: ``(height, width)`` where a row is an image.
+
+    Returns:
+        The text of the file, which has no script and needs no network.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> tree = pv.check(linear.as_vae(), linear.sample(9), gold=0, draws=4, budget=1e-9)
+        Verdict: ...
+        >>> as_html(tree, "Mine")[:15]
+        '<!doctype html>'
+    """
+    about = {
+        str(name): value for name, value in tree["findings"].attrs.items() if name not in ("left_out", "trained_on")
+    }
+    return report(title, conclusion(tree), _sections(tree, image_shape), about)
+
+
+def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> list[Section]:
+    groups = tree["findings"].group.values.tolist()
+    return [
+        Section(ABOUT[name], finding, _figures(name, tree[name].to_dataset(), tree, image_shape))
+        for name, finding in zip(groups, findings(tree), strict=True)
+        if name in tree.children
+    ]
+
+
+def _figures(name: str, found: xr.Dataset, tree: xr.DataTree, image_shape: tuple[int, int] | None) -> dict[str, Figure]:
+    """What is drawn of a diagnostic, by caption."""
+    from pyro_vae import plots
+
+    if name == "khat":
+        x = tree["observed_data"].x.values
+        drawn = plots.khat(found, x=x, image_shape=image_shape) if image_shape else plots.khat(found)
+        return {"Pareto k̂ and effective sample size of each datum; the worst are named.": drawn}
+    if name == "sbc":
+        return {
+            "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc(found),
+            "How often the central intervals of q hold the truth.": plots.coverage(found),
+        }
+    if name in ("predictive_check", "prior_check"):
+        return {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check(found)}
+    if name == "evidence":
+        return {}
+    captions = {
+        "collapse": "The KL of each latent, and the parts of the mean KL.",
+        "converged": "The ELBO along the training, and its trend at the end.",
+        "gaps": "What the ELBO loses to log p(x), datum by datum.",
+        "nuts": "Marginals of q and of NUTS.",
+    }
+    return {captions[name]: getattr(plots, name)(found)}

@@ -18,7 +18,8 @@ from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.data import Rows
 from pyro_vae.data.fingerprint import Trained, row_hashes
 from pyro_vae.diagnose import check as diagnose_check
-from pyro_vae.diagnose.check import Checked, _as_dataset, as_html, conclusion, findings
+from pyro_vae.diagnose.check import Checked, _as_dataset, conclusion, findings
+from pyro_vae.plots.html_report import as_html
 
 SETTINGS = {"gold": 0, "draws": 60, "budget": 300}
 
