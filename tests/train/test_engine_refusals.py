@@ -13,7 +13,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.errors import CompileError, ModelError
-from pyro_vae.train.compiled import graph, optimizers, replay
+from pyro_vae.train.compiled import graph, graph_cache, optimizers, replay
 
 
 def looks_at_a_value(x):
@@ -99,7 +99,7 @@ def test_arguments_that_are_new_at_every_step_are_refused(monkeypatch):
         for size in range(ROWS, ROWS + 30):
             svi.step(X, size)
 
-    monkeypatch.setattr(replay, "MOST_GRAPHS", 3)
+    monkeypatch.setattr(graph_cache, "MOST_GRAPHS", 3)
     with pytest.raises(CompileError, match="hand over what changes as a tensor"):
         steps_of_growing_size()
 

@@ -95,3 +95,10 @@ class _Streamed(Feed):
             tensor.record_stream(torch.cuda.current_stream(self.device))
             place.copy_(tensor)
         return index, places
+
+
+def feed_of(tensors: Sequence[Tensor], device: torch.device) -> Feed:
+    """The data on a device, or streamed to it where they are too many."""
+    if device.type != "cuda":
+        return Feed(tensors, device)
+    return Feed(tensors, device) if fits(tensors, device) else streamed(tensors, device)

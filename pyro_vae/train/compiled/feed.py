@@ -106,15 +106,6 @@ class Feed:
         return rows, self.tensors
 
 
-def feed_of(tensors: Sequence[Tensor], device: torch.device) -> Feed:
-    """The data on a device, or streamed to it where they are too many."""
-    if device.type != "cuda":
-        return Feed(tensors, device)
-    from pyro_vae.train.compiled.cuda import fits, streamed
-
-    return Feed(tensors, device) if fits(tensors, device) else streamed(tensors, device)
-
-
 def refuse_run(tensors: Sequence[Tensor], steps: int, batch_size: int) -> None:
     """Refuse data of several lengths, and numbers out of their range."""
     lengths = {len(tensor) for tensor in tensors}

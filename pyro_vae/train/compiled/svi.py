@@ -17,10 +17,11 @@ from pyro_vae.core.traces import Loss, Program, differentiable, loss_name
 from pyro_vae.elbo.nested import counters
 from pyro_vae.errors import CompileError, ModelError, SettingsError
 from pyro_vae.train.compiled.backends import Backend
-from pyro_vae.train.compiled.feed import Arguments, Feed, Gathered, Given, Rowwise, feed_of, refuse_run
+from pyro_vae.train.compiled.cuda import feed_of
+from pyro_vae.train.compiled.feed import Arguments, Feed, Gathered, Given, Rowwise, refuse_run
+from pyro_vae.train.compiled.graph_cache import Replays
 from pyro_vae.train.compiled.optimizers import Maker, Updates, WholeOptimizer, refuse_clip_norm, refuse_optimizer
 from pyro_vae.train.compiled.precision import computing_in, refuse_precision
-from pyro_vae.train.compiled.replay import Replays
 from pyro_vae.train.compiled.watch import Watch
 from pyro_vae.train.distributed.reduce import Together
 
