@@ -181,7 +181,7 @@ def fit(
     """
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
     if whole("devices", devices, 1) > 1 and not launched():
-        return fit_on(Machines(devices), vae, data, settings)
+        return fit_on(Machines(devices), fit, vae, data, settings)
     with joined(own_device(device)) as group:
         return _fit(vae, data, group=group, **settings)
 

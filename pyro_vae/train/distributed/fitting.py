@@ -5,6 +5,8 @@ import io
 import pickle
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from mmap import mmap
 from pathlib import Path
@@ -26,11 +28,12 @@ LARGE = 2**20
 """Arrays of at least so many bytes go by a file that all processes map, where each would have a copy of its own."""
 
 
-def fit_on(machines: Machines, vae: "VAE", data: Any, settings: dict[str, Any]) -> "Fit":
-    """:func:`pyro_vae.fit` on several processes of this machine.
+def fit_on(machines: Machines, fit: "Callable[..., Fit]", vae: "VAE", data: Any, settings: dict[str, Any]) -> "Fit":
+    """Run :func:`pyro_vae.fit` on several processes of this machine.
 
     Args:
         machines: how many.
+        fit: the function that each of them calls.
         vae: gets the weights that they come to.
         data: as ``fit`` takes it.
         settings: the other arguments of ``fit``.
@@ -40,7 +43,7 @@ def fit_on(machines: Machines, vae: "VAE", data: Any, settings: dict[str, Any]) 
     """
     with tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder:
         given = _sent({"vae": vae, "data": data, **settings}, folder)
-        weights, trained_on, came = launch(machines, fit_here, given, folder=folder)
+        weights, trained_on, came = launch(machines, partial(fit_here, fit), given, folder=folder)
     with torch.no_grad():
         vae.load_state_dict(weights)
     vae.trained_on = trained_on
@@ -49,10 +52,8 @@ def fit_on(machines: Machines, vae: "VAE", data: Any, settings: dict[str, Any]) 
     return dataclasses.replace(came, vae=vae)
 
 
-def fit_here(given: dict[str, bytes]) -> tuple[dict[str, Tensor], Any, Any]:
+def fit_here(fit: "Callable[..., Fit]", given: dict[str, bytes]) -> tuple[dict[str, Tensor], Any, Any]:
     """What each process does: the weights, what they were trained on, and the fit or why there is none."""
-    from pyro_vae.train.fit import fit
-
     settings = {name: _Receiver(io.BytesIO(one)).load() for name, one in given.items()}
     vae = settings.pop("vae")
     came: Any
