@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_callbacks_schedules_clipping_and_precision_are_flags(folder):
     pytest.importorskip("tensorboard")
-    from test_callbacks import scalars, single
+    from helpers.callback_checks import scalars, single
 
     callbacks = ["--callbacks+=EarlyStopping", "--callbacks.patience=3", "--callbacks+=TensorBoard"]
     schedule = ["--scheduler", "ExponentialLR", "--scheduler.gamma", "0.5"]

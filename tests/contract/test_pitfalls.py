@@ -13,10 +13,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.checks import linear_gaussian, loss_and_gradients, small_vae, z_score
+from helpers.checks import StudentPrior, beta_on_the_model, linear_gaussian, loss_and_gradients, small_vae, z_score
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
-from test_elbo import StudentPrior, beta_on_the_model
 
 import pyro_vae as pv
 from pyro_vae.elbo import AnalyticKL, HandDerivedELBO, kl_provenance, log_weights

@@ -5,7 +5,7 @@ import pytest
 import torch
 import zuko
 from helpers.checks import small_vae
-from test_missing_and_context import conditional_vae
+from helpers.conditional import conditional_vae
 from torch import nn
 
 import pyro_vae as pv

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checks import linear_gaussian, small_vae, z_score
-from test_missing_and_context import MASK, conditional_vae, seen_features
+from helpers.conditional import MASK, conditional_vae, guided, seen_features
 from torch import nn
 
 import pyro_vae as pv
@@ -38,17 +38,6 @@ def incomplete():
 def other(data):
     """The same data without what is to be seen: the context of another row, or nothing missing."""
     return Data(data.x, context=None if data.context is None else data.context.roll(1, 0))
-
-
-def guided(vae, guide):
-    """The VAE with a function for its encoder."""
-
-    class Encoder(nn.Module):
-        def forward(self, x, context=None):
-            return guide(x, context)
-
-    vae.encoder = Encoder()
-    return vae
 
 
 def test_the_evidence_of_data_with_missing_values_is_that_of_the_marginal_model():

@@ -5,21 +5,14 @@ from functools import partial
 import pytest
 import torch
 from helpers.checks import linear_gaussian, loss_and_gradients, small_vae, z_score
+from helpers.conditional import MASK, conditional_vae, seen_features
 
 import pyro_vae as pv
 from pyro_vae.data import Data, Rows, mask_nan, rows_of
 from pyro_vae.errors import DataError, ModelError
-from pyro_vae.exact import LinearGaussian
 from pyro_vae.train import per_datum_elbo
 
 quiet_fit = partial(pv.fit, progress=False, device="cpu")
-MASK = torch.tensor([[True, True, False, True, False]])
-
-
-def seen_features():
-    """The oracle, and the one with its unseen features integrated out: their rows of W and b leave."""
-    model, seen = linear_gaussian(), MASK[0]
-    return model, LinearGaussian(model.weight[seen], model.bias[seen], model.scale)
 
 
 @pytest.mark.parametrize("loss", [pv.elbo.Trace_ELBO(), pv.elbo.TraceMeanField_ELBO()])
@@ -110,15 +103,6 @@ def test_a_likelihood_of_dependent_features_refuses_missing_values():
     vae.decoder = Joint(vae.decoder.net).double()
     with pytest.raises(ModelError, match="missing values need a likelihood of independent features"):
         vae.model(torch.zeros(2, 6).double(), mask=torch.ones(2, 6, dtype=torch.bool))
-
-
-def conditional_vae(contexts=2):
-    torch.manual_seed(0)
-    return pv.VAE(
-        prior=pv.priors.ContextNormal(pv.nn.mlp(contexts, [8], 2 * 3)),
-        decoder=pv.likelihoods.Normal(pv.nn.mlp(3 + contexts, [8], 6), learn_scale=True),
-        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(6 + contexts, [8], 2 * 3)),
-    )
 
 
 def test_the_context_reaches_prior_decoder_and_encoder():

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.checks import linear_gaussian, loss_and_gradients, small_vae, z_score
+from helpers.checks import StudentPrior, beta_on_the_model, linear_gaussian, loss_and_gradients, small_vae, z_score
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
 
@@ -140,18 +140,6 @@ def test_loss_builds_no_graph():
     assert not HandDerivedELBO().loss(vae.model, vae.guide, x).requires_grad
 
 
-def beta_on_the_model(vae, beta):
-    """What a user writes who scales only the model's latent site."""
-
-    def model(x, size=None):
-        with pyro.plate("data", len(x), subsample=x):
-            with pyro.poutine.scale(scale=beta):
-                z = pyro.sample("z", vae.prior())
-            pyro.sample("x", vae.decoder(z), obs=x)
-
-    return model
-
-
 class LearnedPrior(pv.priors.StandardNormal):
     def __init__(self, latent_dim):
         super().__init__(latent_dim)
@@ -164,11 +152,6 @@ class LearnedPrior(pv.priors.StandardNormal):
 class ShiftedPrior(pv.priors.StandardNormal):
     def forward(self):
         return dist.Normal(self.loc + 0.1, self.scale).to_event(1)
-
-
-class StudentPrior(pv.priors.StandardNormal):
-    def forward(self):
-        return dist.StudentT(5.0, self.loc, self.scale).to_event(1)
 
 
 @pytest.mark.parametrize("prior", [LearnedPrior, ShiftedPrior, StudentPrior])

@@ -8,8 +8,7 @@ import pytest
 import torch
 import xarray as xr
 from helpers.checks import linear_gaussian, small_vae
-from test_given import guided
-from test_missing_and_context import MASK, conditional_vae, seen_features
+from helpers.conditional import MASK, conditional_vae, guided, seen_features
 from torch import nn
 
 import pyro_vae as pv

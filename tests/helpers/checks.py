@@ -2,6 +2,8 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import torch
 import xarray as xr
 from torch import Tensor
@@ -52,3 +54,20 @@ def untimed(table: xr.Dataset) -> xr.Dataset:
     """A comparison without what depends on the clock."""
     timed = ["seconds", "seconds_se", "variance_seconds", "efficiency", "efficiency_se", "speedup", "speedup_se"]
     return table.drop_vars([*timed, "seed_efficiency", "seed_efficiency_se"], errors="ignore")
+
+
+def beta_on_the_model(vae, beta):
+    """What a user writes who scales only the model's latent site."""
+
+    def model(x, size=None):
+        with pyro.plate("data", len(x), subsample=x):
+            with pyro.poutine.scale(scale=beta):
+                z = pyro.sample("z", vae.prior())
+            pyro.sample("x", vae.decoder(z), obs=x)
+
+    return model
+
+
+class StudentPrior(pv.priors.StandardNormal):
+    def forward(self):
+        return dist.StudentT(5.0, self.loc, self.scale).to_event(1)

@@ -1,11 +1,11 @@
 """Callbacks, each against its formula, in a stand-in for a training; ``test_callbacks_fit.py`` has the real one."""
 
 import copy
-import json
 import math
 
 import pytest
 import torch
+from helpers.callback_checks import flat, flattened, plain, scalars, single
 from helpers.checks import small_vae, z_score
 from torch.optim import SGD, Adam, lr_scheduler, swa_utils
 
@@ -95,24 +95,6 @@ class StandIn:
         for callback in self.callbacks:
             callback.end(self)
         return self
-
-
-def flat(vae):
-    return torch.cat([p.detach().clone().flatten() for p in vae.parameters()])
-
-
-def flattened(vae, state):
-    return torch.cat([state[name].flatten() for name, _ in vae.named_parameters()])
-
-
-def plain(tree):
-    """A tree as JSON has it, its tensors as lists; anything else is refused."""
-
-    def tensors(value):
-        assert isinstance(value, torch.Tensor), type(value)
-        return {"dtype": str(value.dtype), "numbers": value.tolist()}
-
-    return json.dumps(tree, default=tensors)
 
 
 def keys_are_strings(tree):
@@ -544,19 +526,6 @@ def test_settings_out_of_their_range_are_refused():
 
 
 # TensorBoard
-
-
-def scalars(folder):
-    """All scalars of a folder, as TensorBoard reads them: by name, pairs of step and number."""
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def single(number):
-    return torch.tensor(number, dtype=torch.float32).item()
 
 
 def test_tensorboard_shows_the_history_to_the_last_bit_of_single_precision(tmp_path):

@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 from helpers import engine_checks  # noqa: F401  (it quiets torch, whose trace of a trace pytest would listen to)
+from helpers.callback_checks import flat, flattened, plain, scalars, single
 from helpers.members import FEATURES, LATENTS
-from test_callbacks import CALLBACKS, SCHEDULES, flat, flattened, plain, scalars, single
+from test_callbacks import CALLBACKS, SCHEDULES
 from torch.optim import SGD, Adam, lr_scheduler
 
 import pyro_vae as pv

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checks import linear_gaussian, small_vae
-from test_streams import KINDS, narrow, npy, ours
+from helpers.stream_checks import KINDS, narrow, npy, ours
 
 import pyro_vae as pv
 from pyro_vae.core.rows import Rows
