@@ -18,7 +18,6 @@ from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model
-from pyro_vae.evidence.judge import _data
 from pyro_vae.evidence.kinds import CAUTION, NOT_KNOWN, differing, kind, known_features
 from pyro_vae.evidence.psis import BAD as BAD_KHAT
 
@@ -332,3 +331,8 @@ def judge_models(table: pd.DataFrame) -> Finding:
     if tied:
         return Finding(about, "doubtful", why, "hold out more data, or take the simpler model")
     return Finding(about, "fine", why)
+
+
+def _data(table: pd.DataFrame) -> str:
+    n, distinct = table.attrs["data"], table.attrs["distinct"]
+    return f"{n} held-out data" + (f" ({distinct} distinct rows)" if distinct < n else "")

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from pyro_vae.core.finding import Finding, Level
@@ -137,8 +136,3 @@ def _agreement(found: xr.Dataset) -> _Part:
         return _Part("fine", f"{second}, which agrees")
     why = "too imprecise to check anything" if ERRORS * error > PRECISE else "too low to check anything"
     return _Part("doubtful", f"{second}, {why}", SLOWER)
-
-
-def _data(table: pd.DataFrame) -> str:
-    n, distinct = table.attrs["data"], table.attrs["distinct"]
-    return f"{n} held-out data" + (f" ({distinct} distinct rows)" if distinct < n else "")

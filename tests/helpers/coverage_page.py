@@ -1,5 +1,8 @@
-"""Write docs/coverage.md: ``cd tests && python -m helpers.coverage_page [words]``, which measures the studies whose function or
-setting holds one of the words (all, if none is given) and keeps the other rows of the page as they are."""
+"""Write docs/coverage.md: ``cd tests && python -m helpers.coverage_page [words]``.
+
+It measures the studies whose function or setting holds one of the words (all, if none is given), and keeps the other
+rows of the page.
+"""
 
 import sys
 import time
