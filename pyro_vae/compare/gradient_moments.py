@@ -231,7 +231,7 @@ def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -
         >>> for noise in (0.1, -0.1, 0.1, -0.1):
         ...     a.add([torch.full((1,), 6 + noise)]); b.add([torch.full((1,), 4 - noise)])
         >>> [round(part.item(), 2) for part in distance(a, b, [[0]])]
-        [0.5, 0.02]
+        [0.5, 0.04]
     """
     blocks = min(first.blocks, second.blocks)
     if blocks < 3:

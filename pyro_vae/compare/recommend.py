@@ -86,8 +86,8 @@ def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
         >>> import pyro_vae as pv, torch
         >>> _ = torch.manual_seed(0)
         >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
-        >>> vae = linear.as_vae(diagonal=True)
-        >>> print(recommend(pv.compare_elbos(vae, linear.sample(20), draws=20)))
+        >>> other = pv.exact.LinearGaussian(torch.randn(5, 2), torch.ones(5), 0.5)
+        >>> print(recommend(pv.compare_elbos(other.as_vae(diagonal=True), linear.sample(20), draws=50)))
         Train with ...
     """
     refuse_stacked(comparison)

@@ -11,6 +11,9 @@ from pyro_vae.errors import DuplicateRowsWarning
 BEYOND_CHANCE = 3.0
 """Copies are suspected where there are more than this many times the pairs of equal rows that chance explains."""
 
+FEW_COPIES = 0.05
+"""A share of copies that changes a standard error over rows by a few per cent at most."""
+
 
 def distinct_rows(rows: Rows, log_probability: np.ndarray | None = None) -> np.ndarray:
     """Number the distinct rows.
@@ -82,7 +85,10 @@ def warn_of_duplicates(number: np.ndarray, *, source: str, remedy: str, stacklev
 
 
 def warn_of_too_small_errors(rows: Rows, *, source: str, stacklevel: int = 2) -> None:
-    """Warn of standard errors over rows that take copies for independent data.
+    """Warn of standard errors over rows that take copies for independent data, if more than 5 % of the rows are copies.
+
+    Fewer change an error by a few per cent at most, and coarse values that depend on each other, such as black and
+    white pixels, have that many equal rows by chance.
 
     Args:
         rows: the data.
@@ -94,7 +100,9 @@ def warn_of_too_small_errors(rows: Rows, *, source: str, stacklevel: int = 2) ->
         >>> warn_of_too_small_errors(Rows(torch.tensor([[0.1, 0.2], [0.3, 0.4]])), source="x")
     """
     remedy = "standard errors over rows take all of them for independent and are too small; drop the duplicates"
-    warn_of_duplicates(distinct_rows(rows), source=source, remedy=remedy, stacklevel=stacklevel + 1)
+    number = distinct_rows(rows)
+    if count(number) < (1 - FEW_COPIES) * len(rows):
+        warn_of_duplicates(number, source=source, remedy=remedy, stacklevel=stacklevel + 1)
 
 
 def count(number: np.ndarray) -> int:

@@ -65,7 +65,7 @@ class WrittenOut:
 
     def log_likelihood(self, latents, theta):
         mean = self.net(latents[0], theta, "model.decoder.net")
-        return reference.normal_log_prob(self.x, mean, torch.tensor(0.7).double()).sum(-1)
+        return reference.normal_log_prob(self.x, mean, torch.tensor(0.7, dtype=torch.float64)).sum(-1)
 
     def log_prior(self, latents, theta):
         return reference.normal_log_prob(latents[0], *self.p(theta)).sum(-1)

@@ -55,7 +55,7 @@ class _Found:
     """What ``_gradients`` reads of the measurements of one cell."""
 
     def __init__(self, moments, groups, reference=None) -> None:
-        self.moments, self.groups, self.references = [moments], groups, [reference]
+        self.moments, self.groups, self.references, self.of_elbo = [moments], groups, [reference], None
 
 
 def simulated_bias(bias: float):
@@ -69,6 +69,21 @@ def simulated_bias(bias: float):
         found = _Found(moments_of(own), [[i] for i in range(EACH)], moments_of(reference))
         table = compare_measure._gradients(found)
         return {"gradient_bias_se": drawn(table["gradient_bias"][0][0], table["gradient_bias_se"][0][0], bias)}
+
+    return measure
+
+
+def simulated_alignment(cosine: float):
+    """Two gradients of norm 1 whose means are at an angle."""
+
+    def measure(seed: int) -> dict[str, Draws]:
+        own, other = (torch.randn(DRAWS, EACH, NUMBERS).double() / NUMBERS**0.5 for _ in range(2))
+        own[..., 0] += 1
+        other[..., :2] += torch.tensor([cosine, (1 - cosine**2) ** 0.5])
+        found = _Found(moments_of(own), [[i] for i in range(EACH)])
+        found.of_elbo = moments_of(other)
+        table = compare_measure._gradients(found)
+        return {"elbo_alignment_se": drawn(table["elbo_alignment"][0][0], table["elbo_alignment_se"][0][0], cosine)}
 
     return measure
 
@@ -267,6 +282,11 @@ def of_biases(bias: float, row: Row) -> Study:
     return Study("compare_elbos", setting, simulated_bias(bias), {"gradient_bias_se": row}, 2, quick=1)
 
 
+def of_alignments(cosine: float, row: Row) -> Study:
+    setting = f"a cosine of {cosine:g}, normal gradients, {DRAWS} draws"
+    return Study("compare_elbos", setting, simulated_alignment(cosine), {"elbo_alignment_se": row}, 2, quick=1)
+
+
 def of_seeds(kind: str, words: str, number: int, row: Row) -> Study:
     return Study("over_seeds", f"{number} seeds, {words}", seeds_of(kind, number), {"elbo_se": row}, 2, quick=1)
 
@@ -294,6 +314,8 @@ STUDIES = [
     of_biases(0.0, CLOSE),
     of_biases(0.1, CLOSE),
     of_biases(1.0, FEW),
+    of_alignments(0.0, FEW),
+    of_alignments(0.6, FEW),
     Study("compare_elbos", "11 times, lognormal", simulated_seconds("quiet"), {"seconds_se": Row()}, 2, quick=1),
     Study(
         "compare_elbos", "11 times, one in ten 20 times as long", simulated_seconds("disturbed"), {"seconds_se": Row()},

@@ -93,7 +93,7 @@ def ranked_over_seeds(seed: int) -> dict[str, Draws]:
     """log p(x) as a sum of independent parts of datum and of seed, 200 models at once."""
     rng = np.random.default_rng(seed)
     every = rng.normal(size=(EACH, 1, 100)) + 0.3 * rng.normal(size=(EACH, 5, 1))
-    return {"se": drawn(every.mean((1, 2)), swap._error(every), 0.0)}
+    return {"se": drawn(every.mean((1, 2)), swap._error(every, np.arange(every.shape[-1])), 0.0)}
 
 
 def fitted(data: str):

@@ -414,5 +414,6 @@ def test_bf16_learns_what_float32_learns_and_keeps_its_parameters(engine):
         assert {p.dtype for p in result.vae.parameters()} == {torch.float32}
         assert result.history.attrs["precision"] == precision
     assert ends["bf16"][0] != ends["float32"][0]
-    assert abs(ends["bf16"][0] - ends["float32"][0]) < ends["float32"][1]
-    assert ends["float32"][0] - ends["float32"][2] > 5 * ends["float32"][1], "there was something to learn"
+    learned = ends["float32"][0] - ends["float32"][2]
+    assert abs(ends["bf16"][0] - ends["float32"][0]) < 0.1 * learned
+    assert learned > 5 * ends["float32"][1], "there was something to learn"
