@@ -30,6 +30,7 @@ GROUPS: dict[str, str] = {
     "pyro_vae.compare.models": "test_compare_models",
     "pyro_vae.compare.swap": "test_swap test_swap_command",
     "pyro_vae.compare.pair": "test_compare test_seeds",
+    "pyro_vae.data.repeats": "test_compare_models",
     "pyro_vae.likelihoods": _LIKELIHOODS,
     "pyro_vae.train.compiled.optimizers": "test_engine_optimizers test_engine_programs test_engine",
 }

@@ -18,6 +18,7 @@ from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model
+from pyro_vae.evidence.judge import agreement
 from pyro_vae.evidence.kinds import CAUTION, NOT_KNOWN, differing, kind, known_features
 from pyro_vae.evidence.psis import BAD as BAD_KHAT
 
@@ -29,6 +30,8 @@ NO_BIAS = 0.1
 
 FEW, CLOSE = 100, 4.0
 """With fewer data, or a smaller difference, the normal approximation to its error is poor (Sivula et al., 2025)."""
+
+CROSS_CHECK = "compare what pyro_vae.evidence.cross_check(vae, x_test, found) returns for each model"
 
 NOT_LOO = (
     "elpd is the sum of log p(x) over held-out data; PSIS-LOO of the data's own latents would not estimate it: without "
@@ -59,11 +62,11 @@ def compare_models(
     are held out, so that no correction is needed.
 
     An estimate of log p(x) is itself a random number. Its Monte-Carlo error is part of the spread over data, and so
-    of ``se`` and ``dse`` already; ``mcse`` and ``diff_mcse`` say how much of them it is. Its bias, by which a guide
-    that misses part of the posterior makes log p(x) too low, is no part of them: ``mc_bias`` estimates it. Where it
-    matters, or k̂ is above 0.7, a difference may come from the guides and not from the models, and the table warns.
-    Two entries with the same prior and decoder are one generative model, and any difference between them is guide
-    quality.
+    of ``se`` and ``dse`` already; ``mcse`` and ``diff_mcse`` say how much of them it is. Its bias, by which
+    uneven weights make log p(x) too low, is no part of them: ``mc_bias`` estimates it. Where it matters, or k̂ is above
+    0.7, a difference may come from the guides and not from the models, and the table warns. A mode that a guide misses
+    is in none of these columns; :func:`~pyro_vae.evidence.cross_check` can show it. Two entries with the same prior and
+    decoder are one generative model, and any difference between them comes from their guides.
 
     Rows that ``x_test`` holds several times are no independent data: a :class:`~pyro_vae.errors.DuplicateRowsWarning`
     says so, and standard errors are clustered by distinct row. Where each row occurs r times, ``elpd_diff`` and
@@ -74,10 +77,11 @@ def compare_models(
         models: name → VAE, or the dataset that :func:`log_evidence` made of it and of ``x_test``; at least two.
         x_test: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask;
             at least two.
-        method: ``"iw"``, ``"psis"`` or ``"ais"``, as in :func:`log_evidence`, as are the settings below.
+        method: ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``, as in :func:`log_evidence`, like the settings
+            below.
         num_particles: draws or chains per datum.
-        temperatures: of ``"ais"``.
-        leapfrog: of ``"ais"``.
+        temperatures: of ``"ais"`` and ``"ais_prior"``.
+        leapfrog: of ``"ais"`` and ``"ais_prior"``.
         seed: of the particles, the same for each model.
         progress: whether to show a bar.
 
@@ -147,10 +151,17 @@ def compare_models(
         "distinct": count(number), "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO,
         "caution": CAUTION if unlike else "", "unlike": unlike,
         "not_known": ", ".join(name for name, own in features.items() if own is None),
+        "not_checked": "; ".join(_not_checked(found)),
         "same_model": "; ".join(str(pair) for pair in pairs), "same_model_apart": any(map(_is_apart, pairs)),
         **versions(),
     }  # fmt: skip
     return table
+
+
+def _not_checked(found: Mapping[str, xr.Dataset]) -> list[str]:
+    """Why the estimate of each model may have missed a mode, where no second estimate agrees."""
+    parts = {name: agreement(one) for name, one in found.items()}
+    return [f"{name}: {part.why}" for name, part in parts.items() if part.level != "fine"]
 
 
 def _log_probability(
@@ -295,7 +306,9 @@ def judge_models(table: pd.DataFrame) -> Finding:
         table: from :func:`pyro_vae.compare_models`.
 
     Returns:
-        ``fine`` where the best is told apart from all others. ``doubtful`` where it is tied with one, where
+        ``fine`` where the best is told apart from all others, and a second estimate of each agrees
+        (:func:`~pyro_vae.evidence.cross_check`). ``doubtful`` where it is tied with one, where there is no such check,
+        where
         k̂ or the bias of an estimate says that a difference may come from the guides and not from the models, or
         where it is not known which features are densities. ``bad`` where a feature is a density under one model and a
         probability under another, or one generative model with two guides is told apart from itself.
@@ -330,6 +343,8 @@ def judge_models(table: pd.DataFrame) -> Finding:
         return Finding(about, "doubtful", why, "estimate its evidence again by log_evidence")
     if tied:
         return Finding(about, "doubtful", why, "hold out more data, or take the simpler model")
+    if table.attrs["not_checked"]:
+        return Finding(about, "doubtful", f"{why}; {table.attrs['not_checked']}", CROSS_CHECK)
     return Finding(about, "fine", why)
 
 

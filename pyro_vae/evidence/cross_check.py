@@ -32,9 +32,9 @@ def cross_check(
     """Repeat an estimate of log p(x) from another start for some of the data.
 
     An estimate from the guide cannot see a mode of the posterior that the guide misses: its standard error and k̂ are
-    small, and it lies low. Annealing from the prior reaches every mode that the prior covers. Both lie below log p(x)
-    in expectation, so where the second is higher by more than the errors, the first is too low by at least that; where
-    it is lower, the second has not converged and says nothing.
+    small, and it lies low. Annealing from the prior can reach modes that the guide misses, if there are enough chains.
+    Both lie below log p(x) in expectation, so where the second is higher by more than the errors, the first is too low
+    by at least that; where it is lower, the second has not converged and says nothing.
 
     .. math:: \\Delta_i = \\log \\hat p(x_i) - \\log \\hat p_{\\mathrm{second}}(x_i), \\qquad
         \\mathrm{se}_i^2 = \\mathrm{mcse}_i^2 + \\mathrm{mcse}_{\\mathrm{second}, i}^2

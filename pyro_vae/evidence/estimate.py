@@ -96,8 +96,8 @@ def log_evidence(
       ``q^(1-β) p^β``, moved by Hamiltonian Monte Carlo. Where the guide is exact, every weight is p(x). Step sizes and
       scales are tuned for each datum in a pilot run before, and stay as they are in the run: adapted in it, the weights
       would not be unbiased;
-    - ``"ais_prior"``: the same from p(z), which knows nothing of the guide, so that no mode is out of its reach; it
-      takes more temperatures;
+    - ``"ais_prior"``: the same from p(z), which knows nothing of the guide, so that it can reach modes that the guide
+      misses (few chains may miss a narrow one too); it takes more temperatures;
     - ``"bdmc"``: as many data as ``x`` has are simulated from the model (at the contexts and with the missing
       values of ``x``, whose values are not used). The latents that made them are exact draws from their posteriors,
       from which chains go backwards too: ``E lower ≤ log p(x) ≤ E upper``.

@@ -23,7 +23,7 @@ def generative_hash(vae: VAE) -> str:
 
     Example:
         >>> import torch, pyro_vae as pv
-        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5)
+        >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.37)
         >>> generative_hash(linear.as_vae()) == generative_hash(linear.as_vae(diagonal=True).double())
         True
     """
@@ -36,7 +36,7 @@ def generative_hash(vae: VAE) -> str:
         for name, value in part.state_dict().items():
             digest.update(f"{name} {tuple(value.shape)}".encode())
             number = value.detach().cpu()
-            digest.update((number.double() if number.is_floating_point() else number).contiguous().numpy().tobytes())
+            digest.update((number.float() if number.is_floating_point() else number).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -62,7 +62,7 @@ class Guides:
 
     Example:
         >>> print(Guides("a", "b", -23.21, 1.52))
-        b and a are one generative model: their difference, -23.21 ± 1.5 nats, is guide quality
+        b and a are one generative model: their difference, -23.21 ± 1.5 nats, comes from their guides
     """
 
     best: str
@@ -73,7 +73,7 @@ class Guides:
     def __str__(self) -> str:
         return (
             f"{self.other} and {self.best} are one generative model: their difference, {self.difference:.4g} ± "
-            f"{self.error:.2g} nats, is guide quality"
+            f"{self.error:.2g} nats, comes from their guides"
         )
 
 

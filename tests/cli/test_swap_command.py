@@ -189,9 +189,10 @@ def test_ctrl_c_ends_the_grid_and_ranks_what_is_wholly_trained(at, folder, train
 
 
 def test_parts_of_one_name_are_told_by_their_path(folder):
-    Path("namesake.py").write_text("import pyro_vae as pv\n\n\nclass Laplace(pv.priors.Laplace):\n    pass\n")
-    assert swap("--priors", "[pyro_vae.priors.Laplace, namesake.Laplace, Normal]") == 0
-    assert set(ranking().model.values) == {"pyro_vae.priors.Laplace", "namesake.Laplace", "Normal"}
+    for module in ("namesake", "another"):
+        Path(f"{module}.py").write_text("import pyro_vae as pv\n\n\nclass Namesake(pv.priors.Laplace):\n    pass\n")
+    assert swap("--priors", "[namesake.Namesake, another.Namesake, Normal]") == 0
+    assert set(ranking().model.values) == {"namesake.Namesake", "another.Namesake", "Normal"}
 
 
 def test_one_combination_is_named_by_all_its_parts(folder):

@@ -204,6 +204,7 @@ def test_the_gradients_moments_are_those_of_its_draws():
     assert set(table.parameter_group.values) == {"all", "Θ", "φ", "decoder.net", "encoder.net"}
 
 
+@pytest.mark.slow
 def test_errors_of_the_moments_cover_their_spread_over_seeds():
     """Thirty comparisons: the mean stated error of the signal-to-noise ratio is the spread, within 40 %.
 

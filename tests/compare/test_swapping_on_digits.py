@@ -24,6 +24,7 @@ def fitted(likelihood, data):
     return vae
 
 
+@pytest.mark.slow
 def test_counts_are_better_described_by_a_binomial_than_by_a_normal():
     """On one scale: uniform noise of width 1 is added to the counts (dequantisation) where a density is trained.
 

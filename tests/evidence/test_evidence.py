@@ -298,6 +298,7 @@ def judged(*, bias=0.0, mcse=0.0, khat=0.0, difference=0.0, difference_se=0.0):
     arrays = {name: ("datum", np.broadcast_to(np.asarray(value, dtype=float), 20)) for name, value in values.items()}
     checked = {
         "difference": ("checked", np.full(4, difference)),
+        "second_khat": ("checked", np.zeros(4)),
         "difference_se": ("checked", np.full(4, difference_se)),
     }
     about = {"method": "psis", "estimate": "smoothing", "num_particles": 100, "second_estimate": "annealing"}

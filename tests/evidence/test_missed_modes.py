@@ -6,6 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import pyro_vae as pv
@@ -129,3 +130,13 @@ def test_latents_that_cannot_be_moved_are_judged_without_a_second_start():
     verdict = JUDGES["evidence"](_evidence(vae, data(), 0))
     assert verdict.level == "doubtful"
     assert "no check was run" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("gap", "level"),
+    [([0.01] * 20, "fine"), ([-3.0] * 20, "bad"), ([-2.0, 2.1] * 10, "doubtful"), ([0.01], "doubtful")],
+)
+def test_bounds_are_fine_only_if_their_gap_is_near_0_and_known_to_be(gap, level):
+    lower = np.zeros(len(gap))
+    found = xr.Dataset({"lower": ("datum", lower), "upper": ("datum", lower + gap)}, attrs={"method": "bdmc"})
+    assert judge_evidence(found).level == level

@@ -9,7 +9,7 @@ import pyro_vae as pv
 from helpers.checks import linear_gaussian, small_vae
 from pyro_vae.compare import swap
 
-ERROR = re.compile(r"(^|.*_)(se|mcse|dse)$|.*dse$")
+ERROR = re.compile(r"(^|.*_)(se|mcse|dse)(_given_z)?$|.*dse$")
 
 ALIKE = "made like elbo_se, by one formula for all variables"
 PAIRED = "a mean over draws of paired differences, made like gap_se by the same function"

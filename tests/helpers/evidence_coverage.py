@@ -11,7 +11,7 @@ import torch
 from pyro_vae.evidence.interval import ends
 from pyro_vae.evidence.weights import log_mean, measured, smoothed
 
-PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 BEGIN, END = "<!-- begin: coverage -->", "<!-- end: coverage -->"
 SHAPES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 PARTICLES = (100, 500, 5000)
