@@ -231,7 +231,13 @@ def test_the_path_gradient_of_three_latents_is_that_of_each_at_fixed_parameters(
     assert (mine - right).abs().max() < 1e-12 * right.abs().max().clamp(min=1)
 
 
-@pytest.mark.parametrize("estimator", TAKES_TWO)
+ORDINARY = {"ELBO", "STL", "DReG", "PIWAE", "ScoreFunction"}
+"""One estimator for each way in which latents are handed on; the others are compiled in the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "estimator", [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.slow) for name in TAKES_TWO]
+)
 def test_compiled_steps_with_dropout_are_the_eager_ones(estimator):
     def make():
         networks = copy.deepcopy(Networks())
