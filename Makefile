@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-arviz1 lint bench faults mutants coverage clean
+DEVICE := cuda
+OUT := benchmarks/results/gpu
+
+.PHONY: demo test test-slow test-arviz1 lint bench gpu faults mutants coverage clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -32,6 +35,10 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.train --sets sizes batches estimators --repeats 7
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.stream
+
+# All that asks for a GPU, in eight minutes, with the Python and the torch that are there; DEVICE=cpu rehearses it.
+gpu:
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu --device $(DEVICE) --out $(OUT)
 
 # Kills training 100 times and damages files 1,000 times; the counts go to benchmarks/results/faults.json.
 faults: $(VENV)/.test

@@ -14,6 +14,10 @@ MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 LEARNING_RATE = 1e-3
 
 
+class LeftOut(Exception):
+    """A contestant does not take part; the message says why."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One race: the same architecture, batch and number of steps for all.

@@ -1,33 +1,110 @@
-"""What no step can go below: the operations of its products of matrices, at the speed of torch's largest ones."""
+"""What no step can go below: its matrix products and convolutions, each timed alone where the step runs."""
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.cases import Case
-from benchmarks.contestants import by_hand, networks
+from benchmarks.contestants import by_hand, device, networks
+
+Call = Callable[[], Any]
+ADAM_TOUCHES = 7
+"""Adam reads parameter, gradient and two averages, and writes all but the gradient."""
 
 
-def flops(case: Case) -> int:
-    """Of one step, forward and backward: a multiplication and an addition each, products and convolutions alone."""
-    loss = by_hand(*networks(case), case)
-    x = torch.from_numpy(np.zeros((case.batch, case.features), np.float32))
-    with FlopCounterMode(display=False) as counter:
-        loss(x).backward()
-    return int(counter.get_total_flops())
+class _Products(TorchDispatchMode):
+    """Keeps each product or convolution that is computed, with its operands, and counts its operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.calls.append(lambda: func(*args, **(kwargs or {})))
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
-def flops_per_second(threads: int) -> float:
-    """What ``torch.mm`` reaches here in single precision, 1024 × 1024 by 1024 × 1024, the median of 15."""
+def floor(case: Case, threads: int) -> dict[str, float]:
+    """The floor of one step, in milliseconds, and what it is made of; on a GPU also launches and bytes.
+
+    Args:
+        case: the race.
+        threads: so many of torch's.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    a, times = torch.randn(1024, 1024), []
-    for _ in range(20):
+    try:
+        encoder, decoder = (net.to(device()) for net in networks(case))
+        x = torch.from_numpy(np.zeros((case.batch, case.features), np.float32)).to(device())
+        with _Products() as products:
+            by_hand(encoder, decoder, case)(x).backward()
+        found = {
+            "flops_per_step": products.flops,
+            "products": len(products.calls),
+            "milliseconds_floor": 1e3 * sum(map(_seconds, products.calls)),
+        }
+        if device().type == "cuda":
+            numbers = sum(p.numel() for net in (encoder, decoder) for p in net.parameters())
+            found |= _of_a_gpu(4 * numbers * ADAM_TOUCHES + 4 * x.numel())
+        return found
+    finally:
+        torch.set_num_threads(before)
+
+
+def _of_a_gpu(touched: int) -> dict[str, float]:
+    """The time of one launch inside a CUDA graph, and of the bytes that Adam and the batch must touch."""
+    one = torch.zeros(1, device="cuda")
+    large = torch.empty(2**28, device="cuda")  # 1 GiB
+    copy = _seconds(lambda: large[: 2**27].copy_(large[2**27 :]))
+    return {
+        "milliseconds_per_launch": 1e3 * _seconds(lambda: one.add_(1)),
+        "bytes_per_step": touched,
+        "milliseconds_of_bytes": 1e3 * touched * copy / (2**30),
+    }
+
+
+def _seconds(call: Call) -> float:
+    """The median time of a call, without Python's share on a GPU, where 20 are launched as one graph."""
+    with torch.no_grad():
+        return _seconds_of_graph(call) if device().type == "cuda" else _seconds_on_cpu(call)
+
+
+def _seconds_on_cpu(call: Call) -> float:
+    times = []
+    for _ in range(25):
         started = time.perf_counter()
-        torch.mm(a, a)
+        call()
         times.append(time.perf_counter() - started)
-    torch.set_num_threads(before)
-    return 2 * 1024**3 / statistics.median(times[5:])
+    return statistics.median(times[5:])
+
+
+def _seconds_of_graph(call: Call, calls: int = 20) -> float:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    times = []
+    for _ in range(15):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / calls)
+    return statistics.median(times[5:])

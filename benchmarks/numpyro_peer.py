@@ -33,6 +33,7 @@ def _mlp(layers: list[tuple[jax.Array, jax.Array]], x: jax.Array) -> jax.Array:
 
 def epoch(case: Case, x: np.ndarray) -> Callable[[], float]:
     """One pass over the data, jitted as a whole; its mean objective, nats per datum."""
+    jax.config.update("jax_default_matmul_precision", "highest")  # on a GPU it would take TF32, which torch does not
     widths = list(case.hidden)
     first = random.split(random.PRNGKey(0), 3)
     encoder = _layers(first[0], [case.features, *widths, 2 * case.latent])

@@ -1,11 +1,16 @@
 """One contestant in a process of its own: it makes ready, then trains a pass at each line of its input."""
 
+import faulthandler
 import json
 import os
 import resource
 import sys
 import time
+import traceback
 import warnings
+
+READY_SECONDS = 300
+"""A contestant that is not ready by then is left out."""
 
 
 def main() -> None:
@@ -17,21 +22,27 @@ def main() -> None:
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
 
-    from benchmarks.cases import Case, bits
+    from benchmarks.cases import Case, LeftOut, bits
     from benchmarks.contestants import CONTESTANTS
 
     def tell(**what: object) -> None:
         print(json.dumps(what), file=results, flush=True)
 
     case = Case.of(settings)
+    faulthandler.dump_traceback_later(READY_SECONDS, exit=True)
     started = time.perf_counter()
     try:
         one_pass = CONTESTANTS[name](case, bits(case))
     except ImportError as error:
         return tell(left_out=f"{error.name} is not installed")
-    if one_pass is None:
-        return tell(left_out="it has no such model")
+    except LeftOut as reason:
+        return tell(left_out=str(reason))
+    except Exception as error:
+        traceback.print_exc()
+        tell(left_out=f"it failed: {error}".splitlines()[0])
+        os._exit(1)  # a GPU whose capture broke may hang at an orderly end
     elbo = one_pass()
+    faulthandler.cancel_dump_traceback_later()
     tell(ready=time.perf_counter() - started, elbo=elbo)
     for _ in sys.stdin:
         started = time.perf_counter()

@@ -3,7 +3,7 @@
 import platform
 from importlib import metadata
 
-__version__ = metadata.version("pyro-vae")
+__version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:

@@ -103,3 +103,11 @@ class DuplicateRowsWarning(UserWarning):
     >>> issubclass(DuplicateRowsWarning, UserWarning)
     True
     """
+
+
+class UncapturedStepWarning(UserWarning):
+    """The compiled step cannot be captured as a CUDA graph; it is launched kernel by kernel, and is slower.
+
+    >>> issubclass(UncapturedStepWarning, UserWarning)
+    True
+    """

@@ -25,7 +25,7 @@ from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import fit_settings, parser, resume_settings
 from pyro_vae.cli.swap import run_swap
 from pyro_vae.core.device import refuse_seed
-from pyro_vae.errors import DataError, DuplicateRowsWarning, PyroVAEError
+from pyro_vae.errors import DataError, DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.distributed.group import launched, writes
 from pyro_vae.train.distributed.launch import Machines, launch
@@ -81,11 +81,11 @@ def _own_classes() -> Iterator[None]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings of duplicate rows as one sentence on stderr, as errors are."""
+    """Warnings that are for the user, as one sentence on stderr, as errors are."""
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, DuplicateRowsWarning):
+        if issubclass(category, (DuplicateRowsWarning, UncapturedStepWarning)):
             print(f"pyro-vae: {message}", file=sys.stderr)
         else:
             shown(message, category, *where, **more)

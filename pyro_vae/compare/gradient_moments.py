@@ -235,7 +235,7 @@ def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -
     """
     blocks = min(first.blocks, second.blocks)
     if blocks < 3:
-        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
+        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64, device=first.sums.device)
         return nothing, nothing
     norm = second.means()[:blocks]
     apart = first.means()[:blocks] - norm

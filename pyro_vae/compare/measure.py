@@ -228,7 +228,7 @@ def _moment(sums: Moments, groups: list[list[int]], name: str, without: int | No
 
 def _relative_bias(sums: Moments, reference: Moments | None, groups: list[list[int]]) -> tuple[Tensor, Tensor]:
     if reference is None:
-        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64)
+        nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64, device=sums.sums.device)
         return nothing, nothing
     return distance(sums, reference, groups)
 

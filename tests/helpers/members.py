@@ -23,7 +23,7 @@ class WithContext(nn.Module):
         self.prior = prior
 
     def forward(self, context=None):
-        return self.prior(torch.ones(2, dtype=next(self.parameters()).dtype) if context is None else context)
+        return self.prior(next(self.parameters()).new_ones(2) if context is None else context)
 
 
 def bound(prior: nn.Module) -> nn.Module:

@@ -1,10 +1,13 @@
 """On a GPU: steps captured as one CUDA graph, and data streamed to it where they do not fit."""
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import UncapturedStepWarning
 from pyro_vae.train.compiled.backends import Compiled
 from pyro_vae.train.compiled.feed import Feed
 from pyro_vae.train.compiled.replay import Replay
@@ -20,23 +23,40 @@ class CudaReplay(Replay):
     """A replay that launches all kernels of several steps at once.
 
     A CUDA graph reads and writes where it did when it was captured: what changes from step to step is
-    copied to a place of its own first, and a graph is captured anew where another tensor moved.
+    copied to a place of its own first, and a graph is captured anew where another tensor moved. A step
+    that cannot be captured is launched kernel by kernel, after a warning.
     """
 
     def __init__(self, run: Compiled, captured: list[Tensor], threads: int = 1) -> None:
         super().__init__(run, captured, threads)
-        self._taken = 0
+        self._taken, self._captures = 0, True
         self._graphs: dict[int, _Captured] = {}
 
     def __call__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
         steps = len(changing[0])
-        if self._taken < WARM_UPS:
+        if self._taken < WARM_UPS or not self._captures:
             self._taken += steps
             return super().__call__(changing, fixed)
         places = [tensor.data_ptr() for tensor in (*self.captured, *fixed)]
         if steps not in self._graphs or self._graphs[steps].places != places:
-            self._graphs[steps] = _Captured(self, changing, fixed, places)
+            try:
+                self._graphs[steps] = _Captured(self, changing, fixed, places)
+            except RuntimeError as error:
+                self._give_up(error)
+                return super().__call__(changing, fixed)
         return self._graphs[steps](changing)
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Capture no more; what was recorded so far has computed nothing."""
+        self._captures = False
+        self._graphs.clear()
+        first = error.__context__ or error  # ending a broken capture fails too
+        why = str(first).splitlines()[0].rstrip(".")
+        warnings.warn(
+            f"the training step cannot be captured as a CUDA graph, so its kernels are launched one by one: {why}",
+            UncapturedStepWarning,
+            stacklevel=2,
+        )
 
     def uncaptured(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
         """The steps, kernel by kernel."""
@@ -49,10 +69,13 @@ class _Captured:
     def __init__(
         self, replay: CudaReplay, changing: Sequence[Tensor], fixed: Sequence[Tensor], places: list[int]
     ) -> None:
+        # Single numbers in main memory are constants, which a graph may take in.
+        if any(tensor.numel() > 1 and not tensor.is_cuda for tensor in (*replay.captured, *changing, *fixed)):
+            raise RuntimeError("it uses a tensor in main memory; move it to the GPU")
         self.places, self.changing = places, [tensor.clone() for tensor in changing]
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(self.graph):
+        with _as_before_if_it_fails(), torch.cuda.graph(self.graph):
             self.losses = replay.uncaptured(self.changing, fixed)
 
     def __call__(self, changing: Sequence[Tensor]) -> Tensor:
@@ -60,6 +83,21 @@ class _Captured:
             place.copy_(tensor, non_blocking=True)
         self.graph.replay()
         return self.losses.clone()
+
+
+@contextlib.contextmanager
+def _as_before_if_it_fails() -> Iterator[None]:
+    """Puts back what a failed capture leaves behind: its stream, and a generator that believes in the capture."""
+    stream, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.get_state()
+    try:
+        yield
+    except RuntimeError:
+        torch.cuda.set_stream(stream)
+        fresh = torch.Generator(generator.device)
+        fresh.set_state(state)
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        raise
 
 
 def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:

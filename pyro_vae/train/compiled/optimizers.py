@@ -120,8 +120,7 @@ class Updates:
             _refuse_parameter(member)
             member.clock = self._clock_of(member)
         self.known = [(m, name, own) for m in self.members for name, own in m.state.items() if isinstance(own, Tensor)]
-        counts = [(m.state["step"], m.parameter) for m in self.members if "step" in m.state]
-        self.elsewhere = [step for step, parameter in counts if step.device != parameter.device]
+        self.counts = [m.state["step"] for m in self.members if "step" in m.state]
 
     def recount(self) -> bool:
         """Take the counts of steps from the optimizer's state, where that is still the same tensors."""
@@ -169,15 +168,13 @@ class Updates:
             own = numbers[NUMBERS * member.clock :][:NUMBERS].to(gradient.dtype).unbind()
             rule = _sgd if isinstance(member.optimizer, SGD) else _adam
             rule(member, -gradient if member.group["maximize"] else gradient, own)
-            if "step" in member.state and member.state["step"].device == member.parameter.device:
-                member.state["step"].add_(1)
 
     def advance(self, steps: int) -> None:
-        """Count steps taken, where :meth:`apply` has not."""
+        """Count steps taken."""
         for clock in self.clocks:
             clock.steps += steps
-        if self.elsewhere:
-            torch._foreach_add_(self.elsewhere, steps)
+        if self.counts:
+            torch._foreach_add_(self.counts, steps)
 
 
 def refuse_optimizer(optim: PyroOptim) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vae.core.traces import Loss, Program, differentiable, loss_name
-from pyro_vae.elbo.nested import counters
+from pyro_vae.elbo.nested import counters, losses_in
 from pyro_vae.errors import CompileError, ModelError, SettingsError
 from pyro_vae.train.compiled.backends import Backend
 from pyro_vae.train.compiled.cuda import feed_of
@@ -224,6 +224,9 @@ class CompiledSVI(SVI):
 
     def _first(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """A step as ``pyro.infer.SVI`` takes it; what it meets is what the following steps are made of."""
+        for owner in losses_in(self.estimator):  # a CUDA graph would read a count in main memory once and for all
+            if isinstance(getattr(owner, "step", None), Tensor):
+                owner.step = owner.step.to(self._device(owner.step))
         before = [(counter, counter.item()) for counter in counters(self.estimator)]
         with self._computing(), poutine.trace(param_only=True) as met:
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
