@@ -26,7 +26,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data, load, load_held_out, split, stream
 from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.data.streams import Streamed
-from pyro_vae.data.streams.parquet import parquet_files
+from pyro_vae.data.streams.parquet import parquet_fragments
 from pyro_vae.data.streams.zarr_store import is_zarr
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
@@ -71,7 +71,7 @@ def streamed(path: Path) -> bool:
         False
     """
     if path.is_dir():
-        return is_zarr(path) or bool(parquet_files(path))
+        return is_zarr(path) or bool(parquet_fragments(path))
     return path.suffix.lower() in (".npy", ".parquet") and path.is_file() and path.stat().st_size > STREAMED_BYTES
 
 

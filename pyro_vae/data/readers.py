@@ -178,13 +178,24 @@ def _is_number(text: str) -> bool:
 
 
 def _load_parquet(path: Path) -> Data:
-    import pyarrow as pa
     from pyarrow import parquet
 
+    with whole_parquet(path), parquet.ParquetFile(path) as file:
+        return _from_arrow(file.read(), path)
+
+
+@contextmanager
+def whole_parquet(path: str | Path) -> Iterator[None]:
+    """Say in one sentence what Arrow complains of when it reads a Parquet file.
+
+    Raises:
+        DataError: if it does.
+    """
+    import pyarrow as pa
+
     try:
-        with parquet.ParquetFile(path) as file:
-            return _from_arrow(file.read(), path)
-    except pa.ArrowException as error:
+        yield
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a whole Parquet file ({reason(error)}); copy or make it again") from error
 
 

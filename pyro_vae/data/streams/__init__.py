@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from pyro_vae.core.validation import whole
 from pyro_vae.data.streams.base import WINDOW_BYTES, Streamed
-from pyro_vae.data.streams.parts import as_numpy
-from pyro_vae.data.streams.tabled import Tabled
-from pyro_vae.data.streams.tables import Table, beside, mapped, npy, sliced
+from pyro_vae.data.streams.batches import as_numpy, open_batches, open_dataset
+from pyro_vae.data.streams.parquet import open_parquet
+from pyro_vae.data.streams.tables import Sliced, Table, describe_array, open_memmap, open_npy
+from pyro_vae.data.streams.zarr_store import is_zarr, open_zarr
 from pyro_vae.errors import DataError, SettingsError
 
 __all__ = ["Streamed", "stream"]
@@ -75,85 +77,78 @@ def stream(
         >>> len(rows), sorted(sum(visited, []))
         (6, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0])
     """
-    settings: dict[str, Any] = {
-        "nan_is_missing": bool(nan_is_missing), "window_bytes": whole("window_bytes", window_bytes, 1),
-    }  # fmt: skip
-    rows = None if block_rows is None else whole("block_rows", block_rows, 1)
-    size = None if size is None else whole("size", size, 1)
     if isinstance(columns, str):
         raise SettingsError(f"columns is {columns!r}; give a list of names")
-    table = _table(data, source, columns, context)
-    if table is None:
-        from pyro_vae.data.streams.batches import batches
+    size = None if size is None else whole("size", size, 1)
+    table = _table(data, source=source, size=size, columns=columns, context=context)
+    if not table.seekable:
+        _validate_unset(table.name, context=context, mask=mask, block_rows=block_rows)
+    _validate_unset(table.name, columns=None if table.columns else columns)
+    if size not in (None, table.size):
+        raise SettingsError(f"{table.name}: size is {size} and there are {table.size} rows; leave size out")
+    given = {"context": None if table.context else context, "mask": mask}
+    return Streamed(
+        table=table,
+        beside={part: _beside(other, part, table) for part, other in given.items() if other is not None},
+        nan_is_missing=bool(nan_is_missing),
+        window_bytes=whole("window_bytes", window_bytes, 1),
+        block_rows=None if block_rows is None else whole("block_rows", block_rows, 1),
+    )
 
-        name = source or str(getattr(data, "__name__", type(data).__name__))
-        _refuse_given(name, context=context, mask=mask, columns=columns, block_rows=rows)
-        return batches(data, name, size, **settings)
-    if not isinstance(data, str | PathLike):
-        _refuse_given(table.name, columns=columns)
-    if size not in (None, len(table)):
-        raise SettingsError(f"{table.name}: size is {size} and there are {len(table)} rows; leave size out")
-    conditions = None if context is None or table.context else _other(context, "context")
-    observed = None if mask is None else _other(mask, "mask")
-    return Tabled(table=beside(table, conditions, observed), block_rows=rows, **settings)
 
-
-def _table(data: Any, source: str | None, columns: Sequence[str] | None = None, context: Any = None) -> Table | None:
-    """Rows to be read by their number, or nothing where there are only batches."""
-    from torch.utils.data import Dataset, IterableDataset
-
+def _table(data: Any, *, source: str | None, size: int | None, columns: Any = None, context: Any = None) -> Table:
     if isinstance(data, str | PathLike):
         return _of_path(Path(data), columns, context)
-    name = source or type(data).__name__
+    name = source or str(getattr(data, "__name__", type(data).__name__))
     if isinstance(data, Tensor):
         data = as_numpy(data)
     if isinstance(data, np.ma.MaskedArray):
         raise DataError(f"{name}: a masked array; give its .data, and mask=~numpy.ma.getmaskarray(of it)")
     # No view of another, and none whose changes are not in the file.
     if isinstance(data, np.memmap) and isinstance(data.base, mmap) and data.mode != "c":
-        return mapped(data, source or str(data.filename))
+        return open_memmap(data, source or str(data.filename))
     if all(hasattr(data, attribute) for attribute in ("shape", "dtype", "__getitem__")):
-        return sliced(data, name)
+        return Sliced(**describe_array(data, name), array=data)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        from pyro_vae.data.streams.items import items
-
-        return items(data, name)
+        return open_dataset(data, name)
     if callable(data) or isinstance(data, Iterable):
-        return None
+        return open_batches(data, name, size)
     raise DataError(f"{name}: nothing that can be streamed; give a path, a data set of torch or an iterable of batches")
 
 
 def _of_path(path: Path, columns: Sequence[str] | None, context: Any) -> Table:
-    from pyro_vae.data.streams.parquet import parquet_table
-    from pyro_vae.data.streams.zarr_store import is_zarr, zarr_table
-
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give the path of data")
-    names = (
-        () if context is None or isinstance(context, str | PathLike) or hasattr(context, "shape") else tuple(context)
-    )
-    if (path.is_dir() and not is_zarr(path)) or path.suffix.lower() == ".parquet":
-        return parquet_table(path, columns=columns, context=names)
-    _refuse_given(str(path), columns=columns)
-    if path.is_dir():
-        return zarr_table(path)
+    if path.is_dir() and is_zarr(path):
+        return Sliced(**describe_array(array := open_zarr(path), str(path)), array=array)
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        names = context is not None and not isinstance(context, str | PathLike) and not hasattr(context, "shape")
+        return open_parquet(path, columns=columns, context=tuple(context) if names else ())
     if path.suffix.lower() == ".npy":
-        return npy(path)
+        return open_npy(path)
     raise DataError(
         f"{path}: only .npy, Parquet and Zarr are streamed; read it into memory by pyro_vae.data.load, or write it anew"
     )
 
 
-def _other(data: Any, what: str) -> Table:
-    table = _table(data, None)
-    if table is None:
-        raise SettingsError(f"{what}: an iterable cannot be read beside other data; let the data give mappings with it")
-    if what == "mask" and (kind := getattr(table, "dtype", "no array")) != np.bool_:
-        raise DataError(f"{table.name}: the mask is of {kind}; give booleans of the data's shape")
+def _beside(data: Any, part: str, x: Table) -> Table:
+    """The table of a context or a mask, which has as many rows as the data, and a mask also their shape."""
+    table = _table(data, source=None, size=x.size)
+    if not table.seekable:
+        raise SettingsError(f"{part}: an iterable cannot be read beside other data; let the data give mappings with it")
+    if part == "mask" and table.dtype != np.bool_:
+        raise DataError(f"{table.name}: the mask is of {table.dtype or 'no array'}; give booleans of the data's shape")
+    if table.size != x.size:
+        raise DataError(f"{table.name}: the {part} has {table.size} rows and {x.name} {x.size}; make them equal")
+    if part == "mask" and table.features != x.features:
+        raise DataError(
+            f"{table.name}: a row of the mask has shape {table.features} and one of {x.name} {x.features}; "
+            "make them equal"
+        )
     return table
 
 
-def _refuse_given(name: str, **settings: Any) -> None:
+def _validate_unset(name: str, **settings: Any) -> None:
     for setting, value in settings.items():
         if value is not None:
             raise SettingsError(f"{name}: {setting} is for other kinds of data; leave it out")

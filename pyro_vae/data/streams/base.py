@@ -1,9 +1,10 @@
-"""What all streams have in common: windows that are filled ahead, and every row held against what may be."""
+"""A table as training reads it: windows that are filled ahead, in shuffled blocks, and every value validated."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from pyro_vae.core.device import derive_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.rows import refuse_non_finite
-from pyro_vae.data.sources import Window, permutation
-from pyro_vae.data.streams.ahead import Fill, ahead
-from pyro_vae.data.streams.layout import window_rows
+from pyro_vae.data.sources import Window, permutation, spaced
+from pyro_vae.data.streams.layout import BLOCKS, Layout, window_rows
+from pyro_vae.data.streams.prefetch import prefetch
+from pyro_vae.data.streams.tables import Read, Table
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 
@@ -22,26 +24,33 @@ if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
 
 WINDOW_BYTES = 2**27
-"""A window takes at most so much, and there are two: one is used while the other is filled."""
+"""The most bytes of a window. There are two: one is used while the other is filled."""
 
 PIECE = 2**15 - 1
 """So many numbers torch checks in the thread that asks, and wakes no others, which have steps to take."""
 
-Own = TypeVar("Own", bound="Streamed")
+LOOKS = 256
+"""The most blocks that a sample is taken from."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Streamed:
-    """Data that are read a window at a time.
+    """A table as a source: blocks of consecutive rows in a new order at each pass, and shuffled in each window.
 
     Args:
+        table: the rows.
+        beside: tables of as many rows that fill ``"context"`` or ``"mask"``.
+        block_rows: about so many rows are read at once; if not given, a window holds 512 blocks.
         nan_is_missing: whether NaN means that a value was not observed.
-        window_bytes: at most so many in a window.
+        window_bytes: the most bytes of a window.
         dtype: of the windows.
         device: of the windows.
         likelihood: whose support every value must lie in.
     """
 
+    table: Table
+    beside: Mapping[str, Table] = field(default_factory=dict)
+    block_rows: int | None = None
     nan_is_missing: bool = False
     window_bytes: int = WINDOW_BYTES
     dtype: torch.dtype = torch.float32
@@ -54,107 +63,122 @@ class Streamed:
         return {**self.__dict__, "_spare": []}
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self.table.size
 
     @property
     def source(self) -> str:
         """What to call the data in messages."""
-        raise NotImplementedError
+        return self.table.name
 
     @property
     def features(self) -> tuple[int, ...]:
         """The shape of a datum."""
-        raise NotImplementedError
-
-    @property
-    def context(self) -> int:
-        """The width of the context, 0 where there is none."""
-        raise NotImplementedError
-
-    @property
-    def masked(self) -> bool:
-        """Whether the data say themselves what is missing."""
-        raise NotImplementedError
+        return self.table.features
 
     @property
     def columns(self) -> Sequence[str] | None:
         """The names of the features, where they have some."""
-        return None
+        return self.table.columns
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
         """``(height, width)`` where a row is an image."""
-        return None
+        return self.table.image_shape
 
-    def head(self, rows: int = 2) -> Rows:
-        """The first rows, checked.
+    @property
+    def context(self) -> int:
+        """The width of the context, 0 for none."""
+        return self.beside["context"].features[0] if "context" in self.beside else self.table.context
 
-        Args:
-            rows: how many.
-        """
-        raise NotImplementedError
-
-    def sample(self, k: int) -> Rows:
-        """Rows to look at, the same at each call.
-
-        Args:
-            k: how many, at least 1.
-        """
-        raise NotImplementedError
-
-    def _fill(self, *, seed: int, window: int) -> tuple[Fill, Callable[[int], np.ndarray]]:
-        """What fills windows of so many rows, and what tells the numbers of a window's rows in the data."""
-        raise NotImplementedError
-
-    def window_rows(self, batch_size: int) -> int:
-        """How many rows a window has.
-
-        Args:
-            batch_size: rows per step.
-        """
-        return window_rows(len(self), self._row_bytes, self.window_bytes, batch_size)
-
-    def ordered(self, batch_size: int) -> str:
-        """On what the order of the rows depends besides the seed, in words.
-
-        Args:
-            batch_size: rows per step.
-        """
-        return f"streamed, {self.window_rows(batch_size)} rows to a window"
+    @property
+    def _masked(self) -> bool:
+        return self.table.masked or "mask" in self.beside
 
     @property
     def _row_bytes(self) -> int:
-        numbers, mask = torch.Size(self.features).numel(), self.masked or self.nan_is_missing
+        numbers, mask = torch.Size(self.features).numel(), self._masked or self.nan_is_missing
         return (numbers + self.context) * self.dtype.itemsize + (numbers if mask else 0)
 
+    def head(self, rows: int = 2) -> Rows:
+        """The first rows, validated."""
+        return self._read([(0, min(rows, len(self)))])
+
+    def sample(self, k: int) -> Rows:
+        """k rows, or all where there are fewer, evenly spaced over at most 256 places, the same at each call.
+
+        Of an iterable, which is read from the front, they are spaced over the first window.
+        """
+        most = min(k, len(self))
+        n = len(self) if self.table.seekable else self.window_rows(most)
+        if n < 2 * most or not self.table.seekable:
+            return self._read([(0, n)]).take(spaced(n, most).to(self.device))
+        looks = min(most, LOOKS)
+        counts = [most * (i + 1) // looks - most * i // looks for i in range(looks)]
+        return self._read([(s, s + c) for s, c in zip(spaced(n, looks).tolist(), counts, strict=True)])
+
+    def window_rows(self, batch_size: int) -> int:
+        """How many rows a window has, of batches of so many."""
+        return window_rows(len(self), self._row_bytes, self.window_bytes, batch_size)
+
+    def ordered(self, batch_size: int) -> str:
+        """On what the order of the rows depends besides the seed, in words."""
+        window = self.window_rows(batch_size)
+        cuts = self._cuts(window)
+        digest = hashlib.blake2b(np.asarray(cuts, "<i8").tobytes(), digest_size=8).hexdigest()
+        return f"streamed, {window} rows to a window, of {len(cuts) - 1} blocks ({digest})"
+
+    def _cuts(self, window: int) -> np.ndarray:
+        return self.table.cuts(self.block_rows or max(window // BLOCKS, 1))
+
     def windows(self, *, seed: int, batch_size: int, skip: int = 0) -> Iterator[Window]:
-        """One pass over the data, the next window being read while steps run on the one that is here.
+        """One pass over the data, as every :class:`Source` makes it.
 
-        Args:
-            seed: of the order; torch's own generators stay as they are.
-            batch_size: rows per step; a window is a multiple of it.
-            skip: the rows of this pass that were visited already; windows before are not read.
-
-        Returns:
-            The windows; each holds until the next is asked for.
-
-        Raises:
-            DataError: if something cannot be read, is no finite number or not one that the likelihood takes.
+        The next window is read while steps run on the present one; those before ``skip`` are not read.
         """
         n, window = len(self), self.window_rows(batch_size)
         numbers = range(skip // window, -(-n // window))
         if not numbers:
             return
-        fill, rows_of = self._fill(seed=seed, window=window)
+        layout, read = Layout.of(self._cuts(window), seed=seed, window=window), self.table.reader(seed)
+
+        def fill(number: int, place: Rows) -> Iterator[None]:
+            spans = list(layout.spans(number))
+            for span in spans:
+                for table in (self.table, *self.beside.values()):
+                    table.soon(*span)
+            return self._fill(place, spans, read)
+
         places, resident = self._places(window, min(len(numbers), 2))
-        with closing(ahead(fill, numbers, places)) as filled:
+        with closing(prefetch(fill, numbers, places)) as filled:
             for number, rows in filled:
                 of_window = derive_seed(seed, "rows of a window", number)
                 order = permutation(min(window, n - number * window), of_window)
                 order = order[max(skip - number * window, 0) :].to(self.device)
-                known = torch.from_numpy(rows_of(number)).to(self.device)
+                known = torch.from_numpy(layout.numbers(number)).to(self.device)
                 yield Window(rows if resident is None else _copied(rows, resident), order, known)
         self._spare.append((places, resident))
+
+    def _read(self, spans: Sequence[tuple[int, int]]) -> Rows:
+        """The rows of spans, where they are used."""
+        rows = self._place(sum(last - first for first, last in spans))
+        for _ in self._fill(rows, spans, self.table.reader(0)):
+            pass
+        return _moved(rows, self.device)
+
+    def _fill(self, place: Rows, spans: Sequence[tuple[int, int]], read: Read) -> Iterator[None]:
+        """Fill a place with spans of rows, as many at each turn as are read at once, and validate them by file."""
+        at = 0
+        for first, last in spans:
+            while first < last:
+                name, number, left = self.table.place(first)
+                part, done = place.take(slice(at, at + min(last - first, left))), 0
+                while done < len(part):
+                    done += read(first + done, part.take(slice(done, None)) if done else part)
+                    yield
+                for what, table in self.beside.items():
+                    table.read_all(first, Rows(getattr(part, what)))
+                self._validate(part, name, number)
+                first, at = first + done, at + done
 
     def _places(self, window: int, count: int) -> tuple[list[Rows], Rows | None]:
         """Where to fill windows, and on a GPU where to put them in turn: those of the last pass, if they are free.
@@ -164,77 +188,55 @@ class Streamed:
         places, resident = self._spare.pop() if self._spare else ([], None)
         if len(places) < count or len(places[0]) != window:
             places = [self._place(window) for _ in range(count)]
-            resident = None if self.device.type == "cpu" else moved(self._place(window), self.device)
+            resident = None if self.device.type == "cpu" else _moved(self._place(window), self.device)
         return places, resident
 
     def _place(self, rows: int) -> Rows:
-        pinned = self.device.type == "cuda"
-        shape, mask = (rows, *self.features), self.masked or self.nan_is_missing
+        pinned, shape, context = self.device.type == "cuda", (rows, *self.features), self.context
         return Rows(
             torch.zeros(shape, dtype=self.dtype, pin_memory=pinned),
-            torch.zeros(rows, self.context, dtype=self.dtype, pin_memory=pinned) if self.context else None,
-            torch.ones(shape, dtype=torch.bool, pin_memory=pinned) if mask else None,
+            torch.zeros(rows, context, dtype=self.dtype, pin_memory=pinned) if context else None,
+            torch.ones(shape, dtype=torch.bool, pin_memory=pinned) if self._masked or self.nan_is_missing else None,
         )
 
-    def _checked(self, part: Rows, name: str, first: int) -> Rows:
-        """Rows that were just read, made what model and guide take: refused, or 0 where missing.
-
-        Args:
-            part: the rows, which are changed in place.
-            name: where they come from.
-            first: the number of the first of them there.
-        """
-        x, mask = part.x, part.mask
+    def _validate(self, part: Rows, name: str, first: int) -> None:
+        """Validate rows that were just read, row ``first`` of ``name`` first, and set to 0 what is missing."""
+        x, mask, own = part.x, part.mask, self.likelihood
         width = max(PIECE // max(x[0].numel(), 1), 1)
         if part.context is not None and not _finite(part.context):
             refuse_non_finite(part.context, f"context of {name}", None, first)
         for at in range(0, len(x), width):
             piece = x[at : at + width]
             missing = None if mask is None else self._missing(piece, mask[at : at + width], name, first + at)
-            if missing is None and not _finite(piece):
-                refuse_non_finite(piece, name, self.columns, first + at)
             if missing is not None:
                 refuse_non_finite(piece.masked_fill(missing, 0), name, self.columns, first + at)
                 piece.masked_fill_(missing, torch.nan)
-            if self.likelihood is not None and not (missing is None and _inside(piece, self.likelihood)):
-                self.likelihood.refuse(piece, name, self.columns, first + at)
+            elif not _finite(piece):
+                refuse_non_finite(piece, name, self.columns, first + at)
+            # A look at the support of numbers that are finite is quicker than to say what is wrong with them.
+            if own is not None and not (missing is None and own.feature_support.check(piece).all()):
+                own.refuse(piece, name, self.columns, first + at)
             if missing is not None:
                 piece.masked_fill_(missing, 0)
-        return part
 
     def _missing(self, x: Tensor, mask: Tensor, name: str, first: int) -> Tensor:
         """What is missing; NaN too, where that was said, and then the mask says so as well."""
         if self.nan_is_missing:
             known = ~x.isnan()
-            mask.copy_(mask & known if self.masked else known)
+            mask.copy_(mask & known if self._masked else known)
         if (empty := (~mask.flatten(1).any(1)).nonzero()).numel():
             raise DataError(f"{name}: row {first + int(empty[0])} has no observed value, counted from 0; drop it")
         return ~mask
 
-    def like(self: Own, vae: "VAE") -> Own:
-        """The same stream, its windows on the device and in the precision of a VAE.
-
-        Args:
-            vae: the VAE.
-
-        Raises:
-            SettingsError: if the VAE is in a precision that NumPy has not.
-        """
+    def like(self, vae: "VAE") -> "Streamed":
+        """The same stream, its windows on the device and in the precision of a VAE, which NumPy must have."""
         own = vae.like(torch.empty(0))
         if own.dtype not in (torch.float16, torch.float32, torch.float64):
             raise SettingsError(f"{self.source}: a stream is read in float32 or float64, and the VAE is in {own.dtype}")
         return replace(self, dtype=own.dtype, device=own.device)
 
-    def checked_for(self: Own, vae: "VAE") -> Own:
-        """The same stream, its first rows seen to fit a VAE, and all to be held against its likelihood's support.
-
-        Args:
-            vae: the VAE.
-
-        Raises:
-            DataError: if a value is one that the likelihood does not take.
-            ModelError: if the data do not fit the parts.
-        """
+    def checked_for(self, vae: "VAE") -> "Streamed":
+        """The same stream, its first rows seen to fit a VAE, and all to be held against its likelihood's support."""
         rows = self.head()
         vae.check(rows.x, rows.context)
         held = replace(self, likelihood=vae.decoder if isinstance(vae.decoder, Likelihood) else None)
@@ -248,22 +250,7 @@ def _finite(x: Tensor) -> bool:
     return bool((greatest - least).isfinite()) or bool(x.isfinite().all())
 
 
-def _inside(x: Tensor, likelihood: Likelihood) -> bool:
-    """Whether numbers that are finite all lie in the support: quicker than to say what is wrong with them."""
-    return bool(likelihood.feature_support.check(x).all())
-
-
-def moved(rows: Rows, device: torch.device) -> Rows:
-    """Rows on a device.
-
-    Args:
-        rows: the rows.
-        device: where to.
-
-    Example:
-        >>> moved(Rows(torch.zeros(2, 1)), torch.device("cpu")).mask is None
-        True
-    """
+def _moved(rows: Rows, device: torch.device) -> Rows:
     context, mask = (None if part is None else part.to(device) for part in (rows.context, rows.mask))
     return Rows(rows.x.to(device), context, mask)
 

@@ -13,18 +13,7 @@ BLOCKS = 512
 
 
 def window_rows(n: int, row_bytes: int, window_bytes: int, batch_size: int) -> int:
-    """How many rows a window has: whole batches of at most ``window_bytes``, at least one, or all rows.
-
-    Args:
-        n: rows in all.
-        row_bytes: bytes of a row.
-        window_bytes: at most so many in a window.
-        batch_size: rows per step.
-
-    Example:
-        >>> window_rows(10**6, 100, 10**5, 128), window_rows(500, 100, 10**5, 128)
-        (896, 500)
-    """
+    """How many of n rows a window has: all, or whole batches of at most ``window_bytes``, and at least one."""
     batches = max(window_bytes // (row_bytes * batch_size), 1)
     return n if n * row_bytes <= window_bytes else min(n, batches * batch_size)
 
@@ -50,36 +39,18 @@ class Layout:
 
     @classmethod
     def of(cls, cuts: np.ndarray, *, seed: int, window: int) -> "Layout":
-        """An order of the blocks between ``cuts`` that the seed alone decides.
-
-        Args:
-            cuts: where blocks begin, from 0 to the number of rows.
-            seed: of the order.
-            window: rows per window.
-        """
+        """An order of the blocks between ``cuts``, from 0 to the number of rows, that the seed alone decides."""
         order = permutation(len(cuts) - 1, derive_seed(seed, "blocks of a stream")).numpy()
         return cls(cuts[:-1][order], np.diff(cuts)[order].cumsum(), window)
 
     def numbers(self, number: int) -> np.ndarray:
-        """The rows of a window by their number.
-
-        Args:
-            number: of the window, from 0.
-
-        Example:
-            >>> Layout.of(np.array([0, 3, 6, 8]), seed=0, window=8).numbers(0).shape
-            (8,)
-        """
+        """The rows of a window by their number in the data; windows are counted from 0."""
         firsts, lasts = np.array(list(self.spans(number))).T
         lengths = lasts - firsts
         return np.repeat(firsts - lengths.cumsum() + lengths, lengths) + np.arange(lengths.sum())
 
     def spans(self, number: int) -> Iterator[tuple[int, int]]:
-        """The rows of a window, as first and last (exclusive) of each block in it.
-
-        Args:
-            number: of the window, from 0.
-        """
+        """The rows of a window, as first and last (exclusive) of each block in it."""
         at, end = number * self.window, min((number + 1) * self.window, int(self.ends[-1]))
         block = int(np.searchsorted(self.ends, at, side="right"))
         while at < end:

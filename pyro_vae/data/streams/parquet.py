@@ -1,4 +1,4 @@
-"""Parquet data sets: a file, or a folder of them, read a row group at a time."""
+"""Parquet data sets: a file, or a folder of them, read a row group at a time by pyarrow.dataset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,34 +8,15 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.readers import arrow_numbers
-from pyro_vae.data.rows import reason
+from pyro_vae.data.readers import arrow_numbers, whole_parquet
 from pyro_vae.data.streams.tables import Table, changed, put, stamp_of
 from pyro_vae.errors import DataError
 
 MOST_BYTES = 2**30
 """A row group of more cannot be read within the memory that a stream keeps to."""
 
-
 PIECE = 2**12
 """Columns become rows so many rows at a time, which stay in the processor's cache."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """A row group.
-
-    Args:
-        file: the number of its file.
-        number: its own number there.
-        first: the number of its first row in the file.
-        rows: how many it has.
-    """
-
-    file: int
-    number: int
-    first: int
-    rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +24,14 @@ class ParquetTable(Table):
     """The rows of Parquet files one after another, in the order of their names.
 
     Args:
-        files: the files, each with its stamp and what its footer says.
-        groups: all row groups.
-        bounds: of the groups, from 0 to the number of rows.
+        files: a fragment of each file, which holds its footer, and the file's stamp.
+        groups: of each row group the index of its file, its own index there, and the number of its first row there.
+        bounds: of the row groups, from 0 to the number of rows.
         names: of the columns that are read, x before the context.
     """
 
-    files: Sequence[tuple[Path, tuple[int, int], Any]]
-    groups: Sequence[Group]
+    files: Sequence[tuple[Any, tuple[int, int]]]
+    groups: Sequence[tuple[int, int, int]]
     bounds: np.ndarray
     names: Sequence[str]
     _last: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
@@ -63,126 +44,106 @@ class ParquetTable(Table):
         """Row groups, whatever their size: none can be read in part."""
         return self.bounds
 
-    def _group(self, row: int) -> int:
-        return int(np.searchsorted(self.bounds, row, side="right")) - 1
+    def _group(self, row: int) -> tuple[int, int, int]:
+        """The index of the row group that holds a row, the row's number in it, and how many of its rows follow."""
+        index = int(np.searchsorted(self.bounds, row, side="right")) - 1
+        return index, row - int(self.bounds[index]), int(self.bounds[index + 1]) - row
 
     def place(self, row: int) -> tuple[str, int, int]:
-        index = self._group(row)
-        group, inside = self.groups[index], row - int(self.bounds[index])
-        return str(self.files[group.file][0]), group.first + inside, group.rows - inside
+        index, inside, left = self._group(row)
+        file, _, first = self.groups[index]
+        return self.files[file][0].path, first + inside, left
 
-    def read(self, start: int, into: Rows) -> None:
-        """Fill ``into``, which ends where the row group of ``start`` ends, or before."""
-        index, dtype = self._group(start), into.x.numpy().dtype
+    def read(self, start: int, into: Rows) -> int:
+        """Read to the end of the row group, which is kept: the next window may begin in it."""
+        index, begin, left = self._group(start)
+        dtype, width, count = into.x.numpy().dtype, self.features[0], min(len(into), left)
         if (values := self._last.get((index, dtype.name))) is None:
             self._last.clear()
-            values = self._last[index, dtype.name] = self._decoded(self.groups[index], dtype)
-        begin, width = start - int(self.bounds[index]), self.features[0]
-        for at in range(0, len(into), PIECE):
-            rows = values[:, begin + at : begin + min(at + PIECE, len(into))].T
-            into.x.numpy()[at : at + PIECE] = rows[:, :width]
+            values = self._last[index, dtype.name] = self._decode(index, dtype)
+        for at in range(0, count, PIECE):
+            rows = values[:, begin + at : begin + min(at + PIECE, count)].T
+            into.x.numpy()[at : at + len(rows)] = rows[:, :width]
             if into.context is not None and self.context:
-                into.context.numpy()[at : at + PIECE] = rows[:, width:]
+                into.context.numpy()[at : at + len(rows)] = rows[:, width:]
+        return count
 
-    def _decoded(self, group: Group, dtype: np.dtype) -> np.ndarray:
+    def _decode(self, index: int, dtype: np.dtype) -> np.ndarray:
         """All numbers of a row group, shape ``(column, row)``, x before the context."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        path, known, footer = self.files[group.file]
-        try:
-            if stamp_of(path) != known:
-                raise changed(path)
-            with parquet.ParquetFile(path, metadata=footer) as file:
-                table = file.read_row_group(group.number, columns=self.names, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: not a whole Parquet file ({reason(error)}); copy or make it again") from error
-        values = np.empty((len(self.names), group.rows), dtype)
+        file, number, _ = self.groups[index]
+        fragment, stamp = self.files[file]
+        with whole_parquet(fragment.path):
+            if stamp_of(Path(fragment.path)) != stamp:
+                raise changed(fragment.path)
+            table = fragment.subset(row_group_ids=[number]).to_table(columns=self.names, use_threads=False)
+        values = np.empty((len(self.names), len(table)), dtype)
         for own, name in zip(values, self.names, strict=True):
             put(arrow_numbers(table.column(name)), own)
         return values
 
 
-def parquet_table(path: Path, *, columns: Sequence[str] | None = None, context: Sequence[str] = ()) -> ParquetTable:
-    """The Parquet files of a folder, or one file, of which only the footers are read.
-
-    Args:
-        path: the folder or file.
-        columns: those that are x; all that are not context, if not given.
-        context: those that are context.
-
-    Raises:
-        DataError: if there is none, one is damaged or of other columns, or a column holds no numbers.
-    """
-    paths = [path] if path.is_file() else parquet_files(path)
-    if not paths:
+def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: Sequence[str] = ()) -> ParquetTable:
+    """Open a Parquet file or a folder of them, reading footers only; x are all columns but context, if not named."""
+    fragments = parquet_fragments(path)
+    if not fragments:
         raise DataError(f"{path}: the folder holds no .parquet files and is no Zarr array; give one that does")
-    files = [(p, stamp_of(p), _footer(p)) for p in paths]
-    schema = files[0][2].schema.to_arrow_schema()
-    for p, _, footer in files[1:]:
-        _refuse_other(p, footer.schema.to_arrow_schema(), paths[0], schema)
+    files, groups, sizes = [], [], [0]
+    for fragment in fragments:
+        with whole_parquet(fragment.path):
+            files.append((fragment, stamp_of(Path(fragment.path))))
+            fragment.ensure_complete_metadata()
+        _validate_schema(fragment, fragments[0])
+    schema = fragments[0].physical_schema
     names = [name for name in schema.names if name not in context] if columns is None else list(columns)
-    _refuse_columns(paths[0], schema, names, context)
-    groups = []
-    for number, (p, _, footer) in enumerate(files):
+    _validate_columns(fragments[0].path, schema, names, context)
+    for index, (fragment, _) in enumerate(files):
         first = 0
-        for i in range(footer.num_row_groups):
-            rows = footer.row_group(i).num_rows
-            if (size := 8 * rows * (len(names) + len(context))) > MOST_BYTES:
+        for group in fragment.row_groups:
+            if (size := 8 * group.num_rows * (len(names) + len(context))) > MOST_BYTES:
                 raise DataError(
-                    f"{p}: row group {i} has {rows} rows, {size / 2**30:.1f} GiB once read, and it can be read only as "
-                    "a whole; write it again with a smaller row_group_size"
+                    f"{fragment.path}: row group {group.id} has {group.num_rows} rows, {size / 2**30:.1f} GiB once "
+                    "read, and it can be read only as a whole; write it again with a smaller row_group_size"
                 )
-            groups += [Group(number, i, first, rows)] if rows else []
-            first += rows
+            if group.num_rows:
+                groups.append((index, group.id, first))
+                sizes.append(group.num_rows)
+            first += group.num_rows
     if not groups:
         raise DataError(f"{path}: the table has 0 rows; it needs some")
-    bounds = np.cumsum([0, *(group.rows for group in groups)])
     return ParquetTable(
-        str(path), int(bounds[-1]), (len(names),), files=files, groups=groups, bounds=bounds,
+        str(path), sum(sizes), (len(names),), files=files, groups=groups, bounds=np.cumsum(sizes),
         names=[*names, *context], columns=names, context=len(context),
     )  # fmt: skip
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder and of those in it, without those whose name begins with a dot or a low line.
+def parquet_fragments(path: Path) -> list[Any]:
+    """The Parquet files of a path, none of them opened, as fragments of a data set of pyarrow.
 
-    Writers of such folders name what is no part of the table so, as what a job that failed has left.
-
-    Args:
-        folder: the folder.
-
-    Example:
-        >>> parquet_files(Path("nowhere"))
-        []
+    What writers of folders name with a dot or a low line is no part of the table, as what a failed job has left.
     """
-    found = sorted(path for path in folder.rglob("*.parquet") if path.is_file())
-    return [path for path in found if not any(part[0] in "._" for part in path.relative_to(folder).parts)]
-
-
-def _footer(path: Path) -> Any:
     import pyarrow as pa
-    from pyarrow import parquet
+    from pyarrow import dataset
 
-    try:
-        return parquet.read_metadata(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({reason(error)}); copy or make it again") from error
+    found = dataset.dataset(path, format="parquet", schema=pa.schema([])).get_fragments()
+    return [fragment for fragment in found if path.is_file() or fragment.path.endswith(".parquet")]
 
 
-def _refuse_other(path: Path, schema: Any, first: Path, of: Any) -> None:
-    if schema.names != of.names:
-        other = sorted(set(schema.names) ^ set(of.names)) or "the same in another order"
-        raise DataError(f"{path}: other columns than {first} ({other}); give files of the same columns")
-    for name in of.names:
-        if schema.field(name).type != of.field(name).type:
+def _validate_schema(fragment: Any, of: Any) -> None:
+    """Validate that a file has the columns of another."""
+    mine, theirs = fragment.physical_schema, of.physical_schema
+    if mine.names != theirs.names:
+        other = sorted(set(mine.names) ^ set(theirs.names)) or "the same in another order"
+        raise DataError(f"{fragment.path}: other columns than {of.path} ({other}); give files of the same columns")
+    for name, kind, expected in zip(mine.names, mine.types, theirs.types, strict=True):
+        if kind != expected:
             raise DataError(
-                f"{path}: column {name!r} is of type {schema.field(name).type}, and {of.field(name).type} in {first}; "
+                f"{fragment.path}: column {name!r} is of type {kind}, and {expected} in {of.path}; "
                 "write it again with the same types"
             )
 
 
-def _refuse_columns(path: Path, schema: Any, names: Sequence[str], context: Sequence[str]) -> None:
+def _validate_columns(path: str, schema: Any, names: Sequence[str], context: Sequence[str]) -> None:
+    """Validate that columns are there, once each, and hold numbers."""
     import pyarrow as pa
 
     if twice := {*names} & {*context} or {name for name in names if [*names].count(name) > 1}:

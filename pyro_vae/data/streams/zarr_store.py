@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.data.rows import reason
-from pyro_vae.data.streams.tables import Sliced, sliced
 from pyro_vae.errors import DataError, SettingsError
 
 CODECS = frozenset(
@@ -20,52 +19,32 @@ CODECS = frozenset(
 
 
 def is_zarr(folder: Path) -> bool:
-    """Whether a folder is a Zarr store.
-
-    Args:
-        folder: a folder.
-
-    Example:
-        >>> is_zarr(Path("."))
-        False
-    """
+    """Whether a folder is a Zarr store."""
     return any((folder / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
-def zarr_table(folder: Path) -> Sliced:
-    """A Zarr array, of which only the description is read.
-
-    Args:
-        folder: of the array.
-
-    Raises:
-        DataError: if it is no array of numbers in rows, or is encoded in a way that is not known to be safe.
-        SettingsError: if zarr is not installed.
-    """
+def open_zarr(folder: Path) -> Any:
+    """Open a Zarr array, of which only the description is read; refuse codecs that are not known to be safe."""
     try:
         import zarr
     except ImportError as error:
         raise SettingsError("Zarr arrays are read by zarr; install pyro-vae[zarr]") from error
-    _refuse_description(folder)
+    _validate_description(folder)
     try:
-        array = zarr.open_array(str(folder), mode="r")
+        return zarr.open_array(str(folder), mode="r")
     except Exception as error:  # zarr's errors have no common base
         raise DataError(f"{folder}: not a whole Zarr array ({reason(error)}); copy or make it again") from error
-    return sliced(array, str(folder))
 
 
-def _refuse_description(folder: Path) -> None:
-    path = next((folder / name for name in ("zarr.json", ".zarray") if (folder / name).is_file()), None)
-    if path is None:
-        arrays = sorted(p.parent.name for p in folder.glob("*/.zarray"))
-        raise DataError(f"{folder}: a Zarr group with the arrays {arrays}; give the folder of one of them")
+def _validate_description(folder: Path) -> None:
+    path = next(folder / name for name in ("zarr.json", ".zarray", ".zgroup") if (folder / name).is_file())
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
-    if not isinstance(about, dict) or about.get("node_type") == "group":
-        arrays = sorted(p.parent.name for p in folder.glob("*/zarr.json"))
-        raise DataError(f"{folder}: a Zarr group with {arrays}; give the folder of one of its arrays")
+    if path.name == ".zgroup" or not isinstance(about, dict) or about.get("node_type") == "group":
+        arrays = sorted(p.parent.name for name in ("zarr.json", ".zarray") for p in folder.glob(f"*/{name}"))
+        raise DataError(f"{folder}: a Zarr group with the arrays {arrays}; give the folder of one of them")
     for name in _codecs([about.get(key) for key in ("codecs", "filters", "compressor", "storage_transformers")]):
         if name.removeprefix("numcodecs.") not in CODECS:
             raise DataError(f"{folder}: encoded by {name!r}, which is not known to be safe; write it by another codec")
