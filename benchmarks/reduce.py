@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pyro_vae.train.distributed.group import joined
-from pyro_vae.train.distributed.launch import Machines, launch
+from pyro_vae.train.distributed.launch import launch
 
 
 def seconds(parameters: int, repeats: int) -> list[float]:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=652_824)
     parser.add_argument("--repeats", type=int, default=200)
     given = parser.parse_args()
-    found = launch(Machines(given.processes), seconds, given.parameters, given.repeats)
+    found = launch(given.processes, seconds, given.parameters, given.repeats)
     print(f"{given.processes} processes, {given.parameters} float32: {1e3 * statistics.median(found):.2f} ms (gloo)")
 
 

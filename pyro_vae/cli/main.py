@@ -25,10 +25,11 @@ from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import fit_settings, parser, resume_settings
 from pyro_vae.cli.swap import run_swap
 from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.validation import whole
 from pyro_vae.errors import DataError, DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.distributed.group import launched, writes
-from pyro_vae.train.distributed.launch import Machines, launch
+from pyro_vae.train.distributed.launch import launch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,15 +110,12 @@ def _asked(flags: list[str]) -> Namespace:
 
 
 def _run_fit(asked: Namespace) -> int:
-    machines = Machines(asked.devices, asked.nodes, asked.node_rank, asked.rendezvous)
-    if machines.processes > 1 and not launched():
-        if machines.nodes > 1:
-            untrained(_settled(asked))  # what only this machine refuses would leave the others waiting for it
-        if "resume" not in asked and not machines.node_rank:
+    if whole("devices", asked.devices, 1) > 1 and not launched():
+        if "resume" not in asked:
             with RunFolder(asked.out):  # refused before processes begin, which takes a while
                 pass
         with _interruptible(asked.get("resume") or asked.out):
-            code: int = launch(machines, _run_fit, asked)
+            code: int = launch(asked.devices, _run_fit, asked)
         return code
     resume, settings = asked.get("resume"), _settled(asked)
     vae, data = untrained(settings)

@@ -27,7 +27,7 @@ SchedulerMaker = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRSc
 OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
 OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
 OF_SPREAD = ("seeds", "workers", "cluster")
-OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices", "nodes", "node_rank", "rendezvous")
+OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices")
 
 EPILOGUE = """
 Examples:
@@ -99,20 +99,15 @@ def run_settings(
     checkpoint_steps: int | None = None,
     checkpoint_minutes: float | None = 5.0,
     devices: int = 1,
-    nodes: int = 1,
-    node_rank: int = 0,
-    rendezvous: str | None = None,
 ) -> None:
     """How a run is kept, and on how many devices it goes on.
 
     Args:
         checkpoint_steps: keep the state of the training after every so many steps.
         checkpoint_minutes: keep it after every so many minutes; and at the end.
-        devices: processes on this machine that share each batch, one per GPU or share of the cores; a minute after
-            Ctrl-C or SIGTERM those that have not ended are killed, and at a second one all.
-        nodes: machines with so many each; give the same command on each, with its own --node_rank.
-        node_rank: which machine this is, from 0; the first writes.
-        rendezvous: host:port of machine 0, any free port of it.
+        devices: workers on this machine that share each batch, one per GPU or share of the cores; for several machines,
+            torchrun --nnodes M --nproc-per-node N -m pyro_vae fit. After Ctrl-C or SIGTERM, workers have a minute
+            for a last checkpoint; a second signal ends them at once.
     """
 
 

@@ -18,7 +18,7 @@ import torch.multiprocessing
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import ProcessError, SettingsError
 from pyro_vae.train.distributed.group import share_of_cores
-from pyro_vae.train.distributed.guard import refuse_no_guard
+from pyro_vae.train.distributed.launch import validate_main_guard
 
 
 class Workers(ProcessPoolExecutor):
@@ -38,7 +38,7 @@ class Workers(ProcessPoolExecutor):
 
     def __init__(self, number: int) -> None:
         whole("workers", number, 1)
-        refuse_no_guard()
+        validate_main_guard()
         context = mp.get_context("spawn")
         self._begun, self._numbers, self._at = context.SimpleQueue(), itertools.count(), dict[int, int]()
         super().__init__(number, context, _begin, (share_of_cores(number), self._begun))

@@ -33,9 +33,8 @@ from pyro_vae.train.callbacks.base import refuse_callbacks
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.steps import Engine
-from pyro_vae.train.distributed.fitting import fit_on
 from pyro_vae.train.distributed.group import Group, joined, launched, own_device
-from pyro_vae.train.distributed.launch import Machines
+from pyro_vae.train.distributed.launch import fit_on_workers
 from pyro_vae.train.distributed.reduce import refuse_spread
 from pyro_vae.train.resume import Journal
 from pyro_vae.train.run import Run
@@ -147,10 +146,10 @@ def fit(
             was begun with (``epochs`` may be more): on the same machine to the same weights, bit for bit, as if
             it had never been stopped. Checkpoints go on there too. Not in them are attributes of modules that
             are no tensors, and the generators of Python and numpy.
-        devices: on so many processes, each with its own GPU or its share of the cores, which share each batch; what
-            they are given goes by pickle. After Ctrl-C or SIGTERM they have a minute for the step under way and a
-            checkpoint, and a second one ends them at once. Where torchrun has started this process, those are the
-            processes.
+        devices: the number of workers on this machine that share each batch, each with its own GPU or its share of
+            the cores. Arguments are pickled; tensors of the data go to shared memory. After Ctrl-C or SIGTERM, workers
+            have a minute for a last checkpoint; a second signal ends them at once. Under torchrun, which starts
+            workers on one or many machines, its workers are used and ``devices`` is not.
 
     Returns:
         The VAE, its labelled history and the device.
@@ -181,7 +180,7 @@ def fit(
     """
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
     if whole("devices", devices, 1) > 1 and not launched():
-        return fit_on(Machines(devices), fit, vae, data, settings)
+        return fit_on_workers(devices, fit, vae, data, settings)
     with joined(own_device(device)) as group:
         return _fit(vae, data, group=group, **settings)
 

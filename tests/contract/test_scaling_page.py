@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed.run import get_args_parser
 
 import pyro_vae as pv
 from pyro_vae.cli.settings import parser, resume_settings
@@ -87,6 +88,9 @@ def test_failures(page):
 
 
 def test_the_commands_are_ones():
-    commands = re.findall(r"^pyro-vae (fit .*)$", PAGE, re.MULTILINE)
-    asked = [parser(*[resume_settings] * ("--resume" in one)).parse_args(one.split()).fit for one in commands]
-    assert [(one.devices, one.nodes) for one in asked] == [(8, 1), (8, 4), (4, 1)]
+    commands = re.findall(r"^(torchrun .* -m pyro_vae|pyro-vae) (fit .*)$", PAGE, re.MULTILINE)
+    asked = [parser(*[resume_settings] * ("--resume" in one)).parse_args(one.split()).fit for _, one in commands]
+    assert [one.devices for one in asked] == [1, 1, 1, 4]
+    started = [get_args_parser().parse_args(one.split()[1:]) for one, _ in commands[:3]]
+    assert [(one.nproc_per_node, one.nnodes) for one in started] == [("8", "1:1"), ("8", "4"), ("4", "1:1")]
+    assert all(one.module and one.training_script == "pyro_vae" for one in started)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 
 import pyro
@@ -168,11 +167,11 @@ def rolling(group):
     return group.gathered((flat(made), roll_back.divergences, came.history.sizes["epoch"], breaks.noise))
 
 
-def every(group):
+def every(group, weights, table):
     """All of the above that need the same two processes: starting them takes longest."""
     eager = along(group, "eager", 3), along(group, "eager", 3, 17)
     clipped = {norm: gradients(group, norm) for norm in (None, 30.0)}
-    others = eager, wishing(group), noise(group), drifting(group), who(), rolling(group)
+    others = eager, wishing(group), noise(group), drifting(group), who(weights, table), rolling(group)
     return clipped, gradients(group, None, 17), *others
 
 
@@ -180,15 +179,17 @@ def flat(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def of_all(call, *args):
+def of_all(call, *args, **shared):
     """What ``call(group, ...)`` gives on each process of the group."""
     with joined(torch.device("cpu")) as group, pyro.validation_enabled(False):
-        return group.gathered(call(group, *args))
+        return group.gathered(call(group, *args, **shared))
 
 
 def misbehaving(how):
     """The second process does what it should not, while the first goes on."""
     with joined(torch.device("cpu")) as group:
+        if how == "waits":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         group.gathered(None)
         if group.rank == 1:
             if how == "dies":
@@ -205,10 +206,10 @@ def misbehaving(how):
             time.sleep(0.1)
 
 
-def who():
-    """What a process knows of itself, and whether it looks after the one that has started it."""
-    watched = any("_end_with" in one.name for one in threading.enumerate())
-    return launched(), torch.get_num_threads(), os.environ["RANK"], os.environ["WORLD_SIZE"], watched
+def who(weights, table):
+    """What a process knows of itself, and whether what it was given is in memory that others share."""
+    shared = weights.is_shared(), table.is_shared()
+    return launched(), torch.get_num_threads(), os.environ["RANK"], os.environ["WORLD_SIZE"], shared
 
 
 class FallingApart(pv.Conditional):

@@ -1,243 +1,193 @@
-"""Starting processes by torchrun's engine, and telling in a sentence what became of them."""
+"""Start workers on this machine by torchrun's launcher, and report how they ended."""
 
-import json
+import dataclasses
 import logging
+import multiprocessing
 import os
 import pickle
-import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from pyro_vae.core.validation import whole
-from pyro_vae.errors import ProcessError, PyroVAEError, SettingsError
+from pyro_vae import errors
+from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, SettingsError
 from pyro_vae.train.distributed.group import LostError, share_of_cores
-from pyro_vae.train.distributed.guard import refuse_no_guard
-from pyro_vae.train.distributed.heard import GRACE, Heard, handing_on
-from pyro_vae.train.distributed.meeting import met
 
-LAST = 10.0
-"""So many seconds processes have for a last checkpoint when the one that has started them is gone."""
+if TYPE_CHECKING:
+    from pyro_vae.core.vae import VAE
+    from pyro_vae.train.fit import Fit
 
+GRACE = 2.0
+"""Seconds that a worker waits after it lost a peer, so that the launcher meets the failure of the peer first."""
 
-@dataclass(frozen=True)
-class Machines:
-    """On how many processes, of how many machines.
+ENDING = 60.0
+"""Seconds that workers have for a last checkpoint after SIGINT or SIGTERM."""
 
-    Args:
-        devices: processes on each machine, at least 1.
-        nodes: machines, at least 1; the same command runs on each.
-        node_rank: which machine this is, from 0; that writes.
-        rendezvous: ``host:port`` of machine 0, a free port of it; needed with more than one machine.
-
-    Raises:
-        SettingsError: if they do not fit each other.
-
-    Example:
-        >>> Machines(2).processes, Machines(8, 4, 0, "a.example:29500").processes
-        (2, 32)
-        >>> Machines(8, 4)
-        Traceback (most recent call last):
-        pyro_vae.errors.SettingsError: nodes is 4, and nothing says where they meet; give rendezvous as host:port ...
-    """
-
-    devices: int = 1
-    nodes: int = 1
-    node_rank: int = 0
-    rendezvous: str | None = None
-
-    def __post_init__(self) -> None:
-        whole("devices", self.devices, 1)
-        whole("nodes", self.nodes, 1)
-        if whole("node_rank", self.node_rank, 0) >= self.nodes:
-            raise SettingsError(f"node_rank is {self.node_rank} of {self.nodes} nodes; they are counted from 0")
-        if self.nodes > 1 and not self.rendezvous:
-            raise SettingsError(
-                f"nodes is {self.nodes}, and nothing says where they meet; give rendezvous as host:port of node 0"
-            )
-        if self.rendezvous and not self.rendezvous.rpartition(":")[2].isdigit():
-            raise SettingsError(f"rendezvous is {self.rendezvous}; give host:port of node 0, as node0:29500")
-
-    @property
-    def processes(self) -> int:
-        """How many there are on all machines together."""
-        return self.devices * self.nodes
+SHARED = ("validation_data", "context", "mask")
+"""Arguments of ``fit`` whose tensors, as those of ``data``, are in memory once for all workers."""
 
 
-def launch(machines: Machines, function: Callable[..., Any], *args: Any, folder: str | None = None) -> Any:
-    """Call a function in each of several processes, which find each other by torchrun's environment.
+def fit_on_workers(workers: int, fit: "Callable[..., Fit]", vae: "VAE", data: Any, settings: dict[str, Any]) -> "Fit":
+    """Run ``fit`` on several workers, and give their weights to ``vae``, after a divergence too."""
+    shared = {"data": data, **{name: settings.pop(name) for name in SHARED}}
+    weights, vae.trained_on, result = launch(workers, _fit, fit, vae, settings, shared=shared)
+    vae.load_state_dict(weights)
+    if isinstance(result, DivergenceError):
+        raise result
+    return dataclasses.replace(result, vae=vae)
 
-    One that dies stops all. SIGINT and SIGTERM are handed on to them, and what they then give is given back; those
-    that have not ended a minute later are killed, and at a second signal all are at once.
+
+def _fit(
+    fit: "Callable[..., Fit]", vae: "VAE", settings: dict[str, Any], **shared: Any
+) -> tuple[dict[str, Tensor], Any, Any]:
+    """Train on one worker: the weights, the hashes of the rows, and the fit or its divergence."""
+    result: Any
+    try:
+        result = dataclasses.replace(fit(vae, **settings, **shared), vae=None)  # type: ignore[arg-type]
+    except DivergenceError as error:
+        result = error
+    return {name: value.cpu() for name, value in vae.state_dict().items()}, vae.trained_on, result
+
+
+def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[str, Any] | None = None) -> Any:
+    """Call ``function`` on each of several workers, which find each other by torchrun's environment.
 
     Args:
-        machines: how many processes, and where.
-        function: of a module that processes can import; it is given ``args``.
-        args: what pickle takes.
-        folder: of what they are given, which goes with the last of them; one of its own where there is none.
+        workers: their number, at least 1.
+        function: of a module that workers can import.
+        args: its arguments, which are pickled.
+        shared: its keyword arguments, whose tensors go to shared memory; workers must not write to them.
 
     Returns:
-        What it gives on the first process of this machine.
+        The result of worker 0.
 
     Raises:
-        PyroVAEError: what a process raised.
-        ProcessError: if a process died: which, how, and what to do; if another machine does not come.
-        KeyboardInterrupt: if they were killed after a signal.
+        PyroVAEError: if a worker raises an error of this library.
+        SettingsError: if an argument cannot be sent to a worker.
+        ProcessError: if a worker dies; the others are then stopped.
+        KeyboardInterrupt: if workers were killed after a signal.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    refuse_no_guard()
-    heard, failed = Heard(), None
-    with (
-        nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="pyro-vae-") as place,
-        _quiet_engine(),
-        met(machines),
-        heard.listening(machines.devices) as pipes,
-        handing_on(heard),
-    ):
-        starter = Starter(os.getpid(), place, share_of_cores(machines.devices))
+    validate_main_guard()
+    with tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder, _quiet_torch(), forward_signals() as received:
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=workers, max_restarts=0, run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
+            logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=dict.fromkeys(range(1, workers), Std.ALL)),
+            signals_to_handle="",  # forward_signals does, and leaves workers the time for a checkpoint
+        )  # fmt: skip
         try:
-            elastic_launch(_config(machines, place), _process)(pipes, starter, function, args)
+            sent = pickle.dumps((function, args))  # the launcher's own pickle would let workers share the weights
+            return elastic_launch(config, _work)(sent, shared or {}, share_of_cores(workers))[0]
+        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+            raise SettingsError(
+                f"the arguments cannot be sent to workers ({error}); build them from classes and functions of a "
+                "module, as functools.partial(torch.optim.Adam, lr=1e-3), or use devices=1"
+            ) from error
         except ChildFailedError as error:
-            failed = error
-    return _outcome(heard, failed, machines)
+            raise _failure(*error.get_first_failure(), workers, bool(received)) from error
 
 
-def _config(machines: Machines, folder: str) -> Any:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig
-
-    alone = machines.nodes == 1 and machines.rendezvous is None
-    return LaunchConfig(
-        min_nodes=machines.nodes,
-        max_nodes=machines.nodes,
-        nproc_per_node=machines.devices,
-        run_id=uuid.uuid4().hex if alone else "pyro-vae",
-        rdzv_backend="c10d" if alone else "static",
-        rdzv_endpoint="localhost:0" if alone else str(machines.rendezvous),
-        rdzv_configs={} if alone else {"rank": machines.node_rank},
-        local_addr="localhost" if alone else None,
-        max_restarts=0,
-        monitor_interval=0.05,
-        signals_to_handle="SIGQUIT",  # the others are handed on here, so that the processes end by themselves
-        logs_specs=DefaultLogsSpecs(log_dir=folder),
-    )
+def validate_main_guard() -> None:
+    """Refuse to start workers from a worker that is still importing the user's script."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SettingsError('workers import this script: put the code that runs under if __name__ == "__main__":')
 
 
-@dataclass(frozen=True)
-class Starter:
-    """What processes know of the one that has started them.
-
-    Args:
-        pid: its number.
-        folder: what it would remove at its end.
-        threads: how many each of them is to have.
-    """
-
-    pid: int
-    folder: str
-    threads: int
-
-    def gone(self) -> bool:
-        """Whether it has ended before them; what it would have removed is then removed here."""
-        if os.getppid() == self.pid:
-            return False
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return True
-
-
-def _process(pipes: list[Any], starter: Starter, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """What each process does; it tells what came of it by its pipe, errors of this library included."""
-    os.setpgid(0, 0)  # Ctrl-C goes to the first process, which hands it on
-    threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
-    torch.set_num_threads(starter.threads)
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    pipes[local].send((rank, os.getpid(), None))
+def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
+    """Run the function in this worker."""
+    os.setpgid(0, 0)  # Ctrl-C goes to the launching process, which forwards it
+    _exit_if_orphaned()
+    torch.set_num_threads(threads)
     try:
-        with _silent(rank != 0):
-            came: Any = function(*args)
-    except (LostError, KeyboardInterrupt):  # the second where its starter was killed, which is just about to be gone
+        function, args = pickle.loads(sent)  # noqa: S301  (of the process that launched this one)
+    except (AttributeError, ImportError) as error:
+        raise SettingsError(f"a worker cannot import an argument ({error}); define it in a module (.py)") from error
+    try:
+        result = function(*args, **shared)
+    except LostError:
         time.sleep(GRACE)
         raise
-    except PyroVAEError as error:
-        came = error
-    except Exception:
-        traceback.print_exc()
-        raise
-    finally:
-        starter.gone()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is left is to wait for the others
-    kept = came if local == 0 or isinstance(came, PyroVAEError) else None
-    pipes[local].send((rank, os.getpid(), pickle.dumps(kept)))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # torch would take it for a success without a result, and wait
+    _exit_if_orphaned()
+    return result if os.environ["RANK"] == "0" else None
 
 
-def _end_with(starter: Starter, last: float = LAST) -> None:
-    """End this process after another that had no time to say so; torch may have asked it to (SIGINT), too early."""
-    while not starter.gone():
-        time.sleep(0.5)
-    time.sleep(last)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _exit_if_orphaned() -> None:
+    """Exit if the launching process is gone, which torch would wait for."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        sys.exit(1)
 
 
-@contextmanager
-def _silent(quiet: bool) -> Iterator[None]:
-    if not quiet:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
-        yield
-
-
-def _outcome(heard: Heard, failed: Any, machines: Machines) -> Any:
-    came = heard.came
-    errors = [came[rank] for rank in sorted(came) if isinstance(came[rank], PyroVAEError)]
-    if errors:
-        raise errors[0]
-    if failed is None:
-        return came[min(came)]
-    if heard.asked is not None:
-        raise KeyboardInterrupt("the processes were killed; go on from the last checkpoint (resume)")
-    rank, failure = failed.get_first_failure()
-    raise ProcessError(
-        f"process {rank} of {machines.processes} {_how(failure)}, and the others were stopped; "
+def _failure(rank: int, failure: Any, workers: int, interrupted: bool) -> BaseException:
+    """The error of a worker: its own if this library has it, else how the worker ended."""
+    message = failure.error_file_data["message"]
+    text: str = message["message"] if isinstance(message, dict) else "before it began; its output has the reason"
+    name, _, reason = text.partition(": ")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, PyroVAEError):
+        return kind(reason)
+    if interrupted:
+        return KeyboardInterrupt("the processes were killed; go on from the last checkpoint (resume)")
+    how = f"ended with exit code {failure.exitcode} ({text.splitlines()[0]})"
+    if failure.exitcode < 0:
+        how = f"was ended by {failure.signal_name()}" + ", as when memory runs out" * (failure.exitcode == -9)
+    return ProcessError(
+        f"process {rank} of {workers} {how}, and the others were stopped; "
         "go on from the last checkpoint (resume), or start again"
     )
 
 
-def _how(failure: Any) -> str:
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        return f"was ended by {name}{', as it is when memory runs out' if name == 'SIGKILL' else ''}"
-    message: Any = failure.message
-    with suppress(TypeError, ValueError):
-        message = json.loads(message)
-    message = message.get("message", "") if isinstance(message, dict) else str(message)
-    said = next((line for line in reversed(message.splitlines()) if line.strip()), "")
-    return f"ended with exit code {failure.exitcode}" + (f" ({said.strip()})" if said else "")
+@contextmanager
+def forward_signals() -> Iterator[list[int]]:
+    """Ask workers to end at SIGINT and SIGTERM; kill them at a second signal or after :data:`ENDING` seconds."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    others = multiprocessing.active_children()
+
+    def forward(number: int, _: Any = None) -> None:
+        received.append(number)
+        for worker in multiprocessing.active_children():
+            if worker not in others:
+                worker.terminate() if len(received) == 1 else worker.kill()
+        if len(received) == 1:
+            deadline.start()
+
+    deadline = threading.Timer(ENDING, forward, [signal.SIGKILL])
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        deadline.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def _quiet_engine() -> Iterator[None]:
-    """Without the engine's log, which says by the page what is told here in a sentence."""
-    logs = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
-    before, environment = [log.level for log in logs], set(os.environ)
-    for log in logs:
-        log.setLevel(logging.CRITICAL + 1)
+def _quiet_torch() -> Iterator[None]:
+    """Silence the launcher's log, a page for what is told here in a sentence."""
+    names = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        for log, level in zip(logs, before, strict=True):
-            log.setLevel(level)
-        for name in set(os.environ) - environment:
-            if name.startswith("TORCHELASTIC"):
-                del os.environ[name]
+        for logger, level in levels.items():
+            logger.setLevel(level)
