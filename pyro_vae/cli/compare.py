@@ -1,10 +1,7 @@
 """``pyro-vae compare``: estimators along a training, or along several that differ in their seed."""
 
 import copy
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable
 
 import torch
 import xarray as xr
@@ -17,7 +14,7 @@ from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, in_one_line, save_comparison, show_comparison, show_fit
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import OF_COMPARE, command, compare_settings, with_absolute_paths
-from pyro_vae.cli.sweep import is_side_by_side, say, seeds_of, side_by_side, tell, with_seed
+from pyro_vae.cli.sweep import Outcome, is_side_by_side, run_jobs, say, seeds_of, with_seed
 from pyro_vae.compare.cells import cells, step_of
 from pyro_vae.compare.elbos import compare_elbos, default_elbos, refuse_choices
 from pyro_vae.compare.pair import subject_of
@@ -47,7 +44,7 @@ def run_compare(settings: Namespace) -> int:
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
     _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
-        return _of_seeds(settings, vaes, data)
+        return _of_seeds(settings, seeds, data)
     own, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
     with RunFolder(settings.out) as run, keeping(own, vae, run):
         moments, fitted = _trained(own, vae, data)
@@ -144,33 +141,18 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
     show_comparison(comparison, console)
 
 
-@dataclass
-class Came:
-    """What has come of one seed, as a process sends it.
-
-    Args:
-        every: the comparison, by ``moment``.
-        told: what the training came to.
-        diverged: why there is none.
-        interrupted: whether Ctrl-C ended the training.
-    """
-
-    every: xr.Dataset | None
-    told: str = ""
-    diverged: str = ""
-    interrupted: bool = False
-
-
-def _of_seeds(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> int:
+def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded) -> int:
     """The mean over seeds of those that came to their end."""
     with RunFolder(settings.out) as run:
-        found, diverged, interrupted = _each(settings, vaes, data)
-        if not found and interrupted:
+        sweep = run_jobs(settings, compare_one, {f"seed {seed}": (seed,) for seed in seeds}, data)
+        found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]
+        diverged = [f"{job}: {why}" for job, why in sweep.failures.items()]
+        if not found and sweep.interrupted:
             raise KeyboardInterrupt
         if not found:
             raise DivergenceError(f"every seed failed, the first so: {diverged[0]}")
-        if len(found) < len(vaes):
-            say(f"of {len(vaes)} seeds {len(found)} came to the end, and no other is in the comparison")
+        if len(found) < len(seeds):
+            say(f"of {len(seeds)} seeds {len(found)} came to the end, and no other is in the comparison")
         about = {"diverged": "; ".join(diverged), "timed_beside": "other seeds" if is_side_by_side(settings) else ""}
         mean = (over_seeds(found) if len(found) > 1 else found[0]).assign_attrs(about)
         for i, moment in enumerate(mean.moment.values):
@@ -178,65 +160,25 @@ def _of_seeds(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> int:
         run.dataset("seeds.nc", stacked(found))
         _write(settings, mean, run)
         run.show(Console())
-    return 130 if interrupted else 0
+    return 130 if sweep.interrupted else 0
 
 
-def _each(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> tuple[list[xr.Dataset], list[str], bool]:
-    """The comparisons in the order of the seeds, why others diverged, and whether Ctrl-C ended it early."""
-    found, diverged, interrupted = dict[int, xr.Dataset](), list[str](), False
-    with closing((_side_by_side if is_side_by_side(settings) else _in_turn)(settings, vaes, data)) as coming:
-        try:
-            for seed, came in coming:
-                if came.interrupted:
-                    raise KeyboardInterrupt
-                if came.every is None:
-                    diverged.append(f"seed {seed}: {came.diverged}")
-                    say(diverged[-1])
-                else:
-                    found[seed] = came.every
-                    tell(f"seed {seed}: {came.told}")
-        except KeyboardInterrupt:
-            interrupted = True
-    return [found[seed] for seed in vaes if seed in found], diverged, interrupted
-
-
-Coming: TypeAlias = Generator[tuple[int, Came], None, None]
-
-
-def _in_turn(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> Coming:
-    for i, (seed, vae) in enumerate(vaes.items(), 1):
-        tell(f"{i} of {len(vaes)}: seed {seed}")
-        yield seed, _came(with_seed(settings, seed), vae, data, progress=True)
-
-
-def _side_by_side(settings: Namespace, vaes: dict[int, VAE], data: Loaded) -> Coming:
-    """By processes that make data and VAE anew of the settings, and so come to what one process comes to."""
-    absolute = with_absolute_paths(settings)
-    jobs = {f"seed {seed}": (absolute, seed) for seed in vaes}
-    for job, came in side_by_side(settings, compare_one, jobs):
-        yield jobs[job][1], came
-
-
-def compare_one(settings: Namespace, seed: int) -> Came:
-    """Train and compare with one seed, in a process of its own.
+def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:
+    """Train and compare with one seed.
 
     Args:
         settings: of ``pyro-vae compare``.
         seed: of weights, order and noise.
+        data: None in a worker, which then loads them.
     """
-    data, own = loaded(settings), with_seed(settings, seed)
-    return _came(own, build(own, data.train), data, progress=False)
-
-
-def _came(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool) -> Came:
+    here, data, own = data is not None, data or loaded(settings), with_seed(settings, seed)
     try:
-        moments, fitted = _trained(settings, vae, data, progress=progress)
+        moments, fitted = _trained(own, build(own, data.train), data, progress=here)
         if fitted.interrupted:  # which is in no mean
-            return Came(None, interrupted=True)
-        every = _compared(settings, moments, data.held_out, QUIET, progress=progress)
-        return Came(every, in_one_line(fitted))
+            return Outcome(interrupted=True)
+        return Outcome(_compared(own, moments, data.held_out, QUIET, progress=here), in_one_line(fitted))
     except (DivergenceError, ModelError) as error:  # the second where what it was trained to cannot be evaluated
-        return Came(None, diverged=str(error))
+        return Outcome(failure=str(error))
 
 
 def _write(settings: Namespace, comparison: xr.Dataset, run: RunFolder) -> None:

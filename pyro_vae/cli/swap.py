@@ -1,12 +1,9 @@
 """``pyro-vae swap``: a grid of choices of parts, trained alike and ranked."""
 
+import copy
 import itertools
-from collections.abc import Generator
-from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
-import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -15,7 +12,7 @@ from pyro_vae.cli.fit import Loaded, loaded, refuse, refuse_estimator, train
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import command, swap_settings, with_absolute_paths
-from pyro_vae.cli.sweep import is_side_by_side, say, seeds_of, side_by_side, tell, with_seed
+from pyro_vae.cli.sweep import Outcome, run_jobs, say, seeds_of, with_seed
 from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, refuse_one_row, with_failures
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
@@ -90,42 +87,17 @@ def _refuse(settings: Namespace, name: str, vae: VAE, data: Loaded) -> None:
         raise ModelError(f"{name}: {error}") from error
 
 
-@dataclass
-class Came:
-    """What has come of one training, as a process sends it: arrays, since tensors would share its memory."""
-
-    weights: dict[str, Any]
-    trained_on: Any
-    diverged: str = ""
-    interrupted: bool = False
-
-
 def _trained(settings: Namespace, names: list[str], seeds: list[int], data: Loaded) -> Trained:
     """Train all, past those that diverge and until Ctrl-C."""
     jobs = {_called(name, seed, seeds): (name, seed) for name in names for seed in seeds}
-    trained, vaes = Trained(), dict[str, VAE]()
-    of_seed = {seed: _grid(with_seed(settings, seed), data.train) for seed in seeds}
-    apart = is_side_by_side(settings)
-    with closing((_side_by_side if apart else _in_turn)(settings, jobs, of_seed, data)) as coming:
-        try:
-            for job, came in coming:
-                name, seed = jobs[job]
-                if came.diverged:
-                    trained.diverged.setdefault(name, came.diverged)
-                    say(f"{job}: {came.diverged}")
-                elif came.interrupted:
-                    trained.interrupted = True
-                    break
-                else:
-                    vaes[job] = of_seed[seed][name]
-        except KeyboardInterrupt:
-            if not apart:
-                raise
-            trained.interrupted = True
+    sweep = run_jobs(settings, train_one, jobs, data)
+    trained = Trained(interrupted=sweep.interrupted)
+    for job, why in sweep.failures.items():
+        trained.diverged.setdefault(jobs[job][0], why)
     for name in names:
-        every = [vaes.get(_called(name, seed, seeds)) for seed in seeds]
-        if len(of_all := [vae for vae in every if vae is not None]) == len(seeds):
-            trained.vaes[name] = of_all
+        of_seeds = [_called(name, seed, seeds) for seed in seeds]
+        if all(job in sweep.results for job in of_seeds):
+            trained.vaes[name] = [sweep.results[job] for job in of_seeds]
     return trained
 
 
@@ -133,49 +105,23 @@ def _called(name: str, seed: int, seeds: list[int]) -> str:
     return name if len(seeds) == 1 else f"{name} (seed {seed})"
 
 
-Jobs: TypeAlias = dict[str, tuple[str, int]]
-Grids: TypeAlias = dict[int, dict[str, VAE]]
-Coming: TypeAlias = Generator[tuple[str, Came], None, None]
-
-
-def _in_turn(settings: Namespace, jobs: Jobs, vaes: Grids, data: Loaded) -> Coming:
-    for i, (job, (name, seed)) in enumerate(jobs.items(), 1):
-        tell(f"{i} of {len(jobs)}: {job}")
-        try:
-            fitted = train(with_seed(settings, seed), vaes[seed][name], data)
-            yield job, Came({}, None, interrupted=fitted.interrupted)
-        except DivergenceError as error:
-            yield job, Came({}, None, str(error))
-
-
-def _side_by_side(settings: Namespace, jobs: Jobs, vaes: Grids, data: Loaded) -> Coming:
-    """By processes that make data and VAEs anew of the settings, and so come to what one process comes to."""
-    settings = with_absolute_paths(settings)
-    sent = {job: (settings, name, seed) for job, (name, seed) in jobs.items()}
-    for job, came in side_by_side(settings, train_one, sent):
-        name, seed = jobs[job]
-        with torch.no_grad():
-            vaes[seed][name].load_state_dict({key: torch.from_numpy(value) for key, value in came.weights.items()})
-        vaes[seed][name].trained_on = came.trained_on
-        yield job, came
-
-
-def train_one(settings: Namespace, name: str, seed: int) -> Came:
-    """Train one of a grid, in a process of its own.
+def train_one(settings: Namespace, name: str, seed: int, data: Loaded | None) -> Outcome:
+    """Train one VAE of a grid.
 
     Args:
         settings: of ``pyro-vae swap``.
         name: of the combination.
         seed: of its training.
+        data: None in a worker, which then loads them and sends the VAE back from its CPU.
     """
-    data, own = loaded(settings), with_seed(settings, seed)
-    vae, diverged, interrupted = _grid(own, data.train)[name], "", False
+    here, data, own = data is not None, data or loaded(settings), with_seed(settings, seed)
+    vae = _grid(own, data.train)[name]
     try:
-        interrupted = train(own, vae, data, progress=False).interrupted
+        fitted = train(own, vae, data, progress=here)
     except DivergenceError as error:
-        diverged = str(error)
-    weights = {key: value.detach().cpu().numpy() for key, value in vae.state_dict().items()}
-    return Came(weights, vae.trained_on, diverged, interrupted)
+        return Outcome(failure=str(error))
+    sent = vae if here else copy.deepcopy(vae).cpu()  # without the weak references by which Pyro knows its parameters
+    return Outcome(sent, interrupted=fitted.interrupted)
 
 
 def _write(settings: Namespace, trained: Trained, held_out: Data, run: RunFolder) -> None:

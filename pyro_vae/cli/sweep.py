@@ -1,25 +1,72 @@
-"""What the commands that train several times have in common: seeds, and trainings side by side."""
+"""Train several VAEs, in turn or side by side: the seeds and the jobs of ``swap`` and ``compare``."""
 
 import copy
+import logging
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Generator, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
+import torch.multiprocessing
 from jsonargparse import Namespace
 from rich.console import Console
 
-from pyro_vae.compare.pool import Cluster, Workers, as_they_come
+from pyro_vae.cli.fit import Loaded
+from pyro_vae.cli.settings import with_absolute_paths
 from pyro_vae.core.device import refuse_seed
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.validation import whole
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import ProcessError, SettingsError
+
+
+@dataclass
+class Outcome:
+    """The outcome of one job, as a worker sends it.
+
+    Args:
+        result: None if the job failed or was interrupted.
+        message: how training ended.
+        failure: why there is no result.
+        interrupted: whether Ctrl-C ended the job.
+    """
+
+    result: Any = None
+    message: str = ""
+    failure: str = ""
+    interrupted: bool = False
+
+
+@dataclass
+class Sweep:
+    """The outcomes of all jobs, by the name of the job.
+
+    Args:
+        results: of the jobs that were finished.
+        failures: why other jobs gave no result.
+        interrupted: whether Ctrl-C ended the sweep early.
+    """
+
+    results: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+
+Job: TypeAlias = Callable[..., Outcome]
+Jobs: TypeAlias = Mapping[str, tuple[Any, ...]]
+Outcomes: TypeAlias = Generator[tuple[str, Outcome], None, None]
 
 
 def seeds_of(settings: Namespace) -> list[int]:
-    """The seeds to train with.
+    """Return the seeds to train with.
 
     Raises:
-        SettingsError: if there is none, one is twice, or the number of processes is out of its range.
+        SettingsError: if there is no seed, a seed is repeated, or the number of workers is out of its range.
     """
     whole("workers", settings.workers, 1)
     seeds = [settings.seed] if settings.seeds is None else list(settings.seeds)
@@ -31,41 +78,142 @@ def seeds_of(settings: Namespace) -> list[int]:
 
 
 def with_seed(settings: Namespace, seed: int) -> Namespace:
-    """The settings with another seed of weights, order and noise; data are split before."""
+    """Copy the settings with another seed of weights, order and noise; the split of the data keeps its seed."""
     other = copy.deepcopy(settings)
     other.seed = seed
     return other
 
 
 def is_side_by_side(settings: Namespace) -> bool:
-    """Whether trainings go on in processes of their own."""
+    """Return whether each training runs in a worker."""
     return settings.workers > 1 or settings.cluster is not None
 
 
-def side_by_side(
-    settings: Namespace, function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]]
-) -> Generator[tuple[str, Any], None, None]:
-    """What a function of a module gives of each job, by name, as they are done, with a line for each.
+def run_jobs(settings: Namespace, function: Job, jobs: Jobs, data: Loaded) -> Sweep:
+    """Run each job, past those that fail and until Ctrl-C; in turn and side by side the results are equal.
 
     Args:
         settings: of a command with ``workers`` and ``cluster``.
-        function: called in processes of its own.
-        jobs: name → its arguments.
+        function: of a module, called as ``function(settings, *arguments, data)``; in a worker ``data`` is None, and
+            the function loads it from the settings.
+        jobs: name → arguments.
+        data: as loaded from the settings.
+
+    Raises:
+        ProcessError: if a worker dies.
+        SettingsError: if there is no such cluster.
     """
-    executor = Workers(min(settings.workers, len(jobs))) if settings.cluster is None else Cluster(settings.cluster)
+    sweep = Sweep()
+    apart = is_side_by_side(settings)
+    outcomes = _side_by_side(settings, function, jobs) if apart else _in_turn(settings, function, jobs, data)
+    with closing(outcomes):
+        try:
+            for job, outcome in outcomes:
+                if outcome.interrupted:
+                    raise KeyboardInterrupt
+                if outcome.failure:
+                    sweep.failures[job] = outcome.failure
+                    say(f"{job}: {outcome.failure}")
+                else:
+                    sweep.results[job] = outcome.result
+                    if outcome.message:
+                        tell(f"{job}: {outcome.message}")
+        except KeyboardInterrupt:
+            sweep.interrupted = True
+    return sweep
+
+
+def _in_turn(settings: Namespace, function: Job, jobs: Jobs, data: Loaded) -> Outcomes:
+    for i, (job, arguments) in enumerate(jobs.items(), 1):
+        tell(f"{i} of {len(jobs)}: {job}")
+        yield job, function(settings, *arguments, data)
+
+
+def _side_by_side(settings: Namespace, function: Job, jobs: Jobs) -> Outcomes:
+    """Run the jobs in workers, each with its share of the cores, and yield the outcomes as they come."""
+    import joblib
+
     tell(f"{len(jobs)} trainings, side by side")
-    with executor, ticking("trained", len(jobs), sys.stderr.isatty()) as tick:
-        for i, (job, came) in enumerate(as_they_come(executor, function, jobs), 1):
-            tick()
-            tell(f"{i} of {len(jobs)}: {job}")
-            yield job, came
+    sent = with_absolute_paths(settings)
+    calls = [joblib.delayed(_work)(job, function, sent, *arguments) for job, arguments in jobs.items()]
+    backend = _processes(settings.workers) if settings.cluster is None else _cluster(settings.cluster)
+    with backend as workers, ticking("trained", len(jobs), sys.stderr.isatty()) as tick:
+        number = min(workers, len(jobs))
+        outcomes = joblib.Parallel(number, return_as="generator_unordered", batch_size=1, pre_dispatch=number)(calls)
+        try:
+            for i, (job, outcome) in enumerate(outcomes, 1):
+                tick()
+                tell(f"{i} of {len(jobs)}: {job}")
+                yield job, outcome
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib's advice where jobs under way are ended
+                outcomes.close()
+
+
+def _work(job: str, function: Job, settings: Namespace, *arguments: Any) -> tuple[str, Outcome]:
+    """Run a job in a worker, which ends with the command and leaves Ctrl-C to it."""
+    if settings.cluster is None:
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
+        os.setpgid(0, 0)
+    return job, function(settings, *arguments, None)
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[int]:
+    """Let joblib start workers on this machine."""
+    try:
+        yield workers
+    except BrokenExecutor as error:
+        codes = re.search(r"\{(.+)\}", str(error))
+        raise ProcessError(f"a worker died ({codes[1] if codes else 'of unknown cause'}); {AGAIN}") from error
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[int]:
+    """Let joblib start workers on a Ray cluster, one per core.
+
+    References:
+        | Ray: A Distributed Framework for Emerging AI Applications (Moritz et al., 2018),
+          https://arxiv.org/abs/1712.05889
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        from ray.util.joblib.ray_backend import RayBackend
+    except ImportError as error:
+        raise SettingsError("a cluster needs Ray; pip install pyro-vae[cluster]") from error
+    import joblib
+
+    own = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": own})
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(
+            f"cluster {address}: Ray does not answer there ({what}); start it by ray start --head"
+        ) from error
+    # Its results do come as they are done, which joblib does not expect of a pool.
+    generating = type("Generating", (RayBackend,), {"supports_return_generator": True})
+    joblib.register_parallel_backend("ray", generating)
+    try:
+        with joblib.parallel_config("ray"):
+            yield int(ray.cluster_resources()["CPU"])
+    except ray.exceptions.RayError as error:
+        raise ProcessError(f"a worker died ({type(error).__name__}); {AGAIN}") from error
+    finally:
+        ray.shutdown()
+
+
+AGAIN = "start again, with fewer side by side if memory was short"
 
 
 def tell(what: str) -> None:
-    """How far long work has come."""
+    """Print how far the sweep has come."""
     Console(stderr=True).print(what, highlight=False, markup=False, soft_wrap=True)
 
 
 def say(what: str) -> None:
-    """What did not go as it was asked."""
+    """Print what did not go as it was asked."""
     print(f"pyro-vae: {what}", file=sys.stderr)

@@ -33,9 +33,9 @@ def trained(monkeypatch):
     begun = []
     whole = cli_swap.train
 
-    def train(settings, vae, data):
+    def train(settings, vae, data, **more):
         begun.append(type(vae.prior).__name__)
-        return whole(settings, vae, data)
+        return whole(settings, vae, data, **more)
 
     monkeypatch.setattr(cli_swap, "train", train)
     return begun
@@ -164,7 +164,7 @@ def test_where_all_diverge_that_is_said(folder, capsys):
 def test_ctrl_c_ends_the_grid_and_ranks_what_is_wholly_trained(at, folder, trained, monkeypatch, capsys):
     begun, whole = trained, cli_swap.train
 
-    def interrupting(settings, vae, data):
+    def interrupting(settings, vae, data, **more):
         sent = []
 
         def interrupt(*_):
@@ -172,7 +172,7 @@ def test_ctrl_c_ends_the_grid_and_ranks_what_is_wholly_trained(at, folder, train
                 sent.append(os.kill(os.getpid(), signal.SIGINT))
 
         vae.prior.register_forward_pre_hook(interrupt)
-        return whole(settings, vae, data)
+        return whole(settings, vae, data, **more)
 
     monkeypatch.setattr(cli_swap, "train", interrupting)
     assert swap("--priors", "[StandardNormal, Laplace, Normal]") == 130

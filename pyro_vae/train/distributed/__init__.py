@@ -1,4 +1,4 @@
-"""Many devices: processes that train one VAE together, and pools of processes that train one each."""
+"""Many devices: processes that train one VAE together."""
 
 from pyro_vae.train.distributed.group import Group, joined
 

@@ -7,16 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from helpers import pool_checks
+from helpers import sweep_checks
 from helpers.checks import linear_gaussian, untimed
+from jsonargparse import Namespace
 
 from pyro_vae.cli import main
 from pyro_vae.cli.run_folder import RunFolder
-from pyro_vae.compare.pool import Cluster, Workers, as_they_come
+from pyro_vae.cli.sweep import run_jobs
 from pyro_vae.compare.swap import rank, ranking_table
 from pyro_vae.errors import ProcessError, SettingsError
 from pyro_vae.exact import LinearGaussian
@@ -39,22 +41,7 @@ def swap(out, *flags):
         return ranked.load()
 
 
-@pytest.fixture(scope="module")
-def pool():
-    """Two processes, begun once."""
-    with Workers(2) as workers:
-        yield workers
-
-
-@pytest.fixture
-def shared(pool, monkeypatch):
-    """The command takes those, and leaves them as they are."""
-    monkeypatch.setattr("pyro_vae.cli.sweep.Workers", lambda number: pool)
-    monkeypatch.setattr(Workers, "__exit__", lambda *_: None)
-    return pool
-
-
-def test_side_by_side_comes_to_the_same_bits(folder, capsys, shared):
+def test_side_by_side_comes_to_the_same_bits(folder, capsys):
     alone = swap("alone", *GRID)
     capsys.readouterr()
     both = swap("both", *GRID, "--workers", "2")
@@ -65,7 +52,7 @@ def test_side_by_side_comes_to_the_same_bits(folder, capsys, shared):
     assert all(f"{prior} (seed {seed})" in told for prior in ("StandardNormal", "Laplace") for seed in (0, 1))
 
 
-def test_seeds_are_compared_side_by_side(folder, capsys, shared, monkeypatch):
+def test_seeds_are_compared_side_by_side(folder, capsys, monkeypatch):
     monkeypatch.setattr(RunFolder, "figure", lambda *_: None)
     flags = [*FAST[:6], "--draws", "3", "--elbos", "[HandDerivedELBO]", "--particles", "[2]", "--seeds", "[0, 1]"]
     told = []
@@ -80,33 +67,55 @@ def test_seeds_are_compared_side_by_side(folder, capsys, shared, monkeypatch):
     assert "with other seeds beside it" in shown.out.replace("\n", " ").replace("  ", " ")
 
 
-def test_one_that_diverges_is_carried_past_there_too(folder, capsys, shared):
+def test_one_that_diverges_is_carried_past_there_too(folder, capsys):
     flags = ["--priors", "[StandardNormal, Laplace]", "--optimizer", "SGD", "--optimizer.lr", "1e12", "--workers", "2"]
     assert main(["swap", "--data", "data.npy", "--out", "run", *FAST, *flags]) == 2
     assert "every combination diverged" in capsys.readouterr().err
 
 
-def test_a_pool_names_what_it_was_at_when_a_process_died():
-    jobs = {"none": (0,), "first": (1,), "second": (2,)}
-    coming = as_they_come(Workers(2), pool_checks.one_dies, jobs)
-    assert next(coming) == ("none", 0)
+def run(function, *arguments, workers=2, cluster=None):
+    jobs = {f"job {i}": (i, *arguments) for i in range(3)}
+    return run_jobs(Namespace(workers=workers, cluster=cluster), function, jobs, "data")
+
+
+def test_results_and_errors_of_workers_come_back(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    far, here = run(sweep_checks.double).results, run(sweep_checks.double, workers=1).results
+    assert {job: result[0] for job, result in far.items()} == {"job 0": 0, "job 1": 2, "job 2": 4}
+    assert [result[0] for result in here.values()] == [0, 2, 4]
+    assert os.getpid() not in {result[1] for result in far.values()}
+    assert {result[2] for result in far.values()} == {max(1, joblib.cpu_count() // 2)}, "the cores are shared out"
+    assert {result[1:2] + result[3:] for result in here.values()} == {(os.getpid(), "data")}
+    with pytest.raises(ValueError, match=r"number [0-2]"):
+        run(sweep_checks.fails)
+
+
+def test_a_worker_that_dies_ends_the_others():
     started = time.monotonic()
-    with pytest.raises(ProcessError, match="the process that trained first was ended by SIGKILL; start again"):
-        list(coming)
+    with pytest.raises(ProcessError, match=r"a worker died .*SIGKILL.*; start again, with fewer side by side"):
+        run(sweep_checks.one_dies)
     assert time.monotonic() - started < 25, "the other is not waited for"
 
 
-def test_threads_are_shared_out_and_errors_come_back(pool):
-    found = dict(as_they_come(pool, pool_checks.double, {str(i): (i,) for i in range(4)}))
-    assert {name: value[0] for name, value in found.items()} == {str(i): 2 * i for i in range(4)}
-    assert os.getpid() not in {value[1] for value in found.values()}
-    assert {value[2] for value in found.values()} == {1}
-    with pytest.raises(ValueError, match="number 3"):
-        pool.submit(pool_checks.fails, 3).result()
+def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(tmp_path):
+    sweep = run(sweep_checks.interrupts, tmp_path)
+    assert sweep.interrupted
+    assert sweep.results == {"job 0": 0}
+    (worker,) = [int(path.name) for path in tmp_path.iterdir()]
+    assert not alive([worker])
+
+
+def alive(pids):
+    """Those that are still there after 10 s."""
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_of_them(folder):
+@pytest.mark.parametrize("end", [lambda process: process.send_signal(signal.SIGINT), lambda process: process.kill()])
+def test_workers_end_with_the_command(end, folder):
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     flags = ["swap", "--data", "data.npy", "--out", "run", *FAST, *GRID, "--workers", "2", "--epochs", "100000"]
     process = subprocess.Popen(
@@ -117,15 +126,13 @@ def test_ctrl_c_ends_all_of_them(folder):
         pass
     time.sleep(8)
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
-    assert "interrupted: 0 of 2 combinations" in err
+    assert len(children) >= 2
+    end(process)
+    _, err = process.communicate(timeout=60)
+    assert not alive(children)
     assert "Traceback" not in err
-    deadline = time.monotonic() + 10
-    while any(alive := [pid for pid in children if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive
+    assert process.returncode == -signal.SIGKILL or "interrupted: 0 of 2 combinations" in err
+    assert process.returncode in (130, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -170,35 +177,26 @@ def test_the_error_of_a_ranking_holds_how_much_trainings_differ():
 # --- Over a cluster ---
 
 
-@pytest.fixture(scope="module")
-def cluster():
+@pytest.mark.slow  # starting Ray takes some 15 s
+@pytest.mark.filterwarnings("ignore")
+def test_a_grid_over_a_cluster_comes_to_the_same_bits(folder):
     pytest.importorskip("ray")
-    with Cluster(None, num_cpus=2) as here:
-        yield here
-
-
-@pytest.mark.slow  # starting Ray takes some 15 s
-@pytest.mark.filterwarnings("ignore")
-def test_a_cluster_is_an_executor_like_another(cluster):
-    found = dict(as_they_come(cluster, pool_checks.double, {str(i): (i,) for i in range(3)}))
-    assert {name: value[0] for name, value in found.items()} == {str(i): 2 * i for i in range(3)}
-    with pytest.raises(ValueError, match="number 3"):
-        cluster.submit(pool_checks.fails, 3).result()
-
-
-@pytest.mark.slow  # starting Ray takes some 15 s
-@pytest.mark.filterwarnings("ignore")
-def test_a_grid_over_a_cluster_comes_to_the_same_bits(cluster, folder, monkeypatch):
-    from pyro_vae.cli import sweep
-
-    monkeypatch.setattr(sweep, "Cluster", lambda address: cluster)
-    monkeypatch.setattr(type(cluster), "shutdown", lambda *_, **__: None)
     alone = swap("alone", "--priors", "[StandardNormal, Laplace]")
     assert torch.get_num_threads() == 1
-    assert alone.equals(swap("far", "--priors", "[StandardNormal, Laplace]", "--cluster", "auto"))
+    assert alone.equals(swap("far", "--priors", "[StandardNormal, Laplace]", "--cluster", "local"))
+
+
+@pytest.mark.slow  # starting Ray takes some 15 s
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_tells_of_errors_and_of_a_worker_that_dies():
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=r"number [0-2]"):
+        run(sweep_checks.fails, cluster="local")
+    with pytest.raises(ProcessError, match=r"a worker died \(ActorDiedError\)"):
+        run(sweep_checks.one_dies, cluster="local")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SettingsError, match=r"pip install pyro-vae\[cluster\]"):
-        Cluster()
+        run(sweep_checks.double, cluster="auto")
