@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae.cli.checksums import SUMS, listed, refuse_changed
+from pyro_vae.cli.checksums import SUMS, listed, validate_unchanged
 from pyro_vae.errors import PyroVAEError
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.save_load import load
@@ -29,8 +29,8 @@ def state(tree: object) -> object:
 def readers(run: Path) -> dict[str, Callable[[], object]]:
     """By name, what is read of a run folder, in a form that can be compared; each is what the commands read it by."""
     found: dict[str, Callable[[], object]] = {}
-    for name in listed(run):
-        found[name] = lambda path=run / name: (refuse_changed(path), path.read_bytes())
+    for name in dict(listed(run)):
+        found[name] = lambda path=run / name: (validate_unchanged(path), path.read_bytes())
     found["the VAE"] = lambda: state(dict(load(run).state_dict()))
     for path in sorted((run / "checkpoints").glob("step-*")):
         found[f"checkpoints/{path.name}"] = lambda path=path: state(list(read_tree(path)))

@@ -7,7 +7,7 @@ import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
 
-from pyro_vae.cli.checksums import listed, refuse_changed
+from pyro_vae.cli.checksums import listed, validate_unchanged
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.cli.run_folder import RunFolder, first_free
 from pyro_vae.core.validation import above_zero, whole
@@ -37,9 +37,9 @@ def run_check(settings: Namespace) -> int:
 
 def _history(folder: Path) -> xr.Dataset | None:
     path = folder / "history.nc"
-    if not path.is_file() and path.name not in listed(folder):
+    if not path.is_file() and path.name not in dict(listed(folder)):
         return None
-    refuse_changed(path)
+    validate_unchanged(path)
     try:
         with xr.open_dataset(path, engine="h5netcdf") as history:
             found = history.load()

@@ -16,7 +16,7 @@ import torch
 from jsonargparse import Namespace
 
 from pyro_vae.cli.build import build, first_line
-from pyro_vae.cli.checksums import refuse_changed
+from pyro_vae.cli.checksums import validate_unchanged
 from pyro_vae.cli.messages import plain
 from pyro_vae.cli.run_folder import RunFolder, load_weights
 from pyro_vae.cli.settings import as_yaml, instances, training
@@ -204,7 +204,7 @@ def settings_of(folder: str | Path) -> Namespace:
     config = Path(folder) / "config.yaml"
     if not config.is_file():
         raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
-    refuse_changed(config)
+    validate_unchanged(config)
     _refuse_code(Path(folder))
     try:
         return training().parse_path(str(config))
@@ -248,7 +248,7 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
 
 def _refuse_other_data(run: Any, about: Path) -> None:
     """Refuse other data than a run was begun with, which was killed before its first checkpoint."""
-    refuse_changed(about)
+    validate_unchanged(about)
     begun = json.loads(about.read_text(encoding="utf-8"))
     for name, now in {"data_hash": run.attributes["data_hash"], "validation_hash": validation_hash(run)}.items():
         if (then := begun.get(name, now)) != now:

@@ -1,6 +1,5 @@
 """Run folders: written whole or not at all, and never over anything."""
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pyro_vae.cli.checksums import put, sum_of
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import DataError, OutputError
 from pyro_vae.train.checkpoint.save_load import load, write_vae
-from pyro_vae.train.checkpoint.tensor_file import part_of, sync, sync_folder, unwritable
+from pyro_vae.train.checkpoint.tensor_file import staged
 
 
 class RunFolder:
@@ -74,23 +73,13 @@ class RunFolder:
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """A path to write to, which becomes ``name`` when the writing has ended well; its sum is listed just before."""
+        """Give a path to write to, which becomes ``name`` once it is written; its checksum is listed just before."""
         path = self.path / name
-        part = part_of(path)
-        try:
+        replaces = path.exists()
+        with staged(path, lambda part: put(self.path, name, sum_of(part), replaces=replaces)) as part:
             yield part
-            with open(part, "rb+") as file:
-                sync(file)
-            digest, replaces = sum_of(part), path.exists()
-            put(self.path, name, digest, replaces=replaces)  # one killed between here and there can still be read
-            os.replace(part, path)
-            sync_folder(self.path)
-            if replaces:
-                put(self.path, name, digest)
-        except (OSError, RuntimeError) as error:  # HDF5 raises the second where closing a file fails
-            raise unwritable(path, error) from error
-        finally:
-            part.unlink(missing_ok=True)
+        if replaces:  # one killed before this can still be read
+            put(self.path, name, sum_of(path))
 
     def show(self, console: Console) -> None:
         """Print what the folder holds."""

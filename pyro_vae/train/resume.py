@@ -1,4 +1,4 @@
-"""What a run writes while it goes on, so that another process can go on from there."""
+"""Write the checkpoints of a run while it trains, and resume it from them, if nothing that matters has changed."""
 
 import inspect
 from collections.abc import Callable
@@ -17,25 +17,28 @@ from pyro_vae.data.fingerprint import Trained, data_hash, row_hashes
 from pyro_vae.data.streams.base import Streamed
 from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
 from pyro_vae.train.callbacks.base import in_words, made_of
-from pyro_vae.train.checkpoint.describe import Describing
+from pyro_vae.train.checkpoint.describe import describe_again, describe_vae
 from pyro_vae.train.checkpoint.rotation import Checkpoints
-from pyro_vae.train.checkpoint.save_load import VAE_KEY, refuse_other_weights
-from pyro_vae.train.checkpoint.tensor_file import make_folder, refuse_unwritable
+from pyro_vae.train.checkpoint.save_load import VAE_KEY, validate_weights
+from pyro_vae.train.checkpoint.tensor_file import encode, make_folder
 from pyro_vae.train.distributed.group import ALONE, Group
 from pyro_vae.train.divergence_report import broken_weights
 from pyro_vae.train.run import Run
 
 MUST_AGREE = ("estimator", "optimizer", "batch_size", "data", "data_hash", "seed", "precision")
-"""What a run must be resumed with as it was begun."""
+"""Attributes that a resumed run must have in common with its beginning."""
+
+STATE = 2
+"""The number of what a checkpoint holds; a run of another number cannot be resumed."""
 
 
 class Journal:
     """The checkpoints of a run, if it has any.
 
     Args:
-        checkpoints: a run folder to keep them in that has none yet, or how often to keep them where.
-        resume: a run folder that has some, to go on from.
-        group: the processes that train together; the first alone writes, and reads for all.
+        checkpoints: a new run folder, or how often to write checkpoints and where.
+        resume: a run folder with checkpoints, to resume.
+        group: the processes that train together; only the first writes, and it reads for all.
 
     Raises:
         SettingsError: if the two are of different folders.
@@ -50,7 +53,7 @@ class Journal:
         self.resumes = resume is not None
         if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
             raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
-        self.written, self.group, self.describing = (-1, 0), group, Describing()
+        self.written, self.group = (-1, 0), group
         self.begun_with: dict[str, Any] = {}
         self.found: tuple[int, Any, dict[str, Any]] | None = None
         self._held = ExitStack()
@@ -67,17 +70,17 @@ class Journal:
         self._held.close()
 
     def find(self, run: Run, say: Callable[[str], None]) -> None:
-        """Find the newest whole checkpoint, or see that there is none, before anything is changed.
+        """Find the newest whole checkpoint, if there is one, and validate the run against it.
 
         Raises:
             OutputError: if a new run finds checkpoints of another.
-            DataError: if there are some, and none is whole, or they are of another architecture.
+            DataError: if no checkpoint is whole, or they are of another architecture or of an earlier pyro-vae.
             SettingsError: if the run was begun with other settings.
         """
         if self.saved is None:
             return
         self.saved.say = say
-        self.begun_with = _begun_with(run)
+        self.begun_with, self.described = _begun_with(run), describe_vae(run.vae)[0]
         self.found = self._newest()
         if self.found is None:
             if self.resumes:
@@ -89,15 +92,20 @@ class Journal:
                 "or choose another folder"
             )
         _, tree, about = self.found
+        if about.get("state") != STATE:
+            raise DataError(
+                f"{self.saved.run} was begun by an earlier pyro-vae, whose runs this one cannot resume; load its "
+                "weights with pyro_vae.load, and train them in a new run"
+            )
         own = {name: run.attributes[name] for name in MUST_AGREE}
-        _refuse_other({**about, **about.get("begun_with", {})}, {**own, **self.begun_with}, self.saved.run)
+        _validate_settings({**about, **about["begun_with"]}, {**own, **self.begun_with}, self.saved.run)
         _tell_other_versions(run, about, self.saved.run, say)
-        refuse_other_weights(run.vae, tree["weights"], self.saved.run)
-        _refuse_other_parts(self.describing.of(run.vae)[0], tree.get(VAE_KEY), self.saved.run)
-        _refuse_other_callbacks(run, tree)
+        validate_weights(run.vae, tree["weights"], self.saved.run)
+        _validate_parts(self.described, tree[VAE_KEY], self.saved.run)
+        _validate_callbacks(run, tree)
 
     def begin(self, run: Run) -> None:
-        """Go on from what was found.
+        """Resume from the checkpoint that was found.
 
         Raises:
             SettingsError: if no checkpoint can hold the state of the run, or its callbacks had other settings.
@@ -107,23 +115,23 @@ class Journal:
         callbacks = {"callbacks": _callbacks(run)}  # known once they have begun, as Schedule then makes its own
         self.begun_with |= callbacks
         if self.found is not None:
-            _refuse_other(self.found[2].get("begun_with", {}), callbacks, self.saved.run)
-        refuse_unwritable(run.state())  # now, and not at the first checkpoint, after minutes
+            _validate_settings(self.found[2]["begun_with"], callbacks, self.saved.run)
+        encode(run.state())  # now, and not at the first checkpoint, after minutes
         run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
         if self.found is None:
             return
         step, tree, about = self.found
         self.found = None  # all that it holds is in the run now
-        if known := about.get("trained_on"):
+        if known := about["trained_on"]:
             run.vae.trained_on = Trained.from_text(known)
         run.resume(tree)
         self.written = step, run.put_back
         run.say(f"Going on from step {step} of {self.saved.run}")
         if (then := about.get("processes")) != run.ranks:
-            run.say(f"It was begun by {then} and is gone on with by {run.ranks} processes, so with other noise")
+            run.say(f"resuming with {run.ranks} processes (started with {then}): the random draws will differ")
 
     def _newest(self) -> tuple[int, Any, dict[str, Any]] | None:
-        """What the first process finds."""
+        """Have the first process read the newest checkpoint, for all."""
         found = None
         with self.group.alike(PyroVAEError):
             if self.saved is not None and self.group.first and (whole := self.saved.newest()) is not None:
@@ -134,7 +142,7 @@ class Journal:
         return found
 
     def keep(self, run: Run) -> None:
-        """Write a checkpoint where one is due, where training was put back, and at the end."""
+        """Write a checkpoint where one is due, after training was put back, and at the end."""
         now = run.step, run.put_back
         if self.saved is None or now == self.written:
             return
@@ -146,25 +154,26 @@ class Journal:
         state = run.state()
         with self.group.alike(PyroVAEError):
             if self.group.first:
-                about = {**_about(run), "begun_with": self.begun_with}
-                self.saved.write(run.step, {**state, VAE_KEY: self.describing.of(run.vae)[0]}, about)
+                known = run.vae.trained_on
+                about = {
+                    "state": STATE,
+                    "trained_on": known.as_text() if known else None,
+                    "begun_with": self.begun_with,
+                }
+                described = describe_again(run.vae) if self.described else None
+                self.saved.write(run.step, {**state, VAE_KEY: described}, {**run.attributes, **about})
         self.saved.written(run.step)
         self.written = now
 
 
-def _about(run: Run) -> dict[str, Any]:
-    known = run.vae.trained_on
-    return {**run.attributes, "trained_on": known.as_text() if known else None}
-
-
 def validation_hash(run: Run) -> str:
-    """The hash of the data that a run is judged by."""
+    """The hash of the validation data of a run."""
     held_out = run.watched.get("validation")
     return "none" if held_out is None else data_hash(row_hashes(held_out))
 
 
 def _begun_with(run: Run) -> dict[str, Any]:
-    """What is no attribute of the history, and must stay as it is in a run that goes on too."""
+    """Further settings that a resumed run must have in common with its beginning."""
     return {
         "particles": particles_of(run.loss),
         "settings of the estimator": _of_estimator(run.loss),
@@ -179,7 +188,7 @@ def _begun_with(run: Run) -> dict[str, Any]:
 
 
 def _of_estimator(loss: Loss) -> dict[str, str]:
-    """The settings of an estimator whose name does not tell them: those that it keeps, and those of a function."""
+    """The settings of an estimator of Pyro or of a partial function, whose name does not tell them."""
     if isinstance(loss, partial):
         given = [*enumerate(loss.args), *loss.keywords.items()]
         return {str(name): in_words(value) for name, value in given}
@@ -190,14 +199,14 @@ def _of_estimator(loss: Loss) -> dict[str, str]:
 
 
 def _schedule(scheduler: LRScheduler | None) -> Any:
-    """A schedule that was just made, as all that it begins with."""
+    """All that a schedule begins with."""
     if scheduler is None:
         return "none"
     return {"class": type(scheduler).__name__, **{k: in_words(v) for k, v in scheduler.state_dict().items()}}
 
 
 def _callbacks(run: Run) -> dict[str, Any]:
-    """Of what each callback that has a state was made, by its class."""
+    """The settings of each callback that has a state, by its class."""
     found: dict[str, Any] = {}
     for callback in run.remembering:
         name = type(callback).__name__
@@ -208,14 +217,14 @@ def _callbacks(run: Run) -> dict[str, Any]:
     return found
 
 
-def _refuse_other_parts(now: Any, then: Any, folder: Any) -> None:
-    """Refuse a VAE of other parts, or of other settings of them, whose weights have the same shapes."""
+def _validate_parts(now: Any, then: Any, folder: Any) -> None:
+    """Raise if a VAE has other components, or other settings of them, even where its weights have the same shapes."""
     if then is not None and now is not None and (other := _other(then["made"], now["made"], "vae")):
         raise SettingsError(f"{folder} was begun with {other}; resume it with the VAE that it had")
 
 
 def _other(then: Any, now: Any, where: str) -> str:
-    """Where two descriptions are not alike, or nothing; numbers in tensors may have been trained."""
+    """Where two descriptions differ, or nothing; tensors are only compared by their shapes, as they are trained."""
     if isinstance(then, Tensor) and isinstance(now, Tensor):
         return "" if then.shape == now.shape else f"{where} of shape {tuple(then.shape)}, not {tuple(now.shape)}"
     if isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys():
@@ -236,15 +245,15 @@ def _short(told: Any) -> str:
     return str(kind or told)[:80]
 
 
-def _refuse_other(then: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
-    """Refuse settings that are not those which a run was begun with; of those that were not kept nothing is known."""
+def _validate_settings(then: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
+    """Raise if settings are not those that a run was begun with."""
     for name, value in now.items():
         if name in then and (other := _other(then[name], value, name)):
             raise SettingsError(f"{folder} was begun with {other}; resume it with what it had")
 
 
-def _refuse_other_callbacks(run: Run, tree: Any) -> None:
-    """Refuse the state of a run that had other callbacks."""
+def _validate_callbacks(run: Run, tree: Any) -> None:
+    """Raise if a run had other callbacks."""
     then, now = [name for name, _ in tree["callbacks"]], [type(callback).__name__ for callback in run.remembering]
     if then != now:
         raise SettingsError(

@@ -22,7 +22,7 @@ from pyro_vae.elbo.per_datum import per_datum_elbo
 from pyro_vae.errors import DivergenceError
 from pyro_vae.train.callbacks import Callback
 from pyro_vae.train.callbacks.schedules import advance
-from pyro_vae.train.checkpoint.optimizer_state import Tree
+from pyro_vae.train.checkpoint.tensor_file import Tree
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.steps import Engine, Fed, Steps
 from pyro_vae.train.distributed.group import ALONE, Group

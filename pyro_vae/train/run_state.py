@@ -1,34 +1,28 @@
-"""What a training run goes on from, as a tree, and back in place."""
+"""Collect the state of a training run as a tree, and restore it in place."""
 
 import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyro_vae.elbo.nested import counters
-from pyro_vae.train.checkpoint.optimizer_state import (
-    Tree,
-    as_tree,
-    like,
-    load_optimizer,
-    random_state,
-    set_random_state,
-    unsaved,
-)
+from pyro_vae.train.checkpoint.describe import unsaved
+from pyro_vae.train.checkpoint.tensor_file import Tree, same_bits
 
 if TYPE_CHECKING:
     from pyro_vae.train.run import Run
 
 
 def state_of(run: "Run") -> Tree:
-    """All that a run goes on from, but the last good state: tensors and plain values; views, not copies."""
+    """Collect all that a run goes on from, but its last good state; tensors are views, not copies."""
     scheduler = run.scheduler
     return {
         "weights": dict(run.vae.state_dict()),
         "buffers": unsaved(run.vae),
-        "optimizer": as_tree(run.optimizer.state_dict()),
-        "scheduler": None if scheduler is None else as_tree(scheduler.state_dict()),
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
         "estimator": counters(run.loss),
         "random": run.group.gathered(random_state(run.device)),
         "progress": {
@@ -41,13 +35,13 @@ def state_of(run: "Run") -> Tree:
 
 
 def copied(state: Tree) -> Tree:
-    """A copy of a state; the rows of the history, which never change and may be many, are shared."""
+    """Copy a state, but for the rows of the history, which never change and may be many."""
     epochs = state["progress"]["epochs"]
     return copy.deepcopy(state, {id(epochs): list(epochs)})
 
 
 def restore(run: "Run", tree: Tree) -> None:
-    """Have a run go back, or on, to a state, in place."""
+    """Set a run to a state, in place."""
     tree = copied(tree)
     with torch.no_grad():
         run.vae.load_state_dict(_changed(tree["weights"], run.vae.state_dict()), strict=False)
@@ -58,7 +52,7 @@ def restore(run: "Run", tree: Tree) -> None:
         for counter, value in zip(counters(run.loss), tree["estimator"], strict=True):
             counter.copy_(value)
     if run.scheduler is not None and tree["scheduler"] is not None:
-        run.scheduler.load_state_dict(like(tree["scheduler"], run.scheduler.state_dict()))
+        run.scheduler.load_state_dict(tree["scheduler"])
     progress = tree["progress"]
     if len(tree["random"]) == run.ranks:
         set_random_state(tree["random"][run.rank], run.device)
@@ -73,14 +67,40 @@ def restore(run: "Run", tree: Tree) -> None:
 
 
 def _changed(tensors: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Those that are not the same to the bit; who has looked at the others is to see that nobody wrote to them."""
-    return {name: value for name, value in tensors.items() if name in own and not _same_bits(value, own[name])}
+    """Only tensors whose bits differ; writing to the others would invalidate caches keyed on ``_version``."""
+    return {name: value for name, value in tensors.items() if name in own and not _alike(value, own[name])}
 
 
-def _same_bits(one: Any, other: Any) -> bool:
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return False
-    if (one.dtype, one.shape) != (other.dtype, other.shape) or {one.layout, other.layout} != {torch.strided}:
-        return False
-    first, second = (tensor.to(other.device).contiguous().flatten().view(torch.uint8) for tensor in (one, other))
-    return torch.equal(first, second)
+def _alike(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and same_bits(one, other)
+
+
+def load_optimizer(optimizer: Optimizer, tree: Tree) -> None:
+    """Fill an optimizer in place: its groups and tensors stay the same objects."""
+    groups, state = optimizer.param_groups, optimizer.state
+    before = {parameter: dict(values) for parameter, values in state.items()}
+    optimizer.load_state_dict(tree)
+    for group, loaded in zip(groups, optimizer.param_groups, strict=True):
+        group.update({name: value for name, value in loaded.items() if name != "params"})
+    filled = {parameter: dict(values) for parameter, values in optimizer.state.items()}
+    for parameter, values in filled.items():
+        for name, value in values.items():
+            own = before.get(parameter, {}).get(name)
+            if isinstance(own, Tensor) and isinstance(value, Tensor) and own.shape == value.shape:
+                values[name] = own.copy_(value)
+    state.clear()
+    state.update(filled)
+    optimizer.param_groups, optimizer.state = groups, state
+
+
+def random_state(device: torch.device) -> Tree:
+    """Read the states of torch's generators."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(tree: Tree, device: torch.device) -> None:
+    """Set torch's generators; that of CUDA only where the state has one."""
+    torch.set_rng_state(tree["cpu"])
+    if device.type == "cuda" and tree["cuda"] is not None:
+        torch.cuda.set_rng_state(tree["cuda"], device)

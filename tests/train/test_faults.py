@@ -17,7 +17,7 @@ import pyro_vae as pv
 from faults import damage
 from faults.kill import fit, kills
 from pyro_vae.cli import main
-from pyro_vae.cli.checksums import SUMS, refuse_changed
+from pyro_vae.cli.checksums import SUMS, validate_unchanged
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.errors import DataError, OutputError
 from pyro_vae.train.checkpoint.rotation import Checkpoints, locked
@@ -50,8 +50,8 @@ def test_a_damaged_file_is_refused_or_exact(run):
 
 def test_the_trials_would_see_a_reader_that_does_not_look(run, monkeypatch):
     """Power: without the checksum, some damages are silent."""
-    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file._refuse_damaged", lambda *_: None)
-    monkeypatch.setattr(damage, "refuse_changed", lambda _: None)
+    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file._validate_checksum", lambda *_: None)
+    monkeypatch.setattr(damage, "validate_unchanged", lambda _: None)
     assert totals(damage.trials(run, 100))[damage.WRONG] > 30
 
 
@@ -79,13 +79,13 @@ def test_killed_while_a_file_is_replaced_either_of_the_two_is_whole(replaced, tm
         patched.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             run.text("config.yaml", "epochs: 2")
-    refuse_changed(tmp_path / "config.yaml")
+    validate_unchanged(tmp_path / "config.yaml")
     assert (tmp_path / "config.yaml").read_text() == f"epochs: {1 + replaced}"
     run.text("config.yaml", "epochs: 3")
     assert (tmp_path / SUMS).read_text().count("config.yaml") == 1
     (tmp_path / "config.yaml").write_text("epochs: 1")
     with pytest.raises(DataError, match="is not as it was written"):
-        refuse_changed(tmp_path / "config.yaml")
+        validate_unchanged(tmp_path / "config.yaml")
 
 
 def test_a_run_folder_without_weights_gives_those_of_its_checkpoint(run):

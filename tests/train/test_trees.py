@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int
 SHARED = torch.arange(6.0).reshape(2, 3)
 
 TREE = {
-    "optimizer": {"state": {0: {"step": torch.tensor(3.0)}, 1: {}}, "groups": [{"betas": [0.9, 0.999]}]},
+    "optimizer": {"state": {0: {"step": torch.tensor(3.0)}, 1: {}}, "groups": [{"betas": (0.9, 0.999)}]},
+    "milestones": Counter({30: 1, 80: 2}),
     "numbers": [0, -1, 2**80, -0.0, 1e-320, math.nan, math.inf, -math.inf, True, None, "ä\ud800\"\\"],
     "bits": {str(dtype): torch.arange(5).to(dtype) for dtype in DTYPES},
     "shapes": [torch.zeros(()), torch.zeros(0), torch.zeros(2, 0, 3), SHARED.T, SHARED[:, ::2], SHARED, SHARED],
@@ -34,15 +36,15 @@ TREE = {
 
 
 def same(one, other) -> bool:
-    """Equal to the bit: tensors by their bytes, floats by their digits, tuples as lists."""
+    """Equal to the bit: tensors by their bytes, floats by their digits."""
     if isinstance(one, torch.Tensor):
         alike = isinstance(other, torch.Tensor) and one.dtype == other.dtype and one.shape == other.shape
         flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)] if alike else [one]
         return alike and torch.equal(*flat)
     if isinstance(one, list | tuple):
-        return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
-        return isinstance(other, dict) and list(one) == list(other) and all(same(one[k], other[k]) for k in one)
+        return type(one) is type(other) and list(one) == list(other) and all(same(one[k], other[k]) for k in one)
     return type(one) is type(other) and repr(one) == repr(other)
 
 
@@ -121,11 +123,11 @@ def test_every_other_length_is_refused(tmp_path, small):
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file.FORMAT", 2)
+    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file.FORMAT", 3)
     write_tree(tmp_path / "a", {})
     monkeypatch.undo()
     with pytest.raises(
-        DataError, match=r"is of format 2, and this pyro-vae knows formats up to 1; read it with a newer"
+        DataError, match=r"is of format 3, and this pyro-vae knows formats up to 2; read it with a newer"
     ):
         read_tree(tmp_path / "a")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import SettingsError
-from pyro_vae.train.checkpoint.optimizer_state import Tree
+from pyro_vae.train.checkpoint.tensor_file import Tree
 
 if TYPE_CHECKING:
     from pyro_vae.train.run import Run

@@ -9,7 +9,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
-from pyro_vae.train.checkpoint.optimizer_state import as_tree, like
 
 ScheduleMaker: TypeAlias = Callable[[Optimizer], LRScheduler]
 
@@ -74,11 +73,11 @@ class Schedule(Callback):
             raise SettingsError(f"Schedule: at step {run.step} it is at its end ({error}); make it longer") from error
 
     def state(self) -> Tree:
-        return {} if self.scheduler is None else as_tree(self.scheduler.state_dict())
+        return {} if self.scheduler is None else self.scheduler.state_dict()
 
     def load(self, state: Tree) -> None:
         if self.scheduler is not None and state:
-            self.scheduler.load_state_dict(like(state, self.scheduler.state_dict()))
+            self.scheduler.load_state_dict(state)
 
 
 def _looks(run: Run, every: int) -> int:

@@ -1,4 +1,4 @@
-"""A VAE of its description: only of classes that may be named, and no code is ever in one."""
+"""Build a VAE from its description, of classes that may be named; a description holds no code."""
 
 import sys
 from collections import OrderedDict
@@ -16,22 +16,17 @@ from pyro_vae.errors import DataError
 from pyro_vae.train.checkpoint.tensor_file import Tree
 
 MAKERS = "torch.nn", "pyro_vae", "zuko"
-"""Whose modules a description may name without asking."""
+"""Packages whose modules a description may name."""
 
 PIECES = "zuko", "torch.distributions"
-"""Whose distributions and transforms a flow may name besides."""
+"""Packages whose distributions and transforms a flow may name besides."""
 
 
 def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = ()) -> VAE:
-    """The VAE of a description, with these weights.
-
-    Args:
-        tree: from :func:`~pyro_vae.train.checkpoint.describe.describe_vae`.
-        weights: its ``state_dict()``.
-        classes: of the user's own, which it may be made of besides those of the library and of torch.
+    """Build the VAE of a description and fill it with weights.
 
     Raises:
-        DataError: if it names any other class, or cannot be made.
+        DataError: if it names a class that is neither of :data:`MAKERS` nor among ``classes``, or cannot be built.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -52,13 +47,7 @@ def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = (
 
 
 def path_of(cls: type) -> str:
-    """By what a class is found: the shortest path under which it is exported.
-
-    Example:
-        >>> import pyro_vae as pv
-        >>> path_of(nn.Linear), path_of(pv.likelihoods.Normal), path_of(pv.VAE)
-        ('torch.nn.Linear', 'pyro_vae.likelihoods.Normal', 'pyro_vae.VAE')
-    """
+    """The shortest path under which a class is exported, as ``torch.nn.Linear``."""
     names = cls.__module__.split(".")
     for i in range(1, len(names)):
         module = ".".join(names[:i])
@@ -68,7 +57,7 @@ def path_of(cls: type) -> str:
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, those that are not saved too, under each of their names."""
+    """All parameters and buffers, under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
@@ -85,7 +74,7 @@ def _fill(vae: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 class _Maker:
-    """Modules of a description, in the same order."""
+    """The modules of a description, in its order."""
 
     def __init__(self, classes: Iterable[type]) -> None:
         self.made: list[nn.Module] = []
@@ -105,10 +94,10 @@ class _Maker:
             modules = OrderedDict((name, self.value(child)) for name, child in tree["modules"].items())
             return cls(list(modules.values()) if cls is nn.ModuleList else modules)
         named = {name: self.value(value) for name, value in tree["arguments"].items()}
-        return cls(*[self.value(value) for value in tree.get("positional", [])], **named)
+        return cls(*self.value(tree.get("positional", [])), **named)
 
     def _restored(self, cls: Any, tree: Tree) -> nn.Module:
-        """A module of its attributes, without its constructor."""
+        """A flow of its attributes, without its constructor."""
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         for name, value in tree["attributes"].items():
@@ -139,26 +128,25 @@ class _Maker:
                 cls = self._class(path, (nn.Module, Distribution, Transform))
                 return partial(cls, *self.value(positional), **{key: self.value(item) for key, item in named})
             case "tuple":
-                return tuple(self.value(item) for item in told)
+                return tuple(self.value(told))
             case "dict":
-                return {self.value(key): self.value(item) for key, item in told}
+                return dict(self.value(told))
         raise DataError(f"it holds a {kind!r}, which no description has")
 
     def _class(self, path: str, bases: tuple[type, ...]) -> Any:
-        """A class by its path: one handed over, or one of those that may be named without asking."""
+        """A class by its path: one of the user's, or of the packages that may be named."""
         if handed := next((cls for cls in self.classes if _is_called(cls, path)), None):
             return handed
         module, _, name = path.rpartition(".")
         if not _under(module, MAKERS + PIECES):
             raise DataError(
                 f"it is made of {path}, a class that is not of this library; if you trust it, hand it over, as "
-                f"classes=[{path.rpartition('.')[2]}]"
+                f"classes=[{name}]"
             )
         if _under(module, ("zuko",)):
             _import_zuko()
         found = getattr(sys.modules.get(module), name, None)
-        wanted = bases if _under(module, PIECES) else (nn.Module,)
-        if not (isinstance(found, type) and issubclass(found, wanted)):
+        if not (isinstance(found, type) and issubclass(found, bases if _under(module, PIECES) else nn.Module)):
             raise DataError(f"it is made of {path}, which is no part that this version has")
         return found
 
@@ -171,14 +159,14 @@ def _under(module: str, packages: tuple[str, ...]) -> bool:
 
 
 def _is_called(cls: type, path: str) -> bool:
-    """Whether a path means a class; of one in a script the script's name does not matter."""
+    """Whether a path means a class; the name of a script does not matter."""
     if path_of(cls) == path:
         return True
     return "__main__" in (cls.__module__, path.partition(".")[0]) and path.endswith(f".{cls.__qualname__}")
 
 
 def _import_zuko() -> None:
-    """Import zuko, which switches the validation of all distributions off, without that."""
+    """Import zuko and undo that it switches the validation of all distributions off."""
     before = Distribution._validate_args
     try:
         import zuko  # noqa: F401

@@ -1,8 +1,7 @@
-"""The checkpoints of a run, the last good few of them, and the lock that keeps two runs out of one folder."""
+"""Keep the newest good checkpoints of a run, delete the rest, and lock the run folder."""
 
 import contextlib
 import errno
-import os
 import re
 import sys
 import time
@@ -10,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import DataError, OutputError
 from pyro_vae.train.checkpoint.tensor_file import Tree, make_folder, read_tree, unwritable, write_tree
 
 FOLDER = "checkpoints"
-"""Where in a run folder they lie."""
+"""The folder of the checkpoints in a run folder."""
 
 LOCK = ".lock"
 """The file in a run folder that a run holds locked."""
@@ -28,17 +29,17 @@ def _warn(sentence: str) -> None:
 
 
 class Checkpoints:
-    """The training state of a run every so many steps or minutes, each in a file of its own under a checksum.
+    """The training state of a run every so many steps or minutes, each in a file with a checksum.
 
-    They are ordered by the step in their names, and minutes are told by a clock that only goes forward, so a
+    The step in a file's name orders the checkpoints, and a clock that only goes forward counts the minutes, so a
     wrong clock changes nothing.
 
     Args:
-        folder: the run folder; they lie in its ``checkpoints``, which is made with the first of them.
-        steps: one is due after every so many steps, at least 1; not if None.
-        minutes: one is due after so many minutes, above 0; not if None.
-        keep: how many are kept, at least 1: the newest.
-        say: told in a sentence of each file that is damaged and passed over.
+        folder: the run folder; the checkpoints lie in its ``checkpoints``, which the first of them makes.
+        steps: write one after every so many steps, at least 1; not if None.
+        minutes: write one after so many minutes, above 0; not if None.
+        keep: how many of the newest to keep, at least 1.
+        say: called with a sentence about each damaged file that is passed over.
 
     Raises:
         SettingsError: if a number is out of its range.
@@ -72,19 +73,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """The run folder, which must be there, kept from every other run; who holds it already holds it on.
-
-        Raises:
-            OutputError: if another run holds it, or it cannot be written.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     checkpoints = Checkpoints(folder)
-            ...     with checkpoints.locked(), checkpoints.locked():
-            ...         (checkpoints.run / LOCK).exists()
-            True
-        """
+        """Lock the run folder, as :func:`locked` does, unless this object holds the lock already."""
         if self._locked:
             yield
             return
@@ -96,11 +85,7 @@ class Checkpoints:
                 self._locked = False
 
     def due(self, step: int) -> bool:
-        """Whether one is to be written now.
-
-        Args:
-            step: how many steps have been taken.
-        """
+        """Whether to write one now, after so many steps."""
         if self.steps is not None and step // self.steps > self._step // self.steps:
             return True
         return self.minutes is not None and time.monotonic() - self._at >= 60 * self.minutes
@@ -110,22 +95,14 @@ class Checkpoints:
         self._step, self._at = step, time.monotonic()
 
     def write(self, step: int, tree: Tree, about: dict[str, Any]) -> Path:
-        """Write one, and then remove those that are too many, and those of later steps, which this run is behind.
-
-        Args:
-            step: how many steps have been taken.
-            tree: the state.
-            about: what is to be read beside it.
-
-        Returns:
-            Where it lies.
+        """Write one; then delete the oldest beyond ``keep``, and those of later steps, before which this run went back.
 
         Raises:
             OutputError: if it cannot be written; those before it stay as they are.
         """
         path = self.folder / f"step-{step:09d}.safetensors"
         make_folder(self.folder)
-        clear(self.folder)  # of a run that was killed while it wrote; only one writes here
+        _clear(self.folder)  # of a run that was killed while it wrote; only one writes here
         write_tree(path, tree, {**about, "step": step})
         self.written(step)
         files = self.files()
@@ -136,10 +113,10 @@ class Checkpoints:
         return path
 
     def newest(self) -> tuple[int, Tree, dict[str, Any], Path] | None:
-        """The newest that is whole: its step, its state, what is told about it and where it lies; None without any.
+        """Read the newest whole checkpoint: its step, state, ``about`` and path; None if there is no file.
 
         Raises:
-            DataError: if there are some and none is whole.
+            DataError: if there are files and none is whole.
         """
         files, wrong = self.files(), None
         for step, path in reversed(files.items()):
@@ -169,8 +146,8 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
 
-def clear(folder: Path) -> None:
-    """Remove what was never written to its end; only one that holds the lock may do so."""
+def _clear(folder: Path) -> None:
+    """Remove files that were never written to their end; only the holder of the lock may do so."""
     for part in folder.glob(".*.part-*"):
         with contextlib.suppress(OSError):
             part.unlink()
@@ -178,61 +155,27 @@ def clear(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | Path, say: Callable[[str], None] = _warn) -> Iterator[None]:
-    """A run folder that no other run writes to inside; the lock goes with the process, however that ends.
-
-    What a killed run left half written there is removed.
-
-    Args:
-        folder: of the run; it must be there.
-        say: told in a sentence where the file system has no locks.
+    """Keep every other run out of a run folder until the process ends, and remove files that were left half-written.
 
     Raises:
-        OutputError: if another run holds it, or it cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder, locked(folder), locked(folder):
-        ...     pass
-        Traceback (most recent call last):
-        pyro_vae.errors.OutputError: ... another run is writing to this folder ...
+        OutputError: if another run holds the lock, or the folder cannot be written.
     """
-    path = Path(folder) / LOCK
-    descriptor = _taken(path, say)
+    folder = Path(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        clear(path.parent)
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"{folder}: another run is writing to this folder; wait for its end, or choose another folder"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK):
+            raise unwritable(folder / LOCK, error) from error
+        say(f"{folder}: its file system has no locks ({error.strerror}); start no second run there")
+    try:
+        _clear(folder)
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(descriptor)
-
-
-def _taken(path: Path, say: Callable[[str], None]) -> int:
-    """The open file of a lock that is held; one that its holder removed meanwhile is asked for anew."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        fcntl = None  # type: ignore[assignment]
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise unwritable(path, error) from error
-        try:
-            if fcntl is None:
-                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputError(
-                f"{path.parent}: another run is writing to this folder; wait for its end, or choose another folder"
-            ) from error
-        except OSError as error:
-            say(
-                f"{path.parent}: its file system has no locks ({error.strerror}), so nothing keeps a second run out; "
-                "start none there"
-            )
-            return descriptor
-        os.close(descriptor)
+            (folder / LOCK).unlink()  # while it is held: who locks a file that has lost its name tries anew
+        lock.release()

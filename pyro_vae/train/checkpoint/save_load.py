@@ -1,4 +1,4 @@
-"""``save`` and ``load``: a VAE in one file, whole or refused, from which no code is ever run."""
+"""Save a VAE to one file and load it; a file is whole or refused, and no code in it is ever run."""
 
 import warnings
 from collections.abc import Iterable
@@ -26,17 +26,18 @@ WEIGHTS_FILE = "weights.safetensors"
 def save(vae: VAE, path: str | Path) -> None:
     """Save a VAE: its weights, what it is made of and what it was trained on, in one safetensors file.
 
-    The file is written whole or not at all, under a checksum. It describes the VAE by the classes of its parts and
-    the arguments that they were made of, tensors among them included; a class of your own is named, and only used
-    by :func:`load` where you hand it over. The weights have the names of ``vae.state_dict()``, for other programs.
+    The file has a checksum and is written whole or not at all. It describes the VAE by the classes of its
+    components and the arguments they were made of: plain values, tensors, classes, partials and modules. A class of
+    your own is named, and :func:`load` uses it only if you hand it over. The weights have the names of
+    ``vae.state_dict()``, for other programs.
 
     Args:
-        vae: any; one with a part that has no description is saved as weights only, and a
-            :class:`~pyro_vae.errors.WeightsOnlyWarning` says which.
-        path: of the file; one that is there is replaced.
+        vae: any; a VAE with a part that has no description is saved as weights only, and a
+            :class:`~pyro_vae.errors.WeightsOnlyWarning` names the part.
+        path: of the file; an existing one is replaced.
 
     Raises:
-        OutputError: if it cannot be written; nothing is left of it, and what was there stays.
+        OutputError: if the file cannot be written; an existing one stays.
 
     References:
         | safetensors (Hugging Face), https://github.com/huggingface/safetensors
@@ -59,13 +60,7 @@ def save(vae: VAE, path: str | Path) -> None:
 
 
 def write_vae(vae: VAE, path: str | Path, step: int | None = None) -> str:
-    """What :func:`save` does; a sentence, if only the weights were saved.
-
-    Args:
-        vae: as there.
-        path: as there.
-        step: at which a run has ended with these weights.
-    """
+    """Do what :func:`save` does, for a run that has ended at a step; a sentence, if only the weights were saved."""
     described, why = describe_vae(vae)
     known = vae.trained_on.as_text() if vae.trained_on else None
     about = {"kind": "VAE", "versions": __about__.versions(), "trained_on": known, "step": step}
@@ -74,17 +69,15 @@ def write_vae(vae: VAE, path: str | Path, step: int | None = None) -> str:
 
 
 def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] = ()) -> VAE:
-    """Load a VAE that :func:`save` or a run wrote; nothing in a file is ever run.
+    """Load a VAE that :func:`save` or a run wrote; no code in a file is ever run.
 
-    Only classes of this library, of ``torch.nn`` and of zuko are made of a file, and those that are handed over.
+    A file may only name classes of this library, of ``torch.nn`` and of zuko, and those that you hand over.
 
     Args:
-        path: of the file, or a run folder: then its ``weights.safetensors``, those that it has ended with, or its
-            newest whole checkpoint where it has none yet. Of a run that has gone on since (``resume`` with more epochs)
-            and has not ended again, they are those of before, and a :class:`~pyro_vae.errors.UnfinishedRunWarning`
-            says where the newer ones are.
-        into: a VAE of the same architecture that is filled with the weights, for a file of weights only; one
-            that does not fit is left as it is.
+        path: of the file, or a run folder: its ``weights.safetensors``, or its newest whole checkpoint if the run has
+            not ended yet. If the run was resumed since and has not ended again, the weights are those of its last
+            end, and a :class:`~pyro_vae.errors.UnfinishedRunWarning` says where the newer ones are.
+        into: a VAE of the same architecture to fill with the weights; one that does not fit is left as it is.
         classes: of your own, that the VAE may be made of.
 
     Returns:
@@ -93,7 +86,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
     Raises:
         DataError: if the file is damaged, of a newer format, of another architecture or of unknown classes, or holds
             no description.
-        SettingsError: if ``classes`` holds what is no module's class.
+        SettingsError: if ``classes`` holds anything but classes of modules.
 
     Example:
         >>> load("nowhere.safetensors")
@@ -109,7 +102,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
     known = about.get("trained_on")
     trained_on = Trained.from_text(known) if known else None
     if into is not None:
-        refuse_other_weights(into, weights, path)
+        validate_weights(into, weights, path)
         into.load_state_dict(weights)
         vae = into
     elif described is None:
@@ -124,7 +117,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
 
 
 def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
-    """The file that was meant, the description in it or None, the weights and what is told about them."""
+    """Find and read a file: its path, the description or None, the weights and ``about``."""
     if path.is_dir() and not (path / WEIGHTS_FILE).exists():
         found = Checkpoints(path).newest()
         if found is None:
@@ -141,7 +134,7 @@ def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
 
 
 def _gone_on(path: Path, about: dict[str, Any]) -> str:
-    """A sentence, if these are the weights that a run has ended with, and it has gone on since."""
+    """Say so, if the run of these weights was resumed and has not ended again."""
     step = about.get("step")
     if path.name != WEIGHTS_FILE or step is None:
         return ""
@@ -157,15 +150,11 @@ def _gone_on(path: Path, about: dict[str, Any]) -> str:
     )
 
 
-def refuse_other_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not those of a VAE of this architecture.
-
-    Raises:
-        DataError: naming the first that differs.
-    """
+def validate_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
+    """Raise a DataError that names the first weight that is not of this VAE's architecture."""
     own = vae.state_dict()
     lacks = [f"{name} is missing" for name in own if name not in weights]
-    more = [f"{name} is too many" for name in weights if name not in own]
+    more = [f"{name} is unexpected" for name in weights if name not in own]
     other = [
         f"{name} is {_kind(weights[name])} and not {_kind(value)}"
         for name, value in own.items()
