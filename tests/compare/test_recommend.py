@@ -169,6 +169,7 @@ TARGETS = {
     "ELBO": [
         pv.elbo.ELBO(3), pv.elbo.STL(), pv.elbo.AnalyticKL(5), pv.elbo.ScoreFunction(4), pv.elbo.IWAE(1),
         pv.elbo.DReG(1), pv.elbo.Renyi(1, alpha=0.3), pv.elbo.Renyi(5, alpha=1.0), pv.elbo.CIWAE(4, mix=1.0),
+        pv.elbo.CIWAE(1, mix=0.5),
         pv.elbo.MIWAE(3, groups=3), pv.elbo.Thermodynamic(4, partitions=1), pv.elbo.Beta(pv.elbo.IWAE(1), 1.0),
         pv.elbo.FreeBits(pv.elbo.ELBO(), 0.0), pv.elbo.TCVAE(pv.elbo.ELBO(), 1.0),
         pv.elbo.InfoVAE(pv.elbo.ELBO(), alpha=0.0, weight=1.0),
@@ -181,6 +182,7 @@ TARGETS = {
     "Renyi(6, alpha=0.5)": [pv.elbo.Renyi(6)],
     "PIWAE(6, groups=2)": [pv.elbo.PIWAE(6, groups=2)],
     "CIWAE(6, mix=0.5)": [pv.elbo.CIWAE(6)],
+    "CIWAE(2, mix=0.5)": [pv.elbo.CIWAE(2)],
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.checks import StudentPrior, beta_on_the_model, linear_gaussian, loss_and_gradients, small_vae, z_score
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
 
@@ -35,6 +36,25 @@ def test_by_hand_equals_pyros_analytic_elbo_with_the_same_noise(learn_scale, par
     assert largest(gradients, pyro_gradients) / size < 1e-12
     other, _ = loss_and_gradients(by_hand, vae, x, size, seed=2)
     assert abs(value - other) / size > 1e-3, "power: other noise is another value"
+
+
+def test_by_hand_sums_over_every_dimension_of_an_event_before_it_weighs_the_data():
+    """Data of three rows and two columns are one event, of two dimensions; each datum has a weight."""
+    x, weight, values = torch.randn(4, 3, 2).double(), torch.tensor([1.0, 2.0, 0.5, 3.0]).double(), []
+
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.scale(scale=weight):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-2).expand(-1, 3, -1), 0.5).to_event(2), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.scale(scale=weight):
+            pyro.sample("z", dist.Normal(x.mean(-2), 0.3).to_event(1))
+
+    for loss in HandDerivedELBO(), TraceMeanField_ELBO():
+        torch.manual_seed(0)
+        values.append(float(loss.loss(model, guide, x)))
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
 def per_datum(loss, vae, x, size):
