@@ -60,8 +60,8 @@ def linear_check(x: torch.Tensor, *, latents: int = 2, epochs: int = 80, seed: i
     Example:
         >>> _ = torch.manual_seed(0)
         >>> x = LinearGaussian(torch.randn(4, 1).double(), torch.zeros(4).double(), 0.5).sample(200)
-        >>> trained, best = linear_check(x, latents=1, epochs=60)
-        >>> -0.02 < trained - best <= 0
+        >>> trained, best = linear_check(x, latents=1, epochs=25)
+        >>> -0.05 < trained - best <= 0
         True
     """
     x = x.double()

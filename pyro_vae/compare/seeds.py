@@ -14,8 +14,8 @@ ALIKE = ("draws", "size", "dtype")
 """Attributes in which comparisons must agree."""
 ORDERED = ("moment", "estimator")
 """Dimensions whose labels have an order of their own."""
-TOLD = ("device", "threads", "reference", "log_evidence")
-"""Attributes of which all are told where they differ."""
+LISTED = ("device", "threads", "reference", "log_evidence")
+"""Attributes whose values are all listed where the comparisons differ in them."""
 BY_SEED = ("efficiency", "efficiency_se")
 """What is kept of each seed, as ``seed_…``, to tell estimators apart by it."""
 
@@ -89,7 +89,7 @@ def stacked(comparisons: Sequence[xr.Dataset], *, join: Literal["inner", "outer"
     )  # fmt: skip
     in_order = {name: [each for each in _labels(name, every) if each in together[name].values] for name in ORDERED}
     together = together.sel({name: labels for name, labels in in_order.items() if name in together.dims})
-    return together.assign_attrs({name: "; ".join(told) for name in TOLD if len(told := _told(name, every)) > 1})
+    return together.assign_attrs({name: "; ".join(told) for name in LISTED if len(told := _told(name, every)) > 1})
 
 
 def _labels(dimension: str, comparisons: Sequence[xr.Dataset]) -> list[Any]:
@@ -99,7 +99,7 @@ def _labels(dimension: str, comparisons: Sequence[xr.Dataset]) -> list[Any]:
 
 
 def _told(name: str, comparisons: Sequence[xr.Dataset]) -> list[str]:
-    """What is told of comparisons, each once."""
+    """The different values of an attribute, each once."""
     return [*dict.fromkeys(str(one.attrs[name]) for one in comparisons if name in one.attrs)]
 
 

@@ -43,7 +43,7 @@ class Schedule(ABC):
 
 
 class Linear(Schedule):
-    """A straight line from one number to another, and the latter ever after.
+    """A straight line from one number to another, which it then keeps.
 
     .. math:: \\beta_t = a + (b - a) \\min(t / T, 1)
 
@@ -70,7 +70,7 @@ class Linear(Schedule):
 
 
 class Cyclical(Schedule):
-    """Several straight lines one after the other, each followed by a rest at its end, and the end ever after.
+    """Several straight lines, one after another, each followed by a rest; the last number is kept.
 
     .. math:: \\beta_t = a + (b - a) \\min(\\tau / R, 1), \\qquad \\tau = (t \\bmod T / C) / (T / C)
 

@@ -36,7 +36,7 @@ BY_METHOD: dict[str, Callable[[VAE, Rows, Plan], Found]] = {
 PARTICLES = {"iw": 500, "psis": 500, "ais": 32, "ais_prior": 32, "bdmc": 32}
 """Weights per datum, where none are asked for."""
 
-TOLD = {
+ESTIMATES = {
     "iw": "importance-weighted bound",
     "psis": "Pareto-smoothed importance sampling",
     "ais": "annealed importance sampling from the guide",
@@ -187,7 +187,7 @@ def log_evidence(
     annealing = {"temperatures": temperatures, "leapfrog": leapfrog} if method in ANNEALED else {}
     hashes, countable = row_hashes(given), countable_features(vae, rows)
     return table.assign_attrs(
-        method=method, estimate=TOLD[method], num_particles=num_particles, **annealing, seed=seed,
+        method=method, estimate=ESTIMATES[method], num_particles=num_particles, **annealing, seed=seed,
         data_hash=data_hash(hashes), trained_on=trained_on(vae, hashes), kind=kind(countable),
         countable=as_text(countable), generative=generative_hash(vae), **versions(),
     )  # fmt: skip

@@ -21,7 +21,7 @@ NOT_KNOWN = "not known"
 
 @torch.no_grad()
 def countable_features(vae: VAE, rows: Rows) -> tuple[bool, ...]:
-    """Of each feature, whether its values are countable, so that a probability is had of it and not a density.
+    """Whether the values of each feature are countable: they then have a probability and not a density.
 
     Example:
         >>> import pyro_vae as pv

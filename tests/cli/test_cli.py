@@ -89,6 +89,7 @@ def test_compare_refuses_settings_that_a_run_has_already(table, tmp_path, capsys
     assert not (tmp_path / "compared").exists()
 
 
+@pytest.mark.slow
 def test_compare_without_a_run_trains_first(table, tmp_path):
     assert main(["compare", "--data", table, "--out", "compared", "--draws", "5", *FAST]) == 0
     assert names(tmp_path / "compared") >= COMPARED
@@ -220,6 +221,7 @@ def test_the_module_is_the_same_program(table):
     assert ended.stderr.strip() == "pyro-vae: nowhere.csv: no such file; give the path of a data file"
 
 
+@pytest.mark.slow
 def test_mnist_trains_from_its_folder(mnist, tmp_path):
     command = ["fit", "--data", str(mnist), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch_size", "2000"]
     assert main(command) == 0

@@ -218,6 +218,7 @@ def test_pyros_own_estimators_have_a_target_and_a_subclass_has_its_own():
     assert "IWAE at K = 4 changes the objective" in pv.recommend(saved), "saved before K was part of it"
 
 
+@pytest.mark.slow
 def test_alignment_is_the_cosine_of_the_means_though_noise_is_shared():
     """Over 300 repeats, means (1, 0) and (3, 4) with the same noise: 0.6, and the stated error is the spread."""
     generator, found, stated = torch.Generator().manual_seed(0), [], []

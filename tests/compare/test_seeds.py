@@ -279,6 +279,7 @@ def test_where_every_seed_diverges_nothing_is_written(folder, capsys):
     assert not Path("none").exists()
 
 
+@pytest.mark.slow
 def test_a_seed_whose_numbers_are_not_finite_leaves_a_comparison(folder, capsys):
     """A held-out row beyond single precision's squares: the numbers of each seed are kept, and nothing is drawn."""
     held_out = np.zeros((4, 3), dtype=np.float32)
@@ -322,7 +323,7 @@ def test_a_seed_that_is_interrupted_is_not_compared(folder, monkeypatch):
     assert not compared
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_keeps_the_seeds_that_are_whole(number, folder, capsys, monkeypatch):
     from pyro_vae.cli import compare as cli_compare
 

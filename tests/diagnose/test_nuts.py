@@ -75,7 +75,10 @@ def test_labels(exact, tmp_path):
     assert exact.wasserstein.attrs["units"] == "sd of the posterior"
 
 
-@pytest.mark.parametrize(("shift", "factor", "distance"), [(0.0, 0.5, 0.5 * math.sqrt(2 / math.pi)), (0.5, 1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("shift", "factor", "distance"),
+    [(0.0, 0.5, 0.5 * math.sqrt(2 / math.pi)), pytest.param(0.5, 1.0, 0.5, marks=pytest.mark.slow)],
+)
 def test_a_broken_q_is_bad_and_its_distance_known(x, shift, factor, distance):
     found = nuts(broken(shift, factor), x, data=1, **SHORT)
     assert float(abs(found.wasserstein - distance).max()) < 3 * float(found.wasserstein_floor.max())
@@ -106,6 +109,7 @@ def test_a_nonlinear_posterior_is_that_of_a_grid():
     assert judge_nuts(found).level == "bad", "an untrained encoder"
 
 
+@pytest.mark.slow
 def test_missing_values_leave_the_posterior(x):
     mask = torch.ones_like(x[:1], dtype=torch.bool)
     mask[:, -1] = False
@@ -161,6 +165,7 @@ class Unconditional(torch.nn.Module):
         return dist.Normal(zeros, 1.0).to_event(1)
 
 
+@pytest.mark.slow
 def test_a_context_goes_to_the_model(x):
     (vae, effect), context = conditional(), torch.randn(2, 2, dtype=torch.float64)
     centred = x[:2] - context @ effect.T

@@ -30,6 +30,7 @@ def test_data_of_the_model_pass():
     assert abs(np.mean([f.z_score.mean() for f in found])) < 0.5
 
 
+@pytest.mark.slow
 def test_prior_p_values_of_data_of_the_model_are_uniform():
     found = [prior_check(MODEL.as_vae(), MODEL.sample(20), draws=299, seed=s) for s in range(60)]
     for name in ("mean", "sd", "largest", "sd of row means"):

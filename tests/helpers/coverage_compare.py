@@ -274,17 +274,17 @@ RARELY = "a large gradient is rare: squared, it varies from draw to draw by six 
 def of_gradients(noise: str, norm: float, rows, seeds: int = 2) -> Study:
     ratio = norm / NUMBERS**0.5
     setting = f"{noise} gradients of {NUMBERS} numbers, signal-to-noise ratio {ratio:.2g}, {DRAWS} draws"
-    return Study("compare_elbos", setting, simulated_gradient(noise, norm), rows, seeds, quick=noise == "normal")
+    return Study("compare_elbos", setting, simulated_gradient(noise, norm), rows, seeds)
 
 
 def of_biases(bias: float, row: Row) -> Study:
     setting = f"a bias of {bias:g} of the norm, normal gradients, {DRAWS} draws"
-    return Study("compare_elbos", setting, simulated_bias(bias), {"gradient_bias_se": row}, 2, quick=1)
+    return Study("compare_elbos", setting, simulated_bias(bias), {"gradient_bias_se": row}, 2)
 
 
 def of_alignments(cosine: float, row: Row) -> Study:
     setting = f"a cosine of {cosine:g}, normal gradients, {DRAWS} draws"
-    return Study("compare_elbos", setting, simulated_alignment(cosine), {"elbo_alignment_se": row}, 2, quick=1)
+    return Study("compare_elbos", setting, simulated_alignment(cosine), {"elbo_alignment_se": row}, 2)
 
 
 def of_seeds(kind: str, words: str, number: int, row: Row) -> Study:

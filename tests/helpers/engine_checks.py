@@ -49,7 +49,7 @@ def batch_of(x, step):
     return x[BATCH : 2 * BATCH - 4] if step % 10 == 9 else x.roll(step, 0)[:BATCH]
 
 
-def trained(make, svi_of, give, steps=40, between=None, evaluate=False):
+def trained(make, svi_of, give, steps=24, between=None, evaluate=False):
     """Losses and parameters after some steps of ``make() -> (model, guide)``."""
     pyro.clear_param_store()
     torch.manual_seed(0)

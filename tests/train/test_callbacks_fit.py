@@ -20,7 +20,7 @@ from pyro_vae.train.compiled import steps
 
 ROWS, BATCH = 64, 8  # 8 steps an epoch
 X = torch.randn(80, FEATURES, generator=torch.Generator().manual_seed(3))
-ENGINES = ["eager", "compiled"]
+ENGINES = ["eager", pytest.param("compiled", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,7 @@ def test_a_last_batch_that_is_scaled_wrong_is_seen(traced_only, monkeypatch):
         test_fit_gives_the_same_by_both_engines("plain", None)
 
 
+@pytest.mark.slow
 def test_fit_compiled_by_inductor_gives_the_same():
     histories = [quiet_fit(vae_of(), X, engine=engine, batch_size=20).history for engine in ("eager", "compiled")]
     assert histories[0].train_elbo.values == pytest.approx(histories[1].train_elbo.values, rel=1e-10)

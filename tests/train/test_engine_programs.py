@@ -50,7 +50,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_trains_the_same(name):
-    assert_same(both(two_latents, lambda step: (X,), optim=OPTIMIZERS[name], steps=30))
+    assert_same(both(two_latents, lambda step: (X,), optim=OPTIMIZERS[name], steps=12))
 
 
 SCHEDULES = {

@@ -198,7 +198,12 @@ def test_parts_are_as_even_as_they_go():
 @pytest.mark.parametrize(
     ("how", "kind", "message"),
     [
-        ("dies", ProcessError, r"process 1 of 2 was ended by SIGKILL, .* others were stopped; go on from the last"),
+        pytest.param(
+            "dies",
+            ProcessError,
+            r"process 1 of 2 was ended by SIGKILL, .* others were stopped; go on from the last",
+            marks=pytest.mark.slow,
+        ),
         ("refuses", DataError, "there is no row 3"),
         pytest.param(
             "has a bug", ProcessError, "process 1 of 2 ended with exit code 1 .*a bug", marks=pytest.mark.slow
@@ -228,6 +233,7 @@ IGNORES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_workers_that_ignore_a_signal_are_killed_and_no_other_process_is(signals, tmp_path, monkeypatch):
     """After a while, and by a second signal at once."""
@@ -387,6 +393,7 @@ def digits_vae():
 SETTINGS = {"epochs": 15, "batch_size": 60, "progress": False, "device": "cpu", "engine": "eager"}
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_reaches_the_elbo_of_one(tmp_path):
     """Half the noise is drawn by another; the initial weights are 30 nats away."""
     x, held_out = digits()

@@ -126,9 +126,8 @@ def killed_once(tmp_path_factory):
     return folder
 
 
-ENGINES = pytest.mark.parametrize("engine", ["eager", "compiled"])
 # Tracing takes seconds, and of each kind of state some members are resumed compiled elsewhere.
-MORE_ENGINES = pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+ENGINES = pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 
 
 @ENGINES
@@ -153,7 +152,7 @@ OPTIMIZERS = {
 }
 
 
-@MORE_ENGINES
+@ENGINES
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_compiled_optimizer(engine, name, tmp_path, traced_only):
     resumes_exactly(tmp_path, 8, engine=engine, optimizer=OPTIMIZERS[name], clip_norm=5.0)
@@ -198,7 +197,7 @@ SCHEDULES = {
 }
 
 
-@MORE_ENGINES
+@ENGINES
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_of_torch(engine, name, tmp_path, traced_only):
     make = SCHEDULES[name]
@@ -210,7 +209,7 @@ def test_the_schedules_are_all_of_torchs():
     assert known == set(SCHEDULES)
 
 
-@MORE_ENGINES
+@ENGINES
 @pytest.mark.parametrize("name", estimators())
 def test_every_estimator(engine, name, tmp_path, traced_only):
     resumes_exactly(tmp_path, 8, engine=engine, elbo=estimators()[name])
@@ -251,7 +250,7 @@ def test_one_that_was_stopped_early_is_given_with_its_best_weights(tmp_path):
     assert same(whole, again)
 
 
-@MORE_ENGINES
+@ENGINES
 def test_with_a_smaller_last_batch(engine, tmp_path, traced_only):
     for i, step in enumerate([5, 6, 8]):
         resumes_exactly(tmp_path / str(i), step, engine=engine, data=X[:37])

@@ -60,6 +60,7 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variance", "active"), [slow(*SMALL), LARGE])
 def test_fit_collapses_the_latents_that_a_fixed_variance_must(digits, variance, active):
     """Latents are active where an eigenvalue of the covariance exceeds s²; their KLs add up to Σ ½ log(λ/s²)."""
