@@ -1,6 +1,8 @@
 """Variational autoencoders in Pyro: checked estimators, parts that swap, posteriors with evidence."""
 
+import importlib
 import sys
+from typing import Any
 
 from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
@@ -26,6 +28,14 @@ from pyro_vae.train.fit import Fit, fit
 # Paths of earlier versions, which go on working.
 sys.modules["pyro_vae.callbacks"] = callbacks
 sys.modules["pyro_vae.swap"] = swap
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``pyro_vae.plots`` when it is first asked for: matplotlib takes a second."""
+    if name == "plots":
+        return importlib.import_module("pyro_vae.plots")
+    raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+
 
 __all__ = [
     "VAE",
