@@ -14,6 +14,7 @@ _COMPARE = "test_compare test_recommend test_seeds test_coverage"
 
 GROUPS: dict[str, str] = {
     "pyro_vae.elbo": _ELBO,
+    "pyro_vae.elbo.bounds": f"{_ELBO} test_recommend",
     "pyro_vae.elbo.hand_derived": "test_oracle_elbos test_elbo test_note",
     "pyro_vae.elbo.kl": "test_oracle_densities test_kl test_elbo",
     "pyro_vae.evidence": _EVIDENCE,

@@ -121,7 +121,7 @@ STUDIES = [
     of_two_modes(
         "bdmc",
         {
-            "mcse": measured(0.55, MISSED_BY_SOME), "lower_mcse": measured(0.48, MISSED_BY_SOME),
+            "mcse": measured(0.80, MISSED_BY_SOME), "lower_mcse": measured(0.48, MISSED_BY_SOME),
             "upper_mcse_given_z": measured(0.54, ONE_DRAW),
         },
     ),
