@@ -45,7 +45,7 @@ def tests(root: Path, module: str) -> list[str]:
     """The test files of a module, in the order in which they are run."""
     row = max((name for name in GROUPS if f"{module}.".startswith(f"{name}.")), key=len)
     found = {path.stem: str(path) for path in sorted((root / "tests").rglob("test_*.py"))}
-    return [found[stem] for stem in GROUPS[row].split()]
+    return [found[stem] for stem in ("test_defaults", *GROUPS[row].split())]
 
 
 def sources(root: Path) -> dict[str, Path]:

@@ -143,3 +143,18 @@ def test_the_command_line_takes_an_engine(tmp_path, monkeypatch, traced_only):
     flags = ["fit", "--data", "data.npy", "--out", "run", "--epochs", "2", "--latent_dim", "2", "--hidden", "[4]"]
     assert main([*flags, "--engine", "compiled"]) == 0
     assert "engine: compiled" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_bf16_is_compiled_for_networks_of_a_usual_size():
+    """Gradients of 128 rows in bfloat16 differ by more than single precision's rounding."""
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(8), decoder=pv.likelihoods.Bernoulli(pv.nn.mlp(8, [128], 64)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(64, [128], 16)),
+    )  # fmt: skip
+    x = (pv.data.split(pv.data.digits())[0].x > 0.5).float()
+    settings = {"engine": "compiled", "precision": "bf16", "progress": False, "device": "cpu"}
+    history = pv.fit(vae, x, epochs=5, batch_size=128, **settings).history
+    assert history.attrs["engine"] == "compiled"
+    assert history.objective[-1] > history.objective[0] + 1
