@@ -10,6 +10,7 @@ from torch import nn
 import pyro_vae as pv
 from helpers.checks import linear_gaussian
 from helpers.coverage_checks import Draws, Row, Study, drawn, measured
+from helpers.guides import off_centre
 from pyro_vae.diagnose import collapse
 from pyro_vae.diagnose.convergence import converged
 
@@ -69,20 +70,9 @@ TRENDS = {
 """φ, epochs and the variance of white noise on top; measured coverage of the slope and of the mean."""
 
 
-def worse_guide(shift: float, factor: float) -> pv.VAE:
-    """The best diagonal guide, its means moved by so many of its sds and its sds multiplied."""
-    vae = MODEL.as_vae(diagonal=True)
-    layer = vae.encoder.net
-    latents = layer.bias.shape[0] // 2
-    with torch.no_grad():
-        layer.bias[:latents] += shift * layer.bias[latents:].exp()
-        layer.bias[latents:] += math.log(factor)
-    return vae
-
-
 def gaps_of_each_datum(seed: int) -> dict[str, Draws]:
     """The data are the repetitions: each has draws of its own."""
-    x, vae, precision = MODEL.sample(250), worse_guide(1.0, 0.7), MODEL.precision
+    x, vae, precision = MODEL.sample(250), off_centre(MODEL, 1.0, 0.7), MODEL.precision
     truth = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
     with torch.no_grad():
         elbo, best = MODEL.elbo(x, vae.encoder(x)), MODEL.elbo(x, MODEL.best_diagonal(x))
