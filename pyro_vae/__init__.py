@@ -2,40 +2,83 @@
 
 import importlib
 import sys
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
 from pyro_vae.__about__ import __version__
-from pyro_vae.compare import swap
-from pyro_vae.compare.elbos import compare_elbos
-from pyro_vae.compare.models import compare_models
-from pyro_vae.compare.pair import Pair
-from pyro_vae.compare.recommend import recommend
-from pyro_vae.compare.seeds import over_seeds
-from pyro_vae.core.component import Conditional
-from pyro_vae.core.vae import VAE
-from pyro_vae.diagnose import inference_gaps
-from pyro_vae.diagnose.check import check
-from pyro_vae.diagnose.datatree import to_datatree
-from pyro_vae.diagnose.describe import describe
-from pyro_vae.evidence import log_evidence
-from pyro_vae.train import callbacks
-from pyro_vae.train.checkpoint.rotation import Checkpoints
-from pyro_vae.train.checkpoint.save_load import load, save
-from pyro_vae.train.compiled import CompiledSVI
-from pyro_vae.train.fit import Fit, fit
 
-# Paths of earlier versions, which go on working.
-sys.modules["pyro_vae.callbacks"] = callbacks
-sys.modules["pyro_vae.swap"] = swap
+if TYPE_CHECKING:
+    from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
+    from pyro_vae.compare.elbos import compare_elbos
+    from pyro_vae.compare.models import compare_models
+    from pyro_vae.compare.pair import Pair
+    from pyro_vae.compare.recommend import recommend
+    from pyro_vae.compare.seeds import over_seeds
+    from pyro_vae.core.component import Conditional
+    from pyro_vae.core.vae import VAE
+    from pyro_vae.diagnose import inference_gaps
+    from pyro_vae.diagnose.check import check
+    from pyro_vae.diagnose.datatree import to_datatree
+    from pyro_vae.diagnose.describe import describe
+    from pyro_vae.evidence import log_evidence
+    from pyro_vae.train import callbacks
+    from pyro_vae.train.checkpoint.rotation import Checkpoints
+    from pyro_vae.train.checkpoint.save_load import load, save
+    from pyro_vae.train.compiled import CompiledSVI
+    from pyro_vae.train.fit import Fit, fit
+
+_HOMES = {
+    "compare.elbos": ["compare_elbos"],
+    "compare.models": ["compare_models"],
+    "compare.pair": ["Pair"],
+    "compare.recommend": ["recommend"],
+    "compare.seeds": ["over_seeds"],
+    "core.component": ["Conditional"],
+    "core.vae": ["VAE"],
+    "diagnose": ["inference_gaps"],
+    "diagnose.check": ["check"],
+    "diagnose.datatree": ["to_datatree"],
+    "diagnose.describe": ["describe"],
+    "evidence": ["log_evidence"],
+    "train.checkpoint.rotation": ["Checkpoints"],
+    "train.checkpoint.save_load": ["load", "save"],
+    "train.compiled": ["CompiledSVI"],
+    "train.fit": ["Fit", "fit"],
+}
+"""Modules and the public names that are imported from them on first use, so that `pyro-vae --help` needs no torch."""
+
+_MOVED = {"callbacks": "train.callbacks", "swap": "compare.swap"}
+"""Paths of earlier versions, which go on working."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``pyro_vae.plots`` when it is first asked for: matplotlib takes a second."""
-    if name == "plots":
-        return importlib.import_module("pyro_vae.plots")
-    raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
+    """Import a public name, a room or a module that moved, on first use."""
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    try:
+        found = importlib.import_module(f"pyro_vae.{home or _MOVED.get(name, name)}")
+    except ModuleNotFoundError as error:
+        if error.name != f"pyro_vae.{name}":
+            raise
+        raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}") from None
+    value = globals()[name] = getattr(found, name) if home else found
+    return value
 
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Moved(ModuleType):
+    """A module by its path of earlier versions."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__all__":  # of who looks through sys.modules
+            raise AttributeError(name)
+        return getattr(importlib.import_module(f"pyro_vae.{_MOVED[self.__name__.partition('.')[2]]}"), name)
+
+
+for _name in _MOVED:
+    sys.modules[f"pyro_vae.{_name}"] = _Moved(f"pyro_vae.{_name}")
 
 __all__ = [
     "VAE",

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae import likelihoods, nn, posteriors, priors
@@ -107,6 +108,12 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
             console.print(_linear_verdict(*linear_check(data.x, seed=seed)), highlight=False, soft_wrap=True)
         run.show(console)
     return run.path
+
+
+def run_demo(settings: Namespace) -> int:
+    """``pyro-vae demo``."""
+    demo(settings.out, epochs=settings.epochs, seed=settings.seed, device=settings.device)
+    return 0
 
 
 def _linear_verdict(trained: float, best: float) -> str:

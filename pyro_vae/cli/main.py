@@ -3,33 +3,18 @@
 import argparse
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
 
-from pyro_vae.cli.check import run_check
-from pyro_vae.cli.compare import run_compare
-from pyro_vae.cli.demo import demo
-from pyro_vae.cli.fit import Begin, keeping, settings_of, train, untrained
+from pyro_vae.cli.commands import COMMANDS, parser
+from pyro_vae.cli.interrupts import terminable
 from pyro_vae.cli.messages import plain
-from pyro_vae.cli.report import save_fit, show_fit
-from pyro_vae.cli.run_folder import RunFolder
-from pyro_vae.cli.settings import fit_settings, parser, resume_settings
-from pyro_vae.cli.swap import run_swap
-from pyro_vae.core.device import refuse_seed
-from pyro_vae.core.validation import whole
-from pyro_vae.errors import DataError, DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
-from pyro_vae.train.checkpoint.rotation import Checkpoints
-from pyro_vae.train.distributed.group import launched, writes
-from pyro_vae.train.distributed.launch import launch
+from pyro_vae.errors import DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,16 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         2
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"demo": _run_demo, "fit": _run_fit, "compare": run_compare, "swap": run_swap, "check": run_check}
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
     try:
-        with _own_classes(), _terminable(), _plain_warnings():
-            settings = _asked(flags)
-            chosen = settings[settings.command]
-            refuse_seed(chosen.get("seed", 0))
-            return commands[settings.command](chosen)
+        with _own_classes(), terminable(), _plain_warnings():
+            settings = parser(flags).parse_args(flags)
+            return _run(settings.command, settings[settings.command])
     except argparse.ArgumentError as error:
-        command = f"{typed[0]} " if typed and typed[0] in commands else ""
+        command = f"{typed[0]} " if typed and typed[0] in COMMANDS else ""
         print(f"pyro-vae: {plain(error)}; see pyro-vae {command}--help", file=sys.stderr)
         return 2
     except PyroVAEError as error:
@@ -64,6 +46,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pyro-vae: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(command: str, settings: Namespace) -> int:
+    """Import the command and call it."""
+    from pyro_vae.core.device import refuse_seed
+
+    refuse_seed(settings.get("seed", 0))
+    if command == "demo":
+        from pyro_vae.cli.demo import run_demo
+
+        return run_demo(settings)
+    if command == "fit":
+        from pyro_vae.cli.fit_command import run_fit
+
+        return run_fit(settings)
+    if command == "compare":
+        from pyro_vae.cli.compare import run_compare
+
+        return run_compare(settings)
+    if command == "swap":
+        from pyro_vae.cli.swap import run_swap
+
+        return run_swap(settings)
+    from pyro_vae.cli.check import run_check
+
+    return run_check(settings)
 
 
 @contextmanager
@@ -96,88 +104,3 @@ def _plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = shown
-
-
-def _run_demo(settings: Namespace) -> int:
-    demo(settings.out, epochs=settings.epochs, seed=settings.seed, device=settings.device)
-    return 0
-
-
-def _asked(flags: list[str]) -> Namespace:
-    """The settings: ``fit --resume`` has others than a new run, which brings its own."""
-    resumes = flags[:1] == ["fit"] and any(flag.split("=")[0] == "--resume" for flag in flags)
-    return parser(resume_settings if resumes else fit_settings).parse_args(flags)
-
-
-def _run_fit(asked: Namespace) -> int:
-    if whole("devices", asked.devices, 1) > 1 and not launched():
-        if "resume" not in asked:
-            with RunFolder(asked.out):  # refused before processes begin, which takes a while
-                pass
-        with _interruptible(asked.get("resume") or asked.out):
-            code: int = launch(asked.devices, _run_fit, asked)
-        return code
-    resume, settings = asked.get("resume"), _settled(asked)
-    vae, data = untrained(settings)
-    checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
-    if not writes():
-        callbacks = [Begin(None, settings)]
-        again = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
-        return 130 if again.interrupted else 0
-    with (
-        _interruptible(settings.out),
-        RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run,
-        checkpoints.locked(),  # until all is written
-        keeping(settings, vae, run),
-    ):
-        callbacks = [Begin(run, settings)]
-        result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
-        show_fit(result, Console())
-        if result.history.sizes["epoch"]:
-            save_fit(run, result, data.held_out)
-        run.show(Console())
-        if result.interrupted:
-            Console().print(f"Go on with: pyro-vae fit --resume {run.path}", highlight=False, soft_wrap=True)
-    return 130 if result.interrupted else 0
-
-
-@contextmanager
-def _interruptible(folder: str) -> Iterator[None]:
-    """While results are written too, SIGTERM interrupts as Ctrl-C does, and then it is said how to go on."""
-    with _terminable():
-        try:
-            yield
-        except KeyboardInterrupt:
-            if (Path(folder) / "config.yaml").exists():
-                print(f"pyro-vae: go on with pyro-vae fit --resume {folder}", file=sys.stderr)
-            raise
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM interrupts as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
-    try:
-        yield
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _settled(asked: Namespace) -> Namespace:
-    """What a run is trained with: what is asked for, or the settings of the run that is to go on."""
-    if "resume" not in asked:
-        return asked
-    settings = settings_of(asked.resume)
-    settings.out = asked.resume
-    for name in ("data", "validation_data", "epochs", "device"):
-        if asked[name] is not None:
-            settings[name] = asked[name]
-        elif "data" in name and settings[name] and not Path(settings[name]).exists():
-            raise DataError(f"{settings[name]}: is no longer there; name where it is now with --{name}")
-    return settings

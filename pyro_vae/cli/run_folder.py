@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import xarray as xr
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from pyro_vae.cli.checksums import put, sum_of
@@ -15,6 +15,9 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.errors import DataError, OutputError
 from pyro_vae.train.checkpoint.save_load import load, write_vae
 from pyro_vae.train.checkpoint.tensor_file import staged
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RunFolder:
@@ -96,7 +99,7 @@ class RunFolder:
         with self.file(name) as path:
             dataset.to_netcdf(path, engine="h5netcdf")
 
-    def figure(self, name: str, figure: Figure) -> None:
+    def figure(self, name: str, figure: "Figure") -> None:
         """Write a figure as PNG."""
         with self.file(name) as path:
             figure.savefig(path, format="png", dpi=130)

@@ -1,18 +1,17 @@
-"""What can be set from the command line or a YAML file."""
+"""What can be set, from the command line or a YAML file, of the commands that train."""
 
-import argparse
 import copy
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from pyro.infer import ELBO
 
-from pyro_vae.cli.demo import demo
-from pyro_vae.cli.messages import instantiated, plain
+from pyro_vae import elbo as _estimators  # noqa: F401  (found by the names of their classes)
+from pyro_vae.cli.messages import instantiated
+from pyro_vae.cli.parsers import parser_of
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import DiagNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
@@ -28,19 +27,6 @@ OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
 OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
 OF_SPREAD = ("seeds", "workers", "cluster")
 OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices")
-
-EPILOGUE = """
-Examples:
-  pyro-vae demo
-  pyro-vae fit --data table.csv --out runs/first --latent_dim 4 --epochs 200
-  pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
-  pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with --epochs 400)
-  pyro-vae compare --run runs/first --out runs/first-compared
-  pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
-  pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
-  pyro-vae check runs/first
-  pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
-"""
 
 
 def fit_settings(
@@ -111,25 +97,6 @@ def run_settings(
     """
 
 
-def resume_settings(
-    resume: str,
-    *,
-    data: str | None = None,
-    validation_data: str | None = None,
-    epochs: int | None = None,
-    device: str | None = None,
-) -> None:
-    """Go on with a run that was stopped or killed, from its newest whole checkpoint.
-
-    Args:
-        resume: the folder of the run.
-        data: where its data are now, if they were moved; they must be the same rows.
-        validation_data: the same of its held-out data.
-        epochs: passes over the data, those before included; by default as many as it was begun with.
-        device: auto, cpu or cuda; by default what it was begun with. On another the bits differ.
-    """
-
-
 def swap_settings(
     priors: list[PriorMaker] = [StandardNormal],  # noqa: B006
     likelihoods: list[LikelihoodMaker] | None = None,
@@ -186,69 +153,9 @@ def compare_settings(
     """
 
 
-def check_settings(
-    run: str,
-    *,
-    data: str | None = None,
-    out: str | None = None,
-    rows: int = 200,
-    budget: float = 180.0,
-    seed: int = 0,
-) -> None:
-    """Check a trained VAE's posteriors and predictions, and write a report to look at.
-
-    Args:
-        run: the folder of a run that pyro-vae fit wrote.
-        data: held-out data, as for fit; by default those of the run.
-        out: a new folder for the report; by default check in that of the run, or the next free name.
-        rows: at most so many of the held-out data.
-        budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
-        seed: of all draws.
-    """
-
-
-# Errors are raised, to be told in one sentence; a setting is named in full.
-STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
-
-
-class ConfigFile(ActionConfigFile):
-    """The flag ``--config``, which names the file when something is wrong in it."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        try:
-            super().__call__(parser, cfg, values, option_string)
-        except (TypeError, KeyError, UnicodeError, argparse.ArgumentError) as error:
-            raise TypeError(f"{values}: {plain(error)}") from error
-
-
-def parser(fit: Callable[..., Any] = fit_settings) -> ArgumentParser:
-    """The whole command line; ``fit`` takes the settings of a new run, or those of :func:`resume_settings`."""
-    program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
-    program.formatter_class = _keep_lines(program.formatter_class)
-    commands = program.add_subcommands(dest="command", required=True)
-    functions: dict[str, Callable[..., Any]] = {
-        "demo": demo, "fit": fit, "compare": compare_settings, "swap": swap_settings, "check": check_settings,
-    }  # fmt: skip
-    for name, function in functions.items():
-        commands.add_subcommand(name, command(name, function), help=(function.__doc__ or "").splitlines()[0])
-    return program
-
-
-def _keep_lines(formatter: type) -> type:
-    """The formatter, but leaving the examples as they are typed."""
-
-    class Formatter(formatter):
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return text if "\n" in text else super()._fill_text(text, width, indent)
-
-    return Formatter
-
-
 def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     """The settings of one command: those of its function, and of a fit where it trains."""
-    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
-    parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
-    parser.add_function_arguments(function, as_positional=name == "check")
+    parser = parser_of(function)
     if name == "fit":
         parser.add_function_arguments(run_settings, as_positional=False)
     if name in ("compare", "swap"):

@@ -150,33 +150,13 @@ class Path:
 
     @classmethod
     def from_prior(cls, vae: VAE, rows: Rows) -> "Path":
-        """The path from the prior, which knows nothing of the guide.
-
-        Raises:
-            ModelError: if z is discrete or bounded.
-
-        Example:
-            >>> import pyro_vae as pv
-            >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
-            >>> Path.from_prior(vae, Rows(torch.ones(3, 5))).draw(4).shape
-            torch.Size([4, 3, 2])
-        """
+        """The path from the prior, which does not use the guide; it raises as :meth:`of` does."""
         prior = cls.prior_of(vae, rows)
         return cls(vae, rows, prior, prior, slow_at_first)
 
     @staticmethod
     def prior_of(vae: VAE, rows: Rows) -> Distribution:
-        """p(z) at the contexts of the rows.
-
-        Raises:
-            ModelError: if z is discrete or bounded.
-
-        Example:
-            >>> import pyro_vae as pv
-            >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
-            >>> Path.prior_of(vae, Rows(torch.ones(3, 5))).event_shape
-            torch.Size([2])
-        """
+        """p(z) at the contexts of the rows; a ModelError if z is discrete or bounded."""
         given = () if rows.context is None else (rows.context,)
         with torch.no_grad():
             prior = distribution(vae.prior, "prior", *given)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pyro_vae as pv
+from pyro_vae.cli import commands, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = [
@@ -78,6 +79,29 @@ def test_importing_brings_neither_figures_nor_tests_nor_the_command_line():
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "[] gaps", result.stderr
+
+
+ANSWERS = ["--help"], ["demo", "--help"], ["check", "--help"], [], ["train"], ["check", "run", "--rows", "many"]
+HEAVY = {"torch", "pyro", "numpy", "xarray", "pandas", "matplotlib", "sklearn", "arviz", "h5netcdf"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "needed"), [(ANSWERS, set()), ([["fit", "--help"]], {"torch", "pyro", "numpy", "xarray", "pandas"})]
+)
+def test_the_command_line_answers_without_what_only_a_run_needs(answers, needed):
+    code = (
+        "import sys\nfrom pyro_vae.cli import main\n"
+        f"for flags in {answers}:\n    try:\n        main(flags)\n    except SystemExit:\n        pass\n"
+        f"print('imported', sorted({HEAVY} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.splitlines()[-1] == f"imported {sorted(needed)}", result.stderr
+
+
+def test_help_says_of_each_command_what_its_settings_say():
+    functions = {name: getattr(settings, f"{name}_settings") for name in ("fit", "compare", "swap")}
+    functions |= {"demo": commands.demo_settings, "check": commands.check_settings}
+    assert {name: f.__doc__.splitlines()[0] for name, f in functions.items()} == commands.COMMANDS
 
 
 def test_every_dependency_has_a_range_and_a_tested_version():

@@ -8,7 +8,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import pyro_vae as pv
-from pyro_vae.cli.settings import parser, resume_settings
+from pyro_vae.cli.commands import parser
 from pyro_vae.data.streams.base import WINDOW_BYTES
 from pyro_vae.data.streams.layout import BLOCKS, Layout, window_rows
 
@@ -89,7 +89,7 @@ def test_failures(page):
 
 def test_the_commands_are_ones():
     commands = re.findall(r"^(torchrun .* -m pyro_vae|pyro-vae) (fit .*)$", PAGE, re.MULTILINE)
-    asked = [parser(*[resume_settings] * ("--resume" in one)).parse_args(one.split()).fit for _, one in commands]
+    asked = [parser(one.split()).parse_args(one.split()).fit for _, one in commands]
     assert [one.devices for one in asked] == [1, 1, 1, 4]
     started = [get_args_parser().parse_args(one.split()[1:]) for one, _ in commands[:3]]
     assert [(one.nproc_per_node, one.nnodes) for one in started] == [("8", "1:1"), ("8", "4"), ("4", "1:1")]

@@ -1,5 +1,7 @@
 """What the ELBO loses, and to what, against closed forms, quadrature and importance sampling."""
 
+from functools import partial
+
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -7,6 +9,7 @@ import torch
 import xarray as xr
 import zuko
 from helpers.checks import linear_gaussian, small_vae
+from helpers.guides import off_centre
 from torch import nn
 
 import pyro_vae as pv
@@ -17,17 +20,7 @@ from pyro_vae.errors import DataError, ModelError, SettingsError
 
 MODEL = linear_gaussian()
 SETTINGS = {"steps": 250, "num_particles": 1000}
-
-
-def broken(shift: float, factor: float) -> pv.VAE:
-    """The best diagonal guide, its means moved by so many of its sds and its sds multiplied."""
-    vae = MODEL.as_vae(diagonal=True)
-    layer = vae.encoder.net
-    latents = layer.bias.shape[0] // 2
-    with torch.no_grad():
-        layer.bias[:latents] += shift * layer.bias[latents:].exp()
-        layer.bias[latents:] += np.log(factor)
-    return vae
+broken = partial(off_centre, MODEL)
 
 
 def off(found, name, truth):

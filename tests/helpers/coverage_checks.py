@@ -52,6 +52,16 @@ def drawn(estimate: Any, error: Any, truth: Any, *, khat: Any = None) -> Draws:
     return Draws(z <= WIDTH, z, None if khat is None else numbers(khat))
 
 
+def with_errors(found: Any, truth: Mapping[str, Any], *, khat: Any = None) -> dict[str, Draws]:
+    """Repetitions of each quantity of a table, by the name of its error: ``truth`` holds the value of each."""
+    return {f"{name}_se": drawn(found[name], found[f"{name}_se"], value, khat=khat) for name, value in truth.items()}
+
+
+def of_seed(function: Callable[..., dict[str, Draws]]) -> Callable[..., Callable[[int], dict[str, Draws]]]:
+    """Make ``function(…, seed=…)`` a constructor of measurements: ``function(…)`` then takes the seed."""
+    return lambda *given, **settings: lambda seed: function(*given, seed=seed, **settings)
+
+
 def uniform(p: Any) -> Draws:
     """Repetitions of a p-value that is to be below 0.05 in 5 % of them."""
     return Draws(numbers(p) >= 1 - NOMINAL)

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import cache
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 
 import pyro_vae as pv
 from helpers.checks import linear_gaussian
-from helpers.coverage_checks import Draws, Row, Study, drawn, measured
+from helpers.coverage_checks import Draws, Row, Study, drawn, measured, of_seed, with_errors
 from pyro_vae.compare import cost, gradient_moments
 from pyro_vae.compare import measure as compare_measure
 
@@ -34,58 +35,40 @@ NOISE = {
 }
 
 
-def simulated_gradient(noise: str, norm: float):
+@of_seed
+def simulated_gradient(noise: str, norm: float, *, seed: int) -> dict[str, Draws]:
     """Gradients of known mean, ``norm`` long, and variance 1 in each of NUMBERS numbers."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        gradients = NOISE[noise]((DRAWS, EACH, NUMBERS))
-        gradients[..., 0] += norm
-        moments, groups = moments_of(gradients), [[i] for i in range(EACH)]
-        truth = {"norm": norm, "variance": NUMBERS, "snr": norm / NUMBERS**0.5}
-        table = compare_measure._gradients(_Found(moments, groups))
-        return {
-            f"gradient_{name}_se": drawn(table[f"gradient_{name}"][0][0], table[f"gradient_{name}_se"][0][0], value)
-            for name, value in truth.items()
-        }
-
-    return measure
+    gradients = NOISE[noise]((DRAWS, EACH, NUMBERS))
+    gradients[..., 0] += norm
+    truth = {"gradient_norm": norm, "gradient_variance": NUMBERS, "gradient_snr": norm / NUMBERS**0.5}
+    return with_errors(table_of(gradients), truth)
 
 
-class _Found:
-    """What ``_gradients`` reads of the measurements of one cell."""
+def table_of(own, *, reference=None, of_elbo=None) -> dict[str, np.ndarray]:
+    """The columns on gradients of a cell with these, of whose measurements ``_gradients`` reads four."""
+    own, reference, of_elbo = (None if one is None else moments_of(one) for one in (own, reference, of_elbo))
+    groups = [[i] for i in range(EACH)]
+    found = SimpleNamespace(moments=[own], groups=groups, references=[reference], of_elbo=of_elbo)
+    return {name: column[0][0] for name, column in compare_measure._gradients(found).items()}
 
-    def __init__(self, moments, groups, reference=None) -> None:
-        self.moments, self.groups, self.references, self.of_elbo = [moments], groups, [reference], None
 
-
-def simulated_bias(bias: float):
+@of_seed
+def simulated_bias(bias: float, *, seed: int) -> dict[str, Draws]:
     """A gradient of norm 1 beside that of a reference of twice the draws, ``bias`` apart."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        own, reference = torch.randn(DRAWS, EACH, NUMBERS).double(), torch.randn(2 * DRAWS, EACH, NUMBERS).double()
-        own, reference = own / NUMBERS**0.5, reference / NUMBERS**0.5
-        own[..., :2] += torch.tensor([1.0, bias])
-        reference[..., 0] += 1
-        found = _Found(moments_of(own), [[i] for i in range(EACH)], moments_of(reference))
-        table = compare_measure._gradients(found)
-        return {"gradient_bias_se": drawn(table["gradient_bias"][0][0], table["gradient_bias_se"][0][0], bias)}
-
-    return measure
+    own, reference = torch.randn(DRAWS, EACH, NUMBERS).double(), torch.randn(2 * DRAWS, EACH, NUMBERS).double()
+    own, reference = own / NUMBERS**0.5, reference / NUMBERS**0.5
+    own[..., :2] += torch.tensor([1.0, bias])
+    reference[..., 0] += 1
+    return with_errors(table_of(own, reference=reference), {"gradient_bias": bias})
 
 
-def simulated_alignment(cosine: float):
+@of_seed
+def simulated_alignment(cosine: float, *, seed: int) -> dict[str, Draws]:
     """Two gradients of norm 1 whose means are at an angle."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        own, other = (torch.randn(DRAWS, EACH, NUMBERS).double() / NUMBERS**0.5 for _ in range(2))
-        own[..., 0] += 1
-        other[..., :2] += torch.tensor([cosine, (1 - cosine**2) ** 0.5])
-        found = _Found(moments_of(own), [[i] for i in range(EACH)])
-        found.of_elbo = moments_of(other)
-        table = compare_measure._gradients(found)
-        return {"elbo_alignment_se": drawn(table["elbo_alignment"][0][0], table["elbo_alignment_se"][0][0], cosine)}
-
-    return measure
+    own, other = (torch.randn(DRAWS, EACH, NUMBERS).double() / NUMBERS**0.5 for _ in range(2))
+    own[..., 0] += 1
+    other[..., :2] += torch.tensor([cosine, (1 - cosine**2) ** 0.5])
+    return with_errors(table_of(own, of_elbo=other), {"elbo_alignment": cosine})
 
 
 class Clock:
@@ -100,20 +83,17 @@ class Clock:
         return self.now
 
 
-def simulated_seconds(shape: str):
+@of_seed
+def simulated_seconds(shape: str, *, seed: int) -> dict[str, Draws]:
     """Independent times of known median 1: lognormal, one in ten twenty times as long where disturbed."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        rng = np.random.default_rng(seed)
-        times = np.exp(0.1 * rng.normal(size=(compare_measure.TIMED_REPEATS, EACH)))
-        longer = rng.random(times.shape) < (0.1 if shape == "disturbed" else 0.0)
-        times = np.where(longer, 20 * times, times)
-        truth = 1.0 if shape == "quiet" else DISTURBED
-        with patch.object(cost, "time", Clock(times.ravel())):
-            found = cost.median_seconds([lambda: None] * EACH, torch.device("cpu"), compare_measure.TIMED_REPEATS)
-        return {"seconds_se": drawn(*found, truth)}
-
-    return measure
+    rng = np.random.default_rng(seed)
+    times = np.exp(0.1 * rng.normal(size=(compare_measure.TIMED_REPEATS, EACH)))
+    longer = rng.random(times.shape) < (0.1 if shape == "disturbed" else 0.0)
+    times = np.where(longer, 20 * times, times)
+    truth = 1.0 if shape == "quiet" else DISTURBED
+    with patch.object(cost, "time", Clock(times.ravel())):
+        found = cost.median_seconds([lambda: None] * EACH, torch.device("cpu"), compare_measure.TIMED_REPEATS)
+    return {"seconds_se": drawn(*found, truth)}
 
 
 DISTURBED = float(np.exp(0.1 * 0.13971))  # the 0.5 / 0.9 quantile of the lognormal: Φ⁻¹(0.5556) = 0.1397
@@ -134,18 +114,19 @@ def subject() -> tuple[pv.exact.LinearGaussian, pv.VAE, torch.Tensor]:
 NODES = 5  # Gauss-Hermite is exact for polynomials of degree 9; the square of the score function's gradient has 8
 
 
-class Reparameterised(pv.elbo.ELBO):
-    """Without a reference, whose gradients would take most of the time."""
+class NoReference:
+    """An estimator without a reference, whose gradients would take most of the time."""
 
     def reference(self) -> None:
         return None
 
 
-class Score(pv.elbo.ScoreFunction):
-    """The same of the score function."""
+class Reparameterised(NoReference, pv.elbo.ELBO):
+    pass
 
-    def reference(self) -> None:
-        return None
+
+class Score(NoReference, pv.elbo.ScoreFunction):
+    pass
 
 
 def exact_gradient(score: bool) -> dict[str, float]:
@@ -201,16 +182,13 @@ def two_estimators(seed: int) -> dict[str, Draws]:
     every = compared(elbos, (1.0, 3.0), seed, 20, log_evidence=evidence).sel(parameter_group="all")
     elbo = model.elbo(x, vae.encoder(x)).mean()
     found = {}
-    for name, particles in ("ELBO", 1), ("ScoreFunction", 2):
-        cell, exact = every.sel(estimator=name, particles=particles), truths()[name]
-        for moment, truth in exact.items():
-            value, error = cell[f"gradient_{moment}"], cell[f"gradient_{moment}_se"]
-            found[f"{name}: gradient_{moment}_se"] = drawn(value, error, truth)
-        seconds = {"ELBO": 1.0, "ScoreFunction": 3.0}[name]
-        found[f"{name}: efficiency_se"] = drawn(cell.efficiency, cell.efficiency_se, exact["snr"] ** 2 / seconds)
-        found[f"{name}: elbo_se"] = drawn(cell.elbo, cell.elbo_se, elbo)
-    cell = every.sel(estimator="ELBO", particles=1)
-    found["ELBO: bias_se"] = drawn(cell.bias, cell.bias_se, elbo - model.log_marginal(x).mean())
+    for name, particles, seconds in ("ELBO", 1, 1.0), ("ScoreFunction", 2, 3.0):
+        exact = truths()[name]
+        truth = {f"gradient_{moment}": value for moment, value in exact.items()}
+        truth |= {"efficiency": exact["snr"] ** 2 / seconds, "elbo": elbo}
+        truth |= {"bias": elbo - model.log_marginal(x).mean()} if name == "ELBO" else {}
+        of_cell = with_errors(every.sel(estimator=name, particles=particles), truth)
+        found |= {f"{name}: {error}": value for error, value in of_cell.items()}
     return found
 
 
@@ -227,8 +205,7 @@ def propagated(seed: int) -> dict[str, Draws]:
     }
     table = xr.Dataset({name: (("particles", "table"), value) for name, value in cells.items()}, {"particles": [1, 4]})
     found = compare_measure._with_efficiency(table).transpose("table", "particles")
-    truth = {"efficiency": [[1.0, 2.0]], "speedup": [[1.0, 2.0]]}
-    return {f"{name}_se": drawn(found[name].values, found[f"{name}_se"].values, value) for name, value in truth.items()}
+    return with_errors(found, {"efficiency": [[1.0, 2.0]], "speedup": [[1.0, 2.0]]})
 
 
 SEEDS = {
@@ -238,25 +215,21 @@ SEEDS = {
 }
 
 
-def seeds_of(kind: str, number: int):
+@of_seed
+def seeds_of(kind: str, number: int, *, seed: int) -> dict[str, Draws]:
     """Trainings whose bounds differ from seed to seed by noise of mean 0, each with a standard error of 0.1."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        rng = np.random.default_rng(seed)
-        elbo = SEEDS[kind](rng, (number, EACH)) + 0.1 * rng.normal(size=(number, EACH))
-        attributes = {"draws": 10, "size": 10, "dtype": "torch.float64"}
-        each = [
-            xr.Dataset(
-                {"elbo": ("estimator", row), "elbo_se": ("estimator", np.full(EACH, 0.1))},
-                {"estimator": range(EACH), "datum": range(2)},
-                {**attributes, "seed": i},
-            )
-            for i, row in enumerate(elbo)
-        ]
-        mean = pv.over_seeds(each)
-        return {"elbo_se": drawn(mean.elbo.values, mean.elbo_se.values, 0.0)}
-
-    return measure
+    rng = np.random.default_rng(seed)
+    elbo = SEEDS[kind](rng, (number, EACH)) + 0.1 * rng.normal(size=(number, EACH))
+    attributes = {"draws": 10, "size": 10, "dtype": "torch.float64"}
+    each = [
+        xr.Dataset(
+            {"elbo": ("estimator", row), "elbo_se": ("estimator", np.full(EACH, 0.1))},
+            {"estimator": range(EACH), "datum": range(2)},
+            {**attributes, "seed": i},
+        )
+        for i, row in enumerate(elbo)
+    ]
+    return with_errors(pv.over_seeds(each), {"elbo": 0.0})
 
 
 NINE = "10 blocks of draws leave 9 degrees of freedom"
@@ -285,6 +258,10 @@ def of_biases(bias: float, row: Row) -> Study:
 def of_alignments(cosine: float, row: Row) -> Study:
     setting = f"a cosine of {cosine:g}, normal gradients, {DRAWS} draws"
     return Study("compare_elbos", setting, simulated_alignment(cosine), {"elbo_alignment_se": row}, 2)
+
+
+def of_seconds(shape: str, words: str) -> Study:
+    return Study("compare_elbos", f"11 times, {words}", simulated_seconds(shape), {"seconds_se": Row()}, 2, quick=1)
 
 
 def of_seeds(kind: str, words: str, number: int, row: Row) -> Study:
@@ -316,11 +293,8 @@ STUDIES = [
     of_biases(1.0, FEW),
     of_alignments(0.0, FEW),
     of_alignments(0.6, FEW),
-    Study("compare_elbos", "11 times, lognormal", simulated_seconds("quiet"), {"seconds_se": Row()}, 2, quick=1),
-    Study(
-        "compare_elbos", "11 times, one in ten 20 times as long", simulated_seconds("disturbed"), {"seconds_se": Row()},
-        2, quick=1,
-    ),
+    of_seconds("quiet", "lognormal"),
+    of_seconds("disturbed", "one in ten 20 times as long"),
     of_seeds("spread", "seeds differ more than draws", 3, measured(0.81, "2 degrees of freedom")),
     of_seeds("spread", "seeds differ more than draws", 5, measured(0.88, "4 degrees of freedom")),
     of_seeds("spread", "seeds differ more than draws", 10, Row(0.88, 0.985, None, "9 degrees of freedom")),

@@ -9,7 +9,8 @@ from torch import nn
 
 import pyro_vae as pv
 from helpers.checks import linear_gaussian
-from helpers.coverage_checks import Draws, Row, Study, drawn, measured
+from helpers.coverage_checks import Draws, Row, Study, measured, of_seed, with_errors
+from helpers.guides import off_centre
 from pyro_vae.diagnose import collapse
 from pyro_vae.diagnose.convergence import converged
 
@@ -27,20 +28,14 @@ def autoregressive(phi: float, epochs: int, runs: int, noise: float, generator: 
     return values + math.sqrt(noise) * generator.normal(size=(runs, epochs))
 
 
-def trends(phi: float, epochs: int, noise: float = 0.0):
+@of_seed
+def trends(phi: float, epochs: int, noise: float = 0.0, *, seed: int) -> dict[str, Draws]:
     """The slope and the mean of 400 runs whose ELBO stays where it is."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        values = autoregressive(phi, epochs, 400, noise, np.random.default_rng(seed))
-        dims = ("epoch", "quantity"), {"epoch": range(1, epochs + 1), "quantity": ["elbo"]}
-        runs = [xr.Dataset({"value": (dims[0], one[:, None])}, dims[1]) for one in values]
-        found = converged(runs, tail=1.0)
-        return {
-            "slope_se": drawn(found.slope, found.slope_se, 0.0),
-            "mean_se": drawn(found["mean"].values[:, 0], found["mean_se"].values[:, 0], 0.0),
-        }
-
-    return measure
+    values = autoregressive(phi, epochs, 400, noise, np.random.default_rng(seed))
+    dims = ("epoch", "quantity"), {"epoch": range(1, epochs + 1), "quantity": ["elbo"]}
+    runs = [xr.Dataset({"value": (dims[0], one[:, None])}, dims[1]) for one in values]
+    found = converged(runs, tail=1.0)
+    return with_errors(found.isel(quantity=0), {"slope": 0.0, "mean": 0.0})
 
 
 def of_trends(slope: float, mean: float) -> dict[str, Row]:
@@ -69,27 +64,16 @@ TRENDS = {
 """φ, epochs and the variance of white noise on top; measured coverage of the slope and of the mean."""
 
 
-def worse_guide(shift: float, factor: float) -> pv.VAE:
-    """The best diagonal guide, its means moved by so many of its sds and its sds multiplied."""
-    vae = MODEL.as_vae(diagonal=True)
-    layer = vae.encoder.net
-    latents = layer.bias.shape[0] // 2
-    with torch.no_grad():
-        layer.bias[:latents] += shift * layer.bias[latents:].exp()
-        layer.bias[latents:] += math.log(factor)
-    return vae
-
-
 def gaps_of_each_datum(seed: int) -> dict[str, Draws]:
     """The data are the repetitions: each has draws of its own."""
-    x, vae, precision = MODEL.sample(250), worse_guide(1.0, 0.7), MODEL.precision
+    x, vae, precision = MODEL.sample(250), off_centre(MODEL, 1.0, 0.7), MODEL.precision
     truth = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
     with torch.no_grad():
         elbo, best = MODEL.elbo(x, vae.encoder(x)), MODEL.elbo(x, MODEL.best_diagonal(x))
     found = pv.inference_gaps(vae, x, steps=300, num_particles=400, seed=seed)
     exact = {"elbo": elbo, "best_elbo": best, "gap": MODEL.log_marginal(x) - elbo, "approximation_gap": truth}
     exact |= {"amortisation_gap": best - elbo, "closed": truth}
-    return {f"{name}_se": drawn(found[name], found[f"{name}_se"], value) for name, value in exact.items()}
+    return with_errors(found, exact)
 
 
 def weighted_evidence(seed: int) -> dict[str, Draws]:
@@ -98,8 +82,7 @@ def weighted_evidence(seed: int) -> dict[str, Draws]:
     vae, x = model.as_vae(diagonal=True), model.sample(250)
     vae.decoder.net = nn.Sequential(vae.decoder.net, nn.Identity())
     found = pv.inference_gaps(vae, x, steps=60, num_particles=200, seed=seed)
-    value = drawn(found.log_evidence, found.log_evidence_se, model.log_marginal(x), khat=found.khat)
-    return {"log_evidence_se": value}
+    return with_errors(found, {"log_evidence": model.log_marginal(x)}, khat=found.khat)
 
 
 def mixture_vae() -> pv.VAE:
@@ -108,31 +91,27 @@ def mixture_vae() -> pv.VAE:
     return vae
 
 
-def surgery(scales: tuple[float, ...]):
+@of_seed
+def surgery(scales: tuple[float, ...], *, seed: int) -> dict[str, Draws]:
     """``collapse`` of given data, as many as scales, against very many draws; 50 seeds of draws."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        torch.manual_seed(0)
-        x = MODEL.sample(len(scales)) * torch.tensor(scales).double().unsqueeze(-1)
-        vae = mixture_vae()
-        truth = collapse(vae, x, draws=40_000, seed=10**6)
-        found = xr.concat([collapse(vae, x, draws=8, seed=100 * seed + i) for i in range(50)], "run")
-        return {f"{name}_se": drawn(found[name], found[f"{name}_se"], truth[name]) for name in NATS}
-
-    return measure
+    torch.manual_seed(0)
+    x = MODEL.sample(len(scales)) * torch.tensor(scales).double().unsqueeze(-1)
+    vae = mixture_vae()
+    truth = collapse(vae, x, draws=40_000, seed=10**6)
+    found = xr.concat([collapse(vae, x, draws=8, seed=100 * seed + i) for i in range(50)], "run")
+    return with_errors(found, {name: truth[name] for name in NATS})
 
 
-def variances(data: int):
+@of_seed
+def variances(data: int, *, seed: int) -> dict[str, Draws]:
     """The variance of the posterior means over data of the model: I less the posterior's covariance."""
     truth = (torch.eye(2).double() - MODEL.precision.inverse()).diagonal()
+    found = [collapse(MODEL.as_vae(), MODEL.sample(data), draws=2, seed=s) for s in range(250)]
+    return with_errors(xr.concat(found, "run"), {"mean_variance": truth})
 
-    def measure(seed: int) -> dict[str, Draws]:
-        generator_seeds = range(250)
-        found = [collapse(MODEL.as_vae(), MODEL.sample(data), draws=2, seed=s) for s in generator_seeds]
-        each = xr.concat(found, "run")
-        return {"mean_variance_se": drawn(each.mean_variance, each.mean_variance_se, truth)}
 
-    return measure
+def rows(names: tuple[str, ...]) -> dict[str, Row]:
+    return {f"{name}_se": Row() for name in names}
 
 
 def _told(phi: float, epochs: int, noise: float) -> str:
@@ -149,29 +128,15 @@ STUDIES = [
         for case, figures in TRENDS.items()
     ),
     Study(
-        "inference_gaps",
-        "a linear-Gaussian VAE with a guide that is off, 300 steps, 400 draws",
-        gaps_of_each_datum,
-        {
-            f"{name}_se": Row()
-            for name in ("elbo", "best_elbo", "gap", "approximation_gap", "amortisation_gap", "closed")
-        },
+        "inference_gaps", "a linear-Gaussian VAE with a guide that is off, 300 steps, 400 draws", gaps_of_each_datum,
+        rows(GAPS),
     ),
     Study(
-        "inference_gaps",
-        "log p(x) importance-weighted, 60 steps, 200 draws",
-        weighted_evidence,
-        {"log_evidence_se": Row()},
+        "inference_gaps", "log p(x) importance-weighted, 60 steps, 200 draws", weighted_evidence,
+        rows(("log_evidence",)),
     ),
-    Study("diagnose.collapse", "10 data, 8 draws, a mixture prior", surgery(FEW), {f"{n}_se": Row() for n in NATS}, 5),
-    Study(
-        "diagnose.collapse",
-        "10 data far apart, 8 draws, a mixture prior",
-        surgery(SPREAD),
-        {f"{name}_se": Row() for name in NATS},
-        5,
-        1,
-    ),
+    Study("diagnose.collapse", "10 data, 8 draws, a mixture prior", surgery(FEW), rows(NATS), 5),
+    Study("diagnose.collapse", "10 data far apart, 8 draws, a mixture prior", surgery(SPREAD), rows(NATS), 5, 1),
     Study("diagnose.collapse", "200 data", variances(200), {"mean_variance_se": Row()}),
     Study("diagnose.collapse", "20 data", variances(20), {"mean_variance_se": measured(0.83, SAMPLE)}),
-]
+]  # fmt: skip

@@ -3,36 +3,36 @@
 A guide whose sd is f times the posterior's has weights ``exp(ε² (1 - f²) / 2)``, of tail index k = 1 - f².
 """
 
+from functools import partial
+
 import pyro.distributions as dist
 import torch
 from torch import nn
 
 import pyro_vae as pv
 from helpers.checks import linear_gaussian
-from helpers.coverage_checks import Draws, Row, Study, drawn, measured
+from helpers.coverage_checks import Draws, Row, Study, drawn, measured, of_seed
 from helpers.guides import altered
 
 EACH = 200
 
 
-def narrow(k: float, method: str, particles: int, **settings):
-    """log p(x) of 200 data by a guide of tail index k."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        model = linear_gaussian(3, 1)
-        vae, x = altered(model, factor=(1 - k) ** 0.5), model.sample(EACH)
-        found = pv.log_evidence(vae, x, method=method, num_particles=particles, seed=seed, **settings)
-        if method != "bdmc":
-            khat = found.khat.values if "khat" in found else None
-            return {"mcse": drawn(found.log_evidence, found.mcse, model.log_marginal(x), khat=khat)}
-        return of_bounds(found, model.log_marginal(torch.as_tensor(found.x.values)))
-
-    return measure
-
-
-def of_bounds(found, truth: torch.Tensor) -> dict[str, Draws]:
+def evidence_of(vae: pv.VAE, x: torch.Tensor, log_marginal, method: str, seed: int) -> dict[str, Draws]:
+    """The errors of a method, against the exact log p(x) of the data, or of those that it simulates."""
+    found = pv.log_evidence(vae, x, method=method, seed=seed, **SETTINGS[method])
+    if method != "bdmc":
+        khat = found.khat.values if "khat" in found else None
+        return {"mcse": drawn(found.log_evidence, found.mcse, log_marginal(x), khat=khat)}
+    truth = log_marginal(torch.as_tensor(found.x.values))
     names = {"log_evidence": "mcse", "lower": "lower_mcse", "upper": "upper_mcse_given_z"}
     return {error: drawn(found[value], found[error], truth) for value, error in names.items()}
+
+
+@of_seed
+def narrow(method: str, k: float, *, seed: int) -> dict[str, Draws]:
+    """log p(x) of 200 data by a guide of tail index k."""
+    model = linear_gaussian(3, 1)
+    return evidence_of(altered(model, factor=(1 - k) ** 0.5), model.sample(EACH), model.log_marginal, method, seed)
 
 
 class Square(nn.Module):
@@ -53,48 +53,34 @@ class OneMode(nn.Module):
 NOISE = 0.5
 
 
-def two_modes(method: str, particles: int, **settings):
+@of_seed
+def two_modes(method: str, *, seed: int) -> dict[str, Draws]:
     """Data whose latent has two modes of equal weight, far apart."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        prior, likelihood = pv.priors.StandardNormal(1), pv.likelihoods.Normal(Square(), scale=NOISE)
-        vae = pv.VAE(prior=prior, decoder=likelihood, encoder=OneMode()).double()
-        z = 1.2 + torch.rand(EACH, 1).double()
-        x = vae.decoder(z).sample()
-        found = pv.log_evidence(vae, x, method=method, num_particles=particles, seed=seed, **settings)
-        if method == "bdmc":
-            x = torch.as_tensor(found.x.values)
-            truth = pv.exact.quadrature_log_marginal(vae, x, points=641)
-            return of_bounds(found, truth)
-        khat = found.khat.values if "khat" in found else None
-        truth = pv.exact.quadrature_log_marginal(vae, x, points=641)
-        return {"mcse": drawn(found.log_evidence, found.mcse, truth, khat=khat)}
-
-    return measure
+    prior, likelihood = pv.priors.StandardNormal(1), pv.likelihoods.Normal(Square(), scale=NOISE)
+    vae = pv.VAE(prior=prior, decoder=likelihood, encoder=OneMode()).double()
+    x = vae.decoder(1.2 + torch.rand(EACH, 1).double()).sample()
+    return evidence_of(vae, x, partial(pv.exact.quadrature_log_marginal, vae, points=641), method, seed)
 
 
 TAIL = "the weights have no variance: the largest are rarely drawn, and without them estimate and error are low"
 MISSED = "the guide's draws never reach the other mode; nothing in the weights shows it, and log p(x) is low by log 2"
 MISSED_BY_SOME = "the same where the modes lie apart: data here are the model's, some with one mode"
 ONE_DRAW = "all chains from above start at one exact draw, in one mode, and the error is given that draw"
-SETTINGS = {"iw": (500, {}), "psis": (500, {}), "ais": (16, {"temperatures": 10}), "bdmc": (16, {"temperatures": 10})}
-SAID = {"iw": "500 particles", "psis": "500 particles", "ais": "16 chains, 10 temperatures"}
-SAID["bdmc"] = SAID["ais"]
+WEIGHTED, ANNEALED = {"num_particles": 500}, {"num_particles": 16, "temperatures": 10}
+SETTINGS = {"iw": WEIGHTED, "psis": WEIGHTED, "ais": ANNEALED, "bdmc": ANNEALED}
+
+
+def said(method: str) -> str:
+    return f"{method}, {'500 particles' if SETTINGS[method] is WEIGHTED else '16 chains, 10 temperatures'}"
 
 
 def of_narrow(method: str, k: float, row: Row | dict[str, Row]) -> Study:
-    particles, settings = SETTINGS[method]
-    setting = f"{method}, {SAID[method]}, a guide of tail index {k:g}"
-    rows = {"mcse": row} if isinstance(row, Row) else row
-    return Study(
-        "log_evidence", setting, narrow(k, method, particles, **settings), rows, 2, quick=int(method != "bdmc")
-    )
+    setting, rows = f"{said(method)}, a guide of tail index {k:g}", {"mcse": row} if isinstance(row, Row) else row
+    return Study("log_evidence", setting, narrow(method, k), rows, 2, quick=int(method != "bdmc"))
 
 
 def of_two_modes(method: str, rows: dict[str, Row]) -> Study:
-    particles, settings = SETTINGS[method]
-    setting = f"{method}, {SAID[method]}, two modes, a guide on one"
-    return Study("log_evidence", setting, two_modes(method, particles, **settings), rows, 2)
+    return Study("log_evidence", f"{said(method)}, two modes, a guide on one", two_modes(method), rows, 2)
 
 
 FEW = "16 chains are few for the error of a mean of weights, and the logarithm is skewed"

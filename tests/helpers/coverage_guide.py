@@ -1,5 +1,6 @@
 """Coverage of the errors of the diagnostics: ``sbc``, the predictive checks, ``khat``, ``nuts`` and ``converged``."""
 
+import itertools
 from functools import cache
 from unittest.mock import patch
 
@@ -10,28 +11,25 @@ from scipy.signal import lfilter
 
 import pyro_vae as pv
 from helpers.checks import linear_gaussian
-from helpers.coverage_checks import Draws, Row, Study, drawn, measured, uniform
+from helpers.coverage_checks import Draws, Row, Study, drawn, measured, of_seed, uniform, with_errors
 from helpers.guides import altered
 from pyro_vae.diagnose import _ecdf, convergence, gold_standard
 
 EACH = 200
 
 
-def ranks_of(simulations: int, latents: int):
+@of_seed
+def ranks_of(simulations: int, latents: int, *, seed: int) -> dict[str, Draws]:
     """Ranks of an exact guide, whose central intervals hold the latents as often as they say."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        found = pv.diagnose.sbc(linear_gaussian(4, latents).as_vae(), simulations=simulations, draws=19, seed=seed)
-        names = ("coverage", "expected_coverage")
-        shown = found.isel(quantity=slice(0, -1)).transpose("level", ...)
-        levels = {"coverage": found.level.values[:, None], "expected_coverage": found.level.values}
-        every = {
-            f"{name}_se": drawn(*(v[None] for v in np.broadcast_arrays(shown[name], shown[f"{name}_se"], levels[name])))
-            for name in names
-        }
-        return every | {"joint_p_value": uniform(found.joint_p_value), "p_value": uniform(found.p_value.values[None])}
-
-    return measure
+    found = pv.diagnose.sbc(linear_gaussian(4, latents).as_vae(), simulations=simulations, draws=19, seed=seed)
+    names = ("coverage", "expected_coverage")
+    shown = found.isel(quantity=slice(0, -1)).transpose("level", ...)
+    levels = {"coverage": found.level.values[:, None], "expected_coverage": found.level.values}
+    every = {
+        f"{name}_se": drawn(*(v[None] for v in np.broadcast_arrays(shown[name], shown[f"{name}_se"], levels[name])))
+        for name in names
+    }
+    return every | {"joint_p_value": uniform(found.joint_p_value), "p_value": uniform(found.p_value.values[None])}
 
 
 RANKS, LEVELS = 40, 10
@@ -65,36 +63,22 @@ def _law(seed: int) -> np.ndarray:
         return _ecdf.null.__wrapped__(RANKS, LEVELS)
 
 
-def replicated(shift: float):
+@of_seed
+def replicated(shift: float, *, seed: int) -> dict[str, Draws]:
     """The mean of all cells, whose p-value is a normal tail; ``shift`` is in standard deviations of the replicates."""
     model = linear_gaussian(3, 1)
-
-    def measure(seed: int) -> dict[str, Draws]:
-        x, vae = model.sample(20), model.as_vae()
-        ones = torch.ones(3).double()
-        given = model.posterior(x)
-        mean = (given.mean @ model.weight.T + model.bias).mean()
-        covariance = model.weight @ given.covariance_matrix[0] @ model.weight.T + model.scale**2 * torch.eye(3).double()
-        sd = (ones @ covariance @ ones / (9 * len(x))).sqrt()
-        observed = (mean + shift * sd).item()
-        seen = _Seen()
-        statistics = {"mean": lambda one: seen.value(one, observed)}
-        found = pv.diagnose.predictive_check(vae, x, statistics=statistics, draws=100, seed=seed).isel(statistic=0)
-        truth = torch.special.ndtr(torch.tensor(-shift).double())
-        return {"p_value_se": drawn(found.p_value, found.p_value_se, truth)}
-
-    return measure
-
-
-class _Seen:
-    """A statistic that gives a number of its own for the data, which it is called on first."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def value(self, x: torch.Tensor, observed: float) -> float:
-        self.calls += 1
-        return observed if self.calls == 1 else x.mean().item()
+    x, vae = model.sample(20), model.as_vae()
+    ones = torch.ones(3).double()
+    given = model.posterior(x)
+    mean = (given.mean @ model.weight.T + model.bias).mean()
+    covariance = model.weight @ given.covariance_matrix[0] @ model.weight.T + model.scale**2 * torch.eye(3).double()
+    sd = (ones @ covariance @ ones / (9 * len(x))).sqrt()
+    observed = (mean + shift * sd).item()
+    values = itertools.chain([observed], itertools.repeat(None))  # a number of its own for the data, which come first
+    statistics = {"mean": lambda one: one.mean().item() if (value := next(values)) is None else value}
+    found = pv.diagnose.predictive_check(vae, x, statistics=statistics, draws=100, seed=seed).isel(statistic=0)
+    truth = torch.special.ndtr(torch.tensor(-shift).double())
+    return with_errors(found, {"p_value": truth})
 
 
 def new_data(seed: int) -> dict[str, Draws]:
@@ -105,20 +89,14 @@ def new_data(seed: int) -> dict[str, Draws]:
     return {"p_value": uniform(two_sided.drop_sel(statistic="share of zeros").values[None])}
 
 
-def tails_of(k: float):
+@of_seed
+def tails_of(k: float, *, seed: int) -> dict[str, Draws]:
     """k̂ and the effective sample size of 200 data by a guide of tail index k."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        model = linear_gaussian(3, 1)
-        vae = altered(model, factor=(1 - k) ** 0.5)
-        found = pv.diagnose.khat(vae, model.sample(EACH), num_particles=1000, seed=seed)
-        every = {"khat_se": drawn(found.khat, found.khat_se, found.khat.mean(), khat=found.khat)}
-        if k < 0.5:
-            exact = 1000 * (1 - 2 * k) ** 0.5 / (1 - k)
-            every["ess_se"] = drawn(found.ess, found.ess_se, exact, khat=found.khat)
-        return every
-
-    return measure
+    model = linear_gaussian(3, 1)
+    vae = altered(model, factor=(1 - k) ** 0.5)
+    found = pv.diagnose.khat(vae, model.sample(EACH), num_particles=1000, seed=seed)
+    exact = {"ess": 1000 * (1 - 2 * k) ** 0.5 / (1 - k)} if k < 0.5 else {}
+    return with_errors(found, {"khat": found.khat.mean(), **exact}, khat=found.khat)
 
 
 def shares(seed: int) -> dict[str, Draws]:
@@ -141,21 +119,17 @@ def autoregressive(rng, rho: float, size: tuple[int, ...]) -> np.ndarray:
     return lfilter([1.0], [1.0, -rho], noise, axis=1)
 
 
-def chains_of(rho: float, tails: str = "normal"):
+@of_seed
+def chains_of(rho: float, tails: str = "normal", *, seed: int) -> dict[str, Draws]:
     """Four chains of 250 draws of N(0, 1), or of a lognormal made of it."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        rng = np.random.default_rng(seed)
-        z = autoregressive(rng, rho, (4, 250, EACH, 1))
-        q = rng.normal(size=z.shape)
-        mean, sd = 0.0, 1.0
-        if tails == "lognormal":
-            z, mean, sd = np.exp(z), np.exp(0.5), np.sqrt((np.e - 1) * np.e)
-        found = {name: value[:, 0] for name, (value, _) in gold_standard._compared(z, q).items()}
-        truth = {"mean": mean, "sd": sd, "q_mean": 0.0, "q_sd": 1.0}
-        return {f"{name}_se": drawn(found[name], found[f"{name}_se"], value) for name, value in truth.items()}
-
-    return measure
+    rng = np.random.default_rng(seed)
+    z = autoregressive(rng, rho, (4, 250, EACH, 1))
+    q = rng.normal(size=z.shape)
+    mean, sd = 0.0, 1.0
+    if tails == "lognormal":
+        z, mean, sd = np.exp(z), np.exp(0.5), np.sqrt((np.e - 1) * np.e)
+    found = {name: value[:, 0] for name, (value, _) in gold_standard._compared(z, q).items()}
+    return with_errors(found, {"mean": mean, "sd": sd, "q_mean": 0.0, "q_sd": 1.0})
 
 
 def stuck(seed: int) -> dict[str, Draws]:
@@ -163,19 +137,16 @@ def stuck(seed: int) -> dict[str, Draws]:
     rng = np.random.default_rng(seed)
     z = autoregressive(rng, 0.5, (4, 250, EACH, 1)) + rng.choice([-2, 2], (4, 1, EACH, 1))
     found = {name: value[:, 0] for name, (value, _) in gold_standard._compared(z, z).items()}
-    return {"mean_se": drawn(found["mean"], found["mean_se"], 0.0)}
+    return with_errors(found, {"mean": 0.0})
 
 
-def iterates(rho: float):
+@of_seed
+def iterates(rho: float, *, seed: int) -> dict[str, Draws]:
     """The mean of the last 40 epochs of 200 runs."""
-
-    def measure(seed: int) -> dict[str, Draws]:
-        values = autoregressive(np.random.default_rng(seed), rho, (EACH, 40))
-        runs = [xr.Dataset({"train_elbo": ("epoch", one)}, {"epoch": range(1, 41)}) for one in values]
-        found = convergence.converged(runs, tail=1.0).isel(quantity=0)
-        return {"mean_se": drawn(found["mean"], found.mean_se, 0.0)}
-
-    return measure
+    values = autoregressive(np.random.default_rng(seed), rho, (EACH, 40))
+    runs = [xr.Dataset({"train_elbo": ("epoch", one)}, {"epoch": range(1, 41)}) for one in values]
+    found = convergence.converged(runs, tail=1.0).isel(quantity=0)
+    return with_errors(found, {"mean": 0.0})
 
 
 SHORT = "the error is averaged over the autocorrelations that a short series allows, which is cautious"

@@ -7,7 +7,7 @@ import torch
 
 import pyro_vae as pv
 from helpers.checks import linear_gaussian
-from helpers.coverage_checks import Draws, Row, Study, drawn, measured
+from helpers.coverage_checks import Draws, Row, Study, drawn, measured, of_seed, with_errors
 from helpers.guides import altered
 from pyro_vae.compare import swap
 from pyro_vae.elbo.per_datum import per_datum_elbo
@@ -43,20 +43,17 @@ def expected(model: pv.exact.LinearGaussian, covariance: torch.Tensor) -> float:
     return (model.log_marginal(MODEL.bias[None])[0] - 0.5 * torch.linalg.solve(own, covariance).trace()).item()
 
 
-def compared(data: str, n: int):
+@of_seed
+def compared(data: str, n: int, *, seed: int) -> dict[str, Draws]:
     """Two models whose log p(x) is exact; the truth is the mean over all data there could be."""
     sample, covariance = DATA[data]
-
-    def measure(seed: int) -> dict[str, Draws]:
-        table = pv.compare_models({"a": MODEL.as_vae(), "b": WORSE.as_vae()}, sample(n), num_particles=2, seed=seed)
-        truth = {"a": n * expected(MODEL, covariance), "b": n * expected(WORSE, covariance)}
-        best, other = table.index
-        return {
-            "se": drawn(table.elpd[best], table.se[best], truth[best]),
-            "dse": drawn(table.elpd_diff[other], table.dse[other], truth[other] - truth[best]),
-        }
-
-    return measure
+    table = pv.compare_models({"a": MODEL.as_vae(), "b": WORSE.as_vae()}, sample(n), num_particles=2, seed=seed)
+    truth = {"a": n * expected(MODEL, covariance), "b": n * expected(WORSE, covariance)}
+    best, other = table.index
+    return {
+        "se": drawn(table.elpd[best], table.se[best], truth[best]),
+        "dse": drawn(table.elpd_diff[other], table.dse[other], truth[other] - truth[best]),
+    }
 
 
 X = MODEL.sample(20)
@@ -74,19 +71,16 @@ def estimated(seed: int) -> dict[str, Draws]:
     }
 
 
-def ranked(data: str, n: int):
+@of_seed
+def ranked(data: str, n: int, *, seed: int) -> dict[str, Draws]:
     sample, covariance = DATA[data]
-
-    def measure(seed: int) -> dict[str, Draws]:
-        found = swap.rank({"a": MODEL.as_vae(), "b": WORSE.as_vae()}, sample(n), num_particles=2, seed=seed)
-        truth = {"a": expected(MODEL, covariance), "b": expected(WORSE, covariance)}
-        best, other = found.model.values
-        return {
-            "se": drawn(found.log_evidence[0], found.se[0], truth[best]),
-            "difference_se": drawn(found.difference[1], found.difference_se[1], truth[other] - truth[best]),
-        }
-
-    return measure
+    found = swap.rank({"a": MODEL.as_vae(), "b": WORSE.as_vae()}, sample(n), num_particles=2, seed=seed)
+    truth = {"a": expected(MODEL, covariance), "b": expected(WORSE, covariance)}
+    best, other = found.model.values
+    return {
+        "se": drawn(found.log_evidence[0], found.se[0], truth[best]),
+        "difference_se": drawn(found.difference[1], found.difference_se[1], truth[other] - truth[best]),
+    }
 
 
 def ranked_over_seeds(seed: int) -> dict[str, Draws]:
@@ -96,34 +90,26 @@ def ranked_over_seeds(seed: int) -> dict[str, Draws]:
     return {"se": drawn(every.mean((1, 2)), swap._error(every, np.arange(every.shape[-1])), 0.0)}
 
 
-def fitted(data: str):
+@of_seed
+def fitted(data: str, *, seed: int) -> dict[str, Draws]:
     """The ELBO of data that a VAE does not learn from, as its rate is next to nothing."""
     sample, covariance = DATA[data]
-
-    def measure(seed: int) -> dict[str, Draws]:
-        vae = MODEL.as_vae()
-        settings = {"epochs": 1, "optimizer": partial(torch.optim.SGD, lr=1e-30), "engine": "eager", "seed": seed}
-        found = pv.fit(vae, sample(40), validation_data=sample(40), progress=False, device="cpu", **settings).history
-        truth = expected(MODEL, covariance)
-        names = ("train_elbo", "validation_elbo")
-        return {f"{name}_se": drawn(found[name], found[f"{name}_se"], truth) for name in names}
-
-    return measure
+    vae = MODEL.as_vae()
+    settings = {"epochs": 1, "optimizer": partial(torch.optim.SGD, lr=1e-30), "engine": "eager", "seed": seed}
+    found = pv.fit(vae, sample(40), validation_data=sample(40), progress=False, device="cpu", **settings).history
+    return with_errors(found, dict.fromkeys(("train_elbo", "validation_elbo"), expected(MODEL, covariance)))
 
 
-def paired(data: str):
+@of_seed
+def paired(data: str, *, seed: int) -> dict[str, Draws]:
     """The difference of two VAEs on the same data with the same noise, by which early stopping judges."""
     sample, covariance = DATA[data]
-
-    def measure(seed: int) -> dict[str, Draws]:
-        x, found = sample(40 * EACH), []
-        for model in WORSE, MODEL:
-            torch.manual_seed(seed)
-            found.append(per_datum_elbo(model.as_vae(), x).reshape(EACH, 40))
-        value, error = np.array([difference(*pair) for pair in zip(*found, strict=True)]).T
-        return {"difference": drawn(value, error, expected(WORSE, covariance) - expected(MODEL, covariance))}
-
-    return measure
+    x, found = sample(40 * EACH), []
+    for model in WORSE, MODEL:
+        torch.manual_seed(seed)
+        found.append(per_datum_elbo(model.as_vae(), x).reshape(EACH, 40))
+    value, error = np.array([difference(*pair) for pair in zip(*found, strict=True)]).T
+    return {"difference": drawn(value, error, expected(WORSE, covariance) - expected(MODEL, covariance))}
 
 
 FEW_DATA = "a difference whose distribution over data is skewed, and few data"

@@ -1,5 +1,7 @@
 """Guides that are exact, and guides broken on purpose, for tests of the diagnostics."""
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import nn
@@ -54,6 +56,15 @@ def correlated(rho: float) -> LinearGaussian:
 def altered(model: LinearGaussian, **how: float) -> pv.VAE:
     vae = model.as_vae()
     vae.encoder = Altered(vae.encoder, **how)
+    return vae
+
+
+def off_centre(model: LinearGaussian, shift: float, factor: float) -> pv.VAE:
+    """The best diagonal guide, its means moved by so many of its sds and its sds multiplied."""
+    vae = model.as_vae(diagonal=True)
+    means, log_sds = vae.encoder.net.bias.detach().chunk(2)
+    means += shift * log_sds.exp()
+    log_sds += math.log(factor)
     return vae
 
 

@@ -7,12 +7,13 @@ it differentiates by φ. Where these differ from the value, the paper's gradient
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from helpers.reference_models import Model, frozen
+from helpers.reference_models import Model, frozen, normal
 
 Bound = tuple[Tensor, Tensor, Tensor]
 Estimator = Callable[[Model], Bound]
@@ -140,8 +141,8 @@ def _others(values: Tensor, k: int) -> Tensor:
 def thermodynamic(m: Model, *, partitions: int, first: float) -> Bound:
     """Masrani et al. (2019): E[∇f] + Cov[∇ log π_β, f], f = log w, by w^β."""
     log_w, joint, score = fixed(m)
-    f, parts = log_w.detach(), [0, 0, 0]
-    for low, high in pairwise([0.0, *(first ** (1 - t / (partitions - 1)) for t in range(partitions))]):
+    f, parts, steps = log_w.detach(), [0, 0, 0], max(partitions - 1, 1)
+    for low, high in pairwise([0.0, *(first ** (1 - t / steps) for t in range(partitions - 1)), 1.0]):
         w = share(low * f)
         deviation = w * (f - (w * f).sum(0))  # Cov[g, f] = Σ w g (f - E f)
         by_theta = (w * joint + deviation * low * joint).sum(0)
@@ -158,6 +159,18 @@ def printed(m: Model) -> Bound:
     return bound, bound, bound
 
 
+FORMULAS = {
+    "ELBO": elbo, "STL": sticking, "AnalyticKL": analytic, "IWAE": iwae, "DReG": dreg, "IWAESTL": iwae_sticking,
+    "Renyi": renyi, "MIWAE": miwae, "CIWAE": ciwae, "PIWAE": piwae, "ScoreFunction": score_function, "VIMCO": vimco,
+    "Thermodynamic": thermodynamic,
+}  # fmt: skip
+
+
+def formula(of: object) -> Estimator:
+    """That of an estimator of the package, by the name of its class and with its settings."""
+    return partial(FORMULAS[type(of).__name__], **of.settings())
+
+
 # --- Objectives around an estimator ---
 
 
@@ -166,34 +179,40 @@ def weighted(m: Model, *, inside: Estimator, beta: float) -> Bound:
     return inside(replace(m, beta=beta * m.beta))
 
 
+def missing_bits(m: Model, nats: float) -> Tensor:
+    """What the batch's mean KL of each latent lacks of λ."""
+    means = torch.cat([kl.flatten(0, -2).mean(0) for kl in m.kl(m.theta, m.phi, m.z)])
+    return sum(nats - mean for mean in means if mean < nats)
+
+
 def free_bits(m: Model, *, inside: Estimator, nats: float) -> Bound:
     """Kingma et al. (2016), appendix C.8: the batch's mean KL of each latent costs max(λ, KL) in the place of KL."""
-    means = torch.cat([kl.flatten(0, -2).mean(0) for kl in m.kl(m.theta, m.phi, m.z)])
-    extra = sum(nats - mean for mean in means if mean < nats)
-    return tuple(part - m.beta * extra for part in inside(m))
+    return tuple(part - m.beta * missing_bits(m, nats) for part in inside(m))
 
 
 def total_correlation(m: Model, *, inside: Estimator, beta: float) -> Bound:
     """Chen et al. (2018): minibatch-weighted sampling of q(z) and of each q(z_j)."""
     (loc, scale), z = m.encoded(m.phi), m.z[0][0]
-    density = torch.stack([_normal_density(one, loc, scale) for one in z])  # (of i, under l, latent)
+    density = torch.stack([normal(one, loc, scale).exp() for one in z])  # (of i, under l, latent)
     number = len(z) * (m.scale * len(z))
     joint, single = (density.prod(-1).sum(1) / number).log(), (density.sum(1) / number).log().sum(-1)
     return tuple(part - (beta - 1) * (joint - single) for part in inside(m))
 
 
-def _normal_density(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    return (-(((x - loc) / scale) ** 2) / 2).exp() / (scale * math.sqrt(2 * math.pi))
+def squared_mmd(first: Tensor, second: Tensor) -> Tensor:
+    """Gretton et al. (2012), lemma 6, with the kernel exp(-‖a - b‖² / d)."""
+    n, d = first.shape
+
+    def kernels(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([(-((x - y) ** 2).sum() / d).exp() for x in a for y in b]).sum()
+
+    within = kernels(first, first) + kernels(second, second) - 2 * n  # less those of a point with itself
+    return within / (n * (n - 1)) - 2 * kernels(first, second) / n**2
 
 
 def info_vae(m: Model, *, inside: Estimator, alpha: float, weight: float, of_prior: Tensor) -> Bound:
-    """Zhao et al. (2017), with the unbiased estimate of the squared MMD of Gretton et al. (2012)."""
-    z, n = m.z[0][0], len(of_prior)
-    kernel = lambda a, b: (-((a - b) ** 2).sum() / len(a)).exp()  # noqa: E731
-    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
-    within = sum(kernel(z[i], z[j]) + kernel(of_prior[i], of_prior[j]) for i, j in pairs) / len(pairs)
-    across = sum(kernel(a, b) for a in z for b in of_prior) / n**2
-    penalty = (alpha + weight - 1) * (within - 2 * across)
+    """Zhao et al. (2017)."""
+    penalty = (alpha + weight - 1) * squared_mmd(m.z[0][0], of_prior)
     return tuple(part - penalty for part in inside(replace(m, beta=(1 - alpha) * m.beta)))
 
 

@@ -23,7 +23,7 @@ from helpers.parallel_checks import ESTIMATORS, FallingApart, every, gradients, 
 from pyro.infer import RenyiELBO
 
 import pyro_vae as pv
-from pyro_vae.cli import main
+from pyro_vae.cli import fit_command, main
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
 from pyro_vae.train.distributed.group import Group, joined, launched
 from pyro_vae.train.distributed.launch import forward_signals, launch
@@ -495,9 +495,7 @@ def test_the_command_trains_under_torchrun_and_by_devices_and_one_process_writes
     assert "Going on from step 4 of run" in err
     assert err.count("Training on 2 processes") == 1
     assert "Traceback" not in err
-    monkeypatch.setattr(
-        sys.modules["pyro_vae.cli.main"], "launch", lambda *_: pytest.fail("processes were started for nothing")
-    )
+    monkeypatch.setattr(fit_command, "launch", lambda *_: pytest.fail("processes were started for nothing"))
     assert main([*flags, "--devices", "2"]) == 2
     assert capfd.readouterr().err.startswith("pyro-vae: run: already holds")
 

@@ -1,0 +1,116 @@
+"""The commands and their parsers; what they need to run is imported by the command that is called."""
+
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from pyro_vae.cli.parsers import STRICT, parser_of
+
+COMMANDS = {
+    "demo": "Train the note's VAE on handwritten digits, compare its ELBOs, check them, and draw it all.",
+    "fit": "Train a VAE on your data, and write its weights, history and figures to a new folder.",
+    "compare": "Compare estimators at the start, the middle and the end of training: which one to train with?",
+    "swap": "Train every combination of parts on your data, and rank them by the evidence of held-out data.",
+    "check": "Check a trained VAE's posteriors and predictions, and write a report to look at.",
+}
+"""The name of each command, and what it does."""
+
+EPILOGUE = """
+Examples:
+  pyro-vae demo
+  pyro-vae fit --data table.csv --out runs/first --latent_dim 4 --epochs 200
+  pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
+  pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with --epochs 400)
+  pyro-vae compare --run runs/first --out runs/first-compared
+  pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
+  pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
+  pyro-vae check runs/first
+  pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
+"""
+
+
+def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: str = "auto") -> None:
+    """Train the note's VAE on handwritten digits, compare its ELBOs, check them, and draw it all.
+
+    Args:
+        out: the folder for the results; by default runs/demo, or the next free name.
+        epochs: passes over the training data.
+        seed: of the split, the weights, the order of the data and the noise.
+        device: auto (CUDA where there is one), cpu or cuda.
+    """
+
+
+def resume_settings(
+    resume: str,
+    *,
+    data: str | None = None,
+    validation_data: str | None = None,
+    epochs: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Go on with a run that was stopped or killed, from its newest whole checkpoint.
+
+    Args:
+        resume: the folder of the run.
+        data: where its data are now, if they were moved; they must be the same rows.
+        validation_data: the same of its held-out data.
+        epochs: passes over the data, those before included; by default as many as it was begun with.
+        device: auto, cpu or cuda; by default what it was begun with. On another the bits differ.
+    """
+
+
+def check_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    rows: int = 200,
+    budget: float = 180.0,
+    seed: int = 0,
+) -> None:
+    """Check a trained VAE's posteriors and predictions, and write a report to look at.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: held-out data, as for fit; by default those of the run.
+        out: a new folder for the report; by default check in that of the run, or the next free name.
+        rows: at most so many of the held-out data.
+        budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
+        seed: of all draws.
+    """
+
+
+def parser(flags: Sequence[str] = ()) -> ArgumentParser:
+    """The command line, in which only the command that the flags begin with has its settings."""
+    program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
+    program.formatter_class = _keep_lines(program.formatter_class)
+    commands = program.add_subcommands(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        asked = [*flags[:1]] == [name]
+        commands.add_subcommand(name, _parser_of(name, flags) if asked else ArgumentParser(**STRICT), help=text)
+    return program
+
+
+def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
+    """The settings of a command; ``fit --resume`` has others than a new run, which brings its own."""
+    if name == "demo":
+        return parser_of(demo_settings)
+    if name == "check":
+        return parser_of(check_settings, as_positional=True)
+    from pyro_vae.cli import settings
+
+    if name == "fit" and any(flag.split("=")[0] == "--resume" for flag in flags):
+        return settings.command("fit", resume_settings)
+    functions = {"fit": settings.fit_settings, "compare": settings.compare_settings, "swap": settings.swap_settings}
+    return settings.command(name, functions[name])
+
+
+def _keep_lines(formatter: type) -> type:
+    """The formatter, but leaving the examples as they are typed."""
+
+    class Formatter(formatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    return Formatter

@@ -1,0 +1,63 @@
+"""``pyro-vae fit``: a new run, or one that goes on."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from pyro_vae.cli.fit import Begin, keeping, settings_of, train, untrained
+from pyro_vae.cli.interrupts import interruptible
+from pyro_vae.cli.report import save_fit, show_fit
+from pyro_vae.cli.run_folder import RunFolder
+from pyro_vae.core.validation import whole
+from pyro_vae.errors import DataError
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.distributed.group import launched, writes
+from pyro_vae.train.distributed.launch import launch
+
+
+def run_fit(asked: Namespace) -> int:
+    """Train, and write the results to the folder of the run."""
+    if whole("devices", asked.devices, 1) > 1 and not launched():
+        if "resume" not in asked:
+            with RunFolder(asked.out):  # refused before processes begin, which takes a while
+                pass
+        with interruptible(asked.get("resume") or asked.out):
+            code: int = launch(asked.devices, run_fit, asked)
+        return code
+    resume, settings = asked.get("resume"), _settled(asked)
+    vae, data = untrained(settings)
+    checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
+    if not writes():
+        callbacks = [Begin(None, settings)]
+        again = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
+        return 130 if again.interrupted else 0
+    with (
+        interruptible(settings.out),
+        RunFolder(settings.out) if resume is None else RunFolder.again(resume) as run,
+        checkpoints.locked(),  # until all is written
+        keeping(settings, vae, run),
+    ):
+        callbacks = [Begin(run, settings)]
+        result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
+        show_fit(result, Console())
+        if result.history.sizes["epoch"]:
+            save_fit(run, result, data.held_out)
+        run.show(Console())
+        if result.interrupted:
+            Console().print(f"Go on with: pyro-vae fit --resume {run.path}", highlight=False, soft_wrap=True)
+    return 130 if result.interrupted else 0
+
+
+def _settled(asked: Namespace) -> Namespace:
+    """What a run is trained with: what is asked for, or the settings of the run that is to go on."""
+    if "resume" not in asked:
+        return asked
+    settings = settings_of(asked.resume)
+    settings.out = asked.resume
+    for name in ("data", "validation_data", "epochs", "device"):
+        if asked[name] is not None:
+            settings[name] = asked[name]
+        elif "data" in name and settings[name] and not Path(settings[name]).exists():
+            raise DataError(f"{settings[name]}: is no longer there; name where it is now with --{name}")
+    return settings

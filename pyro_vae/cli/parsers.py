@@ -1,0 +1,30 @@
+"""Parsers of flags and YAML files, made of the signature and the docstring of a function."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from pyro_vae.cli.messages import plain
+
+# Errors are raised, to be told in one sentence; a setting is named in full.
+STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
+
+
+class ConfigFile(ActionConfigFile):
+    """The flag ``--config``, which names the file when something is wrong in it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (TypeError, KeyError, UnicodeError, argparse.ArgumentError) as error:
+            raise TypeError(f"{values}: {plain(error)}") from error
+
+
+def parser_of(function: Callable[..., Any], *, as_positional: bool = False) -> ArgumentParser:
+    """The settings that a function takes, by flags or a YAML file."""
+    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
+    parser.add_function_arguments(function, as_positional=as_positional)
+    return parser
