@@ -1,7 +1,8 @@
 """The commands and their parsers; what they need to run is imported by the command that is called."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -102,7 +103,9 @@ def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
 
     if name == "fit" and any(flag.split("=")[0] == "--resume" for flag in flags):
         return settings.command("fit", resume_settings)
-    functions = {"fit": settings.fit_settings, "compare": settings.compare_settings, "swap": settings.swap_settings}
+    functions: dict[str, Callable[..., Any]] = {
+        "fit": settings.fit_settings, "compare": settings.compare_settings, "swap": settings.swap_settings,
+    }  # fmt: skip
     return settings.command(name, functions[name])
 
 
