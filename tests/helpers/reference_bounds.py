@@ -10,6 +10,7 @@ with log w = log p(x | z) + t (log p(z) - log q(z | x)), the score at fixed z an
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -146,21 +147,40 @@ def thermodynamic(log_w, t, partitions, first):
     return Reference(value, theta, score, 0 * theta)
 
 
-FORMULAS = {
-    "ELBO": elbo,
-    "STL": stl,
-    "AnalyticKL": analytic,
-    "IWAE": iwae,
-    "DReG": dreg,
-    "IWAESTL": iwae_stl,
-    "Renyi": renyi,
-    "MIWAE": miwae,
-    "CIWAE": ciwae,
-    "PIWAE": piwae,
-    "ScoreFunction": score_function,
-    "VIMCO": vimco,
-    "Thermodynamic": thermodynamic,
+@dataclass(frozen=True)
+class Row:
+    """An estimator of the library: its formula here, how many particles it takes, and the settings of both."""
+
+    formula: Callable[..., Reference]
+    particles: int
+    settings: dict[str, float]
+
+    def __call__(self, log_w: Tensor, t: float) -> Reference:
+        return self.formula(log_w, t, **self.settings)
+
+
+def row(formula: Callable[..., Reference], particles: int = 3, **settings: float) -> Row:
+    return Row(formula, particles, settings)
+
+
+ESTIMATORS = {
+    "ELBO": row(elbo),
+    "STL": row(stl),
+    "AnalyticKL": row(analytic),
+    "IWAE": row(iwae),
+    "DReG": row(dreg),
+    "IWAESTL": row(iwae_stl),
+    "Renyi": row(renyi, alpha=0.5),
+    "Renyi, above 1": row(renyi, alpha=2.0),
+    "Renyi, the largest": row(renyi, alpha=-math.inf),
+    "MIWAE": row(miwae, 4, groups=2),
+    "CIWAE": row(ciwae, mix=0.3),
+    "PIWAE": row(piwae, 4, groups=2),
+    "ScoreFunction": row(score_function),
+    "VIMCO": row(vimco),
+    "Thermodynamic": row(thermodynamic, 4, partitions=3, first=0.03),
 }
+"""A row per estimator: the class before the comma, and what the words after it say of the settings."""
 
 
 def normal_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -178,7 +198,7 @@ def fixed(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in parameters.items()}
 
 
-def surrogate(formula, program, latents, theta, phi, t, **settings):
+def surrogate(formula, program, latents, theta, phi, t):
     """The value of an estimator, shape (batch,), with its gradient by Θ and φ.
 
     Args:
@@ -188,7 +208,7 @@ def surrogate(formula, program, latents, theta, phi, t, **settings):
     """
     at = [z.detach() for z in latents]
     ll, prior, q = program.log_likelihood(at, theta), program.log_prior(at, theta), program.log_q(at, phi)
-    found = formula((ll + t * (prior - q)).detach(), t, **settings)
+    found = formula((ll + t * (prior - q)).detach(), t)
     along = program.log_likelihood(latents, fixed(theta))
     if found.closed_kl:
         kl = program.kl(theta, phi)
