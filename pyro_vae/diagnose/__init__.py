@@ -3,15 +3,20 @@
 from pyro_vae.core.finding import Finding
 from pyro_vae.diagnose.calibration import judge_sbc, sbc
 from pyro_vae.diagnose.convergence import Iterates, converged, judge_converged
+from pyro_vae.diagnose.diagnostic import EPOCHS, CheckInput, Diagnostic
 from pyro_vae.diagnose.gaps import inference_gaps, judge_gaps
 from pyro_vae.diagnose.gold_standard import judge_nuts, nuts
 from pyro_vae.diagnose.importance import judge_khat, khat
 from pyro_vae.diagnose.latents import collapse, judge_collapse
 from pyro_vae.diagnose.predictive import STATISTICS, judge_predictive_check, predictive_check, prior_check
+from pyro_vae.evidence import estimate_and_check, judge_evidence
 from pyro_vae.evidence.psis import psis
 
 __all__ = [
+    "DIAGNOSTICS",
     "STATISTICS",
+    "CheckInput",
+    "Diagnostic",
     "Finding",
     "Iterates",
     "collapse",
@@ -31,3 +36,90 @@ __all__ = [
     "psis",
     "sbc",
 ]
+
+PARTICLES, SIMULATIONS = 1000, 500
+"""Importance weights of each datum, and simulations of the calibration."""
+CHAINS, WARMUP, DRAWS = 4, 200, 250
+"""Chains of NUTS for each datum, and the transitions of each."""
+LEAPFROGS, GRADIENT = 8, 3e-3
+"""Gradients of one transition of NUTS, about, and the seconds that each takes, most of them Python's."""
+SECOND_CHAINS, SECOND_GRADIENTS = 16 * 32, 480
+"""Chains of the second estimate of the evidence, and the gradients that each takes."""
+GAPS = 50_000
+"""Evaluations that optimising q takes for each datum, where a gradient counts as three."""
+
+# In the order of what matters most for the time it takes.
+DIAGNOSTICS = (
+    Diagnostic(
+        name="khat",
+        about="Importance weights of q",
+        run=lambda given: khat(given.vae, given.x, num_particles=PARTICLES, seed=given.seed),
+        judge=judge_khat,
+        seconds=lambda given: given.each_datum * PARTICLES,
+    ),
+    Diagnostic(
+        name="evidence",
+        about="The evidence of held-out data",
+        run=lambda given: estimate_and_check(given.vae, given.x, num_particles=PARTICLES, seed=given.seed),
+        judge=judge_evidence,
+        seconds=lambda given: (
+            given.each_datum * PARTICLES + SECOND_GRADIENTS * max(GRADIENT / 2, SECOND_CHAINS * given.evaluation)
+        ),
+    ),
+    Diagnostic(
+        name="sbc",
+        about="Calibration by simulation",
+        run=lambda given: sbc(
+            given.vae, simulations=SIMULATIONS, context=given.rows.context, mask=given.rows.mask, seed=given.seed
+        ),
+        judge=judge_sbc,
+        seconds=lambda given: given.evaluation * SIMULATIONS * 200,
+    ),
+    Diagnostic(
+        name="predictive_check",
+        about="Posterior predictive",
+        run=lambda given: predictive_check(given.vae, given.x, draws=5 * given.draws, seed=given.seed),
+        judge=judge_predictive_check,
+        seconds=lambda given: given.each_datum * 5 * given.draws,
+    ),
+    Diagnostic(
+        name="prior_check",
+        about="New data sets of the model",
+        run=lambda given: prior_check(given.vae, given.x, draws=5 * given.draws, seed=given.seed),
+        judge=judge_predictive_check,
+        seconds=lambda given: given.each_datum * 5 * given.draws,
+    ),
+    Diagnostic(
+        name="collapse",
+        about="Use of the latents",
+        run=lambda given: collapse(given.vae, given.x, seed=given.seed),
+        judge=judge_collapse,
+        seconds=lambda given: given.each_datum * len(given.rows) / 4,
+    ),
+    Diagnostic(
+        name="converged",
+        about="Convergence of the training",
+        run=lambda given: converged(given.history),
+        judge=judge_converged,
+        seconds=lambda given: 1.0,
+        applies=lambda given: given.long_history,
+        needs=f"the history of {EPOCHS} epochs",
+    ),
+    Diagnostic(
+        name="gaps",
+        about="Inference gaps",
+        run=lambda given: inference_gaps(given.vae, given.x, seed=given.seed),
+        judge=judge_gaps,
+        seconds=lambda given: given.each_datum * GAPS,
+    ),
+    Diagnostic(
+        name="nuts",
+        about="NUTS as a gold standard",
+        run=lambda given: nuts(
+            given.vae, given.x, data=given.gold, chains=CHAINS, warmup=WARMUP, draws=DRAWS, seed=given.seed
+        ),
+        judge=judge_nuts,
+        seconds=lambda given: given.gold * CHAINS * (WARMUP + DRAWS) * LEAPFROGS * GRADIENT,
+        applies=lambda given: given.gold > 0,
+    ),
+)

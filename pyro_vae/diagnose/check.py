@@ -1,16 +1,13 @@
 """``check``: all diagnostics of a VAE on held-out data, within a budget, and a verdict."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 import xarray as xr
 from rich.console import Console
 
-from pyro_vae import diagnose
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
@@ -20,61 +17,15 @@ from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.fingerprint import row_hashes, trained_on
 from pyro_vae.data.repeats import warn_of_too_small_errors
 from pyro_vae.data.rows import rows_for
-from pyro_vae.diagnose import Finding
+from pyro_vae.diagnose import DIAGNOSTICS, CheckInput, Finding
 from pyro_vae.diagnose.datatree import to_datatree
 from pyro_vae.elbo import log_weights
-from pyro_vae.errors import DataError, ModelError, SettingsError
-from pyro_vae.evidence import cross_check, judge_evidence, log_evidence
+from pyro_vae.errors import DataError, SettingsError
 
 PILOT = 32
-"""Particles of the trial that says what an evaluation costs."""
-PARTICLES, SIMULATIONS = 1000, 500
-"""Of each datum's importance weights, and of the calibration."""
-GAPS = 50_000
-"""Evaluations of a datum that optimising its own q comes to, a gradient counted as three."""
-EPOCHS = 20
-"""So many it takes to see whether training has converged."""
-CHAINS, WARMUP, DRAWS = 4, 200, 250
-"""What NUTS is run with, for each datum."""
+"""Particles of the trial that measures what an evaluation costs."""
 FEWEST_DRAWS = 4
-"""Five times as many are the replicates that a p-value is had of at least."""
-LEAPFROGS, GRADIENT = 8, 3e-3
-"""Of one of its transitions, about; and the seconds that each takes, most of them Python's."""
-SECOND = 16 * 32, 480
-"""Chains of the evidence's second estimate, and the gradients that each takes."""
-
-ABOUT = {
-    "khat": "Importance weights of q",
-    "evidence": "The evidence of held-out data",
-    "sbc": "Calibration by simulation",
-    "predictive_check": "Posterior predictive",
-    "prior_check": "New data sets of the model",
-    "collapse": "Use of the latents",
-    "converged": "Convergence of the training",
-    "gaps": "Inference gaps",
-    "nuts": "NUTS as a gold standard",
-}
-"""The groups of the diagnostics, and what they are about."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A diagnostic, as it is run here.
-
-    Args:
-        name: of its group in the tree.
-        run: it.
-        seconds: what it will take, about.
-    """
-
-    name: str
-    run: Callable[[], xr.Dataset]
-    seconds: float
-
-    @property
-    def called(self) -> str:
-        """What it is about, and the time it takes."""
-        return f"{ABOUT[self.name]} (about {self.seconds:.0f} s)"
+"""A p-value uses at least 5 times this many replicated data sets."""
 
 
 @dataclass
@@ -84,19 +35,6 @@ class Checked:
     groups: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-
-
-JUDGES: dict[str, Callable[[xr.Dataset], Finding]] = {
-    "khat": diagnose.judge_khat,
-    "evidence": judge_evidence,
-    "sbc": diagnose.judge_sbc,
-    "predictive_check": diagnose.judge_predictive_check,
-    "prior_check": diagnose.judge_predictive_check,
-    "collapse": diagnose.judge_collapse,
-    "converged": diagnose.judge_converged,
-    "gaps": diagnose.judge_gaps,
-    "nuts": diagnose.judge_nuts,
-}
 
 
 def check(
@@ -162,56 +100,25 @@ def check(
     warn_of_too_small_errors(given, source="x")
     rows = given.like(vae)
     started, found = time.perf_counter(), Checked()
-    steps = _steps(vae, x, rows, history, gold, draws, seed)
-    for step in steps:
-        if step.seconds > budget - (time.perf_counter() - started):
-            found.left_out.append(step.called)
+    evaluation, gold = _seconds_of_an_evaluation(vae, rows, seed), min(gold, len(rows))
+    given_to_each = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed)
+    for diagnostic in DIAGNOSTICS:
+        if not diagnostic.applies(given_to_each):
+            found.left_out += [f"{diagnostic.about} (it takes {diagnostic.needs})"] if diagnostic.needs else []
             continue
-        console.print(f"{step.called} ...", highlight=False)
-        found.groups[step.name] = step.run()
-        found.findings[step.name] = JUDGES[step.name](found.groups[step.name])
-    if "converged" not in {step.name for step in steps}:
-        found.left_out.append(f"{ABOUT['converged']} (it takes the history of {EPOCHS} epochs)")
+        seconds = diagnostic.seconds(given_to_each)
+        title = f"{diagnostic.about} (about {seconds:.0f} s)"
+        if seconds > budget - (time.perf_counter() - started):
+            found.left_out.append(title)
+            continue
+        console.print(f"{title} ...", highlight=False)
+        found.groups[diagnostic.name] = diagnostic.run(given_to_each)
+        found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given)))
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
     return tree
-
-
-def _steps(vae: VAE, x: Any, rows: Rows, history: xr.Dataset | None, gold: int, draws: int, seed: int) -> list[Step]:
-    """In the order of what matters most for the time it takes."""
-    one = _seconds_of_an_evaluation(vae, rows, seed)
-    of_all, gold = one * len(rows), min(gold, len(rows))
-    sbc = partial(diagnose.sbc, vae, simulations=SIMULATIONS, context=rows.context, mask=rows.mask, seed=seed)
-    replicated = of_all * 5 * draws
-    nuts = partial(diagnose.nuts, vae, x, data=gold, chains=CHAINS, warmup=WARMUP, draws=DRAWS, seed=seed)
-    steps = [
-        Step("khat", partial(diagnose.khat, vae, x, num_particles=PARTICLES, seed=seed), of_all * PARTICLES),
-        Step(
-            "evidence",
-            partial(_evidence, vae, x, seed),
-            of_all * PARTICLES + SECOND[1] * max(GRADIENT / 2, SECOND[0] * one),
-        ),
-        Step("sbc", sbc, one * SIMULATIONS * 200),
-        Step("predictive_check", partial(diagnose.predictive_check, vae, x, draws=5 * draws, seed=seed), replicated),
-        Step("prior_check", partial(diagnose.prior_check, vae, x, draws=5 * draws, seed=seed), replicated),
-        Step("collapse", partial(diagnose.collapse, vae, x, seed=seed), of_all * len(rows) / 4),
-        Step("converged", partial(diagnose.converged, history), 1.0),
-        Step("gaps", partial(diagnose.inference_gaps, vae, x, seed=seed), of_all * GAPS),
-        Step("nuts", nuts, gold * CHAINS * (WARMUP + DRAWS) * LEAPFROGS * GRADIENT),
-    ]
-    asked = {"converged": history is not None and history.sizes["epoch"] >= EPOCHS, "nuts": gold > 0}
-    return [step for step in steps if asked.get(step.name, True)]
-
-
-def _evidence(vae: VAE, x: Any, seed: int) -> xr.Dataset:
-    """log p(x) of all data, checked from another start for some of them where latents can be moved by gradients."""
-    found = log_evidence(vae, x, num_particles=PARTICLES, seed=seed)
-    try:
-        return cross_check(vae, x, found, seed=seed)
-    except ModelError:  # of discrete or bounded latents; judge_evidence then says that no check was run
-        return found
 
 
 @torch.no_grad()

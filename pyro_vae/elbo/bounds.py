@@ -14,6 +14,8 @@ from pyro_vae.elbo.kl import closed_form
 from pyro_vae.elbo.log_weights import Weights, valued, weigh
 from pyro_vae.errors import ModelError, SettingsError
 
+__all__ = ["CIWAE", "ELBO", "IWAE", "IWAESTL", "MIWAE", "PIWAE", "STL", "AnalyticKL", "DReG", "Estimator", "Renyi"]
+
 
 class Estimator(TensorELBO):
     """The base of estimators made of log-weights: a member says what its bound is, given them.

@@ -14,6 +14,8 @@ from pyro_vae.elbo.kl import family
 from pyro_vae.elbo.log_weights import Weights, valued
 from pyro_vae.errors import ModelError, SettingsError
 
+__all__ = ["TCVAE", "Beta", "Cyclical", "FreeBits", "InfoVAE", "Linear", "Schedule"]
+
 
 class Schedule(ABC):
     """A number that changes while training, computed from the step by tensor operations.

@@ -11,6 +11,8 @@ from pyro_vae.elbo.bounds import ELBO, IWAE, Estimator, importance_weighted, log
 from pyro_vae.elbo.log_weights import Weights, valued, weigh
 from pyro_vae.errors import SettingsError
 
+__all__ = ["VIMCO", "ScoreFunction", "Thermodynamic"]
+
 
 class _Score(Estimator):
     """The base: latents without a gradient, at least two particles, of which each is judged by the others."""

@@ -1,6 +1,6 @@
 """log p(x) of data that were not trained on, and models compared by it."""
 
-from pyro_vae.evidence.cross_check import cross_check
+from pyro_vae.evidence.cross_check import cross_check, estimate_and_check
 from pyro_vae.evidence.estimate import log_evidence, refuse_particles
 from pyro_vae.evidence.interval import interval
 from pyro_vae.evidence.judge import judge_evidence
@@ -8,6 +8,7 @@ from pyro_vae.evidence.known import known_evidence
 
 __all__ = [
     "cross_check",
+    "estimate_and_check",
     "interval",
     "judge_evidence",
     "known_evidence",

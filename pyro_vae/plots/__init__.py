@@ -5,6 +5,7 @@ The figures are made without ``pyplot``, so nothing global is touched and no win
 
 from pyro_vae.plots.calibration import coverage, predictive_check, sbc
 from pyro_vae.plots.comparison import compare, elbos_by_datum
+from pyro_vae.plots.estimates import estimates, with_errors
 from pyro_vae.plots.evidence import bdmc, models
 from pyro_vae.plots.gaps import converged, gaps, nuts
 from pyro_vae.plots.guide import collapse, khat
@@ -17,6 +18,7 @@ __all__ = [
     "converged",
     "coverage",
     "elbos_by_datum",
+    "estimates",
     "gaps",
     "history",
     "khat",
@@ -27,4 +29,5 @@ __all__ = [
     "prior_samples",
     "reconstructions",
     "sbc",
+    "with_errors",
 ]

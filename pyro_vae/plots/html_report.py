@@ -2,15 +2,35 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import xarray as xr
 from matplotlib.figure import Figure
 
+from pyro_vae import plots
 from pyro_vae.core.finding import Finding
-from pyro_vae.diagnose.check import ABOUT, conclusion, findings
+from pyro_vae.diagnose import DIAGNOSTICS
+from pyro_vae.diagnose.check import conclusion, findings
+
+REPLICATED = {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check}
+FIGURES: dict[str, dict[str, Callable[..., Figure]]] = {
+    "khat": {"Pareto k̂ and effective sample size of each datum; the worst are named.": plots.khat},
+    "evidence": {},
+    "sbc": {
+        "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc,
+        "How often the central intervals of q hold the truth.": plots.coverage,
+    },
+    "predictive_check": REPLICATED,
+    "prior_check": REPLICATED,
+    "collapse": {"The KL of each latent, and the parts of the mean KL.": plots.collapse},
+    "converged": {"The ELBO along the training, and its trend at the end.": plots.converged},
+    "gaps": {"What the ELBO loses to log p(x), datum by datum.": plots.gaps},
+    "nuts": {"Marginals of q and of NUTS.": plots.nuts},
+}
+"""The figures of each diagnostic, by caption; a diagnostic that is not here gets that of `plots.estimates`."""
 
 SIGNS = {"fine": "✓ fine", "doubtful": "? doubtful", "bad": "✗ bad"}
 
@@ -129,35 +149,20 @@ def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | Non
 
 
 def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> list[Section]:
+    titles = {diagnostic.name: diagnostic.about for diagnostic in DIAGNOSTICS}
     groups = tree["findings"].group.values.tolist()
     return [
-        Section(ABOUT[name], finding, _figures(name, tree[name].to_dataset(), tree, image_shape))
+        Section(titles[name], finding, _figures(name, tree[name].to_dataset(), tree, image_shape))
         for name, finding in zip(groups, findings(tree), strict=True)
         if name in tree.children
     ]
 
 
 def _figures(name: str, found: xr.Dataset, tree: xr.DataTree, image_shape: tuple[int, int] | None) -> dict[str, Figure]:
-    """What is drawn of a diagnostic, by caption."""
-    from pyro_vae import plots
-
-    if name == "khat":
-        x = tree["observed_data"].x.values
-        drawn = plots.khat(found, x=x, image_shape=image_shape) if image_shape else plots.khat(found)
-        return {"Pareto k̂ and effective sample size of each datum; the worst are named.": drawn}
-    if name == "sbc":
-        return {
-            "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc(found),
-            "How often the central intervals of q hold the truth.": plots.coverage(found),
-        }
-    if name in ("predictive_check", "prior_check"):
-        return {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check(found)}
-    if name == "evidence":
-        return {}
-    captions = {
-        "collapse": "The KL of each latent, and the parts of the mean KL.",
-        "converged": "The ELBO along the training, and its trend at the end.",
-        "gaps": "What the ELBO loses to log p(x), datum by datum.",
-        "nuts": "Marginals of q and of NUTS.",
-    }
-    return {captions[name]: getattr(plots, name)(found)}
+    """Draw the figures of a diagnostic, by caption."""
+    if name not in FIGURES:
+        return {"Each estimate with two standard errors.": plots.estimates(found)} if plots.with_errors(found) else {}
+    images: dict[str, Any] = {}
+    if name == "khat" and image_shape:
+        images = {"x": tree["observed_data"].x.values, "image_shape": image_shape}
+    return {caption: draw(found, **images) for caption, draw in FIGURES[name].items()}

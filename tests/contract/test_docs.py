@@ -1,33 +1,55 @@
-"""What the docs say to do is done here, as it stands, and keeps the contract."""
+"""The code of the docs runs as it stands, and what it adds keeps the contract."""
 
 import re
-from pathlib import Path
+from functools import partial
 
 import pyro.distributions as dist
 import pytest
 import test_members
+import test_oracle_densities
 import torch
-from helpers import members
+from helpers import members, reference_densities
+from helpers.pages import DOCS, blocks, rows, run, text_of
+from test_readme import README
 
 import pyro_vae as pv
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "adding_a_prior.md").read_text(encoding="utf-8")
-CODE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-README_ROW = re.search(r"```markdown\n(.*?)```", PAGE, re.DOTALL)[1]
+PAGES = ("adding_a_prior", "adding_an_estimator", "adding_a_diagnostic")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_names_three_files_and_fits_two_screens(page):
+    text = text_of(page)
+    assert len(text.splitlines()) <= 120
+    headings = re.findall(r"^## \d\. .* `(.*?)`", text, re.MULTILINE)
+    assert len(headings) == 3, "the files to touch"
+    assert all((DOCS.parent / name).parent.is_dir() for name in headings)
+    assert headings[2] == "README.md"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_row_of_a_page_is_one_of_the_readmes_table(page):
+    (row,) = blocks(page, "markdown")
+    header = next(line for line in README.splitlines() if line.startswith("| | member"))
+    assert row.strip().replace("\\|", "").count("|") == header.count("|")
+
+
+# --- A prior ---
 
 
 @pytest.fixture
 def added(monkeypatch):
     """The class in ``pyro_vae.priors`` and its row in the table, for the time of a test."""
-    names = vars(pv.priors).copy()
-    exec(compile(CODE, "docs/adding_a_prior.md", "exec"), names)
+    of_class, of_density, of_row = blocks("adding_a_prior")
+    names = run("adding_a_prior", of_class, vars(pv.priors))
     monkeypatch.setattr(pv.priors, "Logistic", names["Logistic"], raising=False)
-    row = eval("{" + ROW + "}", {"pv": pv, "LATENTS": members.LATENTS})
-    for name, constructor in row.items():
-        monkeypatch.setitem(members.PRIORS, name, constructor)
-        monkeypatch.setitem(test_members.MEMBERS, f"prior {name}", constructor)
+    names = run("adding_a_prior", of_density, vars(reference_densities))
+    for name, row in rows(of_row, names).items():
+        monkeypatch.setitem(reference_densities.PRIORS, name, row)
+        monkeypatch.setitem(members.PRIORS, name, partial(members.prior, name, row))
+        monkeypatch.setitem(test_oracle_densities.PRIORS, name, partial(test_oracle_densities.plain, name))
+        monkeypatch.setitem(test_members.MEMBERS, f"prior {name}", members.PRIORS[name])
     monkeypatch.setattr(test_members, "SMOOTH", [*test_members.SMOOTH, "prior Logistic"])
-    return row
 
 
 def test_without_its_row_the_new_member_is_missed(added, monkeypatch):
@@ -49,6 +71,8 @@ def test_the_new_prior_keeps_the_contract(added):
     ):
         torch.manual_seed(0)
         contract("prior Logistic")
+    test_oracle_densities.test_a_priors_log_density("Logistic")
+    test_oracle_densities.test_a_priors_samples_have_its_density("Logistic")
 
 
 def test_the_new_prior_trains_and_is_described(added, capsys):
@@ -66,17 +90,10 @@ def test_the_new_prior_trains_and_is_described(added, capsys):
     assert isinstance(vae.prior().base_dist, dist.Logistic)
 
 
-def test_its_row_is_one_of_the_readmes_table():
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    header = next(line for line in readme.splitlines() if line.startswith("| | member"))
-    assert README_ROW.strip().replace("\\|", "").count("|") == header.count("|")
-
-
 def test_the_page_on_comparing_estimators_runs(capsys):
-    page = (Path(__file__).resolve().parents[2] / "docs" / "comparing_estimators.md").read_text(encoding="utf-8")
-    names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(snippet, "docs/comparing_estimators.md", "exec"), names)
+    page, names = text_of("comparing_estimators"), {}
+    for snippet in blocks("comparing_estimators"):
+        names = run("comparing_estimators", snippet, names)
     assert "Train with" in capsys.readouterr().out
     pair = names["pair"]
     assert pair.parameter_group.values.tolist() == ["all", "Θ", "φ", "decode", "encode"]

@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 import zuko
+from helpers import members, reference_kls
 from helpers import reference_densities as reference
-from helpers import reference_kls
 from helpers.reference_models import perceptron
 from torch import nn
 from torch.distributions import kl_divergence
@@ -88,22 +88,15 @@ def context_normal():
     return prior, lambda z, c: reference.normal(z, *perceptron(p, "net", c).chunk(2, -1)), list(p.values())
 
 
-def plain(prior, density, *names):
-    prior = moved(prior)
-    parameters = named(prior, names)
-    return prior, lambda z: density(z, *parameters), parameters
+def plain(name):
+    row = reference.PRIORS[name]
+    prior = moved(members.prior(name, row, LATENTS))
+    parameters = named(prior, row.parameters)
+    return prior, lambda z: row.log_density(z, *parameters), parameters
 
 
 PRIORS = {
-    "StandardNormal": lambda: plain(priors.StandardNormal(LATENTS), reference.standard_normal),
-    "Normal": lambda: plain(priors.Normal(LATENTS), reference.normal, "loc", "log_scale"),
-    "Laplace": lambda: plain(priors.Laplace(LATENTS), reference.laplace, "loc", "log_scale"),
-    "StudentT": lambda: plain(
-        priors.StudentT(LATENTS, df=3.5), partial(reference.student_t, df=3.5), "loc", "log_scale"
-    ),
-    "GaussianMixture": lambda: plain(
-        priors.GaussianMixture(LATENTS, components=4), reference.mixture, "logits", "loc", "log_scale"
-    ),
+    **{name: partial(plain, name) for name in reference.PRIORS},
     "VampPrior": lambda: vamp(context=False),
     "VampPrior, context": lambda: vamp(context=True),
     "ContextNormal": context_normal,

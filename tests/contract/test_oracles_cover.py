@@ -45,5 +45,7 @@ def test_a_reference_imports_neither_the_library_nor_pyro(path):
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
-    assert imported <= {"collections", "dataclasses", "helpers", "itertools", "math", "mpmath", "numpy", "torch"}
+    assert imported <= {
+        "collections", "dataclasses", "functools", "helpers", "itertools", "math", "mpmath", "numpy", "torch", "typing",
+    }  # fmt: skip
     assert "torch.distributions" not in path.read_text(encoding="utf-8")

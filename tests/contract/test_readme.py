@@ -64,7 +64,7 @@ def test_links_within_the_project_lead_somewhere(link):
 
 
 BASES = {"Prior", "Likelihood", "Posterior", "Estimator", "Schedule", "Weights", "kl_provenance", "taking"}
-BASES |= {"Finding", "STATISTICS", "Callback"}
+BASES |= {"Finding", "STATISTICS", "DIAGNOSTICS", "Diagnostic", "CheckInput", "Callback"}
 
 
 @pytest.mark.parametrize("module", ["priors", "likelihoods", "posteriors", "nn", "elbo", "diagnose", "callbacks"])

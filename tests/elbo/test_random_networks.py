@@ -2,16 +2,14 @@
 
 import copy
 import itertools
-from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import reference_elbos as reference
+from helpers import reference_bounds as reference
 from helpers.engine_checks import assert_same, both
 from helpers.members import ESTIMATORS
-from helpers.reference_models import Model, kl_of_normals, normal
 from torch import nn
 
 import pyro_vae as pv
@@ -101,39 +99,40 @@ class Networks(nn.Module):
             pyro.sample("second", Noted(*second, self.noise[1]).to_event(1))
 
 
-def written_out(net, x, masks, noise):
-    """Densities and KLs of these networks at given masks and noise, in plain torch."""
-    drop_x, drop_first, drop_decoder = ((lambda h, m=m: h * m) for m in masks)
+class WrittenOut:
+    """Densities and KLs of these networks at given masks, in plain torch."""
 
-    def q(phi, first):
-        hidden = net.hidden(x, phi, drop_x)
-        return net.first(hidden, phi), net.second(hidden, first, phi, drop_first)
+    def __init__(self, networks, x, masks):
+        self.net, self.x = networks, x
+        self.drop_x, self.drop_first, self.drop_decoder = ((lambda h, m=m: h * m) for m in masks)
 
-    def p(theta, first):
+    def q(self, first, phi):
+        hidden = self.net.hidden(self.x, phi, self.drop_x)
+        return self.net.first(hidden, phi), self.net.second(hidden, first, phi, self.drop_first)
+
+    def p(self, first, theta):
         scale = theta["log_scale"].exp()
         return (torch.zeros_like(scale), scale), (theta["slope"] * first, torch.tensor(0.7, dtype=torch.float64))
 
-    def draw(phi):
-        hidden = net.hidden(x, phi, drop_x)
-        loc, scale = net.first(hidden, phi)
+    def drawn(self, noise, phi):
+        hidden = self.net.hidden(self.x, phi, self.drop_x)
+        loc, scale = self.net.first(hidden, phi)
         first = loc + scale * noise[0]
-        loc, scale = net.second(hidden, first, phi, drop_first)
-        return first, loc + scale * noise[1]
+        loc, scale = self.net.second(hidden, first, phi, self.drop_first)
+        return [first, loc + scale * noise[1]]
 
-    def summed(latents, normals):
-        return sum(normal(z, *of_z).sum(-1) for z, of_z in zip(latents, normals, strict=True))
+    def log_likelihood(self, latents, theta):
+        mean = self.net.decoded(latents[1], theta, self.drop_decoder)
+        return reference.normal_log_prob(self.x, mean, torch.tensor(0.6, dtype=torch.float64)).sum(-1)
 
-    scale = torch.tensor(0.6, dtype=torch.float64)
-    return Model(
-        theta=dict(net.theta),
-        phi=dict(net.phi),
-        draw=draw,
-        likelihood=lambda theta, z: normal(x, net.decoded(z[1], theta, drop_decoder), scale).sum(-1),
-        prior=lambda theta, z: summed(z, p(theta, z[0])),
-        posterior=lambda phi, z: summed(z, q(phi, z[0])),
-        kl=lambda t, phi, z: [kl_of_normals(*of_q, *of_p) for of_q, of_p in zip(q(phi, z[0]), p(t, z[0]), strict=True)],
-        scale=SIZE / ROWS,
-    )
+    def log_prior(self, latents, theta):
+        return self.summed(latents, self.p(latents[0], theta))
+
+    def log_q(self, latents, phi):
+        return self.summed(latents, self.q(latents[0], phi))
+
+    def summed(self, latents, normals):
+        return sum(reference.normal_log_prob(z, *normal).sum(-1) for z, normal in zip(latents, normals, strict=True))
 
 
 TAKES_TWO = [name for name in ESTIMATORS if name != "AnalyticKL"]
@@ -154,24 +153,26 @@ PAIRS = [
 @pytest.mark.parametrize(("objective", "estimator"), PAIRS)
 def test_two_latents_with_dropout_are_the_reference_in_value_and_gradient(objective, estimator, training):
     networks, x = Networks().train(training), torch.randn(ROWS, FEATURES).double()
-    inner = ESTIMATORS[estimator]()
-    loss = OBJECTIVES[objective](inner)
+    loss = OBJECTIVES[objective](ESTIMATORS[estimator]())
     value = loss.differentiable_loss(networks.model, networks.guide, x, SIZE)
-    gradients = torch.autograd.grad(value, list(networks.parameters()))
+    parameters = list(networks.parameters())
+    gradients = torch.autograd.grad(value, parameters)
     drops = networks.drop_x, networks.drop_first, networks.drop_decoder
     assert [len(drop.masks) for drop in drops] == [1, 1, 1], "each network runs once"
     assert (drops[0].masks[0].min() == 0) == training, "power: some of it is dropped"
 
-    model = written_out(networks, x, [d.masks[0] for d in drops], [noise[0] for noise in networks.noise])
-    paper = reference.formula(inner)
+    program = WrittenOut(networks, x, [drop.masks[0] for drop in drops])
+    theta, phi, t = dict(networks.theta), dict(networks.phi), 0.6 if "Beta" in objective else 1.0
+    latents = program.drawn([noise[0] for noise in networks.noise], phi)
+    bound = reference.surrogate(reference.ESTIMATORS[estimator], program, latents, theta, phi, t)
     if "FreeBits" in objective:
-        paper = partial(reference.free_bits, inside=paper, nats=NATS)
-        assert reference.missing_bits(model, NATS) > 0.1, "power"
-    if "Beta" in objective:
-        paper = partial(reference.weighted, inside=paper, beta=0.6)
-    right, by_theta, by_phi = reference.loss_and_gradients(paper, model)
+        normals = zip(program.q(latents[0], phi), program.p(latents[0], theta), strict=True)
+        missing = reference.free_bits([reference.normal_kl(q, p) for q, p in normals], NATS)
+        assert missing > 0.1, "power"
+        bound = bound - t * missing
+    right = -SIZE / ROWS * bound.sum()
     assert abs(value - right) < 1e-10 * right.abs()
-    for mine, theirs in zip(gradients, [*by_theta.values(), *by_phi.values()], strict=True):
+    for mine, theirs in zip(gradients, torch.autograd.grad(right, parameters), strict=True):
         assert (mine - theirs).abs().max() < 1e-10 * theirs.abs().max()
         assert theirs.abs().max() > 1e-3, "power"
     assert loss.loss(networks.model, networks.guide, x, SIZE).isfinite()
@@ -214,15 +215,15 @@ def test_the_path_gradient_of_three_latents_is_that_of_each_at_fixed_parameters(
     drawn = {}
     chain(x, lambda name, loc, scale: drawn.setdefault(name, loc + scale * torch.randn(3, 4, dtype=torch.float64)))
     a, b, c = drawn.values()
-    log_p = sum(normal(z, torch.zeros(()), torch.ones(()).double()) for z in (a, b, c))
-    log_p = log_p + normal(x, a + b * c, torch.ones(()).double())
+    log_p = sum(reference.normal_log_prob(z, torch.zeros(()), torch.ones(()).double()) for z in (a, b, c))
+    log_p = log_p + reference.normal_log_prob(x, a + b * c, torch.ones(()).double())
     still = phi.detach()
     normals = (
         (a, still[0] * x, (0.2 * still[1]).exp()),
         (b, torch.sin(still[1] * a), (0.1 * a).exp()),
         (c, still[2] * b * a + x, (0.3 * still[0] * b).exp()),
     )
-    log_q = sum(normal(*of_z) for of_z in normals)
+    log_q = sum(reference.normal_log_prob(*normal) for normal in normals)
     assert (log_w - (log_p - log_q)).abs().max() < 1e-12
     (right,) = torch.autograd.grad((weights * (log_p - log_q)).sum(), phi)
     assert (mine - right).abs().max() < 1e-12 * right.abs().max().clamp(min=1)

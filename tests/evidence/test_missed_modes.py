@@ -10,8 +10,7 @@ import xarray as xr
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.diagnose.check import JUDGES, _evidence
-from pyro_vae.evidence import cross_check, judge_evidence
+from pyro_vae.evidence import cross_check, estimate_and_check, judge_evidence
 from pyro_vae.exact import quadrature_log_marginal
 
 SCALE = 0.3
@@ -113,10 +112,10 @@ def test_the_error_of_an_upper_bound_is_of_one_exact_draw():
 
 
 def test_the_check_of_everything_runs_the_second_start():
-    found = _evidence(squared(1.0), data(), 0)
+    found = estimate_and_check(squared(1.0), data())
     assert found.attrs["second"] == "ais_prior"
     assert found.attrs["method"] == "iw", "the least biased of those from the guide"
-    assert JUDGES["evidence"](found).level != "fine"
+    assert judge_evidence(found).level != "fine"
 
 
 class Coin(nn.Module):
@@ -127,7 +126,7 @@ class Coin(nn.Module):
 def test_latents_that_cannot_be_moved_are_judged_without_a_second_start():
     vae = squared(1.0)
     vae.prior, vae.encoder = Coin(), Coin()
-    verdict = JUDGES["evidence"](_evidence(vae, data(), 0))
+    verdict = judge_evidence(estimate_and_check(vae, data()))
     assert verdict.level == "doubtful"
     assert "no check was run" in verdict.why
 

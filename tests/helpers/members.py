@@ -11,6 +11,7 @@ import zuko
 from torch import nn
 
 import pyro_vae as pv
+from helpers import reference_bounds, reference_densities
 
 LATENTS, FEATURES = 3, 6
 
@@ -42,33 +43,26 @@ def refining(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
+def prior(name: str, row: reference_densities.Row, latents: int = LATENTS) -> nn.Module:
+    """The prior of that row of the table, whose class is named before the comma."""
+    return getattr(pv.priors, name.split(",")[0])(latents, **row.settings)
+
+
 PRIORS: dict[str, Callable[[], nn.Module]] = {
-    "StandardNormal": lambda: pv.priors.StandardNormal(LATENTS),
-    "Normal": lambda: pv.priors.Normal(LATENTS),
-    "Laplace": lambda: pv.priors.Laplace(LATENTS),
-    "StudentT": lambda: pv.priors.StudentT(LATENTS, df=12.0),
-    "GaussianMixture": lambda: pv.priors.GaussianMixture(LATENTS, components=3),
+    **{name: partial(prior, name, row) for name, row in reference_densities.PRIORS.items()},
     "VampPrior": lambda: bound(pv.priors.VampPrior(torch.randn(20, FEATURES), components=4)),
     "ContextNormal": lambda: WithContext(pv.priors.ContextNormal(pv.nn.mlp(2, [8], 2 * LATENTS))),
     "Flow": lambda: pv.priors.Flow(zuko.flows.MAF(LATENTS, transforms=1, hidden_features=[8])),
 }
 
+
+def estimator(name: str, row: reference_bounds.Row) -> pv.elbo.Estimator:
+    """The estimator of that row of the table, whose class is named before the comma."""
+    return getattr(pv.elbo, name.split(",")[0])(row.particles, **row.settings)
+
+
 ESTIMATORS: dict[str, Callable[[], pv.elbo.Estimator]] = {
-    "ELBO": lambda: pv.elbo.ELBO(3),
-    "STL": lambda: pv.elbo.STL(3),
-    "AnalyticKL": lambda: pv.elbo.AnalyticKL(3),
-    "IWAE": lambda: pv.elbo.IWAE(3),
-    "DReG": lambda: pv.elbo.DReG(3),
-    "IWAESTL": lambda: pv.elbo.IWAESTL(3),
-    "Renyi": lambda: pv.elbo.Renyi(3, alpha=0.5),
-    "Renyi, above 1": lambda: pv.elbo.Renyi(3, alpha=2.0),
-    "Renyi, the largest": lambda: pv.elbo.Renyi(3, alpha=float("-inf")),
-    "MIWAE": lambda: pv.elbo.MIWAE(4, groups=2),
-    "CIWAE": lambda: pv.elbo.CIWAE(3, mix=0.3),
-    "PIWAE": lambda: pv.elbo.PIWAE(4, groups=2),
-    "ScoreFunction": lambda: pv.elbo.ScoreFunction(3),
-    "VIMCO": lambda: pv.elbo.VIMCO(3),
-    "Thermodynamic": lambda: pv.elbo.Thermodynamic(4, partitions=3),
+    name: partial(estimator, name, row) for name, row in reference_bounds.ESTIMATORS.items()
 }
 
 OBJECTIVES: dict[str, Callable[[], pv.elbo.Estimator]] = {

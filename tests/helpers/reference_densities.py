@@ -1,6 +1,10 @@
 """Log-densities of priors and posteriors, written out in plain torch, and Newton's steps of a refined posterior."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +33,29 @@ def mixture(z: Tensor, logits: Tensor, locs: Tensor, log_scales: Tensor) -> Tens
     weights = logits.exp() / logits.exp().sum(-1)
     parts = [normal(z, locs[..., k, :], log_scales[..., k, :]).exp() for k in range(len(logits))]
     return sum(weight * part for weight, part in zip(weights, parts, strict=True)).log()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prior of the library: its log-density here, of z and of these parameters, and the settings it is made with."""
+
+    log_density: Callable[..., Tensor]
+    parameters: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def row(log_density: Callable[..., Tensor], *parameters: str, **settings: Any) -> Row:
+    return Row(log_density, parameters, settings)
+
+
+PRIORS = {
+    "StandardNormal": row(standard_normal),
+    "Normal": row(normal, "loc", "log_scale"),
+    "Laplace": row(laplace, "loc", "log_scale"),
+    "StudentT": row(partial(student_t, df=12.0), "loc", "log_scale", df=12.0),
+    "GaussianMixture": row(mixture, "logits", "loc", "log_scale", components=3),
+}
+"""A row per prior that is made of a number of latents; the others are made in the tests."""
 
 
 def multivariate_normal(z: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:

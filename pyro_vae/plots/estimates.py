@@ -1,0 +1,46 @@
+"""The figure of a diagnostic that has none of its own: each estimate with its standard error."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from pyro_vae.errors import SettingsError
+from pyro_vae.plots._style import BLUE
+
+
+def with_errors(found: xr.Dataset) -> list[str]:
+    """List the variables over one dimension that have a standard error beside them.
+
+    Example:
+        >>> with_errors(xr.Dataset({"mean": ("latent", [0.1]), "mean_se": ("latent", [0.2]), "n": 3}))
+        ['mean']
+    """
+    return [str(name) for name in found.data_vars if f"{name}_se" in found and found[name].ndim == 1]
+
+
+def estimates(found: xr.Dataset) -> Figure:
+    """Draw each estimate that has a standard error, one panel per variable.
+
+    Args:
+        found: a result whose variables ``name`` over one dimension have their standard errors in ``name_se``.
+
+    Returns:
+        The figure; bars are two standard errors.
+
+    Raises:
+        SettingsError: if no variable has a standard error.
+
+    Example:
+        >>> _ = estimates(xr.Dataset({"mean": ("latent", [0.1]), "mean_se": ("latent", [0.2])}))
+    """
+    names = with_errors(found)
+    if not names:
+        raise SettingsError("found has no variable over one dimension with a standard error; nothing can be drawn")
+    figure = Figure(figsize=(3.2 * max(2, len(names)) + 0.4, 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        values = found[name]
+        axes.errorbar(np.arange(len(values)), values, 2 * found[f"{name}_se"], fmt="o", color=BLUE, capsize=3)
+        axes.set_xlabel(str(values.dims[0]))
+        axes.set_ylabel(f"{name} ({values.units})" if "units" in values.attrs else name)
+        axes.grid(alpha=0.3)
+    return figure
