@@ -1,6 +1,11 @@
-"""``make mutants``: plant a sample of bugs, run the tests of their module, list what survives."""
+"""``make mutants``: plant a sample of bugs, run the tests of their module, list what survives.
+
+It takes hours and may be ended: the results are written after each bug, and the next run goes on where this one was,
+with the bugs of modules that have changed since and with those that survived.
+"""
 
 import argparse
+import hashlib
 import importlib
 import importlib.abc
 import importlib.util
@@ -10,7 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -121,7 +126,7 @@ def preload() -> None:
 
 
 def run() -> int:
-    """Run the sample; 1 if fewer than 95 % are killed, survivors with a stated reason left out."""
+    """Run what of the sample no earlier run killed; 1 if fewer than 95 % are killed, those with a reason left out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=0.04, help="of each module's mutants")
     parser.add_argument("--least", type=int, default=4, help="of each module's mutants")
@@ -133,27 +138,47 @@ def run() -> int:
     asked = parser.parse_args()
     preload()
     jobs, start = chosen(asked.share, asked.least, asked.seed, asked.only), time.monotonic()
-    controls = dict.fromkeys(Job(job.files[:-1]) for job in jobs)
+    seen = json.loads(asked.out.read_text())["seen"] if asked.out.exists() else {}
+    todo = [job for job in jobs if not seen.get(key(job), SURVIVED).startswith(KILLED)]
+    print(f"{len(jobs)} bugs, of which {len(jobs) - len(todo)} were killed before", flush=True)
+    controls = dict.fromkeys(Job(job.files[:-1]) for job in todo)
     broken = [job.files for job, code in ended(controls, asked.workers, 10 * asked.seconds) if code != 0]
     if broken:
         print("These tests fail without a planted bug; mend them first:", *broken, sep="\n")
         return 2
-    counts: Counter[str] = Counter()
-    survivors: list[dict[str, object]] = []
-    for done, (job, code) in enumerate(ended(jobs, asked.workers, asked.seconds), 1):
-        assert job.mutant
-        found = SLOW if code is None else KILLED if code else SURVIVED
-        reason = REASONS.get((job.mutant.module, job.mutant.before, job.mutant.after), "") if not code else ""
-        counts[found] += 1
-        print(f"{done}/{len(jobs)} {time.monotonic() - start:5.0f} s  {found}: {job.mutant}", flush=True)
-        if found == SURVIVED:
-            survivors.append({**asdict(job.mutant), "reason": reason})
-    unexplained = sum(not mutant["reason"] for mutant in survivors)
-    killed = counts[KILLED] + counts[SLOW]
-    share = killed / max(killed + unexplained, 1)
-    print(f"{dict(counts)}; {share:.1%} of those without a reason are killed")
-    asked.out.write_text(json.dumps({"counts": counts, "killed": share, "survivors": survivors}, indent=1) + "\n")
+    share = write(asked.out, jobs, seen)
+    for done, (job, code) in enumerate(ended(todo, asked.workers, asked.seconds), 1):
+        seen[key(job)] = SLOW if code is None else KILLED if code else SURVIVED
+        print(f"{done}/{len(todo)} {time.monotonic() - start:5.0f} s  {seen[key(job)]}: {job.mutant}", flush=True)
+        share = write(asked.out, jobs, seen)
+    print(f"{share:.1%} of those without a reason are killed")
     return int(share < 0.95)
+
+
+def key(job: Job) -> str:
+    """A name of a mutant that holds while its module stays as it is."""
+    assert job.mutant
+    assert job.path
+    return f"{job.mutant.module} {job.mutant.index} {hashlib.sha256(job.path.read_bytes()).hexdigest()[:12]}"
+
+
+def write(out: Path, jobs: Sequence[Job], seen: dict[str, str]) -> float:
+    """Write what is known so far; the share killed of those that were tried and have no reason to survive."""
+    tried = {key(job): job.mutant for job in jobs if key(job) in seen and job.mutant}
+    survivors = [
+        {**asdict(mutant), "reason": REASONS.get((mutant.module, mutant.before, mutant.after), "")}
+        for name, mutant in tried.items()
+        if seen[name] == SURVIVED
+    ]
+    counts = Counter(seen[name] for name in tried)
+    killed = counts[KILLED] + counts[SLOW]
+    share = killed / max(killed + sum(not survivor["reason"] for survivor in survivors), 1)
+    counts["not tried yet"] = len(jobs) - len(tried)
+    found = {"counts": counts, "killed": share, "survivors": survivors, "seen": {name: seen[name] for name in tried}}
+    beside = out.with_suffix(".new")
+    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.replace(out)
+    return share
 
 
 if __name__ == "__main__":

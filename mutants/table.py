@@ -37,7 +37,9 @@ GROUPS: dict[str, str] = {
 }
 """Modules (or packages, for all modules within that have no row of their own) and the test files that look at them."""
 
-REASONS: dict[tuple[str, str, str], str] = {}
+REASONS: dict[tuple[str, str, str], str] = {
+    ("pyro_vae.elbo.per_datum", "4096", "8193"): "a number of rows at a time changes memory and no result",
+}
 """Survivors that no test can see, or need not: (module, before, after) and the reason."""
 
 

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 import pyro_vae as pv
+from pyro_vae.elbo.per_datum import per_datum_elbo
 
 ROOMS = [pv, pv.elbo, pv.priors, pv.likelihoods, pv.posteriors, pv.diagnose, pv.evidence, pv.callbacks, pv.nn, pv.data]
 
@@ -156,3 +157,7 @@ def test_defaults_are_those_of_the_table(name):
 
 def test_the_table_holds_all():
     assert set(defaults()) == set(DEFAULTS)
+
+
+def test_the_elbo_of_each_datum_takes_one_draw():
+    assert inspect.signature(per_datum_elbo).parameters["num_particles"].default == 1
