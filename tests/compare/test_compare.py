@@ -223,6 +223,7 @@ def test_errors_of_the_moments_cover_their_spread_over_seeds():
     assert error.mean() == pytest.approx(ratio.std(ddof=1), rel=0.4)
 
 
+@pytest.mark.slow
 def test_bias_against_the_oracle_and_against_what_is_given():
     model, vae, x = away_from_the_best_guide()
     table = pv.compare_elbos(vae, x, {"ELBO": pv.elbo.ELBO(), "IWAE": pv.elbo.IWAE()}, particles=(64,), draws=120)

@@ -34,7 +34,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+ORDINARY = ["plain", "context and mask"]
+
+
+@pytest.mark.parametrize("name", [n if n in ORDINARY else pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS])
 def test_fit_gives_the_same_by_both_engines(name, traced_only):
     results = {}
     for engine in ("eager", "compiled"):
@@ -137,6 +140,7 @@ def test_fit_refuses_settings_of_the_engine(kwargs, message):
         quiet_fit(vae_of(), X, **kwargs)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_an_engine(tmp_path, monkeypatch, traced_only):
     monkeypatch.chdir(tmp_path)
     np.save("data.npy", X.numpy())

@@ -71,7 +71,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_changing_learning_rate(name):
     optim, between = SCHEDULES[name]
-    pair = both(two_latents, lambda step: (X,), optim=optim, between=between, steps=30)
+    pair = both(two_latents, lambda step: (X,), optim=optim, between=between, steps=15)
     assert_same(pair)
     assert len(pair[1][2]._replays._made) == 1, "and nothing was traced anew"
     constant = both(two_latents, lambda step: (X,), optim=optim, steps=30)

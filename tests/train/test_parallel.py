@@ -481,6 +481,7 @@ def test_weights_that_one_process_alone_has_broken_end_all():
         pv.fit(made, x, devices=2, callbacks=[parallel_checks.BreaksOne()], **{**SETTINGS, "batch_size": 8})
 
 
+@pytest.mark.slow
 def test_the_command_trains_under_torchrun_and_by_devices_and_one_process_writes(tmp_path, monkeypatch, capfd):
     np.save(tmp_path / "data.npy", linear_gaussian().sample(300).numpy())
     flags = ["fit", "--data", "data.npy", "--out", "run", "--epochs", "2", "--hidden", "[4]", "--latent_dim", "2"]

@@ -137,6 +137,7 @@ def test_after_any_step(engine, step, tmp_path, traced_only, wholes):
     assert same(wholes[engine], trained(tmp_path, engine=engine, resume=True))
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor(tmp_path):
     resumes_exactly(tmp_path, 7, engine="compiled")
 

@@ -156,7 +156,7 @@ def resident():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told by Linux's /proc")
-@pytest.mark.parametrize("kind", ["npy", "generator function"])
+@pytest.mark.parametrize("kind", ["npy", pytest.param("generator function", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_epochs(kind, tmp_path):
     """Of 24 epochs in windows of 1 MB: one that were kept of each epoch would be seen, and is three times the bar."""
     x = np.random.default_rng(0).normal(size=(2**15, 64)).astype(np.float32)
