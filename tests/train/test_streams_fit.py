@@ -52,7 +52,7 @@ def trained_elbo(vae, source, x, epochs=12, batch=128):
     return -pv.elbo.TraceMeanField_ELBO(num_particles=64).loss(vae.model, vae.guide, *Rows(x).arguments()) / len(x)
 
 
-@pytest.mark.parametrize("kind", ["npy", pytest.param("generator function", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["npy", "generator function"])
 def test_fit_takes_a_stream_and_goes_on_within_a_window(kind, tmp_path):
     """n/m is of all rows, and from a checkpoint in the middle of a window the weights are the same to the bit."""
     x = linear_gaussian(6, 2).sample(300).numpy().astype(np.float32)
