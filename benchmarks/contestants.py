@@ -158,8 +158,23 @@ def torch_compiled(case: Case, x: np.ndarray) -> Pass:
     return torch_eager(case, x, compiled=True)
 
 
+def captured(call: Callable[[], Any], calls: int = 1) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of so many calls, after a warm-up on another stream, as torch's documentation captures one."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    return graph
+
+
 def torch_graphed(case: Case, x: np.ndarray) -> Pass:
-    """As torch's documentation captures a training step: forward, backward and update as one CUDA graph."""
+    """Forward, backward and update as one CUDA graph."""
     if device().type != "cuda":
         raise LeftOut("it needs a GPU")
     encoder, decoder = (net.to(device()) for net in networks(case))
@@ -175,15 +190,7 @@ def torch_graphed(case: Case, x: np.ndarray) -> Pass:
         optimizer.step()
         total.add_(loss.detach())
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    graph = captured(step)
 
     def one_pass() -> float:
         total.zero_()

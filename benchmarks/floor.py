@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.cases import Case
-from benchmarks.contestants import by_hand, device, networks
+from benchmarks.contestants import by_hand, captured, device, networks
 
 Call = Callable[[], Any]
 ADAM_TOUCHES = 7
@@ -35,11 +35,11 @@ class _Products(TorchDispatchMode):
 
 
 def floor(case: Case, threads: int) -> dict[str, float]:
-    """The floor of one step, in milliseconds, and what it is made of; on a GPU also launches and bytes.
+    """Measure the floor of one step, in milliseconds; on a GPU also the time of a launch and of the bytes moved.
 
     Args:
         case: the race.
-        threads: so many of torch's.
+        threads: how many torch may use.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -89,16 +89,7 @@ def _seconds_on_cpu(call: Call) -> float:
 
 
 def _seconds_of_graph(call: Call, calls: int = 20) -> float:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            call()
+    graph = captured(call, calls)
     times = []
     for _ in range(15):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

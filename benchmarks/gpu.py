@@ -25,10 +25,10 @@ class Part:
 
 
 def parts(out: Path, *, tiny: bool) -> list[Part]:
-    """What is run.
+    """The commands to run.
 
     Args:
-        out: the folder for what comes of it.
+        out: the folder for results and logs.
         tiny: a rehearsal on a CPU: the same commands, as short as they get.
     """
     races = ["--sets", "bars" if tiny else "gpu", "--repeats", "1" if tiny else "7"]
@@ -46,7 +46,7 @@ def parts(out: Path, *, tiny: bool) -> list[Part]:
 
 
 def run(part: Part, out: Path, environment: dict[str, str]) -> str:
-    """What went wrong with a part, or nothing; what it printed goes to ``<name>.log``."""
+    """Run a part with its output in ``<name>.log``; return what went wrong, or an empty string."""
     with (out / f"{part.name}.log").open("wb") as log:
         try:
             code = subprocess.run(

@@ -44,7 +44,7 @@ class Contestant:
 
     @cached_property
     def first(self) -> dict[str, Any]:
-        """What it said when it was ready."""
+        """Wait until it is ready; return its first message."""
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:

@@ -156,14 +156,14 @@ def run() -> int:
 
 
 def key(job: Job) -> str:
-    """A name of a mutant that holds while its module stays as it is."""
+    """Name a mutant; the name changes when its module does."""
     assert job.mutant
     assert job.path
     return f"{job.mutant.module} {job.mutant.index} {hashlib.sha256(job.path.read_bytes()).hexdigest()[:12]}"
 
 
 def write(out: Path, jobs: Sequence[Job], seen: dict[str, str]) -> float:
-    """Write what is known so far; the share killed of those that were tried and have no reason to survive."""
+    """Write the results so far; return the share killed, leaving out survivors with a stated reason."""
     tried = {key(job): job.mutant for job in jobs if key(job) in seen and job.mutant}
     survivors = [
         {**asdict(mutant), "reason": REASONS.get((mutant.module, mutant.before, mutant.after), "")}

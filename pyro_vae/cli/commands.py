@@ -1,4 +1,4 @@
-"""The commands and their parsers; what they need to run is imported by the command that is called."""
+"""The commands and their parsers, without importing what a command needs in order to run."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ def resume_settings(
         data: where its data are now, if they were moved; they must be the same rows.
         validation_data: the same of its held-out data.
         epochs: passes over the data, those before included; by default as many as it was begun with.
-        device: auto, cpu or cuda; by default what it was begun with. On another the bits differ.
+        device: auto, cpu or cuda; by default the one it was begun on. Another gives slightly different numbers.
     """
 
 

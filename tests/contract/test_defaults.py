@@ -12,13 +12,16 @@ ROOMS = [pv, pv.elbo, pv.priors, pv.likelihoods, pv.posteriors, pv.diagnose, pv.
 
 def defaults() -> dict[str, dict[str, object]]:
     """The numbers and words in the signatures of all that is exported."""
-    found = {}
+    found, seen = {}, set()
     for room in ROOMS:
         own = [name for name in dir(room) if not name.startswith("_")]
         for name in getattr(room, "__all__", own):
             member = getattr(room, name)
             if not callable(member) or not member.__module__.startswith("pyro_vae") or name.endswith("Error"):
                 continue
+            if member in seen:  # exported by two rooms
+                continue
+            seen.add(member)
             given = inspect.signature(member).parameters.values()
             plain = {p.name: p.default for p in given if isinstance(p.default, (int, float, str))}
             if plain:
@@ -101,15 +104,6 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "diagnose.Iterates": {"data": 256, "num_particles": 16, "weights": 100, "seed": 0},
     "diagnose.collapse": {"draws": 4, "seed": 0, "chunk": 262144},
     "diagnose.converged": {"tail": 0.5, "nats": 0.1},
-    "diagnose.inference_gaps": {
-        "steps": 400,
-        "rate": 0.2,
-        "particles": 16,
-        "num_particles": 1000,
-        "chunk": 4194304,
-        "seed": 0,
-        "progress": False,
-    },
     "diagnose.khat": {"num_particles": 1000, "seed": 0, "chunk": 1048576},
     "diagnose.nuts": {"chains": 4, "warmup": 200, "draws": 500, "seed": 0, "progress": False},
     "diagnose.predictive_check": {"draws": 500, "seed": 0, "chunk": 4194304},
@@ -124,14 +118,6 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "progress": False,
     },
     "evidence.estimate_and_check": {"num_particles": 1000, "seed": 0},
-    "evidence.log_evidence": {
-        "method": "iw",
-        "temperatures": 100,
-        "leapfrog": 5,
-        "chunk": 1048576,
-        "seed": 0,
-        "progress": False,
-    },
     "train.callbacks.EMA": {"decay": 0.999, "every": 16, "restore": True},
     "train.callbacks.SWA": {"restore": True},
     "train.callbacks.EarlyStopping": {"patience": 10, "errors": 1.0, "restore": True},
@@ -144,7 +130,6 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "data.as_tensor": {"source": "data"},
     "data.mask_nan": {"source": "data"},
     "data.rows_for": {"source": "data"},
-    "data.rows_of": {"source": "data"},
     "data.split": {"fraction": 0.2, "seed": 0},
     "data.stream": {"nan_is_missing": False, "window_bytes": 134217728},
 }

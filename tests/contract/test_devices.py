@@ -101,17 +101,19 @@ def test_every_evidence_covers_the_truth(method, device):
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", estimators())
 def test_every_estimator_trains_in_a_cuda_graph_as_uncompiled(name, cuda):
-    on_cuda(partial(vae_of), data_of(), estimators()[name], cuda)
+    assert_captured_and_the_same(partial(vae_of), data_of(), estimators()[name], cuda)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(("prior", "likelihood", "posterior"), TRIPLES)
 def test_every_part_trains_in_a_cuda_graph_as_uncompiled(prior, likelihood, posterior, cuda):
-    on_cuda(partial(vae_of, prior, likelihood, posterior), data_of(likelihood), pv.elbo.Trace_ELBO, cuda)
+    assert_captured_and_the_same(
+        partial(vae_of, prior, likelihood, posterior), data_of(likelihood), pv.elbo.Trace_ELBO, cuda
+    )
 
 
-def on_cuda(make, x, loss, cuda):
-    """Steps one by one, which a graph takes after its warm-up."""
+def assert_captured_and_the_same(make, x, loss, cuda):
+    """A graph takes the steps after its warm-up, and the parameters come out as without it."""
     x = x.to(cuda)
     pair = both(
         lambda: parts_of(make().to(cuda)), lambda step: (x.roll(step, 0)[:BATCH], ROWS),

@@ -36,14 +36,14 @@ class CudaReplay(Replay):
         steps = len(changing[0])
         if self._taken < WARM_UPS or not self._captures:
             self._taken += steps
-            return super().__call__(changing, fixed)
+            return self.uncaptured(changing, fixed)
         places = [tensor.data_ptr() for tensor in (*self.captured, *fixed)]
         if steps not in self._graphs or self._graphs[steps].places != places:
             try:
                 self._graphs[steps] = _Captured(self, changing, fixed, places)
             except RuntimeError as error:
                 self._give_up(error)
-                return super().__call__(changing, fixed)
+                return self.uncaptured(changing, fixed)
         return self._graphs[steps](changing)
 
     def _give_up(self, error: RuntimeError) -> None:
@@ -87,7 +87,7 @@ class _Captured:
 
 @contextlib.contextmanager
 def _as_before_if_it_fails() -> Iterator[None]:
-    """Puts back what a failed capture leaves behind: its stream, and a generator that believes in the capture."""
+    """Undo what a failed capture leaves behind: its stream, and a generator that still counts as captured."""
     stream, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
     state = generator.get_state()
     try:
