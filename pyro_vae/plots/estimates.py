@@ -7,6 +7,9 @@ from matplotlib.figure import Figure
 from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE
 
+MOST_LABELS = 12
+"""So many points are labelled one by one; more are numbered."""
+
 
 def with_errors(found: xr.Dataset) -> list[str]:
     """List the variables over one dimension that have a standard error beside them.
@@ -25,7 +28,7 @@ def estimates(found: xr.Dataset) -> Figure:
         found: a result whose variables ``name`` over one dimension have their standard errors in ``name_se``.
 
     Returns:
-        The figure; bars are two standard errors.
+        The figure; bars are ± 2 standard errors.
 
     Raises:
         SettingsError: if no variable has a standard error.
@@ -39,8 +42,12 @@ def estimates(found: xr.Dataset) -> Figure:
     figure = Figure(figsize=(3.2 * max(2, len(names)) + 0.4, 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = found[name]
-        axes.errorbar(np.arange(len(values)), values, 2 * found[f"{name}_se"], fmt="o", color=BLUE, capsize=3)
-        axes.set_xlabel(str(values.dims[0]))
-        axes.set_ylabel(f"{name} ({values.units})" if "units" in values.attrs else name)
+        at, dimension = np.arange(len(values)), str(values.dims[0])
+        axes.errorbar(at, values, 2 * found[f"{name}_se"], fmt="o", color=BLUE, capsize=3)
+        if len(at) <= MOST_LABELS:
+            axes.set_xticks(at, [str(label) for label in values[dimension].values])
+        units = values.attrs.get("units", "1")
+        axes.set(xlabel=dimension, ylabel=name if units == "1" else f"{name} ({units})")
         axes.grid(alpha=0.3)
+    figure.suptitle("bars: ± 2 standard errors", fontsize=9)
     return figure
