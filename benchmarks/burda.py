@@ -12,7 +12,7 @@ References:
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,13 @@ from benchmarks.report import machine, write
 
 PUBLISHED = {1: 86.76, 5: 85.54, 50: 84.78}
 STAGES = 8
+ACTIVE_IMAGES = 2_000
+ESTIMATORS: dict[str, Callable[[int], Any]] = {
+    "IWAE": lambda k: pv.elbo.IWAE(k) if k > 1 else pv.elbo.ELBO(),
+    "DReG": pv.elbo.DReG,
+    "STL": lambda k: pv.elbo.IWAESTL(k) if k > 1 else pv.elbo.STL(),
+}
+"""The bound of k samples, and its gradient: theirs, doubly reparameterised, or that which sticks the landing."""
 THEIR_PASSES = sum(3**i for i in range(STAGES))
 
 
@@ -49,12 +56,14 @@ def our_rates(passes: int, first: float) -> Iterator[float]:
         yield first * 0.5 * (1 + math.cos(math.pi * i / passes))
 
 
-def train(k: int, grey: Tensor, rates: list[float], batch: int, backend: str) -> tuple[pv.VAE, dict[str, float]]:
+def train(
+    objective: Any, grey: Tensor, rates: list[float], batch: int, *, backend: str, precision: str, seed: int
+) -> tuple[pv.VAE, dict[str, float]]:
     """A model trained for one pass at each rate; and how long it took."""
-    torch.manual_seed(k)
+    torch.manual_seed(seed)
     vae = model().to(grey.device)
     optimizer = torch.optim.Adam(vae.parameters(), lr=rates[0], eps=1e-4)
-    svi = pv.CompiledSVI(vae.model, vae.guide, optimizer, pv.elbo.IWAE(k) if k > 1 else pv.elbo.ELBO(), backend=backend)
+    svi = pv.CompiledSVI(vae.model, vae.guide, optimizer, objective, backend=backend, precision=precision)
     started, worked = time.perf_counter(), time.process_time()
     steps, bits = math.ceil(len(grey) / batch), torch.empty_like(grey)
     for i, rate in enumerate(rates, 1):
@@ -63,7 +72,7 @@ def train(k: int, grey: Tensor, rates: list[float], batch: int, backend: str) ->
         losses = svi.run(torch.bernoulli(grey, out=bits), steps=steps, batch_size=batch)
         if i % max(len(rates) // 10, 1) == 0:
             bound = -losses.sum().item() / len(grey)
-            print(f"  k = {k}, pass {i}: bound {bound:.2f}, {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"  pass {i}: bound {bound:.2f}, {time.perf_counter() - started:.0f} s", flush=True)
     seconds = time.perf_counter() - started
     return vae, {
         "steps": steps * len(rates),
@@ -80,6 +89,12 @@ def nll(vae: pv.VAE, grey: Tensor, samples: int) -> dict[str, float]:
     return {"nll": -float(found.mean()), "se": float(found.std() / math.sqrt(len(grey))), "images": len(grey)}
 
 
+def active(vae: pv.VAE, grey: Tensor) -> int:
+    """How many latents' posterior means vary over images by more than 0.01."""
+    torch.manual_seed(0)
+    return int(pv.diagnose.collapse(vae, torch.bernoulli(grey))["active"].sum())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--k", type=int, nargs="+", default=[1, 5], choices=PUBLISHED)
@@ -87,6 +102,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--rate", type=float, default=1e-3, help="the first learning rate")
     parser.add_argument("--theirs", action="store_true", help=f"batches of 20, {THEIR_PASSES} passes, their rates")
+    parser.add_argument("--estimator", default="IWAE", choices=ESTIMATORS, help="of the gradient")
+    parser.add_argument("--precision", default="float32", help="of training; NLLs are float32")
     parser.add_argument("--images", type=int, default=500, help="test images of the 10,000 whose NLL is estimated")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--backend", default="inductor")
@@ -98,13 +115,16 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train_x, test_x = (torch.from_numpy(images[part].copy()).to(device) / 255 for part in ("train", "t10k"))
     results: dict[str, Any] = {"machine": machine(), "threads": torch.get_num_threads()}
+    results |= {"estimator": chosen.estimator, "precision": chosen.precision}
     passes = chosen.passes * (len(chosen.k) if len(chosen.passes) == 1 else 1)
     for k, own in zip(chosen.k, passes, strict=True):
         rates = list(their_rates() if chosen.theirs else our_rates(own, chosen.rate))
         batch = 20 if chosen.theirs else chosen.batch
-        vae, took = train(k, train_x, rates, batch, chosen.backend)
+        objective = ESTIMATORS[chosen.estimator](k)
+        vae, took = train(objective, train_x, rates, batch, backend=chosen.backend, precision=chosen.precision, seed=k)
         started = time.perf_counter()
         found = nll(vae, test_x[: chosen.images], chosen.samples) | took
+        found["active_units"] = active(vae, test_x[:ACTIVE_IMAGES])
         found |= {"passes": len(rates), "batch": batch, "published": PUBLISHED[k]}
         results[f"k = {k}"] = found | {"evaluation_seconds": time.perf_counter() - started}
         print(f"k = {k}: {results[f'k = {k}']}", flush=True)

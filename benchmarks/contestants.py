@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -158,8 +159,19 @@ def torch_compiled(case: Case, x: np.ndarray) -> Pass:
     return torch_eager(case, x, compiled=True)
 
 
-def captured(call: Callable[[], Any], calls: int = 1) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of so many calls, after a warm-up on another stream, as torch's documentation captures one."""
+@dataclass(frozen=True)
+class Captured:
+    """A CUDA graph, and the call that it is of, which holds the tensors whose memory the graph uses."""
+
+    call: Callable[[], Any]
+    graph: torch.cuda.CUDAGraph
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def captured(call: Callable[[], Any], calls: int = 1) -> Captured:
+    """So many calls as a CUDA graph, after a warm-up on another stream, as torch's documentation captures one."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -170,7 +182,7 @@ def captured(call: Callable[[], Any], calls: int = 1) -> torch.cuda.CUDAGraph:
     with torch.cuda.graph(graph):
         for _ in range(calls):
             call()
-    return graph
+    return Captured(call, graph)
 
 
 def torch_graphed(case: Case, x: np.ndarray) -> Pass:
@@ -190,13 +202,13 @@ def torch_graphed(case: Case, x: np.ndarray) -> Pass:
         optimizer.step()
         total.add_(loss.detach())
 
-    graph = captured(step)
+    replay = captured(step)
 
     def one_pass() -> float:
         total.zero_()
         for rows in torch.randperm(len(data), device=device()).split(case.batch):
             index.copy_(rows)
-            graph.replay()
+            replay()
         return -total.item() / case.steps / case.batch
 
     return one_pass

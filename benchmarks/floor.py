@@ -89,12 +89,12 @@ def _seconds_on_cpu(call: Call) -> float:
 
 
 def _seconds_of_graph(call: Call, calls: int = 20) -> float:
-    graph = captured(call, calls)
+    replay = captured(call, calls)
     times = []
     for _ in range(15):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        graph.replay()
+        replay()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3 / calls)

@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ NAMES = [
     "ours, compiled", "ours, eager", "pyro.infer.SVI", "pyro.infer.SVI, validation on", "torch by hand",
     "torch by hand, torch.compile", "torch by hand, CUDA graph", "NumPyro, jitted epoch", "pythae's trainer",
 ]  # fmt: skip
+GPU_RACES = 3
+"""On a GPU the contestants of so many races make ready side by side, while the machine's many cores have time."""
 
 
 class Contestant:
@@ -38,8 +41,9 @@ class Contestant:
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take most of a GPU that others share
         }
         command = [sys.executable, "-m", "benchmarks.worker", name, json.dumps(case.settings()), str(threads)]
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  a full pipe would stop it
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
         )
 
     @cached_property
@@ -52,8 +56,8 @@ class Contestant:
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
-        assert self.process.stderr is not None
-        errors = self.process.stderr.read().strip()
+        self.errors.seek(0)
+        errors = self.errors.read().strip()
         print(errors, file=sys.stderr)
         return {"left_out": (errors.splitlines() or ["it ended"])[-1]}
 
@@ -67,6 +71,7 @@ class Contestant:
 
     def end(self) -> dict[str, Any]:
         self.process.communicate()
+        self.errors.close()
         if "left_out" in self.first:
             return self.first
         milliseconds = [1e3 * one["seconds"] for one in self.passes]
@@ -79,13 +84,18 @@ class Contestant:
         }
 
 
-def race(case: Case, names: list[str], repeats: int, threads: int) -> dict[str, Any]:
-    """The contestants' times on one case, taken in turns."""
+def entered(case: Case, names: list[str], threads: int) -> list[Contestant]:
+    """The contestants of a race, each told to make ready; on a CPU one after another."""
     contestants = []
     for name in names:
         contestants.append(Contestant(name, case, threads))
         if not torch.cuda.is_available():
             _ = contestants[-1].first
+    return contestants
+
+
+def race(case: Case, contestants: list[Contestant], repeats: int, threads: int) -> dict[str, Any]:
+    """The contestants' times on one case, taken in turns."""
     for contestant in contestants:
         print(f"  {contestant.name}: {contestant.first}", file=sys.stderr, flush=True)
     running = [c for c in contestants if "left_out" not in c.first]
@@ -134,11 +144,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "train.json")
     settings = parser.parse_args()
     sets, repeats = (["bars"], 5) if settings.quick else (settings.sets, settings.repeats)
-    races = []
-    for case in dict.fromkeys(case for chosen in sets for case in cases(chosen)):
-        for threads in settings.threads:
+    races, together = [], GPU_RACES if torch.cuda.is_available() else 1
+    chosen = dict.fromkeys(case for name in sets for case in cases(name))
+    starts = [(case, threads) for case in chosen for threads in settings.threads]
+    for first in range(0, len(starts), together):
+        group = [(*start, entered(start[0], settings.contestants, start[1])) for start in starts[first:][:together]]
+        for _, _, contestants in group:  # while one races, none may still make ready
+            for contestant in contestants:
+                _ = contestant.first
+        for case, threads, contestants in group:
             print(f"{case.name}, {threads} thread{'s' * (threads > 1)}", file=sys.stderr, flush=True)
-            races.append(race(case, settings.contestants, repeats, threads))
+            races.append(race(case, contestants, repeats, threads))
             print(table(races[-1]), flush=True)
             write(settings.out, {"machine": machine(), "repeats": repeats, "races": races})
     figure(races, settings.out.with_suffix(".png"))

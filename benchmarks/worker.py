@@ -9,7 +9,7 @@ import time
 import traceback
 import warnings
 
-READY_SECONDS = 300
+READY_SECONDS = 120
 """A contestant that is not ready by then is left out."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating, infer, masked, observed
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.generate import latents, likelihood
 from pyro_vae.core.rows import Rows
@@ -62,7 +62,7 @@ def sbc(
         mask: true where a value is observed, shape ``(datum, *features)``, of which each simulation takes one at
             random, in the same row as its context; what it misses must not hang on the values themselves.
         seed: of all draws.
-        chunk: about so many numbers at a time.
+        chunk: about so many numbers at a time, on a GPU 64 times as many.
 
     Returns:
         A dataset of ``rank`` over ``simulation`` and ``quantity``; ``p_value`` and ``p_value_se`` over ``quantity``,
@@ -106,7 +106,7 @@ def sbc(
             )
         vae.check(x, given.context)
         rows = Rows(observed(x, given.mask), given.context, given.mask)
-        size = max(1, chunk // (draws * x[0].numel()))
+        size = max(1, numbers_at_once(chunk, device) // (draws * x[0].numel()))
         for part, truth in zip(rows.split(size), z.split(size), strict=True):
             parts.append(_ranks(vae, part, truth, draws))
         ranks = torch.cat(parts)

@@ -8,7 +8,7 @@ import xarray as xr
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -119,7 +119,7 @@ def log_evidence(
         temperatures: steps along the path of ``"ais"``, ``"ais_prior"`` and ``"bdmc"``, at least 1; with 1, importance
             sampling.
         leapfrog: steps of a Hamiltonian move at most, at least 1; each move takes a number from 1 to this.
-        chunk: about so many numbers of decoded data at a time.
+        chunk: about so many numbers of decoded data at a time, on a GPU 64 times as many.
         seed: of the particles.
         progress: whether to show a bar.
 
@@ -172,7 +172,8 @@ def log_evidence(
         raise SettingsError("inference mode is on, where no gradient can be had to move z by; call outside of it")
     given = rows_for(vae, x)
     rows = given.like(vae)
-    parts = list(rows.split(max(1, chunk // (num_particles * rows.x[0].numel()))))
+    most = numbers_at_once(chunk, rows.x.device)
+    parts = list(rows.split(max(1, most // (num_particles * rows.x[0].numel()))))
     pieces = 1 if method not in ANNEALED else PILOT + (APART + 2 * temperatures if method == "bdmc" else temperatures)
     with (
         seeded(seed, rows.x.device),

@@ -31,7 +31,7 @@ def test_contestants_reach_the_same_bound(estimator):
 def test_a_race_takes_turns_and_leaves_out_what_is_not_here(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = ["torch by hand", "a contestant of the future"]
-    result = train.race(TINY, names, repeats=2, threads=1)["contestants"]
+    result = train.race(TINY, train.entered(TINY, names, 1), repeats=2, threads=1)["contestants"]
     assert len(result["torch by hand"]["all_milliseconds"]) == 2
     assert "left_out" in result["a contestant of the future"]
 
