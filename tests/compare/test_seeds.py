@@ -208,6 +208,7 @@ def compare(out, *flags):
         return code, table.load()
 
 
+@pytest.mark.slow
 def test_the_command_compares_over_seeds(folder, capsys, monkeypatch):
     code, mean = compare("two", "--seeds", "[3, 5]")
     assert code == 0

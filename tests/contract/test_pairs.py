@@ -40,7 +40,7 @@ def assembled(prior, likelihood, posterior):
 
 def mean_elbo(vae, x):
     torch.manual_seed(5)
-    return per_datum_elbo(vae, x, num_particles=50).mean().item()
+    return per_datum_elbo(vae, x, num_particles=20).mean().item()
 
 
 def test_each_two_meet_in_the_ordinary_run():
@@ -64,7 +64,7 @@ def test_every_combination_trains_and_its_elbos_agree(prior, likelihood, posteri
     svi = SVI(vae.model, vae.guide, WholeOptimizer(adam), Trace_ELBO())
     torch.manual_seed(6)
     with pyro.validation_enabled(False):
-        for _ in range(20):
+        for _ in range(8):
             svi.step(x)
         assert mean_elbo(vae, x) > before
         agree_in_expectation(vae, x)
@@ -80,6 +80,6 @@ def agree_in_expectation(vae, x):
         sampled, other = values(Trace_ELBO(), 2), values(TraceMeanField_ELBO(), 2)
         assert (sampled - other).abs().max() < 1e-6 * sampled.abs().max()
         return
-    apart = values(Trace_ELBO(), 60) - values(TraceMeanField_ELBO(), 60)  # the same noise: the likelihood cancels
+    apart = values(Trace_ELBO(), 25) - values(TraceMeanField_ELBO(), 25)  # the same noise: the likelihood cancels
     assert apart.abs().max() > 0, "they are different computations"
     assert abs(z_score(apart, 0.0)) < 5

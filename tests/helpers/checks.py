@@ -1,14 +1,25 @@
 """What several tests need: a z-score, small VAEs, and losses and gradients at a given seed."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 import xarray as xr
 from torch import Tensor
 
 import pyro_vae as pv
+
+
+def mostly_slow(rows: Iterable[Any], ordinary: int = 3) -> list[Any]:
+    """Each row as a parameter, each so-manieth in the ordinary run and the others slow."""
+    return [
+        pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=() if i % ordinary == 0 else pytest.mark.slow)
+        for i, row in enumerate(rows)
+    ]
 
 
 def z_score(samples: Tensor, truth: float | Tensor) -> float:

@@ -6,7 +6,7 @@ from itertools import cycle
 import pyro
 import pytest
 import torch
-from helpers.checks import small_vae
+from helpers.checks import mostly_slow, small_vae
 from helpers.engine_checks import (
     BATCH,
     BOUNDS,
@@ -43,7 +43,7 @@ def test_the_table_holds_every_part():
         assert {row[column] for row in TRIPLES} == set(table)
 
 
-@pytest.mark.parametrize(("prior", "likelihood", "posterior"), TRIPLES)
+@pytest.mark.parametrize(("prior", "likelihood", "posterior"), mostly_slow(TRIPLES))
 def test_every_part_trains_the_same(prior, likelihood, posterior):
     assert_same(pair_of(partial(vae_of, prior, likelihood, posterior), data_of(likelihood)))
 
@@ -55,7 +55,7 @@ def test_a_smaller_batch_now_and_then():
     assert len(pair[1][2]._replays._made) == 2
 
 
-@pytest.mark.parametrize("name", estimators())
+@pytest.mark.parametrize("name", mostly_slow(estimators(), 2))
 def test_every_estimator_trains_the_same(name):
     assert_same(pair_of(vae_of, data_of(), loss=estimators()[name]))
 

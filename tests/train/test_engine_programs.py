@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers.checks import small_vae
+from helpers.checks import mostly_slow, small_vae
 from helpers.engine_checks import (
     BOUNDS,
     X,
@@ -48,7 +48,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS))
 def test_every_optimizer_trains_the_same(name):
     assert_same(both(two_latents, lambda step: (X,), optim=OPTIMIZERS[name], steps=12))
 

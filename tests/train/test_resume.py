@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import xarray as xr
+from helpers.checks import mostly_slow
 from helpers.engine_checks import data_of, estimators
 from helpers.members import FEATURES, LATENTS
 from pyro.infer import RenyiELBO
@@ -154,7 +155,7 @@ OPTIMIZERS = {
 
 
 @ENGINES
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS, 2))
 def test_every_compiled_optimizer(engine, name, tmp_path, traced_only):
     resumes_exactly(tmp_path, 8, engine=engine, optimizer=OPTIMIZERS[name], clip_norm=5.0)
 
@@ -167,7 +168,7 @@ OTHERS = [
 """Those of torch that step alone, on dense parameters of any shape."""
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", mostly_slow(OTHERS))
 def test_every_optimizer_of_torch(name, tmp_path):
     kind = getattr(torch.optim, name)
     resumes_exactly(tmp_path, 8, optimizer=partial(kind, lr=1e-4))
@@ -199,7 +200,7 @@ SCHEDULES = {
 
 
 @ENGINES
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", mostly_slow(SCHEDULES))
 def test_every_schedule_of_torch(engine, name, tmp_path, traced_only):
     make = SCHEDULES[name]
     resumes_exactly(tmp_path, 13, engine=engine, optimizer=lambda ps: make(Adam(ps, lr=1e-2)))
@@ -211,7 +212,7 @@ def test_the_schedules_are_all_of_torchs():
 
 
 @ENGINES
-@pytest.mark.parametrize("name", estimators())
+@pytest.mark.parametrize("name", mostly_slow(estimators()))
 def test_every_estimator(engine, name, tmp_path, traced_only):
     resumes_exactly(tmp_path, 8, engine=engine, elbo=estimators()[name])
 

@@ -26,6 +26,7 @@ def digits():
     return pv.data.digits().x.double()
 
 
+@pytest.mark.slow
 def test_a_linear_vae_reaches_probabilistic_pca_on_digits(digits):
     trained, best = linear_check(digits, latents=2)
     assert best == pytest.approx(0.0057067, abs=5e-7)
