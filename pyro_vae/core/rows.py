@@ -32,6 +32,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def given(self) -> tuple[Tensor, ...]:
+        """The context as the last argument of a part, where there is one."""
+        return () if self.context is None else (self.context,)
+
     def arguments(self, size: int | None = None) -> tuple[Any, ...]:
         """``(x, size, context, mask)``, the arguments of model and guide, as far as there are any.
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core import compatibility
-from pyro_vae.core.component import distribution, infer, masked, observed
+from pyro_vae.core.component import Distribution, distribution, infer, masked, observed
 from pyro_vae.core.param_store import register
+from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 if TYPE_CHECKING:
@@ -157,6 +158,30 @@ class VAE(nn.Module):
         else:
             setattr(getattr(self, home), name, value)
             self._bind()
+
+    def posterior(self, rows: Rows) -> Distribution:
+        """``q(z|x)`` of rows with their contexts and masks, batch shape ``(datum,)``."""
+        return infer(self.encoder, rows.x, rows.context, rows.mask)
+
+    def likelihood(self, z: Tensor, rows: Rows) -> Distribution:
+        """``p(x|z)`` at latents ``(*, datum, latent)`` of rows; what is missing there is not scored."""
+        likelihood = compatibility.called("decoder", self.decoder, z, *rows.given)
+        return likelihood if rows.mask is None else masked(likelihood, rows.mask)
+
+    def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
+        """``log p(z) + log p(x|z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
+            >>> vae, rows = linear.as_vae(), Rows(torch.ones(3, 5).double())
+            >>> z = vae.posterior(rows).sample((4,))
+            >>> evidence = vae.log_joint(z, rows) - vae.posterior(rows).log_prob(z)
+            >>> bool((evidence - linear.log_marginal(rows.x)).abs().max() < 1e-12)
+            True
+        """
+        prior = compatibility.called("prior", self.prior, *rows.given)
+        return prior.log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
 
     def like(self, x: Tensor) -> Tensor:
         """``x`` on the device and in the precision of the parameters (itself, where it is so already)."""

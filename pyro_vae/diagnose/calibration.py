@@ -8,10 +8,11 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core.component import evaluating, infer, masked, observed
+from pyro_vae.core.compatibility import called
+from pyro_vae.core.component import evaluating, observed
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.generate import latents, likelihood
+from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
@@ -98,8 +99,8 @@ def sbc(
     device, parts = vae.like(torch.zeros(())).device, []
     with seeded(seed, device), evaluating(vae):
         given = _given(vae, context, mask, simulations)
-        z = latents(vae, simulations, given.context)
-        x = likelihood(vae, z, given.context).sample()
+        z = latents(vae, given)
+        x = called("decoder", vae.decoder, z, *given.given).sample()
         if given.mask is not None and given.mask.shape != x.shape:
             raise DataError(
                 f"mask has shape {tuple(given.mask.shape[1:])} per datum, the model's data {tuple(x.shape[1:])}"
@@ -137,11 +138,10 @@ def _given(vae: VAE, context: Any, mask: Any, number: int) -> Rows:
 
 def _ranks(vae: VAE, rows: Rows, truth: Tensor, draws: int) -> Tensor:
     """The rank of each quantity among the draws of q, shape ``(datum, quantity)``."""
-    q = infer(vae.encoder, rows.x, rows.context, rows.mask)
+    q = vae.posterior(rows)
     z = torch.cat([truth.unsqueeze(0), q.sample((draws,))])
-    scored = likelihood(vae, z, rows.context)
-    scored = scored if rows.mask is None else masked(scored, rows.mask)
-    quantities = torch.cat([z.flatten(2), scored.log_prob(rows.x).unsqueeze(-1)], -1)
+    scores = vae.likelihood(z, rows).log_prob(rows.x)
+    quantities = torch.cat([z.flatten(2), scores.unsqueeze(-1)], -1)
     true, drawn = quantities[0], quantities[1:]
     below, equal = (drawn < true).sum(0), (drawn == true).sum(0)
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long().clamp(max=draws)

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core.component import evaluating, infer
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import make_generator, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.rows import Rows
@@ -108,7 +108,7 @@ class Iterates:
         with seeded(self.seed, self._rows.x.device), evaluating(vae):
             w = weigh(vae.model, vae.guide, *self._rows.arguments(), num_particles=self.sizes["num_particles"])
             few = self._rows.take(slice(0, 8))
-            means = infer(vae.encoder, few.x, few.context, few.mask).mean
+            means = vae.posterior(few).mean
         elbo, likelihood = w.log.double().mean().item(), w.likelihood.double().mean().item()
         weights = [p.detach().clone() for p in _trained(vae).values()]
         flat = torch.cat([p.flatten() for p in weights])

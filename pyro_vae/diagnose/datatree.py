@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
-from pyro_vae.core.component import Distribution, evaluating, infer, masked
+from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -105,7 +105,7 @@ def to_datatree(
         else:
             size = max(1, chunk // (proposals * rows.x[0].numel()))
             drawn = _joined([_resampled(vae, part, draws, proposals) for part in rows.split(size)])
-        x_new = _likelihood(vae, drawn.z, rows).sample()
+        x_new = vae.likelihood(drawn.z, rows).sample()
         z_prior, of_the_prior = from_the_prior(vae, prior_draws, rows.context)
         x_prior = of_the_prior.sample()
     seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
@@ -150,20 +150,13 @@ class _Drawn:
 
 
 def _scored(vae: VAE, rows: Rows, z: Tensor, q: Distribution) -> _Drawn:
-    given = () if rows.context is None else (rows.context,)
-    likelihood = _likelihood(vae, z, rows)
-    scored = likelihood if rows.mask is None else masked(likelihood, rows.mask)
-    log_likelihood = scored.log_prob(rows.x)
-    lp = log_likelihood + vae.prior(*given).log_prob(z)
+    log_likelihood = vae.likelihood(z, rows).log_prob(rows.x)
+    lp = log_likelihood + vae.prior(*rows.given).log_prob(z)
     return _Drawn(z, log_likelihood, lp, lp.double() - q.log_prob(z).double(), None, None)
 
 
-def _likelihood(vae: VAE, z: Tensor, rows: Rows) -> Distribution:
-    return vae.decoder(z, *(() if rows.context is None else (rows.context,)))
-
-
 def _of_the_guide(vae: VAE, rows: Rows, draws: int) -> _Drawn:
-    q = infer(vae.encoder, rows.x, rows.context, rows.mask)
+    q = vae.posterior(rows)
     drawn = _scored(vae, rows, q.sample((draws,)), q)
     if draws < LEAST:
         return drawn
@@ -179,7 +172,7 @@ def _weighed(drawn: _Drawn) -> tuple[_Drawn, Tensor]:
 
 
 def _resampled(vae: VAE, rows: Rows, draws: int, proposals: int) -> _Drawn:
-    q = infer(vae.encoder, rows.x, rows.context, rows.mask)
+    q = vae.posterior(rows)
     drawn, weights = _weighed(_scored(vae, rows, q.sample((proposals,)), q))
     chosen = torch.multinomial(weights.T, draws, replacement=True).T  # (draw, datum)
     column = torch.arange(len(rows), device=chosen.device)

@@ -8,8 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core.component import Distribution, infer, join
-from pyro_vae.core.density import log_joint
+from pyro_vae.core.component import Distribution, join
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
@@ -61,7 +60,7 @@ def amortised(vae: VAE, rows: Rows) -> Free:
         >>> amortised(vae, Rows(torch.ones(3, 5))).parameters.shape
         torch.Size([3, 4])
     """
-    encoder, q = vae.encoder, infer(vae.encoder, rows.x, rows.context, rows.mask)
+    encoder, q = vae.encoder, vae.posterior(rows)
     if q.event_dim != 1 or not q.has_rsample:
         raise ModelError("gaps need latents in one dimension whose q is reparameterised; this one has no such sample")
     if isinstance(encoder, Posterior) and type(encoder).forward is Posterior.forward:
@@ -142,7 +141,7 @@ def weights(vae: VAE, rows: Rows, free: Free, num_particles: int) -> Tensor:
     """
     q = free.q()
     z = q.rsample((num_particles,))
-    return (log_joint(vae, rows, z) - q.log_prob(z)).double()
+    return (vae.log_joint(z, rows) - q.log_prob(z)).double()
 
 
 @torch.enable_grad()
@@ -176,7 +175,7 @@ def climb(vae: VAE, rows: Rows, start: Free, *, steps: int, rate: float, particl
     with pyro.validation_enabled(False):  # a step may land where the decoder is not finite
         for _ in range(steps):
             z = start.family(free).rsample((particles,))
-            elbo = (log_joint(vae, rows, z) - start.family(free.detach()).log_prob(z)).mean(0)
+            elbo = (vae.log_joint(z, rows) - start.family(free.detach()).log_prob(z)).mean(0)
             (gradient,) = torch.autograd.grad(elbo.sum(), free)
             # A datum with such a step stays where it is.
             free.grad = -torch.where(gradient.isfinite().all(-1, keepdim=True), gradient, 0.0)

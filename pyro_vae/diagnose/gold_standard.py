@@ -10,8 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core.component import evaluating, infer
-from pyro_vae.core.density import log_joint
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.progress import counting
@@ -160,7 +159,7 @@ def _refuse_many(vae: VAE, rows: Rows, steps: int) -> None:
 
 def _draws_of_q(vae: VAE, rows: Rows, chains: int, draws: int) -> Tensor:
     """Shape ``(chains, draws, datum, latent)``."""
-    q = infer(vae.encoder, rows.x, rows.context, rows.mask)
+    q = vae.posterior(rows)
     if q.event_dim != 1:
         raise ModelError(f"NUTS needs latents in one dimension, these have shape {tuple(q.event_shape)}")
     return q.sample((chains, draws))
@@ -170,7 +169,7 @@ def _potential(vae: VAE, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dic
     """``-log p(x, loc + scale u)`` of one datum as a function of u."""
 
     def potential(values: dict[str, Tensor]) -> Tensor:
-        return -log_joint(vae, row, (loc + scale * values["z"]).unsqueeze(0)).sum()
+        return -vae.log_joint((loc + scale * values["z"]).unsqueeze(0), row).sum()
 
     return potential
 

@@ -12,10 +12,9 @@ from torch.distributions import Independent, LowRankMultivariateNormal, MixtureS
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.compatibility import called
-from pyro_vae.core.component import evaluating, infer
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.generate import given
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
@@ -87,8 +86,8 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
     chunk = numbers_at_once(chunk, rows.x.device)
     parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
     with seeded(seed, rows.x.device), evaluating(vae):
-        guides = [infer(vae.encoder, part.x, part.context, part.mask) for part in parts]
-        priors = [called("prior", vae.prior, *given(part.context)) for part in parts]
+        guides = [vae.posterior(part) for part in parts]
+        priors = [called("prior", vae.prior, *part.given) for part in parts]
         common = not priors[0].batch_shape
         zs = [q.sample((draws,)) for q in guides]
         found = _latents(guides, priors, zs, common)

@@ -11,10 +11,10 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core.component import Distribution, evaluating, infer, masked, observed
+from pyro_vae.core.component import Distribution, evaluating, observed
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.generate import latents, likelihood
+from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
@@ -216,7 +216,7 @@ def _seen(x: Tensor, mask: Tensor | None) -> Tensor:
 def _replicates(vae: VAE, rows: Rows, draws: int, chunk: int, prior: bool) -> Iterator[tuple[Tensor, list[float]]]:
     """Replicated data sets, and of each the discrepancy of data and replicate; none from the prior."""
     parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
-    guides = [None if prior else infer(vae.encoder, part.x, part.context, part.mask) for part in parts]
+    guides = [None if prior else vae.posterior(part) for part in parts]
     block = max(1, chunk // rows.x.numel())
     for start in range(0, draws, block):
         shape = (min(block, draws - start),)
@@ -228,11 +228,10 @@ def _replicates(vae: VAE, rows: Rows, draws: int, chunk: int, prior: bool) -> It
 
 def _replicate(vae: VAE, rows: Rows, q: Distribution | None, shape: tuple[int]) -> tuple[Tensor, Tensor]:
     """Replicates of some rows, and the sums of log p(x|z) of data and replicate, ``(draw, 2)``."""
-    z = latents(vae, len(rows), rows.context, shape) if q is None else q.sample(shape)
-    p = likelihood(vae, z, rows.context)
+    z = latents(vae, rows, shape) if q is None else q.sample(shape)
+    p = vae.likelihood(z, rows)
     x = p.sample()
-    scored = p if rows.mask is None else masked(p, rows.mask)
-    scores = [scored.log_prob(value).double().sum(-1) for value in (rows.x, observed(x, rows.mask))]
+    scores = [p.log_prob(value).double().sum(-1) for value in (rows.x, observed(x, rows.mask))]
     return _seen(x, rows.mask), torch.stack(scores, -1)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.compatibility import support_of
-from pyro_vae.core.component import Distribution, distribution, infer, masked
+from pyro_vae.core.component import Distribution, distribution
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
@@ -144,7 +144,7 @@ class Path:
             torch.Size([4, 3, 2])
         """
         with torch.no_grad():
-            q = infer(vae.encoder, rows.x, rows.context, rows.mask)
+            q = vae.posterior(rows)
         refuse_latents(q, "encoder")
         return cls(vae, rows, q, cls.prior_of(vae, rows))
 
@@ -157,9 +157,8 @@ class Path:
     @staticmethod
     def prior_of(vae: VAE, rows: Rows) -> Distribution:
         """p(z) at the contexts of the rows; a ModelError if z is discrete or bounded."""
-        given = () if rows.context is None else (rows.context,)
         with torch.no_grad():
-            prior = distribution(vae.prior, "prior", *given)
+            prior = distribution(vae.prior, "prior", *rows.given)
         refuse_latents(prior, "prior")
         return prior
 
@@ -174,18 +173,12 @@ class Path:
         nan = torch.full((), torch.nan, dtype=z.dtype, device=z.device)
         with torch.enable_grad():
             z = torch.where(finite, z, torch.zeros_like(nan)).detach().requires_grad_()
-            log_q, log_p = self.q.log_prob(z), self._log_joint(z)
+            log_q = self.q.log_prob(z)
+            log_p = self.prior.log_prob(z) + self.vae.likelihood(z, self.rows).log_prob(self.rows.x)
             (slope_q,) = torch.autograd.grad(log_q.sum(), z)
             (slope_p,) = torch.autograd.grad(log_p.sum(), z)
         slope_p = torch.where(like_event(inside, z), slope_p, nan)
         return State(z.detach(), log_q.detach(), torch.where(inside, log_p.detach(), nan), slope_q, slope_p)
-
-    def _log_joint(self, z: Tensor) -> Tensor:
-        rows = self.rows
-        given = () if rows.context is None else (rows.context,)
-        likelihood = distribution(self.vae.decoder, "decoder", z, *given)
-        likelihood = likelihood if rows.mask is None else masked(likelihood, rows.mask)
-        return self.prior.log_prob(z) + likelihood.log_prob(rows.x)
 
 
 @contextmanager

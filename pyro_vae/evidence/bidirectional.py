@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.component import observed
-from pyro_vae.core.generate import latents, likelihood
+from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.evidence.annealed import Path, State, Tuning, along, moved, places, still, tuned
@@ -24,8 +24,8 @@ def simulated(vae: VAE, rows: Rows) -> tuple[Tensor, Rows]:
         >>> z.shape, rows.x.shape
         (torch.Size([3, 2]), torch.Size([3, 5]))
     """
-    z = latents(vae, len(rows), rows.context)
-    x = likelihood(vae, z, rows.context).sample()
+    z = latents(vae, rows)
+    x = vae.likelihood(z, rows).sample()
     return z, Rows(observed(x, rows.mask), rows.context, rows.mask)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from pyro_vae.core.component import evaluating, infer
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -30,10 +30,8 @@ def countable_features(vae: VAE, rows: Rows) -> tuple[bool, ...]:
         (False, False)
     """
     one = rows.take(slice(1)).like(vae)
-    given = () if one.context is None else (one.context,)
     with seeded(0, one.x.device), evaluating(vae):
-        z = infer(vae.encoder, one.x, one.context, one.mask).sample()
-        likelihood = vae.decoder(z, *given)
+        likelihood = vae.decoder(vae.posterior(one).sample(), *one.given)
     features = base(likelihood)
     parts, sizes = (features.parts, features.sizes) if isinstance(features, Side) else ([features], [rows.x[0].numel()])
     return tuple(_is_discrete(part) for part, size in zip(parts, sizes, strict=True) for _ in range(size))

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.core.component import evaluating, infer
+from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.rows import as_tensor, rows_of
@@ -74,9 +74,8 @@ def reconstructions(
         >>> _ = reconstructions(vae, torch.ones(3, 4), image_shape=(2, 2))
     """
     rows = rows_of(x).take(slice(count)).like(vae)
-    given = () if rows.context is None else (rows.context,)
     with evaluating(vae):
-        mean = vae.decoder(infer(vae.encoder, rows.x, rows.context, rows.mask).mean, *given).mean
+        mean = vae.likelihood(vae.posterior(rows).mean, rows).mean
     title = "Held-out data and their reconstructions (mean of p(x|z) at the mean of q(z|x))"
     return _gallery({"data": rows.x, "reconstruction": mean}, image_shape, limits, title)
 
@@ -164,7 +163,7 @@ def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
     """
     rows = rows_of(x).like(vae)
     with evaluating(vae):
-        points, names = _plane(infer(vae.encoder, rows.x, rows.context, rows.mask).mean.cpu().numpy())
+        points, names = _plane(vae.posterior(rows).mean.cpu().numpy())
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     axes = figure.subplots()
     classes = np.zeros(len(rows), int) if labels is None else labels.cpu().numpy()
