@@ -1,5 +1,6 @@
 """Estimators with discrete guides, hierarchies of latents and further plates."""
 
+import contextlib
 import itertools
 
 import pyro
@@ -12,6 +13,7 @@ from pyro.infer import Trace_ELBO
 import pyro_vae as pv
 from pyro_vae.elbo import ELBO, IWAE, PIWAE, STL, VIMCO, DReG, ScoreFunction, Thermodynamic, log_weights
 from pyro_vae.elbo.bounds import log_mean_exp
+from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import ModelError
 
 OUTCOMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -273,3 +275,57 @@ def test_what_stays_outside_the_bound_is_what_all_data_sites_have_in_common():
     for loss in ELBO(4), IWAE(4):
         assert abs(value(loss, "x") - value(loss, "y")) < 1e-10
     assert abs(value(ELBO(), "x") - value(Trace_ELBO(), "x")) < 1e-10
+
+
+@pytest.mark.parametrize("inner", [0, 1, 2, 3])
+def test_plates_within_the_data_are_summed_over_however_many_there_are(inner):
+    x = torch.randn(*[2] * inner, 5, generator=torch.Generator().manual_seed(1)).double()
+
+    def model(x):
+        with pyro.plate("data", x.shape[-1], dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+            with contextlib.ExitStack() as within:
+                for i in range(inner):
+                    within.enter_context(pyro.plate(f"within {i}", 2, dim=-2 - i))
+                pyro.sample("x", dist.Normal(z, 0.7), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[-1], dim=-1):
+            pyro.sample("z", dist.Normal(x.flatten(0, -2).sum(0) if inner else x, 0.5))
+
+    number = 2**inner
+    weights = weigh(model, guide, x, num_particles=3)
+    z = weights.guide_trace.nodes["z"]["value"].reshape(3, 5)
+    each = x.reshape(number, 5)
+    centre = each.sum(0) if inner else each[0]
+    said = dist.Normal(z, 0.7).log_prob(each.unsqueeze(1)).sum(0) + dist.Normal(0.0, 1.0).log_prob(z)
+    torch.testing.assert_close(weights.log, said - dist.Normal(centre, 0.5).log_prob(z))
+
+
+def test_a_temperature_of_each_datum_is_its_own_wherever_the_data_lie():
+    x, temperature = torch.linspace(-1, 1, 5).double(), torch.linspace(0.5, 2, 5).double()
+
+    def parts(dim):
+        def along(values):
+            return values.reshape(-1, *[1] * (-1 - dim))
+
+        def latent(loc, scale):
+            with pyro.poutine.scale(scale=along(temperature)):
+                return pyro.sample("z", dist.Normal(loc, scale))
+
+        def model(x):
+            with pyro.plate("data", 5, dim=dim):
+                z = latent(torch.zeros(()).double(), 1.0)
+                pyro.sample("x", dist.Normal(z, 0.7), obs=along(x))
+
+        def guide(x):
+            with pyro.plate("data", 5, dim=dim):
+                latent(along(x), 0.5)
+
+        return model, guide
+
+    found = []
+    for dim in (-1, -2):
+        torch.manual_seed(0)
+        found.append(weigh(*parts(dim), x, num_particles=3).log)
+    torch.testing.assert_close(*found)

@@ -438,3 +438,11 @@ def test_the_middle_of_the_bounds_and_its_error_are_those_by_hand():
     assert np.allclose(found.log_evidence, (found.lower + found.upper) / 2, atol=1e-12)
     parts = (found.upper - found.lower) ** 2 + found.lower_mcse**2 + found.upper_mcse_given_z**2
     assert np.allclose(found.mcse, np.sqrt(parts) / 2, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "number"), [("iw", 500), ("psis", 500), ("ais", 32), ("ais_prior", 32), ("bdmc", 32)]
+)
+def test_how_many_particles_there_are_where_none_are_asked_for(method, number):
+    found = pv.log_evidence(MODEL.as_vae(), MODEL.sample(2), method=method, temperatures=1, leapfrog=1)
+    assert found.num_particles == number
