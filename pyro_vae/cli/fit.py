@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from pyro_vae.cli.build import build, first_line
 from pyro_vae.cli.checksums import validate_unchanged
 from pyro_vae.cli.messages import plain
-from pyro_vae.cli.run_folder import RunFolder, load_weights
+from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import as_yaml, instances, training
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
@@ -32,6 +32,7 @@ from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
 from pyro_vae.train.callbacks import Callback
 from pyro_vae.train.callbacks.schedules import refuse_plateau
+from pyro_vae.train.checkpoint import save_load
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.fit import Fit, fit
 from pyro_vae.train.resume import validation_hash
@@ -237,7 +238,7 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnfinishedRunWarning)
         warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
-        load_weights(vae, Path(folder) / "weights.safetensors")
+        save_load.load(Path(folder) / "weights.safetensors", into=vae)
     if data is None:
         return first, vae, of_run.held_out
     held_out = load(data)

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from pyro_vae.cli.checksums import put, sum_of
 from pyro_vae.core.vae import VAE
-from pyro_vae.errors import DataError, OutputError
-from pyro_vae.train.checkpoint.save_load import load, write_vae
+from pyro_vae.errors import OutputError
+from pyro_vae.train.checkpoint.save_load import write_vae
 from pyro_vae.train.checkpoint.tensor_file import staged
 
 if TYPE_CHECKING:
@@ -110,28 +110,6 @@ class RunFolder:
             why = write_vae(vae, path, step)
         if why:
             print(f"pyro-vae: {self.path / name}: {why}", file=sys.stderr)
-
-
-def load_weights(vae: VAE, path: str | Path) -> None:
-    """Fill a VAE with weights that :class:`RunFolder` wrote, and with what they were trained on.
-
-    Args:
-        vae: of the same architecture.
-        path: a file that :func:`pyro_vae.save` or a run wrote; nothing is unpickled.
-
-    Raises:
-        DataError: if the file cannot be read, is of another architecture, or a weight is not a finite number.
-
-    Example:
-        >>> import pyro_vae as pv, torch
-        >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
-        >>> load_weights(vae, "nowhere.safetensors")
-        Traceback (most recent call last):
-        pyro_vae.errors.DataError: nowhere.safetensors: ...
-    """
-    load(path, into=vae)
-    if bad := [name for name, weight in vae.state_dict().items() if not weight.isfinite().all()]:
-        raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
 
 
 def first_free(path: Path) -> Path:

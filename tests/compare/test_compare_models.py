@@ -11,7 +11,7 @@ from helpers.checks import linear_gaussian, small_vae, z_score
 
 import pyro_vae as pv
 from pyro_vae import plots
-from pyro_vae.cli.run_folder import RunFolder, load_weights
+from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.models import judge_models, stacking_weights
 from pyro_vae.compare.swap import rank, ranking_table
 from pyro_vae.data import Data, Rows
@@ -213,11 +213,11 @@ def test_what_was_trained_on_is_written_with_the_weights(tmp_path):
     with RunFolder(tmp_path / "run") as run:
         run.weights("weights.safetensors", vae)
         run.weights("untrained.safetensors", again)
-    load_weights(again, tmp_path / "run" / "weights.safetensors")
+    pv.load(tmp_path / "run" / "weights.safetensors", into=again)
     assert np.array_equal(again.trained_on.rows, vae.trained_on.rows)
     with pytest.raises(DataError, match="x_test was trained on: 7 of its 7 rows"):
         pv.compare_models({"again": again, "other": small_vae()}, x[:7])
-    load_weights(again, tmp_path / "run" / "untrained.safetensors")
+    pv.load(tmp_path / "run" / "untrained.safetensors", into=again)
     assert again.trained_on is None
     with pytest.raises(DataError, match="cannot be read"):
         Trained.from_text("{}")

@@ -417,3 +417,13 @@ def test_a_run_of_the_first_format_is_loaded_and_not_resumed():
     vae = load(SAVED / "run")
     with pytest.raises(DataError, match="was begun by an earlier pyro-vae, whose runs this one cannot resume; load"):
         pv.fit(vae, torch.tensor([[0.0, 1.0, 1.0, 2.0], [1.0, 0.0, 0.0, 1.0]]), resume=SAVED / "run", progress=False)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_that_are_not_numbers_are_refused(whole, tmp_path):
+    vae = vae_of()
+    with torch.no_grad():
+        vae.decoder.net[0].bias[1] = torch.nan
+    save(vae, tmp_path / "vae.safetensors")
+    with pytest.raises(DataError, match="weights in model.decoder.net.0.bias are not all finite"):
+        load(tmp_path / "vae.safetensors", **({} if whole else {"into": vae_of()}))

@@ -85,7 +85,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
 
     Raises:
         DataError: if the file is damaged, of a newer format, of another architecture or of unknown classes, or holds
-            no description.
+            no description; or if a weight is not a number.
         SettingsError: if ``classes`` holds anything but classes of modules.
 
     Example:
@@ -99,6 +99,8 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
     path, described, weights, about = _read(Path(path))
     if told := _gone_on(path, about):
         warnings.warn(told, UnfinishedRunWarning, stacklevel=2)
+    if bad := [name for name, weight in weights.items() if isinstance(weight, Tensor) and weight.isnan().any()]:
+        raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
     known = about.get("trained_on")
     trained_on = Trained.from_text(known) if known else None
     if into is not None:
