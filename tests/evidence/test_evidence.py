@@ -326,6 +326,14 @@ def test_the_verdict_turns_at_the_thresholds_that_are_stated():
     assert judged(khat=np.nan) == "doubtful", "it takes 25 particles"
 
 
+@pytest.mark.parametrize(("spread", "level"), [(0.15, "fine"), (0.26, "doubtful")])
+def test_bounds_that_meet_are_fine_only_if_their_gap_is_known_well(spread, level):
+    """Four data: twice the error of the mean gap is its standard deviation, 2 spread / √3."""
+    gap = xr.DataArray([-spread, spread, -spread, spread], dims="datum")
+    found = xr.Dataset({"lower": xr.zeros_like(gap), "upper": gap}, attrs={"method": "bdmc"})
+    assert judge_evidence(found).level == level
+
+
 def test_two_starts_agree_within_their_errors_or_the_lower_is_wrong():
     """Four data: the error of the mean difference is half of each."""
     assert judged(difference=-0.09) == judged(difference=0.09) == "fine"
