@@ -425,5 +425,5 @@ def test_weights_that_are_not_numbers_are_refused(whole, tmp_path):
     with torch.no_grad():
         vae.decoder.net[0].bias[1] = torch.nan
     save(vae, tmp_path / "vae.safetensors")
-    with pytest.raises(DataError, match="weights in model.decoder.net.0.bias are not all finite"):
+    with pytest.raises(DataError, match=r"weights in model\.decoder\.net\.0\.bias are not all finite"):
         load(tmp_path / "vae.safetensors", **({} if whole else {"into": vae_of()}))
