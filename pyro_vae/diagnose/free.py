@@ -90,7 +90,7 @@ def diagonal(loc: Tensor, scale: Tensor) -> Free:
         >>> torch.equal(diagonal(torch.ones(3, 2), torch.ones(3, 2)).q().stddev, torch.ones(3, 2))
         True
     """
-    return Free(DiagNormal(nn.Identity()).distribution, torch.cat([loc, scale.log()], -1).detach(), "DiagNormal")
+    return Free(DiagNormal(nn.Identity()).distribution, torch.cat([loc, scale.log()], -1), "DiagNormal")
 
 
 def full(loc: Tensor, scale_tril: Tensor) -> Free:
@@ -107,7 +107,7 @@ def full(loc: Tensor, scale_tril: Tensor) -> Free:
     row, column = torch.tril_indices(loc.shape[-1], loc.shape[-1], -1, device=loc.device)
     on_diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
     parameters = torch.cat([loc, on_diagonal.log(), scale_tril[..., row, column]], -1)
-    return Free(FullNormal(nn.Identity()).distribution, parameters.detach(), "FullNormal")
+    return Free(FullNormal(nn.Identity()).distribution, parameters, "FullNormal")
 
 
 def as_full(q: Distribution, draws: int = 2000) -> Free:

@@ -143,7 +143,8 @@ def inference_gaps(
     with seeded(seed, rows.x.device), evaluating(vae), counting("inference gaps", progress) as count:
         known = known or _oracle(vae, rows)
         start, parts = amortised(vae, rows), []
-        for one in count(iter(_slices(len(rows), optimised)), -(-len(rows) // optimised)):
+        slices = _slices(len(rows), optimised)
+        for one in count(iter(slices), len(slices)):
             members = _climbed(vae, rows.take(one), start.take(one), steps=steps, rate=rate, particles=particles)
             for two in _slices(len(members[0].parameters), measured):
                 known_here = known and _Known(known.value[one][two], known.error[one][two], known.source)
