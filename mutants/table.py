@@ -43,6 +43,11 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("pyro_vae.diagnose.gaps", "2 ** 32", "2 * 32"): "which seed it is does not matter, as long as all members have it",
     ("pyro_vae.diagnose.free", "-1", "1"): "parameters have two dimensions: the last is number 1",
     ("pyro_vae.diagnose.latents", "True", "False"): "zip's own check of lists that are made side by side",
+    (
+        "pyro_vae.diagnose.calibration",
+        "(torch.rand(equal.shape, device=equal.device) * (equal + 1)).long().clamp(max=draws)",
+        "(torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()",
+    ): "float32 rounds one draw in some ten million up to the next whole number",
     ("pyro_vae.elbo.objectives", "self.step.device != device", "self.step.device == device"): (
         "on a CPU there is one device; test_devices sees it on a GPU"
     ),

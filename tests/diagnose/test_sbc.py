@@ -211,6 +211,9 @@ def test_few_draws_do_not_bend_the_coverage():
     found = sbc(MODEL.as_vae(), simulations=3000, draws=9)
     z = (found.coverage - found.level) / found.coverage_se
     assert float(abs(z).max()) < 5
+    latents = found.coverage.isel(quantity=slice(-1))
+    assert np.allclose(found.expected_coverage, latents.mean("quantity"), rtol=1e-12), "a mean over all latents"
+    assert not np.allclose(found.expected_coverage, latents[0], rtol=1e-6), "power"
 
 
 def test_the_joint_p_value_pays_for_every_quantity():
