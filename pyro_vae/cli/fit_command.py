@@ -7,7 +7,7 @@ from rich.console import Console
 
 from pyro_vae.cli.fit import Begin, keeping, settings_of, train, untrained
 from pyro_vae.cli.interrupts import interruptible
-from pyro_vae.cli.report import save_fit, show_baseline, show_fit
+from pyro_vae.cli.report import save_fit, show_baseline, show_fit, write_held_out_rows
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import DataError, SettingsError
@@ -43,6 +43,7 @@ def run_fit(asked: Namespace) -> int:
         show_fit(result, Console())
         if result.history.sizes["epoch"]:
             save_fit(run, result, data.held_out)
+            write_held_out_rows(run, data)
             show_baseline(result, data.held_out, data.train, Console(), seed=settings.seed)
         run.show(Console())
         if result.interrupted:

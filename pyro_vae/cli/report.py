@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.elbos import verdict
 from pyro_vae.compare.recommend import recommend
@@ -130,6 +131,27 @@ def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
     run.figure("reconstructions.png", plots.reconstructions(fit.vae, held_out.x, **look))
     run.figure("prior_samples.png", plots.prior_samples(fit.vae, **look))
     run.figure("latent.png", plots.latent_space(fit.vae, shown.x, labels=shown.labels))
+
+
+def write_held_out_rows(run: RunFolder, data: Loaded) -> None:
+    """Write which rows of the file were held out, one a line, where training split the file.
+
+    Example:
+        >>> import tempfile
+        >>> part = Data(torch.zeros(5, 2), source="table.csv").rows(torch.tensor([4, 1]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = RunFolder(folder)
+        ...     write_held_out_rows(run, Loaded(part, part, files=(part,)))
+        ...     print((run.path / "held_out_rows.txt").read_text(), end="")
+        # the rows of table.csv that were held out, counted from 0 after any header
+        4
+        1
+    """
+    labels = data.held_out.row_labels
+    if len(data.files) > 1 or labels is None:
+        return
+    head = f"# the rows of {data.held_out.source} that were held out, counted from 0 after any header"
+    run.text("held_out_rows.txt", "\n".join([head, *map(str, labels.tolist())]) + "\n")
 
 
 def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
