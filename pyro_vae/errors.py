@@ -105,6 +105,14 @@ class DuplicateRowsWarning(UserWarning):
     """
 
 
+class AtomsWarning(UserWarning):
+    """Models are compared by their densities at values that many rows share exactly.
+
+    >>> issubclass(AtomsWarning, UserWarning)
+    True
+    """
+
+
 class UncapturedStepWarning(UserWarning):
     """The compiled step cannot be captured as a CUDA graph; it is launched kernel by kernel, and is slower.
 

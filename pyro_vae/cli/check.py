@@ -21,13 +21,14 @@ def run_check(settings: Namespace) -> int:
 
     whole("rows", settings.rows, 2)
     above_zero("budget", settings.budget)
-    _, vae, held_out = trained_run(settings.run, settings.data)
+    _, vae, held_out, trained = trained_run(settings.run, settings.data)
     shown = held_out.rows(torch.arange(min(len(held_out.x), settings.rows)))
     out = first_free(Path(settings.run) / "check") if settings.out is None else settings.out
     with RunFolder(out) as run:
         tree = check(
-            vae, shown, history=_history(Path(settings.run)), budget=settings.budget, seed=settings.seed, progress=True
-        )
+            vae, shown, history=_history(Path(settings.run)), train=trained, budget=settings.budget,
+            seed=settings.seed, progress=True,
+        )  # fmt: skip
         with run.file("check.nc") as path:
             tree.to_netcdf(path, engine="h5netcdf")
         run.text("report.html", as_html(tree, f"Check of {settings.run}", image_shape=held_out.image_shape))

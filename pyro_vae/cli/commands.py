@@ -20,9 +20,10 @@ COMMANDS = {
 EPILOGUE = """
 Examples:
   pyro-vae demo
-  pyro-vae fit --data table.csv --out runs/first --latent_dim 4 --epochs 200
+  pyro-vae fit --data table.csv --out runs/first --latent_dim 4  (until the validation ELBO stops rising)
+  pyro-vae fit --data table.csv --out runs/second --epochs 200
   pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
-  pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with --epochs 400)
+  pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with more --epochs)
   pyro-vae compare --run runs/first --out runs/first-compared
   pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
@@ -48,6 +49,7 @@ def resume_settings(
     data: str | None = None,
     validation_data: str | None = None,
     epochs: int | None = None,
+    steps: int | None = None,
     device: str | None = None,
 ) -> None:
     """Go on with a run that was stopped or killed, from its newest whole checkpoint.
@@ -57,6 +59,7 @@ def resume_settings(
         data: where its data are now, if they were moved; they must be the same rows.
         validation_data: the same of its held-out data.
         epochs: passes over the data, those before included; by default as many as it was begun with.
+        steps: at most so many, those before included, of a run that ends by its validation ELBO.
         device: auto, cpu or cuda; by default the one it was begun on. Another gives slightly different numbers.
     """
 

@@ -71,7 +71,7 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
 
 def _of_run(settings: Namespace) -> int:
     _refuse_training_settings(settings)
-    first, vae, held_out = trained_run(settings.run, settings.data)
+    first, vae, held_out, _ = trained_run(settings.run, settings.data)
     with RunFolder(settings.out) as run:
         _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
@@ -106,16 +106,21 @@ def _refuse_estimators(settings: Namespace, vae: VAE, held_out: Data) -> None:
 def _trained(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = True) -> tuple[dict[str, VAE], Fit]:
     """Train, and what was kept on the way, by its moment."""
     moments = {"start": copy.deepcopy(vae)}
-    fitted = train(settings, vae, data, on_epoch=_halfway(moments, settings.epochs), progress=progress)
+    copies: dict[int, VAE] = {}
+    fitted = train(settings, vae, data, on_epoch=_halfway(copies, settings.epochs), progress=progress)
+    end = fitted.history.attrs["weights_epoch"] or fitted.history.sizes["epoch"]
+    before = [epoch for epoch in copies if epoch < end]
+    if before:
+        moments["middle"] = copies[min(before, key=lambda epoch: abs(epoch - end / 2))]
     return {**moments, "end": vae}, fitted
 
 
-def _halfway(moments: dict[str, VAE], epochs: int) -> Callable[[int, VAE], None]:
-    """What keeps a copy of the VAE in the middle of training."""
+def _halfway(copies: dict[int, VAE], epochs: int | None) -> Callable[[int, VAE], None]:
+    """What keeps a copy of the VAE in the middle of training, or after epochs 1, 2, 4, … where its end is not known."""
 
     def keep(epoch: int, vae: VAE) -> None:
-        if epoch == epochs // 2 and epochs > 1:
-            moments["middle"] = copy.deepcopy(vae)
+        if epoch & (epoch - 1) == 0 if epochs is None else epoch == epochs // 2 and epochs > 1:
+            copies[epoch] = copy.deepcopy(vae)
 
     return keep
 

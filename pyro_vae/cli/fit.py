@@ -5,7 +5,7 @@ import copy
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from pyro_vae.cli.settings import as_yaml, instances, training
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import whole
 from pyro_vae.data import Data, load, load_held_out, split, stream
 from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.data.streams import Streamed
@@ -30,7 +31,7 @@ from pyro_vae.data.streams.parquet import parquet_fragments
 from pyro_vae.data.streams.zarr_store import is_zarr
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
-from pyro_vae.train.callbacks import Callback
+from pyro_vae.train.callbacks import Callback, EarlyStopping
 from pyro_vae.train.callbacks.schedules import refuse_plateau
 from pyro_vae.train.checkpoint import save_load
 from pyro_vae.train.checkpoint.rotation import Checkpoints
@@ -187,13 +188,38 @@ def train(settings: Namespace, vae: VAE, data: Loaded, **more: Any) -> Fit:
         more: of :func:`~pyro_vae.fit`, besides what the settings say.
     """
     made = instances(settings)
-    callbacks = [*(made.callbacks or ()), *more.pop("callbacks", ())]  # what begins the folder is to come last
+    own = list(made.callbacks or ())
+    # What begins the folder is to come last.
+    callbacks = [*own, *_stopping(settings, own), *more.pop("callbacks", ())]
     return fit(
         vae, data.train if data.stream is None else data.stream, validation_data=data.held_out,
-        elbo=made.elbo or Trace_ELBO(), optimizer=_optimizer(made), epochs=settings.epochs,
+        elbo=made.elbo or Trace_ELBO(), optimizer=_optimizer(made), epochs=epochs_of(settings, data),
         batch_size=settings.batch_size, device=settings.device, seed=settings.seed, engine=settings.engine,
         clip_norm=made.clip_norm, precision=made.precision, callbacks=callbacks, **more,
     )  # fmt: skip
+
+
+def epochs_of(settings: Namespace, data: Loaded) -> int:
+    """How many epochs training has at most: those asked for, or as many as hold the steps.
+
+    Example:
+        >>> rows = Data(torch.zeros(300, 2))
+        >>> epochs_of(Namespace(epochs=None, steps=1000, batch_size=None), Loaded(rows, rows, files=()))
+        334
+    """
+    if settings.epochs is not None:
+        return int(settings.epochs)
+    number = len(data.train.x) if data.stream is None else len(data.stream)
+    batch = min(128, number) if settings.batch_size is None else max(1, settings.batch_size)
+    return -(-whole("steps", settings.steps, 1) // -(-number // batch))
+
+
+def _stopping(settings: Namespace, callbacks: Sequence[Callback]) -> list[Callback]:
+    """What ends training where no number of epochs is asked for, unless the user chose how."""
+    if settings.epochs is not None or any(isinstance(callback, EarlyStopping) for callback in callbacks):
+        return []
+    patience = whole("patience", settings.patience, 1)
+    return [EarlyStopping(10, steps=patience, restore=not any(callback.final for callback in callbacks))]
 
 
 def settings_of(folder: str | Path) -> Namespace:
@@ -225,8 +251,8 @@ def _refuse_code(folder: Path) -> None:
             )
 
 
-def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
-    """The VAE of a run folder, before and after, and data to judge it by: its held-out ones, or those given.
+def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data, Data]:
+    """The VAE of a run folder, before and after, data to judge it by (its held-out ones, or those given), and its own.
 
     Raises:
         DataError: if the folder is not of a run, or the data are of other columns.
@@ -240,11 +266,11 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data]:
         warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
         save_load.load(Path(folder) / "weights.safetensors", into=vae)
     if data is None:
-        return first, vae, of_run.held_out
+        return first, vae, of_run.held_out, of_run.train
     held_out = load(data)
     refuse_other_width(held_out, of_run.train)
     rows_for(vae, held_out)  # all of them, though only some are looked at
-    return first, vae, held_out
+    return first, vae, held_out, of_run.train
 
 
 def _refuse_other_data(run: Any, about: Path) -> None:

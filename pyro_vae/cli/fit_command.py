@@ -7,10 +7,10 @@ from rich.console import Console
 
 from pyro_vae.cli.fit import Begin, keeping, settings_of, train, untrained
 from pyro_vae.cli.interrupts import interruptible
-from pyro_vae.cli.report import save_fit, show_fit
+from pyro_vae.cli.report import save_fit, show_baseline, show_fit, write_held_out_rows
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.core.validation import whole
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.distributed.group import launched, writes
 from pyro_vae.train.distributed.launch import launch
@@ -43,6 +43,8 @@ def run_fit(asked: Namespace) -> int:
         show_fit(result, Console())
         if result.history.sizes["epoch"]:
             save_fit(run, result, data.held_out)
+            write_held_out_rows(run, data)
+            show_baseline(result, data.held_out, data.train, Console(), seed=settings.seed)
         run.show(Console())
         if result.interrupted:
             Console().print(f"Go on with: pyro-vae fit --resume {run.path}", highlight=False, soft_wrap=True)
@@ -55,7 +57,11 @@ def _settled(asked: Namespace) -> Namespace:
         return asked
     settings = settings_of(asked.resume)
     settings.out = asked.resume
-    for name in ("data", "validation_data", "epochs", "device"):
+    if asked.epochs is not None and settings.epochs is None:
+        raise SettingsError(f"{asked.resume} ends by its validation ELBO, not by epochs; raise --steps")
+    if asked.steps is not None and settings.epochs is not None:
+        raise SettingsError(f"{asked.resume} has {settings.epochs} epochs; raise --epochs, or leave --steps out")
+    for name in ("data", "validation_data", "epochs", "steps", "device"):
         if asked[name] is not None:
             settings[name] = asked[name]
         elif "data" in name and settings[name] and not Path(settings[name]).exists():

@@ -10,13 +10,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.elbos import verdict
 from pyro_vae.compare.recommend import recommend
 from pyro_vae.compare.seeds import drawn, refuse_stacked
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
+from pyro_vae.evidence import baseline, judge_baseline
 from pyro_vae.train.fit import Fit
+
+BASELINE_ROWS, BASELINE_PARTICLES = 512, 100
+"""At most so many held-out rows, with so many particles each, are compared with baselines at the end of a fit."""
 
 
 def comparison_table(comparison: xr.Dataset) -> Table:
@@ -128,6 +133,27 @@ def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
     run.figure("latent.png", plots.latent_space(fit.vae, shown.x, labels=shown.labels))
 
 
+def write_held_out_rows(run: RunFolder, data: Loaded) -> None:
+    """Write which rows of the file were held out, one a line, where training split the file.
+
+    Example:
+        >>> import tempfile
+        >>> part = Data(torch.zeros(5, 2), source="table.csv").rows(torch.tensor([4, 1]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = RunFolder(folder)
+        ...     write_held_out_rows(run, Loaded(part, part, files=(part,)))
+        ...     print((run.path / "held_out_rows.txt").read_text(), end="")
+        # the rows of table.csv that were held out, counted from 0 after any header
+        4
+        1
+    """
+    labels = data.held_out.row_labels
+    if len(data.files) > 1 or labels is None:
+        return
+    head = f"# the rows of {data.held_out.source} that were held out, counted from 0 after any header"
+    run.text("held_out_rows.txt", "\n".join([head, *map(str, labels.tolist())]) + "\n")
+
+
 def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
     """Write a comparison and its figures.
 
@@ -167,6 +193,25 @@ def show_fit(fit: Fit, console: Console) -> None:
     console.print(in_one_line(fit), highlight=False, soft_wrap=True)
 
 
+def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, seed: int = 0) -> None:
+    """Print how the held-out log-likelihood compares with that of simple models.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> vae, x = linear.as_vae(), linear.sample(20)
+        >>> show_baseline(Fit(vae, xr.Dataset(), "cpu"), Data(x[:10]), Data(x[10:]), Console(width=400))
+        Beside simple models ... log p(x) of 10 data ...
+    """
+    shown = held_out.rows(torch.arange(min(len(held_out.x), BASELINE_ROWS)))
+    if len(shown.x) < 2:
+        return
+    finding = judge_baseline(baseline(fit.vae, shown, train=train, num_particles=BASELINE_PARTICLES, seed=seed))
+    console.print(f"Beside simple models ({finding.level}): {finding.why}.", highlight=False, soft_wrap=True)
+    if finding.next:
+        console.print(f"Next: {finding.next}.", highlight=False, soft_wrap=True)
+
+
 def in_one_line(fit: Fit) -> str:
     """What training came to.
 
@@ -178,7 +223,8 @@ def in_one_line(fit: Fit) -> str:
     """
     if not fit.history.sizes["epoch"]:
         return "Interrupted before the first step was taken"
-    last = fit.history.isel(epoch=-1)
+    kept = fit.history.attrs.get("weights_epoch", 0) or fit.history.sizes["epoch"]
+    last = fit.history.isel(epoch=kept - 1)
     parts = [
         f"{last[f'{part}_elbo'].item():.3f} ± {last[f'{part}_elbo_se'].item():.3f} nats in {label}"
         for part, label in (("train", "training"), ("validation", "validation"))
@@ -187,8 +233,9 @@ def in_one_line(fit: Fit) -> str:
     ended = "Interrupted after" if fit.interrupted else "Trained for"
     epochs = fit.history.sizes["epoch"]
     seconds = fit.history.seconds.sum().item()
+    which = f", with the weights after epoch {kept}, which the validation data chose" if kept != epochs else ""
     return (
-        f"{ended} {epochs} epoch{'s' * (epochs != 1)} on {fit.device} in {seconds:.1f} s: "
+        f"{ended} {epochs} epoch{'s' * (epochs != 1)} on {fit.device} in {seconds:.1f} s{which}: "
         f"ELBO per datum {', '.join(parts)}"
     )
 

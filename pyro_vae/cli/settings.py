@@ -42,7 +42,9 @@ def fit_settings(
     posterior: PosteriorMaker = DiagNormal,
     elbo: ELBO | None = None,
     optimizer: OptimizerMaker = torch.optim.Adam,
-    epochs: int = 100,
+    epochs: int | None = None,
+    steps: int = 20_000,
+    patience: int = 1000,
     batch_size: int | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -67,7 +69,11 @@ def fit_settings(
         posterior: the class of q(z|x), called with the encoder network.
         elbo: the estimator; Trace_ELBO if not given.
         optimizer: a class of torch.optim, called with the parameters.
-        epochs: passes over the data.
+        epochs: passes over the data, all of which are made. By default training ends when the validation ELBO stops
+            rising, and the weights are those of the best epoch: it ends after --patience steps, and 10 epochs, in which
+            no epoch was better than the best by more than one standard error of the paired difference.
+        steps: at most so many, where --epochs is not given.
+        patience: steps without a better validation ELBO that end training, where --epochs is not given.
         batch_size: data per step; by default 128, or all data where there are fewer.
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.

@@ -16,6 +16,7 @@ from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.evidence.atoms import REMEDY, atoms, warn_of_atoms
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model
 from pyro_vae.evidence.judge import agreement
@@ -72,6 +73,11 @@ def compare_models(
     says so, and standard errors are clustered by distinct row. Where each row occurs r times, ``elpd_diff`` and
     ``dse`` are both r times those of the distinct rows. Rows of few countable values, which are equal by chance,
     do not count as duplicates.
+
+    An atom is a value that more than a fifth of the rows share exactly, such as a pixel that is 0. Where such a feature
+    is a density under all models, their difference is that of densities at one point, which can be made as large as one
+    likes by a narrow likelihood: an :class:`~pyro_vae.errors.AtomsWarning` says so, and the attribute ``atoms`` names
+    the features.
 
     Args:
         models: name → VAE, or the dataset that :func:`log_evidence` made of it and of ``x_test``; at least two.
@@ -146,10 +152,12 @@ def compare_models(
     pairs = guides_of_one_model(found, number)
     table = _table(found, number, pairs).assign(kind=pd.Series(kinds))
     unlike = differing(features, getattr(x_test, "columns", None))
+    told = atoms(rows, features.values(), getattr(x_test, "columns", None))
+    warn_of_atoms(told, source="x_test")
     table.attrs = {
         "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(hashes),
         "distinct": count(number), "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO,
-        "caution": CAUTION if unlike else "", "unlike": unlike,
+        "caution": CAUTION if unlike else "", "unlike": unlike, "atoms": told,
         "not_known": ", ".join(name for name, own in features.items() if own is None),
         "not_checked": "; ".join(_not_checked(found)),
         "same_model": "; ".join(str(pair) for pair in pairs), "same_model_apart": any(map(_is_apart, pairs)),
@@ -308,10 +316,10 @@ def judge_models(table: pd.DataFrame) -> Finding:
     Returns:
         ``fine`` where the best is told apart from all others, and a second estimate of each agrees
         (:func:`~pyro_vae.evidence.cross_check`). ``doubtful`` where it is tied with one, where there is no such check,
-        where
-        k̂ or the bias of an estimate says that a difference may come from the guides and not from the models, or
+        where k̂ or the bias of an estimate says that a difference may come from the guides and not from the models, or
         where it is not known which features are densities. ``bad`` where a feature is a density under one model and a
-        probability under another, or one generative model with two guides is told apart from itself.
+        probability under another, where densities are compared at atoms, or where one generative model with two guides
+        is told apart from itself.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -324,6 +332,8 @@ def judge_models(table: pd.DataFrame) -> Finding:
     if table.attrs["unlike"]:
         remedy = "compare models that take each feature for the same kind, as by dequantising counts for a density"
         return Finding(about, "bad", table.attrs["unlike"], remedy)
+    if table.attrs.get("atoms"):
+        return Finding(about, "bad", f"{table.attrs['atoms']} where p(x) is a density under all models", REMEDY)
     tied = [str(name) for name in others.index[others.elpd_diff.abs() <= TIED * others.dse]]
     told = "; ".join(f"{name} {row.elpd_diff:+.4g} ± {row.dse:.2g}" for name, row in others.iterrows())
     why = f"{best} has the most evidence of {_data(table)}, in nats beside it: {told}"

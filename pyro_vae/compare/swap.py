@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from pyro_vae.evidence import log_evidence
+from pyro_vae.evidence.atoms import atoms, warn_of_atoms
 from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
 
 
@@ -85,9 +86,12 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     every, names = every[order], [list(found)[i] for i in order]
     each, apart = every.mean(1), (every - every[0]).mean(1)
     own = [name for name in names if all(countable[name])]
-    number = distinct_rows(next(iter(checked.values())), each[names.index(own[0])] if own else None)
+    rows = next(iter(checked.values()))
+    number = distinct_rows(rows, each[names.index(own[0])] if own else None)
     warn_of_duplicates(number, source="x", remedy="standard errors are clustered by distinct row")
     unlike = differing(countable, getattr(x, "columns", None))
+    told = atoms(rows, countable.values(), getattr(x, "columns", None)) if len(several) > 1 else ""
+    warn_of_atoms(told, source="x")
     nats = {"units": "nats per datum"}
     ranked = xr.Dataset(
         {
@@ -106,7 +110,8 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
             "data": each.shape[1],
             "distinct": count(number),
             "seeds": every.shape[1],
-            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}." if unlike else "",
+            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}." if unlike else told,
+            "atoms": told,
         },
     )
     if every.shape[1] > 1:

@@ -134,7 +134,7 @@ class Trained:
             raise DataError(f"what the weights were trained on cannot be read ({error}); copy the run again") from error
 
 
-def trained_on(vae: "VAE", hashes: np.ndarray) -> str:
+def trained_on(vae: "VAE", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
     """Which rows were trained on, in words, where there are more of them than chance has it; else nothing.
 
     Rows of a few countable values meet by chance: as often as training data meet each other.
@@ -142,6 +142,7 @@ def trained_on(vae: "VAE", hashes: np.ndarray) -> str:
     Args:
         vae: a VAE; :func:`pyro_vae.fit` leaves on it what it was trained on.
         hashes: of the data, from :func:`row_hashes`.
+        labels: what the rows are called, if not by their numbers.
 
     Example:
         >>> import pyro_vae as pv
@@ -158,7 +159,9 @@ def trained_on(vae: "VAE", hashes: np.ndarray) -> str:
     if count <= by_chance and data_hash(hashes) not in known.whole:
         return ""
     among = f"its {n} rows" if n == len(met) else f"the {n} of its {len(met)} rows that can be told"
-    return f"{count} of {among}, the first of them row {int(met.argmax())} (counted from 0)"
+    first = int(met.argmax())
+    which = f"{first} (counted from 0)" if labels is None else f"{labels[first]}"
+    return f"{count} of {among}, the first of them row {which}"
 
 
 def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str = "x_test") -> None:

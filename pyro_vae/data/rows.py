@@ -29,6 +29,8 @@ class Data:
         columns: the features' names.
         image_shape: ``(height, width)`` where a row is an image.
         source: where it came from, for messages.
+        row_labels: numbers, times or text that name the rows, shape ``(datum,)``; :meth:`rows` keeps them, and where
+            there are none the numbers of the rows in the data they are taken from.
 
     Example:
         >>> Data(torch.zeros(3, 2), source="zeros").x.shape
@@ -42,11 +44,14 @@ class Data:
     columns: Sequence[str] | None = None
     image_shape: tuple[int, int] | None = None
     source: str = "data"
+    row_labels: np.ndarray | None = None
 
     def rows(self, index: Tensor) -> "Data":
         """The data of some rows."""
         own = {name: getattr(self, name) for name in ("x", "labels", "context", "mask")}
-        return replace(self, **{name: value[index] for name, value in own.items() if value is not None})
+        some = {name: value[index] for name, value in own.items() if value is not None}
+        labels = np.arange(len(self.x)) if self.row_labels is None else np.asarray(self.row_labels)
+        return replace(self, **some, row_labels=labels[np.asarray(index.cpu())])
 
 
 def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """How good is q(z|x)? Each diagnostic gives labelled data, and a finding in words."""
 
 from pyro_vae.core.finding import Finding
-from pyro_vae.diagnose.calibration import judge_sbc, sbc
+from pyro_vae.diagnose.calibration import judge_reconstructions, judge_sbc, sbc
 from pyro_vae.diagnose.convergence import Iterates, converged, judge_converged
 from pyro_vae.diagnose.diagnostic import EPOCHS, CheckInput, Diagnostic
 from pyro_vae.diagnose.gaps import inference_gaps, judge_gaps
@@ -9,8 +9,9 @@ from pyro_vae.diagnose.gold_standard import judge_nuts, nuts
 from pyro_vae.diagnose.importance import judge_khat, khat
 from pyro_vae.diagnose.latents import collapse, judge_collapse
 from pyro_vae.diagnose.predictive import STATISTICS, judge_predictive_check, predictive_check, prior_check
-from pyro_vae.evidence import estimate_and_check, judge_evidence
+from pyro_vae.evidence import baseline, estimate_and_check, judge_baseline, judge_evidence
 from pyro_vae.evidence.psis import psis
+from pyro_vae.train.overfitting import judge_overfitting, overfitting
 
 __all__ = [
     "DIAGNOSTICS",
@@ -27,10 +28,13 @@ __all__ = [
     "judge_gaps",
     "judge_khat",
     "judge_nuts",
+    "judge_overfitting",
     "judge_predictive_check",
+    "judge_reconstructions",
     "judge_sbc",
     "khat",
     "nuts",
+    "overfitting",
     "predictive_check",
     "prior_check",
     "psis",
@@ -45,10 +49,13 @@ LEAPFROGS, GRADIENT = 8, 3e-3
 """Gradients of one transition of NUTS, about, and the seconds that each takes, most of them Python's."""
 SECOND_CHAINS, SECOND_GRADIENTS = 16 * 32, 480
 """Chains of the second estimate of the evidence, and the gradients that each takes."""
+FEWEST_FITTED = 20
+"""Held-out data that baselines are fitted to, where the training data are not given."""
 GAPS = 50_000
 """Evaluations that optimising q takes for each datum, where a gradient counts as three."""
 
-# In the order of what matters most for the time it takes.
+# In the order of what matters most for the time it takes: what is about the user's data before what is about the
+# model's own.
 DIAGNOSTICS = (
     Diagnostic(
         name="khat",
@@ -67,12 +74,19 @@ DIAGNOSTICS = (
         ),
     ),
     Diagnostic(
-        name="sbc",
-        about="Calibration by simulation",
-        run=lambda given: sbc(
-            given.vae, simulations=SIMULATIONS, context=given.rows.context, mask=given.rows.mask, seed=given.seed
-        ),
-        judge=judge_sbc,
+        name="baseline",
+        about="Simple models beside the VAE",
+        run=lambda given: baseline(given.vae, given.x, train=given.train, num_particles=PARTICLES, seed=given.seed),
+        judge=judge_baseline,
+        seconds=lambda given: given.each_datum * PARTICLES,
+        applies=lambda given: given.train is not None or len(given.rows) >= FEWEST_FITTED,
+        needs=f"the training data, as train=, or {FEWEST_FITTED} held-out data",
+    ),
+    Diagnostic(
+        name="reconstructions",
+        about="Coverage on reconstructions",
+        run=lambda given: sbc(given.vae, simulations=SIMULATIONS, around=given.x, seed=given.seed),
+        judge=judge_reconstructions,
         seconds=lambda given: given.evaluation * SIMULATIONS * 200,
     ),
     Diagnostic(
@@ -97,6 +111,15 @@ DIAGNOSTICS = (
         seconds=lambda given: given.each_datum * len(given.rows) / 4,
     ),
     Diagnostic(
+        name="overfitting",
+        about="Overfitting",
+        run=lambda given: overfitting(given.history),
+        judge=judge_overfitting,
+        seconds=lambda given: 0.0,
+        applies=lambda given: given.validated,
+        needs="the history of a fit with validation data",
+    ),
+    Diagnostic(
         name="converged",
         about="Convergence of the training",
         run=lambda given: converged(given.history),
@@ -111,6 +134,15 @@ DIAGNOSTICS = (
         run=lambda given: inference_gaps(given.vae, given.x, seed=given.seed),
         judge=judge_gaps,
         seconds=lambda given: given.each_datum * GAPS,
+    ),
+    Diagnostic(
+        name="sbc",
+        about="Calibration by simulation",
+        run=lambda given: sbc(
+            given.vae, simulations=SIMULATIONS, context=given.rows.context, mask=given.rows.mask, seed=given.seed
+        ),
+        judge=judge_sbc,
+        seconds=lambda given: given.evaluation * SIMULATIONS * 200,
     ),
     Diagnostic(
         name="nuts",

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from rich.console import Console
@@ -42,6 +43,7 @@ def check(
     x: Any,
     *,
     history: xr.Dataset | None = None,
+    train: Any = None,
     gold: int = 2,
     draws: int = 100,
     budget: float = 180.0,
@@ -58,9 +60,11 @@ def check(
 
     Args:
         vae: a trained VAE.
-        x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; at
-            least two, and a few hundred are enough. Where they were trained on, the verdict says so.
+        x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context, mask and row
+            labels, by which findings name data; at least two, and a few hundred are enough. Where they were trained
+            on, the verdict says so.
         history: of the fit, to see whether it had converged.
+        train: what the VAE was trained on, for the baselines; otherwise these are fitted to other parts of ``x``.
         gold: so many of the first data are given to NUTS.
         draws: of the posterior of each datum in the groups for ArviZ; five times as many replicated data sets.
         budget: seconds. What is expected to take longer than what is left of them is left out, by name.
@@ -101,7 +105,8 @@ def check(
     rows = given.like(vae)
     started, found = time.perf_counter(), Checked()
     evaluation, gold = _seconds_of_an_evaluation(vae, rows, seed), min(gold, len(rows))
-    given_to_each = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed)
+    given_to_each = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed, train)
+    labels = getattr(x, "row_labels", None)
     for diagnostic in DIAGNOSTICS:
         if not diagnostic.applies(given_to_each):
             found.left_out += [f"{diagnostic.about} (it takes {diagnostic.needs})"] if diagnostic.needs else []
@@ -112,9 +117,9 @@ def check(
             found.left_out.append(title)
             continue
         console.print(f"{title} ...", highlight=False)
-        found.groups[diagnostic.name] = diagnostic.run(given_to_each)
+        found.groups[diagnostic.name] = _with_labels(diagnostic.run(given_to_each), labels)
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
-    table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given)))
+    table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), labels))
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
@@ -131,6 +136,14 @@ def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
             float(log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum())
             seconds.append(time.perf_counter() - started)
     return min(seconds) / (PILOT * len(part))
+
+
+def _with_labels(found: xr.Dataset, labels: Any) -> xr.Dataset:
+    """Name data as the user's file does, where that is known, and not by their place among those that are checked."""
+    if labels is None:
+        return found
+    named = {dim: np.asarray(labels)[found[dim].values] for dim in ("datum", "checked") if dim in found.indexes}
+    return found.assign_coords({dim: (dim, values) for dim, values in named.items()})
 
 
 def is_history(found: Any) -> bool:

@@ -19,6 +19,7 @@ from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.train.overfitting import ERRORS, NATS, fall_of_validation
 
 RHAT = 1.1
 """R̂ of iterates up to which they count as draws of one place."""
@@ -234,7 +235,9 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
     Returns:
         A dataset over ``quantity`` of ``rhat`` (all runs together), ``mean`` and ``mean_se``; over ``chain`` (the runs)
         ``slope`` (nats per datum and epoch), ``rise`` (over the epochs judged), each with ``…_se``; ``elbo`` over
-        ``chain, epoch``; and, from Iterates, ``own_rhat`` of each run's means of q and weights over ``chain, own``.
+        ``chain, epoch``; where the histories have a validation ELBO, ``fall`` and ``fall_se`` over ``chain``, how far
+        it lies below that of its best epoch; and, from Iterates, ``own_rhat`` of each run's means of q and weights over
+        ``chain, own``.
 
     Raises:
         DataError: if a run is of another kind, or nothing was noted in it.
@@ -287,6 +290,8 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
         "elbo": (("chain", "epoch"), series, nat),
     }
     coordinates: dict[str, Any] = {"quantity": quantities, "chain": range(len(tables)), "epoch": longest.epoch.values}
+    if (fall := _fall(several)) is not None:
+        variables |= {name: ("chain", values, nat) for name, values in fall.items()}
     if all("own_value" in t and t.sizes["own"] == tables[0].sizes["own"] for t in tables):
         own = np.stack([_rhat(end.own_value.values[None]) for end in ends])
         variables["own_rhat"] = ("chain", "own"), own
@@ -310,6 +315,15 @@ def _table(run: Any) -> xr.Dataset:
     raise DataError(
         f"a run is a {type(run).__name__}; give Iterates, what fit returned, its history, or a list of such"
     )
+
+
+def _fall(runs: list[Any]) -> dict[str, list[float]] | None:
+    """How far the validation ELBO of each run has fallen since its best epoch, where all histories say so."""
+    histories = [run if isinstance(run, xr.Dataset) else getattr(run, "history", None) for run in runs]
+    found = [fall_of_validation(one) if isinstance(one, xr.Dataset) else None for one in histories]
+    if any(one is None for one in found):
+        return None
+    return {name: [float(one[name]) for one in found if one is not None] for name in ("fall", "fall_se")}
 
 
 def _refuse_non_finite(end: xr.Dataset, number: int) -> None:
@@ -404,7 +418,8 @@ def judge_converged(found: xr.Dataset) -> Finding:
 
     Returns:
         ``"bad"`` where the ELBO still rises by more than the threshold, ``"fine"`` where it rises and falls by less and
-        runs of several seeds agree, else ``"doubtful"``.
+        runs of several seeds agree, else ``"doubtful"``. Where the validation ELBO has fallen
+        (:func:`~pyro_vae.diagnose.overfitting`), no step says to train on.
 
     Example:
         >>> steady = xr.Dataset({"train_elbo": ("epoch", np.full(20, 3.0))}, {"epoch": range(1, 21)})
@@ -429,11 +444,15 @@ def judge_converged(found: xr.Dataset) -> Finding:
         why += (
             f"; R̂ is above {limit} for {float((found.own_rhat > limit).mean()):.0%} of the weights and means of q noted"
         )
+    fallen = "fall" in found and bool((found.fall > np.maximum(NATS, ERRORS * found.fall_se)).any())
+    if fallen:
+        why += f"; the validation ELBO has fallen by up to {found.fall.values.max():.2g} nats since its best epoch"
     steps = {
-        "train longer": rising,
+        "do not train on: new data lose by it (see overfitting)": fallen and not steady,
+        "train longer": rising and not fallen,
         "lower the learning rate: the ELBO falls": falling,
         "train longer, or lower the learning rate, so that noise hides no trend; Iterates.average has less of it": not (
-            rising or falling or steady
+            rising or falling or steady or fallen
         ),
         "keep the run with the highest ELBO on held-out data, and train more seeds": apart and not rising,
     }

@@ -28,6 +28,21 @@ PROPOSALS = 10
 """Draws of the guide for each draw that is resampled of them, where no number is asked for; at least 1000."""
 
 
+NOTES = {
+    "posterior": 'az.plot_pair takes one datum at a time: var_names=["z"], coords={"datum": its label}',
+    "posterior_predictive": (
+        'az.plot_ppc_pit takes one feature at a time: coords={"feature": its label}; latents were inferred from the '
+        "same data, so that its values lie nearer to 0.5 than uniform ones"
+    ),
+    "log_likelihood": (
+        "of each datum given its own latent: az.loo and az.plot_loo_pit do not estimate held-out log p(x) from it, "
+        "since without the datum its latent falls back to the prior; use pyro_vae.log_evidence and "
+        "pyro_vae.compare_models"
+    ),
+}
+"""What to know before a group is given to ArviZ."""
+
+
 @torch.no_grad()
 def to_datatree(
     vae: VAE,
@@ -61,13 +76,17 @@ def to_datatree(
         posterior: ``"guide"`` or ``"psis"``.
         proposals: per datum, at least 25; if not given, ten for each draw and at least 1000. Of ``"psis"`` only.
         coords: labels of ``datum``, ``feature`` and ``latent``, where the numbers from 0 are not to be theirs; the
-            columns of :class:`~pyro_vae.data.Data` are labels of ``feature`` already.
+            columns of :class:`~pyro_vae.data.Data` are labels of ``feature`` already, and its row labels of ``datum``.
         chunk: about so many numbers of decoded proposals at a time.
 
     Returns:
         Groups ``posterior`` (z), ``posterior_predictive`` (x), ``log_likelihood`` (x), ``sample_stats``, ``prior``
         (z), ``prior_predictive`` (x) and ``observed_data`` (x), with dims ``chain, draw, datum, latent | feature``.
-        The log-likelihood is that of a datum given its own latent: no cross-validation can be made of it.
+        The log-likelihood is that of a datum given its own latent: no cross-validation can be made of it. So
+        ``az.loo`` warns of a high k̂ (where z hardly matters it may not, and is no elpd either), and
+        ``az.plot_loo_pit``, which takes a log-likelihood of each number, refuses it. ``az.plot_pair`` takes one datum
+        at a time, ``coords={"datum": 0}``, and ``az.plot_ppc_pit`` one feature, ``coords={"feature": 0}``, by their
+        labels. The attribute ``note`` of these groups says so.
         ``sample_stats`` holds ``lp`` (log p(x, z)) and ``log_weight`` (log p(x, z) - log q(z|x)) of each draw,
         and ``khat`` and ``ess`` of each datum's importance weights: of the proposals, or of the guide's draws where
         there are 25 or more.
@@ -125,7 +144,11 @@ def to_datatree(
     }  # fmt: skip
     labels = _labels(coords, x, groups)
     root = {"/": xr.Dataset(attrs=attributes)}
-    named = {name: _with_coordinates(g, labels).assign_attrs(attributes) for name, g in groups.items()}
+    notes = {name: {"note": note} for name, note in NOTES.items()}
+    named = {
+        name: _with_coordinates(group, labels).assign_attrs(attributes | notes.get(name, {}))
+        for name, group in groups.items()
+    }
     return xr.DataTree.from_dict(root | named)
 
 
@@ -221,7 +244,11 @@ def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[
     if coords is not None and not isinstance(coords, Mapping):
         raise SettingsError(f"coords is a {type(coords).__name__}; give {{dimension: its labels}}")
     columns = x.columns if isinstance(x, Data) else None
-    own = {"feature": columns} if columns is not None and len(columns) == sizes["feature"] else {}
+    own: dict[str, Sequence[Any]] = {}
+    if columns is not None and len(columns) == sizes["feature"]:
+        own["feature"] = columns
+    if isinstance(x, Data) and x.row_labels is not None:
+        own["datum"] = x.row_labels.tolist()
     labels = {**own, **(coords or {})}
     for name, given in labels.items():
         if name not in LABELLED:

@@ -9,6 +9,7 @@ import xarray as xr
 from pyro_vae.core.finding import Finding
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
+from pyro_vae.train.overfitting import fall_of_validation
 
 EPOCHS = 20
 """The fewest epochs whose history shows whether training has converged."""
@@ -27,6 +28,7 @@ class CheckInput:
         gold: how many of the first data NUTS samples.
         draws: draws of the posterior of each datum.
         seed: of all draws.
+        train: what the VAE was trained on, where it is known.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -43,6 +45,7 @@ class CheckInput:
     gold: int = 0
     draws: int = 100
     seed: int = 0
+    train: Any = None
 
     @property
     def each_datum(self) -> float:
@@ -53,6 +56,11 @@ class CheckInput:
     def long_history(self) -> bool:
         """Whether the history is long enough to judge convergence."""
         return self.history is not None and self.history.sizes["epoch"] >= EPOCHS
+
+    @property
+    def validated(self) -> bool:
+        """Whether the history has paired differences of a validation ELBO."""
+        return self.history is not None and fall_of_validation(self.history) is not None
 
 
 def _always(given: CheckInput) -> bool:

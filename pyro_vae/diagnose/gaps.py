@@ -407,7 +407,10 @@ def _level(low: float, high: float, fine: float, bad: float) -> Level:
 def _next(levels: Sequence[Level], closed: float, approximation: float, tails: bool) -> str:
     steps = []
     if levels[0] != "fine":
-        steps.append("train the encoder longer, widen its network, or wrap it in posteriors.Refined")
+        steps.append(
+            "widen the encoder's network, wrap it in posteriors.Refined, or train it until the validation ELBO stops "
+            "rising"
+        )
     if levels[1] != "fine" and closed > 0.5 * approximation:
         steps.append(f"take posteriors.FullNormal or LowRankNormal: {closed:.3f} nats of the family's loss are theirs")
     elif levels[1] != "fine":

@@ -246,7 +246,7 @@ def judge_nuts(found: xr.Dataset) -> Finding:
     worst = found.isel(found.wasserstein.fillna(np.inf).argmax(("datum", "latent")))
     why = (
         f"q is at most {float(worst.wasserstein):.2f} sd from NUTS (latent {int(worst.latent)} of datum "
-        f"{int(worst.datum)}; two samples of one distribution: {float(worst.wasserstein_floor):.2f}), far off for "
+        f"{worst.datum.item()}; two samples of one distribution: {float(worst.wasserstein_floor):.2f}), far off for "
         f"{int(far.sum())} of {found.sizes['datum']} data; up to {limits['fine']} is fine, from {limits['bad']} bad; "
         f"NUTS has R̂ ≤ {float(found.rhat.max()):.3f} (threshold {limits['rhat']}), at least "
         f"{float(found.ess.min()):.0f} effective draws (threshold {limits['ess']}) and {float(divergent.mean()):.1%} "

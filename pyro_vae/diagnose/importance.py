@@ -135,16 +135,17 @@ def judge_khat(found: xr.Dataset) -> Finding:
     shape, number = found.khat.values, found.sizes["datum"]
     share, error = float(found.share[-1]), float(found.share_se[-1])
     typical, worst = float(np.median(shape)), int(shape.argmax())
+    name = found.datum.values[worst]
     level: Level = "bad" if share > MANY else "fine" if share <= SOME and typical < GOOD else "doubtful"
     why = (
         f"k̂ is above {BAD} for {100 * share:.1f} ± {100 * error:.1f} % of {number} data, its median {typical:.2f} "
-        f"(good below {GOOD}), the worst datum {worst} with {shape[worst]:.2f} ± {float(found.khat_se[worst]):.2f}; "
+        f"(good below {GOOD}), the worst datum {name} with {shape[worst]:.2f} ± {float(found.khat_se[worst]):.2f}; "
         f"median ESS {float(found.ess.median()):.0f} of {found.attrs['num_particles']}"
     )
     return Finding("importance weights (k̂)", level, why, "" if level == "fine" else NEXT)
 
 
 NEXT = (
-    "look at the worst data (plots.khat); a richer posterior (FullNormal, Flow, Refined) or longer training of the "
-    "encoder; until then use neither q's draws nor its weights for those data"
+    "look at the worst data (plots.khat); a richer posterior (FullNormal, Flow, Refined), or an encoder "
+    "trained until the validation ELBO stops rising; until then use neither q's draws nor its weights for those data"
 )

@@ -1,7 +1,7 @@
 """Do the model's own data sets look like the one observed, before training and after?"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -43,7 +43,13 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType(
         "sd of row means": lambda x: _of_cells(_spread)(x.flatten(1).nanmean(1)),
     }
 )
-"""What is compared where nothing else is asked for."""
+"""What is compared of the whole table, where its columns have one unit."""
+
+OF_COLUMNS = ("mean", "sd", "smallest", "largest", "share of zeros")
+"""What is compared of each column."""
+
+WORST = 12
+"""So many statistics of single columns are kept, the farthest off first."""
 
 LIKELIHOOD = "mean log p(x|z)"
 
@@ -78,17 +84,21 @@ def predictive_check(
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         statistics: functions of a data set of shape ``(datum, *features)`` that give one number, by name; a cell that
-            is missing is NaN in data and replicates. By default ``diagnose.STATISTICS``: mean, sd, smallest, largest,
-            share of zeros, and the sd of the rows' means.
+            is missing is NaN in data and replicates. By default mean, sd, smallest, largest and share of zeros of each
+            column and, where columns have one unit, ``diagnose.STATISTICS`` of the whole table: these, and the sd of
+            the rows' means. Columns with names are taken to have units of their own, unless they are pixels.
         draws: replicated data sets, at least 20.
         seed: of all draws.
         chunk: about so many numbers at a time, but at least one data set.
 
     Returns:
-        A dataset over ``statistic`` of ``observed`` and ``replicated`` (both over ``draw``; only the discrepancy
-        differs from draw to draw in the data), ``p_value``, ``p_value_se`` (the standard deviation of the Beta
-        distribution that the number of replicates above leaves for it) and ``z_score``, how many standard
-        deviations of the replicates the data lie above their mean.
+        A dataset over ``statistic`` (the whole table's first, then the 12 of single columns that are farthest off, the
+        worst first; the coordinate ``family`` tells them apart) of ``observed`` and ``replicated`` (both over ``draw``;
+        only the discrepancy differs from draw to draw in the data), ``p_value``, ``p_value_se`` (the standard deviation
+        of the Beta distribution that the number of replicates above leaves for it) and ``z_score``, how many standard
+        deviations of the replicates the data lie above their mean. ``column_p_value`` is of all statistics of columns
+        together: how many of the replicates have one as far from the mean of the replicates, in their standard
+        deviations, as the farthest one of the data.
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
@@ -96,6 +106,7 @@ def predictive_check(
         SettingsError: if ``draws`` is below 20, or a statistic is no function to one finite number.
 
     References:
+        | Resampling-Based Multiple Testing (Westfall & Young, 1993), ISBN 978-0-471-55761-6
         | Posterior Predictive Assessment of Model Fitness via Realized Discrepancies (Gelman, Meng & Stern, 1996),
           https://www.jstor.org/stable/24306036
         | Posterior Predictive p-Values (Meng, 1994), https://doi.org/10.1214/aos/1176325622
@@ -167,8 +178,9 @@ def _check(
     whole("draws", draws, 20)
     whole("chunk", chunk, 1)
     refuse_seed(seed)
-    functions = STATISTICS if statistics is None else _functions(statistics)
+    functions = _functions(statistics) if statistics is not None else STATISTICS if _has_one_unit(x) else {}
     rows = rows_for(vae, x).like(vae)
+    columns = [_of_columns(_seen(rows.x, rows.mask))] if statistics is None else []
     of_data = [_number(name, function, _seen(rows.x, rows.mask)) for name, function in functions.items()]
     seen, made = [], []
     with seeded(seed, rows.x.device), evaluating(vae):
@@ -176,10 +188,52 @@ def _check(
             of_replicate = [_number(name, function, replicated) for name, function in functions.items()]
             seen.append(of_data + discrepancies[:1])
             made.append(of_replicate + discrepancies[1:])
+            if columns:
+                columns.append(_of_columns(replicated))
     names = [*functions, *[LIKELIHOOD] * (not prior)]
-    return _summary(np.array(seen), np.array(made), names).assign_attrs(
+    found = _summary(np.array(seen), np.array(made), names)
+    if columns:
+        found = _with_columns(found, np.stack(columns), getattr(x, "columns", None))
+    return found.assign_attrs(
         {"latents": "prior" if prior else "posterior", "data": len(rows), "draws": draws, "seed": seed, **versions()}
     )
+
+
+def _has_one_unit(x: Any) -> bool:
+    """Whether the columns have one unit: not where they have names, unless they are pixels."""
+    return getattr(x, "columns", None) is None or getattr(x, "image_shape", None) is not None
+
+
+def _of_columns(x: Tensor) -> np.ndarray:
+    """The statistics of each column, shape ``(statistic, column)``; 0 where nothing was observed."""
+    x = x.flatten(1).double()
+    missing = x.isnan()
+    mean = x.nanmean(0)
+    sd = ((x - mean) ** 2).nanmean(0).sqrt()
+    least, most = x.masked_fill(missing, math.inf).amin(0), x.masked_fill(missing, -math.inf).amax(0)
+    zeros = (x == 0).double().masked_fill(missing, math.nan).nanmean(0)
+    found: np.ndarray = torch.stack([mean, sd, least, most, zeros]).masked_fill(missing.all(0), 0.0).cpu().numpy()
+    return found
+
+
+def _with_columns(found: xr.Dataset, columns: np.ndarray, names: Sequence[str] | None) -> xr.Dataset:
+    """Add the worst statistics of single columns, of ``(1 + draw, statistic, column)`` with the data first."""
+    labels = [str(j) if names is None else str(names[j]) for j in range(columns.shape[-1])]
+    every = np.array([f"{of} of {'column ' if names is None else ''}{j}" for of in OF_COLUMNS for j in labels])
+    flat = columns.reshape(len(columns), -1)
+    seen, made = flat[0], flat[1:]
+    centre, spread = made.mean(0), made.std(0, ddof=1)
+    tiny = 1e-9 * np.abs(flat).max(0)  # of equal numbers, summed in another order
+    with np.errstate(divide="ignore", invalid="ignore"):
+        far = np.where(np.abs(flat - centre) <= tiny, 0.0, np.abs(flat - centre) / np.where(spread > tiny, spread, 0.0))
+    most = far.max(1)
+    worst = np.argsort(-far[0], kind="stable")[:WORST]
+    of_columns = _summary(np.broadcast_to(seen[worst], made[:, worst].shape), made[:, worst], every[worst].tolist())
+    family = ["table"] * found.sizes["statistic"] + ["column"] * len(worst)
+    joined = xr.concat([found, of_columns], "statistic").assign_coords(family=("statistic", family))
+    p = (1 + int((most[1:] >= most[0]).sum())) / len(most)
+    joined["column_p_value"] = (), p, {"units": "probability"}
+    return joined.assign_attrs(found.attrs, column_statistics=len(every))
 
 
 def _functions(statistics: Any) -> Mapping[str, Statistic]:
@@ -251,15 +305,16 @@ def _summary(seen: np.ndarray, made: np.ndarray, names: list[str]) -> xr.Dataset
         "p_value_se": ("statistic", np.sqrt(posterior_mean * (1 - posterior_mean) / (draws + 3)), share),
         "z_score": ("statistic", far, {"units": "standard deviations of the replicates"}),
     }
-    coords = {"draw": range(draws), "statistic": names}
+    coords = {"draw": range(draws), "statistic": np.array(names, dtype=str)}
     return xr.Dataset(found, coords, attrs={"doubtful_below": DOUBTFUL, "far_beyond": FAR})
 
 
 def judge_predictive_check(found: xr.Dataset) -> Finding:
     """Do replicated data sets look like the one observed?
 
-    The smallest two-sided p-value is multiplied by the number of statistics. It is made as large as the number of
-    draws leaves open, so that few draws cannot condemn a model.
+    The smallest two-sided p-value of the table's statistics is multiplied by their number; all statistics of single
+    columns have one p-value together, and count as one more. A p-value is made as large as the number of draws leaves
+    open, so that few draws cannot condemn a model.
 
     Args:
         found: from :func:`predictive_check` or :func:`prior_check`.
@@ -274,25 +329,51 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
         >>> judge_predictive_check(prior_check(linear.as_vae(), 100 * torch.ones(30, 5))).level
         'bad'
     """
-    draws, number = found.sizes["draw"], found.sizes["statistic"]
-    above = found.p_value.values * draws
-    two_sided = 2 * (np.minimum(above, draws - above) + 1) / (draws + 2)
-    far = np.abs(found.z_score.values)
-    worst = int(np.lexsort((-far, two_sided))[0])
-    corrected = min(1.0, number * float(two_sided[worst]))
-    blind = number * 2 / (draws + 2) >= DOUBTFUL
-    level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if far[worst] > FAR else "doubtful"
-    shown = found.isel(statistic=worst)
-    why = (
-        f"of {number} statistics the {shown.statistic.item()} is the farthest off: "
-        f"{float(shown.observed.mean()):.4g} in {found.attrs['data']} data, "
+    draws = found.sizes["draw"]
+    columns = found.isel(statistic=found.family.values == "column") if "family" in found.coords else None
+    table = found if columns is None else found.isel(statistic=found.family.values == "table")
+    number = table.sizes["statistic"]
+    tests = number + (columns is not None)
+    parts: list[tuple[float, float]] = []  # the corrected p-value, and minus the distance of the worst statistic
+    told = []
+    if number:
+        above = table.p_value.values * draws
+        two_sided = 2 * (np.minimum(above, draws - above) + 1) / (draws + 2)
+        far = np.abs(table.z_score.values)
+        worst = int(np.lexsort((-far, two_sided))[0])
+        parts.append((min(1.0, tests * float(two_sided[worst])), -float(far[worst])))
+        told.append(_of_table(table.isel(statistic=worst), number, draws, found.attrs["data"], parts[-1][0]))
+    if columns is not None:
+        parts.append((min(1.0, tests * float(found.column_p_value)), -float(np.abs(columns.z_score.values[0]))))
+        told.append(_worst_columns(found, columns, parts[-1][0]))
+    corrected, distance = min(parts)
+    blind = 2 * number / (draws + 2) >= DOUBTFUL
+    level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if -distance > FAR else "doubtful"
+    which = found.attrs["latents"]
+    advice = "" if level == "fine" else _advice(which, blind and level != "bad")
+    return Finding(f"{which} predictive check", level, "; ".join(told), advice)
+
+
+def _of_table(shown: xr.Dataset, number: int, draws: int, data: int, corrected: float) -> str:
+    return (
+        f"of {number} statistics of the table the {shown.statistic.item()} is the farthest off: "
+        f"{float(shown.observed.mean()):.4g} in {data} data, "
         f"{float(shown.replicated.mean()):.4g} ± {float(shown.replicated.std(ddof=1)):.2g} in {draws} replicates, "
         f"p = {float(shown.p_value):.3f} ± {float(shown.p_value_se):.3f}; "
         f"two-sided for all, p {'<' if corrected < 1 else '='} {corrected:.2g} (doubtful below {DOUBTFUL})"
     )
-    which = found.attrs["latents"]
-    advice = "" if level == "fine" else _advice(which, blind and level != "bad")
-    return Finding(f"{which} predictive check", level, why, advice)
+
+
+def _worst_columns(found: xr.Dataset, columns: xr.Dataset, corrected: float, most: int = 3) -> str:
+    worst = [
+        f"the {one.statistic.item()} ({float(one.observed[0]):.4g}, in replicates {float(one.replicated.mean()):.4g} ± "
+        f"{float(one.replicated.std(ddof=1)):.2g})"
+        for one in (columns.isel(statistic=i) for i in range(min(most, columns.sizes["statistic"])))
+    ]
+    return (
+        f"of {found.attrs['column_statistics']} statistics of single columns the farthest off are {', '.join(worst)}; "
+        f"for all of them p = {float(found.column_p_value):.2g}, corrected {corrected:.2g}"
+    )
 
 
 def _advice(which: str, blind: bool) -> str:

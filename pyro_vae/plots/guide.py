@@ -51,7 +51,7 @@ def khat(
         for axes, i in zip(below.subplots(1, len(order), squeeze=False)[0], order, strict=True):
             axes.imshow(images[i].reshape(image_shape), cmap="gray_r", vmin=limits[0], vmax=limits[1])
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"datum {i}\nk̂ {found.khat.values[i]:.2f}", fontsize=8)
+            axes.set_title(f"datum {found.datum.values[i]}\nk̂ {found.khat.values[i]:.2f}", fontsize=8)
         below.suptitle(f"The worst data, grey level from {limits[0]:.3g} (white) to {limits[1]:.3g}", fontsize=9)
     return figure
 
@@ -89,7 +89,7 @@ def _sorted(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
     axes.plot(place, shape[order], ".", color=BLUE, ms=4, label="k̂ ± 2 s.e.")
     _thresholds(axes.axhline, found)
     worst = shape[named[0]]
-    axes.plot(1, worst, "D", color=ORANGE, ms=6, label=f"datum {named[0]}, the worst")
+    axes.plot(1, worst, "D", color=ORANGE, ms=6, label=f"datum {found.datum.values[named[0]]}, the worst")
     percent = 100 * np.stack([found.share.values, found.share_se.values], 1)
     shares = [f"{share:.1f} ± {error:.1f} %" for share, error in percent]
     limits = found.threshold.values

@@ -19,6 +19,9 @@ REPLICATED = {"Each statistic of the data (line) and of replicated data sets.": 
 FIGURES: dict[str, dict[str, Callable[..., Figure]]] = {
     "khat": {"Pareto k̂ and effective sample size of each datum; the worst are named.": plots.khat},
     "evidence": {},
+    "overfitting": {},
+    "baseline": {"By how much log p(x) and the ELBO lie above each baseline.": plots.estimates},
+    "reconstructions": {"How often the central intervals of q hold the latent of a reconstruction.": plots.coverage},
     "sbc": {
         "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc,
         "How often the central intervals of q hold the truth.": plots.coverage,

@@ -21,12 +21,14 @@ from pyro_vae.data.sources import Source, Window
 from pyro_vae.elbo.per_datum import per_datum_elbo
 from pyro_vae.errors import DivergenceError
 from pyro_vae.train.callbacks import Callback
+from pyro_vae.train.callbacks._paired import difference
 from pyro_vae.train.callbacks.schedules import advance
 from pyro_vae.train.checkpoint.tensor_file import Tree
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.steps import Engine, Fed, Steps
 from pyro_vae.train.distributed.group import ALONE, Group
 from pyro_vae.train.divergence_report import broken_weights, origin
+from pyro_vae.train.overfitting import fall_of_validation, judge_overfitting
 from pyro_vae.train.recovery import NotFiniteError, put_right
 from pyro_vae.train.run_state import copied, restore, state_of
 
@@ -61,6 +63,9 @@ class Run:
         put_back: how often this process has put training back after a divergence.
         stopped: why training was ended before its last epoch, or nothing.
         due: whether it is time for a checkpoint, as this process has it.
+        best: the highest mean validation ELBO so far: after which epoch, and the ELBO of each datum then.
+        weights_epoch: the epoch whose weights the VAE has at the end, where a callback put others than the last into
+            it; 0 where they are of no single epoch.
         folder: that of the run, if it has one.
     """
 
@@ -98,6 +103,8 @@ class Run:
         self.values: dict[str, Tensor] = {}
         self.step, self.seen, self.total, self.seconds = 0, 0, 0.0, 0.0
         self.stopped = ""
+        self.best: tuple[int, Tensor] | None = None
+        self.weights_epoch: int | None = None
         self.last, self.put_back = 0, 0
 
     @property
@@ -179,6 +186,10 @@ class Run:
                 keep(self)
         for callback in self.callbacks:
             callback.end(self)
+        if (found := fall_of_validation(self.history())) is not None:
+            finding = judge_overfitting(found)
+            if finding.level != "fine":
+                self.say(str(finding))
 
     def _along_an_epoch(self, keep: Keep) -> bool:
         """The steps of an epoch that are left; whether it came to its end."""
@@ -228,6 +239,7 @@ class Run:
             if broken_weights(self.vae):
                 raise NotFiniteError(what)
             self.fail(f"{what}: {origin(self.vae, self.loss, self.watched['train'], size=len(self.source))}")
+        row |= self._below_best()
         self.epochs.append(row)
         self.seen, self.total, self.seconds = 0, 0.0, 0.0
         self.bar.epoch(len(self.epochs), row)
@@ -237,6 +249,18 @@ class Run:
             advance(self.scheduler, row.get("validation_elbo", row["train_elbo"]))
         self._agree()
         self._mark_good()
+
+    def _below_best(self) -> dict[str, float]:
+        """How far the validation ELBO lies below its best so far, by paired differences."""
+        values = self.values.get("validation")
+        if values is None:
+            return {}
+        if not values.isfinite().all():
+            return {"validation_below_best": math.nan, "validation_below_best_se": math.nan}
+        if self.best is None or values.mean() > self.best[1].to(values.device).mean():
+            self.best = len(self.epochs) + 1, values
+        fall, error = difference(self.best[1], values)
+        return {"validation_below_best": fall, "validation_below_best_se": error}
 
     def _agree(self) -> None:
         """See that all processes still train one VAE, and end together where one was stopped."""
@@ -304,11 +328,15 @@ class Run:
     def history(self) -> xr.Dataset:
         """The epochs so far, labelled."""
         columns = ["objective", *(f"{name}_elbo{end}" for name in self.watched for end in ("", "_se"))]
-        variables = {c: ("epoch", [r[c] for r in self.epochs], {"units": "nats per datum"}) for c in columns}
+        if "validation" in self.watched:
+            columns += ["validation_below_best", "validation_below_best_se"]
+        nats = {"units": "nats per datum"}
+        variables = {c: ("epoch", [r.get(c, math.nan) for r in self.epochs], nats) for c in columns}
         variables["seconds"] = ("epoch", [r["seconds"] for r in self.epochs], {"units": "s"})
         coordinates = {
             "epoch": range(1, len(self.epochs) + 1),
             "step": ("epoch", [int(r["step"]) for r in self.epochs]),
         }
         engine = {"engine": self.stepping.used, "engine_reason": self.stepping.reason, "stopped": self.stopped}
-        return xr.Dataset(variables, coordinates, self.attributes | engine)
+        ended = {"weights_epoch": len(self.epochs) if self.weights_epoch is None else self.weights_epoch}
+        return xr.Dataset(variables, coordinates, self.attributes | engine | ended)

@@ -27,7 +27,7 @@ def state_of(run: "Run") -> Tree:
         "random": run.group.gathered(random_state(run.device)),
         "progress": {
             "step": run.step, "seen": run.seen, "total": run.total, "seconds": run.seconds,
-            "epochs": run.epochs, "stopped": run.stopped, "values": run.values,
+            "epochs": run.epochs, "stopped": run.stopped, "values": run.values, "best": run.best,
         },
         "engine": run.stepping.state(),
         "callbacks": [[type(callback).__name__, callback.state()] for callback in run.remembering],
@@ -61,6 +61,7 @@ def restore(run: "Run", tree: Tree) -> None:
     run.step, run.seen = progress["step"], progress["seen"]
     run.total, run.seconds, run.epochs = progress["total"], progress["seconds"], progress["epochs"]
     run.stopped, run.values = progress["stopped"], progress["values"]
+    run.best = tuple(best) if (best := progress.get("best")) else None  # a checkpoint makes lists of tuples
     for callback, (_, state) in zip(run.remembering, tree["callbacks"], strict=True):
         callback.load(state)
     run.stepping.moved()

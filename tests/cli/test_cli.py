@@ -29,7 +29,15 @@ def table(tmp_path, monkeypatch):
     return "data.npy"
 
 
-WRITTEN = {"history.nc", "config.yaml", "run.json", "weights.safetensors", "checkpoints", "SHA256SUMS"}
+WRITTEN = {
+    "history.nc",
+    "config.yaml",
+    "run.json",
+    "weights.safetensors",
+    "checkpoints",
+    "SHA256SUMS",
+    "held_out_rows.txt",
+}
 
 
 def names(folder):

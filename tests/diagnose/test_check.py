@@ -67,7 +67,7 @@ def exact(tmp_path_factory):
 def test_an_exact_guide_is_fine_in_every_respect(exact, capsys):
     _, _, tree = exact
     assert set(levels(tree).values()) == {"fine"}, conclusion(tree)
-    assert {diagnostic.name for diagnostic in DIAGNOSTICS} - {"converged"} <= set(tree.children)
+    assert {diagnostic.name for diagnostic in DIAGNOSTICS} - {"converged", "overfitting"} <= set(tree.children)
 
 
 @cache
@@ -91,7 +91,11 @@ def test_a_wrong_likelihood_is_seen_by_its_predictions():
     assert by_group(checked("noise"))["predictive_check"] == "bad"
 
 
-SEEN_ELSEWHERE = {"converged": "a matter of training: test_converged", "nuts": "a matter of minutes: test_nuts"}
+SEEN_ELSEWHERE = {
+    "converged": "a matter of training: test_converged",
+    "overfitting": "a matter of training: test_overfitting",
+    "nuts": "a matter of minutes: test_nuts",
+}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +225,25 @@ def test_data_that_were_trained_on_are_said_to_be(capsys):
     assert "They were trained on" in as_html(tree, "Mine")
 
 
+def test_findings_name_the_rows_of_the_user(monkeypatch):
+    """The worst datum and the first that was trained on by their labels, in words and as coordinates."""
+    vae, x = broken("narrow")
+    names = np.array([f"patient {i}" for i in range(60)])
+    monkeypatch.setattr(diagnose_check, "DIAGNOSTICS", DIAGNOSTICS[:1])
+    vae.trained_on = Trained.on(row_hashes(Rows(x[10:])))
+    data = pv.data.Data(x, row_labels=names).rows(torch.arange(59, 4, -1))
+    tree = pv.check(vae, data, gold=0, draws=25, budget=60)
+    (finding,) = findings(tree)
+    khat = tree["khat"].khat
+    worst = khat.datum.values[int(khat.argmax())]
+    assert worst.startswith("patient ")
+    assert f"the worst datum {worst} with" in finding.why
+    assert khat.datum.values[0] == tree["posterior"].datum.values[0] == "patient 59"
+    assert "the first of them row patient 59" in conclusion(tree)
+    numbered = pv.data.Data(x).rows(torch.tensor([7, 3])).rows(torch.tensor([1]))
+    assert numbered.row_labels.tolist() == [3]
+
+
 def test_another_file_for_the_history_is_refused_in_one_sentence(tmp_path):
     RunFolder.again(tmp_path).dataset("history.nc", xr.Dataset({"a": ("b", [1, 2])}))
     with pytest.raises(pv.errors.DataError, match=r"history\.nc: not the history of a run"):
@@ -256,11 +279,18 @@ def test_the_command_hands_on_what_it_is_given(tmp_path, monkeypatch):
     given = {}
 
     def noted(vae, x, **settings):
-        given.update(settings, rows=len(x.x))
+        given.update(settings, rows=len(x.x), labels=x.row_labels.tolist())
         raise pv.errors.DataError("enough")
 
     monkeypatch.setattr(check, "check", noted)
     assert main(["check", "run", "--budget", "3", "--rows", "7", "--seed", "5"]) == 2
     assert {name: given[name] for name in ("rows", "seed", "budget")} == {"rows": 7, "seed": 5, "budget": 3.0}
     assert given["history"].sizes["epoch"] == 2
+    held_out = np.loadtxt("run/held_out_rows.txt", dtype=int)
+    assert given["labels"] == held_out[:7].tolist(), "rows are those of the file"
+    assert len(given["train"].x) == 64
+    every = np.concatenate([held_out, given["train"].row_labels])
+    assert sorted(every) == list(range(80))
+    for row in held_out[:3]:
+        assert np.load("x.npy")[row].tolist() in pv.data.split(pv.data.load("x.npy"))[1].x.tolist()
     assert not (tmp_path / "run" / "check").exists(), "nothing is left of it"

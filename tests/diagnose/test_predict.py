@@ -261,6 +261,21 @@ def test_arviz_takes_it_for_its_own():
     assert loo.n_samples == 2000
 
 
+def test_arviz_plots_a_datum_and_a_feature_at_a_time_and_notes_say_what_is_no_cross_validation():
+    from pyro_vae.core.arviz import az
+
+    tree = pv.to_datatree(MODEL.as_vae(), MODEL.sample(30), draws=50)
+    for group, plot in (("posterior", "plot_pair"), ("posterior_predictive", "plot_ppc_pit")):
+        assert f"az.{plot} takes one " in tree[group].attrs["note"]
+    assert "az.plot_loo_pit do not estimate" in tree["log_likelihood"].attrs["note"]
+    az.plot_pair(tree, var_names=["z"], coords={"datum": 3}, backend="none")
+    az.plot_ppc_pit(tree, coords={"feature": 2}, backend="none")
+    with pytest.warns(UserWarning, match="Pareto"):
+        az.loo(tree, var_name="x")
+    with pytest.raises(IndexError):
+        az.plot_loo_pit(tree, backend="none")
+
+
 def test_prior_draws_take_the_contexts_of_all_data():
     """Each as often as the others: of 2000 draws, a third have the context 100."""
     move = torch.nn.Linear(1, 2)

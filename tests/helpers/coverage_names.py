@@ -24,6 +24,17 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("over_seeds", "elbo_alignment_se"): ALIKE,
     ("log_evidence", "bias_se"): "judged with the interval it is part of, by k̂, in docs/evidence.md",
     ("diagnose.converged", "rise_se"): "slope_se times a constant",
+    ("diagnose.converged", "fall_se"): "that of diagnose.overfitting",
+    ("diagnose.overfitting", "fall_se"): "at least the error of a mean of dependent differences, each as below_best_se",
+    **{
+        (function, name): "a mean over data of paired differences, made like dse of compare_models"
+        for function, names in {
+            "fit": ["validation_below_best_se"],
+            "diagnose.overfitting": ["below_best_se", "kept_fall_se"],
+            "evidence.baseline": ["difference_se", "elbo_difference_se"],
+        }.items()
+        for name in names
+    },
     **{
         ("inference_gaps", f"{name}_se"): PAIRED
         for name in ("richer_elbo", "richer_gap", "optimization_error", "richer_optimization_error")
@@ -49,6 +60,8 @@ def calls() -> dict[str, Callable[[], Any]]:
         "swap.rank": lambda: swap.rank({"a": vae, "b": model.as_vae()}, x, num_particles=5),
         "fit": lambda: fitted.history,
         "diagnose.converged": lambda: pv.diagnose.converged(fitted),
+        "diagnose.overfitting": lambda: pv.diagnose.overfitting(fitted.history),
+        "evidence.baseline": lambda: pv.evidence.baseline(vae, x, num_particles=5),
         "diagnose.sbc": lambda: pv.diagnose.sbc(vae, simulations=20, draws=9),
         "diagnose.predictive_check": lambda: pv.diagnose.predictive_check(vae, x, draws=20),
         "diagnose.prior_check": lambda: pv.diagnose.prior_check(vae, x, draws=20),

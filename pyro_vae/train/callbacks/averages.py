@@ -63,6 +63,7 @@ class Average(Callback, ABC):
         elif self.restore:
             numbers = {name: value for name, value in self.averaged_state.items() if value.is_floating_point()}
             run.vae.load_state_dict({**run.vae.state_dict(), **numbers})
+            run.weights_epoch = 0
             run.say(f"{type(self).__name__}: the weights are now the average of {self.looks} along the training.")
 
     def state(self) -> Tree:

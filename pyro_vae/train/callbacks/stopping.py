@@ -1,4 +1,4 @@
-"""``EarlyStopping``: no longer than the validation data ask for."""
+"""``EarlyStopping``: stop training when the validation ELBO no longer rises, and keep the best weights."""
 
 import math
 
@@ -21,8 +21,13 @@ class EarlyStopping(Callback):
     that of the ELBO itself. Growth that is too slow for one epoch counts once it has summed up, since
     the best epoch stays what all are compared with. An epoch whose ELBO is not finite is not better.
 
+    It stops once there was no better epoch for ``patience`` epochs and for ``steps`` steps, whichever is longer. A
+    small data set has few steps in an epoch, so that epochs alone would stop it before it has begun. The validation
+    data choose the epoch, so the ELBO of these data is a little too high there.
+
     Args:
         patience: so many epochs without a better one, at least 1.
+        steps: and so many steps without a better epoch, at least 0.
         errors: c, the standard errors that better means, at least 0.
         restore: whether the VAE gets the weights of the best epoch at the end, also of a training that came
             to its last epoch.
@@ -36,11 +41,11 @@ class EarlyStopping(Callback):
 
     Example:
         >>> EarlyStopping(patience=5).state()
-        {'best': 0, 'waited': 0, 'values': None, 'weights': {}}
+        {'best': 0, 'best_step': 0, 'waited': 0, 'values': None, 'weights': {}}
     """
 
-    def __init__(self, patience: int = 10, *, errors: float = 1.0, restore: bool = True) -> None:
-        self.patience = whole("patience", patience, 1)
+    def __init__(self, patience: int = 10, *, steps: int = 0, errors: float = 1.0, restore: bool = True) -> None:
+        self.patience, self.steps = whole("patience", patience, 1), whole("steps", steps, 0)
         if not 0 <= errors < math.inf:
             raise SettingsError(f"errors is {errors!r}; it must be a finite number of at least 0")
         self.errors, self.restore = float(errors), restore
@@ -48,7 +53,7 @@ class EarlyStopping(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self.best, self.waited = 0, 0
+        self.best, self.best_step, self.waited = 0, 0, 0
         self.values: Tensor | None = None
         self.weights: dict[str, Tensor] = {}
 
@@ -69,11 +74,11 @@ class EarlyStopping(Callback):
         else:
             mean, error = difference(values, self.values)
         if mean > self.errors * error:
-            self.best, self.waited, self.values = len(run.epochs), 0, values.clone()
+            self.best, self.best_step, self.waited, self.values = len(run.epochs), run.step, 0, values.clone()
             self.weights = copied(run.vae) if self.restore else {}
             return
         self.waited += 1
-        if self.waited >= self.patience:
+        if self.waited >= self.patience and run.step - self.best_step >= self.steps:
             run.stop(self._reason(len(run.epochs), mean, error))
 
     def _reason(self, epoch: int, mean: float, error: float) -> str:
@@ -88,11 +93,15 @@ class EarlyStopping(Callback):
         """Put back the weights of the best epoch, in place."""
         if self.weights and self.best != len(run.epochs):
             run.vae.load_state_dict(self.weights)
+            run.weights_epoch = self.best
             run.say(f"EarlyStopping: the weights are those after epoch {self.best}, the best of {len(run.epochs)}.")
 
     def state(self) -> Tree:
-        return {"best": self.best, "waited": self.waited, "values": self.values, "weights": self.weights}
+        return {
+            "best": self.best, "best_step": self.best_step, "waited": self.waited, "values": self.values,
+            "weights": self.weights,
+        }  # fmt: skip
 
     def load(self, state: Tree) -> None:
-        self.best, self.waited = state["best"], state["waited"]
+        self.best, self.best_step, self.waited = state["best"], state.get("best_step", 0), state["waited"]
         self.values, self.weights = state["values"], dict(state["weights"])

@@ -1,0 +1,150 @@
+"""Does the validation ELBO fall while training goes on? Measure it by paired differences, and judge it."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from pyro_vae.__about__ import versions
+from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.validation import above_zero
+from pyro_vae.errors import DataError
+
+NATS = 0.1
+"""A fall of less, in nats per datum, is not called overfitting."""
+
+ERRORS = 2.0
+"""A fall stands out where it is more than so many standard errors."""
+
+LAST = 10
+"""At most so many epochs at the end are averaged over."""
+
+
+def overfitting(history: xr.Dataset | None, *, nats: float = NATS) -> xr.Dataset:
+    """Measure how far the validation ELBO has fallen since its best epoch.
+
+    .. math:: f = \\frac1{|E|} \\sum_{e \\in E} \\frac1n \\sum_i (\\mathcal L_{i, e^*} - \\mathcal L_{i, e})
+
+    E holds the last epochs after the best one, e*, at most 10. Each datum is compared with itself, evaluated
+    with the same noise, so that what makes one datum harder than another leaves the difference. The standard error
+    is over the validation data; that of the mean over E is at most the mean of theirs.
+
+    The best epoch is the highest of many, so noise alone gives a small fall: ``nats`` is the least that counts.
+
+    Args:
+        history: of a fit with validation data.
+        nats: the least fall that counts, in nats per datum, above 0.
+
+    Returns:
+        A dataset of ``fall`` and ``fall_se`` of the last weights, ``best_epoch``, ``kept_epoch`` (the epoch whose
+        weights the VAE has, 0 if they are of none), ``kept_fall`` and ``kept_fall_se`` (of those weights),
+        ``train_rise`` (of the training ELBO since the best epoch); and ``below_best``,
+        ``below_best_se`` and ``validation_elbo`` over ``epoch``.
+
+    Raises:
+        DataError: if the history has no validation ELBO with paired differences.
+        SettingsError: if ``nats`` is not above 0.
+
+    References:
+        | Early Stopping - But When? (Prechelt, 1998), https://doi.org/10.1007/3-540-49430-8_3
+
+    Example:
+        >>> elbo, below = np.array([1.0, 9.0, 2.0]), np.array([0.0, 0.0, 7.0])
+        >>> columns = {"train_elbo": elbo, "validation_elbo": elbo, "validation_below_best": below}
+        >>> columns["validation_below_best_se"] = 0 * below + 0.5
+        >>> history = xr.Dataset({name: ("epoch", values) for name, values in columns.items()}, {"epoch": [1, 2, 3]})
+        >>> found = overfitting(history)
+        >>> found.fall.item(), found.fall_se.item(), found.best_epoch.item()
+        (7.0, 0.5, 2)
+    """
+    above_zero("nats", nats)
+    found = None if history is None else fall_of_validation(history, nats=nats)
+    if found is None:
+        raise DataError("the history has no paired differences of a validation ELBO; give fit validation_data")
+    return found
+
+
+def fall_of_validation(history: xr.Dataset, *, nats: float = NATS) -> xr.Dataset | None:
+    """:func:`overfitting`, or None where the history lacks what it takes.
+
+    Example:
+        >>> fall_of_validation(xr.Dataset({"train_elbo": ("epoch", [1.0])})) is None
+        True
+    """
+    if "validation_below_best" not in history or not history.sizes["epoch"]:
+        return None
+    below, errors = history.validation_below_best.values, history.validation_below_best_se.values
+    if not np.isfinite(history.validation_elbo.values).any():
+        return None
+    best = int(np.nanargmax(history.validation_elbo.values))
+    last = slice(max(best + 1, len(below) - LAST), None) if best + 1 < len(below) else slice(best, None)
+    kept = int(history.attrs.get("weights_epoch", len(below)))
+    nat = {"units": "nats per datum"}
+    of_kept = (below[kept - 1], errors[kept - 1]) if 0 < kept < len(below) else (np.nan, np.nan)
+    train = history.train_elbo.values
+    scalars: dict[str, Any] = {
+        "fall": below[last].mean(), "fall_se": errors[last].mean(),
+        "kept_fall": of_kept[0], "kept_fall_se": of_kept[1],
+        "train_rise": train[last].mean() - train[best],
+    }  # fmt: skip
+    variables: dict[str, Any] = {name: ((), float(value), nat) for name, value in scalars.items()}
+    variables |= {"best_epoch": ((), int(history.epoch.values[best])), "kept_epoch": ((), kept)}
+    variables |= {"below_best": ("epoch", below, nat), "below_best_se": ("epoch", errors, nat)}
+    variables["validation_elbo"] = ("epoch", history.validation_elbo.values, nat)
+    return xr.Dataset(
+        variables, {"epoch": history.epoch.values}, {"threshold_nats": nats, "errors": ERRORS, **versions()}
+    )
+
+
+def overfits(found: xr.Dataset) -> bool:
+    """Whether the last weights are worse for validation data than the best ones, beyond error and threshold.
+
+    Example:
+        >>> overfits(xr.Dataset({"fall": 7.0, "fall_se": 0.5}, attrs={"threshold_nats": 0.1, "errors": 2.0}))
+        True
+    """
+    return float(found.fall) > max(found.attrs["threshold_nats"], found.attrs["errors"] * float(found.fall_se))
+
+
+def judge_overfitting(found: xr.Dataset) -> Finding:
+    """Is the VAE worse for new data than it was earlier in its training?
+
+    Args:
+        found: from :func:`overfitting`.
+
+    Returns:
+        ``"bad"`` where the fall is above the threshold by more than 2 standard errors, ``"doubtful"`` where it is above
+        the threshold and above 2 standard errors, else ``"fine"``; ``"fine"`` too where the VAE has the weights of an
+        earlier epoch.
+
+    Example:
+        >>> elbo, below = np.array([1.0, 9.0, 2.0]), np.array([0.0, 0.0, 7.0])
+        >>> columns = {"train_elbo": -elbo, "validation_elbo": elbo, "validation_below_best": below}
+        >>> columns["validation_below_best_se"] = 0 * below + 0.5
+        >>> history = xr.Dataset({name: ("epoch", values) for name, values in columns.items()}, {"epoch": [1, 2, 3]})
+        >>> judge_overfitting(overfitting(history)).level
+        'bad'
+    """
+    fall, error, nats = float(found.fall), float(found.fall_se), found.attrs["threshold_nats"]
+    best, epochs, kept = int(found.best_epoch), found.sizes["epoch"], int(found.kept_epoch)
+    told = f"{fall:.2g} ± {error:.1g} nats per datum (s.e. of paired differences over validation data)"
+    if 0 < kept < epochs and not found.kept_fall > max(nats, ERRORS * float(found.kept_fall_se)):
+        why = f"the weights are those after epoch {kept}, which the validation ELBO chose"
+        return Finding("overfitting", "fine", f"{why}; by the end of training it had fallen by {told}")
+    if not overfits(found):
+        why = f"the validation ELBO ended {told} below that of epoch {best}, its best of {epochs} (threshold {nats:g})"
+        return Finding("overfitting", "fine", why)
+    level: Level = "bad" if fall - ERRORS * error > nats else "doubtful"
+    rise = float(found.train_rise)
+    why = (
+        f"the validation ELBO was best after epoch {best} of {epochs} and has fallen by {told} since, while that of "
+        f"training data {'rose' if rise > 0 else 'fell'} by {abs(rise):.2g}"
+    )
+    return Finding("overfitting", level, why, STOP if rise > 0 else LOWER)
+
+
+STOP = (
+    "keep the weights of the best epoch (callbacks.EarlyStopping does), or give it more data, a smaller network or "
+    "weight decay; more epochs make it worse"
+)
+LOWER = "lower the learning rate, since training data lose too; keep the best weights by callbacks.EarlyStopping"

@@ -1,0 +1,99 @@
+"""Baselines beside the evidence: each against its closed form, and a VAE that loses to them is told so."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import pyro_vae as pv
+from pyro_vae.data import Data
+from pyro_vae.errors import DataError
+from pyro_vae.evidence import baseline, judge_baseline
+
+
+def linear():
+    torch.manual_seed(0)
+    return pv.exact.LinearGaussian(torch.randn(6, 2).double(), torch.ones(6).double(), 0.5)
+
+
+def test_each_gaussian_is_that_of_scipy_and_the_pair_is_exact():
+    exact = linear()
+    train, x = exact.sample(200), exact.sample(80)
+    found = baseline(exact.as_vae(), x, train=train, num_particles=10)
+    apart, own = train.numpy(), x.numpy()
+    independent = stats.norm(apart.mean(0), apart.std(0)).logpdf(own).sum(1)
+    full = stats.multivariate_normal(apart.mean(0), np.cov(apart.T, bias=True)).logpdf(own)
+    ppca = pv.exact.LinearGaussian.fit(train, 2).log_marginal(x).numpy()
+    each = found.log_likelihood
+    assert each.sel(baseline="independent Gaussians").values == pytest.approx(independent, abs=1e-4)
+    assert each.sel(baseline="full-covariance Gaussian").values == pytest.approx(full, abs=1e-4)
+    assert each.sel(baseline="probabilistic PCA (2)").values == pytest.approx(ppca, abs=1e-4)
+    apart = exact.log_marginal(x).numpy() - independent
+    assert found.difference[0].item() == pytest.approx(apart.mean(), abs=1e-4)
+    assert found.difference_se[0].item() == pytest.approx(apart.std(ddof=1) / np.sqrt(80), abs=1e-4)
+    assert judge_baseline(found).level == "fine"
+
+
+def counts_vae():
+    torch.manual_seed(0)
+    return pv.VAE(
+        prior=pv.priors.StandardNormal(1),
+        decoder=pv.likelihoods.Poisson(torch.nn.Linear(1, 3)),
+        encoder=pv.posteriors.DiagNormal(torch.nn.Linear(3, 2)),
+    )
+
+
+def test_countable_columns_have_their_frequencies_and_poisson():
+    train = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 4.0], [1.0, 1.0, 2.0], [0.0, 1.0, 0.0]])
+    x = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 9.0]])
+    found = baseline(counts_vae(), x, train=train, num_particles=2)
+    assert found.baseline.values.tolist() == ["column frequencies", "independent Poisson"]
+    mean = train.double().mean(0).numpy()
+    rest = stats.geom(1 / (mean + 1.5), loc=-1).pmf(x.numpy())
+    met = np.array([[3, 4, 2], [1, 4, 0]])
+    assert found.log_likelihood[0].values == pytest.approx(np.log((met + rest) / 5).sum(1))
+    rate = (train.sum(0).numpy() + 0.5) / 5
+    assert found.log_likelihood[1].values == pytest.approx(stats.poisson(rate).logpmf(x.numpy()).sum(1))
+
+
+def test_frequencies_are_a_distribution():
+    """Two rows, 0 and 3: p(0) has half of the two, and a third of the geometric distribution of mean 2."""
+    train = torch.tensor([[0.0, 7.0, 2.0], [3.0, 1.0, 4.0]])
+    values = torch.arange(100.0)
+    x = torch.stack([values, 0 * values, 0 * values], 1)
+    each = baseline(counts_vae(), x, train=train, num_particles=2).log_likelihood[0]
+    assert float(np.exp(each - each[0]).sum()) * (1 + 1 / 3) / 3 == pytest.approx(1)
+
+
+def test_missing_cells_are_left_out():
+    train, mask = torch.randn(50, 6).double(), torch.ones(20, 6, dtype=torch.bool)
+    mask[:, 2] = False
+    x = torch.randn(20, 6).double()
+    found = baseline(linear().as_vae(), Data(x, mask=mask), train=train, num_particles=2)
+    own, seen = x.numpy()[:, [0, 1, 3, 4, 5]], train.numpy()[:, [0, 1, 3, 4, 5]]
+    expected = stats.norm(seen.mean(0), seen.std(0)).logpdf(own).sum(1)
+    assert found.baseline.values.tolist() == ["independent Gaussians"]
+    assert found.log_likelihood[0].values == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_vae_that_loses_to_independent_columns_is_bad():
+    exact = linear()
+    vae, x = exact.as_vae(), exact.sample(60)
+    with torch.no_grad():
+        vae.decoder.fixed_scale.mul_(8)
+    finding = judge_baseline(baseline(vae, x, num_particles=50))
+    assert finding.level == "bad"
+    assert "four fifths" in finding.why
+    assert "describes new data better" in finding.next
+
+
+def test_one_row_is_refused():
+    with pytest.raises(DataError, match="1 datum"):
+        baseline(linear().as_vae(), torch.ones(1, 6).double())
+
+
+def test_check_holds_it_and_takes_the_training_data():
+    exact = linear()
+    tree = pv.check(exact.as_vae(), exact.sample(30), train=exact.sample(90), gold=0, draws=4, budget=60)
+    assert tree["baseline"].attrs["fitted_to"] == "90 training data"
+    assert "baselines" in tree["findings"].about.values
