@@ -41,6 +41,12 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("pyro_vae.elbo.per_datum", "4096", "8193"): "a number of rows at a time changes memory and no result",
     ("pyro_vae.evidence.kinds", "True", "False"): "zip's own check of lengths that compare_models has compared before",
     ("pyro_vae.diagnose.gaps", "2 ** 32", "2 * 32"): "which seed it is does not matter, as long as all members have it",
+    ("pyro_vae.diagnose.gold_standard", "1", "2"): "of the draws asked for to try a gradient, one is used",
+    (
+        "pyro_vae.diagnose.gold_standard",
+        "(q[chain, torch.randint(len(q[chain]), ()), datum] - loc) / scale",
+        "(q[chain, torch.randint(len(q[chain]), ()), datum] - loc) * scale",
+    ): "where a chain starts, which its warmup leaves",
     ("pyro_vae.diagnose.free", "-1", "1"): "parameters have two dimensions: the last is number 1",
     ("pyro_vae.diagnose.latents", "True", "False"): "zip's own check of lists that are made side by side",
     (

@@ -238,15 +238,21 @@ def test_the_floor_knows_how_few_draws_of_a_slow_chain_count():
 
 @pytest.mark.parametrize(
     ("change", "level"),
-    [({}, "bad"), ({"rhat": 1.2}, "doubtful"), ({"ess": 50.0}, "doubtful"), ({"divergences": 10}, "doubtful")],
-)
+    [
+        ({}, "bad"), ({"rhat": 1.2}, "doubtful"), ({"ess": 50.0}, "doubtful"), ({"divergences": 10}, "doubtful"),
+        ({"wasserstein": 0.2}, "doubtful"),
+    ],
+)  # fmt: skip
 def test_what_nuts_itself_has_not_settled_condemns_no_q(change, level):
     """A q far off in one latent of one datum; R̂, draws or divergences of its other latent are not what they should."""
     value = {"rhat": 1.0, "ess": 900.0, "wasserstein_floor": 0.02} | change
     table = {n: (("datum", "latent"), np.array([[good, value[n]]])) for n, good in [("rhat", 1.0), ("ess", 900.0)]}
-    table["wasserstein"] = ("datum", "latent"), np.array([[0.9, 0.01]])
+    table["wasserstein"] = ("datum", "latent"), np.array([[change.get("wasserstein", 0.9), 0.01]])
     table["wasserstein_floor"] = ("datum", "latent"), np.full((1, 2), 0.02)
     table["divergences"] = ("chain", "datum"), np.full((2, 1), change.get("divergences", 0))
     limits = {"rhat": 1.05, "ess": 100, "divergent": 0.01, "fine": 0.1, "bad": 0.25, "floors": 3.0}
     coords = {"chain": range(2), "draw": range(100), "datum": [0], "latent": [0, 1]}
-    assert judge_nuts(xr.Dataset(table, coords, {f"threshold_{n}": v for n, v in limits.items()})).level == level
+    judged = judge_nuts(xr.Dataset(table, coords, {f"threshold_{n}": v for n, v in limits.items()}))
+    poor = level == "doubtful" and "wasserstein" not in change
+    assert judged.level == level
+    assert ("run NUTS with a longer warmup" in judged.next, "a richer posterior" in judged.next) == (poor, not poor)
