@@ -68,7 +68,8 @@ def fit_settings(
         elbo: the estimator; Trace_ELBO if not given.
         optimizer: a class of torch.optim, called with the parameters.
         epochs: passes over the data.
-        batch_size: data per step; by default 128, or all data where there are fewer.
+        batch_size: data per step; by default 128, or all data where there are fewer, or slightly less where 128 would
+            leave a last batch of one row.
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
         engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
