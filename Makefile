@@ -8,7 +8,7 @@ SETUP := pyproject.toml constraints.txt
 DEVICE := cuda
 OUT := benchmarks/results/gpu
 
-.PHONY: demo test test-slow test-arviz1 lint bench gpu faults mutants coverage clean
+.PHONY: demo test test-slow test-arviz1 lint bench gpu faults mutants coverage precision clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -52,6 +52,10 @@ mutants: $(VENV)/.test
 # How often each printed standard error covers the truth, ten minutes; the table is docs/coverage.md.
 coverage: $(VENV)/.test
 	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m helpers.coverage_page
+
+# The largest error of each density in single precision, a minute; the table is docs/precision.md.
+precision: $(VENV)/.test
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m helpers.precision_page
 
 clean:
 	rm -rf $(VENV) .venv-arviz1

@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core.component import Conditional, Distribution, evaluating, join, masked
+from pyro_vae.core.component import Conditional, Distribution, at_least_single, evaluating, join, masked
+from pyro_vae.core.distributions import LowRankMultivariateNormal, MultivariateNormal
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import ModelError, SettingsError
 
@@ -47,7 +48,7 @@ class Posterior(Conditional):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         if context is not None:
             x = x.flatten(context.dim() - 1)
-        return self.distribution(self.net(join(x, context)))
+        return self.distribution(at_least_single(self.net(join(x, context))))
 
 
 class DiagNormal(Posterior):
@@ -120,16 +121,7 @@ class FullNormal(Posterior):
                 f"a full normal of d latents takes d (d + 3) / 2, as {self.outputs(size)} or {self.outputs(size + 1)}"
             )
         loc, log_diagonal, below = out.split([size, size, size * (size - 1) // 2], -1)
-        entries = torch.cat([torch.zeros_like(out[..., :1]), log_diagonal.exp(), below], -1)
-        return dist.MultivariateNormal(loc, scale_tril=entries[..., _places(size, out.device)])
-
-
-def _places(size: int, device: torch.device) -> Tensor:
-    """Where in (0, the diagonal, the rows below it) each entry of a lower triangular matrix stands."""
-    places = torch.arange(1, size + 1, device=device).diag()
-    row, column = torch.tril_indices(size, size, -1, device=device)
-    places[row, column] = torch.arange(size + 1, size + 1 + len(row), device=device)
-    return places
+        return MultivariateNormal(loc, log_diagonal, below)
 
 
 class LowRankNormal(Posterior):
@@ -176,7 +168,7 @@ class LowRankNormal(Posterior):
                 f"a normal of rank {self.rank} takes {2 + self.rank} per latent"
             )
         loc, log_scale, factor = out.split([size, size, size * self.rank], -1)
-        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (size, self.rank)), (2 * log_scale).exp())
+        return LowRankMultivariateNormal(loc, factor.unflatten(-1, (size, self.rank)), log_scale)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"

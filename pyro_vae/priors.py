@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.compatibility import called, drawn, in_a_line
-from pyro_vae.core.component import Conditional, Distribution
+from pyro_vae.core.component import Conditional, Distribution, at_least_single
+from pyro_vae.core.distributions import StudentT as _StudentT
 from pyro_vae.core.given_numbers import GivenNumbers
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import rows_of
@@ -148,7 +149,7 @@ class StudentT(_LocationScale):
         self.df = above_zero("df", df)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
-        return dist.StudentT(self.df, self.loc, self.log_scale.exp()).to_event(1)
+        return _StudentT(self.df, self.loc, self.log_scale.exp()).to_event(1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, df={self.df:g}"
@@ -297,7 +298,7 @@ class ContextNormal(Prior):
     def forward(self, context: Tensor | None = None) -> Distribution:
         if context is None:
             raise ModelError("this prior depends on a context and was given none; hand over context=")
-        loc, log_scale = self.net(context).chunk(2, -1)
+        loc, log_scale = at_least_single(self.net(context)).chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 

@@ -74,7 +74,8 @@ def fit_settings(
             no epoch was better than the best by more than one standard error of the paired difference.
         steps: at most so many, where --epochs is not given.
         patience: steps without a better validation ELBO that end training, where --epochs is not given.
-        batch_size: data per step; by default 128, or all data where there are fewer.
+        batch_size: data per step; by default 128, or all data where there are fewer, or slightly less where 128 would
+            leave a last batch of one row.
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
         engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.

@@ -73,6 +73,16 @@ def join(given: Tensor, context: Tensor | None) -> Tensor:
     return torch.cat([given, context.to(given).expand(*given.shape[:-1], context.shape[-1])], -1)
 
 
+def at_least_single(out: Tensor) -> Tensor:
+    """A network's output, in single precision where it is coarser: densities are not computed in bfloat16.
+
+    Example:
+        >>> at_least_single(torch.zeros(2, dtype=torch.bfloat16)).dtype, at_least_single(torch.zeros(2).double()).dtype
+        (torch.float32, torch.float64)
+    """
+    return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
+
+
 def masked(likelihood: Distribution, mask: Tensor) -> Distribution:
     """``likelihood`` without the features where ``mask`` is false: they are missing, and integrate to one.
 

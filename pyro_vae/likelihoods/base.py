@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.core.component import Conditional, Distribution, join
+from pyro_vae.core.component import Conditional, Distribution, at_least_single, join
 from pyro_vae.errors import DataError, ModelError
 
 
@@ -65,8 +65,12 @@ class Likelihood(Conditional):
     def features(self, out: Tensor) -> Distribution:
         """The distributions of the features, batch shape ``(*batch, features)``, given the network's output."""
 
+    def beyond(self, out: Tensor) -> dict[str, Tensor]:
+        """Where the network's output lies beyond a limit at which it is clamped, by the limit; nothing without one."""
+        return {}
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        out = self.net(join(z, context))
+        out = at_least_single(self.net(join(z, context)))
         return self.features(out).to_event(out.dim() - z.dim() + 1)
 
     def parts(self, out: Tensor) -> tuple[Tensor, ...]:

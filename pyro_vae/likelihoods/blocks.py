@@ -89,6 +89,12 @@ class Blocks(Likelihood):
         shares = out.split(_shares(self.sizes, self._members), -1)
         return Side([block.features(share) for block, share in zip(self._members, shares, strict=True)])
 
+    def beyond(self, out: Tensor) -> dict[str, Tensor]:
+        shares = out.split(_shares(self.sizes, self._members), -1)
+        blocks = zip(self._members, shares, strict=True)
+        found = [(i, block, block.beyond(share)) for i, (block, share) in enumerate(blocks)]
+        return {f"{limit} in block {i}, {type(b).__name__}": over for i, b, own in found for limit, over in own.items()}
+
     def refuse_columns(
         self, x: Tensor, source: str, columns: Sequence[str] | None, first: int, first_row: int = 0
     ) -> None:

@@ -1,13 +1,18 @@
 """Likelihoods of counts."""
 
-import pyro.distributions as dist
+import math
+
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution
 from pyro_vae.core.validation import whole
-from pyro_vae.likelihoods._distributions import NegativeBinomial as _NegativeBinomial
+from pyro_vae.likelihoods import _counts
 from pyro_vae.likelihoods.base import Likelihood
+
+LIMIT = 20.0
+"""The logarithm of the largest rate; data above e^20 are refused."""
+MOST = math.floor(math.exp(LIMIT))
 
 
 class Binomial(Likelihood):
@@ -15,6 +20,8 @@ class Binomial(Likelihood):
 
     .. math:: p(x | z) = \\prod_j \\binom{n}{x_j} \\lambda_j^{x_j} (1 - \\lambda_j)^{n - x_j},
         \\qquad \\lambda = \\sigma(f_\\Theta(z))
+
+    It is computed in double precision, so that its terms, of the size of n, may cancel.
 
     Args:
         net: the decoder network f, which gives the logits, from ``(*batch, latent)`` to ``(*batch, *features)``.
@@ -52,21 +59,33 @@ class Binomial(Likelihood):
 
     def features(self, out: Tensor) -> Distribution:
         (logits,) = self.parts(out)
-        return dist.Binomial(self.total_count, logits=logits)
+        return _counts.Binomial(self.total_count, logits)
 
     def extra_repr(self) -> str:
         return f"total_count={self.total_count}"
 
 
-class Poisson(Likelihood):
+class _Unbounded(Likelihood):
+    """Counts without an upper bound, but for that of the rate."""
+
+    support = constraints.integer_interval(0, MOST)
+
+    @property
+    def takes(self) -> str:
+        return f"whole numbers from 0 to {MOST:,}"
+
+
+class Poisson(_Unbounded):
     """Counts whose variance equals their mean, the rate.
 
     .. math:: p(x | z) = \\prod_j \\frac{r_j^{x_j} e^{-r_j}}{x_j!}, \\qquad r = e^{f_\\Theta(z)}
 
+    It is computed in double precision, so that its terms, of the size of the count, may cancel.
+
     Args:
         net: the decoder network f, which gives log-rates (of counts per datum), from ``(*batch, latent)`` to
-            ``(*batch, *features)``; they are clamped to [-20, 20], rates from 2e-9 to 5e8, beyond which no
-            gradient flows.
+            ``(*batch, *features)``; they are clamped to at most 20, a rate of 4.9e8, above which no gradient flows.
+            Counts above that rate are refused.
 
     References:
         | Generalized Linear Models (Nelder & Wedderburn, 1972), https://doi.org/10.2307/2344614
@@ -78,29 +97,27 @@ class Poisson(Likelihood):
         torch.Size([4])
     """
 
-    support = constraints.nonnegative_integer
-
-    @property
-    def takes(self) -> str:
-        return "whole numbers from 0"
-
     def features(self, out: Tensor) -> Distribution:
         (log_rate,) = self.parts(out)
-        return dist.Poisson(log_rate.clamp(-20, 20).exp())
+        return _counts.Poisson(log_rate.clamp(max=LIMIT))
+
+    def beyond(self, out: Tensor) -> dict[str, Tensor]:
+        return {f"log-rates above {LIMIT:g}": self.parts(out)[0] > LIMIT}
 
 
-class NegativeBinomial(Likelihood):
+class NegativeBinomial(_Unbounded):
     """Counts that vary more than Poisson's: a Poisson whose rate is itself gamma-distributed.
 
     .. math:: p(x | z) = \\prod_j \\frac{\\Gamma(x_j + r_j)}{x_j!\\, \\Gamma(r_j)}
         (1 - \\lambda_j)^{r_j} \\lambda_j^{x_j}, \\qquad \\lambda = \\sigma(l(z)),\\ r = e^{k(z)}
 
     Its mean is :math:`r e^{l}`, its variance :math:`r e^{l} (1 + e^{l})`; as r grows at a given mean it
-    becomes Poisson.
+    becomes Poisson. It is computed in double precision, as :class:`Poisson` is.
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 2 features)``: all logits l, then
-            all k; both are clamped, l to [-20, 20] and k to [-10, 10], beyond which no gradient flows.
+            all k; l is clamped to at most 20 and k to [-20, 20], r from 2e-9 to 4.9e8, beyond which no gradient
+            flows. Counts above 4.9e8 are refused.
 
     Raises:
         ModelError: in a call, if the network's outputs are not two for each feature.
@@ -117,16 +134,17 @@ class NegativeBinomial(Likelihood):
         True
     """
 
-    support = constraints.nonnegative_integer
-
     @classmethod
     def outputs(cls, size: int) -> int:
         return 2 * size
 
-    @property
-    def takes(self) -> str:
-        return "whole numbers from 0"
-
     def features(self, out: Tensor) -> Distribution:
         logits, log_count = self.parts(out)
-        return _NegativeBinomial(log_count.clamp(-10, 10).exp(), logits=logits.clamp(-20, 20))
+        return _counts.NegativeBinomial(log_count.clamp(-LIMIT, LIMIT), logits.clamp(max=LIMIT))
+
+    def beyond(self, out: Tensor) -> dict[str, Tensor]:
+        logits, log_count = self.parts(out)
+        return {
+            f"logits above {LIMIT:g}": logits > LIMIT,
+            f"k outside -{LIMIT:g} to {LIMIT:g}": log_count.abs() > LIMIT,
+        }

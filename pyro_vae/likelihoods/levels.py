@@ -1,6 +1,7 @@
 """Likelihoods of bits, grey values and levels."""
 
-import pyro.distributions as dist
+import math
+
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from pyro_vae.core.component import Distribution
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import SettingsError
+from pyro_vae.likelihoods._distributions import Bernoulli as _Bernoulli
 from pyro_vae.likelihoods._distributions import ContinuousBernoulli as _ContinuousBernoulli
 from pyro_vae.likelihoods._distributions import Levels, LogisticLevels, grid
 from pyro_vae.likelihoods.base import Likelihood
@@ -40,7 +42,7 @@ class Bernoulli(Likelihood):
 
     def features(self, out: Tensor) -> Distribution:
         (logits,) = self.parts(out)
-        return dist.Bernoulli(logits=logits)
+        return _Bernoulli(logits=logits)
 
 
 class ContinuousBernoulli(Likelihood):
@@ -148,7 +150,9 @@ class DiscretizedLogisticMixture(Likelihood):
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 3 · components · features)``: the
             logits of π by component, each for all features, then m, in [-1, 1] for grey values, then
-            log s, which is clamped to [-7, 7], scales from 9e-4 to 1,100, beyond which no gradient flows.
+            log s, which is clamped to [-7, 7], scales from 9e-4 to 1,100, beyond which no gradient flows. With more
+            than 256 levels the least scale shrinks as their distance does: it is 0.23 h, so that one level can
+            have a probability of up to 0.97.
         components: the number of logistic laws per feature, at least 1.
         levels: L, at least 2; a feature is one of 0, 1/(L - 1), …, 1 (256 for 8 bits).
 
@@ -190,7 +194,16 @@ class DiscretizedLogisticMixture(Likelihood):
 
     def features(self, out: Tensor) -> Distribution:
         logits, loc, log_scale = torch.stack(self.parts(out), -1).chunk(3, -1)
-        return LogisticLevels(logits, loc, log_scale.clamp(-7, 7), self.levels)
+        return LogisticLevels(logits, loc, log_scale.clamp(*self._limits), self.levels)
+
+    @property
+    def _limits(self) -> tuple[float, float]:
+        """The least and the largest log s."""
+        return -7.0 - max(math.log((self.levels - 1) / 255), 0.0), 7.0
+
+    def beyond(self, out: Tensor) -> dict[str, Tensor]:
+        log_scale, (least, most) = out.chunk(3, -1)[2], self._limits
+        return {f"log s outside {least:.3g} to {most:g}": (log_scale < least) | (log_scale > most)}
 
     def extra_repr(self) -> str:
         return f"components={self.components}, levels={self.levels}"

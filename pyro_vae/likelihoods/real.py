@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution
+from pyro_vae.core.distributions import StudentT as _StudentT
 from pyro_vae.core.given_numbers import GivenNumbers
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import ModelError, SettingsError
@@ -18,13 +19,11 @@ class _Scaled(GivenNumbers, Likelihood):
 
     fixed_scale: Tensor
 
-    def __init__(self, net: nn.Module, scale: float, learn_scale: bool, per_feature: int | None) -> None:
+    def __init__(self, net: nn.Module, scale: float, learn_scale: bool, per_feature: int | bool | None) -> None:
         super().__init__(net)
-        given, shape = (
-            above_zero("scale", scale),
-            () if per_feature is None else (whole("per_feature", per_feature, 1),),
-        )
-        self.learn_scale, self.per_feature = learn_scale or per_feature is not None, per_feature
+        given, self.per_feature = above_zero("scale", scale), _number_of_features(net, per_feature)
+        shape = () if self.per_feature is None else (self.per_feature,)
+        self.learn_scale = learn_scale or self.per_feature is not None
         if self.learn_scale:
             start = torch.full(shape, math.log(given), dtype=torch.float64)
             self.log_scale = nn.Parameter(self.keep("log_scale", start))
@@ -52,6 +51,20 @@ class _Scaled(GivenNumbers, Likelihood):
         return f"scale={scale}, learn_scale={self.learn_scale}"
 
 
+def _number_of_features(net: nn.Module, per_feature: int | bool | None) -> int | None:
+    """The number of scales; of True, the outputs of the network's last linear layer."""
+    if per_feature is None or per_feature is False:
+        return None
+    if per_feature is not True:
+        return whole("per_feature, the number of features,", per_feature, 1)
+    if not (layers := [layer for layer in net.modules() if isinstance(layer, nn.Linear)]):
+        raise SettingsError(
+            f"per_feature is True and the network ({type(net).__name__}) has no linear layer that tells the number "
+            "of features; give that number, as per_feature=5"
+        )
+    return layers[-1].out_features
+
+
 class Normal(_Scaled):
     """The Gaussian likelihood of the note, equation (14), its variance fixed or learned.
 
@@ -62,7 +75,7 @@ class Normal(_Scaled):
         scale: s, the standard deviation in units of the data, above 0; where learning starts.
         learn_scale: whether s is a parameter of Θ, trained as ``log s``.
         per_feature: the number of features (the size of the last dimension), to learn an s for each of
-            them; by default all share one s.
+            them; True takes the number of outputs of the network's last linear layer. By default all share one s.
 
     Raises:
         SettingsError: if ``scale`` is not a finite number above 0, or ``per_feature`` below 1.
@@ -79,7 +92,7 @@ class Normal(_Scaled):
     """
 
     def __init__(
-        self, net: nn.Module, scale: float = 1.0, *, learn_scale: bool = False, per_feature: int | None = None
+        self, net: nn.Module, scale: float = 1.0, *, learn_scale: bool = False, per_feature: int | bool | None = None
     ) -> None:
         super().__init__(net, scale, learn_scale, per_feature)
 
@@ -141,7 +154,7 @@ class StudentT(_Scaled):
         df: ν, the degrees of freedom, above 2 so that the variance is finite.
         scale: s, in units of the data, above 0; where learning starts.
         learn_scale: whether s is a parameter of Θ, trained as ``log s``.
-        per_feature: the number of features, to learn an s for each of them.
+        per_feature: the number of features, to learn an s for each of them, or True, as in :class:`Normal`.
 
     Raises:
         SettingsError: if ``scale`` is not above 0, ``df`` not above 2, or ``per_feature`` below 1.
@@ -164,7 +177,7 @@ class StudentT(_Scaled):
         *,
         scale: float = 1.0,
         learn_scale: bool = False,
-        per_feature: int | None = None,
+        per_feature: int | bool | None = None,
     ) -> None:
         super().__init__(net, scale, learn_scale, per_feature)
         self.df = above_zero("df", df)
@@ -172,7 +185,7 @@ class StudentT(_Scaled):
             raise SettingsError(f"df is {df}; it must be above 2, where the variance is finite")
 
     def features(self, out: Tensor) -> Distribution:
-        return dist.StudentT(self.df, *self.located(out))
+        return _StudentT(self.df, *self.located(out))
 
     def extra_repr(self) -> str:
         return f"df={self.df:.4g}, {super().extra_repr()}"
@@ -187,7 +200,7 @@ class Laplace(_Scaled):
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
         scale: s, the mean absolute deviation in units of the data, above 0; where learning starts.
         learn_scale: whether s is a parameter of Θ, trained as ``log s``.
-        per_feature: the number of features, to learn an s for each of them.
+        per_feature: the number of features, to learn an s for each of them, or True, as in :class:`Normal`.
 
     Raises:
         SettingsError: if ``scale`` is not a finite number above 0, or ``per_feature`` below 1.
@@ -204,7 +217,7 @@ class Laplace(_Scaled):
     """
 
     def __init__(
-        self, net: nn.Module, scale: float = 1.0, *, learn_scale: bool = False, per_feature: int | None = None
+        self, net: nn.Module, scale: float = 1.0, *, learn_scale: bool = False, per_feature: int | bool | None = None
     ) -> None:
         super().__init__(net, scale, learn_scale, per_feature)
 

@@ -38,6 +38,7 @@ from pyro_vae.train.distributed.launch import fit_on_workers
 from pyro_vae.train.distributed.reduce import refuse_spread
 from pyro_vae.train.resume import Journal
 from pyro_vae.train.run import Run
+from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits
 from pyro_vae.train.validate import Optimizer, made_for, refuse_engine, refuse_schedules, refuse_settings
 
 EVALUATION_ROWS = 2048
@@ -124,8 +125,10 @@ def fit(
             one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
             data); :func:`adam` if not given.
         epochs: passes over the data, at least 1.
-        batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller.
-            If not given, 128, or all data where there are fewer.
+        batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller. If not given,
+            128, or all data where there are fewer, or slightly less where 128 would leave a last batch of one row.
+            Parts or objectives that cannot be trained on one row (batch normalisation,
+            :class:`~pyro_vae.elbo.InfoVAE`) are refused such a batch before the first step.
         validation_data: as ``data``, in memory; with a context or mask, as ``Data``.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
         seed: of the order of the data and of the samples of z.
@@ -211,7 +214,7 @@ def _fit(
 ) -> Fit:
     """The training of one process, alone or one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
-    batch_size = min(128, len(source)) if batch_size is None else batch_size
+    batch_size = default_batch_size(len(source)) if batch_size is None else batch_size
     refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
     refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
     refuse_engine(engine, clip_norm, precision)
@@ -230,6 +233,7 @@ def _fit(
         elbo.restart()
     chosen = own_device(device)
     group.spread([*vae.to(chosen).parameters(), *vae.buffers()])
+    refuse_batches(vae, elbo or Trace_ELBO(), source.head().like(vae), batch_size=batch_size, size=len(source))
     optim = WholeOptimizer(made_for(vae.to(chosen), optimizer or adam), clip_norm)
     run = Run(
         vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
@@ -254,6 +258,8 @@ def _fit(
         run.start(epochs, engine, precision, bar, asked)
         journal.begin(run)
         run.train(journal.keep, on_epoch)
+    if group.first:
+        warn_of_limits(vae, run.watched["train"])
     return Fit(vae, run.history(), describe_device(chosen), run.ending.is_set() and not run.stopped)
 
 

@@ -55,6 +55,17 @@ def test_a_scale_per_feature_is_learned_for_each(member):
         likelihood(torch.zeros(1, 4).double())
 
 
+@pytest.mark.parametrize("member", [pv.likelihoods.Normal, pv.likelihoods.StudentT, pv.likelihoods.Laplace])
+def test_per_feature_true_takes_the_networks_outputs(member):
+    likelihood = member(pv.nn.mlp(2, [8], 5), per_feature=True)
+    assert likelihood.per_feature == 5
+    assert likelihood.log_scale.shape == (5,)
+    assert likelihood(torch.zeros(4, 2)).event_shape == (5,)
+    assert not member(ID, per_feature=False).learn_scale
+    with pytest.raises(SettingsError, match=r"\(Identity\) has no linear layer .* give that number, as per_feature=5"):
+        member(ID, per_feature=True)
+
+
 def test_images_keep_their_shape():
     net = nn.Sequential(nn.Linear(2, 12), nn.Unflatten(-1, (3, 4)))
     for likelihood in (pv.likelihoods.Normal(net), pv.likelihoods.Bernoulli(net), pv.likelihoods.Poisson(net)):
@@ -249,23 +260,24 @@ def test_poissons_of_large_rates_are_scipys():
 
 
 CLAMPS = {
-    "Poisson, log rate": (pv.likelihoods.Poisson(ID), 0, 20, lambda d: d.rate.log()),
-    "NegativeBinomial, logit": (pv.likelihoods.NegativeBinomial(ID), 0, 20, lambda d: d.logits),
-    "NegativeBinomial, log r": (pv.likelihoods.NegativeBinomial(ID), 1, 10, lambda d: d.total_count.log()),
+    "Poisson, log rate": (pv.likelihoods.Poisson(ID), 0, 20, lambda d: d.rate.log(), [1]),
+    "NegativeBinomial, logit": (pv.likelihoods.NegativeBinomial(ID), 0, 20, lambda d: d.logits, [1]),
+    "NegativeBinomial, log r": (pv.likelihoods.NegativeBinomial(ID), 1, 20, lambda d: d.total_count.log(), [-1, 1]),
     "DiscretizedLogisticMixture, log s": (
-        pv.likelihoods.DiscretizedLogisticMixture(ID, 1), 2, 7, lambda d: d.log_scale.squeeze(-1),
+        pv.likelihoods.DiscretizedLogisticMixture(ID, 1), 2, 7, lambda d: d.log_scale.squeeze(-1), [-1, 1],
     ),
 }  # fmt: skip
-"""The number of a feature that is clamped, its limit on both sides, and what the distribution has of it."""
+"""The number of a feature that is clamped, its limit, what the distribution has of it, and the sides with a limit."""
 
 
 @pytest.mark.parametrize("name", CLAMPS)
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_clamp_is_where_the_docstring_says(name, side):
     """Up to 0.01 inside the limit a number counts as it is; 0.01 beyond it is the limit, and no gradient flows."""
-    likelihood, place, limit, number = CLAMPS[name]
-    assert f"[-{limit}, {limit}]" in likelihood.__doc__
-    for given, expected, slope in [(limit - 0.01, limit - 0.01, 1.0), (limit + 0.01, limit, 0.0)]:
+    likelihood, place, limit, number, sides = CLAMPS[name]
+    assert (f"[-{limit}, {limit}]" if len(sides) == 2 else f"at most {limit}") in likelihood.__doc__
+    beyond = (limit, 0.0) if side in sides else (limit + 0.01, 1.0)
+    for given, expected, slope in [(limit - 0.01, limit - 0.01, 1.0), (limit + 0.01, *beyond)]:
         out = torch.zeros(likelihood.numbers, dtype=torch.float64)
         out[place] = side * given
         found = number(likelihood(out.requires_grad_()).base_dist)
@@ -288,7 +300,7 @@ def test_the_widest_and_narrowest_logistic_are_an_explicit_difference(log_scale)
 
 @pytest.mark.parametrize("log_rate", [-25.0, -20.0, 20.0, 25.0])
 def test_the_largest_and_smallest_rate_are_scipys(log_rate):
-    rate, x = math.exp(min(max(log_rate, -20), 20)), 3.0
+    rate, x = math.exp(min(log_rate, 20)), 3.0
     found = pv.likelihoods.Poisson(ID)(torch.tensor([log_rate], dtype=torch.float64))
     assert found.log_prob(torch.tensor([x]).double()).item() == pytest.approx(stats.poisson.logpmf(x, rate), rel=1e-12)
 

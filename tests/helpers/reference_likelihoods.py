@@ -55,9 +55,9 @@ def logistic_mixture(numbers, x, *, levels):
     logits, locs, log_scales = (numbers[i * k : (i + 1) * k] for i in range(3))
     index = round(x * (levels - 1))
     centre, half = mpf(2 * index) / (levels - 1) - 1, mpf(1) / (levels - 1)
-    mass = mpf(0)
+    mass, least = mpf(0), -7 - max(mp.log(mpf(levels - 1) / 255), 0)
     for logit, loc, log_scale in zip(logits, locs, log_scales, strict=True):
-        s = mp.exp(max(-7, min(7, log_scale)))
+        s = mp.exp(max(least, min(7, log_scale)))
         low = -mp.inf if index == 0 else (centre - half - loc) / s
         high = mp.inf if index == levels - 1 else (centre + half - loc) / s
         mass += mp.exp(logit) * _between(low, high)
@@ -78,13 +78,13 @@ def binomial(numbers, x, *, total_count):
 
 
 def poisson(numbers, x):
-    log_rate = max(-20, min(20, numbers[0]))
+    log_rate = min(20, numbers[0])
     return x * log_rate - mp.exp(log_rate) - mp.loggamma(mpf(x) + 1)
 
 
 def negative_binomial(numbers, x):
     """Γ(x + r) / (x! Γ(r)) (1 - λ)^r λ^x, λ = σ(l), r = e^k."""
-    logit, r = max(-20, min(20, numbers[0])), mp.exp(max(-10, min(10, numbers[1])))
+    logit, r = min(20, numbers[0]), mp.exp(max(-20, min(20, numbers[1])))
     ways = mp.loggamma(x + r) - mp.loggamma(mpf(x) + 1) - mp.loggamma(r)
     return ways - r * mp.log1p(mp.exp(logit)) - x * mp.log1p(mp.exp(-logit))
 

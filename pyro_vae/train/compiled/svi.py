@@ -13,9 +13,10 @@ from pyro.poutine import runtime
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.traces import Loss, Program, differentiable, loss_name
 from pyro_vae.elbo.nested import counters, losses_in
-from pyro_vae.errors import CompileError, ModelError, SettingsError
+from pyro_vae.errors import CompileError, ModelError, PyroVAEError, SettingsError
 from pyro_vae.train.compiled.backends import Backend
 from pyro_vae.train.compiled.cuda import feed_of
 from pyro_vae.train.compiled.feed import Arguments, Feed, Gathered, Given, Rowwise, refuse_run
@@ -149,8 +150,8 @@ class CompiledSVI(SVI):
 
         .. math:: \\text{batch } t = x_{\\pi(tm)}, \\dots, x_{\\pi(tm + m - 1)}
 
-        The last batch of a pass over the data may be smaller. Where the parameters are on a GPU the data
-        are moved there, or streamed where they do not fit.
+        The last batch of a pass over the data may be smaller; batch normalisation fails where it has one row. Where
+        the parameters are on a GPU the data are moved there, or streamed where they do not fit.
 
         Args:
             data: shape ``(datum, ...)``, or several such tensors, which model and guide are given side by side.
@@ -194,7 +195,9 @@ class CompiledSVI(SVI):
             chunks[0:1] = [part for part in (chunks[0][:1], chunks[0][1:]) if len(part)]
         for chunk in chunks:
             index, data = feed.chunk(chunk)
-            yield self._steps(Gathered(arguments), len(index), [index], data)
+            with _naming_a_single_row(chunk.shape[1] == 1 < batch_size):
+                losses = self._steps(Gathered(arguments), len(index), [index], data)
+            yield losses
 
     @property
     def begun(self) -> bool:
@@ -298,3 +301,18 @@ class CompiledSVI(SVI):
 
     def _computing(self) -> contextlib.AbstractContextManager[None]:
         return computing_in(self.precision, "cuda" if self._device(torch.empty(0)).type == "cuda" else "cpu")
+
+
+@contextlib.contextmanager
+def _naming_a_single_row(is_single: bool) -> Iterator[None]:
+    """Name the size of the batch in what a step on a last batch of one row raises."""
+    try:
+        yield
+    except Exception as error:  # the parts may be the user's own, and raise anything
+        if not is_single:
+            raise
+        reason = str(error) if isinstance(error, PyroVAEError) else in_a_line(error)
+        raise SettingsError(
+            f"the step fails on the last batch of a pass, which has one row ({reason}); "
+            "choose a batch_size that leaves no batch of one row, or cut the data by a row"
+        ) from error
