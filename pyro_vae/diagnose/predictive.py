@@ -193,7 +193,7 @@ def _check(
     names = [*functions, *[LIKELIHOOD] * (not prior)]
     found = _summary(np.array(seen), np.array(made), names)
     if columns:
-        found = _with_columns(found, np.stack(columns), getattr(x, "columns", None))
+        found = _with_columns(np.array(seen), np.array(made), names, np.stack(columns), getattr(x, "columns", None))
     return found.assign_attrs(
         {"latents": "prior" if prior else "posterior", "data": len(rows), "draws": draws, "seed": seed, **versions()}
     )
@@ -216,24 +216,26 @@ def _of_columns(x: Tensor) -> np.ndarray:
     return found
 
 
-def _with_columns(found: xr.Dataset, columns: np.ndarray, names: Sequence[str] | None) -> xr.Dataset:
-    """Add the worst statistics of single columns, of ``(1 + draw, statistic, column)`` with the data first."""
-    labels = [str(j) if names is None else str(names[j]) for j in range(columns.shape[-1])]
-    every = np.array([f"{of} of {'column ' if names is None else ''}{j}" for of in OF_COLUMNS for j in labels])
-    flat = columns.reshape(len(columns), -1)
-    seen, made = flat[0], flat[1:]
-    centre, spread = made.mean(0), made.std(0, ddof=1)
-    tiny = 1e-9 * np.abs(flat).max(0)  # of equal numbers, summed in another order
+def _with_columns(
+    seen: np.ndarray, made: np.ndarray, names: list[str], columns: np.ndarray, labels: Sequence[str] | None
+) -> xr.Dataset:
+    """Summarise the table's statistics and the worst ones of single columns, ``(1 + draw, statistic, column)``."""
+    named = [f"column {j}" for j in range(columns.shape[-1])] if labels is None else [*map(str, labels)]
+    every = [f"{of} of {name}" for of in OF_COLUMNS for name in named]
+    flat = columns.reshape(len(columns), -1)  # the data first
+    centre, spread = flat[1:].mean(0), flat[1:].std(0, ddof=1)
+    tiny = 1e-9 * np.abs(flat).max(0)  # equal numbers may differ by so much
     with np.errstate(divide="ignore", invalid="ignore"):
-        far = np.where(np.abs(flat - centre) <= tiny, 0.0, np.abs(flat - centre) / np.where(spread > tiny, spread, 0.0))
-    most = far.max(1)
-    worst = np.argsort(-far[0], kind="stable")[:WORST]
-    of_columns = _summary(np.broadcast_to(seen[worst], made[:, worst].shape), made[:, worst], every[worst].tolist())
-    family = ["table"] * found.sizes["statistic"] + ["column"] * len(worst)
-    joined = xr.concat([found, of_columns], "statistic").assign_coords(family=("statistic", family))
-    p = (1 + int((most[1:] >= most[0]).sum())) / len(most)
-    joined["column_p_value"] = (), p, {"units": "probability"}
-    return joined.assign_attrs(found.attrs, column_statistics=len(every))
+        far = np.abs(flat - centre) / np.where(spread > tiny, spread, 0.0)
+    far = np.where(np.abs(flat - centre) <= tiny, 0.0, far)
+    worst, farthest = np.argsort(-far[0], kind="stable")[:WORST], far.max(1)
+    of_data = np.repeat(flat[:1, worst], len(made), 0)
+    found = _summary(
+        np.hstack([seen, of_data]), np.hstack([made, flat[1:, worst]]), [*names, *(every[i] for i in worst)]
+    )
+    family = ["table"] * len(names) + ["column"] * len(worst)
+    found["column_p_value"] = (), (farthest >= farthest[0]).mean(), {"units": "probability"}
+    return found.assign_coords(family=("statistic", family)).assign_attrs(column_statistics=len(every))
 
 
 def _functions(statistics: Any) -> Mapping[str, Statistic]:

@@ -746,7 +746,7 @@ def test_a_run_that_went_on_and_was_killed_is_loaded_as_it_had_ended_with_a_warn
     newest = pv.load(str(told[0].message).rpartition("or load ")[2]).state_dict()
     assert not any(torch.equal(ended[name], value) for name, value in newest.items())
     capsys.readouterr()
-    _, again, _ = trained_run("run", None)
+    _, again, _, _ = trained_run("run", None)
     assert capsys.readouterr().err.startswith(
         "pyro-vae: run/weights.safetensors: is of step 8, where the run had ended"
     )

@@ -121,6 +121,7 @@ def test_history_is_labelled():
     history = quiet_fit(small_vae(), data, validation_data=data[:9], epochs=3, batch_size=20).history
     assert set(history.data_vars) == {
         "objective", "train_elbo", "train_elbo_se", "validation_elbo", "validation_elbo_se", "seconds",
+        "validation_below_best", "validation_below_best_se",
     }  # fmt: skip
     assert history.epoch.values.tolist() == [1, 2, 3]
     assert history.step.values.tolist() == [3, 6, 9], "the last, smaller batch is a step too"
