@@ -11,7 +11,7 @@ from rich.console import Console
 from pyro_vae.cli.build import build
 from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, train, trained_run
 from pyro_vae.cli.messages import instantiated
-from pyro_vae.cli.report import in_double, in_one_line, save_comparison, show_comparison, show_fit
+from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import OF_COMPARE, command, compare_settings, with_absolute_paths
 from pyro_vae.cli.sweep import Outcome, is_side_by_side, run_jobs, say, seeds_of, with_seed
@@ -25,6 +25,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
 from pyro_vae.errors import DivergenceError, ModelError, SettingsError
 from pyro_vae.train.fit import Fit
+from pyro_vae.train.summary import in_one_line
 
 QUIET = Console(quiet=True)
 """Where tables of one seed of several go."""
@@ -176,7 +177,8 @@ def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:
         moments, fitted = _trained(own, build(own, data.train), data, progress=here)
         if fitted.interrupted:  # which is in no mean
             return Outcome(interrupted=True)
-        return Outcome(_compared(own, moments, data.held_out, QUIET, progress=here), in_one_line(fitted))
+        message = in_one_line(fitted.history, fitted.device)
+        return Outcome(_compared(own, moments, data.held_out, QUIET, progress=here), message)
     except (DivergenceError, ModelError) as error:  # the second where what it was trained to cannot be evaluated
         return Outcome(failure=str(error))
 

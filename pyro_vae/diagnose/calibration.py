@@ -11,6 +11,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating, infer, masked, observed
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate, format_p
 from pyro_vae.core.generate import latents, likelihood
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -201,17 +202,17 @@ def judge_sbc(found: xr.Dataset) -> Finding:
     worst = found.isel(quantity=int(found.p_value.values.argmin()))
     wide = found.sel(level=0.9)
     why = (
-        f"{_shown(p)} that ranks of {found.sizes['quantity']} quantities in {number} simulations stray so far "
+        f"{format_p(p)} that ranks of {found.sizes['quantity']} quantities in {number} simulations stray so far "
         f"(doubtful below {DOUBTFUL}, bad below {BAD}), the worst {worst.quantity.item()}, "
-        f"{_shown(float(worst.p_value))}, ECDF off by up to {float(abs(worst.ecdf_difference).max()):.3f}; "
-        f"90 % intervals of the latents hold {100 * float(wide.expected_coverage):.1f} ± "
-        f"{100 * float(wide.expected_coverage_se):.1f} %"
+        f"{format_p(float(worst.p_value))}, ECDF off by up to {float(abs(worst.ecdf_difference).max()):.3f}; "
+        f"90 % intervals of the latents hold {_percent(wide)}"
     )
     return Finding("calibration (SBC)", level, why, "" if level == "fine" else _advice(found))
 
 
-def _shown(p: float) -> str:
-    return f"p = {p:.2g}" if p > 1e-99 else "p below 1e-99"
+def _percent(wide: xr.Dataset) -> str:
+    share, error = 100 * float(wide.expected_coverage), 100 * float(wide.expected_coverage_se)
+    return format_estimate(share, error, "%", over="simulations")
 
 
 def _advice(found: xr.Dataset) -> str:

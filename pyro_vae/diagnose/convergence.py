@@ -13,6 +13,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating, infer
 from pyro_vae.core.device import make_generator, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
@@ -420,7 +421,7 @@ def judge_converged(found: xr.Dataset) -> Finding:
     level: Level = "bad" if rising else "fine" if steady and not apart else "doubtful"
     k = int((rise - 2 * error if rising else np.abs(rise) + 2 * error).argmax())  # the run that decides
     why = (
-        f"over the last {last} epochs the ELBO rose by {rise[k]:.3f} ± {error[k]:.3f} nats per datum "
+        f"the ELBO rose by {format_estimate(rise[k], error[k], 'nats per datum', over=f'the last {last} epochs')} "
         f"(threshold {nats:g}), and R̂ of its iterates is {elbo_rhat:.3f} (threshold {limit})"
     )
     if len(rise) > 1:

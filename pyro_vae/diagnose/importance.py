@@ -12,6 +12,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.rows import rows_for
@@ -137,8 +138,9 @@ def judge_khat(found: xr.Dataset) -> Finding:
     typical, worst = float(np.median(shape)), int(shape.argmax())
     level: Level = "bad" if share > MANY else "fine" if share <= SOME and typical < GOOD else "doubtful"
     why = (
-        f"k̂ is above {BAD} for {100 * share:.1f} ± {100 * error:.1f} % of {number} data, its median {typical:.2f} "
-        f"(good below {GOOD}), the worst datum {worst} with {shape[worst]:.2f} ± {float(found.khat_se[worst]):.2f}; "
+        f"k̂ is above {BAD} for {format_estimate(100 * share, 100 * error, '%', over='data')} of {number} data, its "
+        f"median {typical:.2f} (good below {GOOD}), the worst datum {worst} with "
+        f"{format_estimate(shape[worst], float(found.khat_se[worst]), over='draws')}; "
         f"median ESS {float(found.ess.median()):.0f} of {found.attrs['num_particles']}"
     )
     return Finding("importance weights (k̂)", level, why, "" if level == "fine" else NEXT)

@@ -15,6 +15,7 @@ from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import evaluating, infer
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.generate import given
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
@@ -252,7 +253,7 @@ def judge_collapse(found: xr.Dataset) -> Finding:
     level: Level = "bad" if active == 0 else "doubtful" if active < latents else "fine"
     why = (
         f"{active} of {latents} latents are active (variance of the posterior mean above {ACTIVE}, over "
-        f"{found.attrs['data']} data); mean KL {_pm(found, 'mean_kl')} nats"
+        f"{found.attrs['data']} data); mean KL {_pm(found, 'mean_kl')}"
     )
     if found.attrs["common_prior"]:
         most = found.attrs["most_information"]
@@ -266,7 +267,7 @@ def judge_collapse(found: xr.Dataset) -> Finding:
 
 
 def _pm(found: xr.Dataset, name: str) -> str:
-    return f"{float(found[name]):.3f} ± {float(found[name + '_se']):.3f}"
+    return format_estimate(float(found[name]), float(found[f"{name}_se"]), "nats", over="data")
 
 
 NEXT = {

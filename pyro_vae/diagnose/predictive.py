@@ -14,6 +14,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import Distribution, evaluating, infer, masked, observed
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate, format_p, format_rounded
 from pyro_vae.core.generate import latents, likelihood
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -284,11 +285,12 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
     blind = number * 2 / (draws + 2) >= DOUBTFUL
     level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if far[worst] > FAR else "doubtful"
     shown = found.isel(statistic=worst)
+    spread = float(shown.replicated.std(ddof=1))
     why = (
         f"of {number} statistics the {shown.statistic.item()} is the farthest off: "
-        f"{float(shown.observed.mean()):.4g} in {found.attrs['data']} data, "
-        f"{float(shown.replicated.mean()):.4g} ± {float(shown.replicated.std(ddof=1)):.2g} in {draws} replicates, "
-        f"p = {float(shown.p_value):.3f} ± {float(shown.p_value_se):.3f}; "
+        f"{format_rounded(float(shown.observed.mean()), spread)} in {found.attrs['data']} data, "
+        f"{format_estimate(float(shown.replicated.mean()), spread, over='')} in {draws} replicates (mean and sd), "
+        f"{format_p(float(shown.p_value), draws, float(shown.p_value_se))}; "
         f"two-sided for all, p {'<' if corrected < 1 else '='} {corrected:.2g} (doubtful below {DOUBTFUL})"
     )
     which = found.attrs["latents"]
