@@ -158,7 +158,9 @@ def compare_elbos(
     if not chosen:
         raise SettingsError(f"no estimator is left to compare ({'; '.join(left_out)}); choose others")
     truth, truth_se, source = known_evidence(vae, subject.rows, log_evidence)
-    with subject.evaluating(), counting("Comparing estimators", progress) as count:
+    most = max(cell.particles for cell in chosen)
+    with subject.evaluating(most), counting("Comparing estimators", progress) as count:
+        used = {"threads": torch.get_num_threads(), "device": describe_device(subject.device)}
         found = Comparing(subject, chosen, draws, seed, by_hand=not missing, count=count).run()
         provenance = _provenance(subject)
     table = Labelled(chosen, list(offered), list(subject.groups())).dataset(found, truth, truth_se)
@@ -166,8 +168,8 @@ def compare_elbos(
     labelled = table.assign_coords(
         kl=("estimator", [kl[n] for n in table.estimator.values]), noise_seed=("draw", found.seeds)
     ).assign_attrs(
-        draws=draws, seed=seed, size=subject.size, dtype=str(subject.rows.x.dtype), threads=torch.get_num_threads(),
-        device=describe_device(subject.device), reference=missing or "HandDerivedELBO", log_evidence=source,
+        draws=draws, seed=seed, size=subject.size, dtype=str(subject.rows.x.dtype), **used,
+        reference=missing or "HandDerivedELBO", log_evidence=source,
         left_out="; ".join(left_out), **versions(),
     )  # fmt: skip
     return as_comparison(labelled)

@@ -97,7 +97,7 @@ def sbc(
     whole("chunk", chunk, 1)
     refuse_seed(seed)
     device, parts = vae.like(torch.zeros(())).device, []
-    with seeded(seed, device), evaluating(vae):
+    with seeded(seed, device), evaluating(vae, draws * simulations):
         given = _given(vae, context, mask, simulations)
         z = latents(vae, simulations, given.context)
         x = likelihood(vae, z, given.context).sample()

@@ -106,7 +106,8 @@ class Iterates:
             self._begin(vae)
         elif self._vae is not vae:
             raise SettingsError("these Iterates have seen another VAE; make new ones for each run")
-        with seeded(self.seed, self._rows.x.device), evaluating(vae):
+        at_once = self.sizes["num_particles"] * len(self._rows)
+        with seeded(self.seed, self._rows.x.device), evaluating(vae, at_once):
             w = weigh(vae.model, vae.guide, *self._rows.arguments(), num_particles=self.sizes["num_particles"])
             few = self._rows.take(slice(0, 8))
             means = infer(vae.encoder, few.x, few.context, few.mask).mean

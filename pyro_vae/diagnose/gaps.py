@@ -141,7 +141,8 @@ def inference_gaps(
     rows = rows_for(vae, x).like(vae)
     known = _given(log_evidence, rows)
     optimised, measured = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
-    with seeded(seed, rows.x.device), evaluating(vae), counting("inference gaps", progress) as count:
+    at_once = particles * min(optimised, len(rows))
+    with seeded(seed, rows.x.device), evaluating(vae, at_once), counting("inference gaps", progress) as count:
         known = known or _oracle(vae, rows)
         start, parts = amortised(vae, rows), []
         for one in count(iter(_slices(len(rows), optimised)), -(-len(rows) // optimised)):

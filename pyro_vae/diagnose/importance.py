@@ -70,7 +70,7 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
     refuse_seed(seed)
     rows, parts = rows_for(vae, x).like(vae), []
     size = max(1, numbers_at_once(chunk, rows.x.device) // (num_particles * rows.x[0].numel()))
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, num_particles * min(size, len(rows))):
         for start, part in enumerate(rows.split(size)):
             weights = log_weights(vae.model, vae.guide, *part.arguments(), num_particles=num_particles)
             _refuse(weights, start * size)

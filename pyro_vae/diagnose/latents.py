@@ -87,7 +87,7 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
         raise DataError("there is one datum only; a spread over data takes at least 2")
     chunk = numbers_at_once(chunk, rows.x.device)
     parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, draws * len(parts[0])):
         guides = [infer(vae.encoder, part.x, part.context, part.mask) for part in parts]
         priors = [called("prior", vae.prior, *given(part.context)) for part in parts]
         common = not priors[0].batch_shape

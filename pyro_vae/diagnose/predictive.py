@@ -172,7 +172,7 @@ def _check(
     rows = rows_for(vae, x).like(vae)
     of_data = [_number(name, function, _seen(rows.x, rows.mask)) for name, function in functions.items()]
     seen, made = [], []
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, draws * len(rows)):
         for replicated, discrepancies in _replicates(vae, rows, draws, chunk, prior):
             of_replicate = [_number(name, function, replicated) for name, function in functions.items()]
             seen.append(of_data + discrepancies[:1])
