@@ -3,15 +3,19 @@
 import ast
 import io
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
 import torch
 import xarray as xr
+from jsonargparse import Namespace
 from rich.console import Console
 
 import pyro_vae as pv
+from pyro_vae.cli.check import _head
 from pyro_vae.core import progress
+from pyro_vae.plots.html_report import as_html
 
 PACKAGE = Path(pv.__file__).parent
 FORMAT = PACKAGE / "core" / "format.py"
@@ -126,3 +130,22 @@ def test_the_time_left_is_not_cut(width, monkeypatch):
     lines = [line for line in last if line.startswith("epoch 90")]
     assert lines
     assert all(re.search(r"(\d+:\d\d:\d\d|-:--:--)", line) for line in lines), lines[-1]
+
+
+def test_the_head_of_a_report_says_model_data_rows_seed_and_commands(capsys):
+    vae, x = linear()
+    tree = pv.check(vae, x, gold=0, draws=4, budget=1e-9, seed=7)
+    capsys.readouterr()
+    settings = Namespace(run="runs/my first", data=None, rows=12, budget=5.0, seed=7)
+    held_out = pv.data.Data(torch.zeros(40, 4), source="wine.csv")
+    page = as_html(tree, "Mine", head=_head(settings, held_out, 12))
+    head = unescape(page[page.index("<h1>") : page.index("Verdict:")])
+    for told in (
+        "prior StandardNormal, likelihood Normal, posterior DiagNormal; ",
+        "wine.csv",
+        "the first 12 of 40 held-out rows",
+        "<td>seed</td><td>7</td>",
+        "pyro-vae fit --config 'runs/my first/config.yaml'",
+        "pyro-vae check 'runs/my first' --rows 12 --budget 5.0 --seed 7",
+    ):
+        assert told in head, told
