@@ -1,5 +1,6 @@
 """``pyro-vae check``: a trained VAE looked at from all sides, and a report."""
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ from rich.console import Console
 
 from pyro_vae.cli.checksums import listed, validate_unchanged
 from pyro_vae.cli.fit import trained_run
-from pyro_vae.cli.run_folder import RunFolder, first_free
+from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.data import Data
 from pyro_vae.diagnose.check import check, is_history
 from pyro_vae.errors import DataError
 
@@ -23,17 +25,31 @@ def run_check(settings: Namespace) -> int:
     above_zero("budget", settings.budget)
     _, vae, held_out, trained = trained_run(settings.run, settings.data)
     shown = held_out.rows(torch.arange(min(len(held_out.x), settings.rows)))
-    out = first_free(Path(settings.run) / "check") if settings.out is None else settings.out
-    with RunFolder(out) as run:
+    with RunFolder(folder_for("check", settings.out, settings.run)) as run:
         tree = check(
             vae, shown, history=_history(Path(settings.run)), train=trained, budget=settings.budget,
             seed=settings.seed, progress=True,
         )  # fmt: skip
         with run.file("check.nc") as path:
             tree.to_netcdf(path, engine="h5netcdf")
-        run.text("report.html", as_html(tree, f"Check of {settings.run}", image_shape=held_out.image_shape))
+        head = _head(settings, held_out, len(shown.x))
+        title = f"Check of {settings.run}"
+        run.text("report.html", as_html(tree, title, image_shape=held_out.image_shape, head=head))
         run.show(Console())
     return 0
+
+
+def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
+    """Which data and rows were checked, and the commands that trained and checked."""
+    own = {"rows": settings.rows, "budget": settings.budget, "seed": settings.seed, "data": settings.data}
+    flags = [text for name, value in own.items() if value is not None for text in (f"--{name}", str(value))]
+    check_again = shlex.join(["pyro-vae", "check", str(settings.run), *flags])
+    return {
+        "data": settings.data or held_out.source,
+        "rows": f"the first {rows} of {len(held_out.x)} held-out rows",
+        "trained by": shlex.join(["pyro-vae", "fit", "--config", str(Path(settings.run) / "config.yaml")]),
+        "checked by": check_again,
+    }
 
 
 def _history(folder: Path) -> xr.Dataset | None:

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from pyro_vae.__about__ import __version__
 from pyro_vae.cli.parsers import STRICT, parser_of
 
 COMMANDS = {
@@ -23,20 +25,28 @@ Examples:
   pyro-vae fit --data table.csv --out runs/first --latent_dim 4  (until the validation ELBO stops rising)
   pyro-vae fit --data table.csv --out runs/second --epochs 200
   pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
-  pyro-vae fit --resume runs/first           (after a stop: on to the same weights; or further, with more --epochs)
-  pyro-vae compare --run runs/first --out runs/first-compared
+  pyro-vae fit runs/first                    (after a stop: on to the same weights; or further, with --epochs 400)
+  pyro-vae compare runs/first
   pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
+  pyro-vae swap runs/swap                    (after a stop: on with what is not trained yet; so does compare runs/seeds)
   pyro-vae check runs/first
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
+
+A run folder is given right after the command: check and compare look at it, fit and swap go on with it. (In full:
+--run RUN and --resume RUN.) Without --out, results go to runs/COMMAND, or, of a run, to RUN/COMMAND; if that is taken,
+to the next free name.
 """
+
+RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume", "check": "--run"}
+"""The flag of the run folder that stands right after a command."""
 
 
 def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: str = "auto") -> None:
     """Train the note's VAE on handwritten digits, compare its ELBOs, check them, and draw it all.
 
     Args:
-        out: the folder for the results; by default runs/demo, or the next free name.
+        out: a new folder for the results; by default runs/demo, or the next free name.
         epochs: passes over the training data.
         seed: of the split, the weights, the order of the data and the noise.
         device: auto (CUDA where there is one), cpu or cuda.
@@ -64,6 +74,15 @@ def resume_settings(
     """
 
 
+def resume_sweep_settings(resume: str, *, workers: int | None = None) -> None:
+    """Go on with a swap, or a compare over seeds, that was stopped or killed; the trainings that are done are kept.
+
+    Args:
+        resume: the folder of its results.
+        workers: train so many side by side; by default as many as it was begun with.
+    """
+
+
 def check_settings(
     run: str,
     *,
@@ -78,7 +97,7 @@ def check_settings(
     Args:
         run: the folder of a run that pyro-vae fit wrote.
         data: held-out data, as for fit; by default those of the run.
-        out: a new folder for the report; by default check in that of the run, or the next free name.
+        out: a new folder for the report; by default RUN/check, or the next free name.
         rows: at most so many of the held-out data.
         budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
         seed: of all draws.
@@ -87,7 +106,8 @@ def check_settings(
 
 def parser(flags: Sequence[str] = ()) -> ArgumentParser:
     """The command line, in which only the command that the flags begin with has its settings."""
-    program = ArgumentParser(prog="pyro-vae", description=sys.modules["pyro_vae"].__doc__, epilog=EPILOGUE, **STRICT)
+    about = sys.modules["pyro_vae"].__doc__
+    program = ArgumentParser(prog="pyro-vae", description=about, epilog=EPILOGUE, version=__version__, **STRICT)
     program.formatter_class = _keep_lines(program.formatter_class)
     commands = program.add_subcommands(dest="command", required=True)
     for name, text in COMMANDS.items():
@@ -101,15 +121,38 @@ def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
     if name == "demo":
         return parser_of(demo_settings)
     if name == "check":
-        return parser_of(check_settings, as_positional=True)
+        return parser_of(check_settings)
     from pyro_vae.cli import settings
 
-    if name == "fit" and any(flag.split("=")[0] == "--resume" for flag in flags):
+    resumes = any(flag.split("=")[0] == "--resume" for flag in flags)
+    if resumes and name == "fit":
         return settings.command("fit", resume_settings)
+    if resumes:
+        return parser_of(resume_sweep_settings)
     functions: dict[str, Callable[..., Any]] = {
         "fit": settings.fit_settings, "compare": settings.compare_settings, "swap": settings.swap_settings,
     }  # fmt: skip
     return settings.command(name, functions[name])
+
+
+def with_named_run(flags: Sequence[str]) -> list[str]:
+    """Name the run folder by its flag where it is given by its place, right after the command or at the end.
+
+    Example:
+        >>> with_named_run(["check", "runs/first", "--rows", "50"])
+        ['check', '--run', 'runs/first', '--rows', '50']
+        >>> with_named_run(["fit", "--epochs", "5"])
+        ['fit', '--epochs', '5']
+    """
+    flag = RUN_FLAGS.get(next(iter(flags), ""))
+    if flag is None:
+        return list(flags)
+    command, *settings = flags
+    if settings and not settings[0].startswith("-"):
+        return [command, flag, *settings]
+    if len(settings) > 1 and not settings[-2].startswith("-") and Path(settings[-1]).is_dir():
+        return [command, flag, settings[-1], *settings[:-1]]
+    return list(flags)
 
 
 def _keep_lines(formatter: type) -> type:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import xarray as xr
@@ -10,33 +11,37 @@ from rich.console import Console
 
 from pyro_vae.cli.build import build
 from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, train, trained_run
+from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
-from pyro_vae.cli.report import in_double, in_one_line, save_comparison, show_comparison, show_fit
-from pyro_vae.cli.run_folder import RunFolder
+from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
+from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.cli.settings import OF_COMPARE, command, compare_settings, with_absolute_paths
-from pyro_vae.cli.sweep import Outcome, is_side_by_side, run_jobs, say, seeds_of, with_seed
+from pyro_vae.cli.sweep import Outcome, Sweep, is_side_by_side, run_jobs, say, seeds_of, with_seed
 from pyro_vae.compare.cells import cells, step_of
 from pyro_vae.compare.elbos import compare_elbos, default_elbos, refuse_choices
 from pyro_vae.compare.pair import subject_of
 from pyro_vae.compare.seeds import over_seeds, stacked
+from pyro_vae.compare.table import as_comparison
 from pyro_vae.core.device import seeded
 from pyro_vae.core.traces import Loss, called
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
 from pyro_vae.errors import DivergenceError, ModelError, SettingsError
 from pyro_vae.train.fit import Fit
+from pyro_vae.train.summary import in_one_line
 
 QUIET = Console(quiet=True)
 """Where tables of one seed of several go."""
 
 
-def run_compare(settings: Namespace) -> int:
+def run_compare(asked: Namespace) -> int:
     """Estimators at the start, the middle and the end of training."""
+    settings = _settled(asked)
     _refuse(settings)
     if settings.run is not None:
         return _of_run(settings)
     if settings.data is None:
-        raise SettingsError("compare needs --run, a folder that pyro-vae fit wrote, or --data to train on first")
+        raise SettingsError("compare needs RUN, a folder that pyro-vae fit wrote, or --data to train on first")
     seeds = seeds_of(settings)
     if len(seeds) == 1 and is_side_by_side(settings):
         raise SettingsError("there is one training and nothing beside it; give --seeds, or no --workers and --cluster")
@@ -44,14 +49,24 @@ def run_compare(settings: Namespace) -> int:
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
     _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
-        return _of_seeds(settings, seeds, data)
+        return _of_seeds(settings, seeds, data, goes_on=settings is not asked)
     own, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
-    with RunFolder(settings.out) as run, keeping(own, vae, run):
+    with RunFolder(folder_for("compare", settings.out)) as run, keeping(own, vae, run):
         moments, fitted = _trained(own, vae, data)
         show_fit(fitted, Console())
         _write(settings, _compared(own, moments, data.held_out, Console()), run)
         run.show(Console())
     return 0
+
+
+def _settled(asked: Namespace) -> Namespace:
+    """What is asked for, or, where RUN is a comparison over seeds that was stopped, the settings of that."""
+    if "resume" in asked:
+        return stopped_sweep("compare", compare_settings, asked.resume, asked.workers)
+    if asked.run is not None and is_sweep(asked.run):
+        _refuse_training_settings(asked)
+        return stopped_sweep("compare", compare_settings, asked.run)
+    return asked
 
 
 def _refuse(settings: Namespace) -> None:
@@ -72,7 +87,7 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
 def _of_run(settings: Namespace) -> int:
     _refuse_training_settings(settings)
     first, vae, held_out, _ = trained_run(settings.run, settings.data)
-    with RunFolder(settings.out) as run:
+    with RunFolder(folder_for("compare", settings.out, settings.run)) as run:
         _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
     return 0
@@ -84,7 +99,7 @@ def _refuse_training_settings(settings: Namespace) -> None:
     changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
     ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
     if ignored:
-        raise SettingsError(f"--run brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave out --run")
+        raise SettingsError(f"RUN brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave RUN out")
 
 
 def _untrained(settings: Namespace, data: Loaded) -> VAE:
@@ -146,16 +161,19 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
     show_comparison(comparison, console)
 
 
-def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded) -> int:
+def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, goes_on: bool) -> int:
     """The mean over seeds of those that came to their end."""
-    with RunFolder(settings.out) as run:
-        sweep = run_jobs(settings, compare_one, {f"seed {seed}": (seed,) for seed in seeds}, data)
+    with sweep_folder("compare", settings.out, goes_on=goes_on) as run:
+        kept = KeptJobs(run, "compare", compare_settings, settings, data)
+        sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, kept)
         found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]
         diverged = [f"{job}: {why}" for job, why in sweep.failures.items()]
         if not found and sweep.interrupted:
             raise KeyboardInterrupt
         if not found:
             raise DivergenceError(f"every seed failed, the first so: {diverged[0]}")
+        if sweep.interrupted:
+            say(f"go on with pyro-vae compare {run.path}")
         if len(found) < len(seeds):
             say(f"of {len(seeds)} seeds {len(found)} came to the end, and no other is in the comparison")
         about = {"diverged": "; ".join(diverged), "timed_beside": "other seeds" if is_side_by_side(settings) else ""}
@@ -166,6 +184,25 @@ def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded) -> int:
         _write(settings, mean, run)
         run.show(Console())
     return 130 if sweep.interrupted else 0
+
+
+def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, kept: KeptJobs) -> Sweep:
+    """Compare with the seeds that are not done yet, and keep each comparison as soon as it is made."""
+    places = places_of("seeds", jobs)
+    done = {job: _read(path) for job, place in places.items() if (path := kept.path(place, "comparison.nc"))}
+    tell_done(len(done), len(jobs))
+
+    def keep(job: str, comparison: xr.Dataset) -> None:
+        kept.folder(places[job]).dataset("comparison.nc", comparison)
+
+    sweep = run_jobs(settings, compare_one, {job: jobs[job] for job in jobs if job not in done}, data, keep)
+    sweep.results = {**done, **sweep.results}
+    return sweep
+
+
+def _read(path: Path) -> xr.Dataset:
+    with xr.open_dataset(path, engine="h5netcdf") as comparison:
+        return as_comparison(comparison.load())
 
 
 def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:
@@ -181,7 +218,8 @@ def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:
         moments, fitted = _trained(own, build(own, data.train), data, progress=here)
         if fitted.interrupted:  # which is in no mean
             return Outcome(interrupted=True)
-        return Outcome(_compared(own, moments, data.held_out, QUIET, progress=here), in_one_line(fitted))
+        message = in_one_line(fitted.history, fitted.device)
+        return Outcome(_compared(own, moments, data.held_out, QUIET, progress=here), message)
     except (DivergenceError, ModelError) as error:  # the second where what it was trained to cannot be evaluated
         return Outcome(failure=str(error))
 

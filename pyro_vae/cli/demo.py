@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pyro_vae import likelihoods, nn, posteriors, priors
 from pyro_vae.cli.report import in_double, save_comparison, save_fit, show_comparison, show_fit
-from pyro_vae.cli.run_folder import RunFolder, first_free
+from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.compare.elbos import compare_elbos, note_elbos
 from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
@@ -91,7 +91,7 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
     console = Console()
     data = digits()
     train, test = split(data, seed=seed)
-    with RunFolder(first_free(Path("runs/demo")) if out is None else out) as run:
+    with RunFolder(folder_for("demo", out)) as run:
         console.print(
             f"{data.source}: {len(train.x)} to train on, {len(test.x)} held out, {data.x.shape[1]} pixels each"
         )

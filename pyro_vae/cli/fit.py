@@ -88,7 +88,8 @@ def loaded(settings: Namespace) -> Loaded:
     data = load(settings.data)
     held_out = load(settings.validation_data) if settings.validation_data else load_held_out(settings.data)
     if held_out is None:
-        return Loaded(*split(data, settings.held_out, seed=settings.seed), files=(data,))
+        seed = settings.seed if settings.split_seed is None else settings.split_seed
+        return Loaded(*split(data, settings.held_out, seed=seed), files=(data,))
     refuse_other_width(held_out, data)
     return Loaded(data, held_out, files=(data, held_out))
 
@@ -232,14 +233,14 @@ def settings_of(folder: str | Path) -> Namespace:
     if not config.is_file():
         raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
     validate_unchanged(config)
-    _refuse_code(Path(folder))
+    refuse_code(Path(folder))
     try:
         return training().parse_path(str(config))
     except (argparse.ArgumentError, TypeError, UnicodeError) as error:
         raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
 
 
-def _refuse_code(folder: Path) -> None:
+def refuse_code(folder: Path) -> None:
     """Refuse a run folder that Python would import from: settings name classes, and none may come from there."""
     here = folder.resolve()
     if any(Path(place or ".").resolve() == here for place in sys.path):

@@ -8,7 +8,7 @@ from rich.console import Console
 from pyro_vae.cli.fit import Begin, keeping, settings_of, train, untrained
 from pyro_vae.cli.interrupts import interruptible
 from pyro_vae.cli.report import save_fit, show_baseline, show_fit, write_held_out_rows
-from pyro_vae.cli.run_folder import RunFolder
+from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.train.checkpoint.rotation import Checkpoints
@@ -18,6 +18,10 @@ from pyro_vae.train.distributed.launch import launch
 
 def run_fit(asked: Namespace) -> int:
     """Train, and write the results to the folder of the run."""
+    if "resume" not in asked:
+        if asked.out is None and launched():
+            raise SettingsError("out is not given, and each worker would choose a folder; give --out")
+        asked.out = folder_for("fit", asked.out)
     if whole("devices", asked.devices, 1) > 1 and not launched():
         if "resume" not in asked:
             with RunFolder(asked.out):  # refused before processes begin, which takes a while

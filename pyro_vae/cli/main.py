@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pyro_vae.cli.commands import COMMANDS, parser
+from pyro_vae.cli.commands import COMMANDS, parser, with_named_run
 from pyro_vae.cli.interrupts import terminable
 from pyro_vae.cli.messages import plain
 from pyro_vae.errors import AtomsWarning, DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as typed; those of the process if not given.
 
     Returns:
-        The exit code: 0, 2 for an error in one sentence on stderr, 130 after Ctrl-C.
+        The exit code: 0, also without arguments, which prints the help; 2 for an error in one sentence on stderr; 130
+        after Ctrl-C.
 
     Example:
         >>> main(["fit", "--data", "nowhere.csv", "--out", "nowhere"])
@@ -32,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     typed = sys.argv[1:] if arguments is None else list(arguments)
     flags = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), text) for text in typed]
+    flags = with_named_run(flags)
+    if not flags:
+        parser().print_help()
+        return 0
     try:
         with _own_classes(), terminable(), _plain_warnings():
             settings = parser(flags).parse_args(flags)

@@ -22,9 +22,9 @@ class ConfigFile(ActionConfigFile):
             raise TypeError(f"{values}: {plain(error)}") from error
 
 
-def parser_of(function: Callable[..., Any], *, as_positional: bool = False) -> ArgumentParser:
+def parser_of(function: Callable[..., Any]) -> ArgumentParser:
     """The settings that a function takes, by flags or a YAML file."""
     parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
-    parser.add_function_arguments(function, as_positional=as_positional)
+    parser.add_function_arguments(function, as_positional=False)
     return parser

@@ -1,89 +1,25 @@
 """What a person sees at the end of a run: a table, a sentence, and files."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import xarray as xr
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.elbos import verdict
 from pyro_vae.compare.recommend import recommend
-from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.compare.table import comparison_table
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
 from pyro_vae.evidence import baseline, judge_baseline
 from pyro_vae.train.fit import Fit
+from pyro_vae.train.summary import in_one_line
 
 BASELINE_ROWS, BASELINE_PARTICLES = 512, 100
 """At most so many held-out rows, with so many particles each, are compared with baselines at the end of a fit."""
-
-
-def comparison_table(comparison: xr.Dataset) -> Table:
-    """The comparison of estimators, a row for each number of particles.
-
-    Args:
-        comparison: from :func:`pyro_vae.compare_elbos`.
-
-    Raises:
-        SettingsError: if it holds comparisons of several seeds side by side.
-
-    Example:
-        >>> import pyro_vae as pv, torch
-        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
-        >>> comparison_table(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)).row_count
-        7
-    """
-    refuse_stacked(comparison)
-    about = comparison.attrs
-    table = Table(
-        title=f"{comparison.sizes['datum']} data, {drawn(comparison)}, {about['dtype']}, {about['device']}",
-        caption="Gradient difference: from HandDerivedELBO, same noise, relative.\n"
-        "SNR: signal-to-noise of one gradient. ms: median of one evaluation with gradient"
-        f"{f', with {beside} beside it' if (beside := about.get('timed_beside')) else ''}.",
-        box=box.SIMPLE,
-        padding=(0, 1),
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-    )
-    table.add_column("estimator", no_wrap=True)
-    for heading, _ in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name in comparison.estimator.values:
-        cells = (comparison.sel(estimator=name, particles=k) for k in comparison.particles.values)
-        for i, cell in enumerate(cell for cell in cells if cell.elbo.notnull()):
-            table.add_row("" if i else str(name), *(shown(cell) for _, shown in _COLUMNS))
-    return table
-
-
-def _snr(group: str) -> Callable[[xr.Dataset], str]:
-    def shown(cell: xr.Dataset) -> str:
-        if group not in cell.parameter_group.values:
-            return ""
-        cell = cell.sel(parameter_group=group)
-        return f"{cell.gradient_snr.item():.2f}±{cell.gradient_snr_se.item():.2f}"
-
-    return shown
-
-
-def _difference(cell: xr.Dataset) -> str:
-    return f"{cell.gradient_difference.item():.1e}" if cell.gradient_difference.notnull() else ""
-
-
-_COLUMNS: tuple[tuple[str, Callable[[xr.Dataset], str]], ...] = (
-    ("K", lambda cell: str(cell.particles.item())),
-    ("bound ± s.e.,\nnats per datum", lambda cell: f"{cell.elbo.item():.3f}±{cell.elbo_se.item():.3f}"),
-    ("gradient\ndifference", _difference),
-    ("SNR of Θ\n± s.e.", _snr("Θ")),
-    ("SNR of φ\n± s.e.", _snr("φ")),
-    ("ms", lambda cell: f"{1000 * cell.seconds.item():.2f}"),
-)
 
 
 def show_comparison(comparison: xr.Dataset, console: Console) -> None:
@@ -190,7 +126,7 @@ def show_fit(fit: Fit, console: Console) -> None:
         >>> show_fit(result, Console(width=200))
         Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training
     """
-    console.print(in_one_line(fit), highlight=False, soft_wrap=True)
+    console.print(in_one_line(fit.history, fit.device, interrupted=fit.interrupted), highlight=False, soft_wrap=True)
 
 
 def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, seed: int = 0) -> None:
@@ -210,34 +146,6 @@ def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, se
     console.print(f"Beside simple models ({finding.level}): {finding.why}.", highlight=False, soft_wrap=True)
     if finding.next:
         console.print(f"Next: {finding.next}.", highlight=False, soft_wrap=True)
-
-
-def in_one_line(fit: Fit) -> str:
-    """What training came to.
-
-    Example:
-        >>> import pyro_vae as pv, torch
-        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
-        >>> in_one_line(pv.fit(linear.as_vae(), linear.sample(8), epochs=1, batch_size=8, progress=False))
-        'Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training'
-    """
-    if not fit.history.sizes["epoch"]:
-        return "Interrupted before the first step was taken"
-    kept = fit.history.attrs.get("weights_epoch", 0) or fit.history.sizes["epoch"]
-    last = fit.history.isel(epoch=kept - 1)
-    parts = [
-        f"{last[f'{part}_elbo'].item():.3f} ± {last[f'{part}_elbo_se'].item():.3f} nats in {label}"
-        for part, label in (("train", "training"), ("validation", "validation"))
-        if f"{part}_elbo" in last
-    ]
-    ended = "Interrupted after" if fit.interrupted else "Trained for"
-    epochs = fit.history.sizes["epoch"]
-    seconds = fit.history.seconds.sum().item()
-    which = f", with the weights after epoch {kept}, which the validation data chose" if kept != epochs else ""
-    return (
-        f"{ended} {epochs} epoch{'s' * (epochs != 1)} on {fit.device} in {seconds:.1f} s{which}: "
-        f"ELBO per datum {', '.join(parts)}"
-    )
 
 
 def in_double(vae: VAE) -> VAE:

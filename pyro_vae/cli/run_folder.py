@@ -66,6 +66,12 @@ class RunFolder:
         run.path, run.made = Path(path), False
         return run
 
+    def within(self, name: str) -> "RunFolder":
+        """Return a folder in this one, which is made if it is not there."""
+        path = self.path / name
+        path.mkdir(parents=True, exist_ok=True)
+        return RunFolder.again(path)
+
     def __enter__(self) -> "RunFolder":
         return self
 
@@ -110,6 +116,24 @@ class RunFolder:
             why = write_vae(vae, path, step)
         if why:
             print(f"pyro-vae: {self.path / name}: {why}", file=sys.stderr)
+
+
+def folder_for(command: str, out: str | None, run: str | None = None) -> str:
+    """Return the folder that the results of a command go to.
+
+    Args:
+        command: its name.
+        out: the folder that the user named; it is returned as it is.
+        run: the run that the command looks at.
+
+    Returns:
+        By default ``runs/COMMAND``, of a run ``RUN/COMMAND``, or the next free name.
+
+    Example:
+        >>> folder_for("fit", "mine")
+        'mine'
+    """
+    return str(first_free(Path(run or "runs") / command)) if out is None else out
 
 
 def first_free(path: Path) -> Path:

@@ -31,8 +31,8 @@ OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices")
 
 def fit_settings(
     data: str,
-    out: str,
     *,
+    out: str | None = None,
     validation_data: str | None = None,
     held_out: float = 0.2,
     latent_dim: int = 8,
@@ -48,6 +48,7 @@ def fit_settings(
     batch_size: int | None = None,
     device: str = "auto",
     seed: int = 0,
+    split_seed: int | None = None,
     engine: Literal["auto", "compiled", "eager"] = "auto",
     scheduler: SchedulerMaker | None = None,
     clip_norm: float | None = None,
@@ -59,7 +60,7 @@ def fit_settings(
     Args:
         data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder; a folder of Parquet files,
             of Zarr, and a .npy or .parquet file of more than 1 GiB are streamed, which takes --validation_data.
-        out: the folder for the results; it must be new or empty.
+        out: a new folder for the results; by default runs/COMMAND (of a run, RUN/COMMAND), or the next free name.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
         held_out: that share, between 0 and 1.
         latent_dim: the number of latents.
@@ -78,6 +79,7 @@ def fit_settings(
             leave a last batch of one row.
         device: auto (CUDA where there is one), cpu or cuda.
         seed: of the split, the weights, the order of the data and the noise.
+        split_seed: of the split alone; by default --seed.
         engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
         scheduler: a class of torch.optim.lr_scheduler, called with the optimizer, that goes on after each epoch.
         clip_norm: the gradient of all parameters together is scaled down to at most this norm.

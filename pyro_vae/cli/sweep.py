@@ -59,6 +59,7 @@ class Sweep:
 
 Job: TypeAlias = Callable[..., Outcome]
 Jobs: TypeAlias = Mapping[str, tuple[Any, ...]]
+Keep: TypeAlias = Callable[[str, Any], None]
 Outcomes: TypeAlias = Generator[tuple[str, Outcome], None, None]
 
 
@@ -80,6 +81,7 @@ def seeds_of(settings: Namespace) -> list[int]:
 def with_seed(settings: Namespace, seed: int) -> Namespace:
     """Copy the settings with another seed of weights, order and noise; the split of the data keeps its seed."""
     other = copy.deepcopy(settings)
+    other.split_seed = settings.seed if settings.split_seed is None else settings.split_seed
     other.seed = seed
     return other
 
@@ -89,7 +91,7 @@ def is_side_by_side(settings: Namespace) -> bool:
     return settings.workers > 1 or settings.cluster is not None
 
 
-def run_jobs(settings: Namespace, function: Job, jobs: Jobs, data: Loaded) -> Sweep:
+def run_jobs(settings: Namespace, function: Job, jobs: Jobs, data: Loaded, keep: Keep | None = None) -> Sweep:
     """Run each job, past those that fail and until Ctrl-C; in turn and side by side the results are equal.
 
     Args:
@@ -98,12 +100,15 @@ def run_jobs(settings: Namespace, function: Job, jobs: Jobs, data: Loaded) -> Sw
             the function loads it from the settings.
         jobs: name → arguments.
         data: as loaded from the settings.
+        keep: called with the name and the result of each job as soon as it is finished.
 
     Raises:
         ProcessError: if a worker dies.
         SettingsError: if there is no such cluster.
     """
     sweep = Sweep()
+    if not jobs:
+        return sweep
     apart = is_side_by_side(settings)
     outcomes = _side_by_side(settings, function, jobs) if apart else _in_turn(settings, function, jobs, data)
     with closing(outcomes):
@@ -116,6 +121,8 @@ def run_jobs(settings: Namespace, function: Job, jobs: Jobs, data: Loaded) -> Sw
                     say(f"{job}: {outcome.failure}")
                 else:
                     sweep.results[job] = outcome.result
+                    if keep is not None:
+                        keep(job, outcome.result)
                     if outcome.message:
                         tell(f"{job}: {outcome.message}")
         except KeyboardInterrupt:

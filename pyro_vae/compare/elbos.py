@@ -12,6 +12,7 @@ from pyro_vae.compare.cells import cells, how_kl_is_had
 from pyro_vae.compare.measure import Comparing, Labelled, why_not
 from pyro_vae.compare.pair import Pair, Subject, subject_of
 from pyro_vae.compare.seeds import drawn
+from pyro_vae.compare.table import as_comparison
 from pyro_vae.core.device import describe_device, refuse_seed
 from pyro_vae.core.progress import counting
 from pyro_vae.core.traces import Loss, differentiable
@@ -118,7 +119,7 @@ def compare_elbos(
         above 1, more particles pay).
         Coordinates: ``kl``, how the KL is computed; ``target (…)``, the bound that is estimated, such as "ELBO",
         "IWAE(8)" or, where it is not known, the estimator's own name; ``bound``, those of all K; ``known_bias``;
-        ``noise_seed (draw)``.
+        ``noise_seed (draw)``. ``print`` shows it as a table.
 
     Raises:
         DataError: if the data are not finite numbers in rows.
@@ -157,18 +158,21 @@ def compare_elbos(
     if not chosen:
         raise SettingsError(f"no estimator is left to compare ({'; '.join(left_out)}); choose others")
     truth, truth_se, source = known_evidence(vae, subject.rows, log_evidence)
-    with subject.evaluating(), counting("Comparing estimators", progress) as count:
+    most = max(cell.particles for cell in chosen)
+    with subject.evaluating(most), counting("Comparing estimators", progress) as count:
+        used = {"threads": torch.get_num_threads(), "device": describe_device(subject.device)}
         found = Comparing(subject, chosen, draws, seed, by_hand=not missing, count=count).run()
         provenance = _provenance(subject)
     table = Labelled(chosen, list(offered), list(subject.groups())).dataset(found, truth, truth_se)
     kl = {cell.name: how_kl_is_had(cell.loss, provenance) for cell in chosen}
-    return table.assign_coords(
+    labelled = table.assign_coords(
         kl=("estimator", [kl[n] for n in table.estimator.values]), noise_seed=("draw", found.seeds)
     ).assign_attrs(
-        draws=draws, seed=seed, size=subject.size, dtype=str(subject.rows.x.dtype), threads=torch.get_num_threads(),
-        device=describe_device(subject.device), reference=missing or "HandDerivedELBO", log_evidence=source,
+        draws=draws, seed=seed, size=subject.size, dtype=str(subject.rows.x.dtype), **used,
+        reference=missing or "HandDerivedELBO", log_evidence=source,
         left_out="; ".join(left_out), **versions(),
     )  # fmt: skip
+    return as_comparison(labelled)
 
 
 def _as_numbers(particles: Any) -> list[int]:

@@ -10,6 +10,7 @@ import xarray as xr
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
@@ -335,8 +336,10 @@ def judge_models(table: pd.DataFrame) -> Finding:
     if table.attrs.get("atoms"):
         return Finding(about, "bad", f"{table.attrs['atoms']} where p(x) is a density under all models", REMEDY)
     tied = [str(name) for name in others.index[others.elpd_diff.abs() <= TIED * others.dse]]
-    told = "; ".join(f"{name} {row.elpd_diff:+.4g} ± {row.dse:.2g}" for name, row in others.iterrows())
-    why = f"{best} has the most evidence of {_data(table)}, in nats beside it: {told}"
+    told = "; ".join(
+        f"{name} {format_estimate(row.elpd_diff, row.dse, over='', signed=True)}" for name, row in others.iterrows()
+    )
+    why = f"{best} has the most evidence of {_data(table)}, in nats beside it (± over data, in pairs): {told}"
     if tied:
         why += f" (within {TIED:g} standard errors, so not told apart: {', '.join(tied)})"
     if table.attrs["same_model"]:

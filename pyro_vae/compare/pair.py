@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.rows import Rows
+from pyro_vae.core.threads import threads_for_evaluations
 from pyro_vae.core.traces import Program, replayed, samples
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
@@ -93,12 +94,17 @@ class Subject:
         return self.rows.x.device
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Both in evaluation mode, as far as they are modules, without Pyro's checks and with gradients."""
+    def evaluating(self, particles: int = 1) -> Iterator[None]:
+        """Both in evaluation mode, as far as they are modules, without Pyro's checks and with gradients.
+
+        By one thread where an evaluation of so many particles is small.
+        """
+        modules = [program for program in (self.model, self.guide) if isinstance(program, nn.Module)]
+        weights = {id(p): p for p in (*self.parameters.values(), *(p for m in modules for p in m.parameters()))}
         with ExitStack() as stack:
-            for program in (self.model, self.guide):
-                if isinstance(program, nn.Module):
-                    stack.enter_context(evaluating(program))
+            stack.enter_context(threads_for_evaluations(weights.values(), particles * len(self.rows)))
+            for module in modules:
+                stack.enter_context(evaluating(module))
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(torch.enable_grad())
             yield

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.core.format import format_estimate
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 
@@ -156,7 +157,8 @@ def _changed(comparison: xr.Dataset, bound: str, cells: list[_Cell], chosen: str
     text = f"Training with {named} changes the objective{to}"
     if np.isfinite(value):
         side = "above" if value > 0 else "below"
-        text += f": its value lies {abs(value):.3g} ± {error:.2g} nats per datum {side} that of {_the(chosen)}"
+        apart = format_estimate(abs(value), error, "nats per datum", over=drawn(comparison))
+        text += f": its value lies {apart} {side} that of {_the(chosen)}"
     if (
         bound != ELBO
         and "elbo_alignment" in cell
@@ -164,8 +166,8 @@ def _changed(comparison: xr.Dataset, bound: str, cells: list[_Cell], chosen: str
     ):
         error = cell.elbo_alignment_se.sel(parameter_group="all").item()
         text += (
-            f", and a small step along its gradient raises the ELBO {share:.2g} ± {error:.1g} times as much as a step "
-            "as long along the gradient of the ELBO"
+            f", and a small step along its gradient raises the ELBO {format_estimate(share, error, over='')} times as "
+            "much as a step as long along the gradient of the ELBO"
         )
     return text + "."
 
@@ -226,16 +228,22 @@ def _why(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bou
     text = f"{among} gradient {_signal(best)}" + (f" of {best.group}, where it has less" if both else "")
     usual = next((c for c in others if c.estimator in ("Trace_ELBO", "ELBO") and c.particles == 1), None)
     if usual and np.isfinite(best.log_efficiency):
-        text += f", {np.exp(best.log_efficiency - usual.log_efficiency):.2g} times that of {usual.called}"
+        text += f", {_times(best, usual)} times that of {usual.called}"
     return text + _where_its_bound_lies(comparison.sel(estimator=best.estimator, particles=best.particles))
+
+
+def _times(best: _Candidate, usual: _Candidate) -> str:
+    """The ratio of two efficiencies, whose logarithms have independent errors."""
+    ratio = float(np.exp(best.log_efficiency - usual.log_efficiency))
+    return format_estimate(ratio, ratio * float(np.hypot(best.error, usual.error)), over="")
 
 
 def _signal(best: _Candidate) -> str:
     if np.isinf(best.log_efficiency):
         return "has no noise"
     efficiency = np.exp(best.log_efficiency)
-    error = f"{efficiency * best.error:.2g}" if np.isfinite(best.error) else "?"
-    return f"carries the most signal per second, {efficiency:.3g} ± {error} in squared signal-to-noise"
+    most = format_estimate(float(efficiency), float(efficiency) * best.error, over="")
+    return f"carries the most signal per second, {most} in squared signal-to-noise"
 
 
 def _where_its_bound_lies(cell: xr.Dataset) -> str:
@@ -244,7 +252,8 @@ def _where_its_bound_lies(cell: xr.Dataset) -> str:
         return ""
     if abs(bias) < max(SURE * error, 1e-9):
         return f"; its bound is log p(x) to within {max(SURE * error, 1e-9):.1g} nats per datum"
-    return f"; its bound lies {abs(bias):.3g} ± {error:.2g} nats per datum {'below' if bias < 0 else 'above'} log p(x)"
+    apart = format_estimate(abs(bias), error, "nats per datum", over=drawn(cell))
+    return f"; its bound lies {apart} {'below' if bias < 0 else 'above'} log p(x)"
 
 
 def _how_sure(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:

@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.fingerprint import refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
@@ -179,7 +180,8 @@ def ranking_table(ranked: xr.Dataset) -> Table:
         title=f"log p(x) per held-out datum ({ranked.attrs['data']} data{_distinct(ranked)}, "
         f"{ranked.attrs['num_particles']} particles"
         f"{f', {seeds} seeds' if (seeds := ranked.attrs['seeds']) > 1 else ''})",
-        caption=f"± standard errors; that of a difference is of the paired differences. {caution}".strip(),
+        caption=f"± standard errors over {_over(ranked)}; that of a difference is of the paired differences. "
+        f"{caution}".strip(),
         box=box.SIMPLE,
     )
     table.add_column("model", overflow="fold")
@@ -191,9 +193,14 @@ def ranking_table(ranked: xr.Dataset) -> Table:
         if row.note.item():
             table.add_row(told, "diverged", "")
             continue
-        behind = f"{row.difference.item():.3f} ± {row.difference_se.item():.3f}" if row.difference < 0 else ""
-        table.add_row(told, f"{row.log_evidence.item():.3f} ± {row.se.item():.3f}", behind)
+        behind = format_estimate(row.difference.item(), row.difference_se.item(), over="") if row.difference < 0 else ""
+        table.add_row(told, format_estimate(row.log_evidence.item(), row.se.item(), over=""), behind)
     return table
+
+
+def _over(ranked: xr.Dataset) -> str:
+    """Over what the standard errors are."""
+    return "data and seeds" if ranked.attrs["seeds"] > 1 else "data"
 
 
 def _distinct(ranked: xr.Dataset) -> str:
@@ -224,9 +231,10 @@ def ranking_figure(ranked: xr.Dataset) -> "Figure":
     axes.set_yticks(range(count), [_label(ranked.sel(model=name)) for name in ranked.model.values])
     axes.invert_yaxis()
     best = ranked.isel(model=0)
+    value = format_estimate(best.log_evidence.item(), best.se.item(), "nats per datum", over="")
     axes.set(
         xlabel="log p(x) per held-out datum, behind the best (nats)",
-        title=f"Best: {best.log_evidence.item():.2f} ± {best.se.item():.2f} nats per datum (bars: ± 2 standard errors)",
+        title=f"Best: {value} (bars: ± 2 standard errors, over {_over(ranked)})",
     )
     axes.title.set_fontsize(10)
     axes.grid(alpha=0.3, axis="x")

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.core.threads import threads_for_evaluations
 from pyro_vae.errors import ModelError
 
 Distribution: TypeAlias = TorchDistributionMixin
@@ -123,8 +124,13 @@ def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Te
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module, evaluations: int | None = None) -> Iterator[None]:
     """``module`` in evaluation mode inside, so that looking at it neither drops out nor moves running means.
+
+    Args:
+        module: what is evaluated.
+        evaluations: how many data, times draws of each, go through it at once, where that is known: a small evaluation
+            is made by one thread (:func:`~pyro_vae.core.threads.threads_for_evaluations`).
 
     Example:
         >>> layer = nn.Dropout(0.9)
@@ -134,8 +140,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """
     were_training = [part for part in module.modules() if part.training]
     module.eval()
+    known = (
+        contextlib.nullcontext() if evaluations is None else threads_for_evaluations(module.parameters(), evaluations)
+    )
     try:
-        yield
+        with known:
+            yield
     finally:
         for part in were_training:
             part.training = True

@@ -1,17 +1,22 @@
 """What is seen while training goes on."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+from pyro_vae.core.format import format_estimate, format_rounded
 
 
 class Bar:
     """A progress bar with the running ELBO, its validation value and the time left."""
 
     EVERY = 10
+    error = math.nan
 
     def __init__(self, progress: Progress, epochs: int, steps: int) -> None:
         self.progress, self.epochs, self.pending = progress, epochs, 0
@@ -24,7 +29,7 @@ class Bar:
     def step(self, elbo: float) -> None:
         self.pending += 1
         if self.pending == self.EVERY:
-            self.progress.update(self.task, advance=self.pending, elbo=f"{elbo:.3f}")
+            self.progress.update(self.task, advance=self.pending, elbo=format_rounded(elbo, self.error))
             self.pending = 0
 
     def resumed(self, epochs: int, steps: int) -> None:
@@ -32,9 +37,11 @@ class Bar:
         self.progress.update(self.task, completed=steps, done=epochs)
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
-        fields: dict[str, Any] = {"done": epoch, "elbo": f"{row['objective']:.3f}"}
+        self.error = row["train_elbo_se"]
+        fields: dict[str, Any] = {"done": epoch, "elbo": format_rounded(row["objective"], self.error)}
         if "validation_elbo" in row:
-            fields["validation"] = f", validation {row['validation_elbo']:.3f} ± {row['validation_elbo_se']:.3f}"
+            validation = format_estimate(row["validation_elbo"], row["validation_elbo_se"], over="")
+            fields["validation"] = f", validation {validation}"
         self.progress.update(self.task, advance=self.pending, **fields)
         self.pending = 0
 
@@ -46,9 +53,9 @@ def display(where: str, epochs: int, steps: int, *, show: bool) -> Iterator[Bar]
     console.print(where, highlight=False)
     columns = (
         TextColumn("epoch {task.fields[done]}/{task.fields[epochs]}"),
-        BarColumn(bar_width=20),
+        TimeRemainingColumn(table_column=Column(min_width=len("0:00:00"), no_wrap=True)),
+        BarColumn(bar_width=10),
         TextColumn("ELBO {task.fields[elbo]}{task.fields[validation]} nats/datum"),
-        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, disable=not show) as progress:
         yield Bar(progress, epochs, steps)

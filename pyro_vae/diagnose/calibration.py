@@ -12,6 +12,7 @@ from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import evaluating, observed
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate, format_p
 from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -111,7 +112,7 @@ def sbc(
     whole("chunk", chunk, 1)
     refuse_seed(seed)
     device, parts = vae.like(torch.zeros(())).device, []
-    with seeded(seed, device), evaluating(vae):
+    with seeded(seed, device), evaluating(vae, draws * simulations):
         if around is None:
             given = _given(vae, context, mask, simulations)
             z = latents(vae, given)
@@ -228,7 +229,7 @@ def judge_sbc(found: xr.Dataset) -> Finding:
     level: Level = "fine" if p >= DOUBTFUL else "bad" if p < BAD and large else "doubtful"
     why = (
         f"on data drawn from the model, not yours, {_held(found, least)}; the ranks of {worst.quantity.item()} are the "
-        f"farthest from uniform, their ECDF by up to {apart:.2g}; {_shown(p)} for all {found.sizes['quantity']} "
+        f"farthest from uniform, their ECDF by up to {apart:.2g}; {format_p(p)} for all {found.sizes['quantity']} "
         f"quantities in {number} simulations (doubtful below {DOUBTFUL}; bad below {BAD} with an interval that holds "
         f"less than {HELD:.0%} or an ECDF {APART} off)"
     )
@@ -264,16 +265,16 @@ def judge_reconstructions(found: xr.Dataset) -> Finding:
 def _held(found: xr.Dataset, least: int) -> str:
     """The coverage of 90 % intervals: over all latents, and of the worst."""
     wide = found.sel(level=0.9)
-    of_all = f"{100 * float(wide.expected_coverage):.1f} ± {100 * float(wide.expected_coverage_se):.1f} %"
-    told = f"90 % intervals hold the latents in {of_all} of the simulations"
+    of_all = format_estimate(
+        100 * float(wide.expected_coverage), 100 * float(wide.expected_coverage_se), "%", over="simulations"
+    )
+    told = f"90 % intervals hold {of_all} of the latents"
     if found.sizes["quantity"] > 2:
-        of_worst = f"{100 * float(wide.coverage[least]):.1f} ± {100 * float(wide.coverage_se[least]):.1f} %"
-        told += f" (least of all {found.quantity.values[least]}, in {of_worst})"
+        of_worst = format_estimate(
+            100 * float(wide.coverage[least]), 100 * float(wide.coverage_se[least]), "%", over=""
+        )
+        told += f", of {found.quantity.values[least]}, the least, {of_worst}"
     return told
-
-
-def _shown(p: float) -> str:
-    return f"p = {p:.2g}" if p > 1e-99 else "p below 1e-99"
 
 
 def _advice(found: xr.Dataset) -> str:

@@ -120,17 +120,25 @@ def check(
         found.groups[diagnostic.name] = _with_labels(diagnostic.run(given_to_each), labels)
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), labels))
+    table.attrs["model"] = _in_words(vae)
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
     return tree
 
 
+def _in_words(vae: VAE) -> str:
+    """The parts of a VAE and its size."""
+    parts = {"prior": vae.prior, "likelihood": vae.decoder, "posterior": vae.encoder}
+    named = ", ".join(f"{role} {type(part).__name__}" for role, part in parts.items())
+    return f"{named}; {sum(parameter.numel() for parameter in vae.parameters()):,} parameters"
+
+
 @torch.no_grad()
 def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
     """Of log p(x, z) - log q(z | x) for one datum and one z, among many; the best of five trials."""
     part, seconds = rows.take(slice(100)), []
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, PILOT * len(part)):
         for _ in range(5):
             started = time.perf_counter()
             float(log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum())

@@ -13,6 +13,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import make_generator, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
@@ -106,7 +107,8 @@ class Iterates:
             self._begin(vae)
         elif self._vae is not vae:
             raise SettingsError("these Iterates have seen another VAE; make new ones for each run")
-        with seeded(self.seed, self._rows.x.device), evaluating(vae):
+        at_once = self.sizes["num_particles"] * len(self._rows)
+        with seeded(self.seed, self._rows.x.device), evaluating(vae, at_once):
             w = weigh(vae.model, vae.guide, *self._rows.arguments(), num_particles=self.sizes["num_particles"])
             few = self._rows.take(slice(0, 8))
             means = vae.posterior(few).mean
@@ -435,7 +437,7 @@ def judge_converged(found: xr.Dataset) -> Finding:
     level: Level = "bad" if rising else "fine" if steady and not apart else "doubtful"
     k = int((rise - 2 * error if rising else np.abs(rise) + 2 * error).argmax())  # the run that decides
     why = (
-        f"over the last {last} epochs the ELBO rose by {rise[k]:.3f} ± {error[k]:.3f} nats per datum "
+        f"the ELBO rose by {format_estimate(rise[k], error[k], 'nats per datum', over=f'the last {last} epochs')} "
         f"(threshold {nats:g}), and R̂ of its iterates is {elbo_rhat:.3f} (threshold {limit})"
     )
     if len(rise) > 1:

@@ -118,7 +118,7 @@ def to_datatree(
     whole("chunk", chunk, 1)
     given = rows_for(vae, x)
     rows = given.like(vae)
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, draws * len(rows)):
         if posterior == "guide":
             drawn = _of_the_guide(vae, rows, draws)
         else:

@@ -16,6 +16,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -140,7 +141,8 @@ def inference_gaps(
     rows = rows_for(vae, x).like(vae)
     known = _given(log_evidence, rows)
     optimised, measured = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
-    with seeded(seed, rows.x.device), evaluating(vae), counting("inference gaps", progress) as count:
+    at_once = particles * min(optimised, len(rows))
+    with seeded(seed, rows.x.device), evaluating(vae, at_once), counting("inference gaps", progress) as count:
         known = known or _oracle(vae, rows)
         start, parts = amortised(vae, rows), []
         slices = _slices(len(rows), optimised)
@@ -320,7 +322,7 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
             f", and k̂ is above {gaps.attrs['threshold_khat']} for {tails:.0%}, so log p(x) is not to be trusted there"
         )
     level: Level = "bad" if "bad" in levels else "doubtful" if "doubtful" in levels else "fine"
-    steps = _next(levels, closed.value, approximation.value, tails > share)
+    steps = _next(levels, closed, approximation.value, tails > share)
     if not optimiser_converged(gaps):
         steps = "; ".join(filter(None, [f"first take more steps than {gaps.attrs['steps']}", steps]))
     return Finding("inference gaps", level, why, steps)
@@ -343,7 +345,7 @@ class MeanGap:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.error:.3f}"
+        return format_estimate(self.value, self.error, over="")
 
 
 def mean_gap(gaps: xr.Dataset, name: str) -> MeanGap:
@@ -404,15 +406,15 @@ def _level(low: float, high: float, fine: float, bad: float) -> Level:
     return "fine" if high <= fine else "bad" if low > bad else "doubtful"
 
 
-def _next(levels: Sequence[Level], closed: float, approximation: float, tails: bool) -> str:
+def _next(levels: Sequence[Level], closed: MeanGap, approximation: float, tails: bool) -> str:
     steps = []
     if levels[0] != "fine":
         steps.append(
             "widen the encoder's network, wrap it in posteriors.Refined, or train it until the validation ELBO stops "
             "rising"
         )
-    if levels[1] != "fine" and closed > 0.5 * approximation:
-        steps.append(f"take posteriors.FullNormal or LowRankNormal: {closed:.3f} nats of the family's loss are theirs")
+    if levels[1] != "fine" and closed.value > 0.5 * approximation:
+        steps.append(f"take posteriors.FullNormal or LowRankNormal: {closed} nats of the family's loss are theirs")
     elif levels[1] != "fine":
         steps.append("take posteriors.Flow: normals with a full covariance would gain little")
     if tails:

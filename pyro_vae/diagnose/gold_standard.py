@@ -102,7 +102,7 @@ def nuts(
     rows = rows_for(vae, x).like(vae)
     index = _chosen(data, len(rows))
     rows = rows.take(torch.as_tensor(index, device=rows.x.device))
-    with seeded(seed, rows.x.device), evaluating(vae), counting("NUTS chains", progress) as count:
+    with seeded(seed, rows.x.device), evaluating(vae, chains), counting("NUTS chains", progress) as count:
         _refuse_many(vae, rows, chains * (warmup + draws))
         q = _draws_of_q(vae, rows, chains, draws)
         runs = (_chain(vae, rows, q, i, c, warmup, draws) for i in range(len(rows)) for c in range(chains))

@@ -12,6 +12,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.rows import rows_for
@@ -69,7 +70,7 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
     refuse_seed(seed)
     rows, parts = rows_for(vae, x).like(vae), []
     size = max(1, numbers_at_once(chunk, rows.x.device) // (num_particles * rows.x[0].numel()))
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, num_particles * min(size, len(rows))):
         for start, part in enumerate(rows.split(size)):
             weights = log_weights(vae.model, vae.guide, *part.arguments(), num_particles=num_particles)
             _refuse(weights, start * size)
@@ -138,8 +139,9 @@ def judge_khat(found: xr.Dataset) -> Finding:
     name = found.datum.values[worst]
     level: Level = "bad" if share > MANY else "fine" if share <= SOME and typical < GOOD else "doubtful"
     why = (
-        f"k̂ is above {BAD} for {100 * share:.1f} ± {100 * error:.1f} % of {number} data, its median {typical:.2f} "
-        f"(good below {GOOD}), the worst datum {name} with {shape[worst]:.2f} ± {float(found.khat_se[worst]):.2f}; "
+        f"k̂ is above {BAD} for {format_estimate(100 * share, 100 * error, '%', over='data')} of {number} data, its "
+        f"median {typical:.2f} (good below {GOOD}), the worst datum {name} with "
+        f"{format_estimate(shape[worst], float(found.khat_se[worst]), over='draws')}; "
         f"median ESS {float(found.ess.median()):.0f} of {found.attrs['num_particles']}"
     )
     return Finding("importance weights (k̂)", level, why, "" if level == "fine" else NEXT)

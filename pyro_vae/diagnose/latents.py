@@ -15,6 +15,7 @@ from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
@@ -85,7 +86,7 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
         raise DataError("there is one datum only; a spread over data takes at least 2")
     chunk = numbers_at_once(chunk, rows.x.device)
     parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, draws * len(parts[0])):
         guides = [vae.posterior(part) for part in parts]
         priors = [called("prior", vae.prior, *part.given) for part in parts]
         common = not priors[0].batch_shape
@@ -251,7 +252,7 @@ def judge_collapse(found: xr.Dataset) -> Finding:
     level: Level = "bad" if active == 0 else "doubtful" if active < latents else "fine"
     why = (
         f"{active} of {latents} latents are active (variance of the posterior mean above {ACTIVE}, over "
-        f"{found.attrs['data']} data); mean KL {_pm(found, 'mean_kl')} nats"
+        f"{found.attrs['data']} data); mean KL {_pm(found, 'mean_kl')}"
     )
     if found.attrs["common_prior"]:
         most = found.attrs["most_information"]
@@ -265,7 +266,7 @@ def judge_collapse(found: xr.Dataset) -> Finding:
 
 
 def _pm(found: xr.Dataset, name: str) -> str:
-    return f"{float(found[name]):.3f} ± {float(found[name + '_se']):.3f}"
+    return format_estimate(float(found[name]), float(found[f"{name}_se"]), "nats", over="data")
 
 
 NEXT = {

@@ -14,6 +14,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import Distribution, evaluating, observed
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate, format_p, format_rounded
 from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -183,7 +184,7 @@ def _check(
     columns = [_of_columns(_seen(rows.x, rows.mask))] if statistics is None else []
     of_data = [_number(name, function, _seen(rows.x, rows.mask)) for name, function in functions.items()]
     seen, made = [], []
-    with seeded(seed, rows.x.device), evaluating(vae):
+    with seeded(seed, rows.x.device), evaluating(vae, draws * len(rows)):
         for replicated, discrepancies in _replicates(vae, rows, draws, chunk, prior):
             of_replicate = [_number(name, function, replicated) for name, function in functions.items()]
             seen.append(of_data + discrepancies[:1])
@@ -357,24 +358,26 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
 
 
 def _of_table(shown: xr.Dataset, number: int, draws: int, data: int, corrected: float) -> str:
+    spread = float(shown.replicated.std(ddof=1))
     return (
         f"of {number} statistics of the table the {shown.statistic.item()} is the farthest off: "
-        f"{float(shown.observed.mean()):.4g} in {data} data, "
-        f"{float(shown.replicated.mean()):.4g} ± {float(shown.replicated.std(ddof=1)):.2g} in {draws} replicates, "
-        f"p = {float(shown.p_value):.3f} ± {float(shown.p_value_se):.3f}; "
+        f"{format_rounded(float(shown.observed.mean()), spread)} in {data} data, "
+        f"{format_estimate(float(shown.replicated.mean()), spread, over='')} in {draws} replicates (mean and sd), "
+        f"{format_p(float(shown.p_value), draws, float(shown.p_value_se))}; "
         f"two-sided for all, p {'<' if corrected < 1 else '='} {corrected:.2g} (doubtful below {DOUBTFUL})"
     )
 
 
 def _worst_columns(found: xr.Dataset, columns: xr.Dataset, corrected: float, most: int = 3) -> str:
     worst = [
-        f"the {one.statistic.item()} ({float(one.observed[0]):.4g}, in replicates {float(one.replicated.mean()):.4g} ± "
-        f"{float(one.replicated.std(ddof=1)):.2g})"
+        f"the {one.statistic.item()} ({format_rounded(float(one.observed[0]), spread)}, in replicates "
+        f"{format_estimate(float(one.replicated.mean()), spread, over='')})"
         for one in (columns.isel(statistic=i) for i in range(min(most, columns.sizes["statistic"])))
+        for spread in [float(one.replicated.std(ddof=1))]
     ]
     return (
         f"of {found.attrs['column_statistics']} statistics of single columns the farthest off are {', '.join(worst)}; "
-        f"for all of them p = {float(found.column_p_value):.2g}, corrected {corrected:.2g}"
+        f"for all of them {format_p(float(found.column_p_value), found.sizes['draw'])}, corrected {corrected:.2g}"
     )
 
 

@@ -33,11 +33,12 @@ def per_datum_elbo(vae: VAE, x: Any, *, num_particles: int = 1, chunk: int = 409
         >>> bool((per_datum_elbo(linear.as_vae(), x) - linear.log_marginal(x)).abs().max() < 1e-12)
         True
     """
-    with evaluating(vae):
+    every = rows_of(x).like(vae)
+    with evaluating(vae, num_particles * min(chunk, len(every))):
         parts = [
             log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(
                 0
             )
-            for rows in rows_of(x).like(vae).split(chunk)
+            for rows in every.split(chunk)
         ]
     return torch.cat(parts)

@@ -177,7 +177,7 @@ def log_evidence(
     pieces = 1 if method not in ANNEALED else PILOT + (APART + 2 * temperatures if method == "bdmc" else temperatures)
     with (
         seeded(seed, rows.x.device),
-        evaluating(vae),
+        evaluating(vae, num_particles * max(map(len, parts))),
         ticking("Estimating log p(x)", pieces * len(parts), progress) as tick,
     ):
         plan = Plan(num_particles, temperatures, leapfrog, tick)

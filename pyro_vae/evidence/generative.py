@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.repeats import clustered_error
 
@@ -62,7 +63,7 @@ class Guides:
 
     Example:
         >>> print(Guides("a", "b", -23.21, 1.52))
-        b and a are one generative model: their difference, -23.21 ± 1.5 nats, comes from their guides
+        b and a are one generative model: their difference, -23.2 ± 1.5 nats (over data), comes from their guides
     """
 
     best: str
@@ -72,8 +73,8 @@ class Guides:
 
     def __str__(self) -> str:
         return (
-            f"{self.other} and {self.best} are one generative model: their difference, {self.difference:.4g} ± "
-            f"{self.error:.2g} nats, comes from their guides"
+            f"{self.other} and {self.best} are one generative model: their difference, "
+            f"{format_estimate(self.difference, self.error, 'nats', over='data')}, comes from their guides"
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.evidence.psis import BAD as BAD_KHAT
 from pyro_vae.evidence.psis import GOOD as GOOD_KHAT
 
@@ -78,8 +79,8 @@ def _by_size(off: float) -> Level:
 def _with_error(values: Sequence[float] | np.ndarray) -> str:
     """The mean and, of several, its standard error."""
     values = np.asarray(values, dtype=float)
-    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
-    return f"{values.mean():.3g}{error}"
+    error = float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return format_estimate(values.mean(), error, "nats", over="data")
 
 
 LIMITS = f"(fine below {CLOSE_ENOUGH:g}, bad above {TOO_FAR:g})"
@@ -88,7 +89,7 @@ LIMITS = f"(fine below {CLOSE_ENOUGH:g}, bad above {TOO_FAR:g})"
 def _gap(found: xr.Dataset) -> Part:
     gap = (found.upper - found.lower).values
     error = float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else np.inf
-    why = f"the bounds on log p(x) of {len(gap)} simulated data are {_with_error(gap)} nats apart {LIMITS}"
+    why = f"the bounds on log p(x) of {len(gap)} simulated data are {_with_error(gap)} apart {LIMITS}"
     level = _by_size(abs(float(gap.mean())))
     if level == "fine" and ERRORS * error > PRECISE:
         level, why = "doubtful", f"{why}, too imprecise to say more"
@@ -99,7 +100,7 @@ def _bias(found: xr.Dataset) -> Part:
     off = -found.bias.values.astype(float)
     why = (
         f"by {found.attrs['estimate']} with {found.attrs['num_particles']} particles, log p(x) of {len(off)} data is "
-        f"measured to lie {_with_error(off)} nats low {LIMITS}"
+        f"measured to lie {_with_error(off)} low {LIMITS}"
     )
     return Part(_by_size(abs(float(off.mean()))), why, RICHER)
 
@@ -128,7 +129,7 @@ def agreement(found: xr.Dataset) -> Part:
         return Part("doubtful", "no check was run that would show a mode that was missed", CHECK)
     number = found.sizes["checked"]
     apart, error = float(found.difference.mean()), float(np.sqrt((found.difference_se**2).sum())) / number
-    second = f"{found.attrs['second_estimate']} gives {abs(apart):.2g} ± {error:.2g} nats "
+    second = f"{found.attrs['second_estimate']} gives {format_estimate(abs(apart), error, 'nats', over='draws')} "
     second += f"{'more' if apart < 0 else 'less'} for {number} of them"
     if apart < -max(CLOSE_ENOUGH, ERRORS * error):
         return Part(_by_size(-apart), f"{second}, so that much was missed", "take a guide that covers every mode")

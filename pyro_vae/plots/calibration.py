@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_vae.core.format import format_p
 from pyro_vae.plots._style import BLUE, GREY, ORANGE
 
 SHOWN = 12
@@ -47,7 +48,7 @@ def sbc(found: xr.Dataset) -> Figure:
         axes.tick_params(labelbottom=True)
     which = f", the {number} worst of {found.sizes['quantity']} quantities" if number < found.sizes["quantity"] else ""
     figure.suptitle(
-        f"Ranks of {found.attrs['simulations']} simulations{which}: joint p = {float(found.joint_p_value):.2g}\n"
+        f"Ranks of {found.attrs['simulations']} simulations{which}: joint {format_p(float(found.joint_p_value))}\n"
         f"grey: where an exact guide's whole curve stays with probability {1 - found.attrs['band_miss']:.2g}, "
         "for each quantity",
         fontsize=10,
@@ -64,7 +65,7 @@ def _difference(axes: Axes, one: xr.Dataset) -> None:
     axes.step(share, curve, where="mid", color=BLUE, lw=1.4)
     axes.plot(share[outside], curve[outside], "x", color=ORANGE, ms=4)
     verdict = " (crosses: outside)" if outside.any() else ""
-    axes.set_title(f"{one.quantity.item()}: p = {float(one.p_value):.2g}{verdict}", fontsize=9)
+    axes.set_title(f"{one.quantity.item()}: {format_p(float(one.p_value))}{verdict}", fontsize=9)
     axes.grid(alpha=0.3)
 
 
@@ -87,12 +88,13 @@ def coverage(found: xr.Dataset) -> Figure:
     level = found.level.values
     mean, error = found.expected_coverage.values, found.expected_coverage_se.values
     left.plot([0, 1], [0, 1], color=GREY, lw=1, label="exact")
-    left.errorbar(level, mean, 2 * error, fmt="o", color=BLUE, ms=4, capsize=2, label="mean over latents, ± 2 s.e.")
+    label = "mean over latents, ± 2 s.e. over simulations"
+    left.errorbar(level, mean, 2 * error, fmt="o", color=BLUE, ms=4, capsize=2, label=label)
     left.set(xlabel="level of the central interval of q", ylabel="share of simulations inside")
     left.legend(loc="upper left", fontsize=9)
     number = found.attrs["simulations"]
     chance = 2 * np.sqrt(level * (1 - level) / number)
-    right.fill_between(level, -chance, chance, color=GREY, alpha=0.3, lw=0, label="exact, ± 2 s.e. (each level)")
+    right.fill_between(level, -chance, chance, color=GREY, alpha=0.3, lw=0, label="exact, ± 2 s.e. over simulations")
     for i, curve in enumerate(found.coverage.values - level):
         last = i == found.sizes["quantity"] - 1
         name = found.quantity.values[-1] if last else "each latent" if i == 0 else None
@@ -143,7 +145,8 @@ def predictive_check(found: xr.Dataset) -> Figure:
 def _statistic(axes: Axes, one: xr.Dataset) -> None:
     made, seen = one.replicated.values, one.observed.values
     axes.set_xlabel(str(one.statistic.item()))
-    axes.set_title(f"p = {float(one.p_value):.3f} ± {float(one.p_value_se):.3f}", fontsize=9)
+    draws = len(made)
+    axes.set_title(format_p(float(one.p_value), draws, float(one.p_value_se)), fontsize=9)
     axes.locator_params(axis="x", nbins=4)
     varies = np.ptp(seen) > 0  # a discrepancy, which differs from draw to draw in the data too
     span = np.concatenate([made, seen])

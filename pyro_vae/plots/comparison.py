@@ -118,7 +118,7 @@ def _bounds(axes: Axes, table: xr.Dataset) -> None:
     axes.set_xticks(table.particles.values, [str(k) for k in table.particles.values])
     axes.minorticks_off()
     axes.set(xlabel="particles K", ylabel="bound (nats per datum)")
-    axes.set_title("value ± 2 s.e.", fontsize=10)
+    axes.set_title(f"value ± 2 s.e., over {drawn(table)}", fontsize=10)
     axes.grid(alpha=0.3)
 
 

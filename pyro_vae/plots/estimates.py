@@ -25,7 +25,8 @@ def estimates(found: xr.Dataset) -> Figure:
     """Draw each estimate that has a standard error, one panel per variable.
 
     Args:
-        found: a result whose variables ``name`` over one dimension have their standard errors in ``name_se``.
+        found: a result whose variables ``name`` over one dimension have their standard errors in ``name_se``; its
+            attribute ``errors_over``, such as "draws", says over what.
 
     Returns:
         The figure; bars are ± 2 standard errors.
@@ -49,5 +50,6 @@ def estimates(found: xr.Dataset) -> Figure:
         units = values.attrs.get("units", "1")
         axes.set(xlabel=dimension, ylabel=name if units == "1" else f"{name} ({units})")
         axes.grid(alpha=0.3)
-    figure.suptitle("bars: ± 2 standard errors", fontsize=9)
+    over = found.attrs.get("errors_over", "")
+    figure.suptitle(f"bars: ± 2 standard errors{f', over {over}' if over else ''}", fontsize=9)
     return figure

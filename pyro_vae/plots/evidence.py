@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_vae.core.format import format_estimate
 from pyro_vae.evidence.judge import CLOSE_ENOUGH
 from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE
 
@@ -31,7 +32,7 @@ def models(comparison: pd.DataFrame) -> Figure:
     place = np.arange(count)
     tied = comparison.diag_diff.str.contains("tied").to_numpy()
     for shown, marker, colour, label in (
-        (~tied, "o", BLUE, "± 2 standard errors of the paired difference"),
+        (~tied, "o", BLUE, "± 2 standard errors of the paired difference, over data"),
         (tied, "s", ORANGE, "the same, tied with the best"),
     ):
         rows = comparison[shown]
@@ -47,7 +48,8 @@ def models(comparison: pd.DataFrame) -> Figure:
     axes.set_ylim(count - 0.5, -0.5)
     best = comparison.iloc[0]
     axes.set_xlabel(f"log p(x) of {comparison.attrs['data']} held-out data, beside the best (nats)")
-    axes.set_title(f"{comparison.index[0]}: {best.elpd:.1f} ± {best.se:.1f} nats ({_by(comparison)})", fontsize=10)
+    value = format_estimate(best.elpd, best.se, "nats", over="data")
+    axes.set_title(f"{comparison.index[0]}: {value}, {_by(comparison)}", fontsize=10)
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     if comparison.attrs["caution"]:
@@ -98,7 +100,7 @@ def _brackets(axes: Axes, ordered: xr.Dataset) -> None:
     ):
         axes.errorbar(
             place + aside, ordered[name].values - middle, yerr=2 * ordered[error].values, fmt=marker,
-            color=colour, ms=4, lw=0.8, label=f"{name} bound ± 2 standard errors{given}",
+            color=colour, ms=4, lw=0.8, label=f"{name} bound ± 2 standard errors{given}, over chains",
         )  # fmt: skip
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -CLOSE_ENOUGH), max(high, CLOSE_ENOUGH))  # rounding is nothing to look at
@@ -110,7 +112,12 @@ def _brackets(axes: Axes, ordered: xr.Dataset) -> None:
 def _gaps(axes: Axes, gap: np.ndarray) -> None:
     ends = min(gap.min(), -CLOSE_ENOUGH), max(gap.max(), 2 * CLOSE_ENOUGH)
     axes.hist(gap, bins=25, range=ends, color=BLUE, alpha=0.7)
-    axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {gap.mean():.2g} nats")
+    axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {_mean(gap)}")
     axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"mean fine below {CLOSE_ENOUGH:g}")
     axes.set(xlabel="upper − lower bound (nats)", ylabel="number of data")
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+
+
+def _mean(gap: np.ndarray) -> str:
+    error = float(gap.std(ddof=1)) / np.sqrt(len(gap)) if len(gap) > 1 else np.nan
+    return format_estimate(gap.mean(), error, "nats", over="data")

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from pyro_vae.core.format import format_estimate
 from pyro_vae.diagnose.gaps import mean_gap, optimiser_converged
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
 
@@ -42,7 +43,7 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
         gap = mean_gap(found, name)
         ends = [[gap.value - gap.low], [gap.high - gap.value]]
         axes.bar(i, gap.value, yerr=ends, color=colour, width=0.6, capsize=4)
-        axes.annotate(f"{gap.value:.3f} ± {gap.error:.1g}", (i, max(gap.high, 0)), (0, 4), textcoords="offset points",
+        axes.annotate(str(gap), (i, max(gap.high, 0)), (0, 4), textcoords="offset points",
                       ha="center", fontsize=9)  # fmt: skip
     for threshold, style in ("fine", ":"), ("bad", "--"):
         level = found.attrs[f"threshold_{threshold}"] * latents
@@ -159,7 +160,8 @@ def _iterates(axes: Axes, found: xr.Dataset) -> None:
         axes.plot(elbo.epoch, elbo, color=colour, lw=1.1)
         last = elbo.epoch.values[-found.attrs["tail"] :]
         mean = float(run["mean"].sel(quantity="elbo"))
-        label = f"run {chain}: rise {float(run.rise):+.3f} ± {float(run.rise_se):.3f} nats"
+        rise = format_estimate(float(run.rise), float(run.rise_se), "nats", over="epochs", signed=True)
+        label = f"run {chain}: rise {rise}"
         axes.plot(last, mean + float(run.slope) * (last - last.mean()), color=colour, lw=2.5, alpha=0.6, label=label)
         ends.append(last)
     axes.axvspan(min(e[0] for e in ends), max(e[-1] for e in ends), color=GREY, alpha=0.12, lw=0)

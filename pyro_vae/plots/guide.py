@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_vae.core.format import format_estimate
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, Limits
@@ -86,12 +87,12 @@ def _sorted(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
     place = np.arange(1, len(order) + 1)
     error = np.nan_to_num(2 * found.khat_se.values[order], posinf=0.0)
     axes.fill_between(place, shape[order] - error, shape[order] + error, color=BLUE, alpha=0.2, lw=0)
-    axes.plot(place, shape[order], ".", color=BLUE, ms=4, label="k̂ ± 2 s.e.")
+    axes.plot(place, shape[order], ".", color=BLUE, ms=4, label="k̂ ± 2 s.e., over draws")
     _thresholds(axes.axhline, found)
     worst = shape[named[0]]
     axes.plot(1, worst, "D", color=ORANGE, ms=6, label=f"datum {found.datum.values[named[0]]}, the worst")
     percent = 100 * np.stack([found.share.values, found.share_se.values], 1)
-    shares = [f"{share:.1f} ± {error:.1f} %" for share, error in percent]
+    shares = [format_estimate(share, error, "%", over="") for share, error in percent]
     limits = found.threshold.values
     axes.set_title(f"above {limits[0]:g}: {shares[0]} of data; above {limits[1]:g}: {shares[1]}", fontsize=9)
     axes.set(xlabel="data, from the worst on", ylabel="Pareto shape k̂")
@@ -110,7 +111,7 @@ def _sizes(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
     axes.set(
         xlabel="Pareto shape k̂", ylabel=f"effective draws, of {particles}", yscale="log", ylim=(0.9, 1.3 * particles)
     )
-    axes.set_title("effective sample size ± 2 s.e. (beyond 0.7 too high to be true)", fontsize=9)
+    axes.set_title("effective sample size ± 2 s.e. over draws (too high beyond 0.7)", fontsize=9)
     axes.legend(fontsize=8, loc="upper right")
     axes.grid(alpha=0.3)
 
@@ -171,12 +172,13 @@ def collapse(found: xr.Dataset) -> Figure:
 def _divided(axes: Axes, found: xr.Dataset) -> None:
     names = ["mean_kl", "mutual_information", "marginal_kl"]
     labels = ["mean KL", "mutual\ninformation", "KL(q(z)‖p(z))"]
-    axes.set_title("how the mean KL divides (± 2 s.e.)", fontsize=10)
+    axes.set_title("how the mean KL divides (± 2 s.e., over data)", fontsize=10)
     values = np.array([float(found[name]) for name in names])
     errors = np.array([float(found[f"{name}_se"]) for name in names])
     axes.bar(range(3), np.nan_to_num(values), yerr=np.nan_to_num(2 * errors), color=[GREY, BLUE, ORANGE], capsize=3)
     for i, (value, error) in enumerate(zip(values, errors, strict=True)):
-        text = f"{value:.3f}\n± {error:.3f}" if np.isfinite(value) else "the prior depends\non the context"
+        shown = format_estimate(value, error, over="").replace(" ±", "\n±")
+        text = shown if np.isfinite(value) else "the prior depends\non the context"
         axes.annotate(
             text, (i, np.nan_to_num(value)), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
         )

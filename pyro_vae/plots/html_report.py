@@ -65,14 +65,21 @@ class Section:
     figures: Mapping[str, Figure]
 
 
-def report(title: str, verdict: str, sections: Sequence[Section], about: Mapping[str, object]) -> str:
+def report(
+    title: str,
+    verdict: str,
+    sections: Sequence[Section],
+    about: Mapping[str, object],
+    head: Mapping[str, object] | None = None,
+) -> str:
     """The whole report, as the text of an HTML file.
 
     Args:
         title: what was checked.
         verdict: the conclusion, a sentence or two.
         sections: its parts, in order.
-        about: versions, seeds and sizes, told at the end.
+        about: versions and sizes, told at the end.
+        head: what was checked: model, data, rows, seed and commands, told before all else.
 
     Example:
         >>> page = report("a < b", "All is fine.", [Section("One", Finding("one", "fine", "x"), {})], {"seed": 0})
@@ -84,7 +91,9 @@ def report(title: str, verdict: str, sections: Sequence[Section], about: Mapping
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-            f"<h1>{escape(title)}</h1>\n<p>{escape(verdict)}</p>",
+            f"<h1>{escape(title)}</h1>",
+            _about(head or {}),
+            f"<p>{escape(verdict)}</p>",
             _summary([section.finding for section in sections if section.finding]),
             *map(_section, sections),
             "<h2>How it was made</h2>",
@@ -126,13 +135,21 @@ def _about(about: Mapping[str, object]) -> str:
     return f'<table class="about">\n{rows}\n</table>'
 
 
-def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | None = None) -> str:
+def as_html(
+    tree: xr.DataTree,
+    title: str,
+    *,
+    image_shape: tuple[int, int] | None = None,
+    head: Mapping[str, object] | None = None,
+) -> str:
     """The report of a check: one HTML file with the findings, the figures and how it was made.
 
     Args:
         tree: from :func:`check`.
         title: of the report.
         image_shape: ``(height, width)`` where a row is an image.
+        head: what else to tell at the head, beside model, number of data and seed, such as the file of the data, which
+            of its rows were taken, and the commands.
 
     Returns:
         The text of the file, which has no script and needs no network.
@@ -145,10 +162,10 @@ def as_html(tree: xr.DataTree, title: str, *, image_shape: tuple[int, int] | Non
         >>> as_html(tree, "Mine")[:15]
         '<!doctype html>'
     """
-    about = {
-        str(name): value for name, value in tree["findings"].attrs.items() if name not in ("left_out", "trained_on")
-    }
-    return report(title, conclusion(tree), _sections(tree, image_shape), about)
+    told = {str(name): value for name, value in tree["findings"].attrs.items()}
+    first = {name: told[name] for name in ("model", "data", "seed") if name in told} | dict(head or {})
+    about = {name: value for name, value in told.items() if name not in ("left_out", "trained_on", *first)}
+    return report(title, conclusion(tree), _sections(tree, image_shape), about, first)
 
 
 def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> list[Section]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
+from pyro_vae.core.format import format_rounded
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.rows import as_tensor, rows_of
 from pyro_vae.diagnose.datatree import from_the_prior
@@ -34,16 +35,20 @@ def history(data: xr.Dataset) -> Figure:
     for name, colour, style in ("train", BLUE, "-"), ("validation", ORANGE, "--"):
         if f"{name}_elbo" in data:
             mean, error = data[f"{name}_elbo"], 2 * data[f"{name}_elbo_se"]
-            axes.plot(data.epoch, mean, style, color=colour, label=f"{name}: {mean.values[-1]:.2f} at the end")
+            axes.plot(data.epoch, mean, style, color=colour, label=f"{name}: {_last(data, name)} at the end")
             axes.fill_between(data.epoch, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
     values = np.concatenate([data[n].values for n in ("train_elbo", "validation_elbo") if n in data])
     low, high = np.quantile(values, 0.1), values.max()
     if len(data.epoch) > 10:  # the first epochs' climb would flatten the rest
         axes.set_ylim(low - 0.1 * (high - low), high + 0.15 * (high - low))
-    axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)", title="Training (bands: ± 2 standard errors)")
+    axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)", title="Training (bands: ± 2 standard errors, over data)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     return figure
+
+
+def _last(data: xr.Dataset, name: str) -> str:
+    return format_rounded(data[f"{name}_elbo"].values[-1], data[f"{name}_elbo_se"].values[-1])
 
 
 @torch.no_grad()

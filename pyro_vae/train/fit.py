@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyro_vae.core.device import describe_device, seeded
+from pyro_vae.core.format import as_text
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss
@@ -38,6 +39,7 @@ from pyro_vae.train.distributed.launch import fit_on_workers
 from pyro_vae.train.distributed.reduce import refuse_spread
 from pyro_vae.train.resume import Journal
 from pyro_vae.train.run import Run
+from pyro_vae.train.summary import history_table, in_one_line
 from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits
 from pyro_vae.train.validate import Optimizer, made_for, refuse_engine, refuse_schedules, refuse_settings
 
@@ -52,7 +54,7 @@ class Fit:
     Args:
         vae: the trained VAE, the same object that was given.
         history: per epoch ``objective``, ``train_elbo``, ``train_elbo_se``, ``validation_elbo``,
-            ``validation_elbo_se`` (nats per datum) and ``seconds``.
+            ``validation_elbo_se`` (nats per datum; errors over data) and ``seconds``. ``print`` shows a table of it.
         device: where it was trained.
         interrupted: whether Ctrl-C ended it early.
 
@@ -65,6 +67,11 @@ class Fit:
     history: xr.Dataset
     device: str
     interrupted: bool = False
+
+    def __str__(self) -> str:
+        """What training came to, and a table of its epochs."""
+        told = in_one_line(self.history, self.device, interrupted=self.interrupted)
+        return f"{told}\n{as_text(history_table(self.history))}" if self.history.sizes["epoch"] else told
 
 
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ from helpers.checks import linear_gaussian, small_vae
 import pyro_vae as pv
 from pyro_vae.compare.cost import median_seconds
 from pyro_vae.compare.gradient_moments import Moments, alignment, square_of_mean
+from pyro_vae.core.format import format_estimate
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
 
 
@@ -145,8 +146,9 @@ def test_losses_of_other_objectives_are_not_ranked_but_told_of():
         changed = f"Training with {name} at K = 1 changes the objective" + (
             " to Beta(ELBO, beta=50)" * (name == "beta")
         )
-        assert f"{changed}: its value lies {abs(apart.mean().item()):.3g} ± " in said
-        assert f"nats per datum {side} that of the ELBO, and a small step along its gradient raises the ELBO " in said
+        error = (apart.std(ddof=1) / 30**0.5).item()
+        lies = format_estimate(abs(apart.mean().item()), error, "nats per datum", over="30 draws")
+        assert f"{changed}: its value lies {lies} {side} that of the ELBO, and a small step along " in said
     alone = pv.recommend(best.sel(estimator=["no_kl", "note_objective"]))
     assert "no other estimator of no_kl at K = 1 to compare it with" in alone
     assert "sure" not in alone
@@ -237,7 +239,11 @@ def test_alignment_is_the_cosine_of_the_means_though_noise_is_shared():
 
 @pytest.mark.parametrize(
     ("bias", "says"),
-    [(-0.8, "lies 0.8 ± 0.01 nats per datum below log p(x)"), (0.8, "above log p(x)"), (0.01, "its bound is log p(x)")],
+    [
+        (-0.8, "lies 0.800 ± 0.010 nats per datum (over 20 draws) below log p(x)"),
+        (0.8, "above log p(x)"),
+        (0.01, "its bound is log p(x)"),
+    ],
 )
 def test_where_the_bound_lies(bias, says):
     table = judged([4.0, 2.0], [0.1, 0.1])

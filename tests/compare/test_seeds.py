@@ -349,4 +349,4 @@ def test_a_signal_keeps_the_seeds_that_are_whole(number, folder, capsys, monkeyp
 def test_a_run_has_its_seed(folder, capsys):
     assert main(["fit", "--data", "data.npy", "--out", "run", *FAST[:-2]]) == 0
     assert main(["compare", "--run", "run", "--out", "out", "--seeds", "[0, 1]"]) == 2
-    assert "--run brings its own seeds; leave --seeds out, or leave out --run" in capsys.readouterr().err
+    assert "RUN brings its own seeds; leave --seeds out, or leave RUN out" in capsys.readouterr().err

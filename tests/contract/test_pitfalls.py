@@ -332,7 +332,7 @@ def test_24_timings_say_their_threads_and_are_medians_of_turns(monkeypatch):
     from pyro_vae.compare import cost
 
     table = pv.compare_elbos(small_vae(), torch.randn(5, 6), draws=2)
-    assert table.attrs["threads"] == torch.get_num_threads()
+    assert table.attrs["threads"] == 1, "a small network is evaluated by one, however many torch has"
     assert {"torch", "pyro", "pyro_vae", "python", "device"} <= set(table.attrs)
     # A clock whose 20th interval is a disturbance of an hour: a median does not see it, a mean would.
     ticks = iter(range(10_000))

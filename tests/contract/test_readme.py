@@ -47,7 +47,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     for command in commands:
         words = shlex.split(command)[1:]
         assert main([*words, *LESS[words[0]]]) == 0, command
-    assert (tmp_path / "runs/first-compared/comparison.nc").exists()
+    assert (tmp_path / "runs/first/compare/comparison.nc").exists()
     assert (tmp_path / "runs/first/check/report.html").exists()
 
 

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks._paired import copied, difference, refuse_second
@@ -82,11 +83,11 @@ class EarlyStopping(Callback):
             run.stop(self._reason(len(run.epochs), mean, error))
 
     def _reason(self, epoch: int, mean: float, error: float) -> str:
-        best = "" if self.values is None else f" ({self.values.double().mean().item():.4g} nats per datum)"
+        best = "" if self.values is None else f" ({_mean(self.values)})"
         return (
             f"EarlyStopping: after epoch {epoch} the validation ELBO has for {self.waited} epochs not been better than "
             f"that of epoch {self.best}{best} by more than {self.errors:g} standard errors of the difference; "
-            f"the last difference is {mean:.2g} ± {error:.2g}"
+            f"the last difference is {format_estimate(mean, error, over='data, in pairs')}"
         )
 
     def end(self, run: Run) -> None:
@@ -105,3 +106,8 @@ class EarlyStopping(Callback):
     def load(self, state: Tree) -> None:
         self.best, self.best_step, self.waited = state["best"], state.get("best_step", 0), state["waited"]
         self.values, self.weights = state["values"], dict(state["weights"])
+
+
+def _mean(values: Tensor) -> str:
+    error = values.double().std().item() / len(values) ** 0.5
+    return format_estimate(values.double().mean().item(), error, "nats per datum", over="data")

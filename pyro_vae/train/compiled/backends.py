@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.core.threads import threads, threads_for_operations
 from pyro_vae.errors import CompileError
 from pyro_vae.train.compiled.graph import Graph
 from pyro_vae.train.compiled.rewrites import cheaper_products
@@ -33,26 +34,9 @@ ON_CPU = {
 }
 
 
-SMALL_STEP = 32_000_000
-"""A step of fewer operations is taken by one thread: handing out its work takes as long as doing it."""
-
-
 def threads_for(graph: Graph) -> int:
     """How many threads a graph is compiled for, and run by: one, or as many as torch is set to."""
-    return 1 if graph.flops() < SMALL_STEP else torch.get_num_threads()
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    """So many threads inside, of torch and of the BLAS."""
-    before = torch.get_num_threads()
-    if number != before:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        if number != before:
-            torch.set_num_threads(before)
+    return threads_for_operations(graph.flops())
 
 
 def compiled(graph: Graph, inputs: Sequence[Tensor], backend: Backend) -> Compiled:

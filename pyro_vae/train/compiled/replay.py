@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.train.compiled.backends import Compiled, threads
+from pyro_vae.core.threads import threads
+from pyro_vae.train.compiled.backends import Compiled
 
 
 @dataclass

@@ -1,0 +1,143 @@
+"""Keep each finished job of a sweep in the folder of the sweep, so that one that was killed goes on with them."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import Namespace
+
+from pyro_vae.cli.checksums import validate_unchanged
+from pyro_vae.cli.fit import Loaded, refuse_code
+from pyro_vae.cli.messages import plain
+from pyro_vae.cli.run_folder import RunFolder, folder_for
+from pyro_vae.cli.settings import command, with_absolute_paths
+from pyro_vae.cli.sweep import tell
+from pyro_vae.data.fingerprint import data_hash, row_hashes
+from pyro_vae.data.rows import rows_of
+from pyro_vae.errors import DataError, SettingsError
+
+ABOUT = "sweep.json"
+"""The file that marks the folder of a sweep, with the command and the hash of the data."""
+
+
+def is_sweep(folder: str | Path) -> bool:
+    """Return whether a folder is that of a sweep, finished or not.
+
+    Example:
+        >>> is_sweep("nowhere")
+        False
+    """
+    return (Path(folder) / ABOUT).is_file()
+
+
+def stopped_sweep(name: str, function: Callable[..., Any], folder: str, workers: int | None = None) -> Namespace:
+    """Read the settings of a sweep that goes on.
+
+    Args:
+        name: of the command.
+        function: whose signature the settings have.
+        folder: of the sweep.
+        workers: another number of workers than it was begun with.
+
+    Raises:
+        DataError: if the folder is not of a sweep of this command, or its settings are not whole.
+    """
+    config = Path(folder) / "config.yaml"
+    if not is_sweep(folder):
+        raise DataError(f"{folder}: holds no {ABOUT}; give the folder of a pyro-vae {name} that was stopped")
+    if (other := json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))["command"]) != name:
+        raise DataError(f"{folder}: is of pyro-vae {other}; go on with pyro-vae {other} {folder}")
+    validate_unchanged(config)
+    refuse_code(Path(folder))
+    try:
+        settings = command(name, function).parse_path(str(config))
+    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
+        raise DataError(f"{config}: not the settings of a {name} ({plain(error)}); copy the folder again") from error
+    settings.out = str(folder)
+    settings.workers = workers or settings.workers
+    return settings
+
+
+def sweep_folder(name: str, out: str | None, *, goes_on: bool) -> RunFolder:
+    """Return the folder of a sweep: a new one, or that of one that goes on."""
+    folder = folder_for(name, out)
+    return RunFolder.again(folder) if goes_on else RunFolder(folder)
+
+
+def tell_done(done: int, jobs: int) -> None:
+    """Print how many trainings a sweep that goes on has already."""
+    if done:
+        tell(f"{done} of {jobs} trainings are done already")
+
+
+def places_of(kind: str, jobs: Iterable[str]) -> dict[str, str]:
+    """Name the folder of each job, within that of the sweep.
+
+    Args:
+        kind: of what is kept, the folder of all of them.
+        jobs: their names.
+
+    Example:
+        >>> places_of("models", ["StudentT(df=4.0)", "Laplace · DiagNormal"])
+        {'StudentT(df=4.0)': 'models/00-StudentT-df=4.0', 'Laplace · DiagNormal': 'models/01-Laplace-DiagNormal'}
+    """
+    return {
+        job: f"{kind}/{i:02d}-{re.sub(r'[^A-Za-z0-9_.=]+', '-', job).strip('-')[:80]}" for i, job in enumerate(jobs)
+    }
+
+
+@dataclass(frozen=True)
+class KeptJobs:
+    """The finished jobs of a sweep.
+
+    Args:
+        run: the folder of the sweep.
+        name: of the command.
+        function: whose signature the settings have.
+        settings: of the sweep.
+        data: what it trains on; a sweep that goes on must have the same.
+
+    Raises:
+        SettingsError: if the sweep was begun with other data.
+    """
+
+    run: RunFolder
+    name: str
+    function: Callable[..., Any]
+    settings: Namespace
+    data: Loaded
+
+    def __post_init__(self) -> None:
+        about = self.run.path / ABOUT
+        if about.is_file() and json.loads(about.read_text(encoding="utf-8"))["data_hash"] != self._data_hash():
+            raise SettingsError(
+                f"{self.run.path} was begun with other data than {self.settings.data}; give it the same"
+            )
+
+    def _data_hash(self) -> str:
+        return data_hash(np.concatenate([row_hashes(rows_of(file)) for file in self.data.files]))
+
+    def folder(self, place: str) -> RunFolder:
+        """Return the folder to write a finished job to; before the first, the settings of the sweep are written."""
+        if not is_sweep(self.run.path):
+            self.write_settings()
+            about = {"command": self.name, "data_hash": self._data_hash()}
+            self.run.text(ABOUT, json.dumps(about, indent=2) + "\n")
+        return self.run.within(place)
+
+    def write_settings(self) -> None:
+        """Write the settings, from which the sweep goes on or can be made again."""
+        self.run.text("config.yaml", command(self.name, self.function).dump(with_absolute_paths(self.settings)))
+
+    def path(self, place: str, file: str) -> Path | None:
+        """Return a file of a finished job, or None if the job is not finished."""
+        path = self.run.path / place / file
+        if not path.is_file():
+            return None
+        validate_unchanged(path)
+        return path

@@ -1,0 +1,115 @@
+"""A comparison of estimators as a table, for ``print``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+from rich import box
+from rich.table import Table
+
+from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.core.format import as_text, format_estimate, format_rounded
+
+
+class Comparison(xr.Dataset):
+    """A dataset that ``print`` shows as a table of estimators.
+
+    Nothing but ``str()`` differs from ``xarray.Dataset``, and only where all of the comparison is there; a selection,
+    and a dataset read from a file, print as xarray prints them. So xarray's caution about subclasses, whose type may
+    be lost in some operations, costs the table and nothing else; an accessor or a method would not reach ``print``.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        if not _is_whole(self):
+            return super().__str__()
+        if "moment" not in self.dims:
+            return as_text(comparison_table(self))
+        each = (self.isel(moment=i) for i in range(self.sizes["moment"]))
+        return "\n\n".join(f"At the {one.moment.item()} of training:\n{as_text(comparison_table(one))}" for one in each)
+
+
+def as_comparison(found: xr.Dataset) -> Comparison:
+    """Make a dataset of a comparison, such as one read from a file, print as a table.
+
+    Args:
+        found: what :func:`pyro_vae.compare_elbos` or :func:`pyro_vae.over_seeds` made.
+
+    Example:
+        >>> print(as_comparison(xr.Dataset({"a": 1})))
+        <xarray.Comparison> ...
+    """
+    return Comparison(found.data_vars, found.coords, found.attrs)
+
+
+def _is_whole(found: xr.Dataset) -> bool:
+    """Return whether all that the table shows is there, of one comparison."""
+    needed = {"elbo", "elbo_se", "gradient_difference", "gradient_snr", "gradient_snr_se", "seconds", "seconds_se"}
+    dims = {"estimator", "particles", "datum", "parameter_group"}
+    return needed <= set(found) and dims <= set(found.sizes) and "seed" not in found.elbo.dims
+
+
+def comparison_table(comparison: xr.Dataset) -> Table:
+    """Tabulate a comparison of estimators, a row for each number of particles.
+
+    Args:
+        comparison: from :func:`pyro_vae.compare_elbos`.
+
+    Raises:
+        SettingsError: if it holds comparisons of several seeds side by side.
+
+    Example:
+        >>> import pyro_vae as pv, torch
+        >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
+        >>> comparison_table(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)).row_count
+        7
+    """
+    refuse_stacked(comparison)
+    about = comparison.attrs
+    table = Table(
+        title=f"{comparison.sizes['datum']} data, {drawn(comparison)}, {about['dtype']}, {about['device']}",
+        caption=f"±: standard error over {drawn(comparison)}, for these data. "
+        "Gradient difference: from HandDerivedELBO, same noise, relative.\n"
+        "SNR: signal-to-noise of one gradient. ms: median of one evaluation with gradient"
+        f"{f', with {beside} beside it' if (beside := about.get('timed_beside')) else ''}.",
+        box=box.SIMPLE,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("estimator", no_wrap=True)
+    for heading, _ in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in comparison.estimator.values:
+        cells = (comparison.sel(estimator=name, particles=k) for k in comparison.particles.values)
+        for i, cell in enumerate(cell for cell in cells if cell.elbo.notnull()):
+            table.add_row("" if i else str(name), *(shown(cell) for _, shown in _COLUMNS))
+    return table
+
+
+def _estimate(cell: Any, name: str) -> str:
+    return format_estimate(cell[name].item(), cell[f"{name}_se"].item(), over="")
+
+
+def _snr(group: str) -> Callable[[xr.Dataset], str]:
+    def shown(cell: xr.Dataset) -> str:
+        known = group in cell.parameter_group.values
+        return _estimate(cell.sel(parameter_group=group), "gradient_snr") if known else ""
+
+    return shown
+
+
+def _difference(cell: xr.Dataset) -> str:
+    return f"{cell.gradient_difference.item():.0e}" if cell.gradient_difference.notnull() else ""
+
+
+_COLUMNS: tuple[tuple[str, Callable[[xr.Dataset], str]], ...] = (
+    ("K", lambda cell: str(cell.particles.item())),
+    ("bound ± s.e.,\nnats per datum", lambda cell: _estimate(cell, "elbo")),
+    ("gradient\ndifference", _difference),
+    ("SNR of Θ\n± s.e.", _snr("Θ")),
+    ("SNR of φ\n± s.e.", _snr("φ")),
+    ("ms", lambda cell: format_rounded(1000 * cell.seconds.item(), 1000 * cell.seconds_se.item())),
+)
