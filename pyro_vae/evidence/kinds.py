@@ -31,7 +31,7 @@ def countable_features(vae: VAE, rows: Rows) -> tuple[bool, ...]:
     """
     one = rows.take(slice(1)).like(vae)
     given = () if one.context is None else (one.context,)
-    with seeded(0, one.x.device), evaluating(vae):
+    with seeded(0, one.x.device), evaluating(vae, len(one)):
         z = infer(vae.encoder, one.x, one.context, one.mask).sample()
         likelihood = vae.decoder(z, *given)
     features = base(likelihood)
