@@ -25,7 +25,7 @@ def check(vae: "VAE", x: Tensor, context: Tensor | None) -> None:
         raise ModelError(f"the context has shape {tuple(context.shape)} for {len(x)} data; give (datum, c)")
     row = vae.like(x[:2]).nan_to_num(0.0)
     given = () if context is None else (vae.like(context[:2]),)
-    with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(vae):
+    with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(vae, len(row)):
         q = called("encoder", vae.encoder, row, *given)
         if tuple(q.batch_shape) != (len(row),):
             raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")

@@ -49,7 +49,7 @@ def describe(vae: VAE, *, context: Any = None, console: Console | None = None) -
         'analytic'
     """
     given = () if context is None else (vae.like(as_tensor(context, source="context")[:1]),)
-    with seeded(0, vae.like(torch.zeros(())).device), evaluating(vae):
+    with seeded(0, vae.like(torch.zeros(())).device), evaluating(vae, 1):
         prior, likelihood, x = _shown(vae, *given)
         vae.check(x, *given)
         posterior = vae.encoder(x, *given)

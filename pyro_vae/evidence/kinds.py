@@ -30,7 +30,7 @@ def countable_features(vae: VAE, rows: Rows) -> tuple[bool, ...]:
         (False, False)
     """
     one = rows.take(slice(1)).like(vae)
-    with seeded(0, one.x.device), evaluating(vae):
+    with seeded(0, one.x.device), evaluating(vae, len(one)):
         likelihood = vae.decoder(vae.posterior(one).sample(), *one.given)
     features = base(likelihood)
     parts, sizes = (features.parts, features.sizes) if isinstance(features, Side) else ([features], [rows.x[0].numel()])

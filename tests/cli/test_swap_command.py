@@ -102,6 +102,7 @@ def test_what_the_file_holds_is_refused_by_its_row_there(folder, capsys):
                 assert expected in refused(capsys)
 
 
+@pytest.mark.filterwarnings("ignore:Poisson. for")
 def test_data_to_compare_on_are_refused_by_their_row(folder, capsys):
     counts = np.arange(120.0).reshape(40, 3)
     np.save("counts.npy", counts)
