@@ -316,8 +316,8 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
     """Do replicated data sets look like the one observed?
 
     The smallest two-sided p-value of the table's statistics is multiplied by their number; all statistics of single
-    columns have one p-value together, and count as one more. A p-value is made as large as the number of draws leaves
-    open, so that few draws cannot condemn a model.
+    columns have one p-value together, multiplied by one more than that. A p-value is made as large as the number of
+    draws leaves open, so that few draws cannot condemn a model.
 
     Args:
         found: from :func:`predictive_check` or :func:`prior_check`.
@@ -336,22 +336,22 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
     columns = found.isel(statistic=found.family.values == "column") if "family" in found.coords else None
     table = found if columns is None else found.isel(statistic=found.family.values == "table")
     number = table.sizes["statistic"]
-    tests = number + (columns is not None)
-    parts: list[tuple[float, float]] = []  # the corrected p-value, and minus the distance of the worst statistic
+    parts: list[tuple[float, float]] = []  # the corrected p-value, and how far off the worst statistic is
     told = []
     if number:
         above = table.p_value.values * draws
         two_sided = 2 * (np.minimum(above, draws - above) + 1) / (draws + 2)
         far = np.abs(table.z_score.values)
         worst = int(np.lexsort((-far, two_sided))[0])
-        parts.append((min(1.0, tests * float(two_sided[worst])), -float(far[worst])))
+        parts.append((min(1.0, number * float(two_sided[worst])), float(far[worst])))
         told.append(_of_table(table.isel(statistic=worst), number, draws, found.attrs["data"], parts[-1][0]))
     if columns is not None:
-        parts.append((min(1.0, tests * float(found.column_p_value)), -float(np.abs(columns.z_score.values[0]))))
+        parts.append((min(1.0, (number + 1) * float(found.column_p_value)), float(abs(columns.z_score[0]))))
         told.append(_worst_columns(found, columns, parts[-1][0]))
-    corrected, distance = min(parts)
+    corrected = min(p for p, _ in parts)
+    distance = max([far for p, far in parts if p < DOUBTFUL] or [far for _, far in parts])
     blind = 2 * number / (draws + 2) >= DOUBTFUL
-    level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if -distance > FAR else "doubtful"
+    level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if distance > FAR else "doubtful"
     which = found.attrs["latents"]
     advice = "" if level == "fine" else _advice(which, blind and level != "bad")
     return Finding(f"{which} predictive check", level, "; ".join(told), advice)

@@ -27,6 +27,9 @@ FOLDS = 5
 ROWS_PER_FEATURE = 5
 """A full covariance is fitted where there are so many rows for each feature."""
 
+MOST_ROWS, MOST_FEATURES = 20_000, 2000
+"""Baselines are fitted to at most so many rows, drawn at random; of more features no covariance is estimated."""
+
 LEVELS = 256
 """At least so many values are possible for a countable feature that is no whole number, such as a grey level."""
 
@@ -86,7 +89,7 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
     rows = rows_for(vae, x, source="x")
     if len(rows) < 2:
         raise DataError("x holds 1 datum, which has no standard error; give at least 2")
-    fitted = None if train is None else rows_for(vae, train, source="train")
+    fitted = None if train is None else _some(rows_for(vae, train, source="train"), seed)
     countable, latents = countable_features(vae, rows), _latents(vae, rows)
     scores = (
         _cross_fitted(rows, countable, latents, seed) if fitted is None else _scores(fitted, rows, countable, latents)
@@ -117,6 +120,12 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
 def _latents(vae: VAE, rows: Rows) -> int:
     one = rows.take(slice(1)).like(vae)
     return int(vae.prior(*one.given).event_shape.numel())
+
+
+def _some(rows: Rows, seed: int) -> Rows:
+    if len(rows) <= MOST_ROWS:
+        return rows
+    return rows.take(torch.randperm(len(rows), generator=make_generator(seed))[:MOST_ROWS].to(rows.x.device))
 
 
 def _cross_fitted(rows: Rows, countable: tuple[bool, ...], latents: int, seed: int) -> dict[str, Tensor]:
@@ -159,7 +168,7 @@ def _joint(seen: Tensor, new: Tensor, rounding: Tensor, latents: int) -> dict[st
     """Normals whose columns depend on each other."""
     n, features = seen.shape
     found: dict[str, Tensor] = {}
-    if features < 2:
+    if not 2 <= features <= MOST_FEATURES:
         return found
     apart = seen - seen.mean(0)
     covariance = apart.T @ apart / n + rounding.diag()

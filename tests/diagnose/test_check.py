@@ -235,7 +235,7 @@ def test_findings_name_the_rows_of_the_user(monkeypatch):
     tree = pv.check(vae, data, gold=0, draws=25, budget=60)
     (finding,) = findings(tree)
     khat = tree["khat"].khat
-    worst = khat.datum.values[int(khat.values.argmax())]
+    worst = khat.datum.values[khat.values.argmax()]
     assert worst.startswith("patient ")
     assert f"the worst datum {worst} with" in finding.why
     assert khat.datum.values[0] == tree["posterior"].datum.values[0] == "patient 59"
