@@ -12,6 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_vae.core.component import evaluating
+from pyro_vae.core.one_at_a_time import one_at_a_time
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Program, replayed, samples
 from pyro_vae.core.vae import VAE
@@ -96,6 +97,7 @@ class Subject:
     def evaluating(self) -> Iterator[None]:
         """Both in evaluation mode, as far as they are modules, without Pyro's checks and with gradients."""
         with ExitStack() as stack:
+            stack.enter_context(one_at_a_time())
             for program in (self.model, self.guide):
                 if isinstance(program, nn.Module):
                     stack.enter_context(evaluating(program))

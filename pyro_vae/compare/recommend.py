@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 
@@ -51,6 +52,7 @@ class _Candidate:
         return _error(self.each, self.errors**2)
 
 
+@takes_settings
 def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
     """Say which estimator of a bound to train with, why, and how sure that is.
 

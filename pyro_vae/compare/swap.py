@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import rows_for
@@ -22,6 +23,7 @@ from pyro_vae.evidence import log_evidence
 from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
 
 
+@takes_settings
 def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
     """Rank trained VAEs by the evidence of held-out data, best first.
 
@@ -86,7 +88,8 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     each, apart = every.mean(1), (every - every[0]).mean(1)
     own = [name for name in names if all(countable[name])]
     number = distinct_rows(next(iter(checked.values())), each[names.index(own[0])] if own else None)
-    warn_of_duplicates(number, source="x", remedy="standard errors are clustered by distinct row")
+    remedy = "standard errors are clustered by distinct row"
+    warn_of_duplicates(number, source="x", remedy=remedy, stacklevel=3)
     unlike = differing(countable, getattr(x, "columns", None))
     nats = {"units": "nats per datum"}
     ranked = xr.Dataset(

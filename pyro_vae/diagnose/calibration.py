@@ -14,7 +14,7 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.generate import latents, likelihood
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import as_tensor
 from pyro_vae.diagnose import _ecdf
 from pyro_vae.errors import DataError
@@ -32,6 +32,7 @@ LIKELIHOOD = "log p(x|z)"
 
 
 @torch.no_grad()
+@takes_settings
 def sbc(
     vae: VAE,
     *,

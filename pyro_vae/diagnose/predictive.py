@@ -17,7 +17,7 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.generate import latents, likelihood
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import SettingsError
 
@@ -53,6 +53,7 @@ standard deviations of the replicated data sets beyond which it is then called b
 
 
 @torch.no_grad()
+@takes_settings
 def predictive_check(
     vae: VAE,
     x: Any,
@@ -112,6 +113,7 @@ def predictive_check(
 
 
 @torch.no_grad()
+@takes_settings
 def prior_check(
     vae: VAE,
     x: Any,

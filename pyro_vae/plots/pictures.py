@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_vae.core.component import evaluating, infer
 from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.rows import as_tensor, rows_of
 from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits
@@ -47,6 +48,7 @@ def history(data: xr.Dataset) -> Figure:
 
 
 @torch.no_grad()
+@takes_settings
 def reconstructions(
     vae: VAE,
     x: Any,
@@ -82,6 +84,7 @@ def reconstructions(
 
 
 @torch.no_grad()
+@takes_settings
 def prior_samples(
     vae: VAE,
     *,

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks._paired import copied, difference, refuse_second
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
@@ -39,6 +39,7 @@ class EarlyStopping(Callback):
         {'best': 0, 'waited': 0, 'values': None, 'weights': {}}
     """
 
+    @takes_settings
     def __init__(self, patience: int = 10, *, errors: float = 1.0, restore: bool = True) -> None:
         self.patience = whole("patience", patience, 1)
         if not 0 <= errors < math.inf:
