@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_vae.__about__ import __version__
 
 if TYPE_CHECKING:
-    from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, posteriors, priors
+    from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, plots, posteriors, priors
     from pyro_vae.compare.elbos import compare_elbos
     from pyro_vae.compare.models import compare_models
     from pyro_vae.compare.pair import Pair
@@ -65,7 +65,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """Public names alone, for tab completion."""
+    return sorted(__all__)
 
 
 class _Moved(ModuleType):
@@ -105,6 +106,7 @@ __all__ = [
     "log_evidence",
     "nn",
     "over_seeds",
+    "plots",
     "posteriors",
     "priors",
     "recommend",

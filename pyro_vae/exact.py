@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data import as_tensor
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.likelihoods import Normal
@@ -177,6 +178,7 @@ class LinearGaussian:
             encoder = _SharedCovariance(_linear(to_mean, offset), _inverse_factor(self.precision))
         return VAE(prior=StandardNormal(latents).to(self.weight), decoder=decoder, encoder=encoder)
 
+    @takes_settings
     def sample(self, n: int) -> Tensor:
         """``n`` draws of x from the model, shape ``(n, feature)``, by torch's global generator."""
         features, latents = self.weight.shape
@@ -217,6 +219,7 @@ def _covariance(q: Any) -> Tensor:
 
 
 @torch.no_grad()
+@takes_settings
 def quadrature_log_marginal(
     vae: VAE,
     x: Tensor,

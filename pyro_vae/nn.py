@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import ModelError, SettingsError
 
 
+@takes_settings
 def mlp(
     in_features: int,
     hidden: Sequence[int],
@@ -57,6 +58,7 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(widths[-2], out_features))
 
 
+@takes_settings
 def conv_encoder(
     image_shape: tuple[int, int, int],
     hidden: Sequence[int],
@@ -102,6 +104,7 @@ def conv_encoder(
     return _OneBatch(nn.Sequential(*layers), image_shape, context)
 
 
+@takes_settings
 def conv_decoder(
     in_features: int,
     hidden: Sequence[int],

@@ -17,7 +17,7 @@ from pyro_vae.core.device import describe_device, refuse_seed
 from pyro_vae.core.progress import counting
 from pyro_vae.core.traces import Loss, differentiable
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.elbo import (
     IWAE,
     STL,
@@ -58,6 +58,7 @@ def default_elbos() -> dict[str, Loss]:
     return {**note_elbos(), **own}
 
 
+@takes_settings
 def compare_elbos(
     vae: VAE | Pair,
     x: Any,

@@ -13,6 +13,7 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import rows_for, rows_of
@@ -41,6 +42,7 @@ NOT_LOO = (
 )
 
 
+@takes_settings
 def compare_models(
     models: Mapping[str, VAE | xr.Dataset],
     x_test: Any,
@@ -148,7 +150,7 @@ def compare_models(
     features = {name: known_features(one, rows.x[0].numel()) for name, one in found.items()}
     number = distinct_rows(rows, _log_probability(found, features))
     remedy = "standard errors are clustered by distinct row"
-    warn_of_duplicates(number, source="x_test", remedy=remedy)
+    warn_of_duplicates(number, source="x_test", remedy=remedy, stacklevel=3)
     kinds = {name: NOT_KNOWN if own is None else kind(own) for name, own in features.items()}
     pairs = guides_of_one_model(found, number)
     table = _table(found, number, pairs).assign(kind=pd.Series(kinds))

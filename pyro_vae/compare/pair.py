@@ -12,6 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_vae.core.component import evaluating
+from pyro_vae.core.one_at_a_time import one_at_a_time
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.threads import threads_for_evaluations
 from pyro_vae.core.traces import Program, replayed, samples
@@ -102,6 +103,7 @@ class Subject:
         modules = [program for program in (self.model, self.guide) if isinstance(program, nn.Module)]
         weights = {id(p): p for p in (*self.parameters.values(), *(p for m in modules for p in m.parameters()))}
         with ExitStack() as stack:
+            stack.enter_context(one_at_a_time())
             stack.enter_context(threads_for_evaluations(weights.values(), particles * len(self.rows)))
             for module in modules:
                 stack.enter_context(evaluating(module))

@@ -7,6 +7,7 @@ import xarray as xr
 
 from pyro_vae.compare.seeds import drawn, refuse_stacked
 from pyro_vae.core.format import format_estimate
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 
@@ -52,6 +53,7 @@ class _Candidate:
         return _error(self.each, self.errors**2)
 
 
+@takes_settings
 def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
     """Say which estimator of a bound to train with, why, and how sure that is.
 

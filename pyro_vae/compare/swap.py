@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import rows_for
@@ -24,6 +25,7 @@ from pyro_vae.evidence.atoms import atoms, warn_of_atoms
 from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
 
 
+@takes_settings
 def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
     """Rank trained VAEs by the evidence of held-out data, best first.
 
@@ -89,7 +91,8 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     own = [name for name in names if all(countable[name])]
     rows = next(iter(checked.values()))
     number = distinct_rows(rows, each[names.index(own[0])] if own else None)
-    warn_of_duplicates(number, source="x", remedy="standard errors are clustered by distinct row")
+    remedy = "standard errors are clustered by distinct row"
+    warn_of_duplicates(number, source="x", remedy=remedy, stacklevel=3)
     unlike = differing(countable, getattr(x, "columns", None))
     told = atoms(rows, countable.values(), getattr(x, "columns", None)) if len(several) > 1 else ""
     warn_of_atoms(told, source="x")

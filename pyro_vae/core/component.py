@@ -9,13 +9,15 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_vae.core.param_store import Picklable
 from pyro_vae.core.threads import threads_for_evaluations
+from pyro_vae.core.validation import python_number
 from pyro_vae.errors import ModelError
 
 Distribution: TypeAlias = TorchDistributionMixin
 
 
-class Conditional(nn.Module, ABC):
+class Conditional(Picklable, ABC):
     """A module whose call returns a distribution: ``() → p(z)``, ``z → p(x|z)`` or ``x → q(z|x)``.
 
     A member implements ``forward``. What it is given has shape ``(*batch, features)``; what it
@@ -33,6 +35,7 @@ class Conditional(nn.Module, ABC):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keep what a part is made of, so that a file can tell it; copies keep it too."""
         part = super().__new__(cls)
+        args, kwargs = tuple(map(python_number, args)), {name: python_number(v) for name, v in kwargs.items()}
         vars(part)["_made_of"] = args, kwargs
         return part
 

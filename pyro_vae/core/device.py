@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from pyro_vae.core.one_at_a_time import one_at_a_time
+from pyro_vae.core.validation import python_number
 from pyro_vae.errors import SettingsError
 
 
@@ -74,7 +76,8 @@ def refuse_seed(seed: int) -> None:
         Traceback (most recent call last):
         pyro_vae.errors.SettingsError: seed is 18446744073709551616; it must be a whole number between ...
     """
-    if not isinstance(seed, int) or abs(seed) >= 2**62:
+    seed = python_number(seed)
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) >= 2**62:
         raise SettingsError(f"seed is {seed}; it must be a whole number between -2**62 and 2**62")
 
 
@@ -133,6 +136,8 @@ def _with_all_bits(seed: int) -> int:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers from ``seed`` inside, and the global generators as they were outside.
 
+    Threads share these generators, so that one at a time is inside and others wait.
+
     Args:
         seed: any whole number; a different one gives a different stream, on a CPU too.
         device: a CUDA device whose generator is to be kept too, or the CPU.
@@ -144,7 +149,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         ...     bool(a == torch.rand(()))
         True
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with one_at_a_time(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # torch's own seeds every kind of device there may be, which takes longer than many a draw.
         seed_torch = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
         seed_torch(_with_all_bits(seed))

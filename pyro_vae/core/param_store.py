@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import weakref
+from typing import Any
 
 import pyro
 from torch import nn
@@ -17,6 +18,35 @@ def store_name(module: nn.Module) -> str:
         _names[module] = name = f"{type(module).__name__.lower()}_{next(_numbers)}"
         weakref.finalize(module, _dead.append, name).atexit = False
     return _names[module]
+
+
+class Unconstrained:
+    """A weak reference from a parameter to itself, as Pyro's SVI calls it; a pickle holds an empty one.
+
+    Pyro leaves a ``weakref.ref`` on each parameter of its store, and a network with such parameters cannot be pickled.
+
+    Args:
+        parameter: of a VAE; none in a copy by pickle, which Pyro does not know yet.
+    """
+
+    def __init__(self, parameter: nn.Parameter | None = None) -> None:
+        self._parameter = (lambda: None) if parameter is None else weakref.ref(parameter)
+
+    def __call__(self) -> nn.Parameter | None:
+        return self._parameter()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Unconstrained, ()
+
+
+class Picklable(nn.Module):
+    """A module that can be pickled after Pyro has met its parameters, as a ``PyroModule`` can."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes; weak references of Pyro's store, which sets them anew at each look, are removed."""
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return dict(vars(self))
 
 
 _names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
@@ -49,3 +79,4 @@ def register(module: nn.Module) -> None:
         if full in store and (store[full].unconstrained() is not parameter or store.param_name(parameter) is None):
             store[full] = parameter
         pyro.param(full, parameter)
+        parameter.unconstrained = Unconstrained(parameter)  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Three modules that return distributions, wired into a Pyro model and guide."""
 
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -9,16 +10,26 @@ from torch import Tensor, nn
 
 from pyro_vae.core import compatibility
 from pyro_vae.core.component import Distribution, distribution, infer, masked, observed
-from pyro_vae.core.param_store import register
+from pyro_vae.core.param_store import Picklable, register
 from pyro_vae.core.rows import Rows
+from pyro_vae.core.validation import whole
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 if TYPE_CHECKING:
     from pyro_vae.data.fingerprint import Trained
 
 
-def data_plate(x: Tensor, size: int | None) -> pyro.plate:
-    """The plate over data: ``len(x)`` rows that stand for ``size``, each scaled by size / len(x)."""
+def data_plate(x: Tensor | None, size: int | None, context: Tensor | None = None) -> pyro.plate:
+    """The plate over data: ``len(x)`` rows that stand for ``size``, each scaled by size / len(x).
+
+    Without x there are ``size`` rows to draw, or as many as the context has.
+    """
+    if x is None:
+        if size is None and context is None:
+            raise SettingsError("x is None; give size=, the number of rows to draw, or the rows to score")
+        if context is not None and size not in (None, len(context)):
+            raise SettingsError(f"size is {size} but the context has {len(context)} rows; leave size out")
+        return pyro.plate("data", whole("size", len(context) if size is None else size, 1))  # type: ignore[arg-type]
     if len(x) == 0:
         raise DataError("x holds no rows; give at least one")
     if size is not None and size < len(x):
@@ -26,8 +37,10 @@ def data_plate(x: Tensor, size: int | None) -> pyro.plate:
     return pyro.plate("data", len(x) if size is None else size, subsample=x)
 
 
-class Generative(nn.Module):
+class Generative(Picklable):
     """The Pyro model ``p(z) p(x|z)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are Θ.
+
+    With ``x=None`` it draws ``size`` rows, as ``pyro.infer.Predictive(vae.model, num_samples=1)(None, size=3)`` does.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -42,19 +55,19 @@ class Generative(nn.Module):
         self.prior, self.decoder = prior, decoder
 
     def forward(
-        self, x: Tensor, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
+        self, x: Tensor | None, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         register(self)
         given = () if context is None else (context,)
-        with data_plate(x, size):
+        with data_plate(x, size, context):
             z = pyro.sample("z", distribution(self.prior, "prior", *given))
             likelihood = distribution(self.decoder, "decoder", z, *given)
             if mask is not None:
                 likelihood = masked(likelihood, mask)
-            return pyro.sample("x", likelihood, obs=observed(x, mask))
+            return pyro.sample("x", likelihood, obs=None if x is None else observed(x, mask))
 
 
-class Inference(nn.Module):
+class Inference(Picklable):
     """The Pyro guide ``q(z|x)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are φ.
 
     Example:
@@ -71,12 +84,22 @@ class Inference(nn.Module):
     def forward(
         self, x: Tensor, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
+        if x is None:
+            raise DataError("x is None, and the guide infers z from data; draw from the prior by vae.model without it")
         register(self)
         with data_plate(x, size):
             return pyro.sample("z", infer(self.encoder, x, context, mask))
 
 
-class VAE(nn.Module):
+def _kind(part: Any) -> str:
+    """What was given in the place of a part."""
+    makes = part.func if isinstance(part, partial) else part
+    if isinstance(makes, type):
+        return f"{'a partial of ' * isinstance(part, partial)}the class {makes.__name__}, which must be called"
+    return f"a {type(part).__name__}"
+
+
+class VAE(Picklable):
     """A variational autoencoder: a prior, a decoder and an encoder, each a module that returns a distribution.
 
     .. math:: p(x, z) = p(z)\\, p(x | z), \\qquad q(z | x)
@@ -124,7 +147,7 @@ class VAE(nn.Module):
         for role, part in {"prior": prior, "decoder": decoder, "encoder": encoder}.items():
             if not isinstance(part, nn.Module):
                 raise ModelError(
-                    f"the {role} is a {type(part).__name__}; it must be a torch.nn.Module that returns a distribution"
+                    f"the {role} is {_kind(part)}; it must be a torch.nn.Module that returns a distribution"
                 )
         self.model = Generative(prior, decoder)
         self.guide = Inference(encoder)

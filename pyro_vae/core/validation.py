@@ -1,10 +1,29 @@
-"""Settings that are numbers, refused in one sentence where they are out of their range."""
+"""Settings that are numbers: Python's, NumPy's or a tensor's; refused in one sentence where they are out of range."""
 
+import difflib
+import functools
+import inspect
 import math
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from pyro_vae.errors import SettingsError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def python_number(value: Any) -> Any:
+    """``value`` as Python's number where it is NumPy's, or an array or tensor without dimensions; else itself.
+
+    Example:
+        >>> import numpy as np
+        >>> python_number(np.int64(3)), python_number(np.array(0.5)), python_number("three")
+        (3, 0.5, 'three')
+    """
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def whole(name: str, value: Any, least: int) -> int:
@@ -17,9 +36,10 @@ def whole(name: str, value: Any, least: int) -> int:
         >>> whole("levels", 4, 2)
         4
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise SettingsError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-    return int(value)
+    number = python_number(value)
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        raise SettingsError(f"{name} is {number!r}; it must be a whole number of at least {least}")
+    return int(number)
 
 
 def above_zero(name: str, value: Any) -> float:
@@ -32,10 +52,90 @@ def above_zero(name: str, value: Any) -> float:
         >>> above_zero("scale", 0.5)
         0.5
     """
+    given = python_number(value)
     try:
-        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        number = float(given) if isinstance(given, Real) and not isinstance(given, bool) else math.nan
     except OverflowError:
         number = math.inf
     if not 0 < number < math.inf:
-        raise SettingsError(f"{name} is {value!r}; it must be a finite number above 0")
+        raise SettingsError(f"{name} is {given!r}; it must be a finite number above 0")
     return number
+
+
+def takes_settings(function: Callable[P, R], *, hints: Mapping[str, str] | None = None) -> Callable[P, R]:
+    """Call a public function with Python's numbers, and name the keyword that an unknown one was meant for.
+
+    Arguments whose annotation is a number, or a sequence of numbers, may be NumPy's or tensors.
+
+    Args:
+        function: whose parameters are annotated.
+        hints: for a keyword that it has not, what to write instead; ``{value}`` stands for the value given.
+
+    Raises:
+        SettingsError: at a call, if a keyword is unknown.
+
+    Example:
+        >>> @takes_settings
+        ... def train(*, epochs: int) -> str:
+        ...     return type(epochs).__name__
+        >>> import numpy as np
+        >>> train(epochs=np.int64(3))
+        'int'
+        >>> train(epoch=3)
+        Traceback (most recent call last):
+        pyro_vae.errors.SettingsError: train has no setting epoch; did you mean epochs=3?
+    """
+    parameters = inspect.signature(function).parameters
+    numbers = {name for name, parameter in parameters.items() if _is_of_numbers(parameter.annotation)}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+    @functools.wraps(function)
+    def converted(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not takes_any and (unknown := next((name for name in kwargs if name not in parameters), None)):
+            raise SettingsError(_meant(function, unknown, kwargs[unknown], list(parameters), hints or {}))
+        given = [_converted(v) if n in numbers else v for v, n in zip(args, parameters, strict=False)]
+        named = {name: _converted(value) if name in numbers else value for name, value in kwargs.items()}
+        return function(*given, *args[len(given) :], **named)  # type: ignore[arg-type]
+
+    return converted
+
+
+def did_you_mean(word: str, words: Collection[str]) -> str:
+    """The word that a mistyped one was probably meant for, or nothing.
+
+    Example:
+        >>> did_you_mean("adm", ["Adam", "SGD"])
+        'Adam'
+    """
+    lower = {each.lower(): each for each in words}
+    return lower[close[0]] if (close := difflib.get_close_matches(word.lower(), lower, 1)) else ""
+
+
+def _meant(function: Callable[..., Any], name: str, value: Any, known: list[str], hints: Mapping[str, str]) -> str:
+    called = function.__qualname__.removesuffix(".__init__")
+    if name in hints:
+        return f"{called} has no setting {name}; give {hints[name].format(value=_shown(value))}"
+    if meant := did_you_mean(name, known):
+        return f"{called} has no setting {name}; did you mean {meant}={_shown(value)}?"
+    return f"{called} has no setting {name}; it takes {', '.join(n for n in known if n != 'self')}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(python_number(value))
+    return text if len(text) <= 40 else "…"
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    """Whether an annotation allows a number or a sequence of numbers, but no tensor."""
+    if get_origin(annotation) not in (types.UnionType, Union, Sequence, tuple, list):
+        return annotation in (int, float)
+    inner = get_args(annotation)
+    return any(map(_is_of_numbers, inner)) and not any(getattr(each, "__name__", "") == "Tensor" for each in inner)
+
+
+def _converted(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(python_number, value)) if type(value) in (list, tuple) else value
+    if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        return tuple(value.tolist())
+    return python_number(value)

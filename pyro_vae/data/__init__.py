@@ -4,6 +4,7 @@ import torch
 
 from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.readers import load, load_held_out
 from pyro_vae.data.rows import Data, as_tensor, mask_nan, rows_for, rows_of
 from pyro_vae.data.streams import stream
@@ -15,6 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@takes_settings
 def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Data]:
     """Split rows at random into training and held-out data.
 

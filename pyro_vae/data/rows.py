@@ -1,13 +1,15 @@
 """Data in memory: checked, with their context and what of them is missing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DataError
@@ -89,7 +91,21 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
     return tensor
 
 
+def _refuse_pieces(data: Any, source: str) -> None:
+    """Refuse what is no table, but leads to one."""
+    if isinstance(data, str | PathLike):
+        raise DataError(
+            f"{source}: a path, {str(data)!r}; give pyro_vae.data.load of it, or pyro_vae.data.stream where it is large"
+        )
+    if isinstance(data, Dataset | DataLoader | Iterator):
+        raise DataError(
+            f"{source}: a {type(data).__name__} gives rows piece by piece; give pyro_vae.fit pyro_vae.data.stream of "
+            "it, and other functions all rows as one tensor"
+        )
+
+
 def _from_numpy(data: Any, source: str) -> Tensor:
+    _refuse_pieces(data, source)
     if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
         raise DataError(f"{source}: is a masked array; give data.filled(0), and mask=~numpy.ma.getmaskarray(data)")
     try:
@@ -146,6 +162,8 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     """
     if isinstance(data, Rows):
         return data
+    if isinstance(data, TensorDataset):
+        data = data.tensors[0]  # the others are labels, as a stream has it
     source, columns = _named(data, source)
     if isinstance(data, Data):
         context = data.context if context is None else context

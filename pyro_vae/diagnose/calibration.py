@@ -16,7 +16,7 @@ from pyro_vae.core.format import format_estimate, format_p
 from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import as_tensor, rows_for
 from pyro_vae.diagnose import _ecdf
 from pyro_vae.errors import DataError
@@ -40,6 +40,7 @@ LIKELIHOOD = "log p(x|z)"
 
 
 @torch.no_grad()
+@takes_settings
 def sbc(
     vae: VAE,
     *,

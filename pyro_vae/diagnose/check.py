@@ -14,7 +14,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.fingerprint import row_hashes, trained_on
 from pyro_vae.data.repeats import warn_of_too_small_errors
 from pyro_vae.data.rows import rows_for
@@ -38,6 +38,7 @@ class Checked:
     left_out: list[str] = field(default_factory=list)
 
 
+@takes_settings
 def check(
     vae: VAE,
     x: Any,
@@ -101,7 +102,7 @@ def check(
     given, console = rows_for(vae, x), Console(stderr=True, quiet=not progress)
     if len(given) < 2:
         raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
-    warn_of_too_small_errors(given, source="x")
+    warn_of_too_small_errors(given, source="x", stacklevel=3)
     rows = given.like(vae)
     started, found = time.perf_counter(), Checked()
     evaluation, gold = _seconds_of_an_evaluation(vae, rows, seed), min(gold, len(rows))

@@ -16,7 +16,7 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import DataError, SettingsError
@@ -85,6 +85,7 @@ class Iterates:
         {'epoch': 3, 'quantity': 3, 'own': 47}
     """
 
+    @takes_settings
     def __init__(self, x: Any, *, data: int = 256, num_particles: int = 16, weights: int = 100, seed: int = 0) -> None:
         for name, value in {"data": data, "num_particles": num_particles, "weights": weights}.items():
             whole(name, value, 1)
@@ -157,6 +158,7 @@ class Iterates:
             {"seed": self.seed, **self.sizes},
         )
 
+    @takes_settings
     def average(self, tail: float = 0.5) -> VAE:
         """A copy of the VAE whose weights are the mean over the last iterates: less noise than the last one has.
 
@@ -206,6 +208,7 @@ def _tail(tail: float, epochs: int) -> int:
     return max(1, round(tail * epochs))
 
 
+@takes_settings
 def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
     """Has SVI converged: do its last iterates stay at one place, the same for all seeds?
 

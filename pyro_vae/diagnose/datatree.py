@@ -15,7 +15,7 @@ from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.rows import Data, rows_for
 from pyro_vae.errors import SettingsError
@@ -44,6 +44,7 @@ NOTES = {
 
 
 @torch.no_grad()
+@takes_settings
 def to_datatree(
     vae: VAE,
     x: Any,

@@ -20,7 +20,7 @@ from pyro_vae.core.format import format_estimate
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
 from pyro_vae.errors import ModelError, SettingsError
@@ -61,6 +61,7 @@ LACKS = {
 
 
 @torch.no_grad()
+@takes_settings
 def inference_gaps(
     vae: VAE,
     x: Any,

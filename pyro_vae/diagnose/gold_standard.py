@@ -16,7 +16,7 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
@@ -34,6 +34,7 @@ FLOORS = 3.0
 
 
 @torch.no_grad()
+@takes_settings
 def nuts(
     vae: VAE,
     x: Any,

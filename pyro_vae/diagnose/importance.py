@@ -14,7 +14,7 @@ from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import ModelError
@@ -25,6 +25,7 @@ SOME, MANY = 0.02, 0.25
 
 
 @torch.no_grad()
+@takes_settings
 def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: int = 2**20) -> xr.Dataset:
     """The Pareto shape k̂ and the effective sample size of each datum's importance weights.
 

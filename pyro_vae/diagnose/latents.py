@@ -17,7 +17,7 @@ from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import DataError
@@ -29,6 +29,7 @@ Density: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
+@takes_settings
 def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2**18) -> xr.Dataset:
     """The KL of each latent, which are active, and the ELBO surgery of the mean KL.
 

@@ -18,7 +18,7 @@ from pyro_vae.core.format import format_estimate, format_p, format_rounded
 from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import SettingsError
 
@@ -60,6 +60,7 @@ standard deviations of the replicated data sets beyond which it is then called b
 
 
 @torch.no_grad()
+@takes_settings
 def predictive_check(
     vae: VAE,
     x: Any,
@@ -124,6 +125,7 @@ def predictive_check(
 
 
 @torch.no_grad()
+@takes_settings
 def prior_check(
     vae: VAE,
     x: Any,

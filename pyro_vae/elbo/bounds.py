@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.traces import Program, TensorELBO, samples
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.kl import closed_form
 from pyro_vae.elbo.log_weights import Weights, valued, weigh
 from pyro_vae.errors import ModelError, SettingsError
@@ -52,6 +53,7 @@ class Estimator(TensorELBO):
     couples_data = False
     """Whether the bound of a datum depends on the others of its batch, which then cannot be spread over processes."""
 
+    @takes_settings
     def __init__(self, num_particles: int = 1) -> None:
         self._refuse_particles(num_particles)
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
@@ -71,6 +73,7 @@ class Estimator(TensorELBO):
         """An estimator whose gradient is unbiased for this one's bound, another where there is one."""
         return self
 
+    @takes_settings
     def with_particles(self, num_particles: int) -> "Estimator":
         """A copy with another number of particles."""
         self._refuse_particles(num_particles)
@@ -229,6 +232,7 @@ class AnalyticKL(ELBO):
         pyro_vae.errors.ModelError: the KL of MultivariateNormal from StudentT at site z has no closed form ...
     """
 
+    @takes_settings
     def __init__(self, num_particles: int = 1, *, strict: bool = True) -> None:
         super().__init__(num_particles)
         self.strict = strict
@@ -376,6 +380,7 @@ class Renyi(Estimator):
         True
     """
 
+    @takes_settings
     def __init__(self, num_particles: int = 2, *, alpha: float = 0.5) -> None:
         super().__init__(num_particles)
         if math.isnan(alpha):
@@ -419,6 +424,7 @@ class MIWAE(Estimator):
         pyro_vae.errors.SettingsError: MIWAE: 8 particles cannot be shared out to 3 groups; make one divide the other
     """
 
+    @takes_settings
     def __init__(self, num_particles: int = 4, *, groups: int = 2) -> None:
         self.groups = groups
         super().__init__(num_particles)
@@ -463,6 +469,7 @@ class CIWAE(Estimator):
         CIWAE(8, mix=0.25)
     """
 
+    @takes_settings
     def __init__(self, num_particles: int = 2, *, mix: float = 0.5) -> None:
         super().__init__(num_particles)
         if not 0 <= mix <= 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_vae.core.traces import Program, Site, TensorELBO, samples, traces
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.kl import base, family, refuse_unequal_scales
 from pyro_vae.errors import ModelError
 
@@ -69,6 +70,7 @@ class HandDerivedELBO(TensorELBO):
         True
     """
 
+    @takes_settings
     def __init__(self, num_particles: int = 1, *, vectorize_particles: bool = False) -> None:
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self._standard: list[tuple[Tensor, Any, int]] = []

@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.core.traces import Program, Site, replayed, samples
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import ModelError
 
 PARTICLES = "_particles"
@@ -25,6 +26,7 @@ PARTICLE_DIMS = (-2, -3, -4, -5)
 """Where it may stand: the first that no plate of the user's own stands at."""
 
 
+@takes_settings
 def log_weights(
     model: Program,
     guide: Program,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.core.traces import Program, Site, samples
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.bounds import Estimator, shown
 from pyro_vae.elbo.kl import family
 from pyro_vae.elbo.log_weights import Weights, valued
@@ -31,6 +32,7 @@ class Schedule(ABC):
         tensor(0.2500)
     """
 
+    @takes_settings
     def __init__(self, steps: int) -> None:
         if not isinstance(steps, int) or steps < 1:
             raise SettingsError(f"{type(self).__name__}: steps is {steps}; it must be a whole number of at least 1")
@@ -63,6 +65,7 @@ class Linear(Schedule):
         [0.0, 0.5, 1.0]
     """
 
+    @takes_settings
     def __init__(self, steps: int, *, start: float = 0.0, end: float = 1.0) -> None:
         super().__init__(steps)
         self.start, self.end = float(start), float(end)
@@ -94,6 +97,7 @@ class Cyclical(Schedule):
         [0.0, 0.5, 1.0, 0.0, 1.0]
     """
 
+    @takes_settings
     def __init__(self, steps: int, *, cycles: int = 4, ramp: float = 0.5, start: float = 0.0, end: float = 1.0) -> None:
         super().__init__(steps)
         if not isinstance(cycles, int) or cycles < 1 or not 0 < ramp <= 1:
@@ -154,6 +158,7 @@ class Objective(Estimator):
     def schedules(self) -> list[Schedule]:
         return self.elbo.schedules()
 
+    @takes_settings
     def with_particles(self, num_particles: int) -> "Estimator":
         other = super().with_particles(num_particles)
         other.elbo = self.elbo.with_particles(num_particles)
@@ -213,6 +218,7 @@ class Beta(Objective):
 
     neutral = ({"beta": 1.0},)
 
+    @takes_settings
     def __init__(self, elbo: Estimator, beta: float | Schedule = 1.0) -> None:
         super().__init__(elbo)
         if not isinstance(beta, Schedule) and not (beta >= 0 and math.isfinite(beta)):
@@ -242,6 +248,7 @@ class Beta(Objective):
         super().restart()
         self.step.zero_()
 
+    @takes_settings
     def with_particles(self, num_particles: int) -> "Estimator":
         other = super().with_particles(num_particles)
         other.step = self.step.clone()
@@ -289,6 +296,7 @@ class FreeBits(Objective):
 
     neutral = ({"nats": 0.0},)
 
+    @takes_settings
     def __init__(self, elbo: Estimator, nats: float = 0.5) -> None:
         super().__init__(elbo)
         if not (nats >= 0 and math.isfinite(nats)):
@@ -359,6 +367,7 @@ class TCVAE(Objective):
 
     neutral = ({"beta": 1.0},)
 
+    @takes_settings
     def __init__(self, elbo: Estimator, beta: float = 6.0) -> None:
         super().__init__(elbo)
         self.beta = float(beta)
@@ -444,6 +453,7 @@ class InfoVAE(Objective):
 
     neutral = ({"alpha": 0.0, "weight": 1.0},)
 
+    @takes_settings
     def __init__(self, elbo: Estimator, *, alpha: float = 0.0, weight: float = 10.0) -> None:
         super().__init__(elbo)
         if not (alpha <= 1 and weight >= 1 - alpha and math.isfinite(alpha) and math.isfinite(weight)):

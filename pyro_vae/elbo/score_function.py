@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.traces import Program
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.bounds import ELBO, IWAE, Estimator, importance_weighted, log_mean_exp
 from pyro_vae.elbo.log_weights import Weights, valued, weigh
 from pyro_vae.errors import SettingsError
@@ -20,6 +21,7 @@ class _Score(Estimator):
     least_particles = 2
     reweights_latents = True
 
+    @takes_settings
     def __init__(self, num_particles: int = 2) -> None:
         super().__init__(num_particles)
 
@@ -130,6 +132,7 @@ class Thermodynamic(_Score):
         (0.0, 0.01, 0.1, 1.0)
     """
 
+    @takes_settings
     def __init__(self, num_particles: int = 8, *, partitions: int = 5, first: float = 0.03) -> None:
         super().__init__(num_particles)
         if not isinstance(partitions, int) or partitions < 1 or not 0 < first < 1:

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import DataError, ModelError, SettingsError
@@ -17,6 +17,7 @@ OTHER_START: dict[str, Method] = {"iw": "ais_prior", "psis": "ais_prior", "ais":
 """For each method, one that starts where it does not."""
 
 
+@takes_settings
 def cross_check(
     vae: VAE,
     x: Any,

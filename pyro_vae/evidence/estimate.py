@@ -12,7 +12,7 @@ from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import SettingsError
@@ -71,6 +71,7 @@ def refuse_method(method: str, among: tuple[str, ...] = METHODS) -> None:
 
 
 @torch.no_grad()
+@takes_settings
 def log_evidence(
     vae: VAE,
     x: Any,

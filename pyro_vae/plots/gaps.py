@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from pyro_vae.core.format import format_estimate
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.diagnose.gaps import mean_gap, optimiser_converged
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
 
@@ -86,6 +87,7 @@ def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
     axes.legend(fontsize=9)
 
 
+@takes_settings
 def nuts(found: xr.Dataset, *, data: int = 3, latents: int = 4) -> Figure:
     """The marginals of q and of NUTS for chosen data, latent by latent, with their distance.
 

@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_vae.core.format import format_estimate
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, Limits
 
 
+@takes_settings
 def khat(
     found: xr.Dataset,
     *,

@@ -12,6 +12,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
 from pyro_vae.core.format import format_rounded
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.rows import as_tensor, rows_of
 from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits
@@ -52,6 +53,7 @@ def _last(data: xr.Dataset, name: str) -> str:
 
 
 @torch.no_grad()
+@takes_settings
 def reconstructions(
     vae: VAE,
     x: Any,
@@ -86,6 +88,7 @@ def reconstructions(
 
 
 @torch.no_grad()
+@takes_settings
 def prior_samples(
     vae: VAE,
     *,

@@ -6,22 +6,24 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 import xarray as xr
-from pyro.infer import Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyro_vae.core.device import describe_device, seeded
 from pyro_vae.core.format import as_text
+from pyro_vae.core.one_at_a_time import one_at_a_time
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import Trained, data_hash
 from pyro_vae.data.repeats import warn_of_too_small_errors
 from pyro_vae.data.rows import rows_for
@@ -41,7 +43,15 @@ from pyro_vae.train.resume import Journal
 from pyro_vae.train.run import Run
 from pyro_vae.train.summary import history_table, in_one_line
 from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits
-from pyro_vae.train.validate import Optimizer, made_for, refuse_engine, refuse_schedules, refuse_settings
+from pyro_vae.train.validate import (
+    Optimizer,
+    estimator_of,
+    is_made,
+    made_for,
+    refuse_engine,
+    refuse_schedules,
+    refuse_settings,
+)
 
 EVALUATION_ROWS = 2048
 """At most so many training data are evaluated after each epoch."""
@@ -87,11 +97,31 @@ def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
 
+_INSTEAD = {
+    **dict.fromkeys(("lr", "learning_rate"), "optimizer=functools.partial(torch.optim.Adam, lr={value})"),
+    "weight_decay": "optimizer=functools.partial(torch.optim.AdamW, weight_decay={value})",
+    **dict.fromkeys(("optim", "optimiser"), "optimizer={value}"),
+    **dict.fromkeys(
+        ("scheduler", "lr_scheduler"), "optimizer=, what makes a schedule of an optimizer of the parameters"
+    ),
+    **dict.fromkeys(("loss", "estimator", "objective"), "elbo={value}"),
+    **dict.fromkeys(("num_particles", "particles"), "elbo=pyro_vae.elbo.ELBO({value})"),
+    **dict.fromkeys(("beta", "kl_weight"), "elbo=pyro_vae.elbo.Beta(pyro_vae.elbo.ELBO(), {value})"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs"), "epochs={value}"),
+    **dict.fromkeys(("num_steps", "n_steps", "steps"), "epochs=, the passes over all data"),
+    **dict.fromkeys(("verbose", "verbosity"), "progress={value}"),
+    **dict.fromkeys(("validation", "val_data", "x_val"), "validation_data={value}"),
+    "random_state": "seed={value}",
+}
+"""What to write in the place of keywords that other libraries have."""
+
+
+@partial(takes_settings, hints=_INSTEAD)
 def fit(
     vae: VAE,
     data: Any,
     *,
-    elbo: Loss | None = None,
+    elbo: Loss | type[ELBO] | None = None,
     optimizer: Optimizer | None = None,
     epochs: int = 100,
     batch_size: int | None = None,
@@ -117,20 +147,23 @@ def fit(
 
     Each epoch visits every datum once, in a new order. After it the ELBO per datum is evaluated on
     at most 2048 training data and on the validation data, with the same random numbers each time,
-    apart from those of training: watching changes nothing. Same seed, same machine, same versions:
-    the same numbers. Ctrl-C ends after the step under way, and what was learnt is kept. One process
-    trains one VAE at a time: Pyro's handlers are not made for threads. Hashes of the rows stay on the VAE
+    apart from those of training: watching changes nothing. Same seed, same machine, same versions: the same numbers.
+    Ctrl-C ends after the step under way, and what was learnt is kept. One process trains one VAE at a time, as
+    threads share Pyro's handlers: a second thread waits for the first. Hashes of the rows stay on the VAE
     (``vae.trained_on``), so that :func:`pyro_vae.compare_models` can refuse them as held-out data.
 
     Args:
         vae: trained in place, and moved to ``device``.
         data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
-            :class:`~pyro_vae.data.Data` with a context and mask of its own; or a :func:`pyro_vae.data.stream`.
-        elbo: what SVI takes as ``loss=``; ``Trace_ELBO()`` if not given. The history's ``objective`` is
-            what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
+            :class:`~pyro_vae.data.Data` with a context and mask of its own; torch's ``TensorDataset``, of which the
+            first tensor is taken; or a :func:`pyro_vae.data.stream`, as of a ``DataLoader``.
+        elbo: what SVI takes as ``loss=``, or a class of it; ``Trace_ELBO()`` if not given. The history's
+            ``objective`` is what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
         optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
             one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
-            data); :func:`adam` if not given.
+            data); :func:`adam` if not given. A class is such a function. An optimizer or scheduler that was made of
+            the VAE's parameters is used as it is, and goes on with its state; one of ``pyro.optim`` gives its class
+            and settings.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller. If not given,
             128, or all data where there are fewer, or slightly less where 128 would leave a last batch of one row.
@@ -166,7 +199,7 @@ def fit(
 
     Raises:
         DataError: if the data are not finite numbers in rows.
-        ModelError: if data and parts do not fit each other.
+        ModelError: if data and parts do not fit each other, or it is called inside one of Pyro's handlers.
         SettingsError: if a setting is out of its range, or a schedule longer than the training.
         DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
         CompileError: if ``engine`` is ``"compiled"`` and the step cannot be compiled.
@@ -190,8 +223,13 @@ def fit(
     """
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
     if whole("devices", devices, 1) > 1 and not launched():
+        if is_made(optimizer):
+            raise SettingsError(
+                "the optimizer has a state, which workers would not bring back; give what makes one, as "
+                "optimizer=torch.optim.Adam"
+            )
         return fit_on_workers(devices, fit, vae, data, settings)
-    with joined(own_device(device)) as group:
+    with one_at_a_time(), joined(own_device(device)) as group:
         return _fit(vae, data, group=group, **settings)
 
 
@@ -200,7 +238,7 @@ def _fit(
     data: Any,
     *,
     group: Group,
-    elbo: Loss | None,
+    elbo: Loss | type[ELBO] | None,
     optimizer: Optimizer | None,
     epochs: int,
     batch_size: int | None,
@@ -222,6 +260,7 @@ def _fit(
     """The training of one process, alone or one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = default_batch_size(len(source)) if batch_size is None else batch_size
+    elbo = estimator_of(elbo)
     refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
     refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
     refuse_engine(engine, clip_norm, precision)
@@ -235,7 +274,7 @@ def _fit(
         )
     if validation_data is not None:
         validation = rows_for(vae, validation_data, source="validation data")
-        warn_of_too_small_errors(validation, source="validation data", stacklevel=3)
+        warn_of_too_small_errors(validation, source="validation data", stacklevel=4)
     if isinstance(elbo, Estimator):
         elbo.restart()
     chosen = own_device(device)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.streams.base import WINDOW_BYTES, Streamed
 from pyro_vae.data.streams.batches import as_numpy, open_batches, open_dataset
 from pyro_vae.data.streams.parquet import open_parquet
@@ -21,6 +21,7 @@ from pyro_vae.errors import DataError, SettingsError
 __all__ = ["Streamed", "stream"]
 
 
+@takes_settings
 def stream(
     data: Any,
     *,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks._paired import copied, refuse_second
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
@@ -97,6 +97,7 @@ class EMA(Average):
         [1.0, 0.526, 0.1]
     """
 
+    @takes_settings
     def __init__(self, decay: float = 0.999, *, every: int = 16, restore: bool = True) -> None:
         if not 0 < decay < 1:
             raise SettingsError(f"decay is {decay!r}; it must be a number above 0 and below 1")
@@ -137,6 +138,7 @@ class SWA(Average):
         [1.0, 0.5, 0.25]
     """
 
+    @takes_settings
     def __init__(self, start: int, *, every: int | None = None, restore: bool = True) -> None:
         self.first, self.every = whole("start", start, 1), None if every is None else whole("every", every, 1)
         super().__init__(restore=restore)

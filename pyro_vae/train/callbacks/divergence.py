@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pyro_vae.core.device import derive_seed
-from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
@@ -40,6 +40,7 @@ class RollBack(Callback):
         {'divergences': 0}
     """
 
+    @takes_settings
     def __init__(self, factor: float = 0.5, *, times: int = 3) -> None:
         if above_zero("factor", factor) > 1:
             raise SettingsError(f"factor is {factor!r}; it must be above 0 and at most 1")
@@ -119,6 +120,7 @@ class Explosion(Callback):
         {'best': None, 'spread': 0.0, 'epoch': 0}
     """
 
+    @takes_settings
     def __init__(self, spreads: float = 3.0) -> None:
         self.spreads = above_zero("spreads", spreads)
         self._forget()

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
@@ -38,6 +38,7 @@ class Schedule(Callback):
         1
     """
 
+    @takes_settings
     def __init__(self, scheduler: ScheduleMaker, *, every: int = 1) -> None:
         self.make, self.every = scheduler, whole("every", every, 1)
         self.scheduler: LRScheduler | None = None

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks._paired import copied, difference, refuse_second
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
@@ -45,6 +45,7 @@ class EarlyStopping(Callback):
         {'best': 0, 'best_step': 0, 'waited': 0, 'values': None, 'weights': {}}
     """
 
+    @takes_settings
     def __init__(self, patience: int = 10, *, steps: int = 0, errors: float = 1.0, restore: bool = True) -> None:
         self.patience, self.steps = whole("patience", patience, 1), whole("steps", steps, 0)
         if not 0 <= errors < math.inf:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import DataError, SettingsError
-from pyro_vae.train.checkpoint.rebuild import make_vae, named_tensors, path_of
+from pyro_vae.train.checkpoint.rebuild import function_path, make_vae, named_tensors, path_of
 from pyro_vae.train.checkpoint.tensor_file import Tree, decode, encode, same_bits
 
 CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
@@ -56,7 +56,7 @@ class _Describer:
 
     def __init__(self) -> None:
         self.known: dict[int, int] = {}
-        self.classes: set[type] = set()
+        self.classes: set[Any] = set()
 
     def vae(self, vae: VAE) -> Tree:
         return {
@@ -73,9 +73,20 @@ class _Describer:
         self.known[id(module)] = len(self.known)
         return described
 
-    def _path(self, cls: type) -> str:
+    def _path(self, cls: Any) -> str:
         self.classes.add(cls)
         return path_of(cls)
+
+    def _maker(self, function: Any, where: str) -> str:
+        """The path of a class or function; a function of the user's is to be handed to ``load``, as a class is."""
+        if isinstance(function, type):
+            return self._path(function)
+        if path := function_path(function):
+            return path
+        if not inspect.isfunction(function) or "<" in function.__qualname__:
+            name = getattr(function, "__qualname__", type(function).__name__)
+            raise _Undescribed(f"{where} is the function {name}, which has no description")
+        return self._path(function)
 
     def _contents(self, module: nn.Module, where: str) -> dict[str, Tree]:
         if type(module) in CONTAINERS:
@@ -99,6 +110,8 @@ class _Describer:
         return {name: self.value(value, f"{where}.{name}") for name, value in values.items()}
 
     def value(self, value: Any, where: str) -> Tree:
+        if isinstance(value, np.generic):
+            value = value.item()
         if value is None or isinstance(value, bool | int | float | str | Tensor):
             return value
         if isinstance(value, nn.Module):
@@ -107,9 +120,11 @@ class _Describer:
             return {"class": self._path(value)}
         if isinstance(value, torch.dtype):
             return {"dtype": str(value).removeprefix("torch.")}
-        if isinstance(value, partial) and isinstance(value.func, type):
+        if type(value) is partial:
             given = self.value(list(value.args), where), self._items(value.keywords, where)
-            return {"partial": [self._path(value.func), *given]}
+            return {"partial": [self._maker(value.func, where), *given]}
+        if (path := function_path(value)) or inspect.isfunction(value):
+            return {"function": path or self._maker(value, where)}
         if type(value) in (tuple, torch.Size):
             return {"tuple": self.value(list(value), where)}
         if type(value) is list:

@@ -13,13 +13,25 @@ from torch.distributions import Distribution, Transform
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import DataError
+from pyro_vae.nn import conv_decoder, conv_encoder, mlp
 from pyro_vae.train.checkpoint.tensor_file import Tree
 
 MAKERS = "torch.nn", "pyro_vae", "zuko"
 """Packages whose modules a description may name."""
 
-PIECES = "zuko", "torch.distributions"
-"""Packages whose distributions and transforms a flow may name besides."""
+PIECES = "zuko", "torch.distributions", "pyro.distributions"
+"""Packages whose distributions and transforms may be named besides."""
+
+FUNCTIONS = {f"pyro_vae.nn.{function.__name__}": function for function in (mlp, conv_encoder, conv_decoder)} | {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (torch, torch.nn.functional)
+    for name in (
+        "celu", "elu", "exp", "gelu", "hardtanh", "leaky_relu", "log_softmax", "logsigmoid", "mish", "relu", "relu6",
+        "selu", "sigmoid", "silu", "sin", "softmax", "softplus", "softsign", "tanh", "tanhshrink",
+    )
+    if hasattr(module, name)
+}  # fmt: skip
+"""Functions that may be named; of torch no others, as some read and write files."""
 
 
 def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = ()) -> VAE:
@@ -46,14 +58,19 @@ def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = (
     return vae
 
 
-def path_of(cls: type) -> str:
-    """The shortest path under which a class is exported, as ``torch.nn.Linear``."""
-    names = cls.__module__.split(".")
+def function_path(function: Any) -> str:
+    """The path of one of :data:`FUNCTIONS`, or nothing."""
+    return next((path for path, known in FUNCTIONS.items() if known is function), "")
+
+
+def path_of(cls: Any) -> str:
+    """The shortest path under which a class, or a function, is exported, as ``torch.nn.Linear``."""
+    names, own = cls.__module__.split("."), cls.__qualname__
     for i in range(1, len(names)):
         module = ".".join(names[:i])
-        if getattr(sys.modules.get(module), cls.__qualname__, None) is cls:
-            return f"{module}.{cls.__qualname__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+        if getattr(sys.modules.get(module), own, None) is cls:
+            return f"{module}.{own}"
+    return f"{cls.__module__}.{own}"
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -123,15 +140,21 @@ class _Maker:
                 return self._class(told, (nn.Module, Distribution, Transform))
             case "dtype":
                 return {str(dtype): dtype for dtype in _DTYPES}[f"torch.{told}"]
+            case "function":
+                return self._function(told)
             case "partial":
                 path, positional, named = told
-                cls = self._class(path, (nn.Module, Distribution, Transform))
-                return partial(cls, *self.value(positional), **{key: self.value(item) for key, item in named})
+                made = {key: self.value(item) for key, item in named}
+                return partial(self._function(path), *self.value(positional), **made)
             case "tuple":
                 return tuple(self.value(told))
             case "dict":
                 return dict(self.value(told))
         raise DataError(f"it holds a {kind!r}, which no description has")
+
+    def _function(self, path: str) -> Any:
+        """What makes a part, by its path: a function that may be named, or as :meth:`_class`."""
+        return FUNCTIONS.get(path) or self._class(path, (nn.Module, Distribution, Transform))
 
     def _class(self, path: str, bases: tuple[type, ...]) -> Any:
         """A class by its path: one of the user's, or of the packages that may be named."""
@@ -158,7 +181,7 @@ def _under(module: str, packages: tuple[str, ...]) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
-def _is_called(cls: type, path: str) -> bool:
+def _is_called(cls: Any, path: str) -> bool:
     """Whether a path means a class; the name of a script does not matter."""
     if path_of(cls) == path:
         return True

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.errors import DataError, OutputError
 from pyro_vae.train.checkpoint.tensor_file import Tree, make_folder, read_tree, unwritable, write_tree
 
@@ -55,6 +55,7 @@ class Checkpoints:
         (30, {'step': 30}, 'step-000000030.safetensors', 2)
     """
 
+    @takes_settings
     def __init__(
         self,
         folder: str | Path,

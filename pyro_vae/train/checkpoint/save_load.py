@@ -1,11 +1,13 @@
 """Save a VAE to one file and load it; a file is whole or refused, and no code in it is ever run."""
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 from pyro_vae import __about__
 from pyro_vae.core.vae import VAE
@@ -68,7 +70,7 @@ def write_vae(vae: VAE, path: str | Path, step: int | None = None) -> str:
     return f"holds the weights only, as {why}; load it with into=, a VAE made as this one" if why else ""
 
 
-def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] = ()) -> VAE:
+def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = ()) -> VAE:
     """Load a VAE that :func:`save` or a run wrote; no code in a file is ever run.
 
     A file may only name classes of this library, of ``torch.nn`` and of zuko, and those that you hand over.
@@ -78,7 +80,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
             not ended yet. If the run was resumed since and has not ended again, the weights are those of its last
             end, and a :class:`~pyro_vae.errors.UnfinishedRunWarning` says where the newer ones are.
         into: a VAE of the same architecture to fill with the weights; one that does not fit is left as it is.
-        classes: of your own, that the VAE may be made of.
+        classes: of your own, that the VAE may be made of, and functions that its partials call.
 
     Returns:
         The VAE, on the CPU in the precision in which it was saved; ``into``, if that was given.
@@ -86,7 +88,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
     Raises:
         DataError: if the file is damaged, of a newer format, of another architecture or of unknown classes, or holds
             no description; or if a weight is not a number.
-        SettingsError: if ``classes`` holds anything but classes of modules.
+        SettingsError: if ``classes`` holds anything but classes and functions.
 
     Example:
         >>> load("nowhere.safetensors")
@@ -94,8 +96,8 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
         pyro_vae.errors.DataError: nowhere.safetensors: cannot be read (No such file or directory); ...
     """
     classes = list(classes)
-    if wrong := [cls for cls in classes if not (isinstance(cls, type) and issubclass(cls, nn.Module))]:
-        raise SettingsError(f"classes holds {wrong[0]!r}; it must hold classes of modules, as [MyPrior]")
+    if wrong := [cls for cls in classes if not (_is_class(cls) or inspect.isfunction(cls))]:
+        raise SettingsError(f"classes holds {wrong[0]!r}; it must hold classes of modules, as [MyPrior], or functions")
     path, described, weights, about = _read(Path(path))
     if told := _gone_on(path, about):
         warnings.warn(told, UnfinishedRunWarning, stacklevel=2)
@@ -116,6 +118,10 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[type] =
             raise DataError(f"{path}: {error}{_of_version(about)}") from error
     vae.trained_on = trained_on
     return vae
+
+
+def _is_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, nn.Module | Distribution | Transform)
 
 
 def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:

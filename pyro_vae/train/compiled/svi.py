@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.traces import Loss, Program, differentiable, loss_name
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.nested import counters, losses_in
 from pyro_vae.errors import CompileError, ModelError, PyroVAEError, SettingsError
 from pyro_vae.train.compiled.backends import Backend
@@ -81,6 +82,7 @@ class CompiledSVI(SVI):
         (torch.Size([100]), True)
     """
 
+    @takes_settings
     def __init__(
         self,
         model: Program,
@@ -145,6 +147,7 @@ class CompiledSVI(SVI):
             replay = self._replays.get(("loss", given), self._loss_of(given), (), given.tensors, self._watch.restore)
             return replay.once(given.tensors).item()
 
+    @takes_settings
     def run(self, data: Tensor | Sequence[Tensor], *, steps: int, batch_size: int, **kwargs: Any) -> Tensor:
         """Take many steps, each on the next rows of data that stay in place, in a new order in each pass.
 

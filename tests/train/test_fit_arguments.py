@@ -1,0 +1,182 @@
+"""``fit`` takes what a user of torch or Pyro brings, or says in one sentence what to write."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from helpers.checks import small_vae
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyro_vae as pv
+from pyro_vae.errors import DataError, SettingsError
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+quiet_fit = partial(pv.fit, epochs=2, batch_size=16, progress=False, device="cpu", engine="eager")
+
+
+def weights(vae):
+    return torch.cat([value.flatten() for value in vae.state_dict().values()])
+
+
+def trained(**settings):
+    vae = small_vae()
+    quiet_fit(vae, X, **{name: give(vae) for name, give in settings.items()})
+    return weights(vae)
+
+
+adam = partial(torch.optim.Adam, lr=0.01)
+steps = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+
+ALIKE = {
+    "a class": (lambda vae: torch.optim.Adam, lambda vae: lambda parameters: torch.optim.Adam(parameters, lr=1e-3)),
+    "an optimizer of its parameters": (lambda vae: adam(vae.parameters()), lambda vae: adam),
+    "a schedule of such": (lambda vae: steps(adam(vae.parameters())), lambda vae: lambda p: steps(adam(p))),
+    "Pyro's": (lambda vae: pyro.optim.Adam({"lr": 0.01}), lambda vae: adam),
+    "Pyro's ClippedAdam": (
+        lambda vae: pyro.optim.ClippedAdam({"lr": 0.01, "clip_norm": 0.5}),
+        lambda vae: partial(pyro.optim.clipped_adam.ClippedAdam, lr=0.01, clip_norm=0.5),
+    ),
+    "Pyro's schedule": (
+        lambda vae: pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.01}, "gamma": 0.5}),
+        lambda vae: lambda p: steps(adam(p)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_every_kind_of_optimizer_is_taken(kind):
+    one, other = (trained(optimizer=give) for give in ALIKE[kind])
+    assert torch.equal(one, other)
+    assert not torch.equal(one, weights(small_vae()))
+
+
+def test_an_optimizer_goes_on_with_its_state():
+    vae, other = small_vae(), small_vae()
+    optimizer = adam(vae.parameters())
+    quiet_fit(vae, X, optimizer=optimizer)
+    quiet_fit(vae, X, optimizer=optimizer)
+    for _ in range(2):
+        quiet_fit(other, X, optimizer=adam)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {12}
+    assert not torch.equal(weights(vae), weights(other)), "the moments of Adam were kept"
+
+
+def test_an_optimizer_of_some_parameters_trains_those():
+    vae = small_vae()
+    before = copy.deepcopy(vae)
+    quiet_fit(vae, X, optimizer=torch.optim.Adam(vae.guide.parameters()))
+    assert torch.equal(weights(vae.model), weights(before.model))
+    assert not torch.equal(weights(vae.guide), weights(before.guide))
+
+
+def test_a_class_of_an_estimator_is_taken():
+    assert torch.equal(trained(elbo=lambda vae: pv.elbo.STL), trained(elbo=lambda vae: pv.elbo.STL()))
+    assert torch.equal(trained(elbo=lambda vae: pv.elbo.Trace_ELBO), trained())
+
+
+REFUSED = [
+    ({"optimizer": "adam"}, r"optimizer is 'adam'; did you mean optimizer=torch\.optim\.Adam\?"),
+    ({"optimizer": "what"}, r"optimizer is 'what'; give optimizer=torch\.optim\.Adam"),
+    ({"optimizer": 1e-3}, r"give optimizer=functools\.partial\(torch\.optim\.Adam, lr=0\.001\)"),
+    ({"optimizer": torch.optim.lr_scheduler.StepLR}, "StepLR, a schedule; give optimizer=lambda p:"),
+    ({"optimizer": pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 1.0})}, "give fit clip_norm="),
+    ({"optimizer": pyro.optim.Adam(lambda name: {"lr": 0.1})}, "by the parameters' names"),
+    ({"optimizer": torch.optim.Adam(small_vae().parameters())}, "not of this VAE.*vae.parameters"),
+    ({"optimizer": lambda parameters: None}, "made a NoneType of the parameters; let it make a torch optimizer"),
+    ({"elbo": "iwae"}, r"elbo is 'iwae'; did you mean elbo=pyro_vae\.elbo\.IWAE\(\)\?"),
+    ({"elbo": "Trace_Elbo"}, r"did you mean elbo=pyro_vae\.elbo\.Trace_ELBO\(\)"),
+    ({"elbo": 3}, "elbo is 3; give one, as .* pyro_vae.elbo has .*IWAE"),
+    ({"elbo": pv.elbo.Beta}, "elbo is a class that needs settings"),
+    ({"elbo": pv.elbo.Estimator}, "elbo is a class that needs settings"),
+    ({"lr": 1e-3}, r"fit has no setting lr; give optimizer=functools\.partial\(torch\.optim\.Adam, lr=0\.001\)"),
+    ({"epoch": 3}, r"fit has no setting epoch; did you mean epochs=3\?"),
+    ({"loss": None}, "fit has no setting loss; give elbo=None"),
+    ({"zzz": 1}, "fit has no setting zzz; it takes vae, data, elbo, optimizer, epochs"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), REFUSED, ids=[sentence for _, sentence in REFUSED])
+def test_what_is_not_taken_is_told_in_one_sentence(settings, sentence):
+    vae = small_vae()
+    before = weights(vae)
+    with pytest.raises(SettingsError, match=sentence) as error:
+        quiet_fit(vae, X, **settings)
+    assert "\n" not in str(error.value)
+    assert torch.equal(weights(vae), before)
+
+
+def test_an_optimizer_with_a_state_is_refused_by_workers():
+    vae = small_vae()
+    with pytest.raises(SettingsError, match="which workers would not bring back"):
+        quiet_fit(vae, X, optimizer=adam(vae.parameters()), devices=2)
+
+
+def test_a_tensor_data_set_is_taken_without_its_labels():
+    vae = small_vae()
+    quiet_fit(vae, TensorDataset(X, torch.arange(40)), validation_data=TensorDataset(X))
+    assert torch.equal(weights(vae), trained())
+
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return X[i]
+
+
+PIECES = [DataLoader(X), DataLoader(TensorDataset(X)), Items(), iter(X), (row for row in X)]
+
+
+@pytest.mark.parametrize("data", PIECES, ids=[type(data).__name__ for data in PIECES])
+def test_what_gives_rows_piece_by_piece_is_told_of_streams(data):
+    with pytest.raises(DataError, match=r"gives rows piece by piece; .*pyro_vae\.data\.stream"):
+        quiet_fit(small_vae(), data)
+    with pytest.raises(DataError, match=r"gives rows piece by piece; .*one tensor"):
+        pv.log_evidence(small_vae(), data)
+
+
+def test_a_path_is_told_of_load():
+    with pytest.raises(DataError, match=r"a path, 'rows\.csv'; give pyro_vae\.data\.load"):
+        quiet_fit(small_vae(), "rows.csv")
+
+
+def test_predictive_draws_from_the_prior_without_data():
+    vae = pv.exact.LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.tensor([3.0, -1.0]), 0.5).as_vae()
+    for parallel, n in ((False, 60), (True, 4000)):
+        drawn = pyro.infer.Predictive(vae.model, num_samples=n, parallel=parallel)(None, size=3)
+        assert drawn["z"].shape == (n, 3, 1)
+        assert drawn["x"].shape == (n, 3, 2)
+        x = drawn["x"].flatten(0, 1)
+        truth = torch.tensor([[1.0, 2.0], [2.0, 4.0]]) + 0.25 * torch.eye(2)
+        spread = (2 / (3 * n)) ** 0.5
+        assert ((x.mean(0) - torch.tensor([3.0, -1.0])) / (truth.diagonal() / (3 * n)).sqrt()).abs().max() < 5
+        assert ((torch.cov(x.T) - truth).diagonal() / truth.diagonal() / spread).abs().max() < 5
+    given = {"z": torch.full((7, 3, 1), 100.0)}
+    assert pyro.infer.Predictive(vae.model, given)(None, size=3)["x"][..., 0].min() > 90
+
+
+def test_predictive_draws_as_many_rows_as_the_context_has():
+    vae = pv.VAE(
+        prior=pv.priors.ContextNormal(pv.nn.mlp(2, [], 4)),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(4, [], 3)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(5, [], 4)),
+    )
+    context = torch.randn(5, 2)
+    assert pyro.infer.Predictive(vae.model, num_samples=4)(None, None, context)["x"].shape == (4, 5, 3)
+    with pytest.raises(SettingsError, match="size is 3 but the context has 5 rows"):
+        vae.model(None, 3, context)
+
+
+def test_without_data_or_a_size_there_is_nothing_to_draw():
+    vae = small_vae()
+    with pytest.raises(SettingsError, match="x is None; give size="):
+        vae.model(None)
+    with pytest.raises(SettingsError, match="size is 0"):
+        vae.model(None, size=0)
+    with pytest.raises(DataError, match="x is None, and the guide infers z from data"):
+        vae.guide(None, size=3)
+    assert vae.model(None, size=np.int64(3)).shape == (3, 6)
