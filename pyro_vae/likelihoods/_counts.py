@@ -47,10 +47,9 @@ class Binomial(dist.Binomial):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        ones, logits = value.double(), self.logits.double()
-        zeros = self.trials - ones
-        ways = math.lgamma(self.trials + 1) - torch.lgamma(ones + 1) - torch.lgamma(zeros + 1)
-        return (ways + ones * F.logsigmoid(logits) + zeros * F.logsigmoid(-logits)).to(self.logits.dtype)
+        value, logits, trials = value.double(), self.logits.double(), self.trials
+        ways = math.lgamma(trials + 1) - torch.lgamma(value + 1) - torch.lgamma(trials - value + 1)
+        return (ways + value * logits + trials * F.logsigmoid(-logits)).to(self.logits.dtype)
 
 
 class NegativeBinomial(dist.NegativeBinomial):
@@ -69,39 +68,5 @@ class NegativeBinomial(dist.NegativeBinomial):
         if self._validate_args:
             self._validate_sample(value)
         value, count, logits = value.double(), self.log_count.double().exp(), self.logits.double()
-        ways = log_rising(count, value) - torch.lgamma(value + 1)
-        return (ways + value * F.logsigmoid(logits) + count * F.logsigmoid(-logits)).to(self.logits.dtype)
-
-
-def log_rising(r: Tensor, x: Tensor) -> Tensor:
-    """log Γ(r + x) - log Γ(r), whose gradient by r keeps its digits where r is much larger than x.
-
-    .. math:: x \\log a + (a + x - \\tfrac12) \\log(1 + x / a) - x + S(a + x) - S(a) - \\log \\frac{P(r + x)}{P(r)}
-
-    with Stirling's series S at a = r + 8, and :math:`P(r) = r (r + 1) \\cdots (r + 7)`.
-
-    Args:
-        r: above 0.
-        x: at least 0.
-
-    Example:
-        >>> log_rising(torch.tensor(0.5, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64)).exp()  # ½ · 1½
-        tensor(0.7500, dtype=torch.float64)
-    """
-    a = r + 8
-    main = x * a.log() + (a + x - 0.5) * torch.log1p(x / a) - x
-    return main + _stirling(a + x) - _stirling(a) - torch.log(_product(r + x) / _product(r))
-
-
-def _product(r: Tensor) -> Tensor:
-    """r (r + 1) ⋯ (r + 7), with the factors r + i and r + 7 - i together."""
-    t = r * (r + 7)
-    return t * (t + 6) * (t + 10) * (t + 12)
-
-
-def _stirling(a: Tensor) -> Tensor:
-    """log Γ(a) - (a - ½) log a + a - ½ log 2π, of a from 8 on to 1e-13."""
-    rate = 1 / a
-    square = rate * rate
-    series = 1 / 1260 - square * (1 / 1680 - square * (1 / 1188 - square * (691 / 360360 - square / 156)))
-    return rate * (1 / 12 - square * (1 / 360 - square * series))
+        ways = torch.lgamma(value + count) - torch.lgamma(count) - torch.lgamma(value + 1)
+        return (ways + value * logits + (value + count) * F.logsigmoid(-logits)).to(self.logits.dtype)
