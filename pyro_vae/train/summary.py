@@ -27,15 +27,18 @@ def in_one_line(history: xr.Dataset, device: str, *, interrupted: bool = False) 
     """
     if not history.sizes["epoch"]:
         return "Interrupted before the first step was taken"
-    last, epochs = history.isel(epoch=-1), history.sizes["epoch"]
+    epochs = history.sizes["epoch"]
+    kept = history.attrs.get("weights_epoch", 0) or epochs
+    last = history.isel(epoch=kept - 1)
     parts = [
         f"{_elbo(last, part)} nats in {label}"
         for part, label in (("train", "training"), ("validation", "validation"))
         if f"{part}_elbo" in last
     ]
+    which = f", with the weights after epoch {kept}, which the validation data chose" if kept != epochs else ""
     ended = "Interrupted after" if interrupted else "Trained for"
     return (
-        f"{ended} {epochs} epoch{'s' * (epochs != 1)} on {device} in {history.seconds.sum().item():.1f} s: "
+        f"{ended} {epochs} epoch{'s' * (epochs != 1)} on {device} in {history.seconds.sum().item():.1f} s{which}: "
         f"ELBO per datum {', '.join(parts)} (over data)"
     )
 
