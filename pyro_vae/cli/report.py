@@ -124,7 +124,7 @@ def show_fit(fit: Fit, console: Console) -> None:
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> result = pv.fit(linear.as_vae(), linear.sample(8), epochs=1, batch_size=8, progress=False)
         >>> show_fit(result, Console(width=200))
-        Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training
+        Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training (over data)
     """
     console.print(in_one_line(fit.history, fit.device, interrupted=fit.interrupted), highlight=False, soft_wrap=True)
 

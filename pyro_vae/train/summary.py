@@ -35,6 +35,7 @@ def in_one_line(history: xr.Dataset, device: str, *, interrupted: bool = False) 
         for part, label in (("train", "training"), ("validation", "validation"))
         if f"{part}_elbo" in last
     ]
+    which = f", with the weights after epoch {kept}, which the validation data chose" if kept != epochs else ""
     ended = "Interrupted after" if interrupted else "Trained for"
     which = f", with the weights after epoch {kept}, which the validation data chose" if kept != epochs else ""
     return (
