@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution
 from pyro_vae.core.given_numbers import GivenNumbers
-from pyro_vae.core.validation import above_zero, whole
+from pyro_vae.core.validation import above_zero, python_number, whole
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods.base import Likelihood
 
@@ -24,7 +24,7 @@ class _Scaled(GivenNumbers, Likelihood):
             above_zero("scale", scale),
             () if per_feature is None else (whole("per_feature", per_feature, 1),),
         )
-        self.learn_scale, self.per_feature = learn_scale or per_feature is not None, per_feature
+        self.learn_scale, self.per_feature = learn_scale or per_feature is not None, python_number(per_feature)
         if self.learn_scale:
             start = torch.full(shape, math.log(given), dtype=torch.float64)
             self.log_scale = nn.Parameter(self.keep("log_scale", start))
