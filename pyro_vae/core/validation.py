@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from pyro_vae.errors import SettingsError
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def python_number(value: Any) -> Any:

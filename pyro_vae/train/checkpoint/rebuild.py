@@ -65,12 +65,12 @@ def function_path(function: Any) -> str:
 
 def path_of(cls: Any) -> str:
     """The shortest path under which a class, or a function, is exported, as ``torch.nn.Linear``."""
-    names = cls.__module__.split(".")
+    names, own = cls.__module__.split("."), cls.__qualname__
     for i in range(1, len(names)):
         module = ".".join(names[:i])
-        if getattr(sys.modules.get(module), cls.__qualname__, None) is cls:
-            return f"{module}.{cls.__qualname__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+        if getattr(sys.modules.get(module), own, None) is cls:
+            return f"{module}.{own}"
+    return f"{'.'.join(names)}.{own}"
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
