@@ -146,7 +146,7 @@ def _made(parameters: list[Tensor], optimizer: Any) -> Any:
 def _of_these(parameters: list[Tensor], made: Made) -> Made:
     """An optimizer that was made before, seen to hold parameters of the VAE, its state on their device."""
     own = {id(parameter) for parameter in parameters}
-    whole: torch.optim.Optimizer = getattr(made, "optimizer", made)
+    whole: Any = getattr(made, "optimizer", made)
     held = [p for group in whole.param_groups for p in group["params"] if p.requires_grad]
     if not {id(parameter) for parameter in held} <= own:
         raise SettingsError(
