@@ -116,6 +116,14 @@ def parser(flags: Sequence[str] = ()) -> ArgumentParser:
     return program
 
 
+def options(flags: Sequence[str]) -> list[str]:
+    """The names of the commands, or of the settings of the one that the flags begin with."""
+    if not flags or flags[0] not in COMMANDS:
+        return list(COMMANDS)
+    every = (option for action in _parser_of(flags[0], flags)._actions for option in action.option_strings)
+    return [option.removeprefix("--") for option in every if option.startswith("--")]
+
+
 def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
     """The settings of a command; ``fit --resume`` has others than a new run, which brings its own."""
     if name == "demo":

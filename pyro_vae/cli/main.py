@@ -11,9 +11,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pyro_vae.cli.commands import COMMANDS, parser, with_named_run
+from pyro_vae.cli.commands import COMMANDS, options, parser, with_named_run
 from pyro_vae.cli.interrupts import terminable
 from pyro_vae.cli.messages import plain
+from pyro_vae.cli.suggestions import suggestion
 from pyro_vae.errors import AtomsWarning, DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
 
 
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(settings.command, settings[settings.command])
     except argparse.ArgumentError as error:
         command = f"{typed[0]} " if typed and typed[0] in COMMANDS else ""
-        print(f"pyro-vae: {plain(error)}; see pyro-vae {command}--help", file=sys.stderr)
+        told = plain(error)
+        meant = suggestion(told, options(flags))
+        print(f"pyro-vae: {told}{meant}; see pyro-vae {command}--help".replace("?; see", "? See"), file=sys.stderr)
         return 2
     except PyroVAEError as error:
         print(f"pyro-vae: {error}", file=sys.stderr)

@@ -138,7 +138,7 @@ CLASSES = {
     if inspect.isclass(value) and numbers_of(value)
 }
 GIVEN = {  # what a class needs besides, and a value for each number of its constructor
-    "Checkpoints": ({"run": "folder"}, {"steps": 3, "minutes": 2.0, "keep": 2}),
+    "Checkpoints": ({"folder": "folder"}, {"steps": 3, "minutes": 2.0, "keep": 2}),
     "Iterates": ({"x": torch.zeros(4, 6)}, {"data": 2, "num_particles": 2, "weights": 3, "seed": 1}),
     "EMA": ({}, {"decay": 0.5, "every": 2}),
     "SWA": ({}, {"start": 2, "every": 2}),

@@ -81,6 +81,23 @@ def test_importing_brings_neither_figures_nor_tests_nor_the_command_line():
     assert result.stdout.strip() == "[] gaps", result.stderr
 
 
+def test_tab_completion_shows_public_names_alone():
+    assert dir(pv) == sorted(pv.__all__)
+    assert {"plots", "fit", "VAE"} <= {*dir(pv)}
+
+
+def test_importing_it_costs_nothing_beside_pyro():
+    """No other package comes with it, so that it takes no half second more than Pyro does."""
+    code = (
+        "import sys, time, pyro; before, began = set(sys.modules), time.process_time(); import pyro_vae; "
+        "took = time.process_time() - began; new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "print(sorted(new - sys.stdlib_module_names), took < 0.5, 'matplotlib' in sys.modules); "
+        "print(pyro_vae.plots.khat.__name__, 'matplotlib' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.splitlines() == ["['pyro_vae'] True False", "khat True"], result.stderr
+
+
 ANSWERS = ["--help"], ["demo", "--help"], ["check", "--help"], [], ["train"], ["check", "run", "--rows", "many"]
 HEAVY = {"torch", "pyro", "numpy", "xarray", "pandas", "matplotlib", "sklearn", "arviz", "h5netcdf"}
 

@@ -34,20 +34,25 @@ class Meeting(nn.Module):
         return self.net(x)
 
 
-def fitted(seed, met=None):
+def untrained(seed, met=None):
     vae = small_vae(seed=seed)
     if met is not None:
         vae.encoder.net = Meeting(vae.encoder.net, met)
+    return vae
+
+
+def fitted(vae, seed):
     found = quiet_fit(vae, X, seed=seed)
     return weights(vae), found.history.train_elbo.values
 
 
 def test_two_fits_in_threads_are_those_of_one_after_the_other():
-    alone = [fitted(seed) for seed in range(3)]
-    state = torch.get_rng_state()
+    alone = [fitted(untrained(seed), seed) for seed in range(3)]
     met = threading.Event()  # never set: a wait that gives way to other threads
+    vaes = [untrained(seed, met) for seed in range(3)]
+    state = torch.get_rng_state()
     with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(lambda seed: fitted(seed, met), range(3)))
+        together = list(pool.map(fitted, vaes, range(3)))
     for (one, history), (other, again) in zip(alone, together, strict=True):
         assert torch.equal(one, other)
         assert (history == again).all()
@@ -55,14 +60,13 @@ def test_two_fits_in_threads_are_those_of_one_after_the_other():
 
 
 def test_an_evaluation_beside_a_fit_is_what_it_is_alone():
-    vae = small_vae(seed=5)
+    vae, trained = small_vae(seed=5), untrained(0, threading.Event())
     alone = pv.log_evidence(vae, X, num_particles=20, progress=False)
-    met = threading.Event()
     with ThreadPoolExecutor(2) as pool:
-        fit = pool.submit(fitted, 0, met)
+        fit = pool.submit(fitted, trained, 0)
         found = pool.submit(pv.log_evidence, vae, X, num_particles=20, progress=False)
         assert found.result().identical(alone)
-        assert torch.equal(fit.result()[0], fitted(0)[0])
+        assert torch.equal(fit.result()[0], fitted(untrained(0), 0)[0])
 
 
 CALLS = {
@@ -96,5 +100,5 @@ def test_inside_a_handler_it_is_refused(call, handler):
 def test_a_callback_may_fit_another_vae():
     inner = small_vae(seed=1)
     outer = small_vae(seed=0)
-    quiet_fit(outer, X, on_epoch=lambda epoch, vae: quiet_fit(inner, X, epochs=1))
-    assert torch.equal(weights(outer), fitted(0)[0])
+    quiet_fit(outer, X, seed=0, on_epoch=lambda epoch, vae: quiet_fit(inner, X, epochs=1))
+    assert torch.equal(weights(outer), fitted(untrained(0), 0)[0])

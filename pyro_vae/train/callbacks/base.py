@@ -6,9 +6,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
-from pyro_vae.core.validation import whole
+from pyro_vae.core.validation import python_number, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.checkpoint.tensor_file import Tree
 
@@ -110,8 +108,7 @@ def in_words(value: Any) -> str:
         >>> in_words({"rates": (0.1, float("inf")), "made by": partial(dict, a=1), "of": object()})
         "{'made by': dict([], {'a': 1}), 'of': object, 'rates': [0.1, inf]}"
     """
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = python_number(value)
     if isinstance(value, Enum):
         return f"{type(value).__qualname__}({in_words(value.value)})"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
