@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from pyro_vae.cli.commands import COMMANDS, parser
 from pyro_vae.cli.interrupts import terminable
 from pyro_vae.cli.messages import plain
-from pyro_vae.errors import DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
+from pyro_vae.errors import DuplicateRowsWarning, PrecisionWarning, PyroVAEError, UncapturedStepWarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _plain_warnings() -> Iterator[None]:
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, (DuplicateRowsWarning, UncapturedStepWarning)):
+        if issubclass(category, (DuplicateRowsWarning, PrecisionWarning, UncapturedStepWarning)):
             print(f"pyro-vae: {message}", file=sys.stderr)
         else:
             shown(message, category, *where, **more)

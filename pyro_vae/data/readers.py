@@ -63,14 +63,13 @@ def load(
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a.csv").write_text("height;weight\n1,8;80\n1,7;70\n")
+        ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
         ...     data = load(Path(folder, "a.csv"))
         >>> data.columns, data.x.shape, data.said
         (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; columns between semicolons; decimal commas')
     """
-    chosen = {"index": index, "label": label, "drop": as_list(drop) or [], "columns": as_list(columns)}
-    asked = Asked(**chosen, missing=as_missing(missing), key=key, like=like)
-    of_text = {"sep": sep, "decimal": decimal, "header": header}
+    asked = Asked(index, label, as_list(drop) or [], as_list(columns), as_missing(missing), key, like)
+    of_text: dict[str, Any] = {"sep": sep, "decimal": decimal, "header": header}
     if not isinstance(source, str | Path):
         asked.validate_unused("data in memory", **of_text)
         return from_memory(source, asked)

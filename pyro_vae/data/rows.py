@@ -134,7 +134,7 @@ def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None
     )
 
 
-def reason(error: Exception, limit: int = 200) -> str:
+def reason(error: object, limit: int = 200) -> str:
     """What a reader complains of, in one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[:limit] + "…"
@@ -297,10 +297,10 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
     """
     data = data_for(vae, data, source=source)
     rows = rows_of(data, context=context, mask=mask, source=source)
+    _warn_if_coarse(rows, vae, *_named(data, source))
     vae.check(rows.x, rows.context)
     if isinstance(vae.decoder, Likelihood):
         vae.decoder.refuse(rows.x, *_named(data, source))
-    _warn_if_coarse(rows, vae, *_named(data, source))
     return rows
 
 

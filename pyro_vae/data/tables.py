@@ -127,7 +127,8 @@ def columns_of(
         >>> table.values[:2].tolist(), table.categories, table.said
         ([[1.0, 1.0], [2.0, 0.0]], {'colour': ['g', 'r']}, ["column 'colour' as codes of 2 categories"])
     """
-    names, said = _names(frame, source), []
+    names = _names(frame, source)
+    said: list[str] = []
     frame = frame.set_axis(names, axis="columns")
     for name in [index, label, *drop, *(columns or ())]:
         if name and name not in names:
@@ -136,13 +137,15 @@ def columns_of(
         frame = frame.mask(frame.isin(list(missing)))
     frame = frame.drop(columns=list(drop))
     frame, row_labels = _split_row_labels(frame, index, said)
-    labels, label_names = (None, None) if label is None else _labels(frame.pop(label), label, source)
+    labels, label_names = None, None
     if label is not None:
+        labels, label_names = _labels(frame.pop(label), label, source)
         said.append(f"labels from column {label!r}")
-    frame = _without_empty(frame, said) if columns is None else frame[list(columns)]
+    frame = _without_empty(frame, said) if columns is None else frame[[name for name in columns if name in frame]]
     if 0 in frame.shape:
         raise DataError(f"{source}: the table has {frame.shape[0]} rows and {frame.shape[1]} columns; it needs both")
-    values, coded = np.empty(frame.shape), {}
+    values = np.empty(frame.shape)
+    coded: dict[str, list[str]] = {}
     for i, name in enumerate(frame.columns):
         values[:, i], found = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
         if found is not None:

@@ -151,7 +151,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _not_text(path: Path, why: object) -> DataError:
-    return DataError(f"{path}: not text in UTF-8 ({reason(why)}); save the table as CSV in UTF-8")  # type: ignore[arg-type]
+    return DataError(f"{path}: not text in UTF-8 ({reason(why)}); save the table as CSV in UTF-8")
 
 
 def _head(path: Path) -> tuple[str, list[str]]:

@@ -17,7 +17,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
-from pyro_vae.data.rows import Data, rows_for
+from pyro_vae.data.rows import Data, data_for, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed
@@ -61,7 +61,8 @@ def to_datatree(
         posterior: ``"guide"`` or ``"psis"``.
         proposals: per datum, at least 25; if not given, ten for each draw and at least 1000. Of ``"psis"`` only.
         coords: labels of ``datum``, ``feature`` and ``latent``, where the numbers from 0 are not to be theirs; the
-            columns of :class:`~pyro_vae.data.Data` are labels of ``feature`` already.
+            columns of :class:`~pyro_vae.data.Data` are labels of ``feature`` already, its row labels those of
+            ``datum``.
         chunk: about so many numbers of decoded proposals at a time.
 
     Returns:
@@ -97,6 +98,7 @@ def to_datatree(
         raise SettingsError(f"posterior is {posterior!r}; it must be guide or psis")
     proposals = max(1000, PROPOSALS * draws) if proposals is None else whole("proposals", proposals, LEAST)
     whole("chunk", chunk, 1)
+    x = data_for(vae, x)
     given = rows_for(vae, x)
     rows = given.like(vae)
     with seeded(seed, rows.x.device), evaluating(vae):
@@ -227,8 +229,8 @@ def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[
     sizes = {**groups["posterior"].sizes, **groups["observed_data"].sizes}
     if coords is not None and not isinstance(coords, Mapping):
         raise SettingsError(f"coords is a {type(coords).__name__}; give {{dimension: its labels}}")
-    columns = x.columns if isinstance(x, Data) else None
-    own = {"feature": columns} if columns is not None and len(columns) == sizes["feature"] else {}
+    known = {"feature": x.columns, "datum": x.row_labels} if isinstance(x, Data) else {}
+    own = {name: given for name, given in known.items() if given is not None and len(given) == sizes[name]}
     labels = {**own, **(coords or {})}
     for name, given in labels.items():
         if name not in LABELLED:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.vae import VAE
-from pyro_vae.data.rows import rows_of
+from pyro_vae.data.rows import data_for, rows_of
 from pyro_vae.elbo import log_weights
 
 
@@ -38,6 +38,6 @@ def per_datum_elbo(vae: VAE, x: Any, *, num_particles: int = 1, chunk: int = 409
             log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(
                 0
             )
-            for rows in rows_of(x).like(vae).split(chunk)
+            for rows in rows_of(data_for(vae, x)).like(vae).split(chunk)
         ]
     return torch.cat(parts)
