@@ -113,6 +113,14 @@ class AtomsWarning(UserWarning):
     """
 
 
+class PrecisionWarning(UserWarning):
+    """A column loses most of what tells its values apart in the precision of the VAE.
+
+    >>> issubclass(PrecisionWarning, UserWarning)
+    True
+    """
+
+
 class UncapturedStepWarning(UserWarning):
     """The compiled step cannot be captured as a CUDA graph; it is launched kernel by kernel, and is slower.
 

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae.cli.build import build
-from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, train, trained_run
+from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, report_reading, train, trained_run
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
@@ -46,6 +46,7 @@ def run_compare(asked: Namespace) -> int:
     if len(seeds) == 1 and is_side_by_side(settings):
         raise SettingsError("there is one training and nothing beside it; give --seeds, or no --workers and --cluster")
     data = loaded(settings)
+    report_reading(*data.files)
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
     _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:

@@ -14,6 +14,7 @@ from typing import Any
 import pyro
 import torch
 from jsonargparse import Namespace
+from rich.console import Console
 
 from pyro_vae.cli.build import build, first_line
 from pyro_vae.cli.checksums import validate_unchanged
@@ -35,6 +36,7 @@ from pyro_vae.train.callbacks import Callback, EarlyStopping
 from pyro_vae.train.callbacks.schedules import refuse_plateau
 from pyro_vae.train.checkpoint import save_load
 from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.distributed.group import writes
 from pyro_vae.train.fit import Fit, fit
 from pyro_vae.train.resume import validation_hash
 
@@ -85,23 +87,56 @@ def loaded(settings: Namespace) -> Loaded:
     """
     if streamed(Path(settings.data)):
         return _streamed(settings)
-    data = load(settings.data)
-    held_out = load(settings.validation_data) if settings.validation_data else load_held_out(settings.data)
+    data = load(settings.data, **_reading(settings))
+    new = settings.validation_data
+    held_out = read_like(new, settings, data) if new else load_held_out(settings.data)
     if held_out is None:
         seed = settings.seed if settings.split_seed is None else settings.split_seed
         return Loaded(*split(data, settings.held_out, seed=seed), files=(data,))
-    refuse_other_width(held_out, data)
     return Loaded(data, held_out, files=(data, held_out))
 
 
+READING = ("index", "label", "drop", "columns", "missing", "sep", "decimal", "header", "key")
+"""The settings of how a file is read."""
+
+
+def _reading(settings: Namespace) -> dict[str, Any]:
+    return {name: settings[name] for name in READING if settings.get(name) is not None}
+
+
+def read_like(path: str, settings: Namespace, like: Data) -> Data:
+    """Read new data as those of a run, with its columns and categories by their names.
+
+    Raises:
+        DataError: if they cannot be read, or are of other columns.
+    """
+    asked = _reading(settings)
+    if Path(path).suffix != Path(settings.data).suffix:  # what only that kind of file has is found anew
+        asked = {name: value for name, value in asked.items() if name not in ("sep", "decimal", "header", "key")}
+    data = load(path, like=like, **asked)
+    refuse_other_width(data, like)
+    return data
+
+
+def report_reading(*data: Data) -> None:
+    """Print one line for each file: what was read and what was inferred."""
+    for one in data:
+        if one.said:
+            Console().print(f"{one.source}: {one.said}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _streamed(settings: Namespace) -> Loaded:
+    if asked := _reading(settings):
+        raise SettingsError(
+            f"{settings.data}: is streamed, to which --{next(iter(asked))} does not apply; leave it out"
+        )
     if not settings.validation_data:
         raise DataError(
             f"{settings.data}: is streamed, and no share of it is held out; name held-out data with --validation_data"
         )
-    every, held_out = stream(settings.data), load(settings.validation_data)
+    every = stream(settings.data)
     some = Data(every.sample(SHOWN_ROWS).x, columns=every.columns, source=every.source)
-    refuse_other_width(held_out, some)
+    held_out = read_like(settings.validation_data, settings, some)
     return Loaded(some, held_out, files=(some, held_out), stream=every)
 
 
@@ -121,6 +156,8 @@ def refuse_other_width(data: Data, of: Data) -> None:
 def untrained(settings: Namespace) -> tuple[VAE, Loaded]:
     """The VAE and the data, seen to fit each other and the optimizer."""
     data = loaded(settings)
+    if writes():
+        report_reading(*data.files)
     vae = build(settings, data.train)
     refuse(settings, vae, data)
     return vae, data
@@ -268,8 +305,8 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data, Data]:
         save_load.load(Path(folder) / "weights.safetensors", into=vae)
     if data is None:
         return first, vae, of_run.held_out, of_run.train
-    held_out = load(data)
-    refuse_other_width(held_out, of_run.train)
+    held_out = read_like(data, settings, of_run.files[0])
+    report_reading(held_out)
     rows_for(vae, held_out)  # all of them, though only some are looked at
     return first, vae, held_out, of_run.train
 

@@ -15,7 +15,13 @@ from pyro_vae.cli.commands import COMMANDS, options, parser, with_named_run
 from pyro_vae.cli.interrupts import terminable
 from pyro_vae.cli.messages import plain
 from pyro_vae.cli.suggestions import suggestion
-from pyro_vae.errors import AtomsWarning, DuplicateRowsWarning, PyroVAEError, UncapturedStepWarning
+from pyro_vae.errors import (
+    AtomsWarning,
+    DuplicateRowsWarning,
+    PrecisionWarning,
+    PyroVAEError,
+    UncapturedStepWarning,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +108,7 @@ def _plain_warnings() -> Iterator[None]:
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, (AtomsWarning, DuplicateRowsWarning, UncapturedStepWarning)):
+        if issubclass(category, (AtomsWarning, DuplicateRowsWarning, PrecisionWarning, UncapturedStepWarning)):
             print(f"pyro-vae: {message}", file=sys.stderr)
         else:
             shown(message, category, *where, **more)

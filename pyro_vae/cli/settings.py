@@ -35,6 +35,15 @@ def fit_settings(
     out: str | None = None,
     validation_data: str | None = None,
     held_out: float = 0.2,
+    index: str | None = None,
+    label: str | None = None,
+    drop: str | None = None,
+    columns: str | None = None,
+    missing: str | None = None,
+    sep: str | None = None,
+    decimal: str | None = None,
+    header: bool | None = None,
+    key: str | None = None,
     latent_dim: int = 8,
     hidden: list[int] = [128],  # noqa: B006  (jsonargparse shows it as the default)
     prior: PriorMaker = StandardNormal,
@@ -58,11 +67,22 @@ def fit_settings(
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
     Args:
-        data: a .npy, .npz, .csv or .parquet file, an IDX file of images, or MNIST's folder; a folder of Parquet files,
-            of Zarr, and a .npy or .parquet file of more than 1 GiB are streamed, which takes --validation_data.
+        data: a .csv, .tsv or .txt file (also gzipped or zipped), a .parquet, .npy, .npz or .mat file, an IDX file of
+            images, or MNIST's folder; a folder of Parquet files, of Zarr, and a .npy or .parquet file of more than
+            1 GiB are streamed, which takes --validation_data.
         out: a new folder for the results; by default runs/COMMAND (of a run, RUN/COMMAND), or the next free name.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
         held_out: that share, between 0 and 1.
+        index: the column of the row labels, "" for none; by default a first column without a name, if it is unique.
+        label: the column of the labels, for colours in figures only.
+        drop: columns to leave out, as "id,date".
+        columns: columns to take; by default all others.
+        missing: values that say that a value is missing, as "NA,?,-999"; nan for NaN and empty cells alone, which are
+            always among them. By default a missing value is refused.
+        sep: what stands between the columns of a text file, one character, tabs or spaces; found by default.
+        decimal: its decimal point, a point or a comma; found by default.
+        header: whether its first line names the columns; found by default.
+        key: the array of a .npz or .mat file; by default x, or the only one.
         latent_dim: the number of latents.
         hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
         prior: the class of p(z), called with the number of latents.

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from pyro_vae.cli.build import Part, assemble, names_of
-from pyro_vae.cli.fit import Loaded, loaded, refuse, refuse_estimator, train
+from pyro_vae.cli.fit import Loaded, loaded, refuse, refuse_estimator, report_reading, train
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
@@ -52,6 +52,7 @@ def run_swap(asked: Namespace) -> int:
     refuse_particles(settings.particles)
     seeds = seeds_of(settings)
     data = loaded(settings)
+    report_reading(*data.files)
     refuse_one_row(len(data.held_out.x))
     vaes = _grid(settings, data.train)
     for name, vae in vaes.items():

@@ -16,7 +16,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
-from pyro_vae.data.rows import rows_for, rows_of
+from pyro_vae.data.rows import data_for, rows_for, rows_of
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.atoms import REMEDY, atoms, warn_of_atoms
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
@@ -139,6 +139,8 @@ def compare_models(
     refuse_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
         raise SettingsError("a comparison needs at least two models; give {name: vae, other: vae}")
+    first = next((model for model in models.values() if isinstance(model, VAE)), None)
+    x_test = x_test if first is None else data_for(first, x_test, source="x_test")
     rows, hashes = _checked(models, x_test)
     settings = {"method": method, "num_particles": num_particles, "temperatures": temperatures, "leapfrog": leapfrog}
     found = {
@@ -193,8 +195,8 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
         if isinstance(model, xr.Dataset):
             _refuse_dataset(name, model, data_hash(hashes))
         elif isinstance(model, VAE):
-            rows_for(model, x_test, source="x_test")
-            refuse_trained_on(model, hashes, name=name)
+            own = rows_for(model, x_test, source="x_test")  # its columns may be in another order
+            refuse_trained_on(model, row_hashes(own), name=name)
         else:
             raise SettingsError(
                 f"models[{name!r}] is a {type(model).__name__}; give a VAE or what log_evidence made of one"

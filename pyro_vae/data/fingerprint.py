@@ -4,8 +4,9 @@ import base64
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -73,6 +74,8 @@ class Trained:
         rows: the hashes of the rows, each once, the smallest ``KEPT``.
         twins: the share of rows that had an equal among them: what chance alone has a new row meet.
         whole: the hash of each set of data.
+        columns: the names of the features, where they have some.
+        categories: by the name of a column what its codes 0, 1, … stand for.
 
     Example:
         >>> Trained.on(row_hashes(Rows(torch.tensor([[0.0], [1.0], [1.0], [2.0]])))).twins
@@ -82,9 +85,18 @@ class Trained:
     rows: np.ndarray
     twins: float
     whole: frozenset[str]
+    columns: Sequence[str] | None = None
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def on(cls, hashes: np.ndarray, before: "Trained | None" = None) -> "Trained":
+    def on(
+        cls,
+        hashes: np.ndarray,
+        before: "Trained | None" = None,
+        *,
+        columns: Sequence[str] | None = None,
+        categories: Mapping[str, Sequence[str]] | None = None,
+    ) -> "Trained":
         """Trained on these rows, and on others before.
 
         Example:
@@ -94,9 +106,12 @@ class Trained:
         """
         rows, counts = np.unique(hashes, return_counts=True)
         twins, whole = float(counts[counts > 1].sum() / len(hashes)), frozenset([data_hash(hashes)])
+        known = dict(categories or {})
         if before is None:
-            return cls(rows[:KEPT], twins, whole)
-        return cls(np.union1d(rows, before.rows)[:KEPT], max(twins, before.twins), whole | before.whole)
+            return cls(rows[:KEPT], twins, whole, columns, known)
+        columns, known = (before.columns, dict(before.categories)) if columns is None else (columns, known)
+        rows = np.union1d(rows, before.rows)[:KEPT]
+        return cls(rows, max(twins, before.twins), whole | before.whole, columns, known)
 
     def told(self, hashes: np.ndarray) -> np.ndarray:
         """Of which rows it is known whether they were trained on: all, unless only some hashes were kept.
@@ -117,7 +132,10 @@ class Trained:
             True
         """
         rows = base64.b64encode(self.rows.astype("<u8").tobytes()).decode()
-        return json.dumps({"rows": rows, "twins": self.twins, "whole": sorted(self.whole)})
+        columns = None if self.columns is None else [*self.columns]
+        categories = {name: [*known] for name, known in self.categories.items()}
+        about = {"twins": self.twins, "whole": sorted(self.whole), "columns": columns, "categories": categories}
+        return json.dumps({"rows": rows, **about})
 
     @classmethod
     def from_text(cls, text: str) -> "Trained":
@@ -129,9 +147,21 @@ class Trained:
         try:
             known = json.loads(text)
             rows = np.frombuffer(base64.b64decode(known["rows"]), dtype="<u8").astype(np.uint64)
-            return cls(rows, float(known["twins"]), frozenset(known["whole"]))
-        except (KeyError, TypeError, ValueError) as error:
+            columns, categories = known.get("columns"), known.get("categories") or {}
+            validate_names([] if columns is None else columns, *categories.values())
+            return cls(rows, float(known["twins"]), frozenset(known["whole"]), columns, categories)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"what the weights were trained on cannot be read ({error}); copy the run again") from error
+
+
+def validate_names(*lists: Any) -> None:
+    """Validate that what was read are lists of names.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise ValueError("the names of its columns are no text")
 
 
 def trained_on(vae: "VAE", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:

@@ -1,58 +1,111 @@
-"""Files of data: arrays, tables and MNIST's; nothing is ever unpickled."""
+"""Files of data: tables, arrays and MNIST's images; nothing is ever unpickled."""
 
 import gzip
 import math
-import re
-import reprlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pyro_vae.data.rows import Data, as_tensor, reason
+from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory
+from pyro_vae.data.rows import Data, reason
+from pyro_vae.data.text import read_text
 from pyro_vae.errors import DataError
 
 
-def load(path: str | Path) -> Data:
-    """Read data from a file: ``.npy``, ``.npz``, ``.csv``, ``.parquet``, or MNIST's IDX, gzipped or not.
+def load(
+    source: Any,
+    *,
+    index: str | None = None,
+    label: str | None = None,
+    drop: str | Sequence[str] = (),
+    columns: str | Sequence[str] | None = None,
+    missing: str | Sequence[Any] | None = None,
+    sep: str | None = None,
+    decimal: str | None = None,
+    header: bool | None = None,
+    key: str | None = None,
+    like: Data | None = None,
+) -> Data:
+    """Read data from a file, or from a table or array of any library.
 
-    An ``.npz`` with several arrays gives ``x``, and ``y`` as labels. A folder is searched for
-    MNIST's training images. Rows of more than one dimension are flattened; the bytes of IDX files are
+    What was read, and what of it was inferred, is said in one line, ``said``. The first line of a text file is a
+    header if it holds no numbers, or consecutive integers as pandas writes them. A first column without a name is the
+    row labels, if its values are unique. Rows of more than one dimension are flattened; the bytes of IDX files are
     divided by 255, other numbers are taken as they are.
 
     Args:
-        path: the file, or MNIST's folder.
+        source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz`` or
+            ``.mat`` file; an IDX file or MNIST's folder; a DataFrame, Series or Arrow table, polars' or another of
+            the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
+        index: the column of the row labels; ``""`` for none.
+        label: the column of the labels, for colours in figures.
+        drop: columns to leave out, as ``"id,date"`` or a list.
+        columns: columns to take, in this order; all others if not given.
+        missing: values that say that a value is missing, as ``"?,-999"`` or a list; ``"nan"`` for NaN and empty cells
+            alone, which are among them always. If not given, a missing value is refused.
+        sep: what stands between the columns of a text file: one character, ``"tabs"`` or ``"spaces"``.
+        decimal: its decimal point, ``"."`` or ``","``.
+        header: whether its first line names the columns.
+        key: the array of an ``.npz`` or ``.mat`` file, or the layer of an AnnData; by default ``x``, or the only one.
+        like: other data, whose columns and categories these must have, in whatever order.
 
     Returns:
-        The data, as float32, with labels where the file has them.
+        The data, as float32 (float64 where that would merge the values of a column), with labels where there are some.
 
     Raises:
         DataError: with one sentence, if there is no such file or its contents cannot be used.
+        SettingsError: if an argument does not apply to this kind of data.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a.csv").write_text("height,weight\\n1.8,80\\n1.7,70\\n")
+        ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
         ...     data = load(Path(folder, "a.csv"))
-        >>> data.columns, data.x.shape
-        (['height', 'weight'], torch.Size([2, 2]))
+        >>> data.columns, data.x.shape, data.said
+        (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; columns between semicolons; decimal commas')
     """
-    path = Path(path)
+    asked = Asked(index, label, as_list(drop) or [], as_list(columns), as_missing(missing), key, like)
+    of_text: dict[str, Any] = {"sep": sep, "decimal": decimal, "header": header}
+    if not isinstance(source, str | Path):
+        asked.validate_unused("data in memory", **of_text)
+        return from_memory(source, asked)
+    path = Path(source)
     try:
         if not path.exists():
             raise DataError(f"{path}: no such file; give the path of a data file")
         if path.is_dir():
+            asked.validate_unused(str(path), **of_text, **asked.of_tables())
             return _load_mnist_folder(path, "train")
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; give one that holds data")
-        return _reader(path)(path)
+        if is_text(path):
+            frame, dialect = read_text(path, **of_text, missing=[m for m in asked.missing or () if isinstance(m, str)])
+            return asked.table(frame, str(path), dialect.said())
+        asked.validate_unused(str(path), **of_text)
+        return _reader(path)(path, asked)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
+
+
+TEXT = (".csv", ".tsv", ".txt")
+"""The suffixes of text files; that of a packed one may come before."""
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file is a table as text, by its name.
+
+    Example:
+        >>> is_text(Path("a.csv.gz")), is_text(Path("a.zip")), is_text(Path("a.npy"))
+        (True, True, False)
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        return suffixes[-2:-1] != [] and suffixes[-2] in TEXT
+    return suffixes[-1:] == [".zip"] or (suffixes[-1:] != [] and suffixes[-1] in TEXT)
 
 
 def load_held_out(path: str | Path) -> Data | None:
@@ -69,37 +122,25 @@ def load_held_out(path: str | Path) -> Data | None:
     return _load_mnist_folder(path, "t10k") if path.is_dir() and _find(path, "t10k-images") else None
 
 
-def _reader(path: Path) -> Callable[[Path], Data]:
-    readers = {".npy": _load_numpy, ".npz": _load_numpy, ".csv": _load_csv, ".parquet": _load_parquet}
+def _reader(path: Path) -> Callable[[Path, Asked], Data]:
+    readers = {".npy": _load_numpy, ".npz": _load_numpy, ".parquet": _load_parquet, ".mat": _load_matlab}
     if reader := readers.get(path.suffix.lower()):
         return reader
     if "idx" in path.name.lower():
         return _load_idx
-    raise DataError(f"{path}: unknown kind of file; give .npy, .npz, .csv, .parquet or MNIST's IDX files")
+    kinds = ".csv, .tsv, .txt, .parquet, .npy, .npz, .mat or MNIST's IDX files"
+    raise DataError(f"{path}: unknown kind of file; give {kinds}")
 
 
-def _table(array: np.ndarray, path: Path, labels: np.ndarray | None = None, labels_path: Path | None = None) -> Data:
-    if array.dtype == np.float64:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
-            array = array.astype(np.float32)
-    x = as_tensor(array, source=str(path))
-    image_shape = (x.shape[1], x.shape[2]) if x.dim() == 3 else None
-    return Data(x.flatten(1), _labels(labels, len(x), labels_path or path), image_shape=image_shape, source=str(path))
-
-
-def _labels(labels: np.ndarray | None, rows: int, path: Path) -> Tensor | None:
-    if labels is None:
-        return None
-    if labels.shape != (rows,) or labels.dtype.kind not in "iub":
-        raise DataError(f"{path}: the labels have shape {labels.shape}, type {labels.dtype}; give {rows} integers")
-    return torch.as_tensor(labels.astype(np.int64))
-
-
-def _load_numpy(path: Path) -> Data:
+def _load_numpy(path: Path, asked: Asked) -> Data:
     with whole_numpy(path), path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
-        array, labels = (loaded, None) if isinstance(loaded, np.ndarray) else _of_archive(loaded, path)
-    return _table(array, path, labels)
+        if isinstance(loaded, np.ndarray):
+            asked.validate_unused(str(path), key=asked.key)
+            array, labels = loaded, None
+        else:
+            array, labels = _of_archive(loaded, [*loaded.files], path, asked.key)
+    return asked.array(array, str(path), labels)
 
 
 @contextmanager
@@ -120,68 +161,40 @@ def whole_numpy(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not a whole {path.suffix} file ({reason(error)}); copy or make it again") from error
 
 
-def _of_archive(archive: Any, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    names = list(archive.files)
-    name = names[0] if len(names) == 1 else "x"
+def _of_archive(
+    archive: Any, names: Sequence[str], path: Path, key: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array of a name, of the only one or of x; and y beside it."""
+    name = key or (names[0] if len(names) == 1 else "x")
     if name not in names:
-        raise DataError(f"{path}: it holds {names or 'no arrays'}; name the data x (and labels, if any, y)")
-    return archive[name], archive["y"] if "y" in names and name == "x" else None
+        asked = "" if key is None else f" and no {key}"
+        raise DataError(
+            f"{path}: it holds {[*names] or 'no arrays'}{asked}; choose one by key, or name the data x (and labels, if "
+            "any, y)"
+        )
+    return archive[name], archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
 
 
-def _load_csv(path: Path) -> Data:
-    import pyarrow as pa
-    from pyarrow import csv
+def _load_matlab(path: Path, asked: Asked) -> Data:
+    from scipy.io import loadmat
 
-    header = _has_header(path)
-    read = csv.ReadOptions(autogenerate_column_names=not header)
     try:
-        return _from_arrow(csv.read_csv(path, read_options=read), path)
-    except pa.ArrowException as error:
-        _refuse_ragged(path, header)
-        raise DataError(f"{path}: not comma-separated numbers ({reason(error)}); give a table of them") from error
+        loaded = loadmat(path)
+    except NotImplementedError as error:  # of version 7.3, which is HDF5
+        raise DataError(f"{path}: a MATLAB file of version 7.3; save it with save(..., '-v7')") from error
+    except Exception as error:  # what scipy raises for a damaged file has no common base
+        raise DataError(f"{path}: not a whole .mat file ({reason(error)}); copy or make it again") from error
+    names = [name for name in loaded if not name.startswith("__")]
+    array, labels = _of_archive(loaded, names, path, asked.key)
+    return asked.array(array, str(path), None if labels is None else np.squeeze(labels))
 
 
-def _refuse_ragged(path: Path, header: bool) -> None:
-    """Say which row is too long or too short, if that is the trouble: Arrow counts rows in a single thread only."""
-    from pyarrow import csv
-
-    read = csv.ReadOptions(autogenerate_column_names=not header, use_threads=False)
-    try:
-        csv.read_csv(path, read_options=read)
-    except ValueError as error:
-        if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error)):
-            line, expected, got = map(int, found.groups())
-            raise DataError(
-                f"{path}: row {line - 1 - header} has {got} value{'s' if got > 1 else ''} and the table has {expected} "
-                "columns; make them equal (rows are counted from 0, after the header)"
-            ) from error
-
-
-def _has_header(path: Path) -> bool:
-    with path.open("rb") as file:
-        first = file.readline()
-    try:
-        line = first.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({reason(error)}); save the table as CSV in UTF-8") from error
-    if "\0" in line:  # UTF-16, or no text at all
-        raise DataError(f"{path}: not text in UTF-8 (it holds NUL characters); save the table as CSV in UTF-8")
-    return not all(_is_number(cell.strip().strip('"')) for cell in line.strip().split(","))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text or "nan")
-    except ValueError:
-        return False
-    return True
-
-
-def _load_parquet(path: Path) -> Data:
+def _load_parquet(path: Path, asked: Asked) -> Data:
     from pyarrow import parquet
 
     with whole_parquet(path), parquet.ParquetFile(path) as file:
-        return _from_arrow(file.read(), path)
+        table = file.read()
+    return asked.table(table, str(path))
 
 
 @contextmanager
@@ -197,26 +210,6 @@ def whole_parquet(path: str | Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a whole Parquet file ({reason(error)}); copy or make it again") from error
-
-
-def _from_arrow(table: Any, path: Path) -> Data:
-    if table.num_rows == 0 or table.num_columns == 0:
-        raise DataError(f"{path}: the table has {table.num_rows} rows and {table.num_columns} columns; it needs both")
-    names = [str(name) for name in table.column_names]
-    columns = [_column(table.column(i), name, path) for i, name in enumerate(names)]
-    x = as_tensor(np.stack(columns, 1), source=str(path), columns=names)
-    return Data(x, columns=names, source=str(path))
-
-
-def _column(column: Any, name: str, path: Path) -> np.ndarray:
-    if (values := arrow_numbers(column)) is not None:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
-            return values.astype(np.float32)
-    row = next((i for i, value in enumerate(column) if not _casts(value)), 0)
-    raise DataError(
-        f"{path}: row {row}, column {name!r} is {reprlib.repr(column[row].as_py())}, not a number; encode it as "
-        "numbers or drop it (rows are counted from 0)"
-    )
 
 
 def arrow_numbers(column: Any) -> np.ndarray | None:
@@ -236,17 +229,6 @@ def arrow_numbers(column: Any) -> np.ndarray | None:
     if pa.types.is_integer(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
         return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None
-
-
-def _casts(scalar: Any) -> bool:
-    """Whether Arrow takes it for a number, which is stricter than Python."""
-    import pyarrow as pa
-
-    try:
-        scalar.cast(pa.float64())
-    except pa.ArrowException:
-        return False
-    return True
 
 
 # The types of the IDX format, by the third byte of the file; numbers are stored high byte first.
@@ -269,13 +251,15 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(body, kind).reshape(shape)
 
 
-def _load_idx(path: Path) -> Data:
+def _load_idx(path: Path, asked: Asked = NOTHING) -> Data:
+    asked.validate_unused(str(path), **asked.of_tables())
     array = _read_idx(path)
     if array.ndim < 2:
         raise DataError(f"{path}: it holds {array.ndim}-dimensional data, labels perhaps; give the images' file")
     labels = _sibling_labels(path)
     pixels = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array
-    return _table(pixels, path, None if labels is None else _read_idx(labels), labels)
+    named = str(path if labels is None else labels)
+    return asked.array(pixels, str(path), None if labels is None else _read_idx(labels), named)
 
 
 def _sibling_labels(images: Path) -> Path | None:

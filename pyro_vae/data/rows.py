@@ -1,8 +1,9 @@
 """Data in memory: checked, with their context and what of them is missing."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.errors import DataError
+from pyro_vae.data.precision import coarse_columns, narrow
+from pyro_vae.data.tables import as_frame, columns_like, columns_of, given_names, is_table, recoded
+from pyro_vae.errors import DataError, PrecisionWarning
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ class Data:
         source: where it came from, for messages.
         row_labels: numbers, times or text that name the rows, shape ``(datum,)``; :meth:`rows` keeps them, and where
             there are none the numbers of the rows in the data they are taken from.
+        label_names: what the labels 0, 1, … stand for.
+        categories: by the name of a column what its codes 0, 1, … stand for.
+        said: what was read, and what of it was inferred, in one line.
 
     Example:
         >>> Data(torch.zeros(3, 2), source="zeros").x.shape
@@ -47,6 +53,9 @@ class Data:
     image_shape: tuple[int, int] | None = None
     source: str = "data"
     row_labels: np.ndarray | None = None
+    label_names: Sequence[str] | None = None
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    said: str = ""
 
     def rows(self, index: Tensor) -> "Data":
         """The data of some rows."""
@@ -78,7 +87,9 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
     tensor = data.detach() if isinstance(data, Tensor) else _from_numpy(data, source)
     if tensor.is_complex():
         raise DataError(f"{source}: the numbers are complex; give real ones")
-    if tensor.dtype != torch.float64:
+    if tensor.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64):
+        tensor = tensor.double() if tensor.dim() == 2 and coarse_columns(tensor.double()) else tensor.float()
+    elif tensor.dtype != torch.float64:
         tensor = tensor.float()
     if tensor.dim() < 2:
         raise DataError(
@@ -114,6 +125,8 @@ def _from_numpy(data: Any, source: str) -> Tensor:
         raise DataError(f"{source}: the rows are not of one length ({reason(error)})") from error
     if array.dtype.kind not in "fiub":
         raise DataError(f"{source}: the values are of type {array.dtype}; give real numbers")
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.ndim == 2 and 0 not in array.shape:
+        return narrow(array)
     if array.dtype != np.float64:
         with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
             array = array.astype(np.float32, copy=False)
@@ -132,23 +145,115 @@ def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None
     shown = f"{value}, or too large for float32" if math.isinf(value) and tensor.dtype == torch.float32 else value
     column = repr(columns[place[0]]) if columns else ", ".join(map(str, place))
     verb = "is" if count == 1 else "are"
+    take = ", or take NaN for missing (missing='nan' where they are read)" if math.isnan(value) else ""
     raise DataError(
         f"{source}: {count} of {tensor.numel()} values {verb} not finite, the first in row {first_row + row}, "
-        f"column {column} ({shown}); fill or drop them (rows and columns are counted from 0)"
+        f"column {column} ({shown}); fill or drop them{take} (rows and columns are counted from 0)"
     )
 
 
-def reason(error: Exception, limit: int = 200) -> str:
+def reason(error: object, limit: int = 200) -> str:
     """What a reader complains of, in one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def data_of(
+    source_of_data: Any,
+    *,
+    index: str | None = None,
+    label: str | None = None,
+    drop: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    missing: Sequence[Any] | None = None,
+    like: Data | None = None,
+    source: str = "data",
+    said: Sequence[str] = (),
+) -> Data:
+    """Turn a table of named columns into :class:`Data`.
+
+    Args:
+        source_of_data: a DataFrame, or what :func:`~pyro_vae.data.tables.as_frame` makes one of.
+        index: as for :func:`~pyro_vae.data.tables.columns_of`, as the following three.
+        label: the column of the labels.
+        drop: columns to leave out.
+        columns: columns to take.
+        missing: values that say that a value is missing, besides NaN; if not given, a missing value is refused.
+        like: other data, whose columns and categories these must have.
+        source: what to call the data in messages.
+        said: what else was inferred.
+
+    Raises:
+        DataError: if a column is missing or not of numbers, or a value is not finite.
+
+    Example:
+        >>> import pandas as pd
+        >>> data_of(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}, index=["x", "y"]), missing=[]).said
+        'read 2 rows, 2 columns; row labels from the index; 1 of 4 values is missing'
+    """
+    frame = as_frame(source_of_data)
+    if frame is None:
+        raise DataError(f"{source}: is a {type(source_of_data).__name__}, no table of named columns; give a DataFrame")
+    if like is not None and (expected := given_names(like.columns)):
+        names = [str(name).strip() for name in frame.columns]
+        index, label = (name if name in names else None for name in (index, label))  # new data may lack them
+        drop = [name for name in drop if name in names]
+        if given_names(names):
+            besides = {index, label, *drop} if columns is None else {*names} - {*expected}
+            columns, reordered = columns_like(names, expected, besides, source, like.source)
+            said = [*said, *reordered]
+    table = columns_of(
+        frame, index=index, label=label, drop=drop, columns=columns, missing=missing or (),
+        categories=None if like is None else like.categories, source=source,
+    )  # fmt: skip
+    x = narrow(table.values)
+    labels = None if table.labels is None else torch.tensor(table.labels)
+    data = Data(
+        x, labels, columns=table.names, source=source, row_labels=table.row_labels, label_names=table.label_names,
+        categories=table.categories,
+    )  # fmt: skip
+    return checked(data, missing is not None, [*said, *table.said])
+
+
+def checked(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
+    """Data seen to be finite numbers, NaN taken for missing where that is asked for, with a line on what was read.
+
+    Raises:
+        DataError: if a value is not finite, or a row has nothing observed.
+
+    Example:
+        >>> checked(Data(torch.tensor([[1.0, torch.nan]])), True).said
+        'read 1 row, 2 columns; 1 of 2 values is missing'
+    """
+    gaps = int(data.x.isnan().sum()) if may_miss else 0
+    data = mask_nan(data) if gaps else replace(data, x=as_tensor(data.x, source=data.source, columns=data.columns))
+    (n, d), size = data.x.shape, data.x.numel()
+    missing = [f"{gaps} of {size} values {'is' if gaps == 1 else 'are'} missing"] if gaps else []
+    line = [f"read {n} row{'s' if n > 1 else ''}, {d} column{'s' if d > 1 else ''}", *said, *missing]
+    return replace(data, said="; ".join(line))
+
+
+def _warn_if_coarse(rows: Rows, vae: "VAE", source: str, columns: Sequence[str] | None) -> None:
+    """Warn that the precision of a VAE merges values."""
+    single = vae.like(rows.x[:1]).dtype == torch.float32
+    coarse = coarse_columns(rows.x, rows.mask) if single else []
+    for i in coarse[:3]:
+        column = rows.x[:, i] if rows.mask is None else rows.x[rows.mask[:, i], i]
+        name = repr(columns[i]) if columns else i
+        warnings.warn(
+            f"{source}: column {name} has {len(column.unique())} distinct values, of which the VAE's float32 keeps "
+            f"{len(column.float().unique())}; subtract the column's mean first, or use a VAE in double (vae.double())",
+            PrecisionWarning,
+            stacklevel=3,
+        )
 
 
 def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
     """Data, context and mask as :class:`Rows`, checked.
 
     Args:
-        data: a tensor, an array, :class:`Data` (with its own context and mask) or :class:`Rows`.
+        data: a tensor, an array, a DataFrame or another table (:func:`data_of`), :class:`Data` (with its own context
+            and mask) or :class:`Rows`.
         context: shape ``(datum, c)``.
         mask: booleans, the shape of the data: true where observed. What is missing may hold anything.
         source: what to call the data in messages.
@@ -164,6 +269,8 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
         return data
     if isinstance(data, TensorDataset):
         data = data.tensors[0]  # the others are labels, as a stream has it
+    if is_table(data):
+        data = data_of(data, source=source)
     source, columns = _named(data, source)
     if isinstance(data, Data):
         context = data.context if context is None else context
@@ -208,11 +315,68 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
         >>> len(rows_for(vae, torch.zeros(3, 4)))
         3
     """
+    data = data_for(vae, data, source=source)
     rows = rows_of(data, context=context, mask=mask, source=source)
+    _warn_if_coarse(rows, vae, *_named(data, source))
     vae.check(rows.x, rows.context)
     if isinstance(vae.decoder, Likelihood):
         vae.decoder.refuse(rows.x, *_named(data, source))
     return rows
+
+
+def data_for(vae: "VAE", data: Any, *, source: str = "data") -> Any:
+    """Tables as :class:`Data`, with the columns and the codes of categories that the VAE was trained on.
+
+    Args:
+        vae: the VAE that is to see the data.
+        data: whatever :func:`rows_for` takes; what has no named columns stays as it is.
+        source: what to call the data in messages.
+
+    Raises:
+        DataError: if the VAE was trained on named columns, and these have others.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 0.5).as_vae()
+        >>> _ = pv.fit(vae, {"a": [0.0, 1.0], "b": [2.0, 3.0]}, epochs=1, progress=False)
+        >>> data_for(vae, {"b": [5.0], "a": [4.0]}).x
+        tensor([[4., 5.]])
+    """
+    known = getattr(vae, "trained_on", None)
+    like = None
+    if known is not None and known.columns is not None:
+        like = Data(torch.empty(0), columns=known.columns, categories=known.categories, source="the training data")
+    if is_table(data):
+        return data_of(data, like=like, source=source)
+    return data if like is None or not isinstance(data, Data) else matched(data, like)
+
+
+def matched(data: Data, like: Data) -> Data:
+    """Data with the columns of other data, in their order, and with the same codes for categories.
+
+    Data whose columns have no names stay as they are.
+
+    Raises:
+        DataError: if a column or a category is missing or unknown.
+
+    Example:
+        >>> both = Data(torch.tensor([[1.0, 2.0]]), columns=["b", "a"]), Data(torch.zeros(1, 2), columns=["a", "b"])
+        >>> matched(*both).x
+        tensor([[2., 1.]])
+    """
+    names, expected = given_names(data.columns), given_names(like.columns)
+    if names is None or expected is None or data.x.dim() != 2:
+        return data
+    columns, _ = columns_like(names, expected, set(), data.source, like.source)
+    order = [names.index(name) for name in columns]
+    x = data.x[:, order] if order != [*range(len(order))] else data.x
+    for i, name in enumerate(columns):
+        own, known = data.categories.get(name), like.categories.get(name)
+        if own != known and own is not None:
+            x = x.clone() if x is data.x else x
+            x[:, i] = recoded(x[:, i], own, known or (), name, data.source)
+    mask = None if data.mask is None else data.mask[:, order]
+    return replace(data, x=x, mask=mask, columns=columns, categories=dict(like.categories))
 
 
 def _named(data: Any, source: str) -> tuple[str, Sequence[str] | None]:
@@ -243,6 +407,8 @@ def mask_nan(data: Any, *, source: str = "data") -> Data:
                 [2., 3.]]), tensor([[ True, False],
                 [ True,  True]]))
     """
+    if is_table(data):
+        return data_of(data, missing=[], source=source)
     source, _ = _named(data, source)
     known = data if isinstance(data, Data) else Data(torch.empty(0))
     raw = data.x if isinstance(data, Data) else data if isinstance(data, Tensor) else _from_numpy(data, source)

@@ -1,7 +1,7 @@
 """What training reads its data from: rows in memory, or windows of data that are too many for it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.fingerprint import row_hashes
-from pyro_vae.data.rows import Data, rows_for
+from pyro_vae.data.rows import Data, data_for, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods import Likelihood
 
@@ -91,6 +91,7 @@ class InMemory:
         source: what to call them in messages.
         columns: the names of the features.
         image_shape: ``(height, width)`` where a row is an image.
+        categories: by the name of a column what its codes 0, 1, … stand for.
 
     Example:
         >>> source = InMemory(Rows(torch.arange(6.0).reshape(3, 2)))
@@ -103,6 +104,7 @@ class InMemory:
     source: str = "data"
     columns: Sequence[str] | None = None
     image_shape: tuple[int, int] | None = None
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,7 +150,7 @@ class InMemory:
 
     def like(self, vae: "VAE") -> "InMemory":
         """The same rows on the device and in the precision of a VAE; themselves where they are so already."""
-        return InMemory(self.rows.like(vae), self.source, self.columns, self.image_shape)
+        return replace(self, rows=self.rows.like(vae))
 
     def checked_for(self, vae: "VAE") -> "InMemory":
         """The same source, its rows seen to fit a VAE and to lie in the support of its likelihood.
@@ -238,10 +240,12 @@ def source_of(data: Any, vae: "VAE", *, context: Any = None, mask: Any = None, s
         (4,)
     """
     if not isinstance(data, Source):
+        data = data_for(vae, data, source=source)
         rows = rows_for(vae, data, context=context, mask=mask, source=source)
         if not isinstance(data, Data):
             return InMemory(rows, source)
-        return InMemory(rows, source if data.source == "data" else data.source, data.columns, data.image_shape)
+        named = source if data.source == "data" else data.source
+        return InMemory(rows, named, data.columns, data.image_shape, data.categories)
     if context is not None or mask is not None:
         raise SettingsError(f"{data.source}: a source has its context and mask of its own; give them where it is made")
     return data.checked_for(vae)

@@ -17,7 +17,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
-from pyro_vae.data.rows import Data, rows_for
+from pyro_vae.data.rows import Data, data_for, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed
@@ -117,6 +117,7 @@ def to_datatree(
         raise SettingsError(f"posterior is {posterior!r}; it must be guide or psis")
     proposals = max(1000, PROPOSALS * draws) if proposals is None else whole("proposals", proposals, LEAST)
     whole("chunk", chunk, 1)
+    x = data_for(vae, x)
     given = rows_for(vae, x)
     rows = given.like(vae)
     with seeded(seed, rows.x.device), evaluating(vae, draws * len(rows)):
@@ -244,12 +245,8 @@ def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[
     sizes = {**groups["posterior"].sizes, **groups["observed_data"].sizes}
     if coords is not None and not isinstance(coords, Mapping):
         raise SettingsError(f"coords is a {type(coords).__name__}; give {{dimension: its labels}}")
-    columns = x.columns if isinstance(x, Data) else None
-    own: dict[str, Sequence[Any]] = {}
-    if columns is not None and len(columns) == sizes["feature"]:
-        own["feature"] = columns
-    if isinstance(x, Data) and x.row_labels is not None:
-        own["datum"] = x.row_labels.tolist()
+    known = {"feature": x.columns, "datum": x.row_labels} if isinstance(x, Data) else {}
+    own = {name: given for name, given in known.items() if given is not None and len(given) == sizes[name]}
     labels = {**own, **(coords or {})}
     for name, given in labels.items():
         if name not in LABELLED:

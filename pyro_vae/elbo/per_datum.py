@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.vae import VAE
-from pyro_vae.data.rows import rows_of
+from pyro_vae.data.rows import data_for, rows_of
 from pyro_vae.elbo import log_weights
 
 
@@ -33,7 +33,7 @@ def per_datum_elbo(vae: VAE, x: Any, *, num_particles: int = 1, chunk: int = 409
         >>> bool((per_datum_elbo(linear.as_vae(), x) - linear.log_marginal(x)).abs().max() < 1e-12)
         True
     """
-    every = rows_of(x).like(vae)
+    every = rows_of(data_for(vae, x)).like(vae)
     with evaluating(vae, num_particles * min(chunk, len(every))):
         parts = [
             log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(

@@ -13,7 +13,7 @@ from pyro_vae.core.device import seeded
 from pyro_vae.core.format import format_rounded
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.data.rows import as_tensor, rows_of
+from pyro_vae.data.rows import as_tensor, data_for, rows_of
 from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits
 
@@ -80,7 +80,7 @@ def reconstructions(
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> _ = reconstructions(vae, torch.ones(3, 4), image_shape=(2, 2))
     """
-    rows = rows_of(x).take(slice(count)).like(vae)
+    rows = rows_of(data_for(vae, x)).take(slice(count)).like(vae)
     with evaluating(vae):
         mean = vae.likelihood(vae.posterior(rows).mean, rows).mean
     title = "Held-out data and their reconstructions (mean of p(x|z) at the mean of q(z|x))"
@@ -169,7 +169,7 @@ def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 3), torch.zeros(4), 0.5).as_vae()
         >>> _ = latent_space(vae, torch.randn(9, 4), labels=torch.arange(9) % 2)
     """
-    rows = rows_of(x).like(vae)
+    rows = rows_of(data_for(vae, x)).like(vae)
     with evaluating(vae):
         points, names = _plane(vae.posterior(rows).mean.cpu().numpy())
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")

@@ -298,7 +298,8 @@ def _fit(
         seeded(group.seed(seed), chosen),
         torch.enable_grad(),
     ):
-        vae.trained_on = Trained.on(hashes, vae.trained_on)
+        categories = getattr(source, "categories", None)
+        vae.trained_on = Trained.on(hashes, vae.trained_on, columns=source.columns, categories=categories)
         run.folder = journal.saved.run if journal.saved is not None else None
         journal.find(run, bar.say)
         run.start(epochs, engine, precision, bar, asked)

@@ -209,7 +209,7 @@ MISSING = [
     data("a missing file", "nowhere.csv", None, "no such file", "give the path"),
     data("an empty file", "a.csv", b"", "the file is empty", "give one that holds data"),
     data("a folder without MNIST", "folder", Path.mkdir, "a folder without MNIST's train-images", "give a file"),
-    data("an unknown suffix", "a.xlsx", b"123", "unknown kind of file", "give .npy, .npz, .csv, .parquet or MNIST"),
+    data("an unknown suffix", "a.xlsx", b"123", "unknown kind of file", "give .csv, .tsv, .txt, .parquet, .npy"),
 ]
 
 TEXT = [
@@ -234,7 +234,7 @@ TEXT = [
         "a CSV in Latin-1", "a.csv", "Größe,b\n1,2\n".encode("latin-1"), "not text in UTF-8", "0xf6", "save the table"
     ),
     data("a CSV with a header only", "a.csv", b"a,b\n", "0 rows and 2 columns", "it needs both"),
-    data("semicolons for commas", "a.csv", b"a;b\n1;2\n", "row 0, column 'a;b' is '1;2'", "not a number"),
+    data("thousands in a CSV", "a.csv", b'a,b\n"1,234",2\n3,4\n', "row 0, column 'a' is '1,234'", "not a number"),
 ]
 
 ARRAYS = [

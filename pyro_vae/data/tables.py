@@ -1,0 +1,380 @@
+"""Tables of named columns: every column as numbers, with row labels, a label column and the names of categories."""
+
+import reprlib
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+MOST_CATEGORIES = 20
+"""A column of text with more distinct values is not taken for categories."""
+
+UNNAMED = ("", "Unnamed: 0", "__index_level_0__")
+"""What pandas and others call an index that was written as a column."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A table as numbers.
+
+    Args:
+        values: shape ``(row, column)``, NaN where missing.
+        names: of the columns.
+        row_labels: where the table has some.
+        labels: a class per row.
+        label_names: of the classes, where they are no integers.
+        categories: by the name of a column what its codes 0, 1, … stand for.
+        said: what was inferred.
+    """
+
+    values: np.ndarray
+    names: list[str]
+    row_labels: np.ndarray | None
+    labels: np.ndarray | None
+    label_names: list[str] | None
+    categories: dict[str, list[str]]
+    said: list[str]
+
+
+def as_frame(source: Any) -> "pd.DataFrame | None":
+    """Return a table of whatever library as a pandas DataFrame, and None for what is no table of named columns.
+
+    Args:
+        source: a DataFrame or Series, a structured array, a dict of columns, or what has the Arrow or the
+            ``__dataframe__`` protocol (polars, pyarrow, DuckDB, …).
+
+    Example:
+        >>> as_frame({"a": [1, 2]}).shape, as_frame(np.zeros((2, 2)))
+        ((2, 1), None)
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype.names is None:
+            return None
+    elif not isinstance(source, dict) and not any(hasattr(source, name) for name in PROTOCOLS):
+        return None
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        return source
+    if isinstance(source, pd.Series):
+        return source.to_frame(0 if source.name is None else source.name)
+    if isinstance(source, np.ndarray | dict):
+        return pd.DataFrame(source)
+    import pyarrow as pa
+
+    if hasattr(source, "__arrow_c_stream__"):
+        return pa.table(source).to_pandas()
+    from pyarrow.interchange import from_dataframe
+
+    return from_dataframe(source).to_pandas()
+
+
+PROTOCOLS = ("__arrow_c_stream__", "__dataframe__")
+
+
+def is_table(source: Any) -> bool:
+    """Return whether data are a table of named columns, without converting them.
+
+    Example:
+        >>> is_table({"a": [1, 2]}), is_table(np.zeros((2, 2)))
+        (True, False)
+    """
+    if isinstance(source, np.ndarray):
+        return source.dtype.names is not None
+    return isinstance(source, dict) or any(hasattr(source, name) for name in PROTOCOLS)
+
+
+def columns_of(
+    frame: "pd.DataFrame",
+    *,
+    index: str | None = None,
+    label: str | None = None,
+    drop: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+    missing: Sequence[Any] = (),
+    categories: Mapping[str, Sequence[str]] | None = None,
+    source: str = "data",
+) -> Columns:
+    """Turn the columns of a DataFrame into numbers.
+
+    Numbers and booleans stay what they are, and text that holds only numbers becomes those. Categories become codes
+    0, 1, …, as does text of at most 20 distinct values, each twice on average.
+
+    Args:
+        frame: the table.
+        index: the column of the row labels, ``""`` for none; if not given, the frame's own index unless it counts the
+            rows, or a first column without a name whose values are unique.
+        label: the column of the labels.
+        drop: columns to leave out.
+        columns: columns to take, in this order; all others if not given.
+        missing: values that say that a value is missing, besides NaN and None.
+        categories: of other data, whose codes are to be used.
+        source: what to call the data in messages.
+
+    Raises:
+        DataError: if there is no such column, two have the same name, or a value of a column is no number.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = columns_of(pd.DataFrame({"size": [1, 2, 3, 4], "colour": list("rgrg")}))
+        >>> table.values[:2].tolist(), table.categories, table.said
+        ([[1.0, 1.0], [2.0, 0.0]], {'colour': ['g', 'r']}, ["column 'colour' as codes of 2 categories"])
+    """
+    names = _names(frame, source)
+    said: list[str] = []
+    frame = frame.set_axis(names, axis="columns")
+    for name in [index, label, *drop, *(columns or ())]:
+        if name and name not in names:
+            raise DataError(f"{source}: there is no column {name!r}; it has {list_names(names)}")
+    if missing:
+        frame = frame.mask(frame.isin(list(missing)))
+    frame = frame.drop(columns=list(drop))
+    frame, row_labels = _split_row_labels(frame, index, said)
+    labels, label_names = None, None
+    if label is not None:
+        labels, label_names = _labels(frame.pop(label), label, source)
+        said.append(f"labels from column {label!r}")
+    frame = _without_empty(frame, said) if columns is None else frame[[name for name in columns if name in frame]]
+    if 0 in frame.shape:
+        raise DataError(f"{source}: the table has {frame.shape[0]} rows and {frame.shape[1]} columns; it needs both")
+    values = np.empty(frame.shape)
+    coded: dict[str, list[str]] = {}
+    for i, name in enumerate(frame.columns):
+        values[:, i], found = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
+        if found is not None:
+            coded[name] = found
+            said.append(f"column {name!r} as codes of {len(found)} categories")
+    if row_labels is None and (counting := _counts_rows(values[:, 0])):
+        said.append(f"column {frame.columns[0]!r} {counting}: index={frame.columns[0]!r} takes it as row labels")
+    return Columns(values, [*frame.columns], row_labels, labels, label_names, coded, said)
+
+
+def _names(frame: "pd.DataFrame", source: str) -> list[str]:
+    """The names of the columns as text, seen to be different."""
+    names = [", ".join(map(str, name)) if isinstance(name, tuple) else str(name).strip() for name in frame.columns]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{source}: {names.count(twice)} columns are called {twice!r}; rename them or leave some out")
+    return names
+
+
+def list_names(names: Sequence[str]) -> str:
+    """List names, of many the first.
+
+    Example:
+        >>> list_names(["a", "b"])
+        "'a', 'b'"
+    """
+    shown = ", ".join(map(repr, names[:8]))
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def given_names(names: Sequence[str] | None) -> list[str] | None:
+    """Return names of columns, or None where there are none but those that readers number columns by.
+
+    Example:
+        >>> given_names(["a", "b"]), given_names(["f0", "f1"])
+        (['a', 'b'], None)
+    """
+    if names is None or [*names] == [f"f{i}" for i in range(len(names))]:
+        return None
+    return [*map(str, names)]
+
+
+def columns_like(
+    names: Sequence[str], expected: Sequence[str], besides: Set[str | None], source: str, other: str
+) -> tuple[list[str], list[str]]:
+    """Validate that columns are those of other data.
+
+    Args:
+        names: the columns that there are.
+        expected: those that there must be.
+        besides: columns that are no data; a first one without a name is none either.
+        source: what to call the data in messages.
+        other: what to call the other data.
+
+    Returns:
+        The columns to take, and what to say of their order.
+
+    Raises:
+        DataError: if one is missing or unknown.
+    """
+    found = [name for i, name in enumerate(names) if name not in besides and not (i == 0 and name in UNNAMED)]
+    if lacks := [name for name in expected if name not in found]:
+        raise DataError(
+            f"{source}: column {lacks[0]!r} of {other} is missing; there are {list_names(found)}: add it or rename one"
+        )
+    if unknown := [name for name in found if name not in expected]:
+        raise DataError(f"{source}: column {unknown[0]!r} is not in {other}; drop it")
+    return [*expected], [] if found == [*expected] else [f"columns in the order of {other}"]
+
+
+def recoded(codes: "Tensor", names: Sequence[str], known: Sequence[str], column: str, source: str) -> "Tensor":
+    """Turn codes of categories into those of other data.
+
+    Raises:
+        DataError: if a category that occurs is unknown there.
+
+    Example:
+        >>> import torch
+        >>> recoded(torch.tensor([0.0, 1.0]), ["g", "r"], ["b", "g", "r"], "colour", "data")
+        tensor([1., 2.])
+    """
+    import torch
+
+    if lacks := [names[int(code)] for code in codes.unique().tolist() if names[int(code)] not in known]:
+        raise DataError(
+            f"{source}: column {column!r} holds {lacks[0]!r}, none of the known categories {list_names(known)}; "
+            "correct it or drop its rows"
+        )
+    place = torch.tensor([known.index(name) if name in known else 0 for name in names], dtype=codes.dtype)
+    return place.to(codes.device)[codes.long()]
+
+
+def _split_row_labels(
+    frame: "pd.DataFrame", index: str | None, said: list[str]
+) -> "tuple[pd.DataFrame, np.ndarray | None]":
+    """A table without its row labels, and these."""
+    import pandas as pd
+
+    if index:
+        said.append(f"row labels from column {index!r}")
+        return frame.drop(columns=index), row_labels_of(pd.Index(frame[index]))
+    if index == "":
+        return frame, None
+    if not (isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))):
+        said.append("row labels from the index")
+        return frame, row_labels_of(frame.index)
+    if frame.shape[1] > 1 and frame.columns[0] in UNNAMED:
+        first = frame.iloc[:, 0]
+        if first.is_unique and first.notna().all():
+            said.append("row labels from the unnamed first column")
+            return frame.iloc[:, 1:], row_labels_of(pd.Index(first))
+    return frame, None
+
+
+def row_labels_of(index: "pd.Index") -> np.ndarray:
+    """Return an index as what xarray and netCDF can hold: numbers, times or text.
+
+    Example:
+        >>> import pandas as pd
+        >>> row_labels_of(pd.Index(["a", 3])).tolist()
+        ['a', '3']
+    """
+    import pandas as pd
+
+    if isinstance(index, pd.MultiIndex):
+        return np.array([", ".join(map(str, key)) for key in index])
+    if isinstance(index.dtype, np.dtype) and index.dtype.kind in "iufM":
+        return index.to_numpy()
+    if pd.api.types.is_integer_dtype(index.dtype) and not index.hasnans:
+        return index.to_numpy(np.int64)
+    return np.array([str(value) for value in index])
+
+
+def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, list[str] | None]:
+    """Integers as they are, anything else as codes of its sorted values."""
+    import pandas as pd
+
+    if column.isna().any():
+        row = int(column.isna().to_numpy().argmax())
+        raise DataError(f"{source}: row {row} has no label in column {name!r}; give it one or drop the row")
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        numbers = column.to_numpy(np.float64)
+        if (numbers == np.floor(numbers)).all():
+            return column.to_numpy(np.int64), None
+        raise DataError(
+            f"{source}: label column {name!r} holds fractions; labels are classes: drop it, or leave it among the data"
+        )
+    codes, names = pd.factorize(column.astype(str), sort=True)
+    return codes.astype(np.int64), [*map(str, names)]
+
+
+def _without_empty(frame: "pd.DataFrame", said: list[str]) -> "pd.DataFrame":
+    """A table without columns that have neither a name nor a value, as a last separator in each line makes them."""
+    empty = [name for name in frame.columns if name.startswith("Unnamed: ") and frame[name].isna().all()]
+    if empty:
+        said.append(f"{len(empty)} empty column{'s' if len(empty) > 1 else ''} left out")
+    return frame.drop(columns=empty)
+
+
+def _counts_rows(column: np.ndarray) -> str:
+    """Say so, if a column counts the rows."""
+    n = len(column)
+    return "counts the rows" if n > 2 and column[0] in (0, 1) and (column == column[0] + np.arange(n)).all() else ""
+
+
+def numbers_of(
+    column: "pd.Series", name: str, source: str, known: Sequence[str] | None = None
+) -> tuple[np.ndarray, list[str] | None]:
+    """Turn a column into numbers, NaN where missing.
+
+    Args:
+        column: of any type.
+        name: of the column, for messages.
+        source: of the data, for messages.
+        known: the names of its categories in other data, whose codes are to be used.
+
+    Returns:
+        The numbers, and the names of the categories if they are codes.
+
+    Raises:
+        DataError: if a value is no number and the column is not of categories, or a category is not known.
+    """
+    import pandas as pd
+
+    kind = column.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        return _codes(column.astype(object), name, source, known or [str(value) for value in kind.categories])
+    if isinstance(kind, pd.SparseDtype):
+        return numbers_of(column.sparse.to_dense(), name, source, known)
+    is_date = isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mM"
+    if is_date or pd.api.types.is_complex_dtype(kind):
+        raise DataError(
+            f"{source}: column {name!r} is of type {kind}, not numbers; turn it into numbers (days since the first "
+            "date, for example), take it as row labels by index, or drop it"
+        )
+    if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
+        return column.to_numpy(np.float64, na_value=np.nan), None
+    numbers = pd.to_numeric(column.map(_plain), errors="coerce")
+    here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
+    if known is None and not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
+        return numbers.to_numpy(np.float64, na_value=np.nan), None
+    if known is not None:
+        return _codes(column, name, source, known)
+    values = column[here].map(lambda value: value.strip() if isinstance(value, str) else None)
+    if text.sum() == here.sum() and values.notna().all() and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2):
+        return _codes(column, name, source, sorted(values.unique()))
+    row = int(text.argmax())
+    value = column.iloc[row]
+    shown = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
+    raise DataError(
+        f"{source}: row {row}, column {name!r} is {shown}, not a number; encode it as "
+        "numbers, take the column as row labels (index) or label, or drop it (rows are counted from 0)"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value that pandas can look for a number in: a list would be one of several."""
+    return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
+
+
+def _codes(column: "pd.Series", name: str, source: str, known: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The place of each value among the known categories, NaN where missing."""
+    code = {value: float(i) for i, value in enumerate(known)}
+    text = column.map(lambda value: str(value).strip(), na_action="ignore")
+    codes = text.map(code).to_numpy(np.float64, na_value=np.nan)
+    unknown = np.isnan(codes) & column.notna().to_numpy()
+    if unknown.any():
+        row = int(unknown.argmax())
+        raise DataError(
+            f"{source}: row {row}, column {name!r} is {reprlib.repr(column.iloc[row])}, none of its categories "
+            f"{list_names(known)}; correct it or drop the row (rows are counted from 0)"
+        )
+    return codes, [*known]

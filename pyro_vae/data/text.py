@@ -1,0 +1,295 @@
+"""Text files of tables: find the dialect in the first lines, and let pandas parse."""
+
+import codecs
+import csv
+import gzip
+import io
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pyro_vae.data.rows import reason
+from pyro_vae.errors import DataError, SettingsError
+
+SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", r"\s+": "spaces"}
+"""What may stand between columns, and its name."""
+
+HEAD = 2**16
+"""The dialect is found in so many bytes."""
+
+MISSING = frozenset({"", "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"})
+"""Cells that say that a value is missing."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text file holds a table.
+
+    Args:
+        sep: what stands between columns, a key of ``SEPARATORS`` or another character.
+        decimal: the decimal point.
+        header: whether the first line names the columns.
+        comments: whether lines may begin with ``#``.
+        encoding: of the text.
+        open_ended: whether each row ends with a separator and the header does not.
+    """
+
+    sep: str
+    decimal: str
+    header: bool
+    comments: bool
+    encoding: str
+    open_ended: bool
+
+    def said(self) -> list[str]:
+        """Describe what is not the usual."""
+        named = SEPARATORS.get(self.sep, f"{self.sep!r}s")
+        return [
+            *([f"columns between {named}"] if self.sep != "," else []),
+            *(["decimal commas"] if self.decimal == "," else []),
+            *([] if self.header else ["no header"]),
+            *(["lines that begin with # skipped"] if self.comments else []),
+        ]
+
+
+def read_text(
+    path: Path,
+    *,
+    sep: str | None = None,
+    decimal: str | None = None,
+    header: bool | None = None,
+    missing: Sequence[str] = (),
+) -> tuple[Any, Dialect]:
+    """Read a table from a text file, gzipped, zipped or plain.
+
+    Args:
+        path: of the file.
+        sep: what stands between columns, or its name in ``SEPARATORS``; found if not given.
+        decimal: the decimal point; found if not given.
+        header: whether the first line names the columns; found if not given.
+        missing: cells that say that a value is missing, besides ``MISSING``.
+
+    Returns:
+        The table as a DataFrame, and the dialect.
+
+    Raises:
+        DataError: if the file is no text, or its rows are not of one length.
+        SettingsError: if ``sep`` or ``decimal`` cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
+        ...     frame, dialect = read_text(Path(folder, "a.csv"))
+        >>> frame.height.tolist(), dialect.said()
+        ([1.8, 1.7], ['columns between semicolons', 'decimal commas'])
+    """
+    import pandas as pd
+
+    by_name = {name: key for key, name in SEPARATORS.items()} | {"\\t": "\t", " ": r"\s+", "tab": "\t", "space": r"\s+"}
+    sep = None if sep is None else by_name.get(sep, sep)
+    if decimal not in (None, ".", ",") or (sep is not None and len(sep) != 1 and sep != r"\s+"):
+        raise SettingsError(
+            f"sep is {sep!r} and decimal {decimal!r}; sep is one character, tabs or spaces, and decimal is . or ,"
+        )
+    if sep is not None and sep == (decimal or "."):
+        raise SettingsError(f"sep and decimal are both {sep!r}; columns and decimals need different characters")
+    encoding, lines = _head(path)
+    found = find_dialect(lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing)
+    exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # which 3.1 has by default
+    try:
+        with open_text(path) as file, warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                file, sep=found.sep, decimal=found.decimal, header=0 if found.header else None, encoding=encoding,
+                comment="#" if found.comments else None, index_col=False if found.open_ended else None,
+                na_values=list(missing), skipinitialspace=True, low_memory=False, **exact,
+            )  # fmt: skip
+    except UnicodeError as error:
+        raise _not_text(path, error) from error
+    except pd.errors.EmptyDataError as error:
+        raise DataError(f"{path}: the table has no rows; it needs some") from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
+        _validate_lengths(path, found)
+        raise DataError(f"{path}: not a table ({reason(error)}); name its separator by sep") from error
+    if frame.shape[1] and (frame.iloc[:, -1].isna().any() or not isinstance(frame.index, pd.RangeIndex)):
+        _validate_lengths(path, found)  # pandas fills a short row with what is missing
+    if not found.header:
+        frame.columns = [f"f{i}" for i in range(frame.shape[1])]
+    return frame.rename(columns=str), found
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[bytes]]:
+    """Open a text file, or the one that is packed in it.
+
+    Raises:
+        DataError: if a zipped file holds none or several.
+    """
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as file:
+            yield file  # type: ignore[misc]
+    elif path.suffix.lower() == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+                if len(names) != 1:
+                    raise DataError(f"{path}: holds {names or 'no files'}; give a zipped file that holds one table")
+                with archive.open(names[0]) as file:
+                    yield file
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
+    else:
+        with path.open("rb") as file:
+            yield file
+
+
+def _not_text(path: Path, why: object) -> DataError:
+    return DataError(f"{path}: not text in UTF-8 ({reason(why)}); save the table as CSV in UTF-8")
+
+
+def _head(path: Path) -> tuple[str, list[str]]:
+    """The encoding of a text file, and its first lines, whole."""
+    with open_text(path) as file:
+        head = file.read(HEAD)
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head, final=len(head) < HEAD)
+    except UnicodeError as error:
+        raise _not_text(path, error) from error
+    if "\0" in text:  # UTF-16 without its mark, or no text at all
+        raise _not_text(path, "it holds NUL characters")
+    lines = text.splitlines()
+    return encoding, lines if len(head) < HEAD or len(lines) < 2 else lines[:-1]
+
+
+def find_dialect(
+    lines: Sequence[str],
+    *,
+    encoding: str = "utf-8",
+    sep: str | None = None,
+    decimal: str | None = None,
+    header: bool | None = None,
+    missing: Sequence[str] = (),
+) -> Dialect:
+    """Find the dialect of a table in its first lines; what is given is taken.
+
+    The separator is the one that cuts the lines into equally many cells, of which most are numbers.
+
+    Args:
+        lines: of the text.
+        encoding: to be handed on.
+        sep: what stands between columns.
+        decimal: the decimal point.
+        header: whether the first line names the columns.
+        missing: cells that say that a value is missing, besides ``MISSING``.
+
+    Example:
+        >>> find_dialect(["1,5 2", "3 4,25"]).said()
+        ['columns between spaces', 'decimal commas', 'no header']
+    """
+    comments = any(line.lstrip().startswith("#") for line in lines)
+    lines = [line for line in lines if line.strip() and not (comments and line.lstrip().startswith("#"))]
+    candidates = [sep] if sep else [key for key in SEPARATORS if key != decimal]
+    cut = {key: _cells(lines, key) for key in candidates}
+    best = max(candidates, key=lambda key: (_score(cut[key]), key == ","))
+    if not sep and _score(cut[best]) == 0:
+        best = "," if decimal != "," else ";"  # a single column
+    rows = cut.get(best) or _cells(lines, best)
+    first, rest = (rows[0], rows[1:]) if rows else ([], [])
+    if decimal is None:
+        commas = sum(bool(COMMA.fullmatch(cell)) for row in rows for cell in row)
+        points = sum(bool(POINT.fullmatch(cell)) for row in rows for cell in row)
+        decimal = "," if best != "," and commas > points else "."
+    if header is None:
+        header = is_header(first, rest, decimal, missing)
+    longer = [row for row in rest if len(row) == len(first) + 1]
+    open_ended = header and bool(longer) and len(longer) == len(rest) and not any(row[-1] for row in longer)
+    return Dialect(best, decimal, header, comments, encoding, open_ended)
+
+
+COMMA, POINT = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?"), re.compile(r"[-+]?\d*\.\d+([eE][-+]?\d+)?")
+
+
+def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
+    """The cells of each line, without quotes and outer spaces."""
+    spaces = sep == r"\s+"
+    text = [re.sub(r"[ \t]+", " ", line.strip()) for line in lines] if spaces else lines
+    reader = csv.reader((line + "\n" for line in text), delimiter=" " if spaces else sep, skipinitialspace=True)
+    return [[cell.strip() for cell in row] for row in reader if row]
+
+
+def _score(rows: Sequence[Sequence[str]]) -> float:
+    """Score a separator: the share of rows of one length, more where cells are numbers; 0 for single cells."""
+    body = rows[1:] or rows
+    if not body:
+        return 0.0
+    width, count = Counter(map(len, body)).most_common(1)[0]
+    if width < 2 or abs(len(rows[0]) - width) > 1:
+        return 0.0
+    numbers = [_number(cell, ",") is not None or cell in MISSING for row in body for cell in row]
+    return count / len(body) * (0.1 + sum(numbers) / len(numbers))
+
+
+def _number(cell: str, decimal: str) -> float | None:
+    if "_" in cell:
+        return None
+    try:
+        return float(cell.replace(",", ".") if decimal == "," else cell)
+    except ValueError:
+        return None
+
+
+def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str, missing: Sequence[str] = ()) -> bool:
+    """Find out whether the first row names columns.
+
+    It does if it holds no number. Consecutive integers are names too, as pandas writes them for columns without a
+    name and as years have them, if they count from 0, stand beside a text or an empty cell, or above fractions.
+
+    Args:
+        first: the cells of the first row.
+        rest: those of the other rows.
+        decimal: the decimal point.
+        missing: cells that say that a value is missing, besides ``MISSING``.
+
+    Example:
+        >>> is_header(["", "0", "1"], [], "."), is_header(["5.1", "3.5", "setosa"], [], ".")
+        (True, False)
+    """
+    every = [None if cell in MISSING or cell in missing else _number(cell, decimal) for cell in first]
+    found = [number for number in every if number is not None]
+    if not found:
+        return any(cell not in MISSING and cell not in missing for cell in first)
+    whole = all(cell.isdecimal() for cell, number in zip(first, every, strict=True) if number is not None)
+    if not whole or found != [found[0] + i for i in range(len(found))]:
+        return False
+    beside = len(found) > 1 and len(found) < len(first)
+    below = [_number(cell, decimal) for row in rest for cell in row]
+    fractions = any(number is not None and number % 1 for number in below)
+    return (found[0] == 0 and len(found) > 1) or beside or fractions
+
+
+def _validate_lengths(path: Path, found: Dialect) -> None:
+    """Validate that each row is as long as the first: pandas does not tell a short row from missing values."""
+    with open_text(path) as file:
+        text = io.TextIOWrapper(file, found.encoding, newline="")
+        lines = (line for line in text if not (found.comments and line.lstrip().startswith("#")))
+        spaces = found.sep == r"\s+"
+        cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines) if spaces else lines
+        rows = (row for row in csv.reader(cut, delimiter=" " if spaces else found.sep, skipinitialspace=True) if row)
+        first = next(rows, [])
+        expected, labelled = len(first), False
+        for i, row in enumerate(rows, 0 if found.header else 1):
+            if i == 0 and len(row) == expected + 1:
+                labelled = True
+            if len(row) != expected + (labelled or found.open_ended):
+                raise DataError(
+                    f"{path}: row {i} has {len(row)} value{'s' if len(row) > 1 else ''} and the table has {expected} "
+                    "columns; make them equal (rows are counted from 0, after the header)"
+                )

@@ -1,0 +1,434 @@
+"""Tables as people have them: each file and frame becomes the right table, or is refused in the right sentence."""
+
+import gzip
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import scipy.io
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pyro_vae.data import Data, load, mask_nan, rows_of
+from pyro_vae.data.fingerprint import Trained
+from pyro_vae.data.rows import matched
+from pyro_vae.errors import DataError, SettingsError
+
+SQUARE = [[1.0, 2.0], [3.0, 4.0]]
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Data, how they are to be read, and what must come of them.
+
+    Args:
+        title: what is awkward.
+        data: the text or bytes of the file, what writes it, or what makes data in memory.
+        name: of the file; none for data in memory.
+        options: of ``load``.
+        x: the numbers, NaN where missing.
+        has: other attributes of the data.
+        says: fragments of what is said of the reading, or of the error if ``x`` is not given.
+    """
+
+    title: str
+    data: str | bytes | Callable[..., Any]
+    name: str | None = "a.csv"
+    options: dict[str, Any] = field(default_factory=dict)
+    x: list[list[float]] | None = None
+    has: dict[str, Any] = field(default_factory=dict)
+    says: tuple[str, ...] = ()
+
+
+def text(title: str, data: str | bytes, x: Any = SQUARE, *says: str, name: str = "a.csv", has: Any = None, **options):
+    """A file of text that becomes a table."""
+    return Case(title, data, name, options, x, has or {}, says)
+
+
+def bad(title: str, data: Any, *says: str, name: str | None = "a.csv", **options) -> Case:
+    """Data that are refused."""
+    return Case(title, data, name, options, None, {}, says)
+
+
+def made(title: str, make: Callable[[], Any], x: Any = SQUARE, *says: str, has: Any = None, **options) -> Case:
+    """Data in memory that become a table."""
+    return Case(title, make, None, options, x, has or {}, says)
+
+
+def zipped(**files: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name.replace("_", "."), content)
+
+    return write
+
+
+class Streamed:
+    """A table of some library that has Arrow's protocol and nothing else, as polars."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.table = pa.table(columns)
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+class Interchanged:
+    """A table of some library that has the older protocol only."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.table = pa.table(columns)
+
+    def __dataframe__(self, *args, **more):
+        return self.table.__dataframe__(*args, **more)
+
+
+class Annotated:
+    """As much of an AnnData as is read."""
+
+    obs_names, var_names = pd.Index(["cell1", "cell2"]), pd.Index(["gene1", "gene2"])
+    X, layers = scipy.sparse.csr_array(SQUARE), {"counts": np.array([[5, 6], [7, 8]])}
+    obs = pd.DataFrame({"kind": ["T", "B"]}, index=obs_names)
+
+
+def frame(**columns: Any) -> Callable[[], pd.DataFrame]:
+    return lambda: pd.DataFrame(columns)
+
+
+AB = {"columns": ["a", "b"]}
+F = {"columns": ["f0", "f1"]}
+IRIS = "5.1,3.5,setosa\n4.9,3.0,setosa\n6.3,3.3,virginica\n5.8,2.7,virginica\n"
+
+DIALECTS = [
+    text("commas", "a,b\n1,2\n3,4\n", SQUARE, "read 2 rows, 2 columns", has=AB),
+    text("semicolons", "a;b\n1;2\n3;4\n", SQUARE, "columns between semicolons", has=AB),
+    text("semicolons and decimal commas", "a;b\n1,5;2\n3;4,25\n", [[1.5, 2], [3, 4.25]], "decimal commas", has=AB),
+    text("decimal commas without a header", "1,5;2,5\n3,5;4,5\n", [[1.5, 2.5], [3.5, 4.5]], "no header", has=F),
+    text("tabs", "a\tb\n1\t2\n3\t4\n", SQUARE, "between tabs", name="a.tsv", has=AB),
+    text("tabs in a .txt", "a\tb\n1\t2\n3\t4\n", SQUARE, "between tabs", name="a.txt", has=AB),
+    text("spaces, as savetxt writes", "1.0 2.0\n3.0 4.0\n", SQUARE, "between spaces", name="a.txt", has=F),
+    text("aligned by several spaces", "  a    b\n  1    2\n 3.0   4\n", SQUARE, "spaces", name="a.txt", has=AB),
+    text("bars", "a|b\n1|2\n3|4\n", SQUARE, "between bars", has=AB),
+    text("spaces behind commas", "a, b\n1, 2\n3, 4\n", SQUARE, has=AB),
+    text("a separator asked for", "a:b\n1:2\n3:4\n", SQUARE, sep=":", has=AB),
+    text("a separator by its name", "a\tb\n1\t2\n3\t4\n", SQUARE, sep="tabs", has=AB),
+    text("decimals asked for", "a;b\n1,000;2,000\n3;4\n", SQUARE, decimal=",", has=AB),
+    text("a comment above", "# made on Monday, by hand\na,b\n1,2\n3,4\n", SQUARE, "# skipped", has=AB),
+    text("comments in between", "a,b\n1,2\n# a pause\n3,4 # tired\n", SQUARE, has=AB),
+    text("quoted names with commas in them", '"a, cm","b"\n1,2\n3,4\n', SQUARE, has={"columns": ["a, cm", "b"]}),
+    text("a byte order mark", "\ufeffa,b\n1,2\n3,4\n".encode(), SQUARE, has=AB),
+    text("UTF-16, as Excel saves text", "a\tb\n1\t2\n3\t4\n".encode("utf-16"), SQUARE, name="a.txt", has=AB),
+    text("Windows and old Mac lines", "a,b\r\n1,2\r\n3,4\r\n", SQUARE, has=AB),
+    text("names in other scripts", "größe,重さ\n1,2\n3,4\n", SQUARE, has={"columns": ["größe", "重さ"]}),
+    text("gzipped", gzip.compress(b"a;b\n1;2\n3;4\n"), SQUARE, "semicolons", name="a.csv.gz", has=AB),
+    Case("zipped", zipped(a_csv="a;b\n1;2\n3;4\n"), "a.zip", {}, SQUARE, AB, ("semicolons",)),
+    bad("two tables in a zip", zipped(a_csv="a\n1\n", b_csv="b\n1\n"), "['a.csv', 'b.csv']", name="a.zip"),
+    bad("no zip at all", b"abc", "cannot be read", "not a zip file", name="a.zip"),
+    text("a separator behind each value", "a,b\n1,2,\n3,4,\n", SQUARE, has=AB),
+    text("a separator behind the header too", "a,b,\n1,2,\n3,4,\n", SQUARE, "1 empty column left out", has=AB),
+    text("a single column", "a\n1\n3\n", [[1], [3]], has={"columns": ["a"]}),
+    text("integers first and fractions later", "a\n" + "1\n" * 3 + "1.5\n", [[1], [1], [1], [1.5]]),
+    bad("a separator that is the decimal point", "a,b\n1,2\n", "both ','", sep=",", decimal=","),
+    bad("a separator of two characters", "a::b\n1::2\n", "sep is '::'", "one character", sep="::"),
+    bad("thousands", 'a,b\n"1,234",2\n"3,456",4\n', "column 'a' is '1,234'", "not a number"),
+    bad("a short row", "a;b\n1;2\n3\n", "row 1 has 1 value and", "2 columns"),
+    bad("a short row where missing values are taken", "a b\n1 2\n3\n", "row 1 has 1 value", missing="nan"),
+    bad("a long first row", "a,b\n1,2,3\n4,5\n", "row 1 has 2 values"),
+]
+
+HEADERS = [
+    text("a header of 0, 1, as pandas writes", "0,1\n1.0,2.0\n3.0,4.0\n", has={"columns": ["0", "1"]}),
+    text("an index and a header of 0, 1", ",0,1\n0,1,2\n1,3,4\n", SQUARE, "row labels", has={"columns": ["0", "1"]}),
+    text("a header of years", "2001,2002\n1.5,2\n3,4\n", [[1.5, 2], [3, 4]], has={"columns": ["2001", "2002"]}),
+    text("countries and years", "land,2001,2002\nA,1,2\nB,3,4\n", index="land", has={"columns": ["2001", "2002"]}),
+    text("numbers that only look like years", "2001,1999\n3,4\n", [[2001, 1999], [3, 4]], has=F),
+    text("no header, two integers in turn", "1,2\n3,4\n", SQUARE, "no header", has=F),
+    text("no header, a gap in the first row", "NA,2\n3,4\n", [[NAN, 2], [3, 4]], missing="nan", has=F),
+    text("a header asked for", "5,3\n1,2\n3,4\n", SQUARE, header=True, has={"columns": ["5", "3"]}),
+    text("no header asked for", "0,1\n2,3\n", [[0, 1], [2, 3]], header=False, has=F),
+    text(
+        "iris without a header", IRIS, [[5.1, 3.5], [4.9, 3], [6.3, 3.3], [5.8, 2.7]], "labels from column 'f2'",
+        label="f2", has={"labels": [0, 0, 1, 1], "label_names": ["setosa", "virginica"]},
+    ),
+    text("names with spaces around", " a , b\n1,2\n3,4\n", has=AB),
+    text("a name twice", "a,a\n1,2\n3,4\n", has={"columns": ["a", "a.1"]}),
+]  # fmt: skip
+
+LABELS = [
+    text(
+        "an unnamed index", ",a,b\n7,1,2\n9,3,4\n", SQUARE, "row labels from the unnamed first column",
+        has={**AB, "row_labels": [7, 9]},
+    ),
+    text("an unnamed index of text", ",a,b\nx,1,2\ny,3,4\n", has={**AB, "row_labels": ["x", "y"]}),
+    text("row names of R", '"a" "b"\n"x" 1 2\n"y" 3 4\n', name="a.txt", has={**AB, "row_labels": ["x", "y"]}),
+    text("an unnamed column that repeats", ",a\n1,2\n1,4\n", [[1, 2], [1, 4]], has={"row_labels": None}),
+    text("an unnamed column wanted as data", ",a\n1,2\n3,4\n", SQUARE, index="", has={"row_labels": None}),
+    text("an index by name", "id,a,b\nx,1,2\ny,3,4\n", index="id", has={**AB, "row_labels": ["x", "y"]}),
+    text("a column that counts", "n,a\n1,5\n2,7\n3,6\n", [[1, 5], [2, 7], [3, 6]], "'n' counts the rows", "index='n'"),
+    text("columns dropped", "id,a,t,b\nx,1,u,2\ny,3,v,4\n", drop="id, t", has=AB),
+    text("columns chosen, in another order", "b,t,a\n2,u,1\n4,v,3\n", columns=["a", "b"], has=AB),
+    text("labels that are integers", "a,b,y\n1,2,5\n3,4,9\n", label="y", has={**AB, "labels": [5, 9]}),
+    text("labels among the columns chosen", "a,b,y\n1,2,5\n3,4,9\n", columns="a,b,y", label="y",
+         has={"labels": [5, 9]}),
+    bad("an index that is not there", "a,b\n1,2\n", "no column 'id'; it has 'a', 'b'", index="id"),
+    bad("a column to drop that is not there", "a,b\n1,2\n", "no column 'c'", drop="c"),
+    bad("labels that are fractions", "a,y\n1,2.5\n", "label column 'y' holds fractions", label="y"),
+    bad("a row without a label", "a,y\n1,u\n2,\n", "row 1 has no label in column 'y'", label="y"),
+    bad("names of rows without index", "id,a\nx1,1\nx2,2\n", "column 'id' is 'x1', not a number", "index"),
+    bad("nothing left", "a\n1\n", "1 rows and 0 columns", drop="a"),
+]  # fmt: skip
+
+MISSING = [
+    text("question marks", "a,b\n1,?\n3,4\n", [[1, NAN], [3, 4]], "1 of 4 values is missing", missing="?"),
+    text("a number for missing", "a,b\n1,-999\n-999.0,4\n", [[1, NAN], [NAN, 4]], "2 of 4 values", missing="NA,-999"),
+    text("empty cells", "a,b\n1,\n,4\n", [[1, NAN], [NAN, 4]], missing="nan"),
+    text("missing allowed and none there", "a,b\n1,2\n3,4\n", missing="nan", has={"mask": None}),
+    bad("a gap", "a,b\n1,\n3,4\n", "1 of 4 values is not finite", "column 'b' (nan)", "missing='nan'"),
+    bad("a row of gaps", "a,b\n,\n3,4\n", "row 0 has no observed value", missing="nan"),
+    made("a number for missing in an array", lambda: np.array([[1, -9], [3, 4]]), [[1, NAN], [3, 4]], missing=[-9]),
+    made("pd.NA", frame(a=pd.array([1, None], "Int64"), b=[2, 4]), [[1, 2], [NAN, 4]], missing=[]),
+    made("None among objects", frame(a=pd.Series([1, None], dtype=object), b=[2, 4]), [[1, 2], [NAN, 4]], missing=[]),
+]
+
+PRECISE = 1700000000 + np.arange(1000.0)
+CATEGORIES = pd.Categorical(["m", "l", None], ["s", "m", "l"])
+TYPES = [
+    made("integers, booleans and floats", frame(a=[1, 3], b=[True, False]), [[1, 1], [3, 0]], has=AB),
+    made("nullable", frame(a=pd.array([1, 3], "Int64"), b=pd.array([True, False], "boolean")), [[1, 1], [3, 0]]),
+    made("numbers of Arrow", frame(a=pd.array([1, 3], "int64[pyarrow]"), b=pd.array([2.0, 4.0], "double[pyarrow]"))),
+    made("decimals", frame(a=[Decimal("1.5"), Decimal(3)], b=[2, 4]), [[1.5, 2], [3, 4]]),
+    made("numbers as text", frame(a=["1", "3"], b=["2", " 4 "])),
+    made("sparse columns", frame(a=pd.arrays.SparseArray([0.0, 3.0]), b=[2, 4]), [[0, 2], [3, 4]]),
+    made(
+        "categories keep their order", frame(a=CATEGORIES, b=[4, 5, 6]), [[1, 4], [2, 5], [NAN, 6]],
+        "column 'a' as codes of 3 categories",
+        missing=[], has={"categories": {"a": ["s", "m", "l"]}},
+    ),
+    made("few texts", frame(a=list("vuvu")), [[1], [0], [1], [0]], "codes of 2", has={"categories": {"a": ["u", "v"]}}),
+    text("TRUE and FALSE", "a,b\nTRUE,2\nFALSE,4\n", [[1, 2], [0, 4]]),
+    bad("many texts", frame(a=list("abcd")), "row 0, column 'a' is 'a', not a number", "drop it", name=None),
+    bad("dates", frame(a=pd.to_datetime(["2020-01-01", "2020-01-02"])), "column 'a'", "datetime64", name=None),
+    bad("durations", frame(a=pd.to_timedelta([1, 2], "s")), "column 'a'", "timedelta64", name=None),
+    bad("complex numbers", frame(a=[1j, 2.0]), "column 'a' is of type complex128", name=None),
+    bad("lists in cells", frame(a=[[1, 2], [3]]), "row 0, column 'a' is [1, 2]", name=None),
+    bad("infinity", frame(a=[1.0, np.inf]), "column 'a' (inf", name=None),
+    made("seconds since 1970", frame(t=PRECISE), PRECISE[:, None].tolist()),
+]  # fmt: skip
+
+LIBRARIES = [
+    made("a Series", lambda: pd.Series([1, 3], name="a"), [[1], [3]], has={"columns": ["a"]}),
+    made("a frame of columns 0, 1", lambda: pd.DataFrame(SQUARE), has={"columns": ["0", "1"], "row_labels": None}),
+    made(
+        "a frame with an index of text", lambda: pd.DataFrame(SQUARE, index=["x", "y"], columns=["a", "b"]), SQUARE,
+        "row labels from the index", has={**AB, "row_labels": ["x", "y"]},
+    ),
+    made("a filtered frame", lambda: pd.DataFrame({"a": range(9)})[6::2], [[6], [8]], has={"row_labels": [6, 8]}),
+    made("an index of dates", lambda: pd.DataFrame(SQUARE, index=pd.to_datetime(["2020-01-01", "2021-01-01"]))),
+    made(
+        "an index of several levels", lambda: pd.DataFrame(SQUARE, pd.MultiIndex.from_tuples([("x", 1), ("y", 2)])),
+        has={"row_labels": ["x, 1", "y, 2"]},
+    ),
+    made("a frame whose index was written", frame(**{"Unnamed: 0": [5, 6], "a": [1, 3]}), [[1], [3]]),
+    made("a table of Arrow", lambda: pa.table({"a": [1, 3], "b": [2.0, 4.0]}), has=AB),
+    made("polars, by Arrow's protocol", lambda: Streamed(a=[1, 3], b=[2.0, 4.0]), has=AB),
+    made("the older protocol", lambda: Interchanged(a=[1, 3], b=[2.0, 4.0]), has=AB),
+    made("a dict of columns", lambda: {"a": [1, 3], "b": [2, 4]}, has=AB),
+    made("a structured array", lambda: np.array([(1, 2.0), (3, 4.0)], [("a", "i4"), ("b", "f8")]), has=AB),
+    made("an array", lambda: np.array(SQUARE), SQUARE, "read 2 rows, 2 columns", has={"columns": None}),
+    made("a column of an array as label", lambda: np.array([[1, 2, 7], [3, 4, 8]]), label="f2", has={"labels": [7, 8]}),
+    made("a tensor", lambda: torch.tensor(SQUARE, requires_grad=True)),
+    made("a tensor in bfloat16", lambda: torch.tensor(SQUARE, dtype=torch.bfloat16)),
+    made("a sparse matrix", lambda: scipy.sparse.csr_array(SQUARE)),
+    made("a sparse tensor", lambda: torch.tensor(SQUARE).to_sparse()),
+    made("lists", lambda: SQUARE),
+    made("AnnData", Annotated, has={"columns": ["gene1", "gene2"], "row_labels": ["cell1", "cell2"]}),
+    made("a layer of AnnData", Annotated, [[5, 6], [7, 8]], key="counts", label="kind", has={"labels": [1, 0]}),
+    bad("a layer that is not there", Annotated, "no layer 'raw'", "counts", name=None, key="raw"),
+    bad("a large sparse matrix", lambda: scipy.sparse.csr_array((10**6, 10**4)), "74.5 GiB", "stream", name=None),
+    bad("a column twice", lambda: pd.DataFrame(SQUARE, columns=["a", "a"]), "2 columns are called 'a'", name=None),
+    bad("columns of images", lambda: np.zeros((2, 3, 3)), "no columns to choose from", name=None, drop="a"),
+    bad("a separator of a frame", frame(a=[1]), "sep does not apply", name=None, sep=";"),
+]  # fmt: skip
+
+
+def as_parquet(**columns: Any) -> Callable[[Path], None]:
+    return lambda path: pd.DataFrame(columns, index=["x", "y"]).to_parquet(path)
+
+
+def as_matlab(**arrays: Any) -> Callable[[Path], None]:
+    return lambda path: scipy.io.savemat(path, arrays)
+
+
+def as_npz(**arrays: Any) -> Callable[[Path], None]:
+    return lambda path: np.savez(path, **arrays)
+
+
+INDEXED, LABELLED = as_parquet(a=[1, 3], b=[2, 4]), as_parquet(a=[1, 3], b=["u", "v"])
+FILES = [
+    Case("an index in Parquet", INDEXED, "a.parquet", {}, SQUARE, {**AB, "row_labels": ["x", "y"]}),
+    Case("labels in Parquet", LABELLED, "a.parquet", {"label": "b"}, [[1], [3]], {"labels": [0, 1]}),
+    Case("MATLAB's", as_matlab(x=np.array(SQUARE), y=np.array([[1], [2]])), "a.mat", {}, SQUARE, {"labels": [1, 2]}),
+    Case("MATLAB's by key", as_matlab(p=np.eye(2), q=np.array(SQUARE)), "a.mat", {"key": "q"}, SQUARE),
+    Case("an .npz by key", as_npz(p=np.eye(2), q=np.array(SQUARE)), "a.npz", {"key": "q"}, SQUARE),
+    bad("MATLAB's of 7.3", b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + b"\x89HDF" * 9, "7.3", "-v7", name="a.mat"),
+    bad("a damaged .mat", b"abc" * 99, "not a whole .mat file", name="a.mat"),
+    bad("a key that is not there", as_npz(p=np.eye(2)), "['p'] and no q", name="a.npz", key="q"),
+    bad("a separator of an array", as_npz(p=np.eye(2)), "sep does not apply", name="a.npz", sep=";"),
+    bad("a key of text", "a\n1\n", "key does not apply", key="q"),
+]  # fmt: skip
+
+CASES = [*DIALECTS, *HEADERS, *LABELS, *MISSING, *TYPES, *LIBRARIES, *FILES]
+
+
+def given_data(case: Case, folder: Path) -> Any:
+    if case.name is None:
+        return case.data()
+    path = folder / case.name
+    if callable(case.data):
+        case.data(path)
+    else:
+        path.write_bytes(case.data if isinstance(case.data, bytes) else case.data.encode())
+    return path
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_each_table_is_read_right_or_refused_in_a_sentence(case, tmp_path):
+    source = given_data(case, tmp_path)
+    if case.x is None:
+        with pytest.raises((DataError, SettingsError)) as caught:
+            load(source, **case.options)
+        assert "\n" not in str(caught.value)
+        assert all(part in str(caught.value) for part in case.says), str(caught.value)
+        return
+    data = load(source, **case.options)
+    x = data.x.double() if data.mask is None else data.x.double().masked_fill(~data.mask, NAN)
+    expected = torch.tensor(case.x, dtype=torch.float64)
+    if data.x.dtype == torch.float32:
+        expected = expected.float().double()
+    torch.testing.assert_close(x, expected, rtol=0, atol=0, equal_nan=True)
+    assert all(part in data.said for part in case.says), data.said
+    for name, value in case.has.items():
+        found = getattr(data, name)
+        assert (found.tolist() if isinstance(found, np.ndarray | torch.Tensor) else found) == value, name
+
+
+def test_the_table_is_long_and_each_title_once():
+    assert len({case.title for case in CASES}) == len(CASES) >= 60
+
+
+# Tables that pandas writes.
+
+CELLS = st.floats(allow_nan=False, allow_infinity=False, width=32)
+NUMBERS = {"na", "nan", "none", "null", "inf", "infinity", "true", "false"}
+TEXTS = st.text(st.characters(categories=["L"]), min_size=1, max_size=5).filter(
+    lambda text: text.casefold() not in NUMBERS
+)
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(
+    values=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=CELLS),
+    names=st.lists(TEXTS, min_size=5, max_size=5, unique=True) | st.none(),
+    index=st.booleans(), sep=st.sampled_from([",", ";", "\t", "|"]), comma=st.booleans(),
+    suffix=st.sampled_from([".csv", ".txt", ".csv.gz"]), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    end=st.sampled_from(["\n", "\r\n"]), asked=st.booleans(),
+)  # fmt: skip
+def test_what_pandas_writes_in_any_dialect_comes_back(
+    tmp_path_factory, values, names, index, sep, comma, suffix, encoding, end, asked
+):
+    path = tmp_path_factory.getbasetemp() / f"written{suffix}"
+    table = pd.DataFrame(np.array(values, np.float64))
+    if names is not None:
+        table.columns = names[: table.shape[1]]
+    decimal = "," if comma and sep != "," else "."
+    # A single column shows no separator, and a header 0 of a single column no sign that it is one.
+    asked = asked or table.shape[1] == 1
+    options = {"sep": sep if sep != "\t" else "tabs", "decimal": decimal, "header": True} if asked else {}
+    table.to_csv(path, sep=sep, decimal=decimal, index=index, encoding=encoding, lineterminator=end)
+    data = load(path, **options)
+    np.testing.assert_array_equal(data.x.double().numpy(), table.to_numpy())
+    assert data.columns == [str(name) for name in table.columns]
+    assert (data.row_labels is None) == (not index)
+
+
+# What is done with them.
+
+
+def test_a_frame_is_taken_wherever_data_are():
+    table = pd.DataFrame({"a": [1.0, 3.0], "b": [2.0, np.nan]})
+    assert mask_nan(table).mask.tolist() == [[True, True], [True, False]]
+    with pytest.raises(DataError, match="column 'b'"):
+        rows_of(table)
+    assert rows_of(table[["a"]]).x.tolist() == [[1.0], [3.0]]
+
+
+def test_rows_keep_their_labels():
+    data = load(pd.DataFrame(SQUARE, index=["x", "y"]))
+    assert data.rows(torch.tensor([1])).row_labels.tolist() == ["y"]
+
+
+OLD = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0], "c": pd.Categorical(["u", "v"])})
+
+
+def test_new_data_are_matched_by_the_names_of_columns_and_categories():
+    old = load(OLD)
+    new = OLD[["c", "b", "a"]].astype({"c": pd.CategoricalDtype(["v", "u"])})
+    data = load(new, like=old)
+    assert data.x.tolist() == old.x.tolist()
+    assert data.columns == old.columns
+    assert "columns in the order of data" in data.said
+    assert matched(load(new), old).x.tolist() == old.x.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="b"), "column 'b' of data is missing"),
+        (lambda t: t.rename(columns={"b": "B"}), "column 'b' of data is missing; there are 'a', 'B', 'c'"),
+        (lambda t: t.assign(d=1.0), "column 'd' is not in data; drop it"),
+        (lambda t: t.assign(c=["u", "w"]), "column 'c' is 'w', none of its categories 'u', 'v'"),
+    ],
+)
+def test_new_data_of_other_columns_are_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        load(change(OLD), like=load(OLD))
+
+
+def test_new_data_may_lack_labels_and_have_an_index():
+    old = load(OLD.assign(y=["m", "n"]), label="y")
+    assert load(OLD.rename(index={0: "r0", 1: "r1"}), label="y", like=old).row_labels.tolist() == ["r0", "r1"]
+
+
+def test_columns_and_categories_are_kept_with_what_a_vae_was_trained_on():
+    known = Trained.on(np.arange(3, dtype=np.uint64), columns=["a"], categories={"a": ["u"]})
+    again = Trained.from_text(known.as_text())
+    assert (again.columns, again.categories) == (["a"], {"a": ["u"]})
+    assert Trained.on(np.arange(2, dtype=np.uint64), again).columns == ["a"]
+    with pytest.raises(DataError, match="no text"):
+        Trained.from_text(known.as_text().replace('["a"]', "[3]"))
+
+
+def test_unix_times_keep_their_distinct_values(tmp_path):
+    pd.DataFrame({"t": PRECISE.astype(int)}).to_csv(tmp_path / "a.csv", index=False)
+    np.save(tmp_path / "a.npy", PRECISE[:, None].astype(int))
+    for source in (tmp_path / "a.csv", tmp_path / "a.npy", PRECISE[:, None]):
+        assert len(load(source).x.unique()) == 1000
+    assert len(rows_of(PRECISE[:, None].astype(int)).x.unique()) == 1000
+    assert load(pd.DataFrame({"t": [16777210, 16777211]})).x.dtype == torch.float32, "exact in single precision"
+
+
+def test_a_data_set_stays_itself():
+    data = Data(torch.tensor(SQUARE))
+    assert load(data) is data
