@@ -187,7 +187,8 @@ def plain(value):
     if isinstance(value, torch.Tensor):
         return "tensor", value.tolist()
     if isinstance(value, nn.Module | pv.elbo.Estimator | pv.callbacks.Callback | pv.elbo.Schedule | pv.Checkpoints):
-        hidden = {"_made_of"} if not isinstance(value, pv.core.component.Conditional) else set()
+        as_given = isinstance(value, pv.core.component.Conditional)  # others keep their arguments as they came
+        hidden = {"_at"} if as_given else {"_at", "_made_of"}  # a clock
         return {k: plain(v) for k, v in vars(value).items() if k not in hidden}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
