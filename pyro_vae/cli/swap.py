@@ -196,8 +196,16 @@ def _write(trained: Trained, held_out: Data, kept: KeptJobs) -> None:
     run.figure("ranking.png", ranking_figure(ranked))
     best = str(ranked.model.values[0])
     where = ", ".join(str(run.path / place) for place in trained.folders[best])
-    Console().print(f"Best: {best}, kept in {where}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(f"{_best_of(ranked)}, kept in {where}", highlight=False, markup=False, soft_wrap=True)
     run.show(Console())
+
+
+def _best_of(ranked: xr.Dataset) -> str:
+    """The best model, and those whose difference from it is within two standard errors."""
+    best, *others = map(str, ranked.model.values)
+    near = (abs(ranked.difference) <= 2 * ranked.difference_se).values[1:]
+    tied = ", ".join(itertools.compress(others, near))
+    return f"Best: {best}" + (f" (not told apart from {tied} by 2 standard errors)" if tied else "")
 
 
 def _as_csv(ranked: xr.Dataset) -> str:

@@ -77,7 +77,8 @@ def test_a_killed_swap_goes_on_to_the_ranking_of_one_that_was_not(folder, monkey
     assert main(["swap", "cut"]) == 0
     assert len(begun) == 2, "a finished one trains nothing"
     best = str(read("whole/ranking.nc").model.values[0])
-    assert f"Best: {best}, kept in whole/models/" in said
+    assert f"Best: {best}" in said
+    assert ", kept in whole/models/" in said
 
 
 def test_each_trained_model_is_a_run_that_check_and_compare_take(folder):
@@ -130,3 +131,12 @@ def test_a_sweep_goes_on_with_its_own_data_and_command_only(folder, monkeypatch,
     assert (
         "nowhere: holds no sweep.json; give the folder of a pyro-vae swap that was stopped" in capsys.readouterr().err
     )
+
+
+def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():
+    ranked = xr.Dataset(
+        {"difference": ("model", [0.0, -1.0, -1.0, np.nan]), "difference_se": ("model", [0.0, 0.6, 0.4, np.nan])},
+        {"model": ["a", "near", "far", "diverged"]},
+    )
+    assert cli_swap._best_of(ranked) == "Best: a (not told apart from near by 2 standard errors)"
+    assert cli_swap._best_of(ranked.isel(model=[0, 2])) == "Best: a"
