@@ -180,7 +180,7 @@ LABELS = [
     text("columns dropped", "id,a,t,b\nx,1,u,2\ny,3,v,4\n", drop="id, t", has=AB),
     text("columns chosen, in another order", "b,t,a\n2,u,1\n4,v,3\n", columns=["a", "b"], has=AB),
     text("labels that are integers", "a,b,y\n1,2,5\n3,4,9\n", label="y", has={**AB, "labels": [5, 9]}),
-    text("labels among the columns chosen", "a,b,y\n1,2,5\n3,4,9\n", columns="a,b,y", label="y", has={"labels": [5, 9]}),
+    text("a label among the columns", "a,b,y\n1,2,5\n3,4,9\n", columns="a,b,y", label="y", has={"labels": [5, 9]}),
     bad("an index that is not there", "a,b\n1,2\n", "no column 'id'; it has 'a', 'b'", index="id"),
     bad("a column to drop that is not there", "a,b\n1,2\n", "no column 'c'", drop="c"),
     bad("labels that are fractions", "a,y\n1,2.5\n", "label column 'y' holds fractions", label="y"),
