@@ -123,7 +123,7 @@ def columns_of(
 
     Example:
         >>> import pandas as pd
-        >>> table = columns_of(pd.DataFrame({"size": [1, 2, 3, 4], "colour": list("rgrg")}))
+        >>> table = columns_of(pd.DataFrame({"size": [1, 2, 4, 3], "colour": list("rgrg")}))
         >>> table.values[:2].tolist(), table.categories, table.said
         ([[1.0, 1.0], [2.0, 0.0]], {'colour': ['g', 'r']}, ["column 'colour' as codes of 2 categories"])
     """
