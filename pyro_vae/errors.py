@@ -1,6 +1,8 @@
 """What can go wrong, as types: each message says what, where, and how to mend it."""
 
+import difflib
 import re
+from collections.abc import Collection
 from typing import Any
 
 
@@ -127,3 +129,14 @@ class UncapturedStepWarning(UserWarning):
     >>> issubclass(UncapturedStepWarning, UserWarning)
     True
     """
+
+
+def did_you_mean(word: str, words: Collection[str]) -> str:
+    """The word that a mistyped one was probably meant for, or nothing.
+
+    Example:
+        >>> did_you_mean("adm", ["Adam", "SGD"])
+        'Adam'
+    """
+    lower = {each.lower(): each for each in words}
+    return lower[close[0]] if (close := difflib.get_close_matches(word.lower(), lower, 1)) else ""

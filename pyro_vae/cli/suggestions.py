@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Collection
 
-from pyro_vae.core.validation import did_you_mean
+from pyro_vae.errors import did_you_mean
 
 MEMBERS = {
     "prior": ("pyro_vae.priors", "pyro_vae.priors", "Prior"),

@@ -1,15 +1,14 @@
 """Settings that are numbers: Python's, NumPy's or a tensor's; refused in one sentence where they are out of range."""
 
-import difflib
 import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import SettingsError, did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,17 +97,6 @@ def takes_settings(function: Callable[P, R], *, hints: Mapping[str, str] | None 
         return function(*given, *args[len(given) :], **named)  # type: ignore[arg-type]
 
     return converted
-
-
-def did_you_mean(word: str, words: Collection[str]) -> str:
-    """The word that a mistyped one was probably meant for, or nothing.
-
-    Example:
-        >>> did_you_mean("adm", ["Adam", "SGD"])
-        'Adam'
-    """
-    lower = {each.lower(): each for each in words}
-    return lower[close[0]] if (close := difflib.get_close_matches(word.lower(), lower, 1)) else ""
 
 
 def _meant(function: Callable[..., Any], name: str, value: Any, known: list[str], hints: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.__about__ import versions
 from pyro_vae.core.device import make_generator, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.repeats import clustered_error, distinct_rows
@@ -250,7 +251,8 @@ def judge_baseline(found: xr.Dataset) -> Finding:
     below, above = apart < -ERRORS * error, apart > ERRORS * error
     level: Level = "bad" if below[simple].any() else "doubtful" if below.any() or not above[simple].all() else "fine"
     told = ", ".join(
-        f"{d:+.2g} ± {s:.1g} over {name}" for name, d, s in zip(found.baseline.values, apart, error, strict=True)
+        f"{format_estimate(d, s, over='', signed=True)} over {name}"
+        for name, d, s in zip(found.baseline.values, apart, error, strict=True)
     )
     of_elbo = ", ".join(f"{d:+.2g}" for d in found.elbo_difference.values)
     why = (

@@ -7,6 +7,7 @@ import xarray as xr
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import above_zero
 from pyro_vae.errors import DataError
 
@@ -127,7 +128,7 @@ def judge_overfitting(found: xr.Dataset) -> Finding:
     """
     fall, error, nats = float(found.fall), float(found.fall_se), found.attrs["threshold_nats"]
     best, epochs, kept = int(found.best_epoch), found.sizes["epoch"], int(found.kept_epoch)
-    told = f"{fall:.2g} ± {error:.1g} nats per datum (s.e. of paired differences over validation data)"
+    told = f"{format_estimate(fall, error, over='')} nats per datum (paired differences, error over validation data)"
     if 0 < kept < epochs and not found.kept_fall > max(nats, ERRORS * float(found.kept_fall_se)):
         why = f"the weights are those after epoch {kept}, which the validation ELBO chose"
         return Finding("overfitting", "fine", f"{why}; by the end of training it had fallen by {told}")

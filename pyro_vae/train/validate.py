@@ -14,9 +14,8 @@ from pyro_vae import elbo as estimators
 from pyro_vae.core.device import refuse_seed
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.vae import VAE
-from pyro_vae.core.validation import did_you_mean
 from pyro_vae.elbo import Estimator
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import SettingsError, did_you_mean
 from pyro_vae.train.callbacks.schedules import refuse_plateau
 from pyro_vae.train.compiled.optimizers import refuse_clip_norm
 from pyro_vae.train.compiled.precision import refuse_precision
