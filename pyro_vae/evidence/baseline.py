@@ -15,6 +15,7 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.repeats import clustered_error, distinct_rows
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.per_datum import per_datum_elbo
@@ -43,6 +44,7 @@ INDEPENDENT = ("independent Gaussians", "column frequencies", "independent colum
 Density = Callable[[Tensor], Tensor]
 
 
+@takes_settings
 def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
     """Compare a VAE with simple models by log p of the same held-out data.
 

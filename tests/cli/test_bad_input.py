@@ -363,7 +363,7 @@ SETTINGS = [
         "num_particles is 0", "at least 1",
     ),
     setting("an unknown flag", "--wat 3", "unrecognized arguments: --wat 3", HELP),
-    setting("a flag cut short", "--epoch 3", "unrecognized arguments: --epoch 3", HELP),
+    setting("a flag cut short", "--epoch 3", "unrecognized arguments: --epoch 3; did you mean --epochs? See pyro-vae"),
     setting("a missing --config", "--config gone.yaml", "gone.yaml: ", "File does not exist", HELP),
     config("a --config not of YAML", b"a: [1, 2\nb: {", "a.yaml: ", "line 1, column 4", HELP),
     config("a --config of bytes", bytes(range(256)), "a.yaml: ", "'utf-8'", HELP),
@@ -373,7 +373,7 @@ SETTINGS = [
     config("a wrong type in --config", b"epochs: x\n", "a.yaml: epochs: expected int", HELP),
     config("code in --config", b"seed: !!python/object/apply:os.mkdir [a]", "a.yaml: ", "could not determine", HELP),
     Case("no data", ("arguments are required: fit.data", HELP), ("fit", "--out", "out")),
-    Case("an unknown command", ("invalid choice: 'train'", "see pyro-vae --help"), ("train",)),
+    Case("an unknown command", ("invalid choice: 'train'", "did you mean pyro-vae fit? See pyro-vae --help"), ("train",)),
     Case("a demo of 0 epochs", ("epochs is 0", "at least 1"), ("demo", "--out", "out", "--epochs", "0")),
 ]  # fmt: skip
 

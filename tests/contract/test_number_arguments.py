@@ -142,7 +142,7 @@ GIVEN = {  # what a class needs besides, and a value for each number of its cons
     "Iterates": ({"x": torch.zeros(4, 6)}, {"data": 2, "num_particles": 2, "weights": 3, "seed": 1}),
     "EMA": ({}, {"decay": 0.5, "every": 2}),
     "SWA": ({}, {"start": 2, "every": 2}),
-    "EarlyStopping": ({}, {"patience": 2, "errors": 0.5}),
+    "EarlyStopping": ({}, {"patience": 2, "steps": 3, "errors": 0.5}),
     "Explosion": ({}, {"spreads": 2.0}),
     "RollBack": ({}, {"factor": 0.5, "times": 2}),
     "Schedule": ({"scheduler": max}, {"every": 2}),

@@ -16,6 +16,13 @@ from pyro_vae.errors import DataError, ModelError, SettingsError
 X, CONTEXT = torch.zeros(5, 6), torch.zeros(5, 2)
 
 
+class Times(nn.Module):
+    """A hundred times what it is given."""
+
+    def forward(self, x):
+        return 100 * x
+
+
 class Raises(nn.Module):
     def forward(self, context=None):
         raise KeyError("no such\nkey")
@@ -238,3 +245,18 @@ def test_a_convolutional_encoder_takes_a_context_as_channels():
     )
     rows = Rows(image.flatten(1).float(), context.float())
     assert pv.log_evidence(vae, rows, num_particles=5).log_evidence.notnull().all()
+
+
+@pytest.mark.parametrize("size", [1e5, 300.0])
+def test_columns_of_large_numbers_are_told_to_be_scaled(size):
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(2),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [32], 3)),
+        encoder=pv.posteriors.DiagNormal(nn.Sequential(pv.nn.mlp(3, [32], 4), Times())),
+    )
+    with pytest.raises(
+        ModelError, match=r"no parameters of its distribution.*scale the columns of the data to about 1"
+    ):
+        vae.check(size * torch.ones(5, 3))
+    vae.check(torch.ones(5, 3) * 1e-3)
