@@ -373,7 +373,7 @@ SETTINGS = [
     config("a wrong type in --config", b"epochs: x\n", "a.yaml: epochs: expected int", HELP),
     config("code in --config", b"seed: !!python/object/apply:os.mkdir [a]", "a.yaml: ", "could not determine", HELP),
     Case("no data", ("arguments are required: fit.data", HELP), ("fit", "--out", "out")),
-    Case("an unknown command", ("invalid choice: 'train'", "did you mean pyro-vae fit? See pyro-vae --help"), ("train",)),
+    Case("an unknown command", ("invalid choice: 'train'", "did you mean pyro-vae fit? See pyro-vae"), ("train",)),
     Case("a demo of 0 epochs", ("epochs is 0", "at least 1"), ("demo", "--out", "out", "--epochs", "0")),
 ]  # fmt: skip
 
