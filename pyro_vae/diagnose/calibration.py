@@ -266,15 +266,11 @@ def judge_reconstructions(found: xr.Dataset) -> Finding:
 def _held(found: xr.Dataset, least: int) -> str:
     """The coverage of 90 % intervals: over all latents, and of the worst."""
     wide = found.sel(level=0.9)
-    of_all = format_estimate(
-        100 * float(wide.expected_coverage), 100 * float(wide.expected_coverage_se), "%", over="simulations"
-    )
-    told = f"90 % intervals hold {of_all} of the latents"
+    of_all = format_estimate(100 * float(wide.expected_coverage), 100 * float(wide.expected_coverage_se), "%", over="")
+    told = f"90 % intervals hold the latents in {of_all} of the simulations"
     if found.sizes["quantity"] > 2:
-        of_worst = format_estimate(
-            100 * float(wide.coverage[least]), 100 * float(wide.coverage_se[least]), "%", over=""
-        )
-        told += f", of {found.quantity.values[least]}, the least, {of_worst}"
+        share, error = 100 * float(wide.coverage[least]), 100 * float(wide.coverage_se[least])
+        told += f" (least of all {found.quantity.values[least]}, in {format_estimate(share, error, '%', over='')})"
     return told
 
 
