@@ -87,6 +87,17 @@ def at_least_single(out: Tensor) -> Tensor:
     return out.float() if out.dtype in (torch.bfloat16, torch.float16) else out
 
 
+def as_taken(net: nn.Module, given: Tensor) -> Tensor:
+    """``given`` in the precision of a network of 16 bits; draws of a posterior are of more.
+
+    Example:
+        >>> as_taken(nn.Linear(2, 2).bfloat16(), torch.zeros(2)).dtype, as_taken(nn.Linear(2, 2), torch.zeros(2)).dtype
+        (torch.bfloat16, torch.float32)
+    """
+    own = next((p.dtype for p in net.parameters()), given.dtype)
+    return given.to(own) if own in (torch.bfloat16, torch.float16) else given
+
+
 def masked(likelihood: Distribution, mask: Tensor) -> Distribution:
     """``likelihood`` without the features where ``mask`` is false: they are missing, and integrate to one.
 

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae.core.component import Conditional, Distribution, at_least_single, join
+from pyro_vae.core.component import Conditional, Distribution, as_taken, at_least_single, join
 from pyro_vae.errors import DataError, ModelError
 
 
@@ -70,7 +70,7 @@ class Likelihood(Conditional):
         return {}
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
-        out = at_least_single(self.net(join(z, context)))
+        out = at_least_single(self.net(as_taken(self.net, join(z, context))))
         return self.features(out).to_event(out.dim() - z.dim() + 1)
 
     def parts(self, out: Tensor) -> tuple[Tensor, ...]:

@@ -137,5 +137,5 @@ def _unchanged(vae: VAE, rows: Rows) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, value in before:
-                if not torch.equal(buffer, value):
+                if buffer.layout is not torch.strided or not torch.equal(buffer, value):
                     buffer.copy_(value)

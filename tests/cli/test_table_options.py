@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_knows_how_its_table_is_read(folder):
-    _, vae, held_out = trained_run(str(folder / "run"), None)
+    _, vae, held_out, _ = trained_run(str(folder / "run"), None)
     assert held_out.columns == ["height", "weight"]
     assert set(held_out.row_labels) <= {f"r{i}" for i in range(20)}
     row = int(held_out.row_labels[0][1:])
@@ -43,7 +43,7 @@ def test_a_run_knows_how_its_table_is_read(folder):
 
 
 def test_new_data_in_another_dialect_and_order_are_the_same_rows(folder, capsys):
-    _, _, found = trained_run(str(folder / "run"), str(folder / "b.csv"))
+    _, _, found, _ = trained_run(str(folder / "run"), str(folder / "b.csv"))
     assert "read 20 rows, 2 columns; columns in the order of" in capsys.readouterr().out
     assert found.row_labels.tolist() == [f"r{i}" for i in reversed(range(20))]
     np.testing.assert_array_equal(found.x[:16].numpy(), ROWS[:3:-1].astype(np.float32))

@@ -83,8 +83,11 @@ likelihoods:
     assert "StandardNormal · Normal" in names
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.yaml",
+        "models",
+        "ranking.csv",
         "ranking.nc",
         "ranking.png",
+        "sweep.json",
         "SHA256SUMS",
     }
 
