@@ -40,6 +40,25 @@ GROUPS: dict[str, str] = {
 REASONS: dict[tuple[str, str, str], str] = {
     ("pyro_vae.elbo.per_datum", "4096", "8193"): "a number of rows at a time changes memory and no result",
     ("pyro_vae.evidence.kinds", "True", "False"): "zip's own check of lengths that compare_models has compared before",
+    (
+        "pyro_vae.evidence.psis",
+        "CHUNK // (50 * tail_length(values.shape[1]))",
+        "CHUNK * (50 * tail_length(values.shape[1]))",
+    ): "how many rows at a time changes memory and no result",
+    (
+        "pyro_vae.diagnose.datatree",
+        "chunk // (proposals * rows.x[0].numel())",
+        "chunk * (proposals * rows.x[0].numel())",
+    ): "how many rows at a time changes memory and no result",
+    ("pyro_vae.evidence.known", "values.detach()", "values"): "nobody gives an evidence that needs a gradient",
+    ("pyro_vae.diagnose.check", "False", "True"): "how a line is coloured on a terminal",
+    (
+        "pyro_vae.diagnose.check",
+        "log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum()",
+        "log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).mean()",
+    ): "what is computed to take its time",
+    ("pyro_vae.diagnose", "50000", "100001"): "an estimate of a time",
+    ("pyro_vae.diagnose", "given.each_datum * 5", "given.each_datum / 5"): "an estimate of a time",
     ("pyro_vae.diagnose.gaps", "2 ** 32", "2 * 32"): "which seed it is does not matter, as long as all members have it",
     ("pyro_vae.diagnose.gold_standard", "1", "2"): "of the draws asked for to try a gradient, one is used",
     (

@@ -326,6 +326,13 @@ def test_the_verdict_turns_at_the_thresholds_that_are_stated():
     assert judged(khat=np.nan) == "doubtful", "it takes 25 particles"
 
 
+def test_an_evidence_that_is_given_is_averaged_with_its_error():
+    vae, rows = MODEL.as_vae(), pv.data.Rows(MODEL.sample(3))
+    assert known_evidence(vae, rows, torch.tensor([1.0, 2.0, 6.0])) == (3.0, 0.0, "given")
+    arrays = {"log_evidence": ("datum", np.array([1.0, 2.0, 6.0])), "mcse": ("datum", np.array([0.3, 0.4, 0.0]))}
+    assert known_evidence(vae, rows, xr.Dataset(arrays)) == (3.0, pytest.approx(0.5 / 3), "given")
+
+
 @pytest.mark.parametrize(("spread", "level"), [(0.15, "fine"), (0.26, "doubtful")])
 def test_bounds_that_meet_are_fine_only_if_their_gap_is_known_well(spread, level):
     """Four data: twice the error of the mean gap is its standard deviation, 2 spread / √3."""
