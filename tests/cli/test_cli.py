@@ -60,6 +60,7 @@ def test_demo_ends_in_a_table_a_verdict_a_check_and_figures(tmp_path, monkeypatc
         assert estimator in shown
     assert "Pyro's analytic-KL ELBO and the hand-derived ELBO agree to" in shown
     assert "probabilistic PCA, is 0.0057" in shown
+    assert "…" not in shown, "nothing is cut in 80 columns"
     run = tmp_path / "runs/demo"
     assert names(run) == FIGURES | COMPARED | {"history.nc", "weights.safetensors", "SHA256SUMS"}
     assert all(is_a_picture(run / name) for name in names(run) if name.endswith(".png"))

@@ -74,7 +74,7 @@ def test_a_comparison_prints_as_a_table_and_is_a_dataset(comparison, tmp_path):
     assert [row[0] for row in rows if row and row[0] in ("STL", "ELBO")] == ["STL", "ELBO"]
     assert sum(row[:2] in (["STL", "1"], ["ELBO", "1"]) or row[:1] == ["2"] for row in rows) == 4
     assert "over 4 draws" in " ".join(shown.split())
-    assert re.search(r"-?\d+\.\d+ ± \d+\.\d+", shown)
+    assert re.search(r"-?\d+\.\d+±\d+\.\d+", shown)
     assert "Dimensions" in repr(comparison), "xarray's own, for what the table leaves out"
     assert "Dimensions" in str(comparison[["elbo", "elbo_se"]])
     assert "Dimensions" in str(comparison.sel(estimator="STL"))
