@@ -328,7 +328,12 @@ def _fall(runs: list[Any]) -> dict[str, list[float]] | None:
     found = [fall_of_validation(one) if isinstance(one, xr.Dataset) else None for one in histories]
     if any(one is None for one in found):
         return None
-    return {name: [float(one[name]) for one in found if one is not None] for name in ("fall", "fall_se")}
+    falls = [one for one in found if one is not None]
+    told = {name: [float(one[name]) for one in falls] for name in ("fall", "fall_se")}
+    kept = [int(one.kept_epoch) for one in falls]  # 0 where the weights are of no single epoch
+    return told | {
+        "epochs_after_kept": [one.sizes["epoch"] - k if k else 0 for one, k in zip(falls, kept, strict=True)]
+    }
 
 
 def _refuse_non_finite(end: xr.Dataset, number: int) -> None:
@@ -424,7 +429,8 @@ def judge_converged(found: xr.Dataset) -> Finding:
     Returns:
         ``"bad"`` where the ELBO still rises by more than the threshold, ``"fine"`` where it rises and falls by less and
         runs of several seeds agree, else ``"doubtful"``. Where the validation ELBO has fallen
-        (:func:`~pyro_vae.diagnose.overfitting`), no step says to train on.
+        (:func:`~pyro_vae.diagnose.overfitting`), or has chosen weights before the last, no step says to train on, and a
+        rise is doubtful.
 
     Example:
         >>> steady = xr.Dataset({"train_elbo": ("epoch", np.full(20, 3.0))}, {"epoch": range(1, 21)})
@@ -437,7 +443,8 @@ def judge_converged(found: xr.Dataset) -> Finding:
     apart = elbo_rhat > limit and np.ptp(means) > nats
     rising, falling = bool((rise - 2 * error > nats).any()), bool((rise + 2 * error < -nats).any())
     steady = bool((np.abs(rise) + 2 * error <= nats).all())
-    level: Level = "bad" if rising else "fine" if steady and not apart else "doubtful"
+    chosen = "epochs_after_kept" in found and bool((found.epochs_after_kept > 0).all())
+    level: Level = "bad" if rising and not chosen else "fine" if steady and not apart else "doubtful"
     k = int((rise - 2 * error if rising else np.abs(rise) + 2 * error).argmax())  # the run that decides
     why = (
         f"the ELBO rose by {format_estimate(rise[k], error[k], 'nats per datum', over=f'the last {last} epochs')} "
@@ -454,10 +461,11 @@ def judge_converged(found: xr.Dataset) -> Finding:
         why += f"; the validation ELBO has fallen by up to {found.fall.values.max():.2g} nats since its best epoch"
     steps = {
         "do not train on: new data lose by it (see overfitting)": fallen and not steady,
-        "train longer": rising and not fallen,
+        "the validation ELBO chose these weights: more epochs would gain on training data alone": chosen and not fallen,
+        "train longer": rising and not fallen and not chosen,
         "lower the learning rate: the ELBO falls": falling,
         "train longer, or lower the learning rate, so that noise hides no trend; Iterates.average has less of it": not (
-            rising or falling or steady or fallen
+            rising or falling or steady or fallen or chosen
         ),
         "keep the run with the highest ELBO on held-out data, and train more seeds": apart and not rising,
     }

@@ -68,6 +68,17 @@ def test_it_is_bad_and_nothing_then_says_to_train_longer(overfitted):
     assert "train longer" in judge_converged(converged(alone.assign(train_elbo=alone.train_elbo + alone.epoch))).next
 
 
+def test_weights_that_the_validation_data_chose_are_not_told_to_train_longer():
+    epochs = np.arange(40.0)
+    rising = history(np.zeros(40), np.zeros(40), weights_epoch=30).assign(train_elbo=("epoch", epochs))
+    stopped = judge_converged(converged(rising))
+    assert stopped.level == "doubtful"
+    assert stopped.next == "the validation ELBO chose these weights: more epochs would gain on training data alone"
+    for epoch in (40, 0):  # the last one's, and those of none, as an average's are
+        last = judge_converged(converged(rising.assign_attrs(weights_epoch=epoch)))
+        assert (last.level, last.next) == ("bad", "train longer")
+
+
 def history(validation, below, error=0.01, **attrs):
     columns = {"train_elbo": np.arange(len(below)) * 1.0, "validation_elbo": validation, "validation_below_best": below}
     columns["validation_below_best_se"] = np.full(len(below), error)
