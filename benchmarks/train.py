@@ -28,7 +28,7 @@ NAMES = [
     "torch by hand, torch.compile", "torch by hand, CUDA graph", "NumPyro, jitted epoch", "pythae's trainer",
 ]  # fmt: skip
 GPU_RACES = 3
-"""On a GPU the contestants of so many races make ready side by side, while the machine's many cores have time."""
+"""On a GPU, start the contestants of so many races at once: getting ready takes a CPU core each."""
 
 
 class Contestant:
@@ -85,7 +85,7 @@ class Contestant:
 
 
 def entered(case: Case, names: list[str], threads: int) -> list[Contestant]:
-    """The contestants of a race, each told to make ready; on a CPU one after another."""
+    """Start the contestants of a race; on a CPU, one after another."""
     contestants = []
     for name in names:
         contestants.append(Contestant(name, case, threads))

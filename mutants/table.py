@@ -56,7 +56,7 @@ REASONS: dict[tuple[str, str, str], str] = {
         "pyro_vae.diagnose.check",
         "log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum()",
         "log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).mean()",
-    ): "what is computed to take its time",
+    ): "the result is not used, only its time is measured",
     ("pyro_vae.diagnose", "50000", "100001"): "an estimate of a time",
     ("pyro_vae.diagnose", "given.each_datum * 5", "given.each_datum / 5"): "an estimate of a time",
     ("pyro_vae.diagnose.gaps", "2 ** 32", "2 * 32"): "which seed it is does not matter, as long as all members have it",

@@ -29,7 +29,7 @@ Examples:
   pyro-vae compare runs/first
   pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
-  pyro-vae swap runs/swap                    (after a stop: on with what is not trained yet; so does compare runs/seeds)
+  pyro-vae swap runs/swap                    (after a stop: trains what is left; so does compare runs/seeds)
   pyro-vae check runs/first
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
 
@@ -69,7 +69,7 @@ def resume_settings(
         data: where its data are now, if they were moved; they must be the same rows.
         validation_data: the same of its held-out data.
         epochs: passes over the data, those before included; by default as many as it was begun with.
-        steps: at most so many, those before included, of a run that ends by its validation ELBO.
+        steps: the new limit on all steps of the run, if it stops by its validation ELBO.
         device: auto, cpu or cuda; by default the one it was begun on. Another gives slightly different numbers.
     """
 
@@ -79,7 +79,7 @@ def resume_sweep_settings(resume: str, *, workers: int | None = None) -> None:
 
     Args:
         resume: the folder of its results.
-        workers: train so many side by side; by default as many as it was begun with.
+        workers: how many trainings run at the same time; by default as before.
     """
 
 

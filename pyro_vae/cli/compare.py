@@ -61,7 +61,7 @@ def run_compare(asked: Namespace) -> int:
 
 
 def _settled(asked: Namespace) -> Namespace:
-    """What is asked for, or, where RUN is a comparison over seeds that was stopped, the settings of that."""
+    """Return the settings, or those of RUN if RUN is a comparison over seeds that was stopped."""
     if "resume" in asked:
         return stopped_sweep("compare", compare_settings, asked.resume, asked.workers)
     if asked.run is not None and is_sweep(asked.run):

@@ -104,7 +104,9 @@ def test_what_a_used_vae_is_made_of_is_copied_too():
     vae.decoder.net = pv.nn.mlp(3, [4], 6).double()  # the component still knows the network that it was made of
     optimizer = torch.optim.Adam(vae.parameters())
     for value in (vae, vae.model, vae.guide, vae.decoder, vae.encoder.net, list(vae.parameters()), optimizer):
-        by_pickle(value)
+        again = by_pickle(value)
+        if isinstance(value, nn.Module):
+            assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in value.state_dict().items())
 
 
 def part(table, name):
