@@ -9,7 +9,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae.core.compatibility import in_a_line
-from pyro_vae.core.component import at_least_single, evaluating, infer, join
+from pyro_vae.core.component import at_least_single, evaluating, join
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.core.vae import VAE
@@ -89,7 +89,7 @@ def warn_of_limits(vae: VAE, rows: Rows) -> None:
     if not isinstance(decoder, Likelihood) or type(decoder).beyond is Likelihood.beyond:
         return
     with torch.random.fork_rng(devices=[rows.x.device] if rows.x.is_cuda else []), evaluating(vae):
-        z = infer(vae.encoder, rows.x, rows.context, rows.mask).sample()
+        z = vae.posterior(rows).sample()
         found = decoder.beyond(at_least_single(decoder.net(join(z, rows.context))))
     for limit, over in found.items():
         if number := int(over.flatten(1).any(1).sum()):
