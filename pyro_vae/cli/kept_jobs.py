@@ -50,7 +50,7 @@ def stopped_sweep(name: str, function: Callable[..., Any], folder: str, workers:
     config = Path(folder) / "config.yaml"
     if not is_sweep(folder):
         raise DataError(f"{folder}: holds no {ABOUT}; give the folder of a pyro-vae {name} that was stopped")
-    if (other := json.loads((Path(folder) / ABOUT).read_text(encoding="utf-8"))["command"]) != name:
+    if (other := _about(Path(folder))["command"]) != name:
         raise DataError(f"{folder}: is of pyro-vae {other}; go on with pyro-vae {other} {folder}")
     validate_unchanged(config)
     refuse_code(Path(folder))
@@ -61,6 +61,13 @@ def stopped_sweep(name: str, function: Callable[..., Any], folder: str, workers:
     settings.out = str(folder)
     settings.workers = workers or settings.workers
     return settings
+
+
+def _about(folder: Path) -> dict[str, str]:
+    """What marks the folder of a sweep, seen to be undamaged."""
+    validate_unchanged(folder / ABOUT)
+    about: dict[str, str] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return about
 
 
 def sweep_folder(name: str, out: str | None, *, goes_on: bool) -> RunFolder:
@@ -113,8 +120,7 @@ class KeptJobs:
     data: Loaded
 
     def __post_init__(self) -> None:
-        about = self.run.path / ABOUT
-        if about.is_file() and json.loads(about.read_text(encoding="utf-8"))["data_hash"] != self._data_hash():
+        if is_sweep(self.run.path) and _about(self.run.path)["data_hash"] != self._data_hash():
             raise SettingsError(
                 f"{self.run.path} was begun with other data than {self.settings.data}; give it the same"
             )

@@ -140,3 +140,13 @@ def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():
     )
     assert cli_swap._best_of(ranked) == "Best: a (not told apart from near by 2 standard errors)"
     assert cli_swap._best_of(ranked.isel(model=[0, 2])) == "Best: a"
+
+
+@pytest.mark.parametrize("command", ["swap", "compare"])
+def test_a_sweep_whose_mark_is_damaged_is_refused_in_a_sentence(command, folder, capsys):
+    (folder / "out").mkdir()
+    for name in ("sweep.json", "config.yaml"):
+        (folder / "out" / name).write_text("{")
+    (folder / "out" / "SHA256SUMS").write_text(f"{'0' * 64}  sweep.json\n")
+    assert main([command, "out"]) == 2
+    assert "sweep.json: is not as it was written; copy the run again" in capsys.readouterr().err
