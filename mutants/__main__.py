@@ -12,6 +12,8 @@ import importlib.util
 import json
 import os
 import random
+import resource
+import signal
 import sys
 import time
 from collections import Counter
@@ -57,17 +59,20 @@ class Job:
         files: the test files.
         mutant: the planted bug.
         path: the file of its module.
+        seconds: of processor time that it may take; on a busy machine it is given more time to use them.
     """
 
     files: tuple[str, ...]
     mutant: Mutant | None = None
     path: Path | None = None
+    seconds: int = 3000
 
 
 def _run(job: Job) -> None:
     """Run tests until one fails; the exit code is pytest's."""
     import pytest
 
+    resource.setrlimit(resource.RLIMIT_CPU, (job.seconds, job.seconds))
     if job.mutant and job.path:
         sys.meta_path.insert(0, _Planted(job.mutant, job.path))
         importlib.import_module(
@@ -78,14 +83,14 @@ def _run(job: Job) -> None:
     os._exit(int(code))
 
 
-def ended(jobs: Iterable[Job], workers: int, seconds: float) -> Iterator[tuple[Job, int | None]]:
-    """Run each job in a process of its own; give its exit code, or None after so many seconds."""
+def ended(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, int | None]]:
+    """Run each job in a process of its own; give its exit code, or None if it hangs."""
     waiting, running = iter(jobs), dict[Job, tuple[BaseProcess, float]]()
     while True:
         for job in islice(waiting, workers - len(running)):
             process = get_context("fork").Process(target=_run, args=(job,))
             process.start()
-            running[job] = process, time.monotonic() + seconds
+            running[job] = process, time.monotonic() + 5 * job.seconds
         if not running:
             return
         time.sleep(0.02)
@@ -98,7 +103,7 @@ def ended(jobs: Iterable[Job], workers: int, seconds: float) -> Iterator[tuple[J
                 yield job, code
 
 
-def chosen(share: float, least: int, seed: int, only: str) -> list[Job]:
+def chosen(share: float, least: int, seed: int, only: str, seconds: int) -> list[Job]:
     """A share of the mutants of each module, and at least so many of each (or all, where there are fewer)."""
     found: list[Job] = []
     for module, path in sources(ROOT).items():
@@ -107,7 +112,7 @@ def chosen(share: float, least: int, seed: int, only: str) -> list[Job]:
             count = min(len(every), max(least, round(share * len(every))))
             sample = random.Random(f"{seed} {module}").sample(every, count)
             files = (*tests(ROOT, module), str(path))  # its doctests last
-            found += [Job(files, mutant, path) for mutant in sorted(sample, key=lambda m: m.index)]
+            found += [Job(files, mutant, path, seconds) for mutant in sorted(sample, key=lambda m: m.index)]
     return found
 
 
@@ -133,22 +138,22 @@ def run() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="modules whose name contains this text")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seconds", type=float, default=300.0, help="after which a mutant counts as killed")
+    parser.add_argument("--seconds", type=int, default=300, help="of the processor; a mutant that takes more is killed")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     preload()
-    jobs, start = chosen(asked.share, asked.least, asked.seed, asked.only), time.monotonic()
+    jobs, start = chosen(asked.share, asked.least, asked.seed, asked.only, asked.seconds), time.monotonic()
     seen = json.loads(asked.out.read_text())["seen"] if asked.out.exists() else {}
     todo = [job for job in jobs if not seen.get(key(job), SURVIVED).startswith(KILLED)]
     print(f"{len(jobs)} bugs, of which {len(jobs) - len(todo)} were killed before", flush=True)
     controls = dict.fromkeys(Job(job.files[:-1]) for job in todo)
-    broken = [job.files for job, code in ended(controls, asked.workers, 10 * asked.seconds) if code != 0]
+    broken = [job.files for job, code in ended(controls, asked.workers) if code != 0]
     if broken:
         print("These tests fail without a planted bug; mend them first:", *broken, sep="\n")
         return 2
     share = write(asked.out, jobs, seen)
-    for done, (job, code) in enumerate(ended(todo, asked.workers, asked.seconds), 1):
-        seen[key(job)] = SLOW if code is None else KILLED if code else SURVIVED
+    for done, (job, code) in enumerate(ended(todo, asked.workers), 1):
+        seen[key(job)] = SLOW if code in (None, -signal.SIGKILL, -signal.SIGXCPU) else KILLED if code else SURVIVED
         print(f"{done}/{len(todo)} {time.monotonic() - start:5.0f} s  {seen[key(job)]}: {job.mutant}", flush=True)
         share = write(asked.out, jobs, seen)
     print(f"{share:.1%} of those without a reason are killed")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_vae.__about__ import __version__
 
 if TYPE_CHECKING:
-    from pyro_vae import data, diagnose, elbo, errors, exact, likelihoods, nn, plots, posteriors, priors
+    from pyro_vae import data, diagnose, elbo, errors, likelihoods, nn, plots, posteriors, priors
     from pyro_vae.compare.elbos import compare_elbos
     from pyro_vae.compare.models import compare_models
     from pyro_vae.compare.pair import Pair
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnose.check import check
     from pyro_vae.diagnose.datatree import to_datatree
     from pyro_vae.diagnose.describe import describe
-    from pyro_vae.evidence import log_evidence
+    from pyro_vae.evidence import exact, log_evidence
     from pyro_vae.train import callbacks
     from pyro_vae.train.checkpoint.rotation import Checkpoints
     from pyro_vae.train.checkpoint.save_load import load, save
@@ -47,7 +47,7 @@ _HOMES = {
 }
 """Modules and the public names that are imported from them on first use, so that `pyro-vae --help` needs no torch."""
 
-_MOVED = {"callbacks": "train.callbacks", "swap": "compare.swap"}
+_MOVED = {"callbacks": "train.callbacks", "exact": "evidence.exact", "swap": "compare.swap"}
 """Paths of earlier versions, which go on working."""
 
 

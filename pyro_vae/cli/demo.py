@@ -14,7 +14,7 @@ from pyro_vae.compare.elbos import compare_elbos, note_elbos
 from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import digits, split
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 from pyro_vae.train.fit import fit
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import DataError, ModelError, SettingsError
-from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
+from pyro_vae.evidence.exact import LinearGaussian, quadrature_log_marginal
 
 
 def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, float, str]:

@@ -15,7 +15,7 @@ from pyro_vae.cli import main
 from pyro_vae.cli import swap as cli_swap
 from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, with_failures
 from pyro_vae.errors import DataError, SettingsError
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 
 FAST = ["--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--particles", "10", "--batch_size", "16"]
 

@@ -21,7 +21,7 @@ from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.sweep import run_jobs
 from pyro_vae.compare.swap import rank, ranking_table
 from pyro_vae.errors import ProcessError, SettingsError
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 
 HERE = Path(__file__).resolve().parents[1]
 FAST = ["--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--particles", "10", "--batch_size", "16"]

@@ -18,8 +18,8 @@ from pyro_vae.data import Data, Rows
 from pyro_vae.data.fingerprint import Trained, data_hash, refuse_trained_on, row_hashes, trained_on
 from pyro_vae.data.repeats import clustered_error, distinct_rows, warn_of_duplicates
 from pyro_vae.errors import DataError, DuplicateRowsWarning, ModelError, SettingsError
+from pyro_vae.evidence.exact import LinearGaussian
 from pyro_vae.evidence.generative import generative_hash
-from pyro_vae.exact import LinearGaussian
 
 quiet_fit = partial(pv.fit, progress=False, device="cpu", epochs=1)
 RIGHT = linear_gaussian()

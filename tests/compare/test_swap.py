@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.compare.swap import rank
 from pyro_vae.errors import SettingsError
-from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
+from pyro_vae.evidence.exact import LinearGaussian, quadrature_log_marginal
 
 
 def test_evidence_is_exact_for_the_exact_guide_and_covers_the_truth_for_another():

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 import pyro_vae as pv
 from pyro_vae.errors import DataError, ModelError, SettingsError
-from pyro_vae.exact import LinearGaussian, quadrature_log_marginal
+from pyro_vae.evidence.exact import LinearGaussian, quadrature_log_marginal
 
 
 @pytest.fixture(scope="module")

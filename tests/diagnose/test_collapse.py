@@ -15,7 +15,7 @@ import pyro_vae as pv
 from pyro_vae.core.zuko import FlowDistribution
 from pyro_vae.diagnose import collapse, judge_collapse
 from pyro_vae.errors import DataError, SettingsError
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 
 MODEL = linear_gaussian()
 

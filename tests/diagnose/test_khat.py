@@ -10,8 +10,8 @@ from helpers.guides import MASK, Altered, OfWhatWasSeen, altered, conditional, c
 import pyro_vae as pv
 from pyro_vae.diagnose import judge_khat, khat, psis
 from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.evidence.exact import LinearGaussian
 from pyro_vae.evidence.psis import tail_length
-from pyro_vae.exact import LinearGaussian
 
 MODEL = linear_gaussian()
 

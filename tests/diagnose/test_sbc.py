@@ -13,7 +13,7 @@ import pyro_vae as pv
 from pyro_vae.diagnose import _ecdf, calibration, judge_reconstructions, judge_sbc, khat, sbc
 from pyro_vae.diagnose.calibration import level_of_latents
 from pyro_vae.errors import DataError, ModelError, SettingsError
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 
 MODEL = linear_gaussian()
 LIKELIHOOD = "log p(x|z)"

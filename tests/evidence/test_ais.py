@@ -15,8 +15,8 @@ from pyro_vae import plots
 from pyro_vae.data import Rows
 from pyro_vae.evidence import annealed, bidirectional, judge_evidence
 from pyro_vae.evidence.annealed import PILOT_CHAINS, Path, along, moved, places, still, temperature, tuned
+from pyro_vae.evidence.exact import quadrature_log_marginal
 from pyro_vae.evidence.weights import Plan
-from pyro_vae.exact import quadrature_log_marginal
 
 MODEL = linear_gaussian()
 PLAN = Plan(num_particles=1, temperatures=8, leapfrog=3, tick=lambda: None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.exact import quadrature_log_marginal
+from pyro_vae.evidence.exact import quadrature_log_marginal
 from pyro_vae.train import per_datum_elbo
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.evidence import cross_check, estimate_and_check, judge_evidence
-from pyro_vae.exact import quadrature_log_marginal
+from pyro_vae.evidence.exact import quadrature_log_marginal
 
 SCALE = 0.3
 

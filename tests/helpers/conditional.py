@@ -5,7 +5,7 @@ from torch import nn
 
 import pyro_vae as pv
 from helpers.checks import linear_gaussian
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 
 MASK = torch.tensor([[True, True, False, True, False]])
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 
 MASK = torch.tensor([True, True, False, True, False])
 

@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 import pyro_vae as pv
 from pyro_vae.cli.demo import linear_check, note_vae
 from pyro_vae.errors import DataError, DivergenceError, ModelError, SettingsError
-from pyro_vae.exact import LinearGaussian
+from pyro_vae.evidence.exact import LinearGaussian
 from pyro_vae.train import per_datum_elbo
 
 quiet_fit = partial(pv.fit, progress=False, device="cpu")

@@ -1,0 +1,1 @@
+"""What a trained VAE is used for: latents, reconstructions, imputations, samples and scores as labelled tables."""
