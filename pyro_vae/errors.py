@@ -115,6 +115,14 @@ class AtomsWarning(UserWarning):
     """
 
 
+class ConstantColumnsWarning(UserWarning):
+    """Columns that are standardized hold one value each, which tells nothing of their spread.
+
+    >>> issubclass(ConstantColumnsWarning, UserWarning)
+    True
+    """
+
+
 class PrecisionWarning(UserWarning):
     """A column loses most of what tells its values apart in the precision of the VAE.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.component import Conditional, Distribution, at_least_single, evaluating, join, masked
 from pyro_vae.core.distributions import LowRankMultivariateNormal, MultivariateNormal
+from pyro_vae.core.standardize import Standardizable, Standardize
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.errors import ModelError, SettingsError
 
@@ -21,7 +22,7 @@ Given = tuple[Tensor, Tensor | None, Tensor | None]
 """x, its context and the mask of what of it was observed."""
 
 
-class Posterior(Conditional):
+class Posterior(Conditional, Standardizable):
     """The base of amortised posteriors: a module from ``x`` of shape ``(*batch, *features)`` to ``q(z|x)``.
 
     A member says in ``distribution`` what its network's numbers mean, and in ``outputs`` how many it needs.
@@ -46,9 +47,12 @@ class Posterior(Conditional):
         """The distribution of batch shape ``(*batch)`` that the network's ``(*batch, outputs)`` numbers stand for."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
-        if context is not None:
-            x = x.flatten(context.dim() - 1)
-        return self.distribution(at_least_single(self.net(join(x, context))))
+        return self.distribution(at_least_single(self.encoded(x, context)))
+
+    def encoded(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """What the network says of x, shape ``(*batch, outputs)``."""
+        x = x if self.standardize is None else self.standardize(x)
+        return self.net(join(x if context is None else x.flatten(context.dim() - 1), context))
 
 
 class DiagNormal(Posterior):
@@ -286,6 +290,14 @@ class Refined(Posterior):
 
     def distribution(self, out: Tensor) -> Distribution:
         return self.net.distribution(out)  # type: ignore[operator]
+
+    def standardize_by(self, standardize: Standardize) -> None:
+        """Let the encoder that refinement starts from take data in these units."""
+        self.net.standardize_by(standardize)  # type: ignore[operator]
+
+    @property
+    def center(self) -> Tensor | None:
+        return self.net.center  # type: ignore[return-value]
 
     @property
     def amortised(self) -> nn.Module:

@@ -10,6 +10,7 @@ from pyro_vae.core.compatibility import called, drawn, in_a_line
 from pyro_vae.core.component import Conditional, Distribution, at_least_single
 from pyro_vae.core.distributions import StudentT as _StudentT
 from pyro_vae.core.given_numbers import GivenNumbers
+from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
@@ -203,7 +204,8 @@ class VampPrior(GivenNumbers, Prior):
 
     Args:
         data: shape ``(datum, *features)``; the pseudo-inputs start as rows of it, drawn at random, with 0 for
-            what is missing where they are :class:`~pyro_vae.data.Data` with a mask.
+            what is missing where they are :class:`~pyro_vae.data.Data` with a mask. A VAE that standardizes has
+            them in its units (and 0, the mean, for what is missing); :attr:`inputs` are in those of the data.
         components: K, the number of pseudo-inputs, from 1 to the number of data.
 
     Raises:
@@ -230,17 +232,38 @@ class VampPrior(GivenNumbers, Prior):
 
     def __init__(self, data: Any, *, components: int = 50) -> None:
         super().__init__()
-        x = rows_of(data, source="data of the VampPrior").x
-        if whole("components", components, 1) > len(x):
-            raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(x)}")
-        start = x[torch.randperm(len(x))[:components]].double()
-        self.pseudo_inputs = nn.Parameter(self.keep("pseudo_inputs", start))
+        rows = rows_of(data, source="data of the VampPrior")
+        if whole("components", components, 1) > len(rows):
+            raise SettingsError(f"components is {components}; it must be from 1 to the number of data, {len(rows)}")
+        start = rows.take(torch.randperm(len(rows))[:components])
+        self.pseudo_inputs = nn.Parameter(self.keep("pseudo_inputs", start.x.double()))
+        self._missing = None if start.mask is None else ~start.mask
+        self._standardized = False
         self._encoder: tuple[nn.Module, ...] = ()
         self._forget(data, self.pseudo_inputs)
 
     def bind(self, vae: "VAE") -> None:
         """Take the VAE's encoder for q, where it is refined the one before; a tuple keeps it from being a submodule."""
         self._encoder = (getattr(vae.encoder, "amortised", vae.encoder),)
+        if self._units is not None and not self._standardized:
+            self._standardized = True
+            self._standardize(self._units)
+
+    @property
+    def _units(self) -> Standardize | None:
+        return getattr(self._encoder[0], "standardize", None)
+
+    @torch.no_grad()
+    def _standardize(self, units: Standardize) -> None:
+        """Hold the pseudo-inputs in the units of the encoder's network, in which training moves all columns alike."""
+        start = units(self.pseudo_inputs.double())
+        start = start if self._missing is None else start.masked_fill(self._missing.to(start.device), 0.0)
+        self.pseudo_inputs.copy_(self.keep("pseudo_inputs", start))
+
+    @property
+    def inputs(self) -> Tensor:
+        """The pseudo-inputs in the units of the data, shape ``(components, *features)``."""
+        return self.pseudo_inputs if self._units is None else self._units.inverse(self.pseudo_inputs)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         if not self._encoder:
@@ -251,9 +274,9 @@ class VampPrior(GivenNumbers, Prior):
 
     def _posteriors(self, context: Tensor | None) -> Any:
         """q(z | u) of every pseudo-input, with a context as many times as there are contexts."""
-        given: list[Tensor] = [self.pseudo_inputs]
+        given: list[Tensor] = [self.inputs]
         if context is not None:
-            given = [self.pseudo_inputs.expand(*context.shape[:-1], *given[0].shape), context.unsqueeze(-2)]
+            given = [given[0].expand(*context.shape[:-1], *given[0].shape), context.unsqueeze(-2)]
         try:
             return self._encoder[0](*given)
         except PyroVAEError:

@@ -12,10 +12,12 @@ from jsonargparse import Namespace
 from pyro_vae import nn
 from pyro_vae.cli.settings import instances
 from pyro_vae.core.device import seeded
+from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.rows import Data
+from pyro_vae.data.spread import mean_and_sd
 from pyro_vae.errors import PyroVAEError, SettingsError
-from pyro_vae.likelihoods import Normal
+from pyro_vae.likelihoods import Likelihood, Normal
 
 # Units of the user's data are unknown, so their noise is learned unless a likelihood is named.
 _learned_normal = partial(Normal, scale=0.5, learn_scale=True)
@@ -59,12 +61,21 @@ def assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, po
             decoder_net = nn.mlp(latents, hidden[::-1], _outputs(likelihood, features))
             encoder_net = nn.mlp(features, hidden, _outputs(posterior, latents))
             decoder = (likelihood[0] or _learned_normal)(decoder_net)
-            return VAE(prior=made_prior, decoder=decoder, encoder=posterior[0](encoder_net))
+            encoder = posterior[0](encoder_net)
+            return VAE(prior=made_prior, decoder=decoder, encoder=encoder, standardize=_units(settings, train, decoder))
     except PyroVAEError:
         raise
     except (MemoryError, RuntimeError, TypeError, ValueError) as error:
         sizes = f"latent_dim {latents} and hidden {hidden}"
         raise SettingsError(f"no VAE can be made of these parts ({first_line(error)}); change them, {sizes}") from error
+
+
+def _units(settings: Namespace, train: Data, decoder: Likelihood) -> Standardize | None:
+    """The units of the columns, if they are to be standardized and some are of real numbers."""
+    real = decoder.real_columns(train.x.shape[1:])
+    if not settings.standardize or train.image_shape is not None or not bool(real.any()):
+        return None
+    return mean_and_sd(train)
 
 
 def first_line(error: Exception) -> str:

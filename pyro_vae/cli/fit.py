@@ -272,9 +272,12 @@ def settings_of(folder: str | Path) -> Namespace:
     validate_unchanged(config)
     refuse_code(Path(folder))
     try:
-        return training().parse_path(str(config))
+        settings = training().parse_path(str(config))
     except (argparse.ArgumentError, TypeError, UnicodeError) as error:
         raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
+    if "\nstandardize:" not in config.read_text(encoding="utf-8"):  # of a version that could not
+        settings.standardize = False
+    return settings
 
 
 def refuse_code(folder: Path) -> None:

@@ -17,11 +17,17 @@ from pyro_vae.cli.messages import plain
 from pyro_vae.cli.suggestions import suggestion
 from pyro_vae.errors import (
     AtomsWarning,
+    ConstantColumnsWarning,
     DuplicateRowsWarning,
     PrecisionWarning,
     PyroVAEError,
     UncapturedStepWarning,
 )
+
+SAID_PLAINLY = (
+    AtomsWarning, ConstantColumnsWarning, DuplicateRowsWarning, PrecisionWarning, UncapturedStepWarning,
+)  # fmt: skip
+"""Warnings that are for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +114,7 @@ def _plain_warnings() -> Iterator[None]:
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, (AtomsWarning, DuplicateRowsWarning, PrecisionWarning, UncapturedStepWarning)):
+        if issubclass(category, SAID_PLAINLY):
             print(f"pyro-vae: {message}", file=sys.stderr)
         else:
             shown(message, category, *where, **more)

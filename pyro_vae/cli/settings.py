@@ -49,6 +49,7 @@ def fit_settings(
     prior: PriorMaker = StandardNormal,
     likelihood: LikelihoodMaker | None = None,
     posterior: PosteriorMaker = DiagNormal,
+    standardize: bool = True,
     elbo: ELBO | None = None,
     optimizer: OptimizerMaker = torch.optim.Adam,
     epochs: int | None = None,
@@ -88,6 +89,8 @@ def fit_settings(
         prior: the class of p(z), called with the number of latents.
         likelihood: the class of p(x|z), called with the decoder network; by default a Normal whose scale is learned.
         posterior: the class of q(z|x), called with the encoder network.
+        standardize: whether the networks see and describe columns of real numbers by their distance from the mean, in
+            sds of the training data; the density remains one of the data in their own units. Images are left alone.
         elbo: the estimator; Trace_ELBO if not given.
         optimizer: a class of torch.optim, called with the parameters.
         epochs: passes over the data, all of which are made. By default training ends when the validation ELBO stops

@@ -151,7 +151,7 @@ def _why(role: str, part: nn.Module, given: tuple[Tensor, ...], error: Exception
     if given and isinstance(error, ValueError) and "to satisfy the constraint" in str(error):
         return (
             f"the {role} gives numbers that are no parameters of its distribution, for {what} of up to "
-            f"{given[0].abs().max():.3g}; scale the columns of the data to about 1: (x - mean) / sd"
+            f"{given[0].abs().max():.3g}; standardize the columns: VAE(..., standardize=pyro_vae.data.mean_and_sd(x))"
         )
     returns = "nothing, or a context, and returns p(z)" if role == "prior" else "such rows and returns a distribution"
     return f"the {role} cannot be called with {what} ({in_a_line(error)}); make it a module that takes {returns}"

@@ -123,8 +123,15 @@ def observed(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
+def as_encoded(encoder: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` as an encoder is given it: 0, or where it standardizes the center, in the place of what is missing."""
+    center = getattr(encoder, "center", None)
+    return observed(x, mask) if mask is None or center is None else torch.where(mask, x, center)
+
+
 def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Distribution:
-    """``q(z|x)``: the encoder sees 0 for what is missing; one with ``takes_mask`` is told what that is.
+    """``q(z|x)``: the encoder sees 0 (the center, where it standardizes) for what is missing; one with ``takes_mask``
+    is told what that is.
 
     Example:
         >>> import pyro_vae as pv
@@ -134,7 +141,7 @@ def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Te
     given: tuple[Tensor | None, ...] = () if context is None else (context,)
     if mask is not None and getattr(encoder, "takes_mask", False):
         given = (context, mask)
-    return distribution(encoder, "encoder", observed(x, mask), *given)
+    return distribution(encoder, "encoder", as_encoded(encoder, x, mask), *given)
 
 
 @contextlib.contextmanager

@@ -19,12 +19,12 @@ class StudentT(dist.StudentT):
     """
 
     def __init__(self, df: float, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
-        self.log_constant = student_constant(df)
+        self.given_df, self.log_constant = df, student_constant(df)
         super().__init__(df, loc, scale, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "StudentT":
         new: StudentT = self.__new__(type(self)) if _instance is None else _instance
-        new.log_constant = self.log_constant
+        new.given_df, new.log_constant = self.given_df, self.log_constant
         return super().expand(batch_shape, new)
 
     def log_prob(self, value: Tensor) -> Tensor:

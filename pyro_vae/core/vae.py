@@ -12,6 +12,7 @@ from pyro_vae.core import compatibility
 from pyro_vae.core.component import Distribution, distribution, infer, masked, observed
 from pyro_vae.core.param_store import Picklable, register
 from pyro_vae.core.rows import Rows
+from pyro_vae.core.standardize import Standardizable, Standardize
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
@@ -99,6 +100,20 @@ def _kind(part: Any) -> str:
     return f"a {type(part).__name__}"
 
 
+def _standardize_by(part: nn.Module, role: str, standardize: Any) -> None:
+    if not isinstance(standardize, Standardize):
+        raise ModelError(
+            f"standardize is a {type(standardize).__name__}; give pyro_vae.data.mean_and_sd of the training data"
+        )
+    if not isinstance(part, Standardizable):
+        base = "likelihoods.Likelihood" if role == "decoder" else "posteriors.Posterior"
+        raise ModelError(
+            f"the {role} is a {type(part).__name__}, which cannot be told how to standardize; make it a "
+            f"pyro_vae.{base}, or standardize the data"
+        )
+    part.standardize_by(standardize)
+
+
 class VAE(Picklable):
     """A variational autoencoder: a prior, a decoder and an encoder, each a module that returns a distribution.
 
@@ -118,11 +133,14 @@ class VAE(Picklable):
         prior: ``() → p(z)``, event shape ``(latent,)``.
         decoder: ``z → p(x|z)``, from ``(*batch, latent)`` to event shape ``(*features)``.
         encoder: ``x → q(z|x)``, from ``(*batch, *features)`` to event shape ``(latent,)``.
+        standardize: in which units the networks see and describe the columns, as ``pv.data.mean_and_sd(train)``: as
+            they are, if not given. Columns of counts, categories or shares stay as they are; the density remains one
+            of the data in their own units.
 
     A prior or encoder that needs another part has a method ``bind(vae)``, called when the VAE is made.
 
     Raises:
-        ModelError: if a part is not a ``torch.nn.Module``.
+        ModelError: if a part is not a ``torch.nn.Module``, or cannot be told how to standardize.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -142,7 +160,9 @@ class VAE(Picklable):
     trained_on: "Trained | None" = None
     """What :func:`pyro_vae.fit` trained it on, as hashes; no part of its state."""
 
-    def __init__(self, *, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
+    def __init__(
+        self, *, prior: nn.Module, decoder: nn.Module, encoder: nn.Module, standardize: Standardize | None = None
+    ) -> None:
         super().__init__()
         for role, part in {"prior": prior, "decoder": decoder, "encoder": encoder}.items():
             if not isinstance(part, nn.Module):
@@ -151,9 +171,13 @@ class VAE(Picklable):
                 )
         self.model = Generative(prior, decoder)
         self.guide = Inference(encoder)
-        self._bind()
+        self._bind(standardize)
 
-    def _bind(self) -> None:
+    def _bind(self, standardize: Standardize | None) -> None:
+        if standardize is not None:
+            _standardize_by(self.decoder, "decoder", standardize)
+            # Columns that the likelihood takes as they are, the encoder takes as they are, too.
+            _standardize_by(self.encoder, "encoder", self.decoder.standardize)
         for part in (self.prior, self.encoder):
             if callable(bind := getattr(part, "bind", None)):
                 bind(self)
@@ -162,6 +186,11 @@ class VAE(Picklable):
     def prior(self) -> nn.Module:
         """``() → p(z)``."""
         return self.model.prior
+
+    @property
+    def standardize(self) -> Standardize | None:
+        """In which units the networks see and describe the columns; None if as they are."""
+        return getattr(self.decoder, "standardize", None)
 
     @property
     def decoder(self) -> nn.Module:
@@ -179,8 +208,9 @@ class VAE(Picklable):
         if home is None:
             super().__setattr__(name, value)
         else:
+            standardize = self.standardize
             setattr(getattr(self, home), name, value)
-            self._bind()
+            self._bind(standardize)
 
     def posterior(self, rows: Rows) -> Distribution:
         """``q(z|x)`` of rows with their contexts and masks, batch shape ``(datum,)``."""

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core.component import Distribution, join
+from pyro_vae.core.component import Distribution, as_encoded
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
@@ -64,10 +64,8 @@ def amortised(vae: VAE, rows: Rows) -> Free:
     if q.event_dim != 1 or not q.has_rsample:
         raise ModelError("gaps need latents in one dimension whose q is reparameterised; this one has no such sample")
     if isinstance(encoder, Posterior) and type(encoder).forward is Posterior.forward:
-        x = rows.x if rows.context is None else rows.x.flatten(rows.context.dim() - 1)
-        return Free(
-            encoder.distribution, encoder.net(join(x, rows.context)).detach(), type(encoder).__name__.lstrip("_")
-        )
+        numbers = encoder.encoded(as_encoded(encoder, rows.x, rows.mask), rows.context)
+        return Free(encoder.distribution, numbers.detach(), type(encoder).__name__.lstrip("_"))
     base = getattr(q, "base_dist", None)
     if isinstance(base, torch.distributions.Normal):
         return diagonal(base.loc, base.scale)

@@ -8,6 +8,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vae.core.distributions import StudentT
+
 EMPTY = torch.Size()
 
 # log(sinh(h) / h) = Σ cₙ h²ⁿ; for |h| < ½ the first term left out is below 1e-15.
@@ -293,3 +295,25 @@ class Side(dist.TorchDistribution):
     @property
     def variance(self) -> Tensor:
         return torch.cat([part.variance for part in self.parts], -1)
+
+
+def rescaled(features: Any, center: Tensor, unit: Tensor) -> Any:
+    """The distributions of ``center + unit u`` for those of u, features of real numbers; others are as they were.
+
+    Normals stay normals, and so do the others of a location and a scale: their KL and means keep their closed forms.
+
+    Example:
+        >>> d = rescaled(dist.Normal(torch.zeros(2), 0.5), torch.tensor([1.0, 0.0]), torch.tensor([10.0, 1.0]))
+        >>> d.loc, d.scale
+        (tensor([1., 0.]), tensor([5.0000, 0.5000]))
+    """
+    if isinstance(features, Side):
+        shares = zip(features.parts, center.split(features.sizes, -1), unit.split(features.sizes, -1), strict=True)
+        return Side([rescaled(part, c, s) for part, c, s in shares])
+    if isinstance(features, StudentT):
+        return StudentT(features.given_df, center + unit * features.loc, unit * features.scale)
+    if type(features) in (dist.Normal, dist.Laplace, dist.Cauchy, dist.Gumbel):
+        return type(features)(center + unit * features.loc, unit * features.scale)
+    if features.support is not constraints.real:
+        return features
+    return dist.TransformedDistribution(features, [dist.transforms.AffineTransform(center, unit)])

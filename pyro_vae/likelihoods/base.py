@@ -10,10 +10,12 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Conditional, Distribution, as_taken, at_least_single, join
+from pyro_vae.core.standardize import Standardizable, Standardize
 from pyro_vae.errors import DataError, ModelError
+from pyro_vae.likelihoods._distributions import rescaled
 
 
-class Likelihood(Conditional):
+class Likelihood(Conditional, Standardizable):
     """The base of likelihoods: a module from ``z`` of shape ``(*batch, latent)`` to ``p(x|z)``.
 
     .. math:: p(x | z) = \\prod_j p(x_j | f_\\Theta(z)_j)
@@ -71,7 +73,18 @@ class Likelihood(Conditional):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Distribution:
         out = at_least_single(self.net(as_taken(self.net, join(z, context))))
-        return self.features(out).to_event(out.dim() - z.dim() + 1)
+        features = self.features(out)
+        if self.standardize is not None:
+            features = rescaled(features, self.standardize.center, self.standardize.unit)
+        return features.to_event(out.dim() - z.dim() + 1)
+
+    def standardize_by(self, standardize: Standardize) -> None:
+        """Describe the columns of real numbers in these units; counts, categories and shares stay as they are."""
+        super().standardize_by(standardize.only(self.real_columns(standardize.center.shape)))
+
+    def real_columns(self, shape: torch.Size) -> Tensor:
+        """Which features may be any real number: booleans of this shape, that of the features."""
+        return torch.full(shape, self.feature_support is constraints.real)
 
     def parts(self, out: Tensor) -> tuple[Tensor, ...]:
         """The network's output as :attr:`numbers` tensors, each with one number per feature."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
@@ -89,6 +90,11 @@ class Blocks(Likelihood):
         shares = out.split(_shares(self.sizes, self._members), -1)
         return Side([block.features(share) for block, share in zip(self._members, shares, strict=True)])
 
+    def real_columns(self, shape: torch.Size) -> Tensor:
+        self._refuse_width(shape[-1])
+        sizes = zip(self.sizes, self._members, strict=True)
+        return torch.cat([block.real_columns(torch.Size([n])) for n, block in sizes])
+
     def beyond(self, out: Tensor) -> dict[str, Tensor]:
         shares = out.split(_shares(self.sizes, self._members), -1)
         blocks = zip(self._members, shares, strict=True)
@@ -98,11 +104,14 @@ class Blocks(Likelihood):
     def refuse_columns(
         self, x: Tensor, source: str, columns: Sequence[str] | None, first: int, first_row: int = 0
     ) -> None:
-        if x.shape[-1] != sum(self.sizes):
-            raise ModelError(f"the blocks have {sum(self.sizes)} columns and the data {x.shape[-1]}; make them equal")
+        self._refuse_width(x.shape[-1])
         for n, block, part in zip(self.sizes, self._members, x.split(self.sizes, -1), strict=True):
             block.refuse_columns(part, source, columns, first, first_row)
             first += n
+
+    def _refuse_width(self, columns: int) -> None:
+        if columns != sum(self.sizes):
+            raise ModelError(f"the blocks have {sum(self.sizes)} columns and the data {columns}; make them equal")
 
     def extra_repr(self) -> str:
         return f"columns={self.sizes}"

@@ -1,0 +1,224 @@
+"""Standardization as a part of the model: the networks see standard units, and densities stay in those of the data."""
+
+import copy
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.checks import loss_and_gradients
+from helpers.members import FEATURES, LATENTS, LIKELIHOODS, POSTERIORS, make
+from sklearn.datasets import load_wine
+
+import pyro_vae as pv
+from pyro_vae.core.standardize import Standardize
+from pyro_vae.data import Data, mask_nan, mean_and_sd
+from pyro_vae.errors import ConstantColumnsWarning, ModelError, SettingsError
+
+CENTER, UNIT = torch.tensor([3.0, -2e3, 1e6, 0.5, 0.0, -7.0]), torch.tensor([2.0, 1e2, 1e5, 0.01, 1.0, 30.0])
+UNITS = Standardize(CENTER.double(), UNIT.double())
+
+
+def standardizing(decoder, encoder, standardize=UNITS, prior=None):
+    prior = pv.priors.StandardNormal(LATENTS) if prior is None else prior
+    return pv.VAE(prior=prior, decoder=decoder, encoder=encoder, standardize=standardize).double()
+
+
+def pair(likelihood="Normal", posterior="DiagNormal"):
+    """The same VAE in standard units, and given the data in their own."""
+    parts = make(LIKELIHOODS[likelihood]), make(POSTERIORS[posterior])
+    inside = pv.VAE(prior=pv.priors.StandardNormal(LATENTS), decoder=parts[0], encoder=parts[1]).double()
+    return inside, standardizing(*map(copy.deepcopy, parts))
+
+
+def of_real_numbers(likelihood):
+    """Which of the columns are standardized."""
+    if likelihood == "Blocks":
+        return torch.tensor([True, True, False, False, False, False])
+    return torch.full(
+        (FEATURES,), likelihood.split(",")[0] in ("Normal", "HeteroscedasticNormal", "StudentT", "Laplace")
+    )
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_a_likelihood_is_the_density_of_the_data_in_their_own_units(likelihood):
+    inside, outside = pair(likelihood)
+    z = torch.randn(4, LATENTS).double()
+    standard = inside.decoder(z).sample()
+    real = of_real_numbers(likelihood)
+    x = torch.where(real, CENTER + UNIT * standard, standard)
+    exact = inside.decoder(z).log_prob(standard) - UNIT.double().log()[real].sum()
+    assert (outside.decoder(z).log_prob(x) - exact).abs().max() < 1e-8
+    mean = inside.decoder(z).mean
+    assert torch.allclose(outside.decoder(z).mean, torch.where(real, CENTER + UNIT * mean, mean), rtol=1e-12)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_an_encoder_sees_standard_units(posterior):
+    inside, outside = pair(posterior=posterior)
+    standard, z = torch.randn(4, FEATURES).double(), torch.randn(4, LATENTS).double()
+    one, other = inside.encoder(standard), outside.encoder(CENTER + UNIT * standard)
+    assert (one.log_prob(z) - other.log_prob(z)).abs().max() < 1e-7
+
+
+def test_columns_that_are_no_real_numbers_are_given_to_the_encoder_as_they_are():
+    _, outside = pair("Blocks")
+    assert outside.encoder.standardize.center.tolist() == [3.0, -2e3, 0.0, 0.0, 0.0, 0.0]
+    assert outside.encoder.standardize.unit.tolist() == [2.0, 1e2, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "loss", [pv.elbo.Trace_ELBO(), pv.elbo.AnalyticKL(), pv.elbo.DReG(3), pv.elbo.HandDerivedELBO()]
+)
+def test_an_elbo_and_its_gradient_are_those_of_standardized_data_but_for_the_jacobian(loss):
+    inside, outside = pair()
+    standard = torch.randn(5, FEATURES).double()
+    value, gradient = loss_and_gradients(loss, inside, standard, seed=1)
+    other, slope = loss_and_gradients(loss, outside, CENTER + UNIT * standard, seed=1)
+    assert abs(other - value - 5 * UNIT.double().log().sum()) < 1e-6
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(gradient.values(), slope.values(), strict=True))
+
+
+def test_held_out_evidence_of_wine_is_that_of_data_standardized_by_hand_but_for_the_jacobian():
+    x = torch.tensor(load_wine().data)
+    train, held_out = x[::2], x[1::2]
+    units = mean_and_sd(train).double()
+    torch.manual_seed(0)
+    parts = (
+        pv.likelihoods.Normal(pv.nn.mlp(2, [16], 13), learn_scale=True),
+        pv.posteriors.DiagNormal(pv.nn.mlp(13, [16], 4)),
+    )
+    by_hand = pv.VAE(prior=pv.priors.StandardNormal(2), decoder=parts[0], encoder=parts[1])
+    inside = standardizing(*copy.deepcopy(parts), units, pv.priors.StandardNormal(2))
+    by_hand.double()
+    for vae, data in ((by_hand, units(train)), (inside, train)):
+        pv.fit(vae, data, epochs=20, batch_size=30, seed=1, engine="eager", progress=False)
+    one = pv.log_evidence(by_hand, units(held_out), num_particles=50).log_evidence - units.unit.log().sum().item()
+    other = pv.log_evidence(inside, held_out, num_particles=50).log_evidence
+    assert float(abs(one - other).max()) < 1e-5
+    assert float(abs(one).max()) > 1
+
+
+def test_what_is_missing_is_the_mean_to_the_encoder_and_no_part_of_the_density():
+    inside, outside = pair()
+    standard = torch.randn(5, FEATURES).double()
+    x = (CENTER + UNIT * standard).double()
+    mask = torch.rand(5, FEATURES) > 0.4
+    one, other = pv.data.rows_of(standard, mask=mask), pv.data.rows_of(x, mask=mask)
+    z = outside.posterior(other).sample()
+    assert (inside.posterior(one).log_prob(z) - outside.posterior(other).log_prob(z)).abs().max() < 1e-9
+    jacobian = (mask * UNIT.double().log()).sum(-1)
+    assert (inside.log_joint(z, one) - jacobian - outside.log_joint(z, other)).abs().max() < 1e-8
+
+
+def test_a_vamp_prior_holds_its_pseudo_inputs_in_standard_units():
+    x = (CENTER + UNIT * torch.randn(20, FEATURES)).double()
+    x[3:9, 2] = torch.nan
+    prior = pv.priors.VampPrior(mask_nan(Data(x)), components=20)
+    vae = standardizing(make(LIKELIHOODS["Normal"]), make(POSTERIORS["DiagNormal"]), prior=prior)
+    missing = vae.prior.pseudo_inputs[:, 2] == 0
+    assert int(missing.sum()) == 6
+    assert float(vae.prior.pseudo_inputs.detach().abs().max()) < 5
+    given = {tuple(row.tolist()) for row in x.nan_to_num(1e6).round(decimals=6)}
+    assert {tuple(row.tolist()) for row in vae.prior.inputs.detach().round(decimals=6)} == given
+    z = torch.randn(3, LATENTS).double()
+    exact = vae.encoder(vae.prior.inputs).log_prob(z.unsqueeze(1)).logsumexp(1) - np.log(20)
+    assert (vae.prior().log_prob(z) - exact).abs().max() < 1e-12
+    before = vae.prior.pseudo_inputs.detach().clone()
+    vae.encoder = make(POSTERIORS["DiagNormal"])  # bound again, and standardized once
+    assert torch.equal(vae.prior.pseudo_inputs, before)
+
+
+def test_copies_files_and_new_parts_keep_the_units(tmp_path):
+    _, vae = pair("Blocks")
+    x = vae.decoder(torch.randn(4, LATENTS).double()).sample()
+    z = torch.randn(4, LATENTS).double()
+    pv.save(vae, tmp_path / "vae.safetensors")
+    for other in (pv.load(tmp_path / "vae.safetensors"), copy.deepcopy(vae), pickle.loads(pickle.dumps(vae))):  # noqa: S301
+        assert torch.equal(other.decoder(z).log_prob(x), vae.decoder(z).log_prob(x))
+        assert torch.equal(other.encoder(x).log_prob(z), vae.encoder(x).log_prob(z))
+    before, vae.encoder = vae.encoder, make(POSTERIORS["DiagNormal"])
+    assert torch.equal(vae.encoder.standardize.center, before.standardize.center)
+    vae.decoder = make(LIKELIHOODS["Blocks"])
+    assert torch.equal(vae.decoder.standardize.unit, before.standardize.unit)
+
+
+def test_compiled_training_is_eager_training():
+    x = (CENTER + UNIT * torch.randn(60, FEATURES)).float()
+    ends = []
+    for engine in ("eager", "compiled"):
+        _, vae = pair("Normal, learned scale")
+        vae.float()
+        pv.fit(vae, x, epochs=3, batch_size=20, engine=engine, seed=3, progress=False)
+        ends.append(torch.cat([p.flatten() for p in vae.parameters()]))
+    assert (ends[0] - ends[1]).abs().max() < 1e-5
+
+
+def test_the_mean_and_sd_leave_out_what_is_missing():
+    x = np.array([[1.0, 10.0], [3.0, np.nan], [5.0, 30.0]])
+    units = mean_and_sd(mask_nan(Data(torch.tensor(x))))
+    assert units.double().center.tolist() == [3.0, 20.0]
+    assert torch.allclose(units.unit, torch.tensor([(8 / 3) ** 0.5, 10.0], dtype=torch.float64), rtol=1e-15)
+
+
+def test_constant_columns_are_named_and_keep_their_unit():
+    frame = pd.DataFrame({"a": [1.0, 2.0], "dull": [0.1 + 0.2, 0.3], "b": [7.0, 7.0]})
+    with pytest.warns(ConstantColumnsWarning, match=r"2 of 3 columns hold one value each \('dull', 'b'\)"):
+        units = mean_and_sd(frame)
+    assert units.unit.tolist() == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        load_wine().data,
+        np.random.default_rng(0).random((200, 3)) * [1, 1e6, 1e-4],
+        1e5 * np.random.default_rng(1).normal(size=(200, 2)),
+    ],
+    ids=["wine", "0…1 beside 1e6", "1e5 randn"],
+)
+def test_the_standard_model_trains_on_any_scale(data):
+    """It beats independent normals on data that it can explain, and never ends far below them."""
+    x = torch.tensor(data, dtype=torch.float32)
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(2),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [32], x.shape[1]), learn_scale=True),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(x.shape[1], [32], 4)),
+        standardize=mean_and_sd(x),
+    )
+    fit = pv.fit(
+        vae, x, epochs=20, batch_size=20, engine="eager", progress=False, optimizer=lambda p: torch.optim.Adam(p, 1e-2)
+    )
+    independent = torch.distributions.Normal(x.double().mean(0), x.double().std(0, correction=0))
+    baseline = float(independent.log_prob(x.double()).sum(-1).mean())
+    assert float(fit.history.train_elbo[-1]) > baseline - 0.1
+
+
+def test_what_cannot_be_standardized_is_refused():
+    decoder, encoder = make(LIKELIHOODS["Normal"]), make(POSTERIORS["DiagNormal"])
+
+    class Own(pv.Conditional):
+        def forward(self, x):
+            return encoder(x)
+
+    with pytest.raises(ModelError, match="the encoder is a Own, which cannot be told how to standardize"):
+        standardizing(decoder, Own())
+    with pytest.raises(
+        ModelError, match=r"standardize is a bool; give pyro_vae\.data\.mean_and_sd of the training data"
+    ):
+        standardizing(decoder, encoder, True)
+    with pytest.raises(SettingsError, match="a unit not above 0"):
+        Standardize(torch.zeros(2), torch.zeros(2))
+    with pytest.raises(ModelError, match=r"a row has shape \(4,\), and \(6,\) were standardized"):
+        standardizing(decoder, encoder).encoder(torch.zeros(3, 4).double())
+    with pytest.raises(ModelError, match="the blocks have 6 columns and the data 3"):
+        standardizing(make(LIKELIHOODS["Blocks"]), encoder, Standardize(torch.zeros(3), torch.ones(3)))
+
+
+def test_no_warning_where_nothing_is_constant():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean_and_sd(1e9 + np.arange(6.0).reshape(3, 2))
