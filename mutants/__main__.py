@@ -31,7 +31,7 @@ from mutants.table import REASONS, sources, tests
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "mutants.json"
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers --doctest-modules", "-m", "not slow"]
-KILLED, SURVIVED, SLOW = "killed", "survived", "killed: too slow"
+KILLED, SURVIVED, SLOW, EXPLAINED = "killed", "survived", "killed: too slow", "not run: no test need see it"
 
 
 class _Planted(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -143,19 +143,24 @@ def run() -> int:
     asked = parser.parse_args()
     preload()
     jobs, start = chosen(asked.share, asked.least, asked.seed, asked.only, asked.seconds), time.monotonic()
-    seen = json.loads(asked.out.read_text())["seen"] if asked.out.exists() else {}
-    todo = [job for job in jobs if not seen.get(key(job), SURVIVED).startswith(KILLED)]
-    print(f"{len(jobs)} bugs, of which {len(jobs) - len(todo)} were killed before", flush=True)
-    controls = dict.fromkeys(Job(job.files[:-1]) for job in todo)
-    broken = [job.files for job, code in ended(controls, asked.workers) if code != 0]
-    if broken:
-        print("These tests fail without a planted bug; mend them first:", *broken, sep="\n")
-        return 2
-    share = write(asked.out, jobs, seen)
+    before = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    seen: dict[str, str] = before.get("seen", {})
+    seen |= {key(job): EXPLAINED for job in jobs if reason_of(job.mutant)}
+    todo = [job for job in jobs if seen.get(key(job), SURVIVED) == SURVIVED]
+    print(f"{len(jobs)} bugs, {len(todo)} to try: the others were killed before, or have a reason", flush=True)
+    controls = {control_key(job): job for job in (Job(job.files[:-1]) for job in todo)}
+    passed: list[str] = before.get("controls", [])
+    for job, code in ended([job for name, job in controls.items() if name not in passed], asked.workers):
+        if code != 0:
+            print("These tests fail without a planted bug; mend them first:", *job.files, sep="\n")
+            return 2
+        passed.append(control_key(job))
+        write(asked.out, jobs, seen, passed)
     for done, (job, code) in enumerate(ended(todo, asked.workers), 1):
         seen[key(job)] = SLOW if code in (None, -signal.SIGKILL, -signal.SIGXCPU) else KILLED if code else SURVIVED
         print(f"{done}/{len(todo)} {time.monotonic() - start:5.0f} s  {seen[key(job)]}: {job.mutant}", flush=True)
-        share = write(asked.out, jobs, seen)
+        write(asked.out, jobs, seen, passed)
+    share = write(asked.out, jobs, seen, passed)
     print(f"{share:.1%} of those without a reason are killed")
     return int(share < 0.95)
 
@@ -167,19 +172,31 @@ def key(job: Job) -> str:
     return f"{job.mutant.module} {job.mutant.index} {hashlib.sha256(job.path.read_bytes()).hexdigest()[:12]}"
 
 
-def write(out: Path, jobs: Sequence[Job], seen: dict[str, str]) -> float:
+def control_key(job: Job) -> str:
+    """Name tests without a bug; the name changes when they or the package do."""
+    files = [*map(Path, job.files), *sorted((ROOT / "pyro_vae").rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def reason_of(mutant: Mutant | None) -> str:
+    """Why no test need see a bug, or nothing."""
+    return REASONS.get((mutant.module, mutant.before, mutant.after), "") if mutant else ""
+
+
+def write(out: Path, jobs: Sequence[Job], seen: dict[str, str], passed: Sequence[str]) -> float:
     """Write the results so far; return the share killed, leaving out survivors with a stated reason."""
     tried = {key(job): job.mutant for job in jobs if key(job) in seen and job.mutant}
     survivors = [
-        {**asdict(mutant), "reason": REASONS.get((mutant.module, mutant.before, mutant.after), "")}
+        {**asdict(mutant), "reason": reason_of(mutant)}
         for name, mutant in tried.items()
-        if seen[name] == SURVIVED
+        if seen[name] in (SURVIVED, EXPLAINED)
     ]
     counts = Counter(seen[name] for name in tried)
     killed = counts[KILLED] + counts[SLOW]
     share = killed / max(killed + sum(not survivor["reason"] for survivor in survivors), 1)
     counts["not tried yet"] = len(jobs) - len(tried)
-    found = {"counts": counts, "killed": share, "survivors": survivors, "seen": {name: seen[name] for name in tried}}
+    found = {"counts": counts, "killed": share, "survivors": survivors}
+    found |= {"controls": list(passed), "seen": {name: seen[name] for name in tried}}
     beside = out.with_suffix(".new")
     beside.write_text(json.dumps(found, indent=1) + "\n")
     beside.replace(out)

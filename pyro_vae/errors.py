@@ -123,6 +123,14 @@ class ConstantColumnsWarning(UserWarning):
     """
 
 
+class UnboundedDensityWarning(UserWarning):
+    """A likelihood is far narrower than its column: the density grows without bound, which is no progress.
+
+    >>> issubclass(UnboundedDensityWarning, UserWarning)
+    True
+    """
+
+
 class PrecisionWarning(UserWarning):
     """A column loses most of what tells its values apart in the precision of the VAE.
 

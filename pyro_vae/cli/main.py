@@ -21,11 +21,13 @@ from pyro_vae.errors import (
     DuplicateRowsWarning,
     PrecisionWarning,
     PyroVAEError,
+    UnboundedDensityWarning,
     UncapturedStepWarning,
 )
 
 SAID_PLAINLY = (
-    AtomsWarning, ConstantColumnsWarning, DuplicateRowsWarning, PrecisionWarning, UncapturedStepWarning,
+    AtomsWarning, ConstantColumnsWarning, DuplicateRowsWarning, PrecisionWarning, UnboundedDensityWarning,
+    UncapturedStepWarning,
 )  # fmt: skip
 """Warnings that are for the user."""
 

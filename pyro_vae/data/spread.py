@@ -41,7 +41,7 @@ def mean_and_sd(data: Any, *, mask: Any = None) -> Standardize:
         ([2.0, 2000000.0], [1.0, 1000000.0])
     """
     data = data_of(data) if is_table(data) else data
-    center, sd = _moments(rows_of(data, mask=mask))
+    center, sd = moments(rows_of(data, mask=mask))
     # Of equal numbers, rounding alone leaves an sd of up to a few units in the last place.
     constant = sd <= 1e-12 * center.abs()
     if count := int(constant.sum()):
@@ -56,8 +56,13 @@ def mean_and_sd(data: Any, *, mask: Any = None) -> Standardize:
     return Standardize(center, sd.where(~constant, torch.ones_like(sd)))
 
 
-def _moments(rows: Rows) -> tuple[Tensor, Tensor]:
-    """The mean and the sd of the observed values of each column, 0 where there are none."""
+def moments(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Compute the mean and the sd of the observed values of each column, in double precision; 0 where there are none.
+
+    Example:
+        >>> moments(Rows(torch.tensor([[1.0], [3.0]])))
+        (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
     x = rows.x.double()
     seen = torch.ones_like(x, dtype=torch.bool) if rows.mask is None else rows.mask
     count = seen.sum(0).clamp(min=1)

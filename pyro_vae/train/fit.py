@@ -42,7 +42,7 @@ from pyro_vae.train.distributed.reduce import refuse_spread
 from pyro_vae.train.resume import Journal
 from pyro_vae.train.run import Run
 from pyro_vae.train.summary import history_table, in_one_line
-from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits
+from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits, warn_of_narrow_likelihoods
 from pyro_vae.train.validate import (
     Optimizer,
     estimator_of,
@@ -307,6 +307,7 @@ def _fit(
         run.train(journal.keep, on_epoch)
     if group.first:
         warn_of_limits(vae, run.watched["train"])
+        warn_of_narrow_likelihoods(vae, run.watched["train"], source.columns)
     return Fit(vae, run.history(), describe_device(chosen), run.ending.is_set() and not run.stopped)
 
 

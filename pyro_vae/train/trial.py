@@ -1,8 +1,8 @@
-"""Try the loss on the smallest batches before the first step, and look for clamped numbers after the last."""
+"""Try the loss before the first step, and look after the last for clamped numbers and narrow likelihoods."""
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyro
 import torch
@@ -13,14 +13,19 @@ from pyro_vae.core.component import at_least_single, evaluating, join
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.core.vae import VAE
-from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
+from pyro_vae.data.spread import moments
+from pyro_vae.data.tables import list_names
+from pyro_vae.errors import ModelError, PyroVAEError, SettingsError, UnboundedDensityWarning
 from pyro_vae.likelihoods import Likelihood
 
 LARGEST = 128
 """The default batch size is at most this."""
 
 LOOKED_AT = 256
-"""At most this many rows are decoded to look for clamped numbers."""
+"""At most this many rows are decoded to look for clamped numbers, and for narrow likelihoods."""
+
+NARROW = 1e-3
+"""A likelihood is narrow below this share of its column's sd."""
 
 
 def default_batch_size(n: int) -> int:
@@ -98,6 +103,48 @@ def warn_of_limits(vae: VAE, rows: Rows) -> None:
                 "they are clamped and no gradient flows; scale the data down, or train at a lower learning rate",
                 stacklevel=3,
             )
+
+
+@torch.no_grad()
+def warn_of_narrow_likelihoods(vae: VAE, rows: Rows, columns: Sequence[str] | None = None) -> None:
+    """Warn if the likelihood of a column has become far narrower than the column itself.
+
+    Where a scale is learned and the column is one value, or the network knows its values exactly, the density has no
+    upper bound, and an ELBO that rises for that reason tells nothing about the model.
+
+    Args:
+        vae: after training.
+        rows: data, as the VAE takes them.
+        columns: their names.
+
+    Warns:
+        UnboundedDensityWarning: naming the columns.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
+        >>> warn_of_narrow_likelihoods(vae, Rows(torch.randn(20, 4)))  # its scale is 0.5 in each column
+    """
+    decoder, rows = vae.decoder, rows.take(slice(LOOKED_AT))
+    if not isinstance(decoder, Likelihood) or rows.x.dim() != 2:
+        return
+    real = decoder.real_columns(rows.x.shape[1:]).to(rows.x.device)
+    if not bool(real.any()):
+        return
+    with torch.random.fork_rng(devices=[rows.x.device] if rows.x.is_cuda else []), evaluating(vae, len(rows)):
+        widths = vae.likelihood(vae.posterior(rows).sample(), Rows(rows.x, rows.context)).variance.sqrt()
+    center, sd = moments(rows)
+    given = center.abs().clamp(min=1.0) if decoder.standardize is None else decoder.standardize.unit
+    narrow = real & (widths.amin(0) < NARROW * sd.where(sd > 0, given.double()))
+    if places := narrow.nonzero().flatten().tolist():
+        names = list_names([columns[i] for i in places]) if columns else ", ".join(map(str, places))
+        warnings.warn(
+            f"the likelihood of {len(places)} of {narrow.numel()} columns ({names}) is less than {NARROW:g} times as "
+            "wide as the column: its density has no upper bound, and an ELBO that rises so is no progress; "
+            "drop the columns, or bound their scale (min_scale of HeteroscedasticNormal, a scale that is not learned)",
+            UnboundedDensityWarning,
+            stacklevel=3,
+        )
 
 
 def _sentence(batch_size: int, n: int, reason: str) -> str:

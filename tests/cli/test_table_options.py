@@ -7,6 +7,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.cli import main
+from pyro_vae.cli.checksums import sum_of
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.errors import DataError, PrecisionWarning
 
@@ -83,3 +84,35 @@ def test_a_vae_knows_its_columns_in_python():
     assert tree["observed_data"].x.sel(datum="r4", feature="b").item() == pytest.approx(ROWS[4, 1])
     with pytest.raises(DataError, match="column 'b' of the training data is missing"):
         pv.data.rows_for(vae, table[["a"]])
+
+
+def of_a_run(folder, *flags):
+    assert main(["fit", "--data", str(folder / "wide.csv"), "--out", str(folder / "run"), *flags, *QUICK]) == 0
+    return trained_run(str(folder / "run"), None)
+
+
+def test_columns_of_any_scale_are_standardized_by_those_that_are_trained_on(tmp_path):
+    wide = pd.DataFrame(ROWS * [1.0, 1e6] + [5.0, 0.0], columns=["a", "b"])
+    wide.to_csv(tmp_path / "wide.csv", index=False)
+    _, vae, held_out, train = of_a_run(tmp_path)
+    assert len(held_out.x) == 4
+    np.testing.assert_allclose(vae.decoder.standardize.center, train.x.double().mean(0), rtol=1e-6)
+    np.testing.assert_allclose(vae.encoder.standardize.unit, train.x.double().std(0, correction=0), rtol=1e-6)
+    again = pv.load(tmp_path / "run")
+    assert torch.equal(again.standardize.center, vae.standardize.center)
+
+
+@pytest.mark.parametrize("flags", [("--standardize", "false"), ("--likelihood", "Poisson")])
+def test_nothing_is_standardized_where_it_is_not_asked_for_or_no_real_number(tmp_path, flags):
+    pd.DataFrame(np.arange(40).reshape(20, 2) % 7, columns=["a", "b"]).to_csv(tmp_path / "wide.csv", index=False)
+    assert of_a_run(tmp_path, *flags)[1].standardize is None
+
+
+def test_a_run_of_a_version_that_did_not_standardize_is_read_as_it_was(tmp_path):
+    pd.DataFrame(ROWS, columns=["a", "b"]).to_csv(tmp_path / "wide.csv", index=False)
+    of_a_run(tmp_path, "--standardize", "false")
+    config, sums = tmp_path / "run" / "config.yaml", tmp_path / "run" / "SHA256SUMS"
+    before = sum_of(config.read_bytes())
+    config.write_text(config.read_text().replace("standardize: false\n", ""))
+    sums.write_text(sums.read_text().replace(before, sum_of(config.read_bytes())))
+    assert trained_run(str(tmp_path / "run"), None)[1].standardize is None

@@ -1,5 +1,7 @@
 """Where likelihoods clamp what the network gives: both ends of each limit, what data reach it, and who is told."""
 
+import contextlib
+import warnings
 from functools import partial
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import DataError
+from pyro_vae.data import Data
+from pyro_vae.errors import ConstantColumnsWarning, DataError, UnboundedDensityWarning
 
 ID = nn.Identity()
 MIXTURE = partial(pv.likelihoods.DiscretizedLogisticMixture, ID, 1)
@@ -104,3 +107,33 @@ def test_blocks_name_the_block():
     assert {name: over.tolist() for name, over in found.items()} == {
         "log-rates above 20 in block 1, Poisson": [[False, True]]
     }
+
+
+def constant_beside_noise(dull: float) -> torch.Tensor:
+    return torch.stack([torch.randn(100), torch.full((100,), dull)], 1)
+
+
+@pytest.mark.parametrize(("dull", "standardize"), [(5.0, True), (0.0, True), (5.0, False)])
+def test_a_density_without_bound_is_reported_and_named(dull, standardize):
+    """A learned scale of a constant column falls as long as training goes on; that of a fixed one does not."""
+    torch.manual_seed(0)
+    x, told = Data(constant_beside_noise(dull), columns=["real", "dull"]), UnboundedDensityWarning
+    for learned, expected in (
+        (True, pytest.warns(told, match=r"1 of 2 columns \('dull'\) is less than 0\.001 times")),
+        (False, contextlib.nullcontext()),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConstantColumnsWarning)
+            units = pv.data.mean_and_sd(x) if standardize else None
+        decoder = pv.likelihoods.Normal(nn.Linear(1, 2), per_feature=2 if learned else None)
+        vae = pv.VAE(
+            prior=pv.priors.StandardNormal(1), decoder=decoder, encoder=pv.posteriors.DiagNormal(nn.Linear(2, 2)),
+            standardize=units,
+        )  # fmt: skip
+        with torch.no_grad():
+            decoder.net.weight.zero_()
+            decoder.net.bias.copy_(torch.tensor([0.0, 0.0 if standardize else dull]))
+            if learned:
+                decoder.log_scale.copy_(torch.tensor([0.0, -8.0]))
+        with expected:
+            pv.fit(vae, x, epochs=1, engine="eager", progress=False, optimizer=lambda p: torch.optim.SGD(p, 0.0))
