@@ -112,7 +112,7 @@ def test_a_run_of_a_version_that_did_not_standardize_is_read_as_it_was(tmp_path)
     pd.DataFrame(ROWS, columns=["a", "b"]).to_csv(tmp_path / "wide.csv", index=False)
     of_a_run(tmp_path, "--standardize", "false")
     config, sums = tmp_path / "run" / "config.yaml", tmp_path / "run" / "SHA256SUMS"
-    before = sum_of(config.read_bytes())
+    before = sum_of(config)
     config.write_text(config.read_text().replace("standardize: false\n", ""))
-    sums.write_text(sums.read_text().replace(before, sum_of(config.read_bytes())))
+    sums.write_text(sums.read_text().replace(before, sum_of(config)))
     assert trained_run(str(tmp_path / "run"), None)[1].standardize is None
