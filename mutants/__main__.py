@@ -90,7 +90,7 @@ def ended(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, int | None]]
         for job in islice(waiting, workers - len(running)):
             process = get_context("fork").Process(target=_run, args=(job,))
             process.start()
-            running[job] = process, time.monotonic() + 5 * job.seconds
+            running[job] = process, time.monotonic() + 20 * job.seconds
         if not running:
             return
         time.sleep(0.02)

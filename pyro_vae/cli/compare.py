@@ -1,7 +1,6 @@
 """``pyro-vae compare``: estimators along a training, or along several that differ in their seed."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,6 +26,8 @@ from pyro_vae.core.traces import Loss, called
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
 from pyro_vae.errors import DivergenceError, ModelError, SettingsError
+from pyro_vae.train.callbacks import Callback
+from pyro_vae.train.callbacks.base import Run
 from pyro_vae.train.fit import Fit
 from pyro_vae.train.summary import in_one_line
 
@@ -123,7 +124,7 @@ def _trained(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = Tr
     """Train, and what was kept on the way, by its moment."""
     moments = {"start": copy.deepcopy(vae)}
     copies: dict[int, VAE] = {}
-    fitted = train(settings, vae, data, on_epoch=_halfway(copies, settings.epochs), progress=progress)
+    fitted = train(settings, vae, data, callbacks=[_Halfway(copies, settings.epochs)], progress=progress)
     end = fitted.history.attrs["weights_epoch"] or fitted.history.sizes["epoch"]
     before = [epoch for epoch in copies if epoch < end]
     if before:
@@ -131,14 +132,16 @@ def _trained(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = Tr
     return {**moments, "end": vae}, fitted
 
 
-def _halfway(copies: dict[int, VAE], epochs: int | None) -> Callable[[int, VAE], None]:
-    """What keeps a copy of the VAE in the middle of training, or after epochs 1, 2, 4, … where its end is not known."""
+class _Halfway(Callback):
+    """Keeps a copy of the VAE in the middle of training, or after epochs 1, 2, 4, … where its end is not known."""
 
-    def keep(epoch: int, vae: VAE) -> None:
-        if epoch & (epoch - 1) == 0 if epochs is None else epoch == epochs // 2 and epochs > 1:
-            copies[epoch] = copy.deepcopy(vae)
+    def __init__(self, copies: dict[int, VAE], epochs: int | None) -> None:
+        self.copies, self.epochs = copies, epochs
 
-    return keep
+    def epoch(self, run: Run) -> None:
+        epoch = len(run.epochs)
+        if epoch & (epoch - 1) == 0 if self.epochs is None else epoch == self.epochs // 2 and self.epochs > 1:
+            self.copies[epoch] = copy.deepcopy(run.vae)
 
 
 def _compared(

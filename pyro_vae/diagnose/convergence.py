@@ -20,6 +20,7 @@ from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.train.callbacks.base import Callback, Run, Tree
 from pyro_vae.train.overfitting import ERRORS, NATS, fall_of_validation
 
 RHAT = 1.1
@@ -55,12 +56,13 @@ class _Block:
         return _Block(self.first, self.count + other.count, mean)
 
 
-class Iterates:
-    """What training goes through, epoch by epoch: give it to :func:`pyro_vae.fit` as ``on_epoch``.
+class Iterates(Callback):
+    """What training goes through, epoch by epoch: one of the ``callbacks`` of :func:`pyro_vae.fit`.
 
     After each epoch it looks at the VAE on the same data with the same random numbers, so that all that moves is
     the weights. It notes the ELBO, the expected log-likelihood and the KL (which are alike for all VAEs that say the
-    same, however their latents are turned), and of this run's own the means of q for some data and a few weights.
+    same, however their latents are turned), and of this run's own the means of q for some data and a few weights. A
+    training that is resumed goes on with what was noted; at most 16 means of weights are kept.
 
     Args:
         x: data to look at: a tensor, an array or :class:`~pyro_vae.data.Data`; at most ``data`` rows are taken.
@@ -80,7 +82,7 @@ class Iterates:
         >>> import pyro_vae as pv
         >>> x = torch.ones(8, 5)
         >>> vae, iterates = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae(), Iterates(x)
-        >>> _ = pv.fit(vae, x, epochs=3, on_epoch=iterates, progress=False)
+        >>> _ = pv.fit(vae, x, epochs=3, callbacks=[iterates], progress=False)
         >>> dict(iterates.history().sizes)
         {'epoch': 3, 'quantity': 3, 'own': 47}
     """
@@ -92,22 +94,44 @@ class Iterates:
         refuse_seed(seed)
         self.x, self.seed = x, seed
         self.sizes = {"data": data, "num_particles": num_particles, "weights": weights}
+        self._vae: VAE | None = None
+        self._forget()
+
+    def _forget(self) -> None:
         self.epochs: list[int] = []
         self._values: list[list[float]] = []
-        self._own: list[np.ndarray] = []
+        self._own: list[Tensor] = []
         self._blocks: list[_Block] = []
-        self._vae: VAE | None = None
 
     def __repr__(self) -> str:
         return f"Iterates(epochs={len(self.epochs)})"
 
-    @torch.no_grad()
-    def __call__(self, epoch: int, vae: VAE) -> None:
+    def start(self, run: Run) -> None:
+        """Forget an earlier training, and choose what to look at."""
+        self.begin(run.vae)
+
+    def epoch(self, run: Run) -> None:
         """Look at the VAE after an epoch."""
-        if self._vae is None:
-            self._begin(vae)
-        elif self._vae is not vae:
-            raise SettingsError("these Iterates have seen another VAE; make new ones for each run")
+        self.look(len(run.epochs))
+
+    def state(self) -> Tree:
+        blocks = [[block.first, block.count, block.mean] for block in self._blocks]
+        return {"epochs": self.epochs, "values": self._values, "own": self._own, "blocks": blocks}
+
+    def load(self, state: Tree) -> None:
+        self.epochs, self._values, self._own = list(state["epochs"]), list(state["values"]), list(state["own"])
+        self._blocks = [_Block(first, count, self._placed(mean)) for first, count, mean in state["blocks"]]
+
+    def _placed(self, weights: list[Tensor]) -> list[Tensor]:
+        """Weights on the device of the VAE's; of a checkpoint they lie on the CPU."""
+        assert self._vae is not None
+        return [mean.to(own.device) for mean, own in zip(weights, _trained(self._vae).values(), strict=True)]
+
+    @torch.no_grad()
+    def look(self, epoch: int) -> None:
+        """Note what the VAE is after an epoch."""
+        assert self._vae is not None
+        vae = self._vae
         at_once = self.sizes["num_particles"] * len(self._rows)
         with seeded(self.seed, self._rows.x.device), evaluating(vae, at_once):
             w = weigh(vae.model, vae.guide, *self._rows.arguments(), num_particles=self.sizes["num_particles"])
@@ -117,19 +141,25 @@ class Iterates:
         weights = [p.detach().clone() for p in _trained(vae).values()]
         flat = torch.cat([p.flatten() for p in weights])
         self._values.append([elbo, likelihood, likelihood - elbo])
-        self._own.append(torch.cat([means.flatten(), flat[self._index]]).double().cpu().numpy())
+        self._own.append(torch.cat([means.flatten(), flat[self._index]]).double().cpu())
         self.epochs.append(epoch)
         self._blocks.append(_Block(len(self.epochs) - 1, 1, weights))
         if len(self._blocks) > BLOCKS:
             self._halve()
 
-    def _begin(self, vae: VAE) -> None:
+    def begin(self, vae: VAE) -> None:
+        """Choose which rows and weights of a VAE to look at; what was noted of another is forgotten."""
+        self._forget()
         rows = rows_for(vae, self.x).like(vae)
         generator = make_generator(self.seed)
         self._rows: Rows = rows.take(torch.randperm(len(rows), generator=generator)[: self.sizes["data"]])
         total = sum(p.numel() for p in _trained(vae).values())
         index = torch.randperm(total, generator=generator)[: self.sizes["weights"]]
         self._index, self._vae = index.sort().values.to(rows.x.device), vae
+
+    def _refuse_nothing_seen(self) -> None:
+        if not self.epochs:
+            raise DataError("these Iterates have seen no epoch; give them to fit, as callbacks=[iterates]")
 
     def _halve(self) -> None:
         """Blocks of one length by twos, the one under way by itself, so that memory is bounded."""
@@ -145,9 +175,8 @@ class Iterates:
 
     def history(self) -> xr.Dataset:
         """What was noted: ``value`` over ``epoch, quantity``, and ``own_value`` over ``epoch, own``."""
-        if self._vae is None:
-            raise DataError("these Iterates have seen no epoch; give them to fit as on_epoch=iterates")
-        own = np.stack(self._own)
+        self._refuse_nothing_seen()
+        own = torch.stack(self._own).numpy()
         kind = np.where(np.arange(own.shape[1]) < own.shape[1] - len(self._index), "mean of q", "weight")
         return xr.Dataset(
             {
@@ -176,16 +205,17 @@ class Iterates:
             >>> import pyro_vae as pv
             >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
             >>> iterates = Iterates(torch.ones(8, 5))
+            >>> iterates.begin(vae)
             >>> for epoch in (1, 2):
             ...     with torch.no_grad():
             ...         _ = vae.decoder.net.bias.fill_(epoch)
-            ...     iterates(epoch, vae)
+            ...     iterates.look(epoch)
             >>> iterates.average(1.0).decoder.net.bias[0].item()
             1.5
         """
+        self._refuse_nothing_seen()
+        assert self._vae is not None
         start = len(self.epochs) - _tail(tail, len(self.epochs))
-        if self._vae is None:
-            raise DataError("these Iterates have seen no epoch; give them to fit as on_epoch=iterates")
         chosen = [b for b in self._blocks if b.first >= start] or self._blocks[-1:]
         whole_tail = chosen[0]
         for block in chosen[1:]:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -111,6 +111,7 @@ _INSTEAD = {
     **dict.fromkeys(("num_steps", "n_steps", "steps"), "epochs=, the passes over all data"),
     **dict.fromkeys(("verbose", "verbosity"), "progress={value}"),
     **dict.fromkeys(("validation", "val_data", "x_val"), "validation_data={value}"),
+    "on_epoch": "callbacks=[...], a pyro_vae.callbacks.Callback whose epoch(run) looks at run.vae",
     "random_state": "seed={value}",
 }
 """What to write in the place of keywords that other libraries have."""
@@ -131,7 +132,6 @@ def fit(
     progress: bool = True,
     context: Any = None,
     mask: Any = None,
-    on_epoch: Callable[[int, VAE], None] | None = None,
     engine: Engine = "auto",
     clip_norm: float | None = None,
     precision: str = "float32",
@@ -176,7 +176,6 @@ def fit(
         context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
         mask: booleans of the shape of the data, true where a value was observed; missing values leave
             the likelihood (:func:`pyro_vae.data.mask_nan` takes NaN for missing).
-        on_epoch: called after each epoch with its number and the VAE; it may look, and keep a copy.
         engine: ``"compiled"`` takes steps by :class:`~pyro_vae.CompiledSVI`, ``"eager"`` by Pyro's SVI, and
             ``"auto"`` by the first where enough steps are left for compiling to pay and the step can be
             compiled. The numbers are the same, but for rounding.
@@ -248,7 +247,6 @@ def _fit(
     progress: bool,
     context: Any,
     mask: Any,
-    on_epoch: Callable[[int, VAE], None] | None,
     engine: Engine,
     clip_norm: float | None,
     precision: str,
@@ -304,7 +302,7 @@ def _fit(
         journal.find(run, bar.say)
         run.start(epochs, engine, precision, bar, asked)
         journal.begin(run)
-        run.train(journal.keep, on_epoch)
+        run.train(journal.keep)
     if group.first:
         warn_of_limits(vae, run.watched["train"])
         warn_of_narrow_likelihoods(vae, run.watched["train"], source.columns)

@@ -164,7 +164,7 @@ class Run:
         """How many steps an epoch has."""
         return -(-len(self.source) // self.batch_size)
 
-    def train(self, keep: Keep, on_epoch: Callable[[int, VAE], None] | None) -> None:
+    def train(self, keep: Keep) -> None:
         """Train up to the last epoch, or until something ends it."""
         if self.stopped and self.seen:  # by a callback, within an epoch that this process has not looked at yet
             self._close_epoch(whole=False)
@@ -180,8 +180,6 @@ class Run:
                 self.put_back, self._is_good = self.put_back + 1, False
                 keep(self)  # so that one that is killed does not diverge again
                 continue
-            if on_epoch is not None and self.epochs:
-                on_epoch(len(self.epochs), self.vae)
             if whole:
                 keep(self)
         for callback in self.callbacks:

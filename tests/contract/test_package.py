@@ -54,7 +54,7 @@ def test_signatures_of_the_contract():
     signature = inspect.signature(pv.fit)
     assert list(signature.parameters) == [
         "vae", "data", "elbo", "optimizer", "epochs", "batch_size", "validation_data", "device", "seed", "progress",
-        "context", "mask", "on_epoch", "engine", "clip_norm", "precision", "callbacks", "checkpoints", "resume",
+        "context", "mask", "engine", "clip_norm", "precision", "callbacks", "checkpoints", "resume",
         "devices",
     ]  # fmt: skip
     assert signature.parameters["device"].default == "auto"
@@ -68,7 +68,7 @@ def test_signatures_of_the_contract():
         "vae", "x", "method", "num_particles", "temperatures", "leapfrog", "chunk", "seed", "progress",
     ]  # fmt: skip
     keyword_only = [p.kind is p.KEYWORD_ONLY for p in signature.parameters.values()]
-    assert keyword_only == [False] * 2 + [True] * 18
+    assert keyword_only == [False] * 2 + [True] * 17
     assert pv.elbo.Trace_ELBO.__module__.startswith("pyro."), "Pyro's own stand in the same namespace"
 
 

@@ -32,7 +32,7 @@ def trained(x, *, epochs: int, seed: int = 0, rate: float = 1e-2):
     vae, iterates = linear_vae(seed), Iterates(x)
     adam = partial(torch.optim.Adam, lr=rate, fused=True)
     settings = {"epochs": epochs, "batch_size": 50, "optimizer": adam, "seed": seed, "engine": "eager"}
-    fit = pv.fit(vae, x, **settings, on_epoch=iterates, progress=False, device="cpu")
+    fit = pv.fit(vae, x, **settings, callbacks=[iterates], progress=False, device="cpu")
     return fit, iterates
 
 
@@ -78,7 +78,7 @@ def test_averaging_comes_six_times_nearer_to_pca_on_digits():
     )
     iterates, adam = Iterates(digits), partial(torch.optim.Adam, lr=1e-2, fused=True)
     settings = {"epochs": 200, "optimizer": adam, "engine": "eager", "progress": False, "device": "cpu"}
-    pv.fit(vae, digits.float(), on_epoch=iterates, **settings)
+    pv.fit(vae, digits.float(), callbacks=[iterates], **settings)
     assert float(converged(iterates).rhat.max()) < 1.1
     last, averaged = (exact - log_likelihood(v, digits) for v in (vae, iterates.average()))
     print("loss in nats per datum, last and averaged iterate:", last, averaged)
@@ -160,10 +160,11 @@ def test_judgements_of_known_series():
 def test_the_average_is_the_mean_of_the_last_weights(x):
     """Its bounded memory holds: 100 epochs in at most 16 sums, and the tail begins at most one sum late."""
     vae, iterates = linear_vae(0), Iterates(x[:4])
+    iterates.begin(vae)
     for epoch in range(1, 101):
         with torch.no_grad():
             vae.decoder.net[0].bias.fill_(epoch)
-        iterates(epoch, vae)
+        iterates.look(epoch)
     assert len(iterates._blocks) <= 16
     assert sum(block.count for block in iterates._blocks) == 100
     for tail in (1.0, 0.5, 0.1):
@@ -174,8 +175,22 @@ def test_the_average_is_the_mean_of_the_last_weights(x):
 
 
 def test_looking_changes_nothing(x):
-    fits = [pv.fit(linear_vae(0), x, epochs=2, on_epoch=hook, progress=False) for hook in (None, Iterates(x))]
+    fits = [pv.fit(linear_vae(0), x, epochs=2, callbacks=hooks, progress=False) for hooks in ([], [Iterates(x)])]
     assert all(torch.equal(a, b) for a, b in zip(*(f.vae.parameters() for f in fits), strict=True))
+
+
+def test_a_resumed_run_goes_on_with_what_was_noted(x, tmp_path):
+    whole, first, second = (Iterates(x[:8], data=8) for _ in range(3))
+    settings = {"progress": False, "device": "cpu", "engine": "eager", "seed": 4}
+    pv.fit(linear_vae(0), x, epochs=20, callbacks=[whole], **settings)
+    pv.fit(linear_vae(0), x, epochs=12, callbacks=[first], checkpoints=pv.Checkpoints(tmp_path), **settings)
+    vae = linear_vae(0)
+    pv.fit(vae, x, epochs=20, callbacks=[second], resume=tmp_path, **settings)
+    assert first.history().sizes["epoch"] == 12
+    xr.testing.assert_identical(whole.history(), second.history())
+    assert torch.equal(whole.average().decoder.net[0].weight, second.average().decoder.net[0].weight)
+    pv.fit(vae, x, epochs=1, callbacks=[second], **settings)
+    assert second.history().epoch.values.tolist() == [1], "another training is begun anew"
 
 
 def test_bad_runs_are_refused(x):
@@ -191,10 +206,6 @@ def test_bad_runs_are_refused(x):
         converged(Iterates(x))
     with pytest.raises(DataError, match="there are no runs"):
         converged([])
-    iterates = Iterates(x[:4])
-    iterates(1, linear_vae(0))
-    with pytest.raises(SettingsError, match="seen another VAE"):
-        iterates(2, linear_vae(1))
 
 
 def test_a_run_that_broke_down_is_refused():
@@ -224,7 +235,8 @@ def test_runs_apart_by_less_than_matters_are_fine():
 
 def test_what_is_noted_is_the_kl_and_the_likelihood(x):
     vae, iterates = linear_vae(0), Iterates(x, data=500, num_particles=200)
-    iterates(1, vae)
+    iterates.begin(vae)
+    iterates.look(1)
     with torch.no_grad():
         kl = torch.distributions.kl_divergence(vae.encoder(x), vae.prior()).mean()
     elbo, likelihood, noted = iterates.history().value.values[0]

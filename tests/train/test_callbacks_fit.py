@@ -162,10 +162,9 @@ def test_early_stopping_says_why_and_gives_the_best_weights(engine):
     assert not result.interrupted
     kept = []
 
-    def keep(epoch, vae):
-        kept.append(flat(vae))
-
-    result = fit(EarlyStopping(5), optimizer=lambda ps: Adam(ps, lr=0.05), epochs=100, engine=engine, on_epoch=keep)
+    look = pv.callbacks.Callback()
+    look.epoch = lambda run: kept.append(flat(run.vae))
+    result = fit(EarlyStopping(5), look, optimizer=lambda ps: Adam(ps, lr=0.05), epochs=100, engine=engine)
     elbo = result.history.validation_elbo.values
     assert len(kept) < 100
     best = next(i for i in range(len(kept)) if torch.equal(kept[i], flat(result.vae)))

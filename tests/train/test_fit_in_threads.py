@@ -100,5 +100,7 @@ def test_inside_a_handler_it_is_refused(call, handler):
 def test_a_callback_may_fit_another_vae():
     inner = small_vae(seed=1)
     outer = small_vae(seed=0)
-    quiet_fit(outer, X, seed=0, on_epoch=lambda epoch, vae: quiet_fit(inner, X, epochs=1))
+    look = pv.callbacks.Callback()
+    look.epoch = lambda run: quiet_fit(inner, X, epochs=1)
+    quiet_fit(outer, X, seed=0, callbacks=[look])
     assert torch.equal(weights(outer), fitted(untrained(0), 0)[0])

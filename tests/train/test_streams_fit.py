@@ -164,9 +164,10 @@ def test_memory_does_not_grow_with_the_epochs(kind, tmp_path):
         "npy": lambda: pv.data.stream(npy(x, tmp_path), block_rows=256),
         "generator function": lambda: pv.data.stream(lambda: iter(np.split(x, 32)), size=len(x)),
     }
-    after = []
+    after, look = [], pv.callbacks.Callback()
+    look.epoch = lambda run: after.append(resident())
     pv.fit(
         small_vae(64), narrow(kinds[kind](), 4096), batch_size=2048, epochs=24,
-        on_epoch=lambda *_: after.append(resident()), **QUIET,
+        callbacks=[look], **QUIET,
     )  # fmt: skip
     assert after[-1] - after[3] < 6 * 2**20  # the allocator gives and takes some 2 MB
