@@ -9,6 +9,7 @@ import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
 
+from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build
 from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, report_reading, train, trained_run
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
@@ -47,6 +48,7 @@ def run_compare(asked: Namespace) -> int:
         raise SettingsError("there is one training and nothing beside it; give --seeds, or no --workers and --cluster")
     data = loaded(settings)
     report_reading(*data.files)
+    settle_likelihood(settings, data.files[0])
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
     _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:

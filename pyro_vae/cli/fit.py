@@ -16,6 +16,7 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
+from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build, first_line
 from pyro_vae.cli.checksums import validate_unchanged
 from pyro_vae.cli.messages import plain
@@ -154,10 +155,11 @@ def refuse_other_width(data: Data, of: Data) -> None:
 
 
 def untrained(settings: Namespace) -> tuple[VAE, Loaded]:
-    """The VAE and the data, seen to fit each other and the optimizer."""
+    """The VAE and the data, seen to fit each other and the optimizer; the settings then name the likelihood."""
     data = loaded(settings)
     if writes():
         report_reading(*data.files)
+    settle_likelihood(settings, data.files[0])
     vae = build(settings, data.train)
     refuse(settings, vae, data)
     return vae, data

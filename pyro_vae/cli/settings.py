@@ -47,7 +47,7 @@ def fit_settings(
     latent_dim: int = 8,
     hidden: list[int] = [128],  # noqa: B006  (jsonargparse shows it as the default)
     prior: PriorMaker = StandardNormal,
-    likelihood: LikelihoodMaker | None = None,
+    likelihood: LikelihoodMaker | Literal["auto"] | None = None,
     posterior: PosteriorMaker = DiagNormal,
     elbo: ELBO | None = None,
     optimizer: OptimizerMaker = torch.optim.Adam,
@@ -87,6 +87,7 @@ def fit_settings(
         hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
         prior: the class of p(z), called with the number of latents.
         likelihood: the class of p(x|z), called with the decoder network; by default a Normal whose scale is learned.
+            auto takes what each column suggests (counts, categories, heavy tails, …) and says so.
         posterior: the class of q(z|x), called with the encoder network.
         elbo: the estimator; Trace_ELBO if not given.
         optimizer: a class of torch.optim, called with the parameters.
