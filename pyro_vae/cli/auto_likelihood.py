@@ -7,7 +7,7 @@ from rich.console import Console
 
 from pyro_vae.cli.settings import training
 from pyro_vae.data import Data, Proposal, Suggestion, suggest
-from pyro_vae.data.tables import list_names
+from pyro_vae.data.columns import list_names
 from pyro_vae.likelihoods import Blocks
 from pyro_vae.train.distributed.group import writes
 

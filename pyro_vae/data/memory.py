@@ -1,7 +1,7 @@
 """Data in memory, of whatever library: what is asked of them, and how they become :class:`~pyro_vae.data.Data`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Asked:
     drop: Sequence[str] = ()
     columns: Sequence[str] | None = None
     missing: Sequence[Any] | None = None
+    context: Sequence[str] = ()
     key: str | None = None
     like: Data | None = None
 
@@ -41,15 +42,15 @@ class Asked:
 
     def of_tables(self) -> dict[str, Any]:
         """What applies to tables of named columns, None where it is not asked for."""
-        own = ("index", "label", "columns", "missing", "key")
-        return {**{name: getattr(self, name) for name in own}, "drop": self.drop or None}
+        lists = {"drop": self.drop or None, "context": self.context or None}
+        return {name: getattr(self, name) for name in ("index", "label", "columns", "missing", "key")} | lists
 
     def table(self, table: Any, source: str, said: Sequence[str] = ()) -> Data:
         """Turn a table of named columns into data."""
         self.validate_unused(source, key=self.key)
         return data_of(
             table, index=self.index, label=self.label, drop=self.drop, columns=self.columns, missing=self.missing,
-            like=self.like, source=source, said=said,
+            context=self.context, like=self.like, source=source, said=said,
         )  # fmt: skip
 
     def array(
@@ -58,7 +59,8 @@ class Asked:
         """Turn an array into data; where columns are asked for, they are called ``f0``, ``f1``, …"""
         if array.dtype.names is not None:
             return self._without_key().table(array, source)
-        by_name = any(value for value in (self.index, self.label, self.drop, self.columns))
+        by_name = any(value for value in (self.index, self.label, self.drop, self.columns, self.context))
+        by_name = by_name or (self.like is not None and bool(self.like.context_columns))
         if by_name and array.ndim == 2:
             import pandas as pd
 
@@ -78,7 +80,7 @@ class Asked:
         return data if self.like is None else matched(data, self.like)
 
     def _without_key(self) -> "Asked":
-        return Asked(self.index, self.label, self.drop, self.columns, self.missing, None, self.like)
+        return replace(self, key=None)
 
 
 NOTHING = Asked()

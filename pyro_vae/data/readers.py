@@ -24,6 +24,7 @@ def load(
     drop: str | Sequence[str] = (),
     columns: str | Sequence[str] | None = None,
     missing: str | Sequence[Any] | None = None,
+    context: str | Sequence[str] = (),
     sep: str | None = None,
     decimal: str | None = None,
     header: bool | None = None,
@@ -47,11 +48,13 @@ def load(
         columns: columns to take, in this order; all others if not given.
         missing: values that say that a value is missing, as ``"?,-999"`` or a list; ``"nan"`` for NaN and empty cells
             alone, which are among them always. If not given, a missing value is refused.
+        context: columns that are no data, but given to prior, decoder and encoder besides, as ``"age,sex"`` or a list:
+            numbers as they are, categories one-hot. None of their values may be missing.
         sep: what stands between the columns of a text file: one character, ``"tabs"`` or ``"spaces"``.
         decimal: its decimal point, ``"."`` or ``","``.
         header: whether its first line names the columns.
         key: the array of an ``.npz`` or ``.mat`` file, or the layer of an AnnData; by default ``x``, or the only one.
-        like: other data, whose columns and categories these must have, in whatever order.
+        like: other data, whose columns, context columns and categories these must have, in whatever order.
 
     Returns:
         The data, as float32 (float64 where that would merge the values of a column), with labels where there are some.
@@ -68,7 +71,9 @@ def load(
         >>> data.columns, data.x.shape, data.said
         (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; columns between semicolons; decimal commas')
     """
-    asked = Asked(index, label, as_list(drop) or [], as_list(columns), as_missing(missing), key, like)
+    asked = Asked(
+        index, label, as_list(drop) or [], as_list(columns), as_missing(missing), as_list(context) or [], key, like
+    )  # fmt: skip
     of_text: dict[str, Any] = {"sep": sep, "decimal": decimal, "header": header}
     if not isinstance(source, str | Path):
         asked.validate_unused("data in memory", **of_text)

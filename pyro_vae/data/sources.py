@@ -92,6 +92,7 @@ class InMemory:
         columns: the names of the features.
         image_shape: ``(height, width)`` where a row is an image.
         categories: by the name of a column what its codes 0, 1, … stand for.
+        context_columns: the names of the columns that the context was made of.
 
     Example:
         >>> source = InMemory(Rows(torch.arange(6.0).reshape(3, 2)))
@@ -105,6 +106,7 @@ class InMemory:
     columns: Sequence[str] | None = None
     image_shape: tuple[int, int] | None = None
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    context_columns: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -245,7 +247,7 @@ def source_of(data: Any, vae: "VAE", *, context: Any = None, mask: Any = None, s
         if not isinstance(data, Data):
             return InMemory(rows, source)
         named = source if data.source == "data" else data.source
-        return InMemory(rows, named, data.columns, data.image_shape, data.categories)
+        return InMemory(rows, named, data.columns, data.image_shape, data.categories, data.context_columns)
     if context is not None or mask is not None:
         raise SettingsError(f"{data.source}: a source has its context and mask of its own; give them where it is made")
     return data.checked_for(vae)
