@@ -97,7 +97,7 @@ def loaded(settings: Namespace) -> Loaded:
     return Loaded(data, held_out, files=(data, held_out))
 
 
-READING = ("index", "label", "drop", "columns", "missing", "sep", "decimal", "header", "key")
+READING = ("index", "label", "drop", "columns", "missing", "context", "sep", "decimal", "header", "key")
 """The settings of how a file is read."""
 
 

@@ -40,6 +40,8 @@ def fit_settings(
     drop: str | None = None,
     columns: str | None = None,
     missing: str | None = None,
+    context: str | None = None,
+    context_to: str = "encoder,decoder",
     sep: str | None = None,
     decimal: str | None = None,
     header: bool | None = None,
@@ -79,6 +81,10 @@ def fit_settings(
         columns: columns to take; by default all others.
         missing: values that say that a value is missing, as "NA,?,-999"; nan for NaN and empty cells alone, which are
             always among them. By default a missing value is refused.
+        context: columns that are no data, but given to the networks besides, as "age,sex": numbers as they are,
+            categories one-hot.
+        context_to: the networks that see them, encoder, decoder or both; the prior pyro_vae.priors.ContextNormal does,
+            too.
         sep: what stands between the columns of a text file, one character, tabs or spaces; found by default.
         decimal: its decimal point, a point or a comma; found by default.
         header: whether its first line names the columns; found by default.

@@ -94,6 +94,17 @@ def validate_context(names: Sequence[str], expected: Sequence[str], source: str,
         )
 
 
+def validate_kind(name: str, own: Sequence[str] | None, known: Sequence[str] | None, source: str, other: str) -> None:
+    """Validate that a context column holds numbers, or categories, as in other data.
+
+    Raises:
+        DataError: if it does not.
+    """
+    if (own is None) != (known is None):
+        mine, theirs = ("numbers" if names is None else "categories" for names in (own, known))
+        raise DataError(f"{source}: context column {name!r} holds {mine}, and {theirs} in {other}; make them alike")
+
+
 def context_like(data: Any, like: Any) -> Tensor:
     """Return the context of data with the columns and categories of other data, in their order.
 
@@ -113,10 +124,8 @@ def context_like(data: Any, like: Any) -> Tensor:
 def _part_like(part: Tensor, name: str, data: Any, like: Any) -> Tensor:
     """The numbers of one column."""
     own, known = data.categories.get(name), like.categories.get(name)
-    if own == known:
+    validate_kind(name, own, known, data.source, like.source)
+    if own is None or known is None or own == known:
         return part
-    if own is None or known is None:
-        kinds = ["numbers" if names is None else "categories" for names in (own, known)]
-        raise DataError(f"{data.source}: context column {name!r} holds {kinds[0]}, and {kinds[1]} in {like.source}")
     codes = recoded(part.argmax(1).to(part.dtype), own, known, name, data.source)
     return one_hot(codes.long(), len(known)).to(part)

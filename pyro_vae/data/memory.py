@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.columns import list_names
 from pyro_vae.data.precision import narrow
 from pyro_vae.data.rows import Data, as_tensor, checked, data_of, matched
 from pyro_vae.data.tables import is_table
@@ -194,15 +195,18 @@ def dense(source: Any) -> Any:
 
 
 def _of_anndata(source: Any, asked: Asked) -> Data:
-    """The matrix or a layer of an AnnData, with the names of its rows and columns, and a column of ``obs`` as label."""
+    """The matrix or a layer of an AnnData, with the names of its rows and columns; label and context are in ``obs``."""
     import pandas as pd
 
     if asked.key is not None and asked.key not in source.layers:
         raise DataError(f"data: there is no layer {asked.key!r}; it has {[*source.layers] or 'none'}")
     matrix = dense(source.X if asked.key is None else source.layers[asked.key])
     frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=[str(name) for name in source.var_names])
-    if asked.label is not None:
-        if asked.label not in source.obs:
-            raise DataError(f"data: obs has no column {asked.label!r}; it has {[*source.obs] or 'none'}")
-        frame[asked.label] = source.obs[asked.label].to_numpy()
+    known = asked.like.context_columns or () if asked.like is not None else ()
+    for name in dict.fromkeys([*([] if asked.label is None else [asked.label]), *(asked.context or known)]):
+        if name not in source.obs:
+            raise DataError(f"data: obs has no column {name!r}; it has {list_names([*source.obs]) or 'none'}")
+        if name in frame:
+            raise DataError(f"data: {name!r} is a column of obs and of the matrix; rename one")
+        frame[name] = source.obs[name].array
     return asked._without_key().table(frame, "data")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.columns import recoded
-from pyro_vae.data.context import context_like, validate_context
+from pyro_vae.data.context import context_like, validate_context, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow
 from pyro_vae.data.tables import as_frame, columns_like, columns_of, given_names, is_table
 from pyro_vae.errors import DataError, PrecisionWarning
@@ -215,6 +215,9 @@ def data_of(
         frame, index=index, label=label, drop=drop, columns=columns, missing=missing or (),
         context=context, categories=None if like is None else like.categories, source=source,
     )  # fmt: skip
+    if like is not None:
+        for name in like.context_columns or ():
+            validate_kind(name, table.categories.get(name), like.categories.get(name), source, like.source)
     x = narrow(table.values)
     labels = None if table.labels is None else torch.tensor(table.labels)
     given = None if table.context is None else narrow(table.context)
