@@ -89,7 +89,7 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
 
 def _of_run(settings: Namespace) -> int:
     _refuse_training_settings(settings)
-    first, vae, held_out, _ = trained_run(settings.run, settings.data)
+    first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing)
     with RunFolder(folder_for("compare", settings.out, settings.run)) as run:
         _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
@@ -98,7 +98,7 @@ def _of_run(settings: Namespace) -> int:
 
 def _refuse_training_settings(settings: Namespace) -> None:
     """A trained run is as it is: a setting that would be ignored is refused."""
-    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "out", *OF_COMPARE}
+    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "missing", "out", *OF_COMPARE}
     changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
     ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
     if ignored:

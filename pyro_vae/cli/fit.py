@@ -291,12 +291,20 @@ def refuse_code(folder: Path) -> None:
             )
 
 
-def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data, Data]:
+def trained_run(folder: str, data: str | None, missing: str | None = None) -> tuple[VAE, VAE, Data, Data]:
     """The VAE of a run folder, before and after, data to judge it by (its held-out ones, or those given), and its own.
+
+    Args:
+        folder: of the run.
+        data: the path of data; None for those of the run.
+        missing: values of ``data`` that say that a value is missing; those of the run if not given.
 
     Raises:
         DataError: if the folder is not of a run, or the data are of other columns.
+        SettingsError: if ``missing`` is given without ``data``.
     """
+    if missing is not None and data is None:
+        raise SettingsError("missing says how --data is read; give --data, or leave --missing out")
     settings = settings_of(folder)
     of_run = loaded(settings)
     first = build(settings, of_run.train)
@@ -307,6 +315,7 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data, Data]:
         save_load.load(Path(folder) / "weights.safetensors", into=vae)
     if data is None:
         return first, vae, of_run.held_out, of_run.train
+    settings.missing = settings.missing if missing is None else missing
     held_out = read_like(data, settings, of_run.files[0])
     report_reading(held_out)
     rows_for(vae, held_out)  # all of them, though only some are looked at
