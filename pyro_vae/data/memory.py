@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.columns import list_names
+from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import narrow
 from pyro_vae.data.rows import Data, as_tensor, checked, data_of, matched
 from pyro_vae.data.tables import is_table
@@ -55,7 +56,12 @@ class Asked:
         )  # fmt: skip
 
     def array(
-        self, array: Any, source: str, labels: np.ndarray | None = None, labels_source: str | None = None
+        self,
+        array: Any,
+        source: str,
+        labels: np.ndarray | None = None,
+        labels_source: str | None = None,
+        said: Sequence[str] = (),
     ) -> Data:
         """Turn an array into data; where columns are asked for, they are called ``f0``, ``f1``, …"""
         if array.dtype.names is not None:
@@ -69,15 +75,16 @@ class Asked:
             return self._without_key().table(frame, source)
         if by_name:
             raise SettingsError(f"{source}: the data have no columns to choose from; leave the names of columns out")
+        layout = layout_of(array.shape, array.dtype) if array.ndim > 2 else Layout(None)
         if array.dtype.kind in "fiu" and array.ndim >= 2 and 0 not in array.shape:
-            x = narrow(array)
+            x = narrow(layout.rows(array))
             if gone := [value for value in self.missing or () if isinstance(value, int | float)]:
                 x = x.masked_fill(torch.isin(x, torch.tensor(gone, dtype=x.dtype)), torch.nan)
         else:
             x = as_tensor(array, source=source)
-        image_shape = (x.shape[1], x.shape[2]) if x.dim() == 3 else None
         own = labels_of(labels, len(x), labels_source or source)
-        data = checked(Data(x.flatten(1), own, image_shape=image_shape, source=source), self.missing is not None)
+        data = Data(x.flatten(1), own, image_shape=layout.image_shape, source=source)
+        data = checked(data, self.missing is not None, [*said, *layout.said()])
         return data if self.like is None else matched(data, self.like)
 
     def _without_key(self) -> "Asked":

@@ -5,11 +5,13 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyro_vae.data.images import find_pictures, read_pictures
 from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory
 from pyro_vae.data.rows import Data, reason
 from pyro_vae.data.text import read_text
@@ -35,12 +37,14 @@ def load(
 
     What was read, and what of it was inferred, is said in one line, ``said``. The first line of a text file is a
     header if it holds no numbers, or consecutive integers as pandas writes them. A first column without a name is the
-    row labels, if its values are unique. Rows of more than one dimension are flattened; the bytes of IDX files are
-    divided by 255, other numbers are taken as they are.
+    row labels, if its values are unique. Rows of more than one dimension are flattened, bytes of shape
+    ``(n, height, width, 3)`` with the channels first; those of IDX files and files of images are divided by 255, other
+    numbers are taken as they are.
 
     Args:
         source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz`` or
-            ``.mat`` file; an IDX file or MNIST's folder; a DataFrame, Series or Arrow table, polars' or another of
+            ``.mat`` file; an IDX file or MNIST's folder; a folder of images of one size, whose subfolders, if there are
+            any, are the labels; a DataFrame, Series or Arrow table, polars' or another of
             the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
         index: the column of the row labels; ``""`` for none.
         label: the column of the labels, for colours in figures.
@@ -84,7 +88,7 @@ def load(
             raise DataError(f"{path}: no such file; give the path of a data file")
         if path.is_dir():
             asked.validate_unused(str(path), **of_text, **asked.of_tables())
-            return _load_mnist_folder(path, "train")
+            return _load_folder(path)
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; give one that holds data")
         if is_text(path):
@@ -276,8 +280,19 @@ def _find(folder: Path, prefix: str) -> Path | None:
     return next((p for p in sorted(folder.glob(prefix + "*")) if "idx" in p.name and p.is_file()), None)
 
 
+def _load_folder(folder: Path) -> Data:
+    if _find(folder, "train-images") is not None or not (paths := find_pictures(folder)):
+        return _load_mnist_folder(folder, "train")
+    found = read_pictures(folder, paths)
+    data = NOTHING.array(found.array, str(folder), found.labels, said=found.said)
+    return replace(data, x=data.x / 255, row_labels=np.array(found.names), label_names=found.label_names)
+
+
 def _load_mnist_folder(folder: Path, part: str) -> Data:
     images = _find(folder, f"{part}-images")
     if images is None:
-        raise DataError(f"{folder}: a folder without MNIST's {part}-images-idx3-ubyte; give a file, or MNIST's folder")
+        raise DataError(
+            f"{folder}: a folder without MNIST's {part}-images-idx3-ubyte and without images; give a file, or the "
+            "folder of either"
+        )
     return _load_idx(images)

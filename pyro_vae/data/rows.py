@@ -34,7 +34,7 @@ class Data:
         context: what a conditional VAE is given besides, shape ``(datum, c)``.
         mask: true where a value was observed, the shape of ``x``.
         columns: the features' names.
-        image_shape: ``(height, width)`` where a row is an image.
+        image_shape: ``(height, width)`` where a row is a grey image, ``(3, height, width)`` where one of colours.
         source: where it came from, for messages.
         row_labels: numbers, times or text that name the rows, shape ``(datum,)``; :meth:`rows` keeps them, and where
             there are none the numbers of the rows in the data they are taken from.
@@ -53,7 +53,7 @@ class Data:
     context: Tensor | None = None
     mask: Tensor | None = None
     columns: Sequence[str] | None = None
-    image_shape: tuple[int, int] | None = None
+    image_shape: tuple[int, ...] | None = None
     source: str = "data"
     row_labels: np.ndarray | None = None
     label_names: Sequence[str] | None = None

@@ -89,7 +89,7 @@ def test_new_data_may_say_otherwise_what_is_missing(folder, tmp_path, capsys):
     run = str(folder / "run")
     text = (folder / "a.csv").read_text().replace("?", "none of it")
     (tmp_path / "c.csv").write_text(text)
-    with pytest.raises(DataError, match="column 'weight' is .*, not a number"):
+    with pytest.raises(DataError, match=r"column .weight. is .*, not a number"):
         trained_run(run, str(tmp_path / "c.csv"))
     _, _, found, _ = trained_run(run, str(tmp_path / "c.csv"), "none of it")
     assert (~found.mask).nonzero().tolist() == [[3, 1]]
