@@ -69,8 +69,8 @@ def fit_settings(
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
     Args:
-        data: a .csv, .tsv or .txt file (also gzipped or zipped), a .parquet, .npy, .npz or .mat file, an IDX file of
-            images, or MNIST's folder; a folder of Parquet files, of Zarr, and a .npy or .parquet file of more than
+        data: a .csv, .tsv or .txt file (also gzipped or zipped), a .parquet, .npy, .npz, .mat or .h5ad file, an IDX
+            file of images, MNIST's folder, or a folder of images (subfolders are labels); a folder of Parquet files, of Zarr, and a .npy or .parquet file of more than
             1 GiB are streamed, which takes --validation_data.
         out: a new folder for the results; by default runs/COMMAND (of a run, RUN/COMMAND), or the next free name.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
@@ -88,7 +88,8 @@ def fit_settings(
         sep: what stands between the columns of a text file, one character, tabs or spaces; found by default.
         decimal: its decimal point, a point or a comma; found by default.
         header: whether its first line names the columns; found by default.
-        key: the array of a .npz or .mat file; by default x, or the only one.
+        key: the array of a .npz or .mat file, by default x or the only one; or the layer of an .h5ad file, by default
+            its X.
         latent_dim: the number of latents.
         hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
         prior: the class of p(z), called with the number of latents.

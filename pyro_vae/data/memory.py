@@ -164,7 +164,7 @@ def from_memory(source: Any, asked: Asked) -> Data:
     if is_table(source):
         return asked.table(source, "data")
     if hasattr(source, "obs_names") and hasattr(source, "var_names"):
-        return _of_anndata(source, asked)
+        return of_anndata(source, asked)
     array = dense(source)
     asked.validate_unused("data", key=asked.key)
     if isinstance(array, np.ma.MaskedArray):
@@ -201,19 +201,34 @@ def dense(source: Any) -> Any:
     return np.asanyarray(source)
 
 
-def _of_anndata(source: Any, asked: Asked) -> Data:
-    """The matrix or a layer of an AnnData, with the names of its rows and columns; label and context are in ``obs``."""
+def of_anndata(source: Any, asked: Asked, name: str = "data") -> Data:
+    """Turn an AnnData into data: its matrix or a layer, with label and context from ``obs``.
+
+    Args:
+        source: whatever has ``X``, ``layers``, ``obs``, ``obs_names`` and ``var_names``.
+        asked: of it; ``key`` is the name of a layer.
+        name: what to call it in messages.
+
+    Raises:
+        DataError: if there is no such layer or column of ``obs``.
+    """
     import pandas as pd
 
     if asked.key is not None and asked.key not in source.layers:
-        raise DataError(f"data: there is no layer {asked.key!r}; it has {[*source.layers] or 'none'}")
+        raise DataError(f"{name}: there is no layer {asked.key!r}; it has {[*source.layers] or 'none'}")
     matrix = dense(source.X if asked.key is None else source.layers[asked.key])
-    frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=[str(name) for name in source.var_names])
+    frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=[str(gene) for gene in source.var_names])
+    for column in _of_obs(source, asked):
+        if column not in source.obs:
+            raise DataError(f"{name}: obs has no column {column!r}; it has {list_names([*source.obs]) or 'none'}")
+        if column in frame:
+            raise DataError(f"{name}: {column!r} is a column of obs and of the matrix; rename one")
+        frame[column] = source.obs[column].array
+    return asked._without_key().table(frame, name)
+
+
+def _of_obs(source: Any, asked: Asked) -> list[str]:
+    """The columns of ``obs`` to take; new data may lack labels."""
     known = asked.like.context_columns or () if asked.like is not None else ()
-    for name in dict.fromkeys([*([] if asked.label is None else [asked.label]), *(asked.context or known)]):
-        if name not in source.obs:
-            raise DataError(f"data: obs has no column {name!r}; it has {list_names([*source.obs]) or 'none'}")
-        if name in frame:
-            raise DataError(f"data: {name!r} is a column of obs and of the matrix; rename one")
-        frame[name] = source.obs[name].array
-    return asked._without_key().table(frame, "data")
+    lacks_label = asked.label is None or (asked.like is not None and asked.label not in source.obs)
+    return list(dict.fromkeys([*(asked.context or known), *([] if lacks_label else [str(asked.label)])]))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.data.images import find_pictures, read_pictures
-from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory
+from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory, of_anndata
 from pyro_vae.data.rows import Data, reason
 from pyro_vae.data.text import read_text
 from pyro_vae.errors import DataError
@@ -42,8 +42,8 @@ def load(
     numbers are taken as they are.
 
     Args:
-        source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz`` or
-            ``.mat`` file; an IDX file or MNIST's folder; a folder of images of one size, whose subfolders, if there are
+        source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz``,
+            ``.mat`` or ``.h5ad`` file (``pip install pyro-vae[anndata]``); an IDX file or MNIST's folder; a folder of images of one size, whose subfolders, if there are
             any, are the labels; a DataFrame, Series or Arrow table, polars' or another of
             the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
         index: the column of the row labels; ``""`` for none.
@@ -57,7 +57,8 @@ def load(
         sep: what stands between the columns of a text file: one character, ``"tabs"`` or ``"spaces"``.
         decimal: its decimal point, ``"."`` or ``","``.
         header: whether its first line names the columns.
-        key: the array of an ``.npz`` or ``.mat`` file, or the layer of an AnnData; by default ``x``, or the only one.
+        key: the array of an ``.npz`` or ``.mat`` file, by default ``x`` or the only one; or the layer of an AnnData, by
+            default ``X``. Its ``obs`` holds label and context.
         like: other data, whose columns, context columns and categories these must have, in whatever order.
 
     Returns:
@@ -133,11 +134,12 @@ def load_held_out(path: str | Path) -> Data | None:
 
 def _reader(path: Path) -> Callable[[Path, Asked], Data]:
     readers = {".npy": _load_numpy, ".npz": _load_numpy, ".parquet": _load_parquet, ".mat": _load_matlab}
+    readers[".h5ad"] = _load_anndata
     if reader := readers.get(path.suffix.lower()):
         return reader
     if "idx" in path.name.lower():
         return _load_idx
-    kinds = ".csv, .tsv, .txt, .parquet, .npy, .npz, .mat or MNIST's IDX files"
+    kinds = ".csv, .tsv, .txt, .parquet, .npy, .npz, .mat, .h5ad or MNIST's IDX files"
     raise DataError(f"{path}: unknown kind of file; give {kinds}")
 
 
@@ -196,6 +198,18 @@ def _load_matlab(path: Path, asked: Asked) -> Data:
     names = [name for name in loaded if not name.startswith("__")]
     array, labels = _of_archive(loaded, names, path, asked.key)
     return asked.array(array, str(path), None if labels is None else np.squeeze(labels))
+
+
+def _load_anndata(path: Path, asked: Asked) -> Data:
+    try:
+        import anndata
+    except ImportError as error:
+        raise DataError(f"{path}: needs anndata to be read; pip install pyro-vae[anndata]") from error
+    try:
+        annotated = anndata.read_h5ad(path)
+    except Exception as error:  # what anndata and its HDF5 reader raise has no common base
+        raise DataError(f"{path}: not a whole .h5ad file ({reason(error)}); copy or make it again") from error
+    return of_anndata(annotated, asked, str(path))
 
 
 def _load_parquet(path: Path, asked: Asked) -> Data:

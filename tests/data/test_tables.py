@@ -1,6 +1,8 @@
 """Tables as people have them: each file and frame becomes the right table, or is refused in the right sentence."""
 
 import gzip
+import sys
+import types
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -426,6 +428,28 @@ def test_unix_times_keep_their_distinct_values(tmp_path):
         assert len(load(source).x.unique()) == 1000
     assert len(rows_of(PRECISE[:, None].astype(int)).x.unique()) == 1000
     assert load(pd.DataFrame({"t": [16777210, 16777211]})).x.dtype == torch.float32, "exact in single precision"
+
+
+def test_a_file_of_anndata_is_read_by_anndata_or_says_how_to_install_it(tmp_path, monkeypatch):
+    path = tmp_path / "cells.h5ad"
+    path.write_bytes(b"of HDF5")
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    with pytest.raises(DataError, match=r"cells.h5ad: needs anndata to be read; pip install pyro-vae\[anndata\]"):
+        load(path)
+    module = types.ModuleType("anndata")
+    module.read_h5ad = {path: Annotated()}.__getitem__
+    monkeypatch.setitem(sys.modules, "anndata", module)
+    data = load(path, key="counts", label="kind")
+    assert (data.source, data.x.tolist(), data.labels.tolist()) == (str(path), [[5, 6], [7, 8]], [1, 0])
+    assert load(path, label="none", like=data).labels is None, "new data may lack labels"
+    with pytest.raises(DataError, match=r"cells.h5ad: there is no layer 'raw'; it has \['counts'\]"):
+        load(path, key="raw")
+    with pytest.raises(SettingsError, match="sep does not apply"):
+        load(path, sep=";")
+    damaged = tmp_path / "damaged.h5ad"
+    damaged.write_bytes(b"of nothing")
+    with pytest.raises(DataError, match="damaged.h5ad: not a whole .h5ad file"):
+        load(damaged)
 
 
 def test_a_data_set_stays_itself():
