@@ -70,8 +70,8 @@ def fit_settings(
 
     Args:
         data: a .csv, .tsv or .txt file (also gzipped or zipped), a .parquet, .npy, .npz, .mat or .h5ad file, an IDX
-            file of images, MNIST's folder, or a folder of images (subfolders are labels); a folder of Parquet files, of Zarr, and a .npy or .parquet file of more than
-            1 GiB are streamed, which takes --validation_data.
+            file of images, MNIST's folder, or a folder of images (subfolders are labels); a folder of Parquet files, of
+            Zarr, and a .npy or .parquet file of more than 1 GiB are streamed, which takes --validation_data.
         out: a new folder for the results; by default runs/COMMAND (of a run, RUN/COMMAND), or the next free name.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
         held_out: that share, between 0 and 1.

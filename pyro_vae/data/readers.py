@@ -43,9 +43,9 @@ def load(
 
     Args:
         source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz``,
-            ``.mat`` or ``.h5ad`` file (``pip install pyro-vae[anndata]``); an IDX file or MNIST's folder; a folder of images of one size, whose subfolders, if there are
-            any, are the labels; a DataFrame, Series or Arrow table, polars' or another of
-            the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
+            ``.mat`` or ``.h5ad`` file (``pip install pyro-vae[anndata]``); an IDX file or MNIST's folder; a folder of
+            images of one size, whose subfolders, if there are any, are the labels; a DataFrame, Series or Arrow table,
+            polars' or another of the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
         index: the column of the row labels; ``""`` for none.
         label: the column of the labels, for colours in figures.
         drop: columns to leave out, as ``"id,date"`` or a list.

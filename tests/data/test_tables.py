@@ -448,7 +448,7 @@ def test_a_file_of_anndata_is_read_by_anndata_or_says_how_to_install_it(tmp_path
         load(path, sep=";")
     damaged = tmp_path / "damaged.h5ad"
     damaged.write_bytes(b"of nothing")
-    with pytest.raises(DataError, match="damaged.h5ad: not a whole .h5ad file"):
+    with pytest.raises(DataError, match=r"damaged.h5ad: not a whole .h5ad file"):
         load(damaged)
 
 
