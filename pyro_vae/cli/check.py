@@ -41,7 +41,7 @@ def run_check(settings: Namespace) -> int:
 
 def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
     """Which data and rows were checked, and the commands that trained and checked."""
-    own = {name: settings[name] for name in ("rows", "budget", "seed", "data", "missing")}
+    own = {name: settings.get(name) for name in ("rows", "budget", "seed", "data", "missing")}
     flags = [text for name, value in own.items() if value is not None for text in (f"--{name}", str(value))]
     check_again = shlex.join(["pyro-vae", "check", str(settings.run), *flags])
     return {
