@@ -1,5 +1,6 @@
 """Tables as people have them: each file and frame becomes the right table, or is refused in the right sentence."""
 
+import csv
 import gzip
 import sys
 import types
@@ -338,18 +339,32 @@ TEXTS = st.text(st.characters(categories=["L"]), min_size=1, max_size=5).filter(
 )
 
 
-@settings(max_examples=60, deadline=None, database=None)
-@given(
+WRITTEN = given(
     values=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=CELLS),
     names=st.lists(TEXTS, min_size=5, max_size=5, unique=True) | st.none(),
     index=st.booleans(), sep=st.sampled_from([",", ";", "\t", "|"]), comma=st.booleans(),
-    suffix=st.sampled_from([".csv", ".txt", ".csv.gz"]), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    suffix=st.sampled_from([".csv", ".txt", ".csv.gz", ".csv.zip"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
     end=st.sampled_from(["\n", "\r\n"]), asked=st.booleans(),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
 )  # fmt: skip
-def test_what_pandas_writes_in_any_dialect_comes_back(
-    tmp_path_factory, values, names, index, sep, comma, suffix, encoding, end, asked
-):
-    path = tmp_path_factory.getbasetemp() / f"written{suffix}"
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@WRITTEN
+def test_what_pandas_writes_in_any_dialect_comes_back(tmp_path_factory, **written):
+    comes_back(tmp_path_factory.getbasetemp(), **written)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, database=None)
+@WRITTEN
+def test_what_pandas_writes_in_any_dialect_comes_back_2000_times(tmp_path_factory, **written):
+    comes_back(tmp_path_factory.getbasetemp(), **written)
+
+
+def comes_back(folder, *, values, names, index, sep, comma, suffix, encoding, end, asked, quoting):
+    path = folder / f"written{suffix}"
     table = pd.DataFrame(np.array(values, np.float64))
     if names is not None:
         table.columns = names[: table.shape[1]]
@@ -357,7 +372,8 @@ def test_what_pandas_writes_in_any_dialect_comes_back(
     # A single column shows no separator, and a header 0 of a single column no sign that it is one.
     asked = asked or table.shape[1] == 1
     options = {"sep": sep if sep != "\t" else "tabs", "decimal": decimal, "header": True} if asked else {}
-    table.to_csv(path, sep=sep, decimal=decimal, index=index, encoding=encoding, lineterminator=end)
+    how = {"index": index, "encoding": encoding, "lineterminator": end, "quoting": quoting}
+    table.to_csv(path, sep=sep, decimal=decimal, **how)
     data = load(path, **options)
     np.testing.assert_array_equal(data.x.double().numpy(), table.to_numpy())
     assert data.columns == [str(name) for name in table.columns]
