@@ -157,6 +157,33 @@ def conv_decoder(
     return _OneBatch(nn.Sequential(*layers, nn.Flatten()), (in_features,))
 
 
+class WithoutContext(nn.Module):
+    """A network on the first numbers of a row: it does not see the context, which is the rest.
+
+    .. math:: f(v, c) = f(v)
+
+    Args:
+        net: from ``(*batch, features)``.
+        features: the numbers before the context, at least 1.
+
+    Raises:
+        SettingsError: if ``features`` is no whole number of at least 1.
+
+    Example:
+        >>> import torch
+        >>> WithoutContext(nn.Identity(), 2)(torch.tensor([[1.0, 2.0, 7.0]]))
+        tensor([[1., 2.]])
+    """
+
+    def __init__(self, net: nn.Module, features: int) -> None:
+        super().__init__()
+        self.net, self.features = net, whole("features", features, 1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        out: Tensor = self.net(rows[..., : self.features])
+        return out
+
+
 class _OneBatch(nn.Module):
     """``body``, which takes one batch dimension before ``shape``, for flat rows with any number of them.
 

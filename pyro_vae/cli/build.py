@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from torch.nn import Module
 
 from pyro_vae import nn
 from pyro_vae.cli.settings import instances
 from pyro_vae.core.device import seeded
 from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.vae import VAE
+from pyro_vae.data.memory import as_list
 from pyro_vae.data.rows import Data
 from pyro_vae.data.spread import mean_and_sd
 from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Likelihood, Normal
+from pyro_vae.priors import ContextNormal
 
 # Units of the user's data are unknown, so their noise is learned unless a likelihood is named.
 _learned_normal = partial(Normal, scale=0.5, learn_scale=True)
@@ -54,12 +57,12 @@ def assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, po
         SettingsError: if a part or a network cannot be made of its settings.
     """
     latents, hidden, features = settings.latent_dim, list(settings.hidden), train.x.shape[1]
+    given = _contexts(settings, train)
     try:
         with seeded(settings.seed, torch.device("cpu")):
-            first = train.x if getattr(_class_of(prior), "takes_data", False) else latents
-            made_prior = prior[0](first)
-            decoder_net = nn.mlp(latents, hidden[::-1], _outputs(likelihood, features))
-            encoder_net = nn.mlp(features, hidden, _outputs(posterior, latents))
+            made_prior = prior[0](_of_prior(_class_of(prior), settings, train))
+            decoder_net = _net(latents, hidden[::-1], _outputs(likelihood, features), given["decoder"])
+            encoder_net = _net(features, hidden, _outputs(posterior, latents), given["encoder"])
             decoder = (likelihood[0] or _learned_normal)(decoder_net)
             encoder = posterior[0](encoder_net)
             return VAE(prior=made_prior, decoder=decoder, encoder=encoder, standardize=_units(settings, train, decoder))
@@ -76,6 +79,40 @@ def _units(settings: Namespace, train: Data, decoder: Likelihood) -> Standardize
     if not settings.standardize or train.image_shape is not None or not bool(real.any()):
         return None
     return mean_and_sd(train)
+
+
+Given = tuple[int, bool]
+"""How many numbers a context has, and whether a network sees them."""
+
+
+def _contexts(settings: Namespace, train: Data) -> dict[str, Given]:
+    """The context of each network."""
+    networks, asked = ("encoder", "decoder"), as_list(settings.context_to) or []
+    if not asked or {*asked} - {*networks}:
+        raise SettingsError(
+            f"context_to is {settings.context_to!r}; name encoder, decoder or both (the prior ContextNormal always "
+            "takes the context)"
+        )
+    size = 0 if train.context is None else train.context.shape[1]
+    return {name: (size, name in asked) for name in networks}
+
+
+def _net(features: int, hidden: list[int], outputs: int, given: Given) -> Module:
+    """A network that sees the context or, as it is handed one anyway, leaves it out."""
+    size, seen = given
+    net = nn.mlp(features + size * seen, hidden, outputs)
+    return net if seen or not size else nn.WithoutContext(net, features)
+
+
+def _of_prior(cls: Any, settings: Namespace, train: Data) -> Any:
+    """What a class of priors is made of: the number of latents, data, or a network of the context."""
+    if getattr(cls, "takes_data", False):
+        return train
+    if not (isinstance(cls, type) and issubclass(cls, ContextNormal)):
+        return settings.latent_dim
+    if train.context is None:
+        raise SettingsError(f"the prior {cls.__name__} depends on a context; name its columns with --context")
+    return nn.mlp(train.context.shape[1], list(settings.hidden), 2 * settings.latent_dim)
 
 
 def first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ def run_check(settings: Namespace) -> int:
 
     whole("rows", settings.rows, 2)
     above_zero("budget", settings.budget)
-    _, vae, held_out, trained = trained_run(settings.run, settings.data)
+    _, vae, held_out, trained = trained_run(settings.run, settings.data, settings.missing)
     shown = held_out.rows(torch.arange(min(len(held_out.x), settings.rows)))
     with RunFolder(folder_for("check", settings.out, settings.run)) as run:
         tree = check(
@@ -41,7 +41,7 @@ def run_check(settings: Namespace) -> int:
 
 def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
     """Which data and rows were checked, and the commands that trained and checked."""
-    own = {"rows": settings.rows, "budget": settings.budget, "seed": settings.seed, "data": settings.data}
+    own = {name: settings.get(name) for name in ("rows", "budget", "seed", "data", "missing")}
     flags = [text for name, value in own.items() if value is not None for text in (f"--{name}", str(value))]
     check_again = shlex.join(["pyro-vae", "check", str(settings.run), *flags])
     return {

@@ -87,6 +87,7 @@ def check_settings(
     run: str,
     *,
     data: str | None = None,
+    missing: str | None = None,
     out: str | None = None,
     rows: int = 200,
     budget: float = 180.0,
@@ -97,6 +98,7 @@ def check_settings(
     Args:
         run: the folder of a run that pyro-vae fit wrote.
         data: held-out data, as for fit; by default those of the run.
+        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
         out: a new folder for the report; by default RUN/check, or the next free name.
         rows: at most so many of the held-out data.
         budget: seconds; diagnostics that would take longer than what is left of them are left out by name.

@@ -8,6 +8,7 @@ import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
 
+from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build
 from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, report_reading, train, trained_run
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
@@ -48,6 +49,7 @@ def run_compare(asked: Namespace) -> int:
         raise SettingsError("there is one training and nothing beside it; give --seeds, or no --workers and --cluster")
     data = loaded(settings)
     report_reading(*data.files)
+    settle_likelihood(settings, data.files[0])
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
     _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
@@ -88,7 +90,7 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
 
 def _of_run(settings: Namespace) -> int:
     _refuse_training_settings(settings)
-    first, vae, held_out, _ = trained_run(settings.run, settings.data)
+    first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing)
     with RunFolder(folder_for("compare", settings.out, settings.run)) as run:
         _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
@@ -97,7 +99,7 @@ def _of_run(settings: Namespace) -> int:
 
 def _refuse_training_settings(settings: Namespace) -> None:
     """A trained run is as it is: a setting that would be ignored is refused."""
-    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "out", *OF_COMPARE}
+    defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "missing", "out", *OF_COMPARE}
     changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
     ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
     if ignored:

@@ -16,6 +16,7 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
+from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build, first_line
 from pyro_vae.cli.checksums import validate_unchanged
 from pyro_vae.cli.messages import plain
@@ -96,7 +97,7 @@ def loaded(settings: Namespace) -> Loaded:
     return Loaded(data, held_out, files=(data, held_out))
 
 
-READING = ("index", "label", "drop", "columns", "missing", "sep", "decimal", "header", "key")
+READING = ("index", "label", "drop", "columns", "missing", "context", "sep", "decimal", "header", "key")
 """The settings of how a file is read."""
 
 
@@ -154,10 +155,11 @@ def refuse_other_width(data: Data, of: Data) -> None:
 
 
 def untrained(settings: Namespace) -> tuple[VAE, Loaded]:
-    """The VAE and the data, seen to fit each other and the optimizer."""
+    """The VAE and the data, seen to fit each other and the optimizer; the settings then name the likelihood."""
     data = loaded(settings)
     if writes():
         report_reading(*data.files)
+    settle_likelihood(settings, data.files[0])
     vae = build(settings, data.train)
     refuse(settings, vae, data)
     return vae, data
@@ -292,12 +294,20 @@ def refuse_code(folder: Path) -> None:
             )
 
 
-def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data, Data]:
+def trained_run(folder: str, data: str | None, missing: str | None = None) -> tuple[VAE, VAE, Data, Data]:
     """The VAE of a run folder, before and after, data to judge it by (its held-out ones, or those given), and its own.
+
+    Args:
+        folder: of the run.
+        data: the path of data; None for those of the run.
+        missing: values of ``data`` that say that a value is missing; those of the run if not given.
 
     Raises:
         DataError: if the folder is not of a run, or the data are of other columns.
+        SettingsError: if ``missing`` is given without ``data``.
     """
+    if missing is not None and data is None:
+        raise SettingsError("missing says how --data is read; give --data, or leave --missing out")
     settings = settings_of(folder)
     of_run = loaded(settings)
     first = build(settings, of_run.train)
@@ -308,6 +318,7 @@ def trained_run(folder: str, data: str | None) -> tuple[VAE, VAE, Data, Data]:
         save_load.load(Path(folder) / "weights.safetensors", into=vae)
     if data is None:
         return first, vae, of_run.held_out, of_run.train
+    settings.missing = settings.missing if missing is None else missing
     held_out = read_like(data, settings, of_run.files[0])
     report_reading(held_out)
     rows_for(vae, held_out)  # all of them, though only some are looked at

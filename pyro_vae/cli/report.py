@@ -64,9 +64,9 @@ def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
     look: Any = {"image_shape": held_out.image_shape, "limits": (held_out.x.min().item(), held_out.x.max().item())}
     shown = held_out.rows(torch.arange(min(len(held_out.x), 5000)))
     run.figure("training.png", plots.history(fit.history))
-    run.figure("reconstructions.png", plots.reconstructions(fit.vae, held_out.x, **look))
-    run.figure("prior_samples.png", plots.prior_samples(fit.vae, **look))
-    run.figure("latent.png", plots.latent_space(fit.vae, shown.x, labels=shown.labels))
+    run.figure("reconstructions.png", plots.reconstructions(fit.vae, held_out, **look))
+    run.figure("prior_samples.png", plots.prior_samples(fit.vae, context=held_out.context, **look))
+    run.figure("latent.png", plots.latent_space(fit.vae, shown, labels=shown.labels))
 
 
 def write_held_out_rows(run: RunFolder, data: Loaded) -> None:

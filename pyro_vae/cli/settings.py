@@ -40,6 +40,8 @@ def fit_settings(
     drop: str | None = None,
     columns: str | None = None,
     missing: str | None = None,
+    context: str | None = None,
+    context_to: str = "encoder,decoder",
     sep: str | None = None,
     decimal: str | None = None,
     header: bool | None = None,
@@ -47,7 +49,7 @@ def fit_settings(
     latent_dim: int = 8,
     hidden: list[int] = [128],  # noqa: B006  (jsonargparse shows it as the default)
     prior: PriorMaker = StandardNormal,
-    likelihood: LikelihoodMaker | None = None,
+    likelihood: LikelihoodMaker | Literal["auto"] | None = None,
     posterior: PosteriorMaker = DiagNormal,
     standardize: bool = True,
     elbo: ELBO | None = None,
@@ -68,9 +70,9 @@ def fit_settings(
     """Train a VAE on your data, and write its weights, history and figures to a new folder.
 
     Args:
-        data: a .csv, .tsv or .txt file (also gzipped or zipped), a .parquet, .npy, .npz or .mat file, an IDX file of
-            images, or MNIST's folder; a folder of Parquet files, of Zarr, and a .npy or .parquet file of more than
-            1 GiB are streamed, which takes --validation_data.
+        data: a .csv, .tsv or .txt file (also gzipped or zipped), a .parquet, .npy, .npz, .mat or .h5ad file, an IDX
+            file of images, MNIST's folder, or a folder of images (subfolders are labels); a folder of Parquet files, of
+            Zarr, and a .npy or .parquet file of more than 1 GiB are streamed, which takes --validation_data.
         out: a new folder for the results; by default runs/COMMAND (of a run, RUN/COMMAND), or the next free name.
         validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
         held_out: that share, between 0 and 1.
@@ -80,14 +82,20 @@ def fit_settings(
         columns: columns to take; by default all others.
         missing: values that say that a value is missing, as "NA,?,-999"; nan for NaN and empty cells alone, which are
             always among them. By default a missing value is refused.
+        context: columns that are no data, but given to the networks besides, as "age,sex": numbers as they are,
+            categories one-hot.
+        context_to: the networks that see them, encoder, decoder or both; the prior pyro_vae.priors.ContextNormal does,
+            too.
         sep: what stands between the columns of a text file, one character, tabs or spaces; found by default.
         decimal: its decimal point, a point or a comma; found by default.
         header: whether its first line names the columns; found by default.
-        key: the array of a .npz or .mat file; by default x, or the only one.
+        key: the array of a .npz or .mat file, by default x or the only one; or the layer of an .h5ad file, by default
+            its X.
         latent_dim: the number of latents.
         hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
         prior: the class of p(z), called with the number of latents.
         likelihood: the class of p(x|z), called with the decoder network; by default a Normal whose scale is learned.
+            auto takes what each column suggests (counts, categories, heavy tails, …) and says so.
         posterior: the class of q(z|x), called with the encoder network.
         standardize: whether the networks see and describe columns of real numbers by their distance from the mean, in
             sds of the training data; the density remains one of the data in their own units. Images are left alone.

@@ -9,11 +9,12 @@ from pyro_vae.data.readers import load, load_held_out
 from pyro_vae.data.rows import Data, as_tensor, mask_nan, rows_for, rows_of
 from pyro_vae.data.spread import mean_and_sd
 from pyro_vae.data.streams import stream
+from pyro_vae.data.suggest import Proposal, Suggestion, suggest
 from pyro_vae.errors import DataError, SettingsError
 
 __all__ = [
-    "Data", "Rows", "as_tensor", "digits", "load", "load_held_out", "mask_nan", "mean_and_sd", "rows_for", "rows_of",
-    "split", "stream",
+    "Data", "Proposal", "Rows", "Suggestion", "as_tensor", "digits", "load", "load_held_out", "mask_nan", "mean_and_sd",
+    "rows_for", "rows_of", "split", "stream", "suggest",
 ]  # fmt: skip
 
 

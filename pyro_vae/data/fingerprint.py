@@ -76,6 +76,7 @@ class Trained:
         whole: the hash of each set of data.
         columns: the names of the features, where they have some.
         categories: by the name of a column what its codes 0, 1, … stand for.
+        context_columns: the names of the columns that the context was made of, where they have some.
 
     Example:
         >>> Trained.on(row_hashes(Rows(torch.tensor([[0.0], [1.0], [1.0], [2.0]])))).twins
@@ -87,6 +88,7 @@ class Trained:
     whole: frozenset[str]
     columns: Sequence[str] | None = None
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    context_columns: Sequence[str] | None = None
 
     @classmethod
     def on(
@@ -96,6 +98,7 @@ class Trained:
         *,
         columns: Sequence[str] | None = None,
         categories: Mapping[str, Sequence[str]] | None = None,
+        context_columns: Sequence[str] | None = None,
     ) -> "Trained":
         """Trained on these rows, and on others before.
 
@@ -108,10 +111,11 @@ class Trained:
         twins, whole = float(counts[counts > 1].sum() / len(hashes)), frozenset([data_hash(hashes)])
         known = dict(categories or {})
         if before is None:
-            return cls(rows[:KEPT], twins, whole, columns, known)
-        columns, known = (before.columns, dict(before.categories)) if columns is None else (columns, known)
+            return cls(rows[:KEPT], twins, whole, columns, known, context_columns)
+        if columns is None:
+            columns, known, context_columns = before.columns, dict(before.categories), before.context_columns
         rows = np.union1d(rows, before.rows)[:KEPT]
-        return cls(rows, max(twins, before.twins), whole | before.whole, columns, known)
+        return cls(rows, max(twins, before.twins), whole | before.whole, columns, known, context_columns)
 
     def told(self, hashes: np.ndarray) -> np.ndarray:
         """Of which rows it is known whether they were trained on: all, unless only some hashes were kept.
@@ -135,7 +139,8 @@ class Trained:
         columns = None if self.columns is None else [*self.columns]
         categories = {name: [*known] for name, known in self.categories.items()}
         about = {"twins": self.twins, "whole": sorted(self.whole), "columns": columns, "categories": categories}
-        return json.dumps({"rows": rows, **about})
+        context = None if self.context_columns is None else [*self.context_columns]
+        return json.dumps({"rows": rows, **about, "context_columns": context})
 
     @classmethod
     def from_text(cls, text: str) -> "Trained":
@@ -148,8 +153,9 @@ class Trained:
             known = json.loads(text)
             rows = np.frombuffer(base64.b64decode(known["rows"]), dtype="<u8").astype(np.uint64)
             columns, categories = known.get("columns"), known.get("categories") or {}
-            validate_names([] if columns is None else columns, *categories.values())
-            return cls(rows, float(known["twins"]), frozenset(known["whole"]), columns, categories)
+            context = known.get("context_columns")
+            validate_names(columns or [], context or [], *categories.values())
+            return cls(rows, float(known["twins"]), frozenset(known["whole"]), columns, categories, context)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"what the weights were trained on cannot be read ({error}); copy the run again") from error
 

@@ -1,13 +1,15 @@
 """Data in memory, of whatever library: what is asked of them, and how they become :class:`~pyro_vae.data.Data`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.columns import list_names
+from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import narrow
 from pyro_vae.data.rows import Data, as_tensor, checked, data_of, matched
 from pyro_vae.data.tables import is_table
@@ -31,6 +33,7 @@ class Asked:
     drop: Sequence[str] = ()
     columns: Sequence[str] | None = None
     missing: Sequence[Any] | None = None
+    context: Sequence[str] = ()
     key: str | None = None
     like: Data | None = None
 
@@ -41,24 +44,30 @@ class Asked:
 
     def of_tables(self) -> dict[str, Any]:
         """What applies to tables of named columns, None where it is not asked for."""
-        own = ("index", "label", "columns", "missing", "key")
-        return {**{name: getattr(self, name) for name in own}, "drop": self.drop or None}
+        lists = {"drop": self.drop or None, "context": self.context or None}
+        return {name: getattr(self, name) for name in ("index", "label", "columns", "missing", "key")} | lists
 
     def table(self, table: Any, source: str, said: Sequence[str] = ()) -> Data:
         """Turn a table of named columns into data."""
         self.validate_unused(source, key=self.key)
         return data_of(
             table, index=self.index, label=self.label, drop=self.drop, columns=self.columns, missing=self.missing,
-            like=self.like, source=source, said=said,
+            context=self.context, like=self.like, source=source, said=said,
         )  # fmt: skip
 
     def array(
-        self, array: Any, source: str, labels: np.ndarray | None = None, labels_source: str | None = None
+        self,
+        array: Any,
+        source: str,
+        labels: np.ndarray | None = None,
+        labels_source: str | None = None,
+        said: Sequence[str] = (),
     ) -> Data:
         """Turn an array into data; where columns are asked for, they are called ``f0``, ``f1``, …"""
         if array.dtype.names is not None:
             return self._without_key().table(array, source)
-        by_name = any(value for value in (self.index, self.label, self.drop, self.columns))
+        by_name = any(value for value in (self.index, self.label, self.drop, self.columns, self.context))
+        by_name = by_name or (self.like is not None and bool(self.like.context_columns))
         if by_name and array.ndim == 2:
             import pandas as pd
 
@@ -66,19 +75,20 @@ class Asked:
             return self._without_key().table(frame, source)
         if by_name:
             raise SettingsError(f"{source}: the data have no columns to choose from; leave the names of columns out")
+        layout = layout_of(array.shape, array.dtype) if array.ndim > 2 else Layout(None)
         if array.dtype.kind in "fiu" and array.ndim >= 2 and 0 not in array.shape:
-            x = narrow(array)
+            x = narrow(layout.rows(array))
             if gone := [value for value in self.missing or () if isinstance(value, int | float)]:
                 x = x.masked_fill(torch.isin(x, torch.tensor(gone, dtype=x.dtype)), torch.nan)
         else:
             x = as_tensor(array, source=source)
-        image_shape = (x.shape[1], x.shape[2]) if x.dim() == 3 else None
         own = labels_of(labels, len(x), labels_source or source)
-        data = checked(Data(x.flatten(1), own, image_shape=image_shape, source=source), self.missing is not None)
+        data = Data(x.flatten(1), own, image_shape=layout.image_shape, source=source)
+        data = checked(data, self.missing is not None, [*said, *layout.said()])
         return data if self.like is None else matched(data, self.like)
 
     def _without_key(self) -> "Asked":
-        return Asked(self.index, self.label, self.drop, self.columns, self.missing, None, self.like)
+        return replace(self, key=None)
 
 
 NOTHING = Asked()
@@ -154,7 +164,7 @@ def from_memory(source: Any, asked: Asked) -> Data:
     if is_table(source):
         return asked.table(source, "data")
     if hasattr(source, "obs_names") and hasattr(source, "var_names"):
-        return _of_anndata(source, asked)
+        return of_anndata(source, asked)
     array = dense(source)
     asked.validate_unused("data", key=asked.key)
     if isinstance(array, np.ma.MaskedArray):
@@ -191,16 +201,34 @@ def dense(source: Any) -> Any:
     return np.asanyarray(source)
 
 
-def _of_anndata(source: Any, asked: Asked) -> Data:
-    """The matrix or a layer of an AnnData, with the names of its rows and columns, and a column of ``obs`` as label."""
+def of_anndata(source: Any, asked: Asked, name: str = "data") -> Data:
+    """Turn an AnnData into data: its matrix or a layer, with label and context from ``obs``.
+
+    Args:
+        source: whatever has ``X``, ``layers``, ``obs``, ``obs_names`` and ``var_names``.
+        asked: of it; ``key`` is the name of a layer.
+        name: what to call it in messages.
+
+    Raises:
+        DataError: if there is no such layer or column of ``obs``.
+    """
     import pandas as pd
 
     if asked.key is not None and asked.key not in source.layers:
-        raise DataError(f"data: there is no layer {asked.key!r}; it has {[*source.layers] or 'none'}")
+        raise DataError(f"{name}: there is no layer {asked.key!r}; it has {[*source.layers] or 'none'}")
     matrix = dense(source.X if asked.key is None else source.layers[asked.key])
-    frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=[str(name) for name in source.var_names])
-    if asked.label is not None:
-        if asked.label not in source.obs:
-            raise DataError(f"data: obs has no column {asked.label!r}; it has {[*source.obs] or 'none'}")
-        frame[asked.label] = source.obs[asked.label].to_numpy()
-    return asked._without_key().table(frame, "data")
+    frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=[str(gene) for gene in source.var_names])
+    for column in _of_obs(source, asked):
+        if column not in source.obs:
+            raise DataError(f"{name}: obs has no column {column!r}; it has {list_names([*source.obs]) or 'none'}")
+        if column in frame:
+            raise DataError(f"{name}: {column!r} is a column of obs and of the matrix; rename one")
+        frame[column] = source.obs[column].array
+    return asked._without_key().table(frame, name)
+
+
+def _of_obs(source: Any, asked: Asked) -> list[str]:
+    """The columns of ``obs`` to take; new data may lack labels."""
+    known = asked.like.context_columns or () if asked.like is not None else ()
+    lacks_label = asked.label is None or (asked.like is not None and asked.label not in source.obs)
+    return list(dict.fromkeys([*(asked.context or known), *([] if lacks_label else [str(asked.label)])]))

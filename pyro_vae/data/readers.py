@@ -5,12 +5,14 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory
+from pyro_vae.data.images import find_pictures, read_pictures
+from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory, of_anndata
 from pyro_vae.data.rows import Data, reason
 from pyro_vae.data.text import read_text
 from pyro_vae.errors import DataError
@@ -24,6 +26,7 @@ def load(
     drop: str | Sequence[str] = (),
     columns: str | Sequence[str] | None = None,
     missing: str | Sequence[Any] | None = None,
+    context: str | Sequence[str] = (),
     sep: str | None = None,
     decimal: str | None = None,
     header: bool | None = None,
@@ -34,24 +37,29 @@ def load(
 
     What was read, and what of it was inferred, is said in one line, ``said``. The first line of a text file is a
     header if it holds no numbers, or consecutive integers as pandas writes them. A first column without a name is the
-    row labels, if its values are unique. Rows of more than one dimension are flattened; the bytes of IDX files are
-    divided by 255, other numbers are taken as they are.
+    row labels, if its values are unique. Rows of more than one dimension are flattened, bytes of shape
+    ``(n, height, width, 3)`` with the channels first; those of IDX files and files of images are divided by 255, other
+    numbers are taken as they are.
 
     Args:
-        source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz`` or
-            ``.mat`` file; an IDX file or MNIST's folder; a DataFrame, Series or Arrow table, polars' or another of
-            the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
+        source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz``,
+            ``.mat`` or ``.h5ad`` file (``pip install pyro-vae[anndata]``); an IDX file or MNIST's folder; a folder of
+            images of one size, whose subfolders, if there are any, are the labels; a DataFrame, Series or Arrow table,
+            polars' or another of the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
         index: the column of the row labels; ``""`` for none.
         label: the column of the labels, for colours in figures.
         drop: columns to leave out, as ``"id,date"`` or a list.
         columns: columns to take, in this order; all others if not given.
         missing: values that say that a value is missing, as ``"?,-999"`` or a list; ``"nan"`` for NaN and empty cells
             alone, which are among them always. If not given, a missing value is refused.
+        context: columns that are no data, but given to prior, decoder and encoder besides, as ``"age,sex"`` or a list:
+            numbers as they are, categories one-hot. None of their values may be missing.
         sep: what stands between the columns of a text file: one character, ``"tabs"`` or ``"spaces"``.
         decimal: its decimal point, ``"."`` or ``","``.
         header: whether its first line names the columns.
-        key: the array of an ``.npz`` or ``.mat`` file, or the layer of an AnnData; by default ``x``, or the only one.
-        like: other data, whose columns and categories these must have, in whatever order.
+        key: the array of an ``.npz`` or ``.mat`` file, by default ``x`` or the only one; or the layer of an AnnData, by
+            default ``X``. Its ``obs`` holds label and context.
+        like: other data, whose columns, context columns and categories these must have, in whatever order.
 
     Returns:
         The data, as float32 (float64 where that would merge the values of a column), with labels where there are some.
@@ -68,7 +76,9 @@ def load(
         >>> data.columns, data.x.shape, data.said
         (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; columns between semicolons; decimal commas')
     """
-    asked = Asked(index, label, as_list(drop) or [], as_list(columns), as_missing(missing), key, like)
+    asked = Asked(
+        index, label, as_list(drop) or [], as_list(columns), as_missing(missing), as_list(context) or [], key, like
+    )  # fmt: skip
     of_text: dict[str, Any] = {"sep": sep, "decimal": decimal, "header": header}
     if not isinstance(source, str | Path):
         asked.validate_unused("data in memory", **of_text)
@@ -79,7 +89,7 @@ def load(
             raise DataError(f"{path}: no such file; give the path of a data file")
         if path.is_dir():
             asked.validate_unused(str(path), **of_text, **asked.of_tables())
-            return _load_mnist_folder(path, "train")
+            return _load_folder(path)
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; give one that holds data")
         if is_text(path):
@@ -124,11 +134,12 @@ def load_held_out(path: str | Path) -> Data | None:
 
 def _reader(path: Path) -> Callable[[Path, Asked], Data]:
     readers = {".npy": _load_numpy, ".npz": _load_numpy, ".parquet": _load_parquet, ".mat": _load_matlab}
+    readers[".h5ad"] = _load_anndata
     if reader := readers.get(path.suffix.lower()):
         return reader
     if "idx" in path.name.lower():
         return _load_idx
-    kinds = ".csv, .tsv, .txt, .parquet, .npy, .npz, .mat or MNIST's IDX files"
+    kinds = ".csv, .tsv, .txt, .parquet, .npy, .npz, .mat, .h5ad or MNIST's IDX files"
     raise DataError(f"{path}: unknown kind of file; give {kinds}")
 
 
@@ -187,6 +198,18 @@ def _load_matlab(path: Path, asked: Asked) -> Data:
     names = [name for name in loaded if not name.startswith("__")]
     array, labels = _of_archive(loaded, names, path, asked.key)
     return asked.array(array, str(path), None if labels is None else np.squeeze(labels))
+
+
+def _load_anndata(path: Path, asked: Asked) -> Data:
+    try:
+        import anndata
+    except ImportError as error:
+        raise DataError(f"{path}: needs anndata to be read; pip install pyro-vae[anndata]") from error
+    try:
+        annotated = anndata.read_h5ad(path)
+    except Exception as error:  # what anndata and its HDF5 reader raise has no common base
+        raise DataError(f"{path}: not a whole .h5ad file ({reason(error)}); copy or make it again") from error
+    return of_anndata(annotated, asked, str(path))
 
 
 def _load_parquet(path: Path, asked: Asked) -> Data:
@@ -271,8 +294,19 @@ def _find(folder: Path, prefix: str) -> Path | None:
     return next((p for p in sorted(folder.glob(prefix + "*")) if "idx" in p.name and p.is_file()), None)
 
 
+def _load_folder(folder: Path) -> Data:
+    if _find(folder, "train-images") is not None or not (paths := find_pictures(folder)):
+        return _load_mnist_folder(folder, "train")
+    found = read_pictures(folder, paths)
+    data = NOTHING.array(found.array, str(folder), found.labels, said=found.said)
+    return replace(data, x=data.x / 255, row_labels=np.array(found.names), label_names=found.label_names)
+
+
 def _load_mnist_folder(folder: Path, part: str) -> Data:
     images = _find(folder, f"{part}-images")
     if images is None:
-        raise DataError(f"{folder}: a folder without MNIST's {part}-images-idx3-ubyte; give a file, or MNIST's folder")
+        raise DataError(
+            f"{folder}: a folder without MNIST's {part}-images-idx3-ubyte and without images; give a file, or the "
+            "folder of either"
+        )
     return _load_idx(images)

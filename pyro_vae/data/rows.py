@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae.core.rows import Rows
+from pyro_vae.data.columns import recoded
+from pyro_vae.data.context import context_like, validate_context, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow
-from pyro_vae.data.tables import as_frame, columns_like, columns_of, given_names, is_table, recoded
+from pyro_vae.data.tables import as_frame, columns_like, columns_of, given_names, is_table
 from pyro_vae.errors import DataError, PrecisionWarning
 from pyro_vae.likelihoods import Likelihood
 
@@ -32,12 +34,13 @@ class Data:
         context: what a conditional VAE is given besides, shape ``(datum, c)``.
         mask: true where a value was observed, the shape of ``x``.
         columns: the features' names.
-        image_shape: ``(height, width)`` where a row is an image.
+        image_shape: ``(height, width)`` where a row is a grey image, ``(3, height, width)`` where one of colours.
         source: where it came from, for messages.
         row_labels: numbers, times or text that name the rows, shape ``(datum,)``; :meth:`rows` keeps them, and where
             there are none the numbers of the rows in the data they are taken from.
         label_names: what the labels 0, 1, … stand for.
         categories: by the name of a column what its codes 0, 1, … stand for.
+        context_columns: the names of the columns that the context was made of; those among ``categories`` are one-hot.
         said: what was read, and what of it was inferred, in one line.
 
     Example:
@@ -50,11 +53,12 @@ class Data:
     context: Tensor | None = None
     mask: Tensor | None = None
     columns: Sequence[str] | None = None
-    image_shape: tuple[int, int] | None = None
+    image_shape: tuple[int, ...] | None = None
     source: str = "data"
     row_labels: np.ndarray | None = None
     label_names: Sequence[str] | None = None
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    context_columns: Sequence[str] | None = None
     said: str = ""
 
     def rows(self, index: Tensor) -> "Data":
@@ -166,6 +170,7 @@ def data_of(
     drop: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     missing: Sequence[Any] | None = None,
+    context: Sequence[str] = (),
     like: Data | None = None,
     source: str = "data",
     said: Sequence[str] = (),
@@ -179,7 +184,8 @@ def data_of(
         drop: columns to leave out.
         columns: columns to take.
         missing: values that say that a value is missing, besides NaN; if not given, a missing value is refused.
-        like: other data, whose columns and categories these must have.
+        context: columns that are no data, but the context.
+        like: other data, whose columns, context columns and categories these must have.
         source: what to call the data in messages.
         said: what else was inferred.
 
@@ -194,23 +200,30 @@ def data_of(
     frame = as_frame(source_of_data)
     if frame is None:
         raise DataError(f"{source}: is a {type(source_of_data).__name__}, no table of named columns; give a DataFrame")
+    names = [str(name).strip() for name in frame.columns]
+    if like is not None and like.context_columns:
+        context = like.context_columns
+        validate_context(names, context, source, like.source)
     if like is not None and (expected := given_names(like.columns)):
-        names = [str(name).strip() for name in frame.columns]
         index, label = (name if name in names else None for name in (index, label))  # new data may lack them
         drop = [name for name in drop if name in names]
         if given_names(names):
-            besides = {index, label, *drop} if columns is None else {*names} - {*expected}
+            besides = {index, label, *drop, *context} if columns is None else {*names} - {*expected}
             columns, reordered = columns_like(names, expected, besides, source, like.source)
             said = [*said, *reordered]
     table = columns_of(
         frame, index=index, label=label, drop=drop, columns=columns, missing=missing or (),
-        categories=None if like is None else like.categories, source=source,
+        context=context, categories=None if like is None else like.categories, source=source,
     )  # fmt: skip
+    if like is not None:
+        for name in like.context_columns or ():
+            validate_kind(name, table.categories.get(name), like.categories.get(name), source, like.source)
     x = narrow(table.values)
     labels = None if table.labels is None else torch.tensor(table.labels)
+    given = None if table.context is None else narrow(table.context)
     data = Data(
-        x, labels, columns=table.names, source=source, row_labels=table.row_labels, label_names=table.label_names,
-        categories=table.categories,
+        x, labels, given, columns=table.names, source=source, row_labels=table.row_labels,
+        label_names=table.label_names, categories=table.categories, context_columns=[*context] or None,
     )  # fmt: skip
     return checked(data, missing is not None, [*said, *table.said])
 
@@ -345,7 +358,10 @@ def data_for(vae: "VAE", data: Any, *, source: str = "data") -> Any:
     known = getattr(vae, "trained_on", None)
     like = None
     if known is not None and known.columns is not None:
-        like = Data(torch.empty(0), columns=known.columns, categories=known.categories, source="the training data")
+        like = Data(
+            torch.empty(0), columns=known.columns, categories=known.categories, context_columns=known.context_columns,
+            source="the training data",
+        )  # fmt: skip
     if is_table(data):
         return data_of(data, like=like, source=source)
     return data if like is None or not isinstance(data, Data) else matched(data, like)
@@ -354,7 +370,7 @@ def data_for(vae: "VAE", data: Any, *, source: str = "data") -> Any:
 def matched(data: Data, like: Data) -> Data:
     """Data with the columns of other data, in their order, and with the same codes for categories.
 
-    Data whose columns have no names stay as they are.
+    Columns and contexts without names stay as they are.
 
     Raises:
         DataError: if a column or a category is missing or unknown.
@@ -364,6 +380,8 @@ def matched(data: Data, like: Data) -> Data:
         >>> matched(*both).x
         tensor([[2., 1.]])
     """
+    if data.context_columns and like.context_columns:
+        data = replace(data, context=context_like(data, like), context_columns=like.context_columns)
     names, expected = given_names(data.columns), given_names(like.columns)
     if names is None or expected is None or data.x.dim() != 2:
         return data

@@ -45,7 +45,7 @@ class Source(Protocol):
     Attributes:
         source: what to call the data in messages.
         columns: the names of the features, where they have some.
-        image_shape: ``(height, width)`` where a row is an image.
+        image_shape: ``(height, width)`` where a row is a grey image, ``(3, height, width)`` where one of colours.
         features: the shape of a datum.
     """
 
@@ -54,7 +54,7 @@ class Source(Protocol):
     @property
     def columns(self) -> Sequence[str] | None: ...
     @property
-    def image_shape(self) -> tuple[int, int] | None: ...
+    def image_shape(self) -> tuple[int, ...] | None: ...
     @property
     def features(self) -> tuple[int, ...]: ...
 
@@ -90,8 +90,9 @@ class InMemory:
         rows: the data, where they are used.
         source: what to call them in messages.
         columns: the names of the features.
-        image_shape: ``(height, width)`` where a row is an image.
+        image_shape: ``(height, width)`` where a row is a grey image, ``(3, height, width)`` where one of colours.
         categories: by the name of a column what its codes 0, 1, … stand for.
+        context_columns: the names of the columns that the context was made of.
 
     Example:
         >>> source = InMemory(Rows(torch.arange(6.0).reshape(3, 2)))
@@ -103,8 +104,9 @@ class InMemory:
     rows: Rows
     source: str = "data"
     columns: Sequence[str] | None = None
-    image_shape: tuple[int, int] | None = None
+    image_shape: tuple[int, ...] | None = None
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    context_columns: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -245,7 +247,7 @@ def source_of(data: Any, vae: "VAE", *, context: Any = None, mask: Any = None, s
         if not isinstance(data, Data):
             return InMemory(rows, source)
         named = source if data.source == "data" else data.source
-        return InMemory(rows, named, data.columns, data.image_shape, data.categories)
+        return InMemory(rows, named, data.columns, data.image_shape, data.categories, data.context_columns)
     if context is not None or mask is not None:
         raise SettingsError(f"{data.source}: a source has its context and mask of its own; give them where it is made")
     return data.checked_for(vae)

@@ -1,20 +1,17 @@
 """Tables of named columns: every column as numbers, with row labels, a label column and the names of categories."""
 
-import reprlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.data.columns import list_names, numbers_of
+from pyro_vae.data.context import describe_context, read_context
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
-
-MOST_CATEGORIES = 20
-"""A column of text with more distinct values is not taken for categories."""
 
 UNNAMED = ("", "Unnamed: 0", "__index_level_0__")
 """What pandas and others call an index that was written as a column."""
@@ -32,6 +29,7 @@ class Columns:
         label_names: of the classes, where they are no integers.
         categories: by the name of a column what its codes 0, 1, … stand for.
         said: what was inferred.
+        context: shape ``(row, c)``, where columns were asked for as context.
     """
 
     values: np.ndarray
@@ -41,6 +39,7 @@ class Columns:
     label_names: list[str] | None
     categories: dict[str, list[str]]
     said: list[str]
+    context: np.ndarray | None = None
 
 
 def as_frame(source: Any) -> "pd.DataFrame | None":
@@ -99,6 +98,7 @@ def columns_of(
     drop: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     missing: Sequence[Any] = (),
+    context: Sequence[str] = (),
     categories: Mapping[str, Sequence[str]] | None = None,
     source: str = "data",
 ) -> Columns:
@@ -115,6 +115,7 @@ def columns_of(
         drop: columns to leave out.
         columns: columns to take, in this order; all others if not given.
         missing: values that say that a value is missing, besides NaN and None.
+        context: columns that are no data, but the context.
         categories: of other data, whose codes are to be used.
         source: what to call the data in messages.
 
@@ -130,22 +131,25 @@ def columns_of(
     names = _names(frame, source)
     said: list[str] = []
     frame = frame.set_axis(names, axis="columns")
-    for name in [index, label, *drop, *(columns or ())]:
+    for name in [index, label, *drop, *(columns or ()), *context]:
         if name and name not in names:
             raise DataError(f"{source}: there is no column {name!r}; it has {list_names(names)}")
     if missing:
         frame = frame.mask(frame.isin(list(missing)))
+    besides, coded = read_context(frame, context, categories=categories, source=source)
+    if context:
+        said.append(describe_context(context, coded))
     frame = frame.drop(columns=list(drop))
     frame, row_labels = _split_row_labels(frame, index, said)
     labels, label_names = None, None
     if label is not None:
         labels, label_names = _labels(frame.pop(label), label, source)
         said.append(f"labels from column {label!r}")
+    frame = frame.drop(columns=[name for name in context if name in frame])
     frame = _without_empty(frame, said) if columns is None else frame[[name for name in columns if name in frame]]
     if 0 in frame.shape:
         raise DataError(f"{source}: the table has {frame.shape[0]} rows and {frame.shape[1]} columns; it needs both")
     values = np.empty(frame.shape)
-    coded: dict[str, list[str]] = {}
     for i, name in enumerate(frame.columns):
         values[:, i], found = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
         if found is not None:
@@ -153,7 +157,9 @@ def columns_of(
             said.append(f"column {name!r} as codes of {len(found)} categories")
     if row_labels is None and (counting := _counts_rows(values[:, 0])):
         said.append(f"column {frame.columns[0]!r} {counting}: index={frame.columns[0]!r} takes it as row labels")
-    return Columns(values, [*frame.columns], row_labels, labels, label_names, coded, said)
+    return Columns(
+        values, [*frame.columns], row_labels, labels, label_names, coded, said, besides if context else None
+    )  # fmt: skip
 
 
 def _names(frame: "pd.DataFrame", source: str) -> list[str]:
@@ -162,17 +168,6 @@ def _names(frame: "pd.DataFrame", source: str) -> list[str]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"{source}: {names.count(twice)} columns are called {twice!r}; rename them or leave some out")
     return names
-
-
-def list_names(names: Sequence[str]) -> str:
-    """List names, of many the first.
-
-    Example:
-        >>> list_names(["a", "b"])
-        "'a', 'b'"
-    """
-    shown = ", ".join(map(repr, names[:8]))
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def given_names(names: Sequence[str] | None) -> list[str] | None:
@@ -213,28 +208,6 @@ def columns_like(
     if unknown := [name for name in found if name not in expected]:
         raise DataError(f"{source}: column {unknown[0]!r} is not in {other}; drop it")
     return [*expected], [] if found == [*expected] else [f"columns in the order of {other}"]
-
-
-def recoded(codes: "Tensor", names: Sequence[str], known: Sequence[str], column: str, source: str) -> "Tensor":
-    """Turn codes of categories into those of other data.
-
-    Raises:
-        DataError: if a category that occurs is unknown there.
-
-    Example:
-        >>> import torch
-        >>> recoded(torch.tensor([0.0, 1.0]), ["g", "r"], ["b", "g", "r"], "colour", "data")
-        tensor([1., 2.])
-    """
-    import torch
-
-    if lacks := [names[int(code)] for code in codes.unique().tolist() if names[int(code)] not in known]:
-        raise DataError(
-            f"{source}: column {column!r} holds {lacks[0]!r}, none of the known categories {list_names(known)}; "
-            "correct it or drop its rows"
-        )
-    place = torch.tensor([known.index(name) if name in known else 0 for name in names], dtype=codes.dtype)
-    return place.to(codes.device)[codes.long()]
 
 
 def _split_row_labels(
@@ -308,73 +281,3 @@ def _counts_rows(column: np.ndarray) -> str:
     """Say so, if a column counts the rows."""
     n = len(column)
     return "counts the rows" if n > 2 and column[0] in (0, 1) and (column == column[0] + np.arange(n)).all() else ""
-
-
-def numbers_of(
-    column: "pd.Series", name: str, source: str, known: Sequence[str] | None = None
-) -> tuple[np.ndarray, list[str] | None]:
-    """Turn a column into numbers, NaN where missing.
-
-    Args:
-        column: of any type.
-        name: of the column, for messages.
-        source: of the data, for messages.
-        known: the names of its categories in other data, whose codes are to be used.
-
-    Returns:
-        The numbers, and the names of the categories if they are codes.
-
-    Raises:
-        DataError: if a value is no number and the column is not of categories, or a category is not known.
-    """
-    import pandas as pd
-
-    kind = column.dtype
-    if isinstance(kind, pd.CategoricalDtype):
-        return _codes(column.astype(object), name, source, known or [str(value) for value in kind.categories])
-    if isinstance(kind, pd.SparseDtype):
-        return numbers_of(column.sparse.to_dense(), name, source, known)
-    is_date = isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mM"
-    if is_date or pd.api.types.is_complex_dtype(kind):
-        raise DataError(
-            f"{source}: column {name!r} is of type {kind}, not numbers; turn it into numbers (days since the first "
-            "date, for example), take it as row labels by index, or drop it"
-        )
-    if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
-        return column.to_numpy(np.float64, na_value=np.nan), None
-    numbers = pd.to_numeric(column.map(_plain), errors="coerce")
-    here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
-    if known is None and not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
-        return numbers.to_numpy(np.float64, na_value=np.nan), None
-    if known is not None:
-        return _codes(column, name, source, known)
-    values = column[here].map(lambda value: value.strip() if isinstance(value, str) else None)
-    if text.sum() == here.sum() and values.notna().all() and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2):
-        return _codes(column, name, source, sorted(values.unique()))
-    row = int(text.argmax())
-    value = column.iloc[row]
-    shown = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
-    raise DataError(
-        f"{source}: row {row}, column {name!r} is {shown}, not a number; encode it as "
-        "numbers, take the column as row labels (index) or label, or drop it (rows are counted from 0)"
-    )
-
-
-def _plain(value: Any) -> Any:
-    """A value that pandas can look for a number in: a list would be one of several."""
-    return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
-
-
-def _codes(column: "pd.Series", name: str, source: str, known: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The place of each value among the known categories, NaN where missing."""
-    code = {value: float(i) for i, value in enumerate(known)}
-    text = column.map(lambda value: str(value).strip(), na_action="ignore")
-    codes = text.map(code).to_numpy(np.float64, na_value=np.nan)
-    unknown = np.isnan(codes) & column.notna().to_numpy()
-    if unknown.any():
-        row = int(unknown.argmax())
-        raise DataError(
-            f"{source}: row {row}, column {name!r} is {reprlib.repr(column.iloc[row])}, none of its categories "
-            f"{list_names(known)}; correct it or drop the row (rows are counted from 0)"
-        )
-    return codes, [*known]

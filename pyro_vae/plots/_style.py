@@ -1,4 +1,8 @@
-"""Colours, markers and limits that figures share."""
+"""Colours, markers and limits that figures share, and how they draw an image."""
+
+from typing import Any
+
+import numpy as np
 
 # Okabe & Ito's colours, safe for the colour-blind, and Tol's ten muted ones for classes.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -9,3 +13,26 @@ MARKERS = "os^vD*PX<>"
 Limits = tuple[float, float]
 
 ESTIMATORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#777777"]
+
+
+def draw_image(axes: Any, row: np.ndarray, image_shape: tuple[int, ...], limits: Limits) -> None:
+    """Draw a flat row as a grey image, or as one of colours, channels first."""
+    if is_grey(image_shape):
+        axes.imshow(row.reshape(image_shape[-2:]), cmap="gray_r", vmin=limits[0], vmax=limits[1])
+    else:
+        low, high = limits
+        image = row.reshape(image_shape)
+        axes.imshow(np.clip((image - low) / ((high - low) or 1.0), 0, 1).transpose(1, 2, 0))
+
+
+def is_grey(image_shape: tuple[int, ...]) -> bool:
+    """Return whether an image has grey levels, not colours."""
+    return len(image_shape) == 2 or image_shape[0] == 1
+
+
+def describe_limits(image_shape: tuple[int, ...], limits: Limits) -> str:
+    """Say which numbers are drawn how."""
+    low, high = f"{limits[0]:.3g}", f"{limits[1]:.3g}"
+    if is_grey(image_shape):
+        return f"grey level from {low} (white) to {high} (black)"
+    return f"colours from {low} (dark) to {high} (light)"

@@ -1,5 +1,6 @@
 """Figures of what the guide does: its importance weights, and what its latents carry."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import SettingsError
-from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, Limits
+from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, Limits, describe_limits, draw_image
 
 
 @takes_settings
@@ -19,7 +20,7 @@ def khat(
     found: xr.Dataset,
     *,
     x: Any = None,
-    image_shape: tuple[int, int] | None = None,
+    image_shape: tuple[int, ...] | None = None,
     limits: Limits = (0.0, 1.0),
     worst: int = 8,
 ) -> Figure:
@@ -28,7 +29,7 @@ def khat(
     Args:
         found: from :func:`pyro_vae.diagnose.khat`.
         x: the data it was made of, to show the worst; :class:`~pyro_vae.data.Data` may know ``image_shape``.
-        image_shape: ``(height, width)`` if a row is an image; ``x`` is needed then.
+        image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours; ``x`` is needed then.
         limits: the values drawn white and black.
         worst: how many data to name, at least 1.
 
@@ -50,25 +51,25 @@ def khat(
     left, right = above.subplots(1, 2)
     _sorted(left, found, order)
     _sizes(right, found, order)
-    if below is not None and images is not None:
+    if below is not None and images is not None and image_shape is not None:
         for axes, i in zip(below.subplots(1, len(order), squeeze=False)[0], order, strict=True):
-            axes.imshow(images[i].reshape(image_shape), cmap="gray_r", vmin=limits[0], vmax=limits[1])
+            draw_image(axes, images[i], image_shape, limits)
             axes.set(xticks=[], yticks=[])
             axes.set_title(f"datum {found.datum.values[i]}\nk̂ {found.khat.values[i]:.2f}", fontsize=8)
-        below.suptitle(f"The worst data, grey level from {limits[0]:.3g} (white) to {limits[1]:.3g}", fontsize=9)
+        below.suptitle(f"The worst data, {describe_limits(image_shape, limits)}", fontsize=9)
     return figure
 
 
 def _images(
-    found: xr.Dataset, x: Any, image_shape: tuple[int, int] | None
-) -> tuple[np.ndarray | None, tuple[int, int] | None]:
+    found: xr.Dataset, x: Any, image_shape: tuple[int, ...] | None
+) -> tuple[np.ndarray | None, tuple[int, ...] | None]:
     image_shape = image_shape or getattr(x, "image_shape", None)
     if image_shape is None:
         return None, None
     if x is None:
         raise SettingsError("image_shape is given without the images; hand over x=, the data of the diagnostic")
     images = rows_of(x).x.flatten(1).cpu().numpy()
-    if len(images) != found.sizes["datum"] or images.shape[1] != image_shape[0] * image_shape[1]:
+    if len(images) != found.sizes["datum"] or images.shape[1] != math.prod(image_shape):
         raise SettingsError(
             f"x has shape {images.shape} for {found.sizes['datum']} data of image_shape {image_shape}; hand over the "
             "data of the diagnostic"

@@ -139,7 +139,7 @@ def as_html(
     tree: xr.DataTree,
     title: str,
     *,
-    image_shape: tuple[int, int] | None = None,
+    image_shape: tuple[int, ...] | None = None,
     head: Mapping[str, object] | None = None,
 ) -> str:
     """The report of a check: one HTML file with the findings, the figures and how it was made.
@@ -147,7 +147,7 @@ def as_html(
     Args:
         tree: from :func:`check`.
         title: of the report.
-        image_shape: ``(height, width)`` where a row is an image.
+        image_shape: ``(height, width)`` where a row is an image, ``(3, height, width)`` for colours.
         head: what else to tell at the head, beside model, number of data and seed, such as the file of the data, which
             of its rows were taken, and the commands.
 
@@ -168,7 +168,7 @@ def as_html(
     return report(title, conclusion(tree), _sections(tree, image_shape), about, first)
 
 
-def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> list[Section]:
+def _sections(tree: xr.DataTree, image_shape: tuple[int, ...] | None) -> list[Section]:
     titles = {diagnostic.name: diagnostic.about for diagnostic in DIAGNOSTICS}
     groups = tree["findings"].group.values.tolist()
     return [
@@ -178,7 +178,7 @@ def _sections(tree: xr.DataTree, image_shape: tuple[int, int] | None) -> list[Se
     ]
 
 
-def _figures(name: str, found: xr.Dataset, tree: xr.DataTree, image_shape: tuple[int, int] | None) -> dict[str, Figure]:
+def _figures(name: str, found: xr.Dataset, tree: xr.DataTree, image_shape: tuple[int, ...] | None) -> dict[str, Figure]:
     """Draw the figures of a diagnostic, by caption."""
     if name not in FIGURES:
         return {"Each estimate with two standard errors.": plots.estimates(found)} if plots.with_errors(found) else {}

@@ -15,7 +15,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.rows import as_tensor, data_for, rows_of
 from pyro_vae.diagnose.datatree import from_the_prior
-from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits
+from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits, describe_limits, draw_image
 
 
 def history(data: xr.Dataset) -> Figure:
@@ -58,7 +58,7 @@ def reconstructions(
     vae: VAE,
     x: Any,
     *,
-    image_shape: tuple[int, int] | None = None,
+    image_shape: tuple[int, ...] | None = None,
     limits: Limits = (0.0, 1.0),
     count: int = 10,
 ) -> Figure:
@@ -68,7 +68,8 @@ def reconstructions(
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; the first
             ``count`` are shown, with 0 for what is missing.
-        image_shape: ``(height, width)`` if a row is an image; otherwise rows are drawn as lines.
+        image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours; otherwise rows are
+            drawn as lines.
         limits: the values drawn white and black.
         count: how many.
 
@@ -93,7 +94,7 @@ def prior_samples(
     vae: VAE,
     *,
     context: Any = None,
-    image_shape: tuple[int, int] | None = None,
+    image_shape: tuple[int, ...] | None = None,
     limits: Limits = (0.0, 1.0),
     count: int = 20,
     seed: int = 0,
@@ -103,7 +104,8 @@ def prior_samples(
     Args:
         vae: a VAE.
         context: the contexts of a conditional VAE, shape ``(datum, c)``, of which each draw takes one at random.
-        image_shape: ``(height, width)`` if a row is an image; otherwise rows are drawn as lines.
+        image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours; otherwise rows are
+            drawn as lines.
         limits: the values drawn white and black.
         count: how many, rounded down to an even number.
         seed: of the draws.
@@ -122,21 +124,21 @@ def prior_samples(
     return _gallery({"z ~ p(z)": first, "z ~ p(z) ": second}, image_shape, limits, title)
 
 
-def _gallery(rows: dict[str, Tensor], image_shape: tuple[int, int] | None, limits: Limits, title: str) -> Figure:
+def _gallery(rows: dict[str, Tensor], image_shape: tuple[int, ...] | None, limits: Limits, title: str) -> Figure:
     arrays = {name: row.flatten(1).cpu().numpy() for name, row in rows.items()}
     return _lines(arrays, title) if image_shape is None else _images(arrays, image_shape, limits, title)
 
 
-def _images(rows: dict[str, np.ndarray], image_shape: tuple[int, int], limits: Limits, title: str) -> Figure:
+def _images(rows: dict[str, np.ndarray], image_shape: tuple[int, ...], limits: Limits, title: str) -> Figure:
     count = len(next(iter(rows.values())))
     figure = Figure(figsize=(max(6.0, 0.95 * count), 1.15 * len(rows) + 0.7), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes_row, (name, row) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(axes_row, row, strict=True):
-            axes.imshow(image.reshape(image_shape), cmap="gray_r", vmin=limits[0], vmax=limits[1])
+            draw_image(axes, image, image_shape, limits)
             axes.set(xticks=[], yticks=[])
         axes_row[0].set_ylabel(name.strip(), rotation=0, ha="right", va="center")
-    figure.suptitle(f"{title}\ngrey level from {limits[0]:.3g} (white) to {limits[1]:.3g} (black)", fontsize=10)
+    figure.suptitle(f"{title}\n{describe_limits(image_shape, limits)}", fontsize=10)
     return figure
 
 

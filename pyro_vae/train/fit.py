@@ -296,8 +296,8 @@ def _fit(
         seeded(group.seed(seed), chosen),
         torch.enable_grad(),
     ):
-        categories = getattr(source, "categories", None)
-        vae.trained_on = Trained.on(hashes, vae.trained_on, columns=source.columns, categories=categories)
+        named = {name: getattr(source, name, None) for name in ("columns", "categories", "context_columns")}
+        vae.trained_on = Trained.on(hashes, vae.trained_on, **named)
         run.folder = journal.saved.run if journal.saved is not None else None
         journal.find(run, bar.say)
         run.start(epochs, engine, precision, bar, asked)

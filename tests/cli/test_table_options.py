@@ -116,3 +116,21 @@ def test_a_run_of_a_version_that_did_not_standardize_is_read_as_it_was(tmp_path)
     config.write_text(config.read_text().replace("standardize: false\n", ""))
     sums.write_text(sums.read_text().replace(before, sum_of(config)))
     assert trained_run(str(tmp_path / "run"), None)[1].standardize is None
+
+
+def test_new_data_may_say_otherwise_what_is_missing(folder, tmp_path, capsys):
+    run = str(folder / "run")
+    text = (folder / "a.csv").read_text().replace("?", "none of it")
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(DataError, match=r"column .weight. is .*, not a number"):
+        trained_run(run, str(tmp_path / "c.csv"))
+    _, _, found, _ = trained_run(run, str(tmp_path / "c.csv"), "none of it")
+    assert (~found.mask).nonzero().tolist() == [[3, 1]]
+    capsys.readouterr()
+    for command in ("check", "compare"):
+        assert main([command, "--run", run, "--missing", "?", "--out", str(tmp_path / command)]) == 2
+        assert "give --data, or leave --missing out" in capsys.readouterr().err
+        assert not (tmp_path / command).exists()
+        flags = ["--run", run, "--data", str(tmp_path / "c.csv"), "--missing", "-7"]
+        assert main([command, *flags, "--out", str(tmp_path / command)]) == 2
+        assert "column 'weight' is" in capsys.readouterr().err

@@ -166,6 +166,7 @@ GIVEN = {  # what a class needs besides, and a value for each number of its cons
     "LowRankNormal": ({"net": nn.Identity()}, {"rank": 2}),
     "Refined": ({"encoder": nn.Identity()}, {"steps": 2, "rate": 0.5, "particles": 4}),
     "VampPrior": ({"data": torch.zeros(5, 2)}, {"components": 2}),
+    "WithoutContext": ({"net": nn.Identity()}, {"features": 2}),
 }
 PRIOR = {"latent_dim": 2, "df": 4.0, "components": 2}
 ESTIMATOR = {"num_particles": 4, "mix": 0.5, "groups": 2, "alpha": 0.5, "partitions": 3, "first": 0.125}

@@ -1,6 +1,9 @@
 """Tables as people have them: each file and frame becomes the right table, or is refused in the right sentence."""
 
+import csv
 import gzip
+import sys
+import types
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -336,18 +339,32 @@ TEXTS = st.text(st.characters(categories=["L"]), min_size=1, max_size=5).filter(
 )
 
 
-@settings(max_examples=60, deadline=None, database=None)
-@given(
+WRITTEN = given(
     values=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=CELLS),
     names=st.lists(TEXTS, min_size=5, max_size=5, unique=True) | st.none(),
     index=st.booleans(), sep=st.sampled_from([",", ";", "\t", "|"]), comma=st.booleans(),
-    suffix=st.sampled_from([".csv", ".txt", ".csv.gz"]), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    suffix=st.sampled_from([".csv", ".txt", ".csv.gz", ".csv.zip"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
     end=st.sampled_from(["\n", "\r\n"]), asked=st.booleans(),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
 )  # fmt: skip
-def test_what_pandas_writes_in_any_dialect_comes_back(
-    tmp_path_factory, values, names, index, sep, comma, suffix, encoding, end, asked
-):
-    path = tmp_path_factory.getbasetemp() / f"written{suffix}"
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@WRITTEN
+def test_what_pandas_writes_in_any_dialect_comes_back(tmp_path_factory, **written):
+    comes_back(tmp_path_factory.getbasetemp(), **written)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, database=None)
+@WRITTEN
+def test_what_pandas_writes_in_any_dialect_comes_back_2000_times(tmp_path_factory, **written):
+    comes_back(tmp_path_factory.getbasetemp(), **written)
+
+
+def comes_back(folder, *, values, names, index, sep, comma, suffix, encoding, end, asked, quoting):
+    path = folder / f"written{suffix}"
     table = pd.DataFrame(np.array(values, np.float64))
     if names is not None:
         table.columns = names[: table.shape[1]]
@@ -355,7 +372,8 @@ def test_what_pandas_writes_in_any_dialect_comes_back(
     # A single column shows no separator, and a header 0 of a single column no sign that it is one.
     asked = asked or table.shape[1] == 1
     options = {"sep": sep if sep != "\t" else "tabs", "decimal": decimal, "header": True} if asked else {}
-    table.to_csv(path, sep=sep, decimal=decimal, index=index, encoding=encoding, lineterminator=end)
+    how = {"index": index, "encoding": encoding, "lineterminator": end, "quoting": quoting}
+    table.to_csv(path, sep=sep, decimal=decimal, **how)
     data = load(path, **options)
     np.testing.assert_array_equal(data.x.double().numpy(), table.to_numpy())
     assert data.columns == [str(name) for name in table.columns]
@@ -426,6 +444,28 @@ def test_unix_times_keep_their_distinct_values(tmp_path):
         assert len(load(source).x.unique()) == 1000
     assert len(rows_of(PRECISE[:, None].astype(int)).x.unique()) == 1000
     assert load(pd.DataFrame({"t": [16777210, 16777211]})).x.dtype == torch.float32, "exact in single precision"
+
+
+def test_a_file_of_anndata_is_read_by_anndata_or_says_how_to_install_it(tmp_path, monkeypatch):
+    path = tmp_path / "cells.h5ad"
+    path.write_bytes(b"of HDF5")
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    with pytest.raises(DataError, match=r"cells.h5ad: needs anndata to be read; pip install pyro-vae\[anndata\]"):
+        load(path)
+    module = types.ModuleType("anndata")
+    module.read_h5ad = {path: Annotated()}.__getitem__
+    monkeypatch.setitem(sys.modules, "anndata", module)
+    data = load(path, key="counts", label="kind")
+    assert (data.source, data.x.tolist(), data.labels.tolist()) == (str(path), [[5, 6], [7, 8]], [1, 0])
+    assert load(path, label="none", like=data).labels is None, "new data may lack labels"
+    with pytest.raises(DataError, match=r"cells.h5ad: there is no layer 'raw'; it has \['counts'\]"):
+        load(path, key="raw")
+    with pytest.raises(SettingsError, match="sep does not apply"):
+        load(path, sep=";")
+    damaged = tmp_path / "damaged.h5ad"
+    damaged.write_bytes(b"of nothing")
+    with pytest.raises(DataError, match=r"damaged.h5ad: not a whole .h5ad file"):
+        load(damaged)
 
 
 def test_a_data_set_stays_itself():

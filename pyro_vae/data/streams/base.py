@@ -81,7 +81,7 @@ class Streamed:
         return self.table.columns
 
     @property
-    def image_shape(self) -> tuple[int, int] | None:
+    def image_shape(self) -> tuple[int, ...] | None:
         """``(height, width)`` where a row is an image."""
         return self.table.image_shape
 

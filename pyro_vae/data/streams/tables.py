@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.core.rows import Rows
+from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.readers import whole_numpy
 from pyro_vae.data.rows import reason
 from pyro_vae.errors import DataError
@@ -30,7 +31,7 @@ class Table:
         context: the width of the context, 0 for none.
         masked: whether the table says which values were observed.
         columns: the names of the features.
-        image_shape: ``(height, width)`` where a row is an image.
+        layout: how a row holds an image, where it is one.
         dtype: of the numbers, where the table is one array.
         seekable: whether rows can be read in any order, and not from the front only.
     """
@@ -41,9 +42,14 @@ class Table:
     context: int = field(default=0, kw_only=True)
     masked: bool = field(default=False, kw_only=True)
     columns: Sequence[str] | None = field(default=None, kw_only=True)
-    image_shape: tuple[int, int] | None = field(default=None, kw_only=True)
+    layout: Layout = field(default=Layout(None), kw_only=True)
     dtype: np.dtype | None = field(default=None, kw_only=True)
     seekable: bool = field(default=True, kw_only=True)
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """The shape of the image that a row is, if it is one."""
+        return self.layout.image_shape
 
     def cuts(self, rows: int) -> np.ndarray:
         """Where to cut into blocks of about so many rows, from 0 to the number of rows."""
@@ -81,8 +87,8 @@ def describe_array(array: Any, name: str) -> dict[str, Any]:
     if 0 in shape:
         raise DataError(f"{name}: the shape is {tuple(shape)}; there must be at least one row and one feature")
     size, *row = map(int, shape)
-    image_shape = (row[0], row[1]) if len(row) == 2 else None
-    return {"name": name, "size": size, "features": (math.prod(row),), "image_shape": image_shape, "dtype": dtype}
+    about = {"name": name, "size": size, "features": (math.prod(row),), "dtype": dtype}
+    return {**about, "layout": layout_of(shape, dtype)}
 
 
 def put(values: Any, into: np.ndarray) -> None:
@@ -143,7 +149,7 @@ class RawFile(Table):
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({reason(error)}); copy or make it again") from error
         if raw is not out:
-            put(raw, out)
+            put(self.layout.rows(raw), out)
         return len(into)
 
 
@@ -179,7 +185,7 @@ class Sliced(Table):
 
     def read(self, start: int, into: Rows) -> int:
         try:
-            put(np.asarray(self.array[start : start + len(into)]).reshape(len(into), -1), into.x.numpy())
+            put(self.layout.rows(np.asarray(self.array[start : start + len(into)])), into.x.numpy())
         except Exception as error:  # of whatever library the array is
             raise DataError(f"{self.name}: cannot be read ({reason(error)}); copy or make it again") from error
         return len(into)

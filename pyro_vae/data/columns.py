@@ -1,0 +1,119 @@
+"""One column of a table as numbers: as they are, or codes of categories."""
+
+import reprlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+MOST_CATEGORIES = 20
+"""A column of text with more distinct values is not taken for categories."""
+
+
+def numbers_of(
+    column: "pd.Series", name: str, source: str, known: Sequence[str] | None = None
+) -> tuple[np.ndarray, list[str] | None]:
+    """Turn a column into numbers, NaN where missing.
+
+    Args:
+        column: of any type.
+        name: of the column, for messages.
+        source: of the data, for messages.
+        known: the names of its categories in other data, whose codes are to be used.
+
+    Returns:
+        The numbers, and the names of the categories if they are codes.
+
+    Raises:
+        DataError: if a value is no number and the column is not of categories, or a category is not known.
+    """
+    import pandas as pd
+
+    kind = column.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        return _codes(column.astype(object), name, source, known or [str(value) for value in kind.categories])
+    if isinstance(kind, pd.SparseDtype):
+        return numbers_of(column.sparse.to_dense(), name, source, known)
+    is_date = isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mM"
+    if is_date or pd.api.types.is_complex_dtype(kind):
+        raise DataError(
+            f"{source}: column {name!r} is of type {kind}, not numbers; turn it into numbers (days since the first "
+            "date, for example), take it as row labels by index, or drop it"
+        )
+    if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
+        return column.to_numpy(np.float64, na_value=np.nan), None
+    numbers = pd.to_numeric(column.map(_plain), errors="coerce")
+    here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
+    if known is None and not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
+        return numbers.to_numpy(np.float64, na_value=np.nan), None
+    if known is not None:
+        return _codes(column, name, source, known)
+    values = column[here].map(lambda value: value.strip() if isinstance(value, str) else None)
+    if text.sum() == here.sum() and values.notna().all() and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2):
+        return _codes(column, name, source, sorted(values.unique()))
+    row = int(text.argmax())
+    value = column.iloc[row]
+    shown = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
+    raise DataError(
+        f"{source}: row {row}, column {name!r} is {shown}, not a number; encode it as "
+        "numbers, take the column as row labels (index) or label, or drop it (rows are counted from 0)"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value that pandas can look for a number in: a list would be one of several."""
+    return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
+
+
+def _codes(column: "pd.Series", name: str, source: str, known: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The place of each value among the known categories, NaN where missing."""
+    code = {value: float(i) for i, value in enumerate(known)}
+    text = column.map(lambda value: str(value).strip(), na_action="ignore")
+    codes = text.map(code).to_numpy(np.float64, na_value=np.nan)
+    unknown = np.isnan(codes) & column.notna().to_numpy()
+    if unknown.any():
+        row = int(unknown.argmax())
+        raise DataError(
+            f"{source}: row {row}, column {name!r} is {reprlib.repr(column.iloc[row])}, none of its categories "
+            f"{list_names(known)}; correct it or drop the row (rows are counted from 0)"
+        )
+    return codes, [*known]
+
+
+def recoded(codes: "Tensor", names: Sequence[str], known: Sequence[str], column: str, source: str) -> "Tensor":
+    """Turn codes of categories into those of other data.
+
+    Raises:
+        DataError: if a category that occurs is unknown there.
+
+    Example:
+        >>> import torch
+        >>> recoded(torch.tensor([0.0, 1.0]), ["g", "r"], ["b", "g", "r"], "colour", "data")
+        tensor([1., 2.])
+    """
+    import torch
+
+    if lacks := [names[int(code)] for code in codes.unique().tolist() if names[int(code)] not in known]:
+        raise DataError(
+            f"{source}: column {column!r} holds {lacks[0]!r}, none of the known categories {list_names(known)}; "
+            "correct it or drop its rows"
+        )
+    place = torch.tensor([known.index(name) if name in known else 0 for name in names], dtype=codes.dtype)
+    return place.to(codes.device)[codes.long()]
+
+
+def list_names(names: Sequence[str]) -> str:
+    """List names, of many the first.
+
+    Example:
+        >>> list_names(["a", "b"])
+        "'a', 'b'"
+    """
+    shown = ", ".join(map(repr, names[:8]))
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,131 @@
+"""Context columns of a table: numbers as they are, categories one-hot, and both matched to other data by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pyro_vae.data.columns import list_names, numbers_of, recoded
+from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Categories = Mapping[str, Sequence[str]]
+
+
+def read_context(
+    frame: "pd.DataFrame", columns: Sequence[str], *, categories: Categories | None = None, source: str = "data"
+) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """Turn columns of a DataFrame into a context.
+
+    Args:
+        frame: the table.
+        columns: the names of the context columns.
+        categories: of other data, whose order is to be used.
+        source: what to call the data in messages.
+
+    Returns:
+        The context, shape ``(row, c)``, and the names of the categories by column.
+
+    Raises:
+        DataError: if a value is missing, infinite or no number, or a category is unknown.
+
+    Example:
+        >>> import pandas as pd
+        >>> read_context(pd.DataFrame({"age": [30, 40, 50, 60], "sex": list("fmmf")}), ["age", "sex"])
+        (array([[30.,  1.,  0.],
+               [40.,  0.,  1.],
+               [50.,  0.,  1.],
+               [60.,  1.,  0.]]), {'sex': ['f', 'm']})
+    """
+    parts, coded = [np.empty((len(frame), 0))], {}
+    for name in columns:
+        values, found = numbers_of(frame[name], name, source, (categories or {}).get(name))
+        if not np.isfinite(values).all():
+            row = int((~np.isfinite(values)).argmax())
+            raise DataError(
+                f"{source}: row {row} has {frame[name].iloc[row]} in context column {name!r}, and a context must be "
+                "known; fill it or drop the row (rows are counted from 0)"
+            )
+        if found is not None:
+            coded[name] = found
+        parts.append(values[:, None] if found is None else np.eye(len(found))[values.astype(int)])
+    return np.concatenate(parts, 1), coded
+
+
+def context_names(columns: Sequence[str], categories: Categories) -> list[str]:
+    """Name the numbers of a context.
+
+    Example:
+        >>> context_names(["age", "sex"], {"sex": ["f", "m"]})
+        ['age', 'sex=f', 'sex=m']
+    """
+    return [name if value is None else f"{name}={value}" for name in columns for value in categories.get(name, [None])]
+
+
+def describe_context(columns: Sequence[str], categories: Categories) -> str:
+    """Say which columns are the context, and which of them are one-hot.
+
+    Example:
+        >>> describe_context(["age", "sex"], {"sex": ["f", "m"]})
+        "context from columns 'age', 'sex' (one-hot: 2 categories)"
+    """
+    each = [
+        f"{name!r}" + (f" (one-hot: {len(categories[name])} categories)" if name in categories else "")
+        for name in columns
+    ]
+    return f"context from column{'s' if len(each) > 1 else ''} {', '.join(each)}"
+
+
+def validate_context(names: Sequence[str], expected: Sequence[str], source: str, other: str) -> None:
+    """Validate that a table has the context columns of other data.
+
+    Raises:
+        DataError: naming the first that is missing.
+    """
+    if lacks := [name for name in expected if name not in names]:
+        raise DataError(
+            f"{source}: context column {lacks[0]!r} of {other} is missing; there are {list_names(names)}: add it or "
+            "rename one"
+        )
+
+
+def validate_kind(name: str, own: Sequence[str] | None, known: Sequence[str] | None, source: str, other: str) -> None:
+    """Validate that a context column holds numbers, or categories, as in other data.
+
+    Raises:
+        DataError: if it does not.
+    """
+    if (own is None) != (known is None):
+        mine, theirs = ("numbers" if names is None else "categories" for names in (own, known))
+        raise DataError(f"{source}: context column {name!r} holds {mine}, and {theirs} in {other}; make them alike")
+
+
+def context_like(data: Any, like: Any) -> Tensor:
+    """Return the context of data with the columns and categories of other data, in their order.
+
+    Args:
+        data: :class:`~pyro_vae.data.Data` whose context columns have names.
+        like: the other data.
+
+    Raises:
+        DataError: if a column is missing, or a category that occurs is unknown.
+    """
+    validate_context(data.context_columns, like.context_columns, data.source, like.source)
+    widths = [len(data.categories.get(name, [None])) for name in data.context_columns]
+    parts = dict(zip(data.context_columns, data.context.split(widths, 1), strict=True))
+    return torch.cat([_part_like(parts[name], name, data, like) for name in like.context_columns], 1)
+
+
+def _part_like(part: Tensor, name: str, data: Any, like: Any) -> Tensor:
+    """The numbers of one column."""
+    own, known = data.categories.get(name), like.categories.get(name)
+    validate_kind(name, own, known, data.source, like.source)
+    if own is None or known is None or own == known:
+        return part
+    codes = recoded(part.argmax(1).to(part.dtype), own, known, name, data.source)
+    return one_hot(codes.long(), len(known)).to(part)
