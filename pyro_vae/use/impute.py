@@ -160,7 +160,8 @@ def _fill(vae: VAE, rows: Rows, weighted: Weighted, imputations: int, found: Fou
 def _observed(x: Tensor, picked: Tensor) -> Found:
     """What is known of values that were all observed: themselves, without an error."""
     nothing = x.new_full((len(x),), torch.nan)
-    found = {"x": x.clone(), "x_sd": torch.zeros_like(x), "x_mcse": torch.zeros_like(x)}
+    error = torch.where(picked, torch.nan, 0.0).to(x).repeat(len(x), 1)
+    found = {"x": x.clone(), "x_sd": error, "x_mcse": error.clone()}
     if picked.any():
         sure = {"x_probability": 1.0, "x_probability_mcse": 0.0}
         found |= {name: torch.where(picked, value, torch.nan).to(x).repeat(len(x), 1) for name, value in sure.items()}

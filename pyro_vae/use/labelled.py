@@ -65,7 +65,8 @@ def as_table(dataset: xr.Dataset, *, decode: bool = True) -> "pd.DataFrame":
     Args:
         dataset: from :func:`pyro_vae.encode`, :func:`~pyro_vae.reconstruct`, :func:`~pyro_vae.impute`,
             :func:`~pyro_vae.sample`, :func:`~pyro_vae.interpolate` or :func:`~pyro_vae.traverse`.
-        decode: whether codes of categories become their names.
+        decode: whether codes of categories become their names, in columns that hold nothing but codes; of imputed
+            data, a number that is no code (as a ``Normal`` gives) becomes the nearest category.
 
     Returns:
         A DataFrame with the row labels as its index.
@@ -126,6 +127,7 @@ def _decoded(table: "pd.DataFrame", dataset: xr.Dataset) -> "pd.DataFrame":
     for name, known in json.loads(dataset.attrs.get("categories", "{}")).items():
         if name in table:
             codes = table[name].to_numpy()
-            if ((codes >= 0) & (codes < len(known)) & (codes == np.floor(codes))).all():
-                table[name] = np.asarray(known, dtype=object)[codes.astype(int)]
+            nearest = codes.round().clip(0, len(known) - 1)
+            if "missing" in dataset or (nearest == codes).all():
+                table[name] = np.asarray(known, dtype=object)[nearest.astype(int)]
     return table
