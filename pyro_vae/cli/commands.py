@@ -16,10 +16,6 @@ COMMANDS = {
     "compare": "Compare estimators at the start, the middle and the end of training: which one to train with?",
     "swap": "Train every combination of parts on your data, and rank them by the evidence of held-out data.",
     "check": "Check a trained VAE's posteriors and predictions, and write a report to look at.",
-    "encode": "Write the latents of data, the mean and standard deviation of q(z|x), to a table.",
-    "reconstruct": "Write what a trained VAE expects of each feature, given the whole row, to a table.",
-    "impute": "Fill in the missing values of data by what a trained VAE expects of them, and write the table.",
-    "sample": "Draw new rows from a trained VAE, and write them to a table.",
 }
 """The name of each command, and what it does."""
 
@@ -192,6 +188,8 @@ TABLES: dict[str, Callable[..., None]] = {
     "sample": sample_settings,
 }
 """The commands that write a table, each by the function of :mod:`pyro_vae` that has its name, and their settings."""
+
+COMMANDS |= {name: (settings.__doc__ or "").splitlines()[0] for name, settings in TABLES.items()}
 
 RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume", "check": "--run"} | dict.fromkeys(
     TABLES, "--run"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import derive_seed, numbers_at_once, seeded
@@ -64,7 +65,7 @@ class Table:
     Args:
         rows: on the VAE's device and in its precision, where they are in memory.
         names: of its parts.
-        values: of data in memory, as they were given, shape ``(datum, feature)``.
+        values: of data in memory with missing values, as they were given, shape ``(datum, feature)``.
     """
 
     rows: Rows | Streamed
@@ -110,11 +111,16 @@ def read(
     """
     if isinstance(data, Streamed):
         return _streamed(vae, data, context, mask, nan_is_missing)
+    if is_table(data):
+        data = as_frame(data)  # once: some can be read only once
+    elif isinstance(data, TensorDataset):
+        data = data.tensors[0]  # the others are labels
     known = data_for(vae, data, source=source, missing=[] if nan_is_missing else None)
     if nan_is_missing and mask is None and not is_table(data) and not isinstance(data, Rows):
         known = mask_nan(known, source=source)
     rows = rows_for(vae, known, context=context, mask=mask, source=source)
-    return Table(rows.like(vae), Names.of(vae, known), _values(data, known, rows))
+    values = _values(data, known, rows) if nan_is_missing else None
+    return Table(rows.like(vae), Names.of(vae, known), values)
 
 
 def _streamed(vae: "VAE", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
@@ -133,7 +139,7 @@ def _streamed(vae: "VAE", data: Streamed, context: Any, mask: Any, nan_is_missin
 def _values(data: Any, known: Any, rows: Rows) -> np.ndarray:
     """The numbers as they were given: those of a table in double, where reading it has rounded them."""
     if is_table(data):
-        return columns_of(as_frame(data), columns=known.columns, categories=known.categories).values
+        return columns_of(data, columns=known.columns, categories=known.categories).values
     raw = data.x if isinstance(data, Data) and data.columns == known.columns else known
     raw = getattr(raw, "x", raw)
     array = raw.detach().cpu() if isinstance(raw, Tensor) else raw

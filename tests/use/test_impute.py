@@ -4,11 +4,13 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from helpers.conditional import conditional_vae
 from helpers.members import FEATURES, LIKELIHOODS, make
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import pyro_vae as pv
 from pyro_vae.core.rows import Rows
@@ -213,6 +215,42 @@ def test_categories_are_filled_in_by_name_with_the_exact_probability():
     assert "kind_sd" not in filled
     assert filled.kind_probability.tolist() == pytest.approx([1, 1, 5 / 9])
     assert pv.as_table(found, decode=False).kind.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["StandardNormal", "Laplace", "StudentT", "GaussianMixture"])
+def test_it_is_the_conditional_of_a_nonlinear_model_by_quadrature(name):
+    """One latent, a network, numbers beside bits: E[x|x_o] and P(bit|x_o) as sums over a grid of z."""
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 4))
+    decoder = pv.likelihoods.Blocks(
+        net, [(partial(pv.likelihoods.Normal, scale=0.3), 3), (pv.likelihoods.Bernoulli, 1)]
+    )
+    encoder = pv.posteriors.DiagNormal(nn.Linear(4, 2))
+    vae = pv.VAE(prior=getattr(pv.priors, name)(1), decoder=decoder, encoder=encoder).double()
+    x, mask = torch.as_tensor(pv.sample(vae, 12).x.values), torch.tensor([True, True, False, False])
+    found = pv.impute(vae, x, mask=mask.expand(12, 4), draws=4000)
+    z = torch.linspace(-40, 40, 40_001).double().view(-1, 1, 1)
+    with torch.no_grad():
+        rows = Rows(x, None, mask.expand(12, 4))
+        weights = (vae.prior().log_prob(z) + vae.likelihood(z.expand(-1, 12, 1), rows).log_prob(x)).softmax(0)
+        mean = vae.decoder(z[:, 0]).mean
+    exact = (weights.T @ mean).numpy()
+    assert np.abs((found.x.values - exact) / found.x_mcse.values)[:, 2].max() < 5
+    likely = np.where(found.x.values == 1, exact, 1 - exact)
+    assert np.abs((found.x_probability.values - likely) / found.x_probability_mcse.values)[:, 3].max() < 5
+    spread = (weights.T @ (mean**2 + 0.09)).numpy() - exact**2
+    np.testing.assert_allclose(found.x_sd.values[:, 2], np.sqrt(spread[:, 2]), rtol=0.15)
+    assert found.khat.max() < 0.7
+
+
+def test_what_can_be_read_only_once_is_read_once():
+    model, x, mask = gaps(0.2, features=4, rows=8)
+    frame = pd.DataFrame(x.numpy(), columns=list("abcd")).where(mask.numpy())
+    once = pa.RecordBatchReader.from_stream(pa.Table.from_pandas(frame, preserve_index=False))
+    vae = model.as_vae(diagonal=True)
+    assert pv.impute(vae, once, draws=30).x.identical(pv.impute(vae, frame, draws=30).x)
+    labelled = TensorDataset(x, torch.zeros(8))
+    assert pv.encode(vae, labelled).identical(pv.encode(vae, x))
 
 
 def test_a_context_belongs_to_its_row():
