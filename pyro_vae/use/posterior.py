@@ -90,7 +90,8 @@ def weighted_posterior(vae: VAE, rows: Rows, draws: int) -> Iterator[tuple[Tenso
     parts are adapted in rounds, whose weights are tempered (raised to a power β below 1) as far as is needed for a
     quarter of the draws to remain effective, until so many do without that (after ten rounds, a tenth). The draws of
     the final proposal, which come from its parts in fixed shares, are weighted by the density of the whole mixture,
-    and the weights are Pareto-smoothed.
+    and the weights are Pareto-smoothed, unless the largest is at most 1 + log K times the mean of K: k̂ is at most 0
+    then.
 
     Args:
         vae: a VAE.
@@ -152,7 +153,19 @@ def _adapted(vae: VAE, rows: Rows, z: Tensor, weights: Tensor) -> list[_Componen
 def _final(vae: VAE, rows: Rows, proposal: list[_Component], draws: int) -> Weighted:
     z, likelihood, log_weights = _weigh(vae, rows, proposal, draws)
     smooth, khat = smoothed(log_weights)
-    return Weighted(z, likelihood, smooth.softmax(0), khat)
+    is_light = _has_light_tail(log_weights)
+    log_weights, khat = torch.where(is_light, log_weights, smooth), torch.where(is_light, khat.clamp(max=0), khat)
+    return Weighted(z, likelihood, log_weights.softmax(0), khat)
+
+
+def _has_light_tail(log_weights: Tensor) -> Tensor:
+    """Whether the largest weight of a datum is no larger than that of as many exponential draws.
+
+    Where a part of the mixture begins, weights rise from a plateau with a kink. A Pareto tail fitted there has any k̂,
+    though all weights are of one size.
+    """
+    most, number = log_weights.amax(0), len(log_weights)
+    return most - log_weights.logsumexp(0) + math.log(number) < math.log(1 + math.log(number))
 
 
 def _tempered(log_weights: Tensor) -> Tensor:

@@ -185,6 +185,12 @@ def test_seeds_decide_the_draws_and_nothing_outside_changes_them():
     assert vae.training
 
 
+def test_each_block_of_rows_has_its_own_draws():
+    vae, x = small_vae(), torch.zeros(4, 6).double()
+    found = pv.reconstruct(vae, x, draws=5, chunk=60)  # two rows at a time
+    assert len(np.unique(found.x.values[:, 0])) == 4
+
+
 def test_samples_have_the_moments_of_the_model():
     model = linear_gaussian()
     x = pv.sample(model.as_vae(), 20_000, chunk=2**14).x.values
