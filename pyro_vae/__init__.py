@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from pyro_vae.train.checkpoint.save_load import load, save
     from pyro_vae.train.compiled import CompiledSVI
     from pyro_vae.train.fit import Fit, fit
+    from pyro_vae.use.encode import encode
+    from pyro_vae.use.impute import impute
+    from pyro_vae.use.labelled import as_table
+    from pyro_vae.use.reconstruct import reconstruct
+    from pyro_vae.use.sample import sample
+    from pyro_vae.use.walks import interpolate, traverse
 
 _HOMES = {
     "compare.elbos": ["compare_elbos"],
@@ -44,6 +50,12 @@ _HOMES = {
     "train.checkpoint.save_load": ["load", "save"],
     "train.compiled": ["CompiledSVI"],
     "train.fit": ["Fit", "fit"],
+    "use.encode": ["encode"],
+    "use.impute": ["impute"],
+    "use.labelled": ["as_table"],
+    "use.reconstruct": ["reconstruct"],
+    "use.sample": ["sample"],
+    "use.walks": ["interpolate", "traverse"],
 }
 """Modules and the public names that are imported from them on first use, so that `pyro-vae --help` needs no torch."""
 
@@ -89,6 +101,7 @@ __all__ = [
     "Fit",
     "Pair",
     "__version__",
+    "as_table",
     "callbacks",
     "check",
     "compare_elbos",
@@ -97,10 +110,13 @@ __all__ = [
     "describe",
     "diagnose",
     "elbo",
+    "encode",
     "errors",
     "exact",
     "fit",
+    "impute",
     "inference_gaps",
+    "interpolate",
     "likelihoods",
     "load",
     "log_evidence",
@@ -110,6 +126,9 @@ __all__ = [
     "posteriors",
     "priors",
     "recommend",
+    "reconstruct",
+    "sample",
     "save",
     "to_datatree",
+    "traverse",
 ]

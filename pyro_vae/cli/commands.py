@@ -31,15 +31,14 @@ Examples:
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
   pyro-vae swap runs/swap                    (after a stop: trains what is left; so does compare runs/seeds)
   pyro-vae check runs/first
+  pyro-vae encode runs/first --data new.csv --out latents.csv
+  pyro-vae impute runs/first --data gaps.csv --missing "NA,-999" --out filled.parquet
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
 
-A run folder is given right after the command: check and compare look at it, fit and swap go on with it. (In full:
---run RUN and --resume RUN.) Without --out, results go to runs/COMMAND, or, of a run, to RUN/COMMAND; if that is taken,
+A run folder is given right after the command: fit and swap go on with it, the others look at it or use it. (In full:
+--resume RUN and --run RUN.) Without --out, results go to runs/COMMAND, or, of a run, to RUN/COMMAND; if that is taken,
 to the next free name.
 """
-
-RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume", "check": "--run"}
-"""The flag of the run folder that stands right after a command."""
 
 
 def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: str = "auto") -> None:
@@ -106,6 +105,100 @@ def check_settings(
     """
 
 
+def encode_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    missing: str | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Write the latents of data, the mean and standard deviation of q(z|x), to a table.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data.
+        out: a new file for the table, .csv, .parquet or .npy (which holds z alone); by default RUN/encode.csv, or the
+            next free name.
+        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
+        draws: for each row, where q(z|x) has no mean in closed form.
+        seed: of all draws.
+    """
+
+
+def reconstruct_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    missing: str | None = None,
+    draws: int = 100,
+    seed: int = 0,
+) -> None:
+    """Write what a trained VAE expects of each feature, given the whole row, to a table.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data.
+        out: a new file for the table, .csv, .parquet or .npy (which holds x alone); by default RUN/reconstruct.csv, or
+            the next free name.
+        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
+        draws: of z for each row.
+        seed: of all draws.
+    """
+
+
+def impute_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    missing: str | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Fill in the missing values of data by what a trained VAE expects of them, and write the table.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data.
+        out: a new file for the table, .csv, .parquet or .npy (which holds x alone); by default RUN/impute.csv, or the
+            next free name.
+        missing: values of --data that say that a value is missing, as for fit, besides empty cells and NaN; by default
+            those of the run.
+        draws: of z for each row in which something is missing.
+        seed: of all draws.
+    """
+
+
+def sample_settings(run: str, *, n: int = 1000, out: str | None = None, seed: int = 0) -> None:
+    """Draw new rows from a trained VAE, and write them to a table.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        n: how many rows.
+        out: a new file for the table, .csv, .parquet or .npy; by default RUN/sample.csv, or the next free name.
+        seed: of all draws.
+    """
+
+
+TABLES: dict[str, Callable[..., None]] = {
+    "encode": encode_settings,
+    "reconstruct": reconstruct_settings,
+    "impute": impute_settings,
+    "sample": sample_settings,
+}
+"""The commands that write a table, each by the function of :mod:`pyro_vae` that has its name, and their settings."""
+
+COMMANDS |= {name: (settings.__doc__ or "").splitlines()[0] for name, settings in TABLES.items()}
+
+RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume", "check": "--run"} | dict.fromkeys(
+    TABLES, "--run"
+)
+"""The flag of the run folder that stands right after a command."""
+
+
 def parser(flags: Sequence[str] = ()) -> ArgumentParser:
     """The command line, in which only the command that the flags begin with has its settings."""
     about = sys.modules["pyro_vae"].__doc__
@@ -132,6 +225,8 @@ def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
         return parser_of(demo_settings)
     if name == "check":
         return parser_of(check_settings)
+    if name in TABLES:
+        return parser_of(TABLES[name])
     from pyro_vae.cli import settings
 
     resumes = any(flag.split("=")[0] == "--resume" for flag in flags)

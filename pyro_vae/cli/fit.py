@@ -108,6 +108,11 @@ def _reading(settings: Namespace) -> dict[str, Any]:
 def read_like(path: str, settings: Namespace, like: Data) -> Data:
     """Read new data as those of a run, with its columns and categories by their names.
 
+    Args:
+        path: of the data.
+        settings: of the run.
+        like: data of the run, or data without rows that have its columns and categories.
+
     Raises:
         DataError: if they cannot be read, or are of other columns.
     """
@@ -115,7 +120,8 @@ def read_like(path: str, settings: Namespace, like: Data) -> Data:
     if Path(path).suffix != Path(settings.data).suffix:  # what only that kind of file has is found anew
         asked = {name: value for name, value in asked.items() if name not in ("sep", "decimal", "header", "key")}
     data = load(path, like=like, **asked)
-    refuse_other_width(data, like)
+    if len(like.x):
+        refuse_other_width(data, like)
     return data
 
 
@@ -294,6 +300,18 @@ def refuse_code(folder: Path) -> None:
             )
 
 
+def load_weights(folder: str, into: VAE | None = None) -> VAE:
+    """Load the VAE of a run folder, and say on stderr if the run has gone on since.
+
+    Raises:
+        DataError: if it cannot be read, or not without ``into``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnfinishedRunWarning)
+        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
+        return save_load.load(Path(folder) / "weights.safetensors", into=into)
+
+
 def trained_run(folder: str, data: str | None, missing: str | None = None) -> tuple[VAE, VAE, Data, Data]:
     """The VAE of a run folder, before and after, data to judge it by (its held-out ones, or those given), and its own.
 
@@ -311,11 +329,7 @@ def trained_run(folder: str, data: str | None, missing: str | None = None) -> tu
     settings = settings_of(folder)
     of_run = loaded(settings)
     first = build(settings, of_run.train)
-    vae = copy.deepcopy(first)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UnfinishedRunWarning)
-        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
-        save_load.load(Path(folder) / "weights.safetensors", into=vae)
+    vae = load_weights(folder, into=copy.deepcopy(first))
     if data is None:
         return first, vae, of_run.held_out, of_run.train
     settings.missing = settings.missing if missing is None else missing

@@ -1,4 +1,4 @@
-"""The command line: ``pyro-vae demo | fit | compare | swap | check``."""
+"""The command line: ``pyro-vae demo | fit | compare | swap | check | encode | reconstruct | impute | sample``."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from pyro_vae.cli.commands import COMMANDS, options, parser, with_named_run
+from pyro_vae.cli.commands import COMMANDS, TABLES, options, parser, with_named_run
 from pyro_vae.cli.interrupts import terminable
 from pyro_vae.cli.messages import plain
 from pyro_vae.cli.suggestions import suggestion
@@ -91,6 +91,10 @@ def _run(command: str, settings: Namespace) -> int:
         from pyro_vae.cli.swap import run_swap
 
         return run_swap(settings)
+    if command in TABLES:
+        from pyro_vae.cli.tables import run_table
+
+        return run_table(command, settings)
     from pyro_vae.cli.check import run_check
 
     return run_check(settings)

@@ -26,7 +26,7 @@ def instantiated(parser: ArgumentParser, settings: Namespace) -> Namespace:
 PLAINER = (
     (r"- Expected a <class 'NoneType'>", ""),
     (r"Does not validate .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
-    (r'Key "(?:fit|compare|demo|swap|check)\.(\w+)"', r"--\1"),
+    (r'Key "(?:fit|compare|demo|swap|check|encode|reconstruct|impute|sample|score)\.(\w+)"', r"--\1"),
     (r"Type \S*Callable\[.*?\] expects a function or a callable class: ", ""),
     (r"\.* Got value: Namespace\([^\n]*\)+", ""),
     (r"Expected a (?=<class)", "expected "),

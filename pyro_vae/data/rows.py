@@ -337,13 +337,14 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
     return rows
 
 
-def data_for(vae: "VAE", data: Any, *, source: str = "data") -> Any:
+def data_for(vae: "VAE", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None) -> Any:
     """Tables as :class:`Data`, with the columns and the codes of categories that the VAE was trained on.
 
     Args:
         vae: the VAE that is to see the data.
         data: whatever :func:`rows_for` takes; what has no named columns stays as it is.
         source: what to call the data in messages.
+        missing: of a table, values that say that a value is missing, besides NaN; if not given, NaN is refused.
 
     Raises:
         DataError: if the VAE was trained on named columns, and these have others.
@@ -363,7 +364,7 @@ def data_for(vae: "VAE", data: Any, *, source: str = "data") -> Any:
             source="the training data",
         )  # fmt: skip
     if is_table(data):
-        return data_of(data, like=like, source=source)
+        return data_of(data, like=like, missing=missing, source=source)
     return data if like is None or not isinstance(data, Data) else matched(data, like)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.cli.commands import COMMANDS, RUN_FLAGS, parser, with_named_run
+from pyro_vae.cli.commands import COMMANDS, RUN_FLAGS, TABLES, parser, with_named_run
 from pyro_vae.cli.run_folder import folder_for
 
 FAST = ["--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "16"]
@@ -51,8 +51,8 @@ def test_out_is_never_required_and_its_help_states_one_rule(command, capsys):
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     told = shown[shown.rindex("--out OUT") :]
-    assert "a new folder for" in told[:120]
-    assert "or the next free name" in told[:260]
+    assert f"a new {'file' if command in TABLES else 'folder'} for" in told[:120]
+    assert "or the next free name" in told[:300]
     assert "(required" not in told[:40]
 
 

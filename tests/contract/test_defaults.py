@@ -36,6 +36,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "pyro_vae.check": {"gold": 2, "draws": 100, "budget": 180.0, "seed": 0, "progress": False},
     "pyro_vae.compare_elbos": {"draws": 100, "seed": 0, "progress": False},
     "pyro_vae.compare_models": {"method": "iw", "temperatures": 100, "leapfrog": 5, "seed": 0, "progress": False},
+    "pyro_vae.encode": {"draws": 1000, "seed": 0, "chunk": 4194304, "progress": False},
     "pyro_vae.fit": {
         "epochs": 100,
         "device": "auto",
@@ -45,6 +46,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "precision": "float32",
         "devices": 1,
     },
+    "pyro_vae.impute": {"draws": 1000, "imputations": 0, "seed": 0, "chunk": 4194304, "progress": False},
     "pyro_vae.inference_gaps": {
         "steps": 400,
         "rate": 0.2,
@@ -54,6 +56,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "seed": 0,
         "progress": False,
     },
+    "pyro_vae.interpolate": {"steps": 11, "draws": 100, "seed": 0},
     "pyro_vae.log_evidence": {
         "method": "iw",
         "temperatures": 100,
@@ -62,7 +65,11 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "seed": 0,
         "progress": False,
     },
+    "pyro_vae.as_table": {"decode": True},
+    "pyro_vae.reconstruct": {"draws": 100, "seed": 0, "chunk": 4194304, "progress": False},
+    "pyro_vae.sample": {"seed": 0, "chunk": 4194304, "progress": False},
     "pyro_vae.to_datatree": {"draws": 100, "prior_draws": 100, "seed": 0, "posterior": "guide", "chunk": 4194304},
+    "pyro_vae.traverse": {"steps": 11, "draws": 100, "seed": 0},
     "elbo.CIWAE": {"num_particles": 2, "mix": 0.5},
     "elbo.ELBO": {"num_particles": 1},
     "elbo.IWAE": {"num_particles": 1},

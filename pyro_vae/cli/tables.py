@@ -1,0 +1,139 @@
+"""``pyro-vae encode | reconstruct | impute | sample``: what a trained VAE is used for, written to a table."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jsonargparse import Namespace
+from rich.console import Console
+
+import pyro_vae
+from pyro_vae.cli.fit import load_weights, read_like, report_reading, settings_of, streamed, trained_run
+from pyro_vae.core.vae import VAE
+from pyro_vae.data import Data, stream
+from pyro_vae.data.streams import Streamed
+from pyro_vae.errors import DataError, OutputError, SettingsError
+from pyro_vae.evidence.psis import BAD
+from pyro_vae.train.checkpoint.tensor_file import staged
+from pyro_vae.use.labelled import as_table
+
+
+def _write_csv(dataset: xr.Dataset, path: Path) -> None:
+    as_table(dataset).to_csv(path)
+
+
+def _write_parquet(dataset: xr.Dataset, path: Path) -> None:
+    as_table(dataset).to_parquet(path, engine="pyarrow")
+
+
+def _write_npy(dataset: xr.Dataset, path: Path) -> None:
+    own = next((dataset[name].values for name in ("x", "z") if name in dataset), None)
+    with open(path, "wb") as file:
+        np.save(file, as_table(dataset, decode=False).to_numpy(float) if own is None else own, allow_pickle=False)
+
+
+WRITERS: dict[str, Callable[[xr.Dataset, Path], None]] = {
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".npy": _write_npy,
+}
+"""How a table is written, by the ending of its file; .npy holds only numbers, and of each row only x or z."""
+
+NOT_PASSED = ("run", "data", "out", "missing", "n", "config")
+"""Settings of a command that its function has no arguments for, or by position."""
+
+
+def run_table(command: str, settings: Namespace) -> int:
+    """Call the function of a command, and write the table that it gives.
+
+    Args:
+        command: the name of the function in :mod:`pyro_vae`.
+        settings: of the command; those that the function does not have say what it is called with.
+    """
+    path = _destination(command, settings.out, settings.run)
+    function = getattr(pyro_vae, command)
+    options = {name: value for name, value in vars(settings).items() if name not in NOT_PASSED and value is not None}
+    if "n" in settings:
+        vae, given = _vae(settings.run), settings.n
+    else:
+        vae, given = _vae_and_data(settings, command)
+        if settings.data is not None and "held_out" in inspect.signature(function).parameters:
+            options["held_out"] = trained_run(settings.run, None)[2]
+    found = function(vae, given, progress=True, **options)
+    with staged(path, lambda _: _refuse_existing(path)) as part:
+        WRITERS[path.suffix.lower()](found, part)
+    _report(found, path)
+    return 0
+
+
+def _destination(command: str, out: str | None, run: str) -> Path:
+    """The file to write: the one that was asked for, or the next free ``RUN/COMMAND.csv``."""
+    if out is None:
+        names = (Path(run) / f"{command}{'' if i == 1 else f'-{i}'}.csv" for i in range(1, 10**6))
+        return next(path for path in names if not path.exists())
+    path = Path(out)
+    if path.suffix.lower() not in WRITERS:
+        raise SettingsError(
+            f"out is {out}, of which the ending does not say what to write; end it in .csv, .parquet or .npy"
+        )
+    _refuse_existing(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; make it, or choose another")
+    return path
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise OutputError(f"{path}: is there already, and nothing is overwritten; choose another name")
+
+
+def _vae(run: str) -> VAE:
+    """The VAE of a run, made from its data only where its weights do not say what it is made of."""
+    settings_of(run)
+    try:
+        return load_weights(run)
+    except DataError:  # of classes of the user's own, which the settings name
+        return trained_run(run, None)[1]
+
+
+def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Streamed]:
+    """The VAE of a run, and the data to use it on."""
+    if settings.data is None:
+        if settings.missing is not None:
+            raise SettingsError("missing is of --data, which is not given; name the data too, or leave --missing out")
+        _, vae, held_out, _ = trained_run(settings.run, None)
+        return vae, held_out
+    of_run = settings_of(settings.run)
+    vae = _vae(settings.run)
+    if streamed(Path(settings.data)):
+        return vae, _stream(settings, vae, command)
+    of_run.missing = settings.missing or of_run.missing or ("nan" if command == "impute" else None)
+    known = vae.trained_on
+    like = Data(torch.empty(0), source=of_run.data)
+    if known is not None:
+        like = Data(torch.empty(0), columns=known.columns, categories=known.categories, source=of_run.data)
+    data = read_like(settings.data, of_run, like)
+    report_reading(data)
+    return vae, data
+
+
+def _stream(settings: Namespace, vae: VAE, command: str) -> Streamed:
+    """Data that are too large for memory, of Parquet with the columns of the run."""
+    if settings.missing is not None:
+        raise SettingsError(f"{settings.data}: is streamed, to which --missing does not apply; leave it out")
+    columns = None if vae.trained_on is None else vae.trained_on.columns
+    by_name = columns is not None and Path(settings.data).suffix.lower() != ".npy"
+    return stream(settings.data, columns=columns if by_name else None, nan_is_missing=command == "impute")
+
+
+def _report(found: xr.Dataset, path: Path) -> None:
+    """Say what was written, and of what the answer cannot be relied on."""
+    say: Any = Console(soft_wrap=True, highlight=False).print
+    if "khat" in found and (bad := int((found.khat > BAD).sum())):
+        number = int(found.khat.notnull().sum())
+        say(f"Of {number} rows with missing values {bad} cannot be relied on: their khat is above {BAD}")
+    say(f"Written to {path}: {found.sizes['datum']} rows")

@@ -1,0 +1,96 @@
+"""Latents of data: the mean and the standard deviation of q(z|x)."""
+
+import math
+from typing import Any
+
+import torch
+import xarray as xr
+
+from pyro_vae.core.component import Distribution
+from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.vae import VAE
+from pyro_vae.core.validation import takes_settings, whole
+from pyro_vae.core.zuko import FlowDistribution
+from pyro_vae.use.inputs import Found, by_block, read
+from pyro_vae.use.labelled import label
+
+
+@torch.no_grad()
+@takes_settings
+def encode(
+    vae: VAE,
+    data: Any,
+    *,
+    context: Any = None,
+    mask: Any = None,
+    draws: int = 1000,
+    seed: int = 0,
+    chunk: int = 2**22,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Compute the latents of data: the mean and the standard deviation of q(z|x).
+
+    .. math:: z_i = E_{q(z | x_i)}[z], \\qquad \\mathrm{sd}_i^2 = \\mathrm{Var}_{q(z | x_i)}[z]
+
+    Normal posteriors know both; those of a flow are estimated by ``draws`` draws, and then there is an error.
+
+    Args:
+        vae: a VAE.
+        data: what :func:`pyro_vae.data.rows_for` takes (a table, whose columns are found by name,
+            :class:`~pyro_vae.data.Data`, an array, a tensor), or a :func:`pyro_vae.data.stream`, which is read once and
+            need not fit into memory.
+        context: of a conditional VAE, shape ``(datum, c)``.
+        mask: booleans, the shape of the data: true where observed.
+        draws: for each datum, where q(z|x) has no mean in closed form, at least 2.
+        seed: of the draws.
+        chunk: about so many numbers at a time, on a GPU 64 times as many. Where there are draws, another chunk makes
+            others; elsewhere it changes no more than rounding.
+        progress: whether to show a bar.
+
+    Returns:
+        A dataset over ``datum`` and ``latent``: ``z`` and ``z_sd``, with draws also ``z_mcse``, the standard error of
+        ``z`` over them. ``datum`` has the row labels of the data; :func:`pyro_vae.as_table` makes columns ``z0``,
+        ``z0_sd``, … of it.
+
+    Raises:
+        DataError: if the data are not those that the VAE takes, by value or by column.
+        ModelError: if the VAE does not fit the data.
+        SettingsError: if a setting is out of its range.
+
+    References:
+        | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import pandas as pd, pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 1.0).as_vae()
+        >>> found = encode(vae, pd.DataFrame({"a": [0.0, 3.0], "b": [0.0, 3.0]}, index=["r", "s"]))
+        >>> round(found.z.sel(datum="s", latent=0).item(), 6), round(found.z_sd.sel(datum="s", latent=0).item() ** 2, 6)
+        (2.0, 0.333333)
+    """
+    whole("draws", draws, 2)
+    whole("chunk", chunk, 1)
+    refuse_seed(seed)
+    table = read(vae, data, context=context, mask=mask)
+
+    def compute(rows: Rows) -> Found:
+        return _moments(vae.posterior(rows), draws)
+
+    width = max(table.first.x[0].numel(), vae.prior(*table.first.given).event_shape.numel())
+    found = by_block(
+        vae, table, compute, draws=draws, width=width, chunk=chunk, seed=seed, purpose="Encoding", progress=progress
+    )
+    made = label({name: (["datum", "latent"], value) for name, value in found.items()}, table.names)
+    return made.assign_attrs(draws=draws, seed=seed) if "z_mcse" in found else made
+
+
+def _moments(q: Distribution, draws: int) -> Found:
+    """The mean and the standard deviation, with an error if they are of draws."""
+    if not isinstance(q, FlowDistribution):
+        try:
+            return {"z": q.mean, "z_sd": q.variance.sqrt()}
+        except NotImplementedError:
+            pass
+    z = q.sample((draws,)).double()
+    sd = z.std(0)
+    return {name: value.to(z) for name, value in {"z": z.mean(0), "z_sd": sd, "z_mcse": sd / math.sqrt(draws)}.items()}

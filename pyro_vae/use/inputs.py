@@ -1,0 +1,197 @@
+"""What a trained VAE is used on: any table that ``pv.data`` takes, block by block, with the names of its parts."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from pyro_vae.core.component import evaluating
+from pyro_vae.core.device import derive_seed, numbers_at_once, seeded
+from pyro_vae.core.progress import ticking
+from pyro_vae.core.rows import Rows
+from pyro_vae.data.rows import Data, data_for, mask_nan, rows_for
+from pyro_vae.data.streams import Streamed
+from pyro_vae.data.tables import as_frame, columns_of, given_names, is_table
+from pyro_vae.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from pyro_vae.core.vae import VAE
+
+Found: TypeAlias = dict[str, Tensor]
+"""What is computed of a block, by name, shape ``(datum, …)``."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the parts of a table are called.
+
+    Args:
+        columns: the names of the features; they are numbered if not given.
+        categories: by the name of a column what its codes 0, 1, … stand for.
+        row_labels: numbers, times or text that name the rows; they are numbered if not given.
+    """
+
+    columns: Sequence[str] | None = None
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    row_labels: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, vae: "VAE", data: Any = None) -> "Names":
+        """The names that data have, or those of the data that a VAE was trained on.
+
+        Example:
+            >>> import pyro_vae as pv
+            >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 0.5).as_vae()
+            >>> Names.of(vae, Data(torch.zeros(1, 2), columns=["a", "b"])).columns
+            ['a', 'b']
+        """
+        known = getattr(vae, "trained_on", None)
+        trained = cls() if known is None else cls(known.columns, known.categories)
+        own = given_names(getattr(data, "columns", None))
+        labels = getattr(data, "row_labels", None)
+        if own is None:
+            return replace(trained, row_labels=labels)
+        return cls(own, getattr(data, "categories", {}) or trained.categories, labels)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows for a VAE, in memory or streamed, and their names.
+
+    Args:
+        rows: on the VAE's device and in its precision, where they are in memory.
+        names: of its parts.
+        values: of data in memory with missing values, as they were given, shape ``(datum, feature)``.
+    """
+
+    rows: Rows | Streamed
+    names: Names
+    values: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def first(self) -> Rows:
+        """The first row."""
+        return self.rows.take(slice(1)) if isinstance(self.rows, Rows) else self.rows.head(1)
+
+    def blocks(self, size: int) -> Iterator[Rows]:
+        """The rows in their order, at most so many at a time."""
+        return self.rows.split(size) if isinstance(self.rows, Rows) else self.rows.in_order(size)
+
+
+def read(
+    vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, nan_is_missing: bool = False, source: str = "data"
+) -> Table:
+    """Read data for a VAE, with the columns and categories that it was trained on.
+
+    Args:
+        vae: that is to see the data.
+        data: what :func:`pyro_vae.data.rows_for` takes, or a stream.
+        context: shape ``(datum, c)``.
+        mask: booleans, true where a value was observed.
+        nan_is_missing: whether NaN says so where there is no mask.
+        source: what to call the data in messages.
+
+    Raises:
+        DataError: if the data do not fit what the VAE was trained on, or a value is not a finite number.
+        ModelError: if the data do not fit the parts of the VAE.
+        SettingsError: if a stream is given together with a context or a mask.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 0.5).as_vae()
+        >>> read(vae, [[1.0, torch.nan]], nan_is_missing=True).first.mask
+        tensor([[ True, False]])
+    """
+    if isinstance(data, Streamed):
+        return _streamed(vae, data, context, mask, nan_is_missing)
+    if is_table(data):
+        data = as_frame(data)  # once: some can be read only once
+    elif isinstance(data, TensorDataset):
+        data = data.tensors[0]  # the others are labels
+    known = data_for(vae, data, source=source, missing=[] if nan_is_missing else None)
+    if nan_is_missing and mask is None and not is_table(data) and not isinstance(data, Rows):
+        known = mask_nan(known, source=source)
+    rows = rows_for(vae, known, context=context, mask=mask, source=source)
+    values = _values(data, known, rows) if nan_is_missing else None
+    return Table(rows.like(vae), Names.of(vae, known), values)
+
+
+def _streamed(vae: "VAE", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
+    if context is not None or mask is not None:
+        raise SettingsError(f"{data.source}: a stream has its context and mask of its own; give them where it is made")
+    expected = given_names(Names.of(vae).columns)
+    if (own := given_names(data.columns)) and expected and own != expected:
+        raise DataError(
+            f"{data.source}: the columns of the stream are not those of the training data in their order; give "
+            f"pyro_vae.data.stream columns={expected}"
+        )
+    data = replace(data, nan_is_missing=True) if nan_is_missing else data
+    return Table(data.like(vae).checked_for(vae), Names.of(vae, data))
+
+
+def _values(data: Any, known: Any, rows: Rows) -> np.ndarray:
+    """The numbers as they were given: those of a table in double, where reading it has rounded them."""
+    if is_table(data):
+        return columns_of(data, columns=known.columns, categories=known.categories).values
+    raw = data.x if isinstance(data, Data) and data.columns == known.columns else known
+    raw = getattr(raw, "x", raw)
+    array = raw.detach().cpu() if isinstance(raw, Tensor) else raw
+    if isinstance(array, Tensor):
+        array = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
+        array = array.numpy()
+    array = np.asarray(array)
+    array = array if array.dtype == np.float32 else array.astype(np.float64)
+    return array.reshape(len(rows), -1)
+
+
+def by_block(
+    vae: "VAE",
+    table: Table,
+    compute: Callable[[Rows], Found],
+    *,
+    draws: int,
+    width: int,
+    chunk: int,
+    seed: int,
+    purpose: str,
+    progress: bool,
+) -> dict[str, np.ndarray]:
+    """Compute something of all rows, block by block, with random numbers that the first row of a block decides.
+
+    Args:
+        vae: in evaluation mode meanwhile.
+        table: the rows.
+        compute: of the rows of a block.
+        draws: for each row.
+        width: how many numbers each draw takes.
+        chunk: about so many numbers at a time, on a GPU 64 times as many.
+        seed: of all draws.
+        purpose: what is done, in words, also for the bar.
+        progress: whether to show a bar.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 0.5).as_vae()
+        >>> table = read(vae, torch.ones(3, 2))
+        >>> settings = {"draws": 1, "width": 2, "chunk": 2, "seed": 0, "purpose": "Adding", "progress": False}
+        >>> by_block(vae, table, lambda rows: {"sum": rows.x.sum(1)}, **settings)["sum"]
+        array([2., 2., 2.], dtype=float32)
+    """
+    device = vae.like(torch.empty(0)).device
+    size = max(1, numbers_at_once(chunk, device) // (draws * width))
+    size, first, parts = min(size, len(table)), 0, []
+    with evaluating(vae, draws * size), ticking(purpose, -(-len(table) // size), progress) as tick:
+        for rows in table.blocks(size):
+            with seeded(derive_seed(seed, purpose, first), device):
+                found = compute(rows)
+            parts.append({name: value.cpu().numpy() for name, value in found.items()})
+            first += len(rows)
+            tick()
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
