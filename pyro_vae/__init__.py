@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pyro_vae.train.checkpoint.save_load import load, save
     from pyro_vae.train.compiled import CompiledSVI
     from pyro_vae.train.fit import Fit, fit
+    from pyro_vae.use import sklearn
+    from pyro_vae.use.score import score
 
 _HOMES = {
     "compare.elbos": ["compare_elbos"],
@@ -44,11 +46,17 @@ _HOMES = {
     "train.checkpoint.save_load": ["load", "save"],
     "train.compiled": ["CompiledSVI"],
     "train.fit": ["Fit", "fit"],
+    "use.score": ["score"],
 }
 """Modules and the public names that are imported from them on first use, so that `pyro-vae --help` needs no torch."""
 
-_MOVED = {"callbacks": "train.callbacks", "exact": "evidence.exact", "swap": "compare.swap"}
-"""Paths of earlier versions, which go on working."""
+_MOVED = {
+    "callbacks": "train.callbacks",
+    "exact": "evidence.exact",
+    "sklearn": "use.sklearn",
+    "swap": "compare.swap",
+}
+"""Short paths of modules that lie in a room, among them those of earlier versions."""
 
 
 def __getattr__(name: str) -> Any:
@@ -70,7 +78,7 @@ def __dir__() -> list[str]:
 
 
 class _Moved(ModuleType):
-    """A module by its path of earlier versions."""
+    """A module by its short path."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__all__":  # of who looks through sys.modules
@@ -111,5 +119,7 @@ __all__ = [
     "priors",
     "recommend",
     "save",
+    "score",
+    "sklearn",
     "to_datatree",
 ]

@@ -8,6 +8,7 @@ import pyro_vae as pv
 from pyro_vae.elbo.per_datum import per_datum_elbo
 
 ROOMS = [pv, pv.elbo, pv.priors, pv.likelihoods, pv.posteriors, pv.diagnose, pv.evidence, pv.callbacks, pv.nn, pv.data]
+ROOMS += [pv.sklearn]
 
 
 def defaults() -> dict[str, dict[str, object]]:
@@ -58,6 +59,15 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "method": "iw",
         "temperatures": 100,
         "leapfrog": 5,
+        "chunk": 1048576,
+        "seed": 0,
+        "progress": False,
+    },
+    "pyro_vae.score": {
+        "method": "iw",
+        "temperatures": 100,
+        "leapfrog": 5,
+        "draws": 100,
         "chunk": 1048576,
         "seed": 0,
         "progress": False,
@@ -134,6 +144,14 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "data.rows_for": {"source": "data"},
     "data.split": {"fraction": 0.2, "seed": 0},
     "data.stream": {"nan_is_missing": False, "window_bytes": 134217728},
+    "use.sklearn.VAETransformer": {
+        "n_components": 8,
+        "learning_rate": 0.001,
+        "standardize": True,
+        "num_particles": 500,
+        "device": "auto",
+        "verbose": False,
+    },
 }
 
 
