@@ -13,6 +13,7 @@ from scipy import stats
 import pyro_vae as pv
 from pyro_vae.core.device import derive_seed
 from pyro_vae.errors import CalibrationWarning, DataError, ModelError, SettingsError
+from pyro_vae.use import score as home
 
 
 def exact_reconstruction(model, x):
@@ -81,6 +82,20 @@ def test_pieces_give_the_scores_of_the_whole():
     assert pieces.elbo.values == pytest.approx(whole.elbo.values, abs=1e-10)
     truth = exact_reconstruction(model, x).numpy()  # of another q: an exact one only has noise here
     assert np.corrcoef(pieces.reconstruction, truth)[0, 1] > 0.5
+
+
+def test_pieces_hold_few_numbers(monkeypatch):
+    """Of 5 features and 4 draws, 60 numbers at a time are 3 rows."""
+    sizes = []
+
+    def recorded(model, guide, x, *more, **settings):
+        sizes.append(len(x))
+        return weigh(model, guide, x, *more, **settings)
+
+    model, weigh = linear_gaussian(), home.weigh
+    monkeypatch.setattr(home, "weigh", recorded)
+    pv.score(model.as_vae(), model.sample(8), num_particles=30, draws=4, chunk=60)
+    assert sizes == [3, 3, 2]
 
 
 def test_a_seed_gives_the_scores_again_and_leaves_the_generator_alone():
@@ -252,7 +267,7 @@ def test_ranks_of_infinite_and_undefined_numbers():
     """What cannot be told never makes a p-value smaller."""
     one = np.zeros(4), np.zeros(4)
     log_px, known = np.array([-np.inf, -1.0, np.inf, np.nan]), np.array([-np.inf, np.nan, 0.0, np.inf])
-    p, count = pv.use.score.conformal_p_values(log_px, known, *one)
+    p, count = home.conformal_p_values(log_px, known, *one)
     assert p == pytest.approx([3 / 5, 3 / 5, 1, np.nan], nan_ok=True)
     assert list(count) == [4] * 4
 
