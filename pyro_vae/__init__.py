@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from pyro_vae.train.checkpoint.save_load import load, save
     from pyro_vae.train.compiled import CompiledSVI
     from pyro_vae.train.fit import Fit, fit
+    from pyro_vae.use import sklearn
     from pyro_vae.use.encode import encode
     from pyro_vae.use.impute import impute
     from pyro_vae.use.labelled import as_table
     from pyro_vae.use.reconstruct import reconstruct
     from pyro_vae.use.sample import sample
+    from pyro_vae.use.score import score
     from pyro_vae.use.walks import interpolate, traverse
 
 _HOMES = {
@@ -56,11 +58,17 @@ _HOMES = {
     "use.reconstruct": ["reconstruct"],
     "use.sample": ["sample"],
     "use.walks": ["interpolate", "traverse"],
+    "use.score": ["score"],
 }
 """Modules and the public names that are imported from them on first use, so that `pyro-vae --help` needs no torch."""
 
-_MOVED = {"callbacks": "train.callbacks", "exact": "evidence.exact", "swap": "compare.swap"}
-"""Paths of earlier versions, which go on working."""
+_MOVED = {
+    "callbacks": "train.callbacks",
+    "exact": "evidence.exact",
+    "sklearn": "use.sklearn",
+    "swap": "compare.swap",
+}
+"""Short paths of modules that lie in a room, among them those of earlier versions."""
 
 
 def __getattr__(name: str) -> Any:
@@ -82,7 +90,7 @@ def __dir__() -> list[str]:
 
 
 class _Moved(ModuleType):
-    """A module by its path of earlier versions."""
+    """A module by its short path."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__all__":  # of who looks through sys.modules
@@ -129,6 +137,8 @@ __all__ = [
     "reconstruct",
     "sample",
     "save",
+    "score",
+    "sklearn",
     "to_datatree",
     "traverse",
 ]

@@ -139,6 +139,14 @@ class PrecisionWarning(UserWarning):
     """
 
 
+class CalibrationWarning(UserWarning):
+    """Some data have no p-value, since no held-out row is comparable with them.
+
+    >>> issubclass(CalibrationWarning, UserWarning)
+    True
+    """
+
+
 class UncapturedStepWarning(UserWarning):
     """The compiled step cannot be captured as a CUDA graph; it is launched kernel by kernel, and is slower.
 

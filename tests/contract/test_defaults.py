@@ -8,6 +8,7 @@ import pyro_vae as pv
 from pyro_vae.elbo.per_datum import per_datum_elbo
 
 ROOMS = [pv, pv.elbo, pv.priors, pv.likelihoods, pv.posteriors, pv.diagnose, pv.evidence, pv.callbacks, pv.nn, pv.data]
+ROOMS += [pv.sklearn]
 
 
 def defaults() -> dict[str, dict[str, object]]:
@@ -68,6 +69,15 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "pyro_vae.as_table": {"decode": True},
     "pyro_vae.reconstruct": {"draws": 100, "seed": 0, "chunk": 4194304, "progress": False},
     "pyro_vae.sample": {"seed": 0, "chunk": 4194304, "progress": False},
+    "pyro_vae.score": {
+        "method": "iw",
+        "temperatures": 100,
+        "leapfrog": 5,
+        "draws": 100,
+        "chunk": 1048576,
+        "seed": 0,
+        "progress": False,
+    },
     "pyro_vae.to_datatree": {"draws": 100, "prior_draws": 100, "seed": 0, "posterior": "guide", "chunk": 4194304},
     "pyro_vae.traverse": {"steps": 11, "draws": 100, "seed": 0},
     "elbo.CIWAE": {"num_particles": 2, "mix": 0.5},
@@ -141,6 +151,14 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "data.rows_for": {"source": "data"},
     "data.split": {"fraction": 0.2, "seed": 0},
     "data.stream": {"nan_is_missing": False, "window_bytes": 134217728},
+    "use.sklearn.VAETransformer": {
+        "n_components": 8,
+        "learning_rate": 0.001,
+        "standardize": True,
+        "num_particles": 500,
+        "device": "auto",
+        "verbose": False,
+    },
 }
 
 

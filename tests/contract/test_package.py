@@ -23,6 +23,7 @@ PARTS = [
     pv.nn,
     pv.posteriors,
     pv.priors,
+    pv.sklearn,
 ]
 
 
