@@ -196,7 +196,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
             _refuse_dataset(name, model, data_hash(hashes))
         elif isinstance(model, VAE):
             own = rows_for(model, x_test, source="x_test")  # its columns may be in another order
-            refuse_trained_on(model, row_hashes(own), name=name)
+            refuse_trained_on(model, row_hashes(own), getattr(x_test, "row_labels", None), name=name)
         else:
             raise SettingsError(
                 f"models[{name!r}] is a {type(model).__name__}; give a VAE or what log_evidence made of one"

@@ -78,7 +78,7 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     refuse_one_row(len(next(iter(checked.values()))))
     for name, own in several.items():
         for vae in own:
-            refuse_trained_on(vae, row_hashes(checked[name]), name=name, source="x")
+            refuse_trained_on(vae, row_hashes(checked[name]), getattr(x, "row_labels", None), name=name, source="x")
     countable = {name: countable_features(own[0], checked[name]) for name, own in several.items()}
     found = {
         name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in own]

@@ -19,7 +19,7 @@ from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.errors import SettingsError
 
 Statistic: TypeAlias = Callable[[Tensor], Tensor]
@@ -181,6 +181,7 @@ def _check(
     whole("draws", draws, 20)
     whole("chunk", chunk, 1)
     refuse_seed(seed)
+    x = data_for(vae, x)
     functions = _functions(statistics) if statistics is not None else STATISTICS if _has_one_unit(x) else {}
     rows = rows_for(vae, x).like(vae)
     columns = [_of_columns(_seen(rows.x, rows.mask))] if statistics is None else []

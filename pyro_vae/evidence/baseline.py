@@ -17,7 +17,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.repeats import clustered_error, distinct_rows
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, row_names, rows_for
 from pyro_vae.elbo.per_datum import per_datum_elbo
 from pyro_vae.errors import DataError
 from pyro_vae.evidence.estimate import log_evidence
@@ -89,6 +89,7 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
         True
     """
     refuse_seed(seed)
+    x = data_for(vae, x, source="x")
     rows = rows_for(vae, x, source="x")
     if len(rows) < 2:
         raise DataError("x holds 1 datum, which has no standard error; give at least 2")
@@ -116,7 +117,7 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
         "context": "not seen" if rows.context is not None else "",
         "num_particles": num_particles, "seed": seed, "errors": ERRORS, **versions(),
     }  # fmt: skip
-    return xr.Dataset(variables, {"baseline": list(scores), "datum": range(len(rows))}, about)
+    return xr.Dataset(variables, {"baseline": list(scores), "datum": row_names(x, len(rows))}, about)
 
 
 @torch.no_grad()
