@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from pyro_vae.__about__ import versions
+from pyro_vae.compare.models_table import ModelComparison
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
@@ -95,7 +96,7 @@ def compare_models(
         progress: whether to show a bar.
 
     Returns:
-        A row per model, best first, in nats:
+        A row per model, best first, in nats, which ``print`` shows as a table:
 
         - ``rank``, from 0; ``elpd``, ``se``: the sum of log p(x) and its standard error over data;
         - ``elpd_diff``, ``dse``: that minus the best model's, and the standard error of the paired differences;
@@ -155,7 +156,7 @@ def compare_models(
     warn_of_duplicates(number, source="x_test", remedy=remedy, stacklevel=3)
     kinds = {name: NOT_KNOWN if own is None else kind(own) for name, own in features.items()}
     pairs = guides_of_one_model(found, number)
-    table = _table(found, number, pairs).assign(kind=pd.Series(kinds))
+    table = ModelComparison(_table(found, number, pairs).assign(kind=pd.Series(kinds)))
     unlike = differing(features, getattr(x_test, "columns", None))
     told = atoms(rows, features.values(), getattr(x_test, "columns", None))
     warn_of_atoms(told, source="x_test")
