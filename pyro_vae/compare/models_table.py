@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from pyro_vae.core.format import as_text, format_estimate, format_rounded
+from pyro_vae.evidence.atoms import MEANING
 from pyro_vae.evidence.estimate import ESTIMATES
 
 COLUMNS = ("rank", "elpd", "se", "elpd_diff", "dse", "diff_mcse", "weight", "diag_diff", "diag_elpd")
@@ -57,7 +58,8 @@ def models_table(found: pd.DataFrame) -> Table:
     rows = f"{about['data']} held-out data"
     if about["distinct"] < about["data"]:
         rows += f" ({about['distinct']} distinct rows)"
-    wrong = [f"Not comparable: {told}." for told in (about["unlike"], about["atoms"]) if told]
+    wrong = [f"Not comparable: {about['unlike']}."] if about["unlike"] else []
+    wrong += [f"Not comparable: {about['atoms']}; {MEANING}."] if about["atoms"] else []
     table = Table(
         title=f"log p(x) of {rows}, in nats\nby {', '.join(ESTIMATES[m] for m in about['method'].split(', '))}",
         caption="\n".join([CAPTION, *wrong]),

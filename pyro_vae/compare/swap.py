@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from pyro_vae.evidence import log_evidence
-from pyro_vae.evidence.atoms import atoms, warn_of_atoms
+from pyro_vae.evidence.atoms import MEANING, atoms, warn_of_atoms
 from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
 
 
@@ -114,7 +114,11 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
             "data": each.shape[1],
             "distinct": count(number),
             "seeds": every.shape[1],
-            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}." if unlike else told,
+            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}."
+            if unlike
+            else f"{told}; {MEANING}"
+            if told
+            else "",
             "atoms": told,
         },
     )

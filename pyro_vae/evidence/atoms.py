@@ -15,9 +15,13 @@ SHARE = 0.2
 FEWEST = 20
 """Of fewer rows, equal values say little."""
 
-REMEDY = (
+MEANING = (
     "a density can grow without bound at such a value, so a difference in log p(x) says how narrow a model is there, "
-    "not which describes the data; spread the values by uniform noise of their spacing (dequantise), or take "
+    "not which describes the data"
+)
+
+REMEDY = (
+    f"{MEANING}; spread the values by uniform noise of their spacing (dequantise), or take "
     "likelihoods that give each value a probability"
 )
 

@@ -257,11 +257,17 @@ def judge_baseline(found: xr.Dataset) -> Finding:
         f"{format_estimate(d, s, over='', signed=True)} over {name}"
         for name, d, s in zip(found.baseline.values, apart, error, strict=True)
     )
-    of_elbo = ", ".join(f"{d:+.2g}" for d in found.elbo_difference.values)
+    of_elbo = ", ".join(
+        format_estimate(d, s, over="", signed=True)
+        for d, s in zip(found.elbo_difference.values, found.elbo_difference_se.values, strict=True)
+    )
+    near = [str(name) for name in found.baseline.values[~below & ~above]]
     why = (
         f"log p(x) of {found.sizes['datum']} data is in nats per datum {told} (paired, s.e. over data; the ELBO "
         f"{of_elbo}); the baselines were fitted to {found.attrs['fitted_to']}"
     )
+    if near:
+        why += f"; within {ERRORS:g} standard errors, so not told apart: {', '.join(near)}"
     if found.attrs["context"]:
         why += " and do not see the context"
     return Finding("baselines", level, why, "" if level == "fine" else _advice(found, below))
@@ -272,6 +278,6 @@ def _advice(found: xr.Dataset, below: np.ndarray) -> str:
         return "not told apart from independent columns: hold out more rows, or see whether the columns depend at all"
     best = str(found.baseline.values[int(found.difference.values.argmin())])
     return (
-        f"{best} describes new data better: see whether training ended too early or overfits, standardize the "
+        f"new data are better described by {best}: see whether training ended too early or overfits, standardize the "
         "columns, and give each column a scale of its own (per_feature)"
     )

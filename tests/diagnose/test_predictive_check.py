@@ -1,6 +1,9 @@
 """Predictive checks: data of the model pass, data of another kind fail by the statistic that sees it."""
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -245,6 +248,19 @@ def test_the_error_of_a_p_value_is_that_of_its_beta_distribution():
     found = prior_check(MODEL.as_vae(), MODEL.sample(30), draws=40)
     above = found.p_value.values * 40
     assert np.allclose(found.p_value_se, beta(above + 1, 41 - above).std())
+
+
+def test_what_is_said_has_errors_and_no_digits_beyond_them():
+    torch.manual_seed(0)
+    table = pd.DataFrame(MODEL.sample(30).numpy(), columns=list("abcde"))
+    table["a"] = 0.0
+    finding = judge_predictive_check(predictive_check(MODEL.as_vae(), table, draws=200))
+    assert finding.why.startswith("the mean log p(x|z) is "), "no 'of 1 statistics'"
+    assert re.search(r"; two-sided, p is at most 0\.\d+ \(doubtful below 0\.05\)", finding.why)
+    assert "the share of zeros of a (1.0, in replicates 0 ± 0)" in finding.why
+    assert re.search(r"for all of them p < 0.005, corrected for those of the table p is at most 0\.01 ", finding.why)
+    right = judge_predictive_check(prior_check(MODEL.as_vae(), MODEL.sample(30), draws=200))
+    assert re.search(r"for all of them p = 0\.\d+ ± 0\.0\d+ \(over 200 draws\)", right.why)
 
 
 def test_the_correction_counts_all_statistics():

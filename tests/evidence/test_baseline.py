@@ -84,7 +84,40 @@ def test_a_vae_that_loses_to_independent_columns_is_bad():
     finding = judge_baseline(baseline(vae, x, num_particles=50))
     assert finding.level == "bad"
     assert "four fifths" in finding.why
-    assert "describes new data better" in finding.next
+    assert "new data are better described by probabilistic PCA (2): see" in finding.next
+
+
+def judged(differences, errors):
+    """The finding of a comparison whose paired differences are given."""
+    exact = linear()
+    found = baseline(exact.as_vae(), exact.sample(60), train=exact.sample(90), num_particles=5)
+    found.difference[:], found.difference_se[:] = differences, errors
+    found.elbo_difference[:], found.elbo_difference_se[:] = [-739.4, -0.66, 2.0], [13.2, 0.25, 0.1]
+    return judge_baseline(found)
+
+
+def test_each_difference_has_its_error_and_ties_are_named():
+    finding = judged([3.0, -0.31, 0.55], [0.47, 0.25, 0.18])
+    assert finding.level == "fine"
+    assert finding.why.endswith("; within 2 standard errors, so not told apart: full-covariance Gaussian")
+    assert "+3.00 ± 0.47 over independent Gaussians, -0.31 ± 0.25 over full-covariance Gaussian" in finding.why
+    assert "(paired, s.e. over data; the ELBO -739 ± 13, -0.66 ± 0.25, +2.00 ± 0.10)" in finding.why
+    assert "told apart" not in judged([3.0, 2.0, 0.55], [0.47, 0.25, 0.18]).why
+
+
+@pytest.mark.parametrize(
+    ("differences", "level"),
+    [
+        ([-1.0, 2.0, 2.0], "bad"),
+        ([1.0, -2.1, 2.0], "doubtful"),
+        ([0.9, 2.0, 2.0], "doubtful"),
+        ([-0.9, 2, 2], "doubtful"),
+    ],
+)
+def test_the_level_is_that_of_two_standard_errors(differences, level):
+    finding = judged(differences, [0.49, 1.0, 0.1])
+    assert finding.level == level
+    assert bool(finding.next) == (level != "fine")
 
 
 def test_one_row_is_refused():
