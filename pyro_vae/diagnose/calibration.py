@@ -276,16 +276,16 @@ def _held(found: xr.Dataset, least: int) -> str:
 def _advice(found: xr.Dataset) -> str:
     if level_of_latents(found) >= DOUBTFUL:
         return (
-            "the latents' ranks alone are uniform, so q is too like the prior or misses correlations: train the "
-            "encoder until the validation ELBO stops rising, or take a posterior with correlations (FullNormal, Flow)"
+            "the latents' ranks alone are uniform, so q is too like the prior or misses correlations: take a "
+            "posterior with correlations (FullNormal, Flow), or train on where the validation ELBO still rises"
         )
     wide = found.sel(level=0.9)
     worst = int(found.p_value.values[:-1].argmin())
     off = float(wide.coverage[worst] - 0.9)
     if abs(off) < 3 * float(wide.coverage_se[worst]):
         return (
-            "the widths are about right, so q's means are off: make the encoder larger, or train it until the "
-            "validation ELBO stops rising"
+            "the widths are about right, so q's means are off: make the encoder larger, or train on where the "
+            "validation ELBO still rises"
         )
     kind = "narrow, or its means are off by much" if off < 0 else "wide"
     return (

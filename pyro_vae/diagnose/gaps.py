@@ -412,8 +412,8 @@ def _next(levels: Sequence[Level], closed: MeanGap, approximation: float, tails:
     steps = []
     if levels[0] != "fine":
         steps.append(
-            "widen the encoder's network, wrap it in posteriors.Refined, or train it until the validation ELBO stops "
-            "rising"
+            "widen the encoder's network, wrap it in posteriors.Refined, or train on where the validation ELBO still "
+            "rises"
         )
     if levels[1] != "fine" and closed.value > 0.5 * approximation:
         steps.append(f"take posteriors.FullNormal or LowRankNormal: {closed} nats of the family's loss are theirs")

@@ -151,6 +151,6 @@ def judge_khat(found: xr.Dataset) -> Finding:
 
 
 NEXT = (
-    "look at the worst data (plots.khat); a richer posterior (FullNormal, Flow, Refined), or an encoder "
-    "trained until the validation ELBO stops rising; until then use neither q's draws nor its weights for those data"
+    "look at the worst data (plots.khat), and use neither q's draws nor its weights for those; take a richer posterior "
+    "(FullNormal, Flow, Refined) or a larger encoder, or train on where the validation ELBO still rises"
 )

@@ -115,7 +115,7 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
     about = {
         "fitted_to": f"{len(fitted)} training data" if fitted is not None else "the other four fifths of the same data",
         "context": "not seen" if rows.context is not None else "",
-        "num_particles": num_particles, "seed": seed, "errors": ERRORS, **versions(),
+        "num_particles": num_particles, "seed": seed, "errors": ERRORS, "errors_over": "data, in pairs", **versions(),
     }  # fmt: skip
     return xr.Dataset(variables, {"baseline": list(scores), "datum": row_names(x, len(rows))}, about)
 

@@ -228,6 +228,10 @@ def test_the_figure_has_a_panel_for_each_statistic():
     found = predictive_check(MODEL.as_vae(), MODEL.sample(30), draws=50)
     shown = [axes for axes in plots.predictive_check(found).axes if axes.get_visible()]
     assert [axes.get_xlabel() for axes in shown] == found.statistic.values.tolist()
+    title = plots.predictive_check(found).get_suptitle()
+    assert "the 12 of 25 statistics of columns that are farthest off: a p-value is of one alone" in title
+    of_table = predictive_check(MODEL.as_vae(), MODEL.sample(9), statistics={"mean": torch.mean}, draws=20)
+    assert "columns" not in plots.predictive_check(of_table).get_suptitle()
 
 
 def test_few_replicates_are_no_excuse_for_a_model_far_off():

@@ -67,6 +67,15 @@ def test_findings_and_errors_of_direct_calls_name_the_row(labelled):
         pv.compare_models({"a": vae, "b": vae}, given["data"])
 
 
+def test_figures_name_the_row(labelled):
+    vae, given, _, names = labelled
+    found = khat(vae, given["data"], num_particles=50)
+    worst = names[np.argsort(-found.khat.values, kind="stable")]
+    texts = [text.get_text() for axes in pv.plots.khat(found).axes for text in axes.get_legend().get_texts()]
+    assert f"datum {worst[0]}, the worst" in texts
+    assert f"the worst data: {', '.join(worst[:5])}, …" in texts
+
+
 def test_labels_that_are_not_one_per_row_are_refused(labelled):
     vae, _, x, names = labelled
     with pytest.raises(pv.errors.DataError, match="there are 11 row labels for 12 rows; give one for each"):

@@ -87,6 +87,17 @@ def test_a_vae_that_loses_to_independent_columns_is_bad():
     assert "new data are better described by probabilistic PCA (2): see" in finding.next
 
 
+def test_the_figure_says_over_what_and_its_labels_do_not_overlap():
+    exact = linear()
+    figure = pv.plots.estimates(baseline(exact.as_vae(), exact.sample(60), train=exact.sample(90), num_particles=5))
+    assert figure.get_suptitle() == "bars: ± 2 standard errors, over data, in pairs"
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        labels = axes.get_xticklabels()
+        assert labels[0].get_text() == "independent Gaussians"
+        assert {label.get_rotation() for label in labels} == {30}
+
+
 def judged(differences, errors):
     """The finding of a comparison whose paired differences are given."""
     exact = linear()
