@@ -159,7 +159,7 @@ def compare_models(
     table = ModelComparison(_table(found, number, pairs).assign(kind=pd.Series(kinds)))
     unlike = differing(features, getattr(x_test, "columns", None))
     told = atoms(rows, features.values(), getattr(x_test, "columns", None))
-    warn_of_atoms(told, source="x_test")
+    warn_of_atoms(told, source="x_test", stacklevel=3)
     table.attrs = {
         "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(hashes),
         "distinct": count(number), "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO,

@@ -95,7 +95,7 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     warn_of_duplicates(number, source="x", remedy=remedy, stacklevel=3)
     unlike = differing(countable, getattr(x, "columns", None))
     told = atoms(rows, countable.values(), getattr(x, "columns", None)) if len(several) > 1 else ""
-    warn_of_atoms(told, source="x")
+    warn_of_atoms(told, source="x", stacklevel=3)
     nats = {"units": "nats per datum"}
     ranked = xr.Dataset(
         {

@@ -65,11 +65,11 @@ def _most_frequent(column: np.ndarray) -> tuple[float, float]:
     return (float(values[counts.argmax()]), counts.max() / counts.sum()) if len(values) else (np.nan, 0.0)
 
 
-def warn_of_atoms(told: str, *, source: str, stacklevel: int = 2) -> None:
+def warn_of_atoms(told: str, *, source: str, stacklevel: int) -> None:
     """Warn where :func:`atoms` names features.
 
     Example:
-        >>> warn_of_atoms("", source="x")
+        >>> warn_of_atoms("", source="x", stacklevel=2)
     """
     if told:
         warnings.warn(f"{source}: {told}; {REMEDY}", AtomsWarning, stacklevel=stacklevel + 1)

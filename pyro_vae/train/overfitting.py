@@ -133,6 +133,8 @@ def judge_overfitting(found: xr.Dataset) -> Finding:
         why = f"the weights are those after epoch {kept}, which the validation ELBO chose"
         why += f"; by the end of training it had fallen by {told}. Data that chose the weights flatter them a little"
         return Finding("overfitting", "fine", why)
+    if best == epochs:
+        return Finding("overfitting", "fine", f"the validation ELBO was best after the last of {epochs} epochs")
     if not overfits(found):
         why = f"the validation ELBO ended {told} below that of epoch {best}, its best of {epochs} (threshold {nats:g})"
         return Finding("overfitting", "fine", why)
