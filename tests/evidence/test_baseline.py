@@ -1,5 +1,7 @@
 """Baselines beside the evidence: each against its closed form, and a VAE that loses to them is told so."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ import pyro_vae as pv
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError
 from pyro_vae.evidence import baseline, judge_baseline
+
+baseline_module = importlib.import_module("pyro_vae.evidence.baseline")  # the function has the module's name
 
 
 def linear():
@@ -32,6 +36,31 @@ def test_each_gaussian_is_that_of_scipy_and_the_pair_is_exact():
     assert found.difference[0].item() == pytest.approx(apart.mean(), abs=1e-4)
     assert found.difference_se[0].item() == pytest.approx(apart.std(ddof=1) / np.sqrt(80), abs=1e-4)
     assert judge_baseline(found).level == "fine"
+
+
+@pytest.mark.parametrize(
+    ("features", "rows", "expected"),
+    [
+        (6, 30, ["full-covariance Gaussian", "probabilistic PCA (2)"]),
+        (6, 29, ["probabilistic PCA (2)"]),
+        (4, 20, ["full-covariance Gaussian", "probabilistic PCA (2)"]),
+        (3, 15, ["full-covariance Gaussian"]),
+    ],
+)
+def test_a_covariance_takes_five_rows_for_each_column_and_pca_fewer_latents_than_columns(features, rows, expected):
+    exact = pv.exact.LinearGaussian(torch.randn(features, 2).double(), torch.ones(features).double(), 0.5)
+    found = baseline(exact.as_vae(), exact.sample(5), train=exact.sample(rows), num_particles=5)
+    assert found.baseline.values.tolist() == ["independent Gaussians", *expected]
+
+
+def test_of_many_training_rows_some_are_drawn(monkeypatch):
+    monkeypatch.setattr(baseline_module, "MOST_ROWS", 40)
+    exact = linear()
+    for rows, fitted in ((40, 40), (41, 40)):
+        found = baseline(exact.as_vae(), exact.sample(5), train=exact.sample(rows), num_particles=5)
+        assert found.attrs["fitted_to"] == f"{fitted} training data"
+    monkeypatch.setattr(baseline_module, "make_generator", None)
+    baseline(exact.as_vae(), exact.sample(5), train=exact.sample(40), num_particles=5)  # few are taken as they are
 
 
 def counts_vae():
