@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from pyro.infer import ELBO
 
 from pyro_vae.__about__ import versions
 from pyro_vae.compare.cells import cells, how_kl_is_had
@@ -29,6 +30,7 @@ from pyro_vae.elbo import (
     TraceMeanField_ELBO,
     kl_provenance,
 )
+from pyro_vae.elbo.given import as_estimator
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.evidence import known_evidence
 
@@ -62,7 +64,7 @@ def default_elbos() -> dict[str, Loss]:
 def compare_elbos(
     vae: VAE | Pair,
     x: Any,
-    elbos: Mapping[str, Loss] | None = None,
+    elbos: Mapping[str, Loss | type[ELBO]] | None = None,
     *,
     particles: Sequence[int] | None = None,
     draws: int = 100,
@@ -80,7 +82,7 @@ def compare_elbos(
         vae: a VAE, or a :class:`Pair` of a Pyro model and guide; nothing is trained.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; taken
             in the VAE's own precision and on its device.
-        elbos: name → estimator, whatever ``SVI`` takes as ``loss=``; :func:`default_elbos` if not given,
+        elbos: name → estimator, whatever ``SVI`` takes as ``loss=``, or its class; :func:`default_elbos` if not given,
             without those that do not hold here (the attribute ``left_out`` says why).
         particles: the numbers K to compare each with; by default each estimator's own, or 1 where ``elbos`` is
             not given either.
@@ -143,10 +145,10 @@ def compare_elbos(
     if whole("draws", draws, 1) < 2:
         raise SettingsError(f"draws is {draws}; a standard error needs at least 2")
     if elbos is not None and not isinstance(elbos, Mapping):
-        raise SettingsError(f"elbos is a {type(elbos).__name__}; give a name for each, as {{'STL': pv.elbo.STL()}}")
+        raise SettingsError(f"elbos is {_shown(elbos)}; give a name for each, as {{'STL': pv.elbo.STL()}}")
     particles = None if particles is None else _as_numbers(particles)
     subject = subject_of(vae, x, size)
-    offered = default_elbos() if elbos is None else dict(elbos)
+    offered = default_elbos() if elbos is None else {n: as_estimator(e, f"elbos[{n!r}]") for n, e in elbos.items()}
     particles = (1,) if elbos is None and particles is None else particles
     refuse_choices(offered, particles)
     _refuse(subject)
@@ -176,6 +178,10 @@ def compare_elbos(
     return as_comparison(labelled)
 
 
+def _shown(elbos: Any) -> str:
+    return f"the class {elbos.__name__}" if isinstance(elbos, type) else f"a {type(elbos).__name__}"
+
+
 def _as_numbers(particles: Any) -> list[int]:
     try:
         return [k if isinstance(k, bool) else int(k) if int(k) == k else k for k in particles]
@@ -193,9 +199,7 @@ def refuse_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) 
         raise SettingsError("elbos is empty; give at least one estimator, or none for the default ones")
     if particles is not None and (not particles or any(type(k) is not int or k < 1 for k in particles)):
         raise SettingsError(f"particles is {list(particles)}; give whole numbers of at least 1")
-    for name, loss in losses.items():
-        if isinstance(loss, type):
-            raise SettingsError(f"elbos[{name!r}] is a class; give an instance, {loss.__name__}()")
+    for loss in losses.values():
         differentiable(loss)
     chosen, left_out = cells(losses, particles)
     if not chosen:

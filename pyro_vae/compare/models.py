@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from pyro_vae.__about__ import versions
+from pyro_vae.compare.models_table import ModelComparison
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
@@ -95,7 +96,7 @@ def compare_models(
         progress: whether to show a bar.
 
     Returns:
-        A row per model, best first, in nats:
+        A row per model, best first, in nats, which ``print`` shows as a table:
 
         - ``rank``, from 0; ``elpd``, ``se``: the sum of log p(x) and its standard error over data;
         - ``elpd_diff``, ``dse``: that minus the best model's, and the standard error of the paired differences;
@@ -155,10 +156,10 @@ def compare_models(
     warn_of_duplicates(number, source="x_test", remedy=remedy, stacklevel=3)
     kinds = {name: NOT_KNOWN if own is None else kind(own) for name, own in features.items()}
     pairs = guides_of_one_model(found, number)
-    table = _table(found, number, pairs).assign(kind=pd.Series(kinds))
+    table = ModelComparison(_table(found, number, pairs).assign(kind=pd.Series(kinds)))
     unlike = differing(features, getattr(x_test, "columns", None))
     told = atoms(rows, features.values(), getattr(x_test, "columns", None))
-    warn_of_atoms(told, source="x_test")
+    warn_of_atoms(told, source="x_test", stacklevel=3)
     table.attrs = {
         "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(hashes),
         "distinct": count(number), "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO,
@@ -196,7 +197,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
             _refuse_dataset(name, model, data_hash(hashes))
         elif isinstance(model, VAE):
             own = rows_for(model, x_test, source="x_test")  # its columns may be in another order
-            refuse_trained_on(model, row_hashes(own), name=name)
+            refuse_trained_on(model, row_hashes(own), getattr(x_test, "row_labels", None), name=name)
         else:
             raise SettingsError(
                 f"models[{name!r}] is a {type(model).__name__}; give a VAE or what log_evidence made of one"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from pyro_vae.evidence import log_evidence
-from pyro_vae.evidence.atoms import atoms, warn_of_atoms
+from pyro_vae.evidence.atoms import MEANING, atoms, warn_of_atoms
 from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
 
 
@@ -78,7 +78,7 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     refuse_one_row(len(next(iter(checked.values()))))
     for name, own in several.items():
         for vae in own:
-            refuse_trained_on(vae, row_hashes(checked[name]), name=name, source="x")
+            refuse_trained_on(vae, row_hashes(checked[name]), getattr(x, "row_labels", None), name=name, source="x")
     countable = {name: countable_features(own[0], checked[name]) for name, own in several.items()}
     found = {
         name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in own]
@@ -95,7 +95,7 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     warn_of_duplicates(number, source="x", remedy=remedy, stacklevel=3)
     unlike = differing(countable, getattr(x, "columns", None))
     told = atoms(rows, countable.values(), getattr(x, "columns", None)) if len(several) > 1 else ""
-    warn_of_atoms(told, source="x")
+    warn_of_atoms(told, source="x", stacklevel=3)
     nats = {"units": "nats per datum"}
     ranked = xr.Dataset(
         {
@@ -114,7 +114,11 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
             "data": each.shape[1],
             "distinct": count(number),
             "seeds": every.shape[1],
-            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}." if unlike else told,
+            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}."
+            if unlike
+            else f"{told}; {MEANING}"
+            if told
+            else "",
             "atoms": told,
         },
     )

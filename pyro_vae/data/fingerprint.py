@@ -200,12 +200,15 @@ def trained_on(vae: "VAE", hashes: np.ndarray, labels: np.ndarray | None = None)
     return f"{count} of {among}, the first of them row {which}"
 
 
-def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str = "x_test") -> None:
+def refuse_trained_on(
+    vae: "VAE", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
+) -> None:
     """Refuse data of which more rows were trained on than chance has it, as :func:`trained_on` says.
 
     Args:
         vae: a VAE.
         hashes: of the data, from :func:`row_hashes`.
+        labels: what the rows are called, if not by their numbers.
         name: what to call the VAE.
         source: what to call the data.
 
@@ -217,5 +220,5 @@ def refuse_trained_on(vae: "VAE", hashes: np.ndarray, *, name: str, source: str 
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> refuse_trained_on(vae, row_hashes(Rows(torch.zeros(3, 4))), name="vae")
     """
-    if told := trained_on(vae, hashes):
+    if told := trained_on(vae, hashes, labels):
         raise DataError(f"{source} was trained on: {told}, are training data of {name!r}; give rows that were held out")

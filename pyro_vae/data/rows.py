@@ -368,6 +368,30 @@ def data_for(vae: "VAE", data: Any, *, source: str = "data", missing: Sequence[A
     return data if like is None or not isinstance(data, Data) else matched(data, like)
 
 
+def row_names(data: Any, number: int) -> np.ndarray:
+    """What the rows of data are called: their labels where they have some, else their numbers from 0.
+
+    Args:
+        data: from :func:`data_for`.
+        number: of its rows.
+
+    Raises:
+        DataError: if there is not one label per row.
+
+    Example:
+        >>> row_names(Data(torch.zeros(2, 1), row_labels=np.array(["a", "b"])), 2).tolist()
+        ['a', 'b']
+        >>> row_names(torch.zeros(2, 1), 2).tolist()
+        [0, 1]
+    """
+    labels = data.row_labels if isinstance(data, Data) else None
+    if labels is None:
+        return np.arange(number)
+    if len(labels) != number:
+        raise DataError(f"{data.source}: there are {len(labels)} row labels for {number} rows; give one for each")
+    return np.asarray(labels)
+
+
 def matched(data: Data, like: Data) -> Data:
     """Data with the columns of other data, in their order, and with the same codes for categories.
 

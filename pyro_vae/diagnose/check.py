@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from rich.console import Console
@@ -17,7 +16,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.fingerprint import row_hashes, trained_on
 from pyro_vae.data.repeats import warn_of_too_small_errors
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.diagnose import DIAGNOSTICS, CheckInput, Finding
 from pyro_vae.diagnose.datatree import to_datatree
 from pyro_vae.elbo import log_weights
@@ -99,6 +98,7 @@ def check(
     whole("draws", draws, FEWEST_DRAWS)
     above_zero("budget", budget)
     _refuse_history(history)
+    x = data_for(vae, x)
     given, console = rows_for(vae, x), Console(stderr=True, quiet=not progress)
     if len(given) < 2:
         raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
@@ -107,7 +107,6 @@ def check(
     started, found = time.perf_counter(), Checked()
     evaluation, gold = _seconds_of_an_evaluation(vae, rows, seed), min(gold, len(rows))
     given_to_each = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed, train)
-    labels = getattr(x, "row_labels", None)
     for diagnostic in DIAGNOSTICS:
         if not diagnostic.applies(given_to_each):
             found.left_out += [f"{diagnostic.about} (it takes {diagnostic.needs})"] if diagnostic.needs else []
@@ -118,9 +117,9 @@ def check(
             found.left_out.append(title)
             continue
         console.print(f"{title} ...", highlight=False)
-        found.groups[diagnostic.name] = _with_labels(diagnostic.run(given_to_each), labels)
+        found.groups[diagnostic.name] = diagnostic.run(given_to_each)
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
-    table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), labels))
+    table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), getattr(x, "row_labels", None)))
     table.attrs["model"] = _in_words(vae)
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
@@ -145,14 +144,6 @@ def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
             float(log_weights(vae.model, vae.guide, *part.arguments(), num_particles=PILOT).sum())
             seconds.append(time.perf_counter() - started)
     return min(seconds) / (PILOT * len(part))
-
-
-def _with_labels(found: xr.Dataset, labels: Any) -> xr.Dataset:
-    """Name data as the user's file does, where that is known, and not by their place among those that are checked."""
-    if labels is None:
-        return found
-    named = {dim: np.asarray(labels)[found[dim].values] for dim in ("datum", "checked") if dim in found.indexes}
-    return found.assign_coords({dim: (dim, values) for dim, values in named.items()})
 
 
 def is_history(found: Any) -> bool:

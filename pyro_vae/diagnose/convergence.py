@@ -493,6 +493,7 @@ def judge_converged(found: xr.Dataset) -> Finding:
         "do not train on: new data lose by it (see overfitting)": fallen and not steady,
         "the validation ELBO chose these weights: more epochs would gain on training data alone": chosen and not fallen,
         "train longer": rising and not fallen and not chosen,
+        "give fit validation_data too, without which overfitting does not show": rising and "fall" not in found,
         "lower the learning rate: the ELBO falls": falling,
         "train longer, or lower the learning rate, so that noise hides no trend; Iterates.average has less of it": not (
             rising or falling or steady or fallen or chosen

@@ -17,7 +17,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
-from pyro_vae.data.rows import Data, data_for, rows_for
+from pyro_vae.data.rows import Data, data_for, row_names, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed
@@ -245,9 +245,9 @@ def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[
     sizes = {**groups["posterior"].sizes, **groups["observed_data"].sizes}
     if coords is not None and not isinstance(coords, Mapping):
         raise SettingsError(f"coords is a {type(coords).__name__}; give {{dimension: its labels}}")
-    known = {"feature": x.columns, "datum": x.row_labels} if isinstance(x, Data) else {}
-    own = {name: given for name, given in known.items() if given is not None and len(given) == sizes[name]}
-    labels = {**own, **(coords or {})}
+    columns = x.columns if isinstance(x, Data) else None
+    own = {"feature": columns} if columns is not None and len(columns) == sizes["feature"] else {}
+    labels = {"datum": row_names(x, sizes["datum"]), **own, **(coords or {})}
     for name, given in labels.items():
         if name not in LABELLED:
             raise SettingsError(f"coords has labels of {name!r}; it may have some of datum, feature and latent")

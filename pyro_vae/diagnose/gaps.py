@@ -21,7 +21,7 @@ from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, row_names, rows_for
 from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.evidence import known_evidence
@@ -139,6 +139,7 @@ def inference_gaps(
         True
     """
     _refuse(steps, rate, particles, num_particles, seed)
+    x = data_for(vae, x)
     rows = rows_for(vae, x).like(vae)
     known = _given(log_evidence, rows)
     optimised, measured = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
@@ -157,7 +158,7 @@ def inference_gaps(
     variables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return xr.Dataset(
         {name: ("datum", value, {} if name == "khat" else {"units": "nats"}) for name, value in variables.items()},
-        {"datum": np.arange(len(rows))},
+        {"datum": row_names(x, len(rows))},
         {
             "family": start.name, "richer_family": f"FullNormal or {start.name}", "log_evidence_from": source,
             "latents": start.q().event_shape[0], "threshold_fine": FINE, "threshold_bad": BAD,
@@ -411,8 +412,8 @@ def _next(levels: Sequence[Level], closed: MeanGap, approximation: float, tails:
     steps = []
     if levels[0] != "fine":
         steps.append(
-            "widen the encoder's network, wrap it in posteriors.Refined, or train it until the validation ELBO stops "
-            "rising"
+            "widen the encoder's network, wrap it in posteriors.Refined, or train on where the validation ELBO still "
+            "rises"
         )
     if levels[1] != "fine" and closed.value > 0.5 * approximation:
         steps.append(f"take posteriors.FullNormal or LowRankNormal: {closed} nats of the family's loss are theirs")

@@ -17,7 +17,7 @@ from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, row_names, rows_for
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 MOST = 100
@@ -62,7 +62,8 @@ def nuts(
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        data: which of them, at most 100: a list of indices, or a number for the first few; all if not given.
+        data: which of them, at most 100: a list of indices (from 0, whatever labels rows have), or a number
+            for the first few; all if not given.
         chains: per datum, at least 2; they run one after another.
         warmup: draws to adapt by in each chain, thrown away, at least 20.
         draws: kept of each chain, at least 20.
@@ -100,8 +101,10 @@ def nuts(
     refuse_seed(seed)
     if torch.is_inference_mode_enabled():
         raise SettingsError("inference mode is on, where NUTS has no gradients; call this outside of it")
+    x = data_for(vae, x)
     rows = rows_for(vae, x).like(vae)
     index = _chosen(data, len(rows))
+    names = row_names(x, len(rows))[index]
     rows = rows.take(torch.as_tensor(index, device=rows.x.device))
     with seeded(seed, rows.x.device), evaluating(vae, chains), counting("NUTS chains", progress) as count:
         _refuse_many(vae, rows, chains * (warmup + draws))
@@ -115,7 +118,7 @@ def nuts(
         {name: (("chain", "draw", "datum", "latent"), value, {"units": "z"}) for name, value in both.items()}
         | {name: (("datum", "latent"), *value) for name, value in _compared(**both).items()}
         | {"divergences": (("chain", "datum"), divergences), "acceptance": (("chain", "datum"), acceptance)},
-        {"chain": range(chains), "draw": range(draws), "datum": index, "latent": range(z.shape[-1])},
+        {"chain": range(chains), "draw": range(draws), "datum": names, "latent": range(z.shape[-1])},
         {
             "sampler": "pyro.infer.NUTS, started from q", "warmup": warmup, "seed": seed, "threshold_rhat": RHAT,
             "threshold_ess": ESS, "threshold_divergent": DIVERGENT, "threshold_fine": FINE, "threshold_bad": BAD,

@@ -15,7 +15,7 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, row_names, rows_for
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length
@@ -44,11 +44,11 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
         chunk: about so many numbers at a time, on a GPU 64 times as many.
 
     Returns:
-        A dataset over ``datum``: ``khat``; ``ess``, the effective sample size (of K) of the smoothed weights; and
-        ``khat_se``, ``ess_se``, their Monte-Carlo standard errors (of large-sample formulas, the second trustworthy
-        where k̂ is below ¼). ``share`` and ``share_se`` over ``threshold`` (0.5 and 0.7): the share of data whose k̂
-        is above it, with the standard deviation that so many data leave for it (of a Beta distribution, so that a share
-        of none has an error too).
+        A dataset over ``datum``, by row labels where there are some: ``khat``; ``ess``, the effective sample size (of
+        K) of the smoothed weights; and ``khat_se``, ``ess_se``, their Monte-Carlo standard errors (of large-sample
+        formulas, the second trustworthy where k̂ is below ¼). ``share`` and ``share_se`` over ``threshold`` (0.5 and
+        0.7): the share of data whose k̂ is above it, with the standard deviation that so many data leave for it (of a
+        Beta distribution, so that a share of none has an error too).
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
@@ -69,12 +69,14 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
     whole("num_particles", num_particles, LEAST)
     whole("chunk", chunk, 1)
     refuse_seed(seed)
+    x = data_for(vae, x)
     rows, parts = rows_for(vae, x).like(vae), []
+    names = row_names(x, len(rows))
     size = max(1, numbers_at_once(chunk, rows.x.device) // (num_particles * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(vae, num_particles * min(size, len(rows))):
         for start, part in enumerate(rows.split(size)):
             weights = log_weights(vae.model, vae.guide, *part.arguments(), num_particles=num_particles)
-            _refuse(weights, start * size)
+            _refuse(weights, names[start * size :])
             smoothed, shape = psis(weights)
             parts.append(np.stack([shape, _shape_error(shape, num_particles), *_effective(smoothed)]))
     shape, shape_se, ess, ess_se = np.concatenate(parts, 1)
@@ -86,17 +88,17 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
     shares = {"share": above, "share_se": np.sqrt(middle * (1 - middle) / (number + 3))}
     return xr.Dataset(
         variables | {name: ("threshold", value, {"units": units["share"]}) for name, value in shares.items()},
-        coords={"datum": range(len(shape)), "threshold": [GOOD, BAD]},
+        coords={"datum": names, "threshold": [GOOD, BAD]},
         attrs={"good_below": GOOD, "bad_above": BAD, "num_particles": num_particles, "seed": seed, **versions()},
     )
 
 
-def _refuse(log_weights: Tensor, first: int) -> None:
-    """Refuse weights whose sum is 0, infinite or no number; ``first`` is the number of the first datum."""
+def _refuse(log_weights: Tensor, names: np.ndarray) -> None:
+    """Refuse weights whose sum is 0, infinite or no number, and name the first datum that has such."""
     wrong = (~log_weights.logsumexp(0).isfinite()).nonzero()
     if len(wrong):
         raise ModelError(
-            f"datum {first + wrong[0].item()} has importance weights that are no finite numbers, all 0 or infinite; "
+            f"datum {names[int(wrong[0])]} has importance weights that are no finite numbers, all 0 or infinite; "
             "look at the densities that decoder, prior and encoder give for it"
         )
 
@@ -149,6 +151,6 @@ def judge_khat(found: xr.Dataset) -> Finding:
 
 
 NEXT = (
-    "look at the worst data (plots.khat); a richer posterior (FullNormal, Flow, Refined), or an encoder "
-    "trained until the validation ELBO stops rising; until then use neither q's draws nor its weights for those data"
+    "look at the worst data (plots.khat), and use neither q's draws nor its weights for those; take a richer posterior "
+    "(FullNormal, Flow, Refined) or a larger encoder, or train on where the validation ELBO still rises"
 )

@@ -19,7 +19,7 @@ from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.errors import SettingsError
 
 Statistic: TypeAlias = Callable[[Tensor], Tensor]
@@ -181,6 +181,7 @@ def _check(
     whole("draws", draws, 20)
     whole("chunk", chunk, 1)
     refuse_seed(seed)
+    x = data_for(vae, x)
     functions = _functions(statistics) if statistics is not None else STATISTICS if _has_one_unit(x) else {}
     rows = rows_for(vae, x).like(vae)
     columns = [_of_columns(_seen(rows.x, rows.mask))] if statistics is None else []
@@ -361,25 +362,33 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
 
 def _of_table(shown: xr.Dataset, number: int, draws: int, data: int, corrected: float) -> str:
     spread = float(shown.replicated.std(ddof=1))
+    name = shown.statistic.item()
+    which = f"of {number} statistics of the table the {name} is the farthest off" if number > 1 else f"the {name} is"
     return (
-        f"of {number} statistics of the table the {shown.statistic.item()} is the farthest off: "
-        f"{format_rounded(float(shown.observed.mean()), spread)} in {data} data, "
+        f"{which}{':' if number > 1 else ''} {_observed(shown, spread)} in {data} data, "
         f"{format_estimate(float(shown.replicated.mean()), spread, over='')} in {draws} replicates (mean and sd), "
-        f"{format_p(float(shown.p_value), draws, float(shown.p_value_se))}; "
-        f"two-sided for all, p {'<' if corrected < 1 else '='} {corrected:.2g} (doubtful below {DOUBTFUL})"
+        f"{format_p(float(shown.p_value), draws, float(shown.p_value_se))}; two-sided"
+        f"{f' for all {number}' if number > 1 else ''}, p is at most {corrected:.2g} (doubtful below {DOUBTFUL})"
     )
+
+
+def _observed(shown: xr.Dataset, spread: float) -> str:
+    """A statistic of the data, to the decimal place that its spread over replicates allows."""
+    return format_rounded(float(shown.observed.mean()), spread or math.nan)
 
 
 def _worst_columns(found: xr.Dataset, columns: xr.Dataset, corrected: float, most: int = 3) -> str:
     worst = [
-        f"the {one.statistic.item()} ({format_rounded(float(one.observed[0]), spread)}, in replicates "
+        f"the {one.statistic.item()} ({_observed(one, spread)}, in replicates "
         f"{format_estimate(float(one.replicated.mean()), spread, over='')})"
         for one in (columns.isel(statistic=i) for i in range(min(most, columns.sizes["statistic"])))
         for spread in [float(one.replicated.std(ddof=1))]
     ]
+    p, draws = float(found.column_p_value), found.sizes["draw"]
+    times = f", corrected for those of the table p is at most {corrected:.2g}" if corrected > p else ""
     return (
         f"of {found.attrs['column_statistics']} statistics of single columns the farthest off are {', '.join(worst)}; "
-        f"for all of them {format_p(float(found.column_p_value), found.sizes['draw'])}, corrected {corrected:.2g}"
+        f"for all of them {format_p(p, draws, math.sqrt(p * (1 - p) / (draws + 1)))}{times} (doubtful below {DOUBTFUL})"
     )
 
 

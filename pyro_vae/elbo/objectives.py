@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyro_vae.core.traces import Program, Site, samples
+from pyro_vae.core.traces import Program, Site, loss_name, samples
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.bounds import Estimator, shown
+from pyro_vae.elbo.given import as_estimator
 from pyro_vae.elbo.kl import family
 from pyro_vae.elbo.log_weights import Weights, valued
 from pyro_vae.errors import ModelError, SettingsError
@@ -121,7 +122,7 @@ class Objective(Estimator):
     :class:`ScoreFunction` passes none through the latents).
 
     Args:
-        elbo: an estimator of :mod:`pyro_vae.elbo`, or another objective.
+        elbo: an estimator of :mod:`pyro_vae.elbo`, its class, or another objective.
 
     Raises:
         ModelError: if ``elbo`` is not made of log-weights, as Pyro's own are not.
@@ -136,15 +137,15 @@ class Objective(Estimator):
     neutral: tuple[dict[str, Any], ...] = ()
     """Settings with which it is the estimator inside."""
 
-    def __init__(self, elbo: Estimator) -> None:
-        if not isinstance(elbo, Estimator):
-            what = elbo.__name__ if isinstance(elbo, type) else type(elbo).__name__
+    def __init__(self, elbo: Estimator | type[Estimator]) -> None:
+        inside = as_estimator(elbo)
+        if not isinstance(inside, Estimator):
             raise ModelError(
-                f"{type(self).__name__} goes around an estimator of pyro_vae.elbo, this is {what}; "
+                f"{type(self).__name__} goes around an estimator of pyro_vae.elbo, this is {loss_name(inside)}; "
                 "use ELBO, AnalyticKL or another of them"
             )
-        super().__init__(elbo.num_particles)
-        self.elbo = elbo
+        super().__init__(inside.num_particles)
+        self.elbo = inside
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         return self.elbo.weigh(model, guide, *args, **kwargs)
@@ -201,7 +202,7 @@ class Beta(Objective):
     and refuses a warm-up that is longer than the training.
 
     Args:
-        elbo: the estimator.
+        elbo: the estimator, or its class.
         beta: a number of at least 0, or a :class:`Schedule`.
 
     Raises:
@@ -219,7 +220,7 @@ class Beta(Objective):
     neutral = ({"beta": 1.0},)
 
     @takes_settings
-    def __init__(self, elbo: Estimator, beta: float | Schedule = 1.0) -> None:
+    def __init__(self, elbo: Estimator | type[Estimator], beta: float | Schedule = 1.0) -> None:
         super().__init__(elbo)
         if not isinstance(beta, Schedule) and not (beta >= 0 and math.isfinite(beta)):
             raise SettingsError(f"Beta: beta is {beta}; it must be a finite number of at least 0, or a schedule")
@@ -273,7 +274,7 @@ class FreeBits(Objective):
     minibatches of different sizes have different objectives. It takes every estimator for one latent site.
 
     Args:
-        elbo: the estimator.
+        elbo: the estimator, or its class.
         nats: λ, at least 0, in nats per latent.
 
     Raises:
@@ -297,7 +298,7 @@ class FreeBits(Objective):
     neutral = ({"nats": 0.0},)
 
     @takes_settings
-    def __init__(self, elbo: Estimator, nats: float = 0.5) -> None:
+    def __init__(self, elbo: Estimator | type[Estimator], nats: float = 0.5) -> None:
         super().__init__(elbo)
         if not (nats >= 0 and math.isfinite(nats)):
             raise SettingsError(f"FreeBits: nats is {nats}; it must be a finite number of at least 0")
@@ -348,7 +349,7 @@ class TCVAE(Objective):
     function's, with the penalty of a second particle as its baseline.
 
     Args:
-        elbo: the estimator; the penalty uses its first particle.
+        elbo: the estimator, or its class; the penalty uses its first particle.
         beta: β, the weight of the total correlation; 1 changes nothing.
 
     Raises:
@@ -368,7 +369,7 @@ class TCVAE(Objective):
     neutral = ({"beta": 1.0},)
 
     @takes_settings
-    def __init__(self, elbo: Estimator, beta: float = 6.0) -> None:
+    def __init__(self, elbo: Estimator | type[Estimator], beta: float = 6.0) -> None:
         super().__init__(elbo)
         self.beta = float(beta)
 
@@ -431,7 +432,7 @@ class InfoVAE(Objective):
     reparameterised (a discrete guide, a mixture as prior), it is the score function's.
 
     Args:
-        elbo: the estimator; the penalty uses its first particle.
+        elbo: the estimator, or its class; the penalty uses its first particle.
         alpha: α, at most 1.
         weight: λ, at least ``1 - alpha``.
 
@@ -454,7 +455,7 @@ class InfoVAE(Objective):
     neutral = ({"alpha": 0.0, "weight": 1.0},)
 
     @takes_settings
-    def __init__(self, elbo: Estimator, *, alpha: float = 0.0, weight: float = 10.0) -> None:
+    def __init__(self, elbo: Estimator | type[Estimator], *, alpha: float = 0.0, weight: float = 10.0) -> None:
         super().__init__(elbo)
         if not (alpha <= 1 and weight >= 1 - alpha and math.isfinite(alpha) and math.isfinite(weight)):
             raise SettingsError(

@@ -15,9 +15,13 @@ SHARE = 0.2
 FEWEST = 20
 """Of fewer rows, equal values say little."""
 
-REMEDY = (
+MEANING = (
     "a density can grow without bound at such a value, so a difference in log p(x) says how narrow a model is there, "
-    "not which describes the data; spread the values by uniform noise of their spacing (dequantise), or take "
+    "not which describes the data"
+)
+
+REMEDY = (
+    f"{MEANING}; spread the values by uniform noise of their spacing (dequantise), or take "
     "likelihoods that give each value a probability"
 )
 
@@ -61,11 +65,11 @@ def _most_frequent(column: np.ndarray) -> tuple[float, float]:
     return (float(values[counts.argmax()]), counts.max() / counts.sum()) if len(values) else (np.nan, 0.0)
 
 
-def warn_of_atoms(told: str, *, source: str, stacklevel: int = 2) -> None:
+def warn_of_atoms(told: str, *, source: str, stacklevel: int) -> None:
     """Warn where :func:`atoms` names features.
 
     Example:
-        >>> warn_of_atoms("", source="x")
+        >>> warn_of_atoms("", source="x", stacklevel=2)
     """
     if told:
         warnings.warn(f"{source}: {told}; {REMEDY}", AtomsWarning, stacklevel=stacklevel + 1)

@@ -17,7 +17,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.repeats import clustered_error, distinct_rows
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, row_names, rows_for
 from pyro_vae.elbo.per_datum import per_datum_elbo
 from pyro_vae.errors import DataError
 from pyro_vae.evidence.estimate import log_evidence
@@ -89,6 +89,7 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
         True
     """
     refuse_seed(seed)
+    x = data_for(vae, x, source="x")
     rows = rows_for(vae, x, source="x")
     if len(rows) < 2:
         raise DataError("x holds 1 datum, which has no standard error; give at least 2")
@@ -114,9 +115,9 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
     about = {
         "fitted_to": f"{len(fitted)} training data" if fitted is not None else "the other four fifths of the same data",
         "context": "not seen" if rows.context is not None else "",
-        "num_particles": num_particles, "seed": seed, "errors": ERRORS, **versions(),
+        "num_particles": num_particles, "seed": seed, "errors": ERRORS, "errors_over": "data, in pairs", **versions(),
     }  # fmt: skip
-    return xr.Dataset(variables, {"baseline": list(scores), "datum": range(len(rows))}, about)
+    return xr.Dataset(variables, {"baseline": list(scores), "datum": row_names(x, len(rows))}, about)
 
 
 @torch.no_grad()
@@ -256,11 +257,17 @@ def judge_baseline(found: xr.Dataset) -> Finding:
         f"{format_estimate(d, s, over='', signed=True)} over {name}"
         for name, d, s in zip(found.baseline.values, apart, error, strict=True)
     )
-    of_elbo = ", ".join(f"{d:+.2g}" for d in found.elbo_difference.values)
+    of_elbo = ", ".join(
+        format_estimate(d, s, over="", signed=True)
+        for d, s in zip(found.elbo_difference.values, found.elbo_difference_se.values, strict=True)
+    )
+    near = [str(name) for name in found.baseline.values[~below & ~above]]
     why = (
         f"log p(x) of {found.sizes['datum']} data is in nats per datum {told} (paired, s.e. over data; the ELBO "
         f"{of_elbo}); the baselines were fitted to {found.attrs['fitted_to']}"
     )
+    if near:
+        why += f"; within {ERRORS:g} standard errors, so not told apart: {', '.join(near)}"
     if found.attrs["context"]:
         why += " and do not see the context"
     return Finding("baselines", level, why, "" if level == "fine" else _advice(found, below))
@@ -271,6 +278,6 @@ def _advice(found: xr.Dataset, below: np.ndarray) -> str:
         return "not told apart from independent columns: hold out more rows, or see whether the columns depend at all"
     best = str(found.baseline.values[int(found.difference.values.argmin())])
     return (
-        f"{best} describes new data better: see whether training ended too early or overfits, standardize the "
+        f"new data are better described by {best}: see whether training ended too early or overfits, standardize the "
         "columns, and give each column a scale of its own (per_feature)"
     )

@@ -88,9 +88,8 @@ def cross_check(
         vae, rows.take(torch.as_tensor(chosen, device=rows.x.device)), method=OTHER_START[found.attrs["method"]],
         num_particles=num_particles, temperatures=temperatures, leapfrog=leapfrog, seed=seed, progress=progress,
     )  # fmt: skip
-    return found.assign(_beside(found.isel(datum=chosen), second)).assign_coords(checked=chosen).assign_attrs(
-        second=second.attrs["method"], second_estimate=second.attrs["estimate"]
-    )  # fmt: skip
+    both = found.assign(_beside(found.isel(datum=chosen), second)).assign_coords(checked=found.datum.values[chosen])
+    return both.assign_attrs(second=second.attrs["method"], second_estimate=second.attrs["estimate"])
 
 
 def estimate_and_check(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0) -> xr.Dataset:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -14,7 +15,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_for, row_names, rows_for
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.annealed import PILOT, annealed, annealed_from_prior
 from pyro_vae.evidence.bidirectional import APART, bidirectional
@@ -171,6 +172,7 @@ def log_evidence(
     refuse_seed(seed)
     if torch.is_inference_mode_enabled() and method in ANNEALED:
         raise SettingsError("inference mode is on, where no gradient can be had to move z by; call outside of it")
+    x = data_for(vae, x)
     given = rows_for(vae, x)
     rows = given.like(vae)
     most = numbers_at_once(chunk, rows.x.device)
@@ -183,26 +185,28 @@ def log_evidence(
     ):
         plan = Plan(num_particles, temperatures, leapfrog, tick)
         found = [BY_METHOD[method](vae, part, plan) for part in parts]
-    table = _labelled({name: torch.cat([part[name] for part in found]) for name in found[0]})
+    names = np.arange(len(rows)) if method == "bdmc" else row_names(x, len(rows))  # simulated data have no labels
+    table = _labelled({name: torch.cat([part[name] for part in found]) for name in found[0]}, names)
     if method == "bdmc":
         given = Rows(torch.as_tensor(table.x.values), given.context)
     annealing = {"temperatures": temperatures, "leapfrog": leapfrog} if method in ANNEALED else {}
     hashes, countable = row_hashes(given), countable_features(vae, rows)
+    met = trained_on(vae, hashes, getattr(x, "row_labels", None))
     return table.assign_attrs(
         method=method, estimate=ESTIMATES[method], num_particles=num_particles, **annealing, seed=seed,
-        data_hash=data_hash(hashes), trained_on=trained_on(vae, hashes), kind=kind(countable),
+        data_hash=data_hash(hashes), trained_on=met, kind=kind(countable),
         countable=as_text(countable), generative=generative_hash(vae), **versions(),
     )  # fmt: skip
 
 
-def _labelled(found: Found) -> xr.Dataset:
+def _labelled(found: Found, names: np.ndarray) -> xr.Dataset:
     arrays = {name: value.flatten(1) if name in DIMS else value for name, value in found.items()}
     return xr.Dataset(
         {
             name: (("datum", DIMS[name]) if name in DIMS else "datum", value.cpu().numpy(), _units(name))
             for name, value in arrays.items()
         },
-        {"datum": range(len(found["log_evidence"]))},
+        {"datum": names},
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution, evaluating
+from pyro_vae.core.threads import threads_for_evaluations
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data import as_tensor
@@ -282,11 +283,12 @@ def _quadrature(vae: VAE, x: Tensor, points: int, limit: float, tolerance: float
     step = math.log(2 * limit / (points - 1))
     rows = max(1, chunk_elements // x.numel())
     fine_sum, coarse_sum, edge_sum = torch.full((3, len(x)), -math.inf, dtype=torch.float64, device=x.device)
-    for z, on_coarse, on_edge in zip(grid.split(rows), coarse.split(rows), edge.split(rows), strict=True):
-        joint = (vae.prior().log_prob(z).unsqueeze(1) + vae.decoder(z.unsqueeze(1)).log_prob(x)).double()
-        fine_sum = torch.logaddexp(fine_sum, joint.logsumexp(0))
-        coarse_sum = torch.logaddexp(coarse_sum, joint[on_coarse].logsumexp(0))
-        edge_sum = torch.logaddexp(edge_sum, joint[on_edge].logsumexp(0))
+    with threads_for_evaluations(vae.decoder.parameters(), min(rows, len(grid))):
+        for z, on_coarse, on_edge in zip(grid.split(rows), coarse.split(rows), edge.split(rows), strict=True):
+            joint = (vae.prior().log_prob(z).unsqueeze(1) + vae.decoder(z.unsqueeze(1)).log_prob(x)).double()
+            fine_sum = torch.logaddexp(fine_sum, joint.logsumexp(0))
+            coarse_sum = torch.logaddexp(coarse_sum, joint[on_coarse].logsumexp(0))
+            edge_sum = torch.logaddexp(edge_sum, joint[on_edge].logsumexp(0))
     # The density at the edge, per unit of z, bounds what lies beyond it where it falls at least as exp(-|z|).
     beyond = (edge_sum - fine_sum - step).exp().max().item()
     if not beyond <= tolerance:

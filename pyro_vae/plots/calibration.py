@@ -136,10 +136,21 @@ def predictive_check(found: xr.Dataset) -> Figure:
         axes.set_ylabel("replicated data sets")
     figure.suptitle(
         f"{found.attrs['latents'].capitalize()} predictive check: {found.attrs['data']} data (line), "
-        f"{found.sizes['draw']} replicates (bars)",
+        f"{found.sizes['draw']} replicates (bars){_chosen(found)}",
         fontsize=10,
     )
     return figure
+
+
+def _chosen(found: xr.Dataset) -> str:
+    """How the statistics of single columns were chosen, of which each p-value knows nothing."""
+    if "column_statistics" not in found.attrs:
+        return ""
+    shown = int((found.family == "column").sum())
+    return (
+        f"\nthe {shown} of {found.attrs['column_statistics']} statistics of columns that are farthest off: a p-value "
+        f"is of one alone; for all together, {format_p(float(found.column_p_value), found.sizes['draw'])}"
+    )
 
 
 def _statistic(axes: Axes, one: xr.Dataset) -> None:

@@ -10,6 +10,9 @@ from pyro_vae.plots._style import BLUE
 MOST_LABELS = 12
 """So many points are labelled one by one; more are numbered."""
 
+SHORT = 4
+"""Longer labels are slanted, so that they do not overlap."""
+
 
 def with_errors(found: xr.Dataset) -> list[str]:
     """List the variables over one dimension that have a standard error beside them.
@@ -46,7 +49,9 @@ def estimates(found: xr.Dataset) -> Figure:
         at, dimension = np.arange(len(values)), str(values.dims[0])
         axes.errorbar(at, values, 2 * found[f"{name}_se"], fmt="o", color=BLUE, capsize=3)
         if len(at) <= MOST_LABELS:
-            axes.set_xticks(at, [str(label) for label in values[dimension].values])
+            labels = [str(label) for label in values[dimension].values]
+            slanted = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > SHORT else {}
+            axes.set_xticks(at, labels, **slanted)
         units = values.attrs.get("units", "1")
         axes.set(xlabel=dimension, ylabel=name if units == "1" else f"{name} ({units})")
         axes.grid(alpha=0.3)

@@ -107,7 +107,7 @@ def _sizes(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
     """ESS against k̂; the worst data are named."""
     shape, particles = _finite(found.khat.values), found.attrs["num_particles"]
     ess = found.ess.values
-    names = ", ".join(map(str, named[:5])) + ", …" * (len(named) > 5)
+    names = ", ".join(map(str, found.datum.values[named[:5]])) + ", …" * (len(named) > 5)
     axes.errorbar(shape, ess, 2 * found.ess_se.values, fmt=".", color=BLUE, ms=4, lw=0.5, alpha=0.7)
     axes.plot(shape[named], ess[named], "D", color=ORANGE, ms=4, label=f"the worst data: {names}")
     _thresholds(axes.axvline, found)

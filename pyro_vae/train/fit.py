@@ -29,6 +29,7 @@ from pyro_vae.data.repeats import warn_of_too_small_errors
 from pyro_vae.data.rows import rows_for
 from pyro_vae.data.sources import Source, hashes_of, source_of
 from pyro_vae.elbo import Estimator
+from pyro_vae.elbo.given import as_estimator
 from pyro_vae.elbo.per_datum import per_datum_elbo as per_datum_elbo
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.train.callbacks import Callback
@@ -45,7 +46,6 @@ from pyro_vae.train.summary import history_table, in_one_line
 from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits, warn_of_narrow_likelihoods
 from pyro_vae.train.validate import (
     Optimizer,
-    estimator_of,
     is_made,
     made_for,
     refuse_engine,
@@ -258,7 +258,7 @@ def _fit(
     """The training of one process, alone or one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = default_batch_size(len(source)) if batch_size is None else batch_size
-    elbo = estimator_of(elbo)
+    elbo = None if elbo is None else as_estimator(elbo)
     refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
     refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
     refuse_engine(engine, clip_norm, precision)

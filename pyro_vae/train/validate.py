@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
-from pyro.infer import ELBO, RenyiELBO
+from pyro.infer import RenyiELBO
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae import elbo as estimators
 from pyro_vae.core.device import refuse_seed
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.vae import VAE
@@ -73,26 +72,6 @@ def refuse_engine(engine: str, clip_norm: float | None, precision: str) -> None:
     if engine not in ENGINES:
         raise SettingsError(f"engine is {engine!r}; it must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
     refuse_clip_norm(clip_norm)
-
-
-def estimator_of(elbo: Any) -> Loss | None:
-    """The estimator that ``fit`` is given, made where that is a class.
-
-    Raises:
-        SettingsError: if it is none, or a class whose settings have no defaults.
-    """
-    if isinstance(elbo, type) and issubclass(elbo, ELBO):
-        try:
-            made: ELBO = elbo()
-        except TypeError as error:
-            raise SettingsError(f"elbo is a class that needs settings ({error}); give an instance of it") from error
-        return made
-    if elbo is None or (callable(elbo) and not isinstance(elbo, type)):
-        return elbo
-    names = [name for name in estimators.__all__ if _is_kind_of(getattr(estimators, name), ELBO)]
-    meant = did_you_mean(elbo, names) if isinstance(elbo, str) else ""
-    asked = f"did you mean elbo=pyro_vae.elbo.{meant}()?" if meant else "give one, as elbo=pyro_vae.elbo.ELBO();"
-    raise SettingsError(f"elbo is {elbo!r}; {asked} pyro_vae.elbo has {', '.join(names)}")
 
 
 def made_for(vae: VAE, optimizer: Any) -> Made:

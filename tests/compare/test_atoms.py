@@ -26,9 +26,12 @@ def half_zero():
 
 @pytest.mark.parametrize("compared", [pv.compare_models, rank])
 def test_a_density_at_an_atom_is_warned_of(compared):
-    with pytest.warns(AtomsWarning, match=r"1 of 4 features .* \(first: feature 2, 0 in 50 %\)"):
+    with pytest.warns(AtomsWarning, match=r"1 of 4 features .* \(first: feature 2, 0 in 50 %\)") as warned:
         found = compared(MODELS, half_zero(), num_particles=5)
     assert "feature 2" in found.attrs["atoms"]
+    assert warned[0].filename == __file__, "the line of the user"
+    told = str(found) if compared is pv.compare_models else found.attrs["caution"]
+    assert "says how narrow a model is there, not which describes the data" in " ".join(told.split())
 
 
 def test_it_is_no_comparison_and_names_the_column():

@@ -1,11 +1,13 @@
 """What is printed can be read: tables, no digits beyond the error, and each error says over what."""
 
 import ast
+import copy
 import io
 import re
 from html import unescape
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -15,6 +17,7 @@ from rich.console import Console
 import pyro_vae as pv
 from pyro_vae.cli.check import _head
 from pyro_vae.core import progress
+from pyro_vae.core.format import format_estimate
 from pyro_vae.plots.html_report import as_html
 
 PACKAGE = Path(pv.__file__).parent
@@ -88,6 +91,56 @@ def test_comparisons_of_moments_and_of_seeds_print_as_tables(comparison):
     assert re.findall(r"At the (\w+) of training", str(moments)) == ["start", "end"]
     other = comparison.assign_attrs(seed=1)
     assert "4 draws of each of 2 seeds" in " ".join(str(pv.over_seeds([comparison, other])).split())
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    right, wrong = (pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), scale) for scale in (0.5, 0.9))
+    named = {"wrong": wrong.as_vae(), "the right model, which has a long name": right.as_vae()}
+    return named, right.sample(150)
+
+
+def test_a_comparison_of_models_prints_as_a_table_and_is_a_frame(models, tmp_path):
+    named, x = models
+    table = pv.compare_models(named, x)
+    shown = str(table)
+    assert isinstance(table, pd.DataFrame)
+    assert max(map(len, shown.splitlines())) <= 80
+    text = " ".join(shown.split())
+    for told in ("150 held-out data, in nats", "by importance-weighted bound", "standard error over data"):
+        assert told in text, told
+    best, worst = table.iloc[0], table.iloc[1]
+    beside = format_estimate(worst.elpd_diff, worst.dse, over="")
+    row = next(line for line in shown.splitlines() if line.startswith("wrong"))
+    assert row.split()[1:] == [
+        *format_estimate(worst.elpd, worst.se, over="").split(),
+        *beside.split(),
+        "0",
+        f"{worst.weight:.2f}",
+    ]
+    first = next(line for line in shown.splitlines() if line.startswith("the right"))
+    assert format_estimate(best.elpd, best.se, over="") in first
+    assert beside not in first
+    assert "rank" in repr(table), "pandas' own, for what the table leaves out"
+    assert "elpd_diff" in str(table[["elpd", "elpd_diff"]])
+    assert str(table.elpd) == str(pd.DataFrame(table).elpd)
+    assert str(copy.deepcopy(table)) == str(table.head(9)) == shown
+    table.to_csv(tmp_path / "saved.csv")
+    assert pd.read_csv(tmp_path / "saved.csv", index_col=0).elpd.tolist() == table.elpd.tolist()
+
+
+def test_the_table_of_models_says_what_is_not_comparable(models):
+    named, x = models
+    flat = x.clone()
+    flat[:, 0] = 0
+    with pytest.warns(pv.errors.AtomsWarning), pytest.warns(pv.errors.DuplicateRowsWarning):
+        table = pv.compare_models(named, torch.cat([flat, flat[:3]]))
+    text = " ".join(str(table).split())
+    assert "153 held-out data (150 distinct rows)" in text
+    assert "Not comparable: 1 of 4 features have a value that more than 20 % of the rows share exactly" in text
+    few = pv.compare_models({"a": named["wrong"], "b": named["wrong"]}, x[:20])
+    assert "tied; N < 100" in " ".join(str(few).split())
 
 
 def test_a_fit_prints_what_it_came_to_and_a_table():

@@ -57,6 +57,8 @@ def test_what_is_read_back_is_within_the_last_digit_shown(value, error):
 )
 def test_a_p_value_is_never_0_and_claims_no_more_than_its_draws_show(p, draws, shown):
     assert format_p(p, draws) == shown
+    if not draws:
+        assert format_p(p) == shown
 
 
 def test_a_number_alone_ends_where_its_error_does():

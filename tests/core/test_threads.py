@@ -43,6 +43,27 @@ def test_a_small_network_is_evaluated_by_one_thread(loop, two_threads):
     assert set(seen) == {1}
 
 
+def test_quadrature_of_a_small_decoder_is_made_by_one_thread(two_threads):
+    vae, seen = small_vae(latents=1), []
+    vae.decoder.net.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    pv.exact.quadrature_log_marginal(vae, torch.randn(4, 6).double())
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(("particles", "expected"), [(1, 1), (100_000, 2)])
+def test_uncompiled_steps_of_a_small_network_are_taken_by_one_thread(particles, expected, two_threads):
+    """As many particles as make them large are not."""
+    vae, seen = small_vae(), []
+
+    def step(*_):
+        seen.extend([torch.get_num_threads()] * torch.is_grad_enabled())
+
+    vae.encoder.net.register_forward_pre_hook(step)
+    elbo = pv.elbo.ELBO(particles)
+    pv.fit(vae, torch.randn(4, 6).double(), elbo=elbo, epochs=1, progress=False, device="cpu", engine="eager")
+    assert set(seen) == {expected}
+
+
 def test_a_large_one_by_as_many_as_there_are(two_threads):
     torch.manual_seed(0)
     vae = pv.VAE(

@@ -1,6 +1,9 @@
 """Predictive checks: data of the model pass, data of another kind fail by the statistic that sees it."""
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -225,6 +228,10 @@ def test_the_figure_has_a_panel_for_each_statistic():
     found = predictive_check(MODEL.as_vae(), MODEL.sample(30), draws=50)
     shown = [axes for axes in plots.predictive_check(found).axes if axes.get_visible()]
     assert [axes.get_xlabel() for axes in shown] == found.statistic.values.tolist()
+    title = plots.predictive_check(found).get_suptitle()
+    assert "the 12 of 25 statistics of columns that are farthest off: a p-value is of one alone" in title
+    of_table = predictive_check(MODEL.as_vae(), MODEL.sample(9), statistics={"mean": torch.mean}, draws=20)
+    assert "columns" not in plots.predictive_check(of_table).get_suptitle()
 
 
 def test_few_replicates_are_no_excuse_for_a_model_far_off():
@@ -245,6 +252,19 @@ def test_the_error_of_a_p_value_is_that_of_its_beta_distribution():
     found = prior_check(MODEL.as_vae(), MODEL.sample(30), draws=40)
     above = found.p_value.values * 40
     assert np.allclose(found.p_value_se, beta(above + 1, 41 - above).std())
+
+
+def test_what_is_said_has_errors_and_no_digits_beyond_them():
+    torch.manual_seed(0)
+    table = pd.DataFrame(MODEL.sample(30).numpy(), columns=list("abcde"))
+    table["a"] = 0.0
+    finding = judge_predictive_check(predictive_check(MODEL.as_vae(), table, draws=200))
+    assert finding.why.startswith("the mean log p(x|z) is "), "no 'of 1 statistics'"
+    assert re.search(r"; two-sided, p is at most 0\.\d+ \(doubtful below 0\.05\)", finding.why)
+    assert "the share of zeros of a (1.0, in replicates 0 ± 0)" in finding.why
+    assert re.search(r"for all of them p < 0.005, corrected for those of the table p is at most 0\.01 ", finding.why)
+    right = judge_predictive_check(prior_check(MODEL.as_vae(), MODEL.sample(30), draws=200))
+    assert re.search(r"for all of them p = 0\.\d+ ± 0\.0\d+ \(over 200 draws\)", right.why)
 
 
 def test_the_correction_counts_all_statistics():

@@ -136,6 +136,21 @@ def test_coverage_on_reconstructions_is_about_the_given_data():
     assert abs(exact.expected_coverage - exact.level).max() < 5 * exact.expected_coverage_se.max()
 
 
+@pytest.mark.parametrize(
+    ("held", "error", "level"),
+    [
+        (0.851, 0.02, "fine"), (0.849, 0.02, "doubtful"), (0.951, 0.001, "doubtful"), (0.841, 0.01, "doubtful"),
+        (0.77, 0.01, "bad"), (0.79, 0.01, "doubtful"), (0.93, 0.01, "fine"),
+    ],
+)  # fmt: skip
+def test_the_level_of_coverage_is_that_of_the_thresholds_it_states(held, error, level):
+    found = sbc(MODEL.as_vae(), simulations=100, around=torch.zeros(3, 5).double())
+    found.expected_coverage.loc[{"level": 0.9}], found.expected_coverage_se.loc[{"level": 0.9}] = held, error
+    finding = judge_reconstructions(found)
+    assert finding.level == level
+    assert "(fine within 5 % of 90 %, bad below 80%;" in finding.why
+
+
 def test_a_mean_field_guide_of_a_correlated_posterior_is_found_out():
     found = sbc(correlated(0.7).as_vae(diagonal=True))
     assert judge_sbc(found).level == "bad"

@@ -1,5 +1,7 @@
 """Baselines beside the evidence: each against its closed form, and a VAE that loses to them is told so."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ import pyro_vae as pv
 from pyro_vae.data import Data
 from pyro_vae.errors import DataError
 from pyro_vae.evidence import baseline, judge_baseline
+
+baseline_module = importlib.import_module("pyro_vae.evidence.baseline")  # the function has the module's name
 
 
 def linear():
@@ -32,6 +36,31 @@ def test_each_gaussian_is_that_of_scipy_and_the_pair_is_exact():
     assert found.difference[0].item() == pytest.approx(apart.mean(), abs=1e-4)
     assert found.difference_se[0].item() == pytest.approx(apart.std(ddof=1) / np.sqrt(80), abs=1e-4)
     assert judge_baseline(found).level == "fine"
+
+
+@pytest.mark.parametrize(
+    ("features", "rows", "expected"),
+    [
+        (6, 30, ["full-covariance Gaussian", "probabilistic PCA (2)"]),
+        (6, 29, ["probabilistic PCA (2)"]),
+        (4, 20, ["full-covariance Gaussian", "probabilistic PCA (2)"]),
+        (3, 15, ["full-covariance Gaussian"]),
+    ],
+)
+def test_a_covariance_takes_five_rows_for_each_column_and_pca_fewer_latents_than_columns(features, rows, expected):
+    exact = pv.exact.LinearGaussian(torch.randn(features, 2).double(), torch.ones(features).double(), 0.5)
+    found = baseline(exact.as_vae(), exact.sample(5), train=exact.sample(rows), num_particles=5)
+    assert found.baseline.values.tolist() == ["independent Gaussians", *expected]
+
+
+def test_of_many_training_rows_some_are_drawn(monkeypatch):
+    monkeypatch.setattr(baseline_module, "MOST_ROWS", 40)
+    exact = linear()
+    for rows, fitted in ((40, 40), (41, 40)):
+        found = baseline(exact.as_vae(), exact.sample(5), train=exact.sample(rows), num_particles=5)
+        assert found.attrs["fitted_to"] == f"{fitted} training data"
+    monkeypatch.setattr(baseline_module, "make_generator", None)
+    baseline(exact.as_vae(), exact.sample(5), train=exact.sample(40), num_particles=5)  # few are taken as they are
 
 
 def counts_vae():
@@ -84,7 +113,51 @@ def test_a_vae_that_loses_to_independent_columns_is_bad():
     finding = judge_baseline(baseline(vae, x, num_particles=50))
     assert finding.level == "bad"
     assert "four fifths" in finding.why
-    assert "describes new data better" in finding.next
+    assert "new data are better described by probabilistic PCA (2): see" in finding.next
+
+
+def test_the_figure_says_over_what_and_its_labels_do_not_overlap():
+    exact = linear()
+    figure = pv.plots.estimates(baseline(exact.as_vae(), exact.sample(60), train=exact.sample(90), num_particles=5))
+    assert figure.get_suptitle() == "bars: ± 2 standard errors, over data, in pairs"
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        labels = axes.get_xticklabels()
+        assert labels[0].get_text() == "independent Gaussians"
+        assert {label.get_rotation() for label in labels} == {30}
+
+
+def judged(differences, errors):
+    """The finding of a comparison whose paired differences are given."""
+    exact = linear()
+    found = baseline(exact.as_vae(), exact.sample(60), train=exact.sample(90), num_particles=5)
+    found.difference[:], found.difference_se[:] = differences, errors
+    found.elbo_difference[:], found.elbo_difference_se[:] = [-739.4, -0.66, 2.0], [13.2, 0.25, 0.1]
+    return judge_baseline(found)
+
+
+def test_each_difference_has_its_error_and_ties_are_named():
+    finding = judged([3.0, -0.31, 0.55], [0.47, 0.25, 0.18])
+    assert finding.level == "fine"
+    assert finding.why.endswith("; within 2 standard errors, so not told apart: full-covariance Gaussian")
+    assert "+3.00 ± 0.47 over independent Gaussians, -0.31 ± 0.25 over full-covariance Gaussian" in finding.why
+    assert "(paired, s.e. over data; the ELBO -739 ± 13, -0.66 ± 0.25, +2.00 ± 0.10)" in finding.why
+    assert "told apart" not in judged([3.0, 2.0, 0.55], [0.47, 0.25, 0.18]).why
+
+
+@pytest.mark.parametrize(
+    ("differences", "level"),
+    [
+        ([-1.0, 2.0, 2.0], "bad"),
+        ([1.0, -2.1, 2.0], "doubtful"),
+        ([0.9, 2.0, 2.0], "doubtful"),
+        ([-0.9, 2, 2], "doubtful"),
+    ],
+)
+def test_the_level_is_that_of_two_standard_errors(differences, level):
+    finding = judged(differences, [0.49, 1.0, 0.1])
+    assert finding.level == level
+    assert bool(finding.next) == (level != "fine")
 
 
 def test_one_row_is_refused():

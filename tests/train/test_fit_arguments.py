@@ -77,6 +77,46 @@ def test_a_class_of_an_estimator_is_taken():
     assert torch.equal(trained(elbo=lambda vae: pv.elbo.Trace_ELBO), trained())
 
 
+def stepped(loss):
+    vae = small_vae()
+    svi = pv.CompiledSVI(vae.model, vae.guide, adam(vae.parameters()), loss, backend="eager")
+    torch.manual_seed(1)
+    svi.run(X, steps=3, batch_size=len(X), size=len(X))
+    return weights(vae)
+
+
+def compared(loss):
+    return pv.compare_elbos(small_vae(), X, {"a": loss}, draws=2)
+
+
+def test_every_way_in_takes_a_class_of_an_estimator():
+    assert torch.equal(stepped(pv.elbo.STL), stepped(pv.elbo.STL()))
+    assert compared(pv.elbo.STL).value.equals(compared(pv.elbo.STL()).value)
+    assert repr(pv.elbo.InfoVAE(pv.elbo.IWAE)) == repr(pv.elbo.InfoVAE(pv.elbo.IWAE()))
+
+
+@pytest.mark.parametrize(
+    ("way_in", "name"), [(stepped, "loss"), (compared, r"elbos\['a'\]"), (pv.elbo.Beta, "elbo")], ids=lambda p: str(p)
+)
+def test_every_way_in_says_what_estimator_was_meant(way_in, name):
+    for given, said in {
+        "iwae": rf"{name} is 'iwae'; did you mean {name}=pyro_vae\.elbo\.IWAE\(\)\?",
+        3: f"{name} is 3; give one, as",
+        torch.optim.Adam: f"{name} is <class",
+        pv.elbo.Beta: f"{name} is a class that needs settings",
+    }.items():
+        with pytest.raises(SettingsError, match=said) as error:
+            way_in(given)
+        assert "\n" not in str(error.value)
+        assert "Estimator" not in str(error.value).split("has ")[-1], "the base of all is no choice"
+
+
+def test_estimators_without_names_are_told_how_to_name_them():
+    for given, said in ((pv.elbo.STL, "the class STL"), (pv.elbo.STL(), "a STL"), ([pv.elbo.STL()], "a list")):
+        with pytest.raises(SettingsError, match=f"elbos is {said}; give a name for each"):
+            pv.compare_elbos(small_vae(), X, given)
+
+
 REFUSED = [
     ({"optimizer": "adam"}, r"optimizer is 'adam'; did you mean optimizer=torch\.optim\.Adam\?"),
     ({"optimizer": "what"}, r"optimizer is 'what'; give optimizer=torch\.optim\.Adam"),

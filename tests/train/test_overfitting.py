@@ -65,7 +65,8 @@ def test_it_is_bad_and_nothing_then_says_to_train_longer(overfitted):
     assert "train longer" not in advice.next
     assert "do not train on" in advice.next
     alone = history.drop_vars([name for name in history if name.startswith("validation_below")])
-    assert "train longer" in judge_converged(converged(alone.assign(train_elbo=alone.train_elbo + alone.epoch))).next
+    alone = judge_converged(converged(alone.assign(train_elbo=alone.train_elbo + alone.epoch))).next
+    assert alone == "train longer; give fit validation_data too, without which overfitting does not show"
 
 
 def test_weights_that_the_validation_data_chose_are_not_told_to_train_longer():
@@ -97,12 +98,32 @@ def history(validation, below, error=0.01, **attrs):
         ([0, 0, 0.5], 0.3, {}, "fine"),
         ([0, 0, 0.09], 0.01, {}, "fine"),
         ([0, 0, 7.0], 0.01, {"weights_epoch": 2}, "fine"),
+        ([0, 5.0, 7.0], 0.01, {"weights_epoch": 2}, "bad"),
+        ([0, 0.05, 7.0], 0.01, {"weights_epoch": 2}, "fine"),
+        ([0, 0.3, 7.0], 0.16, {"weights_epoch": 2}, "fine"),
         ([0, 3.0, 0], 0.01, {}, "fine"),
     ],
 )
 def test_the_level_follows_error_threshold_and_the_weights_that_are_kept(below, error, attrs, level):
     validation = -np.array(below) + np.arange(3) * 1e-6
     assert judge_overfitting(overfitting(history(validation, below, error, **attrs))).level == level
+
+
+@pytest.mark.parametrize(("epoch", "fall"), [(1, 0.0), (2, 5.0), (3, math.nan), (0, math.nan)])
+def test_the_fall_of_the_weights_that_are_kept_is_that_of_their_epoch(epoch, fall):
+    """Of the last weights, and of those of no epoch, there is none besides the fall of the end."""
+    found = overfitting(history([3.0, 2.0, 1.0], [0.0, 5.0, 7.0], 0.25, weights_epoch=epoch))
+    assert found.kept_fall.item() == pytest.approx(fall, nan_ok=True)
+    assert math.isnan(found.kept_fall_se) == math.isnan(fall)
+    assert found.train_rise.item() == 1.5
+
+
+def test_what_is_said_where_the_last_epoch_is_the_best_or_the_best_is_kept():
+    last = judge_overfitting(overfitting(history([1.0, 2.0, 3.0], [0, 0, 0])))
+    assert (last.level, last.why) == ("fine", "the validation ELBO was best after the last of 3 epochs")
+    kept = judge_overfitting(overfitting(history([1.0, 3.0, 2.0], [0, 0, 1.0], 0.25, weights_epoch=2)))
+    assert "those after epoch 2, which the validation ELBO chose" in kept.why
+    assert kept.why.endswith("Data that chose the weights flatter them a little")
 
 
 def test_a_history_without_validation_is_refused():

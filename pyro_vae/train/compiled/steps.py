@@ -10,7 +10,8 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.traces import Loss
+from pyro_vae.core.threads import threads_for_evaluations
+from pyro_vae.core.traces import Loss, particles_of
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import CompileError, ModelError, SettingsError
 from pyro_vae.train.compiled.feed import Feed
@@ -205,7 +206,11 @@ class Steps:
 
     def _eager(self, fed: Fed, index: Tensor) -> float:
         started = time.perf_counter()
-        with computing_in(self.precision, index.device.type):
+        evaluations = len(index) * particles_of(self.loss)
+        with (
+            computing_in(self.precision, index.device.type),
+            threads_for_evaluations(self.vae.parameters(), evaluations),
+        ):
             loss: float = self.svi.step(*fed.rows.take(index).arguments(self.size))
         if self.engine == "auto" and len(self.seconds) < TIMED:
             self.seconds.append(time.perf_counter() - started)

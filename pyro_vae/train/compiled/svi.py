@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.traces import Loss, Program, differentiable, loss_name
 from pyro_vae.core.validation import takes_settings
+from pyro_vae.elbo.given import as_estimator
 from pyro_vae.elbo.nested import counters, losses_in
 from pyro_vae.errors import CompileError, ModelError, PyroVAEError, SettingsError
 from pyro_vae.train.compiled.backends import Backend
@@ -51,7 +52,7 @@ class CompiledSVI(SVI):
         guide: its guide.
         optim: Adam, AdamW or SGD: a torch optimizer, what makes one of the parameters, or one of
             ``pyro.optim``. Its state stays where it is without compiling, and its learning rate may change.
-        loss: a Pyro ELBO with a ``differentiable_loss``, or a function of (model, guide, ...).
+        loss: a Pyro ELBO with a ``differentiable_loss``, the class of one, or a function of (model, guide, ...).
         clip_norm: the gradient of all parameters together is scaled down to at most this norm.
         backend: as ``torch.compile`` takes it; ``"eager"`` replays the trace without compiling it.
         precision: ``"float32"`` computes in the parameters' own precision, ``"tf32"`` allows matrix
@@ -88,7 +89,7 @@ class CompiledSVI(SVI):
         model: Program,
         guide: Program,
         optim: Optimizer | Maker | PyroOptim,
-        loss: Loss,
+        loss: Loss | type[ELBO],
         *,
         clip_norm: float | None = None,
         backend: Backend = "inductor",
@@ -100,6 +101,7 @@ class CompiledSVI(SVI):
             raise SettingsError(
                 "clip_norm is of all parameters together; Pyro's optimizers have clip_args of their own"
             )
+        loss = as_estimator(loss, "loss")
         if isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss"):
             raise ModelError(f"{loss_name(loss)} has no differentiable_loss, so its step cannot be compiled; use SVI")
         whole = optim if isinstance(optim, PyroOptim) else WholeOptimizer(optim, clip_norm)
