@@ -121,6 +121,7 @@ def test_a_random_state_gives_the_same_vae_again(low_rank):
     shared = np.random.RandomState(0)
     first, second = (small(random_state=shared).fit(low_rank) for _ in range(2))
     assert first.seed_ != second.seed_
+    assert second.fit_.history.attrs["seed"] == second.seed_
     assert np.array_equal(first.transform(low_rank), one), "the first number of RandomState(0), as of 0"
     free = [small(random_state=None).fit(low_rank).seed_ for _ in range(2)]
     assert free[0] != free[1]
