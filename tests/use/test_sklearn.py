@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyro_vae as pv
@@ -164,6 +165,7 @@ def test_missing_values_leave_the_likelihood(linear, low_rank):
     x = np.where(np.random.default_rng(0).random(x.shape) < 0.2, np.nan, low_rank[300:])
     x[:, 0] = low_rank[300:, 0]
     gaps = small().fit(x)
+    assert get_tags(gaps).input_tags.allow_nan
     assert np.isfinite(gaps.transform(x)).all()
     assert np.isfinite(gaps.inverse_transform(gaps.transform(x))).all()
     with pytest.raises(DataError, match="X: row 1 has no observed value"):
