@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyro_vae as pv
@@ -121,6 +122,7 @@ def test_a_random_state_gives_the_same_vae_again(low_rank):
     shared = np.random.RandomState(0)
     first, second = (small(random_state=shared).fit(low_rank) for _ in range(2))
     assert first.seed_ != second.seed_
+    assert second.fit_.history.attrs["seed"] == second.seed_
     assert np.array_equal(first.transform(low_rank), one), "the first number of RandomState(0), as of 0"
     free = [small(random_state=None).fit(low_rank).seed_ for _ in range(2)]
     assert free[0] != free[1]
@@ -163,6 +165,7 @@ def test_missing_values_leave_the_likelihood(linear, low_rank):
     x = np.where(np.random.default_rng(0).random(x.shape) < 0.2, np.nan, low_rank[300:])
     x[:, 0] = low_rank[300:, 0]
     gaps = small().fit(x)
+    assert get_tags(gaps).input_tags.allow_nan
     assert np.isfinite(gaps.transform(x)).all()
     assert np.isfinite(gaps.inverse_transform(gaps.transform(x))).all()
     with pytest.raises(DataError, match="X: row 1 has no observed value"):
