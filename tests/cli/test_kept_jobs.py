@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from jsonargparse import Namespace
 
 from pyro_vae.cli import compare as cli_compare
 from pyro_vae.cli import main
 from pyro_vae.cli import swap as cli_swap
 from pyro_vae.cli.fit import loaded, trained_run
+from pyro_vae.cli.kept_jobs import KeptJobs, places_of
+from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import command, swap_settings
+from pyro_vae.errors import DataError
 
 FAST = ["--data", "data.npy", "--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "16"]
 SWAP = ["swap", *FAST, "--priors", "[StandardNormal, Laplace]", "--seeds", "[0, 1]", "--particles", "5"]
@@ -140,6 +144,23 @@ def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():
     )
     assert cli_swap._best_of(ranked) == "Best: a (not told apart from near by 2 standard errors)"
     assert cli_swap._best_of(ranked.isel(model=[0, 2])) == "Best: a"
+
+
+def test_a_finished_job_is_taken_as_it_was_written_only(tmp_path):
+    run = RunFolder(tmp_path / "sweep")
+    kept = KeptJobs(run, "swap", swap_settings, Namespace(data="data.npy"), None)
+    run.within("models/00-a").text("weights.txt", "1")
+    assert kept.path("models/00-a", "weights.txt") == run.path / "models/00-a" / "weights.txt"
+    assert kept.path("models/00-a", "other.txt") is None
+    assert kept.path("models/01-b", "weights.txt") is None
+    (run.path / "models/00-a" / "weights.txt").write_text("2")
+    with pytest.raises(DataError, match=r"weights\.txt: is not as it was written; copy the run again"):
+        kept.path("models/00-a", "weights.txt")
+
+
+def test_places_are_short_and_different_whatever_jobs_are_called():
+    places = places_of("models", ["a b", "a-b", "x" * 200, "·"])
+    assert [*places.values()] == ["models/00-a-b", "models/01-a-b", "models/02-" + "x" * 80, "models/03-"]
 
 
 @pytest.mark.parametrize("command", ["swap", "compare"])
