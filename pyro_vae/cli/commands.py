@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -183,11 +183,38 @@ def sample_settings(run: str, *, n: int = 1000, out: str | None = None, seed: in
     """
 
 
+def score_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    missing: str | None = None,
+    method: Literal["iw", "psis", "ais", "ais_prior"] = "iw",
+    num_particles: int | None = None,
+    draws: int = 100,
+    seed: int = 0,
+) -> None:
+    """Write log p(x) of each row, its ELBO and its reconstruction, and how unusual it is, to a table.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data. Rows
+            that were not trained on get a p-value, by comparison with the run's held-out data: small for anomalies.
+        out: a new file for the table, .csv, .parquet or .npy; by default RUN/score.csv, or the next free name.
+        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
+        method: of log p(x), as in pyro_vae.log_evidence.
+        num_particles: draws or chains per row for log p(x); by default 500 draws or 32 chains.
+        draws: for each row, for its ELBO and its reconstruction.
+        seed: of all draws.
+    """
+
+
 TABLES: dict[str, Callable[..., None]] = {
     "encode": encode_settings,
     "reconstruct": reconstruct_settings,
     "impute": impute_settings,
     "sample": sample_settings,
+    "score": score_settings,
 }
 """The commands that write a table, each by the function of :mod:`pyro_vae` that has its name, and their settings."""
 

@@ -1,4 +1,4 @@
-"""The command line: ``pyro-vae demo | fit | compare | swap | check | encode | reconstruct | impute | sample``."""
+"""The command line: ``pyro-vae demo | fit | compare | swap | check``, and those that write tables."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ from pyro_vae.cli.messages import plain
 from pyro_vae.cli.suggestions import suggestion
 from pyro_vae.errors import (
     AtomsWarning,
+    CalibrationWarning,
     ConstantColumnsWarning,
     DuplicateRowsWarning,
     PrecisionWarning,
@@ -26,8 +27,8 @@ from pyro_vae.errors import (
 )
 
 SAID_PLAINLY = (
-    AtomsWarning, ConstantColumnsWarning, DuplicateRowsWarning, PrecisionWarning, UnboundedDensityWarning,
-    UncapturedStepWarning,
+    AtomsWarning, CalibrationWarning, ConstantColumnsWarning, DuplicateRowsWarning, PrecisionWarning,
+    UnboundedDensityWarning, UncapturedStepWarning,
 )  # fmt: skip
 """Warnings that are for the user."""
 

@@ -1,4 +1,4 @@
-"""``pyro-vae encode | reconstruct | impute | sample``: what a trained VAE is used for, written to a table."""
+"""``pyro-vae encode | reconstruct | impute | sample | score``: what a trained VAE is used for, written to a table."""
 
 import inspect
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from rich.console import Console
 import pyro_vae
 from pyro_vae.cli.fit import load_weights, read_like, report_reading, settings_of, streamed, trained_run
 from pyro_vae.core.vae import VAE
-from pyro_vae.data import Data, stream
+from pyro_vae.data import Data, rows_for, stream
+from pyro_vae.data.fingerprint import row_hashes, trained_on
 from pyro_vae.data.streams import Streamed
 from pyro_vae.errors import DataError, OutputError, SettingsError
 from pyro_vae.evidence.psis import BAD
@@ -43,6 +44,9 @@ WRITERS: dict[str, Callable[[xr.Dataset, Path], None]] = {
 }
 """How a table is written, by the ending of its file; .npy holds only numbers, and of each row only x or z."""
 
+UNUSUAL = 0.05
+"""Rows with a p-value of at most this are counted."""
+
 NOT_PASSED = ("run", "data", "out", "missing", "n", "config")
 """Settings of a command that its function has no arguments for, or by position."""
 
@@ -62,7 +66,7 @@ def run_table(command: str, settings: Namespace) -> int:
     else:
         vae, given = _vae_and_data(settings, command)
         if settings.data is not None and "held_out" in inspect.signature(function).parameters:
-            options["held_out"] = trained_run(settings.run, None)[2]
+            options["held_out"] = _held_out(settings.run, vae, given)
     found = function(vae, given, progress=True, **options)
     with staged(path, lambda _: _refuse_existing(path)) as part:
         WRITERS[path.suffix.lower()](found, part)
@@ -121,6 +125,14 @@ def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Stream
     return vae, data
 
 
+def _held_out(run: str, vae: VAE, data: Any) -> Data | None:
+    """The held-out data of a run, to compare data with; none where some of these were trained on."""
+    if told := trained_on(vae, row_hashes(rows_for(vae, data))):
+        Console().print(f"No p-values: {told}; give rows that were not", highlight=False, markup=False, soft_wrap=True)
+        return None
+    return trained_run(run, None)[2]
+
+
 def _stream(settings: Namespace, vae: VAE, command: str) -> Streamed:
     """Data that are too large for memory, of Parquet with the columns of the run."""
     if settings.missing is not None:
@@ -135,5 +147,12 @@ def _report(found: xr.Dataset, path: Path) -> None:
     say: Any = Console(soft_wrap=True, highlight=False).print
     if "khat" in found and (bad := int((found.khat > BAD).sum())):
         number = int(found.khat.notnull().sum())
-        say(f"Of {number} rows with missing values {bad} cannot be relied on: their khat is above {BAD}")
+        say(f"Of {number} rows with a khat {bad} cannot be relied on: theirs is above {BAD}")
+    if "p_value" in found:
+        smallest = 1 / (1 + int(found.held_out_rows.max()))
+        say(
+            f"p-values by comparison with {found.attrs['held_out']} held-out rows (so none below {smallest:.2g}): "
+            f"{int((found.p_value <= UNUSUAL).sum())} of {found.sizes['datum']} rows at {UNUSUAL} or below, "
+            f"where chance has {UNUSUAL * found.sizes['datum']:.3g} at most"
+        )
     say(f"Written to {path}: {found.sizes['datum']} rows")

@@ -48,8 +48,8 @@ def mean_and_sd(data: Any, *, mask: Any = None) -> Standardize:
         columns = data.columns if isinstance(data, Data) else None
         names = _names(constant, columns)
         warnings.warn(
-            f"{count} of {constant.numel()} columns hold one value each ({names}): they tell nothing, and a scale "
-            "learned for such a column alone has no lower bound; drop them",
+            f"{count} of {constant.numel()} columns hold at most one value each ({names}): they tell nothing, and "
+            "a scale learned for such a column alone has no lower bound; drop them",
             ConstantColumnsWarning,
             stacklevel=2,
         )

@@ -18,6 +18,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import Data, mask_nan, rows_for
+from pyro_vae.data.spread import mean_and_sd
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.likelihoods import Likelihood, Normal
 from pyro_vae.nn import mlp
@@ -47,8 +48,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         \\texttt{score\\_samples}: x \\mapsto \\log p(x)
 
     ``score`` is the mean of log p(x) in nats, so that a grid search compares latents, parts and lengths of training by
-    held-out evidence. NaN in X is a missing value: it leaves the likelihood, and the encoder sees 0 for it. The VAE has
-    the precision of X, float64 or float32.
+    held-out evidence. NaN in X is a missing value: it leaves the likelihood, and the encoder sees the mean of its
+    column (0 without ``standardize``). The VAE has the precision of X, float64 or float32.
 
     All methods are deterministic after ``fit``. ``transform`` and ``inverse_transform`` treat each row by itself;
     ``score_samples`` is a Monte-Carlo estimate, whose draws for a row depend on the rows beside it. Two checks of
@@ -249,8 +250,9 @@ def _vae_of(
     made_prior = prior(data if getattr(_class_of(prior), "takes_data", False) else latents)
     decoder = likelihood(mlp(latents, widths[::-1], _outputs(likelihood, features)))
     encoder = posterior(mlp(features, widths, _outputs(posterior, latents)))
-    # TO BE MERGED: units = mean_and_sd(data) if standardize and decoder.real_columns(data.x.shape[1:]).any() else None
-    return VAE(prior=made_prior, decoder=decoder, encoder=encoder)  # TO BE MERGED: standardize=units
+    real = bool(decoder.real_columns(data.x.shape[1:]).any())
+    units = mean_and_sd(data) if standardize and real else None
+    return VAE(prior=made_prior, decoder=decoder, encoder=encoder, standardize=units)
 
 
 def _class_of(factory: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``pyro-vae encode | reconstruct | impute | sample``: files with labels and names, whole or not at all."""
+"""``pyro-vae encode | reconstruct | impute | sample | score``: files with labels and names, whole or not at all."""
 
 import numpy as np
 import pandas as pd
@@ -158,3 +158,24 @@ def test_large_data_are_streamed(folder, tmp_path):
     assert call(folder, "encode", "--data", str(folder / "new.csv"), "--out", str(tmp_path / "whole.csv")) == 0
     streamed, whole = (pd.read_csv(tmp_path / name, index_col=0) for name in ("streamed.csv", "whole.csv"))
     np.testing.assert_allclose(streamed, whole, rtol=1e-5)
+
+
+def test_score_names_rows_that_are_unlike_the_held_out_ones(folder, tmp_path, capsys):
+    """The run's twelve held-out rows leave no p-value below 1 / 13; what is far off gets that one."""
+    rows = pd.DataFrame({"a": [0.1, 90.0], "b": [0.2, -90.0], "c": [0.0, 90.0], "kind": ["up", "up"]}, ["usual", "odd"])
+    rows.to_csv(tmp_path / "new.csv")
+    out = tmp_path / "score.csv"
+    assert call(folder, "score", "--data", str(tmp_path / "new.csv"), "--out", str(out), "--num_particles", "50") == 0
+    found = pd.read_csv(out, index_col=0)
+    assert found.index.tolist() == ["usual", "odd"]
+    assert found.p_value["odd"] == pytest.approx(1 / 13)
+    assert found.p_value["usual"] > 0.1
+    assert found.log_px["odd"] < found.log_px["usual"] - 100
+    assert "none below 0.077" in capsys.readouterr().out
+
+
+def test_score_of_rows_that_were_trained_on_has_no_p_values(folder, tmp_path, capsys):
+    out = tmp_path / "score.csv"
+    assert call(folder, "score", "--data", str(folder / "a.csv"), "--out", str(out), "--num_particles", "50") == 0
+    assert "No p-values: 48 of its 60 rows" in capsys.readouterr().out
+    assert "p_value" not in pd.read_csv(out)
