@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import pyro_vae as pv
@@ -15,6 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 LESS = {"fit": ["--epochs", "5"], "compare": ["--draws", "5"], "check": ["--budget", "2"], "swap": ["--epochs", "2"]}
+LESS |= {"encode": [], "score": ["--num_particles", "50"]}
 """Said after what the README says, whose flags are then all read, and stand where nothing is said here."""
 
 
@@ -22,8 +24,17 @@ def snippets(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def write_table():
+    """Two hundred flowers, which have names and a species."""
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(generator.normal(size=(200, 6)) * [1, 10, 1e3, 1e-2, 5, 2], columns=list("abcdef"))
+    table = table.assign(species=generator.choice(["setosa", "virginica"], 200))
+    table.set_index(pd.Index([f"flower {i}" for i in range(200)])).to_csv("table.csv")
+
+
 def test_the_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    write_table()
     names = {}
     for snippet in snippets("python"):
         less = snippet.replace("budget=10", "budget=2").replace("draws=30", "draws=4")
@@ -33,6 +44,9 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
     assert names["loss"] > 0
     assert names["night"].history.sizes["epoch"] == 5
     assert type(names["again"].decoder) is pv.likelihoods.Normal
+    latents = pd.read_csv("latents.csv", index_col=0)
+    assert latents.index[3] == "flower 3"
+    np.testing.assert_allclose(latents["z0"], names["flowers"].encoder(names["table"].x).mean[:, 0].detach(), rtol=1e-5)
 
 
 def test_code_stands_within_the_first_forty_lines():
@@ -41,9 +55,9 @@ def test_code_stands_within_the_first_forty_lines():
 
 def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    np.savetxt("table.csv", np.random.default_rng(0).normal(size=(200, 6)), delimiter=",")
+    write_table()
     commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("pyro-vae")]
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         words = shlex.split(command)[1:]
         assert main([*words, *LESS[words[0]]]) == 0, command
