@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
@@ -19,6 +20,7 @@ from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.rows import Data, data_for, row_names, rows_for
 from pyro_vae.errors import SettingsError
+from pyro_vae.evidence.kinds import countable_features
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed
 
@@ -32,7 +34,8 @@ NOTES = {
     "posterior": 'az.plot_pair takes one datum at a time: var_names=["z"], coords={"datum": its label}',
     "posterior_predictive": (
         'az.plot_ppc_pit takes one feature at a time: coords={"feature": its label}; latents were inferred from the '
-        "same data, so that its values lie nearer to 0.5 than uniform ones"
+        "same data, so that its values lie nearer to 0.5 than uniform ones. az.plot_ppc_rootogram takes one, too: "
+        "tree.sel(feature=its label)"
     ),
     "log_likelihood": (
         "of each datum given its own latent: az.loo and az.plot_loo_pit do not estimate held-out log p(x) from it, "
@@ -87,7 +90,8 @@ def to_datatree(
         ``az.loo`` warns of a high k̂ (where z hardly matters it may not, and is no elpd either), and
         ``az.plot_loo_pit``, which takes a log-likelihood of each number, refuses it. ``az.plot_pair`` takes one datum
         at a time, ``coords={"datum": 0}``, and ``az.plot_ppc_pit`` one feature, ``coords={"feature": 0}``, by their
-        labels. The attribute ``note`` of these groups says so.
+        labels. The attribute ``note`` of these groups says so. Counts and categories are integers in all three groups
+        of x, where each feature is one and none is missing.
         ``sample_stats`` holds ``lp`` (log p(x, z)) and ``log_weight`` (log p(x, z) - log q(z|x)) of each draw,
         and ``khat`` and ``ess`` of each datum's importance weights: of the proposals, or of the guide's draws where
         there are 25 or more.
@@ -95,7 +99,8 @@ def to_datatree(
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
         ModelError: if the VAE does not fit the data.
-        SettingsError: if a number of draws is below 1, or labels are not as many as there are things to label.
+        SettingsError: if a number of draws is below 1, or labels are not as many as there are things to label, or mix
+            text, numbers and times.
 
     References:
         | Visualization in Bayesian workflow (Gabry et al., 2019), https://arxiv.org/abs/1709.01449
@@ -130,6 +135,8 @@ def to_datatree(
         z_prior, of_the_prior = from_the_prior(vae, prior_draws, rows.context)
         x_prior = of_the_prior.sample()
     seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
+    if all(countable_features(vae, rows)):
+        seen, x_new, x_prior = _as_whole_numbers(seen, x_new, x_prior)
     groups = {
         "posterior": _variable("z", drawn.z, "datum", "latent"),
         "posterior_predictive": _variable("x", x_new, "datum", "feature"),
@@ -152,6 +159,11 @@ def to_datatree(
         for name, group in groups.items()
     }
     return xr.DataTree.from_dict(root | named)
+
+
+def _as_whole_numbers(*of_x: Tensor) -> tuple[Tensor, ...]:
+    """Counts and categories as integers, as ArviZ asks of them; what has fractions, or is missing, as it was."""
+    return tuple(x.long() for x in of_x) if all(bool((x == x.round()).all()) for x in of_x) else of_x
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +267,23 @@ def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[
             raise SettingsError(
                 f"coords[{name!r}] has {np.size(np.asarray(given))} labels for {sizes[name]}; give one for each"
             )
-    return {name: np.asarray(given) for name, given in labels.items()}
+    return {name: _of_one_kind(name, given) for name, given in labels.items()}
+
+
+def _of_one_kind(name: str, given: Sequence[Any]) -> np.ndarray:
+    """Labels as an array that a file can hold.
+
+    Raises:
+        SettingsError: if they are not all numbers, all times or all text.
+    """
+    array = np.asarray(given) if isinstance(given, np.ndarray) else pd.Index(given, tupleize_cols=False).to_numpy()
+    kinds = sorted({type(label).__name__ for label in given}) if array.dtype == object else []
+    if array.dtype.kind == "c" or any(kind != "str" for kind in kinds):
+        raise SettingsError(
+            f"coords[{name!r}] holds labels of type {' and '.join(kinds) or array.dtype}, which no file can hold; give "
+            "all of them as text, as numbers or as times"
+        )
+    return array.astype(str) if kinds else array
 
 
 def _with_coordinates(group: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset:

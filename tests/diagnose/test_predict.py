@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -301,3 +302,61 @@ def test_what_is_resampled_is_weighed_by_smoothed_weights():
     plain, smooth = (w.softmax(0).square().sum(0).reciprocal() for w in (log_weights, smoothed(log_weights)[0]))
     assert np.abs(tree.ess.values - smooth.numpy()).max() < 1e-6
     assert np.abs(tree.ess.values - plain.numpy()).max() > 0.1, "power"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "x", "dtype"),
+    [
+        (lambda net: pv.likelihoods.Poisson(net), [[0, 3, 7], [2, 0, 1]], np.int64),
+        (lambda net: pv.likelihoods.Categorical(net, levels=8), [[0, 3, 7], [2, 0, 1]], np.int64),
+        (
+            lambda net: pv.likelihoods.DiscretizedLogisticMixture(net, components=1, levels=3),
+            [[0, 0.5, 1]] * 2,
+            np.float32,
+        ),
+        (lambda net: pv.likelihoods.Normal(net), [[0, 3, 7], [2, 0, 1]], np.float32),
+        (lambda net: pv.likelihoods.Poisson(net), [[0, 3, np.nan], [2, 0, 1]], np.float32),
+    ],
+    ids=["counts", "categories", "grey levels", "real numbers", "counts with a gap"],
+)
+def test_counts_and_categories_are_integers(likelihood, x, dtype):
+    outputs = {"Poisson": 3, "Normal": 3, "Categorical": 24, "DiscretizedLogisticMixture": 9}
+    name = type(likelihood(torch.nn.Identity())).__name__
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(2), decoder=likelihood(torch.nn.Linear(2, outputs[name])),
+        encoder=pv.posteriors.DiagNormal(torch.nn.Linear(3, 4)),
+    )  # fmt: skip
+    data = Data(torch.tensor(x, dtype=torch.float32))
+    tree = pv.to_datatree(vae, pv.data.mask_nan(data) if np.isnan(x).any() else data, draws=5)
+    found = {group: tree[group].x for group in ("observed_data", "posterior_predictive", "prior_predictive")}
+    assert {array.dtype for array in found.values()} == {np.dtype(dtype)}
+    np.testing.assert_array_equal(found["observed_data"], np.array(x, dtype=np.float32))
+
+
+def test_a_rootogram_of_counts_draws():
+    az = pytest.importorskip("arviz_plots")
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(2), decoder=pv.likelihoods.Poisson(torch.nn.Linear(2, 3)),
+        encoder=pv.posteriors.DiagNormal(torch.nn.Linear(3, 4)),
+    )  # fmt: skip
+    tree = pv.to_datatree(vae, torch.poisson(torch.full((30, 3), 2.0)), draws=20)
+    az.plot_ppc_rootogram(tree.sel(feature=1), backend="none")
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [(["a", 3, "c", "d"], "int and str"), (["a", None, "c", "d"], "NoneType and str"), ([1j, 2, 3, 4], "complex128")],
+)
+def test_labels_that_no_file_can_hold_are_refused(labels, told):
+    with pytest.raises(SettingsError, match=rf"coords\['datum'\] holds labels of type {told}, which no file can hold"):
+        pv.to_datatree(MODEL.as_vae(), MODEL.sample(4), draws=2, coords={"datum": labels})
+
+
+def test_times_and_text_are_labels_that_come_back_from_a_file(tmp_path):
+    times = list(pd.date_range("2024-02-28", periods=4))
+    tree = pv.to_datatree(MODEL.as_vae(), MODEL.sample(4), draws=2, coords={"datum": times, "feature": list("abcde")})
+    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
+    again = xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf")["observed_data"]
+    assert again.datum.values[1] == np.datetime64("2024-02-29")
+    assert again.feature.values.tolist() == list("abcde")
