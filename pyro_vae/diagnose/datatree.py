@@ -270,7 +270,7 @@ def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[
     return {name: _of_one_kind(name, given) for name, given in labels.items()}
 
 
-def _of_one_kind(name: str, given: Sequence[Any]) -> np.ndarray:
+def _of_one_kind(name: str, given: Any) -> np.ndarray:
     """Labels as an array that a file can hold.
 
     Raises:

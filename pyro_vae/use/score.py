@@ -15,16 +15,27 @@ from pyro_vae.core.device import derive_seed, numbers_at_once, refuse_seed, seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
-from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes, trained_on
+from pyro_vae.data.rows import rows_for
 from pyro_vae.data.sources import Source
+from pyro_vae.data.streams import Streamed
 from pyro_vae.elbo import Weights
 from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import CalibrationWarning, DataError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
+from pyro_vae.use.inputs import read
 
 ON_GIVEN_DATA = tuple(name for name in METHODS if name != "bdmc")
 """The methods that estimate log p(x) of the data that are given, not of simulated ones."""
+
+AT_ONCE = 4096
+"""So many rows of a stream are scored at a time."""
+
+OF_EVIDENCE = {"log_px": "log_evidence", "log_px_mcse": "mcse", "khat": "khat"}
+"""What a score takes of the evidence, and by what name."""
+
+UNITS = {"khat": "1", "p_value": "1", "held_out_rows": "rows"}
+"""The units of what is not in nats."""
 
 OVER_DRAWS = ("elbo", "elbo_mcse", "reconstruction", "reconstruction_mcse")
 
@@ -70,7 +81,8 @@ def score(
 
     Args:
         vae: a VAE.
-        data: shape ``(datum, *features)``, a table, or :class:`~pyro_vae.data.Data` with context and mask.
+        data: shape ``(datum, *features)``, a table, :class:`~pyro_vae.data.Data` with context and mask, or a stream,
+            which is scored 4096 rows at a time.
         held_out: rows of the same population that the VAE was not trained on, as ``data``.
         method: of log p(x): ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``, as in :func:`pyro_vae.log_evidence`.
         num_particles: draws or chains per datum for log p(x), as there.
@@ -90,8 +102,8 @@ def score(
         of both sets of rows, and which of the data were trained on, if any.
 
     Raises:
-        DataError: if the data are not finite numbers in rows, are outside the support of the likelihood, or are a
-            stream; with ``held_out``, if rows of either set were trained on.
+        DataError: if the data are not finite numbers in rows, or are outside the support of the likelihood; with
+            ``held_out``, if that is a stream, or rows of either set were trained on.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a setting is out of its range.
 
@@ -114,36 +126,52 @@ def score(
     whole("draws", draws, 2)
     whole("chunk", chunk, 1)
     refuse_seed(seed)
-    for name, given in {"data": data, "held_out": held_out}.items():
-        _refuse_stream(given, name)
-    data = data_for(vae, data)
-    rows, fresh = rows_for(vae, data), None
-    if held_out is not None:
-        fresh = rows_for(vae, held_out, source="held_out")
-        refuse_trained_on(vae, row_hashes(fresh), name="vae", source="held_out")
-        refuse_trained_on(vae, row_hashes(rows), name="vae", source="data")
+    fresh = None if held_out is None else _fresh(vae, held_out)
+    table = read(vae, data)
     evidence = partial(
         log_evidence, vae, method=method, num_particles=num_particles, temperatures=temperatures, leapfrog=leapfrog,
         chunk=chunk, progress=progress,
     )  # fmt: skip
     # Seeds of their own: no draw follows those that made the data, and the errors of all rows are exchangeable.
-    found = evidence(rows.like(vae), seed=derive_seed(seed, "log p(x) of the data"))
-    means = _over_draws(vae, rows.like(vae), draws, chunk, derive_seed(seed, "draws of the ELBO"))
-    nats = {name: (value, "nats") for name, value in zip(OVER_DRAWS, means, strict=True)}
-    values: dict[str, tuple[Any, str]] = {
-        "log_px": (found.log_evidence.values, "nats"), "log_px_mcse": (found.mcse.values, "nats"),
-        "khat": (found.khat.values, "1"), **nats,
+    known, first, pieces, hashes = None, 0, list[dict[str, np.ndarray]](), list[np.ndarray]()
+    for rows in table.blocks(AT_ONCE if isinstance(table.rows, Streamed) else len(table)):
+        hashes.append(row_hashes(rows))
+        if fresh is not None:
+            refuse_trained_on(vae, hashes[-1], name="vae", source="data")
+            if known is None:  # after what refuses the data
+                known = evidence(fresh, seed=derive_seed(seed, "log p(x) of held-out data"))
+        found = evidence(rows, seed=derive_seed(seed, "log p(x) of the data", first))
+        means = _over_draws(vae, rows, draws, chunk, derive_seed(seed, "draws of the ELBO", first))
+        own = {name: found[given].values for name, given in OF_EVIDENCE.items()}
+        pieces.append(own | dict(zip(OVER_DRAWS, means, strict=True)))
+        if fresh is not None and known is not None:
+            groups = _alike(rows, fresh)
+            p, count = conformal_p_values(own["log_px"], known.log_evidence.values, *groups)
+            pieces[-1] |= {"p_value": p, "held_out_rows": count}
+        first += len(rows)
+    values = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    every = np.concatenate(hashes)
+    attrs = {
+        **found.attrs, "draws": draws, "seed": seed, "data_hash": data_hash(every),
+        "trained_on": trained_on(vae, every),
     }  # fmt: skip
-    attrs = {**found.attrs, "draws": draws, "seed": seed}
     if fresh is not None:
-        known = evidence(fresh.like(vae), seed=derive_seed(seed, "log p(x) of held-out data")).log_evidence.values
-        p, count = conformal_p_values(found.log_evidence.values, known, *_alike(rows, fresh))
-        _warn_if_unmatched(count)
-        values |= {"p_value": (p, "1"), "held_out_rows": (count, "rows")}
+        _warn_if_unmatched(values["held_out_rows"])
         attrs |= {"held_out": len(fresh), "held_out_hash": data_hash(row_hashes(fresh))}
-    labels = getattr(data, "row_labels", None)
-    variables = {name: ("datum", value, {"units": units}) for name, (value, units) in values.items()}
-    return xr.Dataset(variables, {"datum": range(len(rows)) if labels is None else np.asarray(labels)}, attrs)
+    labels = range(first) if table.names.row_labels is None else np.asarray(table.names.row_labels)
+    variables = {name: ("datum", value, {"units": UNITS.get(name, "nats")}) for name, value in values.items()}
+    return xr.Dataset(variables, {"datum": labels}, attrs)
+
+
+def _fresh(vae: VAE, held_out: Any) -> Rows:
+    """Held-out rows in memory, seen not to be trained on."""
+    if isinstance(held_out, Source):
+        raise DataError(
+            "held_out: is a stream, and is to be in memory; give some of its rows, as held_out.sample(10_000)"
+        )
+    fresh = rows_for(vae, held_out, source="held_out")
+    refuse_trained_on(vae, row_hashes(fresh), name="vae", source="held_out")
+    return fresh.like(vae)
 
 
 def conformal_p_values(
@@ -200,14 +228,6 @@ def _warn_if_unmatched(count: np.ndarray) -> None:
             "held-out rows that do",
             CalibrationWarning,
             stacklevel=5,  # through the decorators of score
-        )
-
-
-def _refuse_stream(data: Any, name: str) -> None:
-    if isinstance(data, Source):
-        raise DataError(
-            f"{name}: a stream is read piece by piece, and score takes rows in memory; give some of its rows, as "
-            f"{name}.sample(10_000), or pyro_vae.data.load of one file at a time"
         )
 
 

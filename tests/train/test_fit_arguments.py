@@ -96,7 +96,9 @@ def test_every_way_in_takes_a_class_of_an_estimator():
 
 
 @pytest.mark.parametrize(
-    ("way_in", "name"), [(stepped, "loss"), (compared, r"elbos\['a'\]"), (pv.elbo.Beta, "elbo")], ids=lambda p: str(p)
+    ("way_in", "name"),
+    [(stepped, "loss"), (compared, r"elbos\['a'\]"), (pv.elbo.Beta, "elbo")],
+    ids=["svi", "compare", "Beta"],
 )
 def test_every_way_in_says_what_estimator_was_meant(way_in, name):
     for given, said in {
