@@ -98,7 +98,8 @@ def fit_settings(
             auto takes what each column suggests (counts, categories, heavy tails, …) and says so.
         posterior: the class of q(z|x), called with the encoder network.
         standardize: whether the networks see and describe columns of real numbers by their distance from the mean, in
-            sds of the training data; the density remains one of the data in their own units. Images are left alone.
+            sds of the training data; the density remains one of the data in their own units, and the scale of a
+            likelihood is in those sds. Images are left alone.
         elbo: the estimator; Trace_ELBO if not given.
         optimizer: a class of torch.optim, called with the parameters.
         epochs: passes over the data, all of which are made. By default training ends when the validation ELBO stops

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae.core.component import Distribution, distribution, evaluating
+from pyro_vae.core.component import Distribution, as_encoded, distribution, evaluating
 from pyro_vae.errors import ModelError, PyroVAEError
 
 if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
 
 
-def check(vae: "VAE", x: Tensor, context: Tensor | None) -> None:
+def check(vae: "VAE", x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> None:
     """What :meth:`pyro_vae.VAE.check` does.
 
     Example:
@@ -23,7 +23,9 @@ def check(vae: "VAE", x: Tensor, context: Tensor | None) -> None:
     """
     if context is not None and (context.dim() != 2 or len(context) != len(x)):
         raise ModelError(f"the context has shape {tuple(context.shape)} for {len(x)} data; give (datum, c)")
-    row = vae.like(x[:2]).nan_to_num(0.0)
+    row = vae.like(x[:2])
+    seen = row.isfinite() if mask is None else row.isfinite() & mask[:2].to(row.device)
+    row = as_encoded(vae.encoder, row, None if bool(seen.all()) else seen)
     given = () if context is None else (vae.like(context[:2]),)
     with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(vae, len(row)):
         q = called("encoder", vae.encoder, row, *given)

@@ -36,6 +36,12 @@ class GivenNumbers(nn.Module):
         vars(self).setdefault("_given", {})[name] = number
         return number.to(torch.get_default_dtype(), copy=True)
 
+    def given(self, name: str) -> Tensor:
+        """The number that a tensor holds: in double precision as it was given, unless it was changed since."""
+        tensor: Tensor = getattr(self, name).detach()
+        kept = vars(self).get("_given", {}).get(name)
+        return tensor if kept is None or not _holds(tensor, kept) else kept
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert, as every method of a module does that changes precision or device."""
         given: dict[str, Tensor] = vars(self).get("_given", {})

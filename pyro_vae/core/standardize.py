@@ -61,8 +61,8 @@ class Standardize(GivenNumbers):
     def only(self, columns: Tensor) -> "Standardize":
         """The same for some columns, by booleans; the others stay as they are."""
         return Standardize(
-            torch.where(columns, self.center, torch.zeros_like(self.center)),
-            torch.where(columns, self.unit, torch.ones_like(self.unit)),
+            torch.where(columns.cpu(), self.given("center").cpu(), 0.0),
+            torch.where(columns.cpu(), self.given("unit").cpu(), 1.0),
         )
 
     def extra_repr(self) -> str:

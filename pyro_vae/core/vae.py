@@ -243,14 +243,15 @@ class VAE(Picklable):
         return x.to(own.device, own.dtype)
 
     @torch.no_grad()
-    def check(self, x: Tensor, context: Tensor | None = None) -> None:
+    def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:
         """Refuse data that do not fit the parts, and parts that do not fit each other.
 
         Args:
-            x: data, shape ``(datum, *features)``; the first two rows are tried, with 0 for what is not finite.
+            x: data, shape ``(datum, *features)``; the first two rows are tried, and what is not finite is missing.
             context: shape ``(datum, c)``.
+            mask: true where a value was observed, the shape of ``x``.
 
         Raises:
             ModelError: naming both sides that do not fit.
         """
-        compatibility.check(self, x, context)
+        compatibility.check(self, x, context, mask)

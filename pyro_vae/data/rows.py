@@ -147,7 +147,7 @@ def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None
     row, *place = bad.nonzero()[0].tolist()
     value = tensor[(row, *place)].item()
     shown = f"{value}, or too large for float32" if math.isinf(value) and tensor.dtype == torch.float32 else value
-    column = repr(columns[place[0]]) if columns else ", ".join(map(str, place))
+    column = repr(columns[place[0]]) if columns is not None else ", ".join(map(str, place))
     verb = "is" if count == 1 else "are"
     take = ", or take NaN for missing (missing='nan' where they are read)" if math.isnan(value) else ""
     raise DataError(
@@ -331,7 +331,7 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
     data = data_for(vae, data, source=source)
     rows = rows_of(data, context=context, mask=mask, source=source)
     _warn_if_coarse(rows, vae, *_named(data, source))
-    vae.check(rows.x, rows.context)
+    vae.check(rows.x, rows.context, rows.mask)
     if isinstance(vae.decoder, Likelihood):
         vae.decoder.refuse(rows.x, *_named(data, source))
     return rows

@@ -161,7 +161,7 @@ class InMemory:
             DataError: if a value is one that the likelihood does not take.
             ModelError: if the data do not fit the parts.
         """
-        vae.check(self.rows.x, self.rows.context)
+        vae.check(self.rows.x, self.rows.context, self.rows.mask)
         if isinstance(vae.decoder, Likelihood):
             vae.decoder.refuse(self.rows.x, self.source, self.columns)
         return self

@@ -150,10 +150,13 @@ class LinearGaussian:
         Raises:
             ModelError: if its decoder is another.
         """
-        net = vae.decoder.net if isinstance(vae.decoder, Normal) else None
+        net = vae.decoder.net if isinstance(vae.decoder, Normal) and vae.decoder.standardize is None else None
         layer = net[0] if isinstance(net, nn.Sequential) and len(net) == 1 else net
         if not (isinstance(vae.prior, StandardNormal) and isinstance(layer, nn.Linear)):
-            raise ModelError("the oracle needs a StandardNormal prior and a Normal likelihood with one linear layer")
+            raise ModelError(
+                "the oracle needs a StandardNormal prior and a Normal likelihood with one linear layer "
+                "that does not standardize"
+            )
         return cls(layer.weight, layer.bias, vae.decoder.scale)  # type: ignore[arg-type]
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vae.core.compatibility import support_of
 from pyro_vae.core.distributions import StudentT
 
 EMPTY = torch.Size()
@@ -314,6 +315,19 @@ def rescaled(features: Any, center: Tensor, unit: Tensor) -> Any:
         return StudentT(features.given_df, center + unit * features.loc, unit * features.scale)
     if type(features) in (dist.Normal, dist.Laplace, dist.Cauchy, dist.Gumbel):
         return type(features)(center + unit * features.loc, unit * features.scale)
-    if features.support is not constraints.real:
+    if not isinstance(support_of(features), type(constraints.real)):
         return features
-    return dist.TransformedDistribution(features, [dist.transforms.AffineTransform(center, unit)])
+    return _Rescaled(features, [dist.transforms.AffineTransform(center, unit)])
+
+
+class _Rescaled(dist.TransformedDistribution):
+    """``center + unit u`` for a u whose law does not keep its family."""
+
+    @property
+    def mean(self) -> Tensor:
+        affine = self.transforms[0]
+        return affine.loc + affine.scale * self.base_dist.mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self.transforms[0].scale ** 2 * self.base_dist.variance

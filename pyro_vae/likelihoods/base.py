@@ -124,7 +124,9 @@ class Likelihood(Conditional, Standardizable):
         shown = next((text for text in few if _outside(torch.tensor(float(text)), self.feature_support)), repr(value))
         if place:
             place[-1] += first
-        column = repr(columns[place[-1]]) if columns and len(place) == 1 else ", ".join(map(str, place)) or "0"
+        column = (
+            repr(columns[place[-1]]) if columns is not None and len(place) == 1 else ", ".join(map(str, place)) or "0"
+        )
         others = [name for name in taking(x) if name != type(self).__name__]
         advice = f"take {', '.join(others)}" if others else "no likelihood here takes them all, so clean the data"
         raise DataError(

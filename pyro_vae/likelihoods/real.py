@@ -72,7 +72,8 @@ class Normal(_Scaled):
 
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
-        scale: s, the standard deviation in units of the data, above 0; where learning starts.
+        scale: s, the standard deviation in units of the data, or where the VAE standardizes, of each column's own, above
+            0; where learning starts.
         learn_scale: whether s is a parameter of Θ, trained as ``log s``.
         per_feature: the number of features (the size of the last dimension), to learn an s for each of
             them; True takes the number of outputs of the network's last linear layer. By default all share one s.
@@ -109,7 +110,8 @@ class HeteroscedasticNormal(Likelihood):
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 2 features)``: all m, then all l.
-        min_scale: s₀, the least standard deviation in units of the data, at least 0.
+        min_scale: s₀, the least standard deviation in units of the data, or where the VAE standardizes, of each column's
+            own, at least 0.
 
     Raises:
         SettingsError: if ``min_scale`` is not a finite number of at least 0.
@@ -152,7 +154,8 @@ class StudentT(_Scaled):
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
         df: ν, the degrees of freedom, above 2 so that the variance is finite.
-        scale: s, in units of the data, above 0; where learning starts.
+        scale: s, in units of the data, or where the VAE standardizes, of each column's sd, above 0; where learning
+            starts.
         learn_scale: whether s is a parameter of Θ, trained as ``log s``.
         per_feature: the number of features, to learn an s for each of them, or True, as in :class:`Normal`.
 
@@ -198,7 +201,8 @@ class Laplace(_Scaled):
 
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
-        scale: s, the mean absolute deviation in units of the data, above 0; where learning starts.
+        scale: s, the mean absolute deviation in units of the data, or where the VAE standardizes, of each column's sd,
+            above 0; where learning starts.
         learn_scale: whether s is a parameter of Θ, trained as ``log s``.
         per_feature: the number of features, to learn an s for each of them, or True, as in :class:`Normal`.
 

@@ -132,12 +132,15 @@ def warn_of_narrow_likelihoods(vae: VAE, rows: Rows, columns: Sequence[str] | No
     if not bool(real.any()):
         return
     with torch.random.fork_rng(devices=[rows.x.device] if rows.x.is_cuda else []), evaluating(vae, len(rows)):
-        widths = vae.likelihood(vae.posterior(rows).sample(), Rows(rows.x, rows.context)).variance.sqrt()
+        try:
+            widths = vae.likelihood(vae.posterior(rows).sample(), Rows(rows.x, rows.context)).variance.sqrt()
+        except (AttributeError, NotImplementedError):  # of the user's own, which may know no variance
+            return
     center, sd = moments(rows)
     given = center.abs().clamp(min=1.0) if decoder.standardize is None else decoder.standardize.unit
     narrow = real & (widths.amin(0) < NARROW * sd.where(sd > 0, given.double()))
     if places := narrow.nonzero().flatten().tolist():
-        names = list_names([columns[i] for i in places]) if columns else ", ".join(map(str, places))
+        names = list_names([columns[i] for i in places]) if columns is not None else ", ".join(map(str, places))
         warnings.warn(
             f"the likelihood of {len(places)} of {narrow.numel()} columns ({names}) is less than {NARROW:g} times as "
             "wide as the column: its density has no upper bound, and an ELBO that rises so is no progress; "

@@ -204,7 +204,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         x = validate_data(
             self, X, reset=reset, dtype=NUMBERS, ensure_all_finite="allow-nan", ensure_min_samples=least, copy=True
         )
-        data = Data(torch.from_numpy(x), columns=getattr(self, "feature_names_in_", None), source="X")
+        names = getattr(self, "feature_names_in_", None)
+        data = Data(torch.from_numpy(x), columns=None if names is None else [*map(str, names)], source="X")
         return mask_nan(data) if np.isnan(x).any() else data
 
     @torch.no_grad()

@@ -247,7 +247,7 @@ class Streamed:
     def checked_for(self, vae: "VAE") -> "Streamed":
         """The same stream, its first rows seen to fit a VAE, and all to be held against its likelihood's support."""
         rows = self.head()
-        vae.check(rows.x, rows.context)
+        vae.check(rows.x, rows.context, rows.mask)
         held = replace(self, likelihood=vae.decoder if isinstance(vae.decoder, Likelihood) else None)
         held.head()
         return held
