@@ -72,8 +72,8 @@ class Normal(_Scaled):
 
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
-        scale: s, the standard deviation in units of the data, or where the VAE standardizes, of each column's own, above
-            0; where learning starts.
+        scale: s, the standard deviation in units of the data, or where the VAE standardizes, of each column's own,
+            above 0; where learning starts.
         learn_scale: whether s is a parameter of Θ, trained as ``log s``.
         per_feature: the number of features (the size of the last dimension), to learn an s for each of
             them; True takes the number of outputs of the network's last linear layer. By default all share one s.
@@ -110,8 +110,8 @@ class HeteroscedasticNormal(Likelihood):
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 2 features)``: all m, then all l.
-        min_scale: s₀, the least standard deviation in units of the data, or where the VAE standardizes, of each column's
-            own, at least 0.
+        min_scale: s₀, the least standard deviation in units of the data, or where the VAE standardizes, of each
+            column's own, at least 0.
 
     Raises:
         SettingsError: if ``min_scale`` is not a finite number of at least 0.

@@ -248,11 +248,9 @@ def test_a_latent_runs_over_its_priors_quantiles():
             pv.traverse(model.as_vae(), **wrong)
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", [name for name in PRIORS if name != "ContextNormal"])
 def test_the_quantiles_of_every_prior(name):
     """Shares of a fresh sample below them; the largest error of 10,000 draws is that of the middle, 0.005."""
-    if name == "ContextNormal":
-        return
     prior = make(PRIORS[name])
     decoder = pv.likelihoods.Normal(pv.nn.mlp(LATENTS, [8], FEATURES)).double()
     encoder = pv.posteriors.DiagNormal(pv.nn.mlp(FEATURES, [8], 2 * LATENTS)).double()
