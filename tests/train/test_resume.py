@@ -744,7 +744,8 @@ def test_a_run_that_went_on_and_was_killed_is_loaded_as_it_had_ended_with_a_warn
         found = pv.load("run")
     assert all(torch.equal(ended[name], value) for name, value in found.state_dict().items())
     newest = pv.load(str(told[0].message).rpartition("or load ")[2]).state_dict()
-    assert not any(torch.equal(ended[name], value) for name, value in newest.items())
+    trained = {name: value for name, value in newest.items() if "standardize" not in name}
+    assert not any(torch.equal(ended[name], value) for name, value in trained.items())
     capsys.readouterr()
     _, again, _, _ = trained_run("run", None)
     assert capsys.readouterr().err.startswith(
