@@ -16,7 +16,7 @@ from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length
 
 Found: TypeAlias = dict[str, Tensor]
-"""What is had of each datum, by name, shape ``(datum, …)``."""
+"""What is found of each datum, by name, shape ``(datum, …)``."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def impute(
     .. math:: \\hat x_m = E[x_m | x_o] = \\int E[x_m | z]\\, p(z | x_o)\\, dz
         \\approx \\sum_k w_k\\, E[x_m | z_k], \\qquad w_k \\propto \\frac{p(x_o, z_k)}{q(z_k)}
 
-    The guide alone does not do for this: it was made for whole rows, and sees 0 in the place of what is missing. Draws
+    The guide alone is not enough: it was trained on whole rows, and sees 0 (or the mean) in place of a gap. Draws
     of z come from a mixture of the guide, the prior and two parts that are adapted to each datum, and are weighted by
     Pareto-smoothed importance weights, so that the answer converges to the conditional expectation of the model as
     ``draws`` grows. ``khat`` below 0.7 says that it has done so; where it is above, the answer and its error cannot be

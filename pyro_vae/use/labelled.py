@@ -59,7 +59,7 @@ def as_table(dataset: xr.Dataset, *, decode: bool = True) -> "pd.DataFrame":
 
     The values of ``x`` get the names of the features, and latents are called ``z0``, ``z1``, …; ``_sd`` or ``_mcse``
     behind a name is of that feature's standard deviation or Monte-Carlo error. Features without names are ``f0``,
-    ``f1``, …. Of imputed data, only columns in which something was missing have errors. What is of each datum alone,
+    ``f1``, …. Of imputed data, only columns in which something was missing have errors. A variable of the datum alone,
     as ``khat``, is a column of its own name. Variables with more dimensions are left out.
 
     Args:

@@ -138,7 +138,7 @@ def score(
         hashes.append(row_hashes(rows))
         if fresh is not None:
             refuse_trained_on(vae, hashes[-1], name="vae", source="data")
-            if known is None:  # after what refuses the data
+            if known is None:  # only once no row was refused
                 known = evidence(fresh, seed=derive_seed(seed, "log p(x) of held-out data"))
         found = evidence(rows, seed=derive_seed(seed, "log p(x) of the data", first))
         means = _over_draws(vae, rows, draws, chunk, derive_seed(seed, "draws of the ELBO", first))
@@ -166,9 +166,7 @@ def score(
 def _fresh(vae: VAE, held_out: Any) -> Rows:
     """Held-out rows in memory, seen not to be trained on."""
     if isinstance(held_out, Source):
-        raise DataError(
-            "held_out: is a stream, and is to be in memory; give some of its rows, as held_out.sample(10_000)"
-        )
+        raise DataError("held_out: a stream, and rows in memory are needed; give held_out.sample(10_000)")
     fresh = rows_for(vae, held_out, source="held_out")
     refuse_trained_on(vae, row_hashes(fresh), name="vae", source="held_out")
     return fresh.like(vae)
