@@ -63,10 +63,10 @@ def test_planted_outliers_are_found(run):
     """One value of a held-out row is moved by eight standard deviations: most such rows have a small p-value."""
     name, folder, table, held_out = run
     generator = np.random.default_rng(0)
-    odd, sd = table.loc[held_out].astype(float), table.std().to_numpy()
+    odd, sd = table.loc[held_out].to_numpy(float, copy=True), table.std().to_numpy()
     column = generator.choice(np.flatnonzero(sd > 0), len(odd))
-    odd.to_numpy()[np.arange(len(odd)), column] += 8 * sd[column] * generator.choice([-1, 1], len(odd))
-    scores = call(folder, "score", odd)
+    odd[np.arange(len(odd)), column] += 8 * sd[column] * generator.choice([-1, 1], len(odd))
+    scores = call(folder, "score", pd.DataFrame(odd, held_out, table.columns))
     found = float((scores.p_value <= 0.05).mean())
     print(f"{name}: {found:.2f} of {len(odd)} outliers have p ≤ 0.05")
     assert found > 0.5
