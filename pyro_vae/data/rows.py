@@ -218,7 +218,8 @@ def data_of(
         context=context, categories=None if like is None else like.categories, source=source,
     )  # fmt: skip
     if like is not None:
-        features = [name for name in table.names if name in (like.columns or ())]
+        expected = [] if like.columns is None else [*like.columns]
+        features = [name for name in table.names if name in expected]
         for name in (*(like.context_columns or ()), *features):
             validate_kind(name, table.categories.get(name), like.categories.get(name), source, like.source)
     x = narrow(table.values)

@@ -560,12 +560,12 @@ def test_a_mask_follows_the_columns_of_its_table_and_hides_what_may_be_anything(
 
 
 def test_nan_is_refused_where_a_mask_says_that_it_was_observed():
-    table = pd.DataFrame({"a": [1.0, np.nan], "b": [np.nan, 2.0]})
-    seen = np.array([[True, True], [False, True]])
-    assert rows_of(table, mask=table.notna().to_numpy()).x.tolist() == [[1.0, 0.0], [0.0, 2.0]]
+    table = pd.DataFrame({"a": [1.0, np.nan, 3.0], "b": [np.nan, 2.0, 4.0]})
+    seen = np.array([[True, True], [False, True], [True, True]])
+    assert rows_of(table, mask=table.notna().to_numpy()).x.tolist() == [[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]
     with pytest.raises(DataError, match="not finite, the first in row 0, column 'b'"):
         rows_of(table, mask=seen)
-    assert pv.data.mean_and_sd(table, mask=table.notna().to_numpy()).center.tolist() == [1.0, 2.0]
+    assert pv.data.mean_and_sd(table, mask=table.notna().to_numpy()).center.tolist() == [2.0, 3.0]
 
 
 def test_the_double_precision_of_a_table_is_kept_where_single_would_change_it(tmp_path):
