@@ -1,6 +1,7 @@
 """One column of a table as numbers: as they are, or codes of categories."""
 
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ def numbers_of(
         column: of any type.
         name: of the column, for messages.
         source: of the data, for messages.
-        known: the names of its categories in other data, whose codes are to be used.
+        known: the names of its categories in other data, whose codes are to be used; numbers have the name that they
+            are written as, and 1.0 that of 1.
 
     Returns:
         The numbers, and the names of the categories if they are codes.
@@ -37,7 +39,8 @@ def numbers_of(
 
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
-        return _codes(column.astype(object), name, source, known or [str(value) for value in kind.categories])
+        names = [str(value) for value in kind.categories] if known is None else known
+        return code_by_name(column.astype(object), name, source, names)
     if isinstance(kind, pd.SparseDtype):
         return numbers_of(column.sparse.to_dense(), name, source, known)
     is_date = isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mM"
@@ -46,17 +49,17 @@ def numbers_of(
             f"{source}: column {name!r} is of type {kind}, not numbers; turn it into numbers (days since the first "
             "date, for example), take it as row labels by index, or drop it"
         )
+    if known is not None:
+        return code_by_name(column, name, source, known)
     if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
         return column.to_numpy(np.float64, na_value=np.nan), None
     numbers = pd.to_numeric(column.map(_plain), errors="coerce")
     here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
-    if known is None and not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
+    if not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
         return numbers.to_numpy(np.float64, na_value=np.nan), None
-    if known is not None:
-        return _codes(column, name, source, known)
     values = column[here].map(lambda value: value.strip() if isinstance(value, str) else None)
     if text.sum() == here.sum() and values.notna().all() and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2):
-        return _codes(column, name, source, sorted(values.unique()))
+        return code_by_name(column, name, source, sorted(values.unique()))
     row = int(text.argmax())
     value = column.iloc[row]
     shown = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
@@ -71,23 +74,64 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
 
 
-def _codes(column: "pd.Series", name: str, source: str, known: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The place of each value among the known categories, NaN where missing."""
-    code = {value: float(i) for i, value in enumerate(known)}
-    text = column.map(lambda value: str(value).strip(), na_action="ignore")
-    codes = text.map(code).to_numpy(np.float64, na_value=np.nan)
+def code_by_name(column: "pd.Series", name: str, source: str, known: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the place of each value among the names of categories, NaN where it is missing, and these names.
+
+    Raises:
+        DataError: if a value is none of them.
+
+    Example:
+        >>> import pandas as pd
+        >>> code_by_name(pd.Series([2.0, None, 1.0]), "a", "data", ["1", "2"])
+        (array([ 1., nan,  0.]), ['1', '2'])
+    """
+    exact = {value: float(i) for i, value in enumerate(known)}
+    stripped = _unique([value.strip() for value in known])
+    numbers = _unique([_as_number(value) for value in known])
+
+    def code(value: Any) -> float:
+        text = str(value)
+        found = exact.get(text, stripped.get(text.strip()))
+        if found is None and not isinstance(value, str | bytes):
+            found = numbers.get(_as_number(value))
+        return np.nan if found is None else found
+
+    codes = column.map(code, na_action="ignore").to_numpy(np.float64, na_value=np.nan)
     unknown = np.isnan(codes) & column.notna().to_numpy()
     if unknown.any():
         row = int(unknown.argmax())
+        value = column.iloc[row]
+        shown = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
         raise DataError(
-            f"{source}: row {row}, column {name!r} is {reprlib.repr(column.iloc[row])}, none of its categories "
+            f"{source}: row {row}, column {name!r} is {shown}, none of its categories "
             f"{list_names(known)}; correct it or drop the row (rows are counted from 0)"
         )
     return codes, [*known]
 
 
-def recoded(codes: "Tensor", names: Sequence[str], known: Sequence[str], column: str, source: str) -> "Tensor":
-    """Turn codes of categories into those of other data.
+def _unique(names: Sequence[Any]) -> dict[Any, float]:
+    """The places of names that occur once."""
+    times = Counter(names)
+    return {value: float(i) for i, value in enumerate(names) if value is not None and times[value] == 1}
+
+
+def _as_number(value: Any) -> float | None:
+    """The number that a value is or that its text says."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def recoded(
+    codes: "Tensor",
+    names: Sequence[str],
+    known: Sequence[str],
+    column: str,
+    source: str,
+    seen: "Tensor | None" = None,
+) -> "Tensor":
+    """Turn codes of categories into those of other data; what was not ``seen`` becomes any code.
 
     Raises:
         DataError: if a category that occurs is unknown there.
@@ -99,13 +143,16 @@ def recoded(codes: "Tensor", names: Sequence[str], known: Sequence[str], column:
     """
     import torch
 
-    if lacks := [names[int(code)] for code in codes.unique().tolist() if names[int(code)] not in known]:
+    name_of: dict[float, Any] = dict(enumerate(names))
+    seen = torch.ones_like(codes, dtype=torch.bool) if seen is None else seen
+    occurring = [name_of.get(code, code) for code in codes[seen].unique().tolist()]
+    if lacks := [name for name in occurring if name not in known]:
         raise DataError(
             f"{source}: column {column!r} holds {lacks[0]!r}, none of the known categories {list_names(known)}; "
             "correct it or drop its rows"
         )
     place = torch.tensor([known.index(name) if name in known else 0 for name in names], dtype=codes.dtype)
-    return place.to(codes.device)[codes.long()]
+    return place.to(codes.device)[codes.where(seen, torch.zeros_like(codes)).long()]
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -95,14 +95,14 @@ def validate_context(names: Sequence[str], expected: Sequence[str], source: str,
 
 
 def validate_kind(name: str, own: Sequence[str] | None, known: Sequence[str] | None, source: str, other: str) -> None:
-    """Validate that a context column holds numbers, or categories, as in other data.
+    """Validate that a column holds numbers, or categories, as in other data.
 
     Raises:
         DataError: if it does not.
     """
     if (own is None) != (known is None):
         mine, theirs = ("numbers" if names is None else "categories" for names in (own, known))
-        raise DataError(f"{source}: context column {name!r} holds {mine}, and {theirs} in {other}; make them alike")
+        raise DataError(f"{source}: column {name!r} holds {mine}, and {theirs} in {other}; make them alike")
 
 
 def context_like(data: Any, like: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.data.columns import list_names
 from pyro_vae.data.images import Layout, layout_of
-from pyro_vae.data.precision import narrow
+from pyro_vae.data.precision import narrow, unrounded
 from pyro_vae.data.rows import Data, as_tensor, checked, data_of, matched
 from pyro_vae.data.tables import is_table
 from pyro_vae.errors import DataError, SettingsError
@@ -75,15 +75,17 @@ class Asked:
             return self._without_key().table(frame, source)
         if by_name:
             raise SettingsError(f"{source}: the data have no columns to choose from; leave the names of columns out")
+        exact = None
         layout = layout_of(array.shape, array.dtype) if array.ndim > 2 else Layout(None)
         if array.dtype.kind in "fiu" and array.ndim >= 2 and 0 not in array.shape:
             x = narrow(layout.rows(array))
+            exact = unrounded(array, x) if array.ndim == 2 else None  # images are not imputed to the bit
             if gone := [value for value in self.missing or () if isinstance(value, int | float)]:
                 x = x.masked_fill(torch.isin(x, torch.tensor(gone, dtype=x.dtype)), torch.nan)
         else:
             x = as_tensor(array, source=source)
         own = labels_of(labels, len(x), labels_source or source)
-        data = Data(x.flatten(1), own, image_shape=layout.image_shape, source=source)
+        data = Data(x.flatten(1), own, image_shape=layout.image_shape, source=source, exact=exact)
         data = checked(data, self.missing is not None, [*said, *layout.said()])
         return data if self.like is None else matched(data, self.like)
 

@@ -31,6 +31,24 @@ def coarse_columns(x: Tensor, mask: Tensor | None = None) -> list[int]:
     return ((step > COARSE * sd) & (sd > 0) & changed).nonzero().flatten().tolist()
 
 
+def unrounded(array: np.ndarray, x: Tensor) -> Tensor | None:
+    """Return numbers in double precision, and None where ``x`` holds the same.
+
+    Args:
+        array: the numbers.
+        x: what :func:`narrow` made of them.
+
+    Example:
+        >>> array = np.array([[0.5], [0.1]])
+        >>> unrounded(array, narrow(array)), unrounded(array[:1], narrow(array[:1]))
+        (tensor([[0.5000],
+                [0.1000]], dtype=torch.float64), None)
+    """
+    if x.dtype == torch.float64 or np.array_equal(array, x.numpy(), equal_nan=True):
+        return None
+    return torch.as_tensor(np.array(array, np.float64))
+
+
 def narrow(array: np.ndarray) -> Tensor:
     """Numbers in single precision, or in double where a column would be too coarse.
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.columns import recoded
+from pyro_vae.data.columns import code_by_name, recoded
 from pyro_vae.data.context import context_like, validate_context, validate_kind
-from pyro_vae.data.precision import coarse_columns, narrow
-from pyro_vae.data.tables import as_frame, columns_like, columns_of, given_names, is_table
+from pyro_vae.data.precision import coarse_columns, narrow, unrounded
+from pyro_vae.data.tables import UNNAMED, as_frame, columns_like, columns_of, given_names, is_table
 from pyro_vae.errors import DataError, PrecisionWarning
 from pyro_vae.likelihoods import Likelihood
 
@@ -42,6 +42,7 @@ class Data:
         categories: by the name of a column what its codes 0, 1, … stand for.
         context_columns: the names of the columns that the context was made of; those among ``categories`` are one-hot.
         said: what was read, and what of it was inferred, in one line.
+        exact: the numbers as they were read, in double precision, where ``x`` rounds them; the shape of ``x``.
 
     Example:
         >>> Data(torch.zeros(3, 2), source="zeros").x.shape
@@ -60,10 +61,11 @@ class Data:
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     context_columns: Sequence[str] | None = None
     said: str = ""
+    exact: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Data":
         """The data of some rows."""
-        own = {name: getattr(self, name) for name in ("x", "labels", "context", "mask")}
+        own = {name: getattr(self, name) for name in ("x", "labels", "context", "mask", "exact")}
         some = {name: value[index] for name, value in own.items() if value is not None}
         labels = np.arange(len(self.x)) if self.row_labels is None else np.asarray(self.row_labels)
         return replace(self, **some, row_labels=labels[np.asarray(index.cpu())])
@@ -197,7 +199,7 @@ def data_of(
         >>> data_of(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}, index=["x", "y"]), missing=[]).said
         'read 2 rows, 2 columns; row labels from the index; 1 of 4 values is missing'
     """
-    frame = as_frame(source_of_data)
+    frame = as_frame(source_of_data, source)
     if frame is None:
         raise DataError(f"{source}: is a {type(source_of_data).__name__}, no table of named columns; give a DataFrame")
     names = [str(name).strip() for name in frame.columns]
@@ -216,7 +218,9 @@ def data_of(
         context=context, categories=None if like is None else like.categories, source=source,
     )  # fmt: skip
     if like is not None:
-        for name in like.context_columns or ():
+        expected = [] if like.columns is None else [*like.columns]
+        features = [name for name in table.names if name in expected]
+        for name in (*(like.context_columns or ()), *features):
             validate_kind(name, table.categories.get(name), like.categories.get(name), source, like.source)
     x = narrow(table.values)
     labels = None if table.labels is None else torch.tensor(table.labels)
@@ -224,6 +228,7 @@ def data_of(
     data = Data(
         x, labels, given, columns=table.names, source=source, row_labels=table.row_labels,
         label_names=table.label_names, categories=table.categories, context_columns=[*context] or None,
+        exact=unrounded(table.values, x),
     )  # fmt: skip
     return checked(data, missing is not None, [*said, *table.said])
 
@@ -283,20 +288,15 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     if isinstance(data, TensorDataset):
         data = data.tensors[0]  # the others are labels, as a stream has it
     if is_table(data):
-        data = data_of(data, source=source)
+        data, mask = data_like(None, data, source=source, mask=mask), None
     source, columns = _named(data, source)
     if isinstance(data, Data):
         context = data.context if context is None else context
         mask = data.mask if mask is None else mask
         data = data.x
     if mask is not None:
-        mask = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask)
         raw = data if isinstance(data, Tensor) else _from_numpy(data, source)
-        if mask.dtype != torch.bool or mask.shape != raw.shape:
-            raise DataError(
-                f"{source}: the mask is of {mask.dtype} and shape {tuple(mask.shape)}; "
-                f"give booleans of the data's shape {tuple(raw.shape)}"
-            )
+        mask = _as_mask(mask, raw.shape, source)
         data = torch.where(mask, raw, torch.zeros((), dtype=raw.dtype, device=raw.device))
     x = as_tensor(data, source=source, columns=columns)
     if context is not None:
@@ -308,6 +308,16 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     return Rows(x, context, mask)
 
 
+def _as_mask(mask: Any, shape: Sequence[int], source: str) -> Tensor:
+    mask = mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask))  # what pandas gives is read-only
+    if mask.dtype != torch.bool or mask.shape != tuple(shape):
+        raise DataError(
+            f"{source}: the mask is of {mask.dtype} and shape {tuple(mask.shape)}; "
+            f"give booleans of the data's shape {tuple(shape)}"
+        )
+    return mask
+
+
 def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
     """:func:`rows_of` data that fit the parts of a VAE and lie in the support of its likelihood.
 
@@ -315,7 +325,7 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
         vae: the VAE that is to see the data.
         data: as for :func:`rows_of`.
         context: shape ``(datum, c)``.
-        mask: booleans, the shape of the data.
+        mask: booleans, the shape of the data, its columns in the order of theirs.
         source: what to call the data in messages.
 
     Raises:
@@ -328,8 +338,8 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
         >>> len(rows_for(vae, torch.zeros(3, 4)))
         3
     """
-    data = data_for(vae, data, source=source)
-    rows = rows_of(data, context=context, mask=mask, source=source)
+    data = data_for(vae, data, source=source, mask=mask)
+    rows = rows_of(data, context=context, mask=None if isinstance(data, Data) else mask, source=source)
     _warn_if_coarse(rows, vae, *_named(data, source))
     vae.check(rows.x, rows.context, rows.mask)
     if isinstance(vae.decoder, Likelihood):
@@ -337,7 +347,9 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
     return rows
 
 
-def data_for(vae: "VAE", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None) -> Any:
+def data_for(
+    vae: "VAE", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
+) -> Any:
     """Tables as :class:`Data`, with the columns and the codes of categories that the VAE was trained on.
 
     Args:
@@ -345,6 +357,8 @@ def data_for(vae: "VAE", data: Any, *, source: str = "data", missing: Sequence[A
         data: whatever :func:`rows_for` takes; what has no named columns stays as it is.
         source: what to call the data in messages.
         missing: of a table, values that say that a value is missing, besides NaN; if not given, NaN is refused.
+        mask: booleans, the shape of the data: true where observed. Tables and :class:`Data` get it as their own, its
+            columns in the order of theirs; of other data it stays apart.
 
     Raises:
         DataError: if the VAE was trained on named columns, and these have others.
@@ -356,16 +370,62 @@ def data_for(vae: "VAE", data: Any, *, source: str = "data", missing: Sequence[A
         >>> data_for(vae, {"b": [5.0], "a": [4.0]}).x
         tensor([[4., 5.]])
     """
-    known = getattr(vae, "trained_on", None)
+    return data_like(getattr(vae, "trained_on", None), data, source=source, missing=missing, mask=mask)
+
+
+def data_like(
+    known: Any, data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
+) -> Any:
+    """Read tables as :class:`Data`, with the columns and the codes of categories of training data.
+
+    Args:
+        known: what has the names of the columns, the categories and the context columns of the training data, as a
+            source has; None where there are none.
+        data: as for :func:`data_for`, as the following three.
+        source: what to call the data in messages.
+        missing: of a table, values that say that a value is missing.
+        mask: booleans, the shape of the data.
+
+    Raises:
+        DataError: if the training data had named columns, and these have others.
+
+    Example:
+        >>> data_like(Data(torch.zeros(1, 2), columns=["a", "b"]), {"b": [5.0], "a": [4.0]}).x
+        tensor([[4., 5.]])
+    """
     like = None
-    if known is not None and known.columns is not None:
+    if getattr(known, "columns", None) is not None:
         like = Data(
-            torch.empty(0), columns=known.columns, categories=known.categories, context_columns=known.context_columns,
-            source="the training data",
+            torch.empty(0), columns=known.columns, categories=getattr(known, "categories", {}),
+            context_columns=getattr(known, "context_columns", None), source="the training data",
         )  # fmt: skip
     if is_table(data):
+        if mask is not None:
+            return _observed_of(data, mask, like, source)
         return data_of(data, like=like, missing=missing, source=source)
-    return data if like is None or not isinstance(data, Data) else matched(data, like)
+    if not isinstance(data, Data):
+        return data
+    if mask is not None:
+        data = replace(data, mask=_as_mask(mask, data.x.shape, source))
+    return data if like is None else matched(data, like)
+
+
+def _observed_of(table: Any, mask: Any, like: Data | None, source: str) -> Data:
+    """Read the cells of a table that a mask says were observed, the mask's columns in the order of the table's."""
+    frame = as_frame(table, source)
+    assert frame is not None  # as is_table says
+    names = [str(name).strip() for name in frame.columns]
+    expected = given_names(like.columns) if like is not None and given_names(names) else None
+    context = () if like is None else like.context_columns or ()
+    own = [name for name in names if (name not in context if expected is None else name in expected)]
+    if own and own[0] in UNNAMED and np.ndim(mask) == 2 and np.shape(mask)[1] == len(own) - 1:
+        own = own[1:]  # the labels of the rows
+    mask = _as_mask(mask, (len(frame), len(own)), source)
+    looked_at = np.ones(frame.shape, bool)
+    looked_at[:, [names.index(name) for name in own]] = mask.cpu().numpy()
+    data = data_of(frame.where(looked_at), like=like, missing=[], source=source)
+    x = data.x if data.mask is None else data.x.masked_fill(~data.mask, torch.nan)
+    return replace(data, x=x, mask=mask[:, [own.index(name) for name in data.columns or own]])
 
 
 def row_names(data: Any, number: int) -> np.ndarray:
@@ -412,14 +472,43 @@ def matched(data: Data, like: Data) -> Data:
         return data
     columns, _ = columns_like(names, expected, set(), data.source, like.source)
     order = [names.index(name) for name in columns]
-    x = data.x[:, order] if order != [*range(len(order))] else data.x
+    same = order == [*range(len(order))]
+    x = data.x if same else data.x[:, order]
+    mask, exact = (part if part is None or same else part[:, order] for part in (data.mask, data.exact))
     for i, name in enumerate(columns):
         own, known = data.categories.get(name), like.categories.get(name)
-        if own != known and own is not None:
-            x = x.clone() if x is data.x else x
-            x[:, i] = recoded(x[:, i], own, known or (), name, data.source)
-    mask = None if data.mask is None else data.mask[:, order]
-    return replace(data, x=x, mask=mask, columns=columns, categories=dict(like.categories))
+        if own == known:
+            continue
+        seen = ~x[:, i].isnan() if mask is None else mask[:, i] & ~x[:, i].isnan()
+        codes = _codes_like((x if exact is None else exact)[:, i], seen, own, known, name, data.source, like.source)
+        if exact is not None:
+            exact = exact.clone()
+            exact[:, i] = codes
+        x = x.clone()
+        x[:, i] = codes.to(x)
+    return replace(data, x=x, mask=mask, exact=exact, columns=columns, categories=dict(like.categories))
+
+
+def _codes_like(
+    column: Tensor,
+    seen: Tensor,
+    own: Sequence[str] | None,
+    known: Sequence[str] | None,
+    name: str,
+    source: str,
+    other: str,
+) -> Tensor:
+    """The codes that other data have for a column of categories, or for one of numbers that are their names."""
+    if own is None and known is not None:
+        import pandas as pd
+
+        numbers = column if column.dtype == torch.float32 else column.double()
+        values = pd.Series([*numbers.detach().cpu().numpy()], dtype=object).where(seen.cpu().numpy())
+        codes = torch.as_tensor(np.nan_to_num(code_by_name(values, name, source, known)[0])).to(column)
+    else:
+        validate_kind(name, own, known, source, other)
+        codes = recoded(column, own or (), known or (), name, source, seen)
+    return torch.where(seen, codes, column)
 
 
 def _named(data: Any, source: str) -> tuple[str, Sequence[str] | None]:

@@ -242,7 +242,8 @@ def source_of(data: Any, vae: "VAE", *, context: Any = None, mask: Any = None, s
         (4,)
     """
     if not isinstance(data, Source):
-        data = data_for(vae, data, source=source)
+        data = data_for(vae, data, source=source, mask=mask)
+        mask = None if isinstance(data, Data) else mask  # which have it as their own
         rows = rows_for(vae, data, context=context, mask=mask, source=source)
         if not isinstance(data, Data):
             return InMemory(rows, source)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.standardize import Standardize
-from pyro_vae.data.rows import Data, data_of, rows_of
-from pyro_vae.data.tables import is_table, list_names
+from pyro_vae.data.rows import Data, data_like, rows_of
+from pyro_vae.data.tables import list_names
 from pyro_vae.errors import ConstantColumnsWarning
 
 
@@ -40,8 +40,8 @@ def mean_and_sd(data: Any, *, mask: Any = None) -> Standardize:
         >>> units.center.tolist(), units.unit.tolist()
         ([2.0, 2000000.0], [1.0, 1000000.0])
     """
-    data = data_of(data) if is_table(data) else data
-    center, sd = moments(rows_of(data, mask=mask))
+    data = data_like(None, data, mask=mask)
+    center, sd = moments(rows_of(data, mask=None if isinstance(data, Data) else mask))
     # Of equal numbers, rounding alone leaves an sd of up to a few units in the last place.
     constant = sd <= 1e-12 * center.abs()
     if count := int(constant.sum()):

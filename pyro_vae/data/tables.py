@@ -42,12 +42,16 @@ class Columns:
     context: np.ndarray | None = None
 
 
-def as_frame(source: Any) -> "pd.DataFrame | None":
+def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     """Return a table of whatever library as a pandas DataFrame, and None for what is no table of named columns.
 
     Args:
         source: a DataFrame or Series, a structured array, a dict of columns, or what has the Arrow or the
             ``__dataframe__`` protocol (polars, pyarrow, DuckDB, …).
+        name: what to call it in messages.
+
+    Raises:
+        DataError: if the columns are not lists of one length.
 
     Example:
         >>> as_frame({"a": [1, 2]}).shape, as_frame(np.zeros((2, 2)))
@@ -65,7 +69,13 @@ def as_frame(source: Any) -> "pd.DataFrame | None":
     if isinstance(source, pd.Series):
         return source.to_frame(0 if source.name is None else source.name)
     if isinstance(source, np.ndarray | dict):
-        return pd.DataFrame(source)
+        try:
+            return pd.DataFrame(source)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{name}: a {type(source).__name__} that is no table; give each column as a list of one value per row, "
+                "all of the same length"
+            ) from error
     import pyarrow as pa
 
     if hasattr(source, "__arrow_c_stream__"):

@@ -26,7 +26,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import Trained, data_hash
 from pyro_vae.data.repeats import warn_of_too_small_errors
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import data_like, rows_for
 from pyro_vae.data.sources import Source, hashes_of, source_of
 from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.given import as_estimator
@@ -271,6 +271,7 @@ def _fit(
             f"memory, as its sample({EVALUATION_ROWS})"
         )
     if validation_data is not None:
+        validation_data = data_like(source, validation_data, source="validation data")
         validation = rows_for(vae, validation_data, source="validation data")
         warn_of_too_small_errors(validation, source="validation data", stacklevel=4)
     if isinstance(elbo, Estimator):

@@ -15,7 +15,7 @@ from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.rows import Data, data_for, mask_nan, rows_for
 from pyro_vae.data.streams import Streamed
-from pyro_vae.data.tables import as_frame, columns_of, given_names, is_table
+from pyro_vae.data.tables import as_frame, given_names, is_table
 from pyro_vae.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -112,14 +112,15 @@ def read(
     if isinstance(data, Streamed):
         return _streamed(vae, data, context, mask, nan_is_missing)
     if is_table(data):
-        data = as_frame(data)  # once: some can be read only once
+        data = as_frame(data, source)  # once: some can be read only once
     elif isinstance(data, TensorDataset):
         data = data.tensors[0]  # the others are labels
-    known = data_for(vae, data, source=source, missing=[] if nan_is_missing else None)
+    known = given = data_for(vae, data, source=source, missing=[] if nan_is_missing else None, mask=mask)
     if nan_is_missing and mask is None and not is_table(data) and not isinstance(data, Rows):
         known = mask_nan(known, source=source)
+    mask = None if isinstance(known, Data) else mask  # which have it as their own
     rows = rows_for(vae, known, context=context, mask=mask, source=source)
-    values = _values(data, known, rows) if nan_is_missing else None
+    values = _values(data, given, rows) if nan_is_missing else None
     return Table(rows.like(vae), Names.of(vae, known), values)
 
 
@@ -138,16 +139,14 @@ def _streamed(vae: "VAE", data: Streamed, context: Any, mask: Any, nan_is_missin
 
 def _values(data: Any, known: Any, rows: Rows) -> np.ndarray:
     """The numbers as they were given: those of a table in double, where reading it has rounded them."""
-    if is_table(data):
-        return columns_of(data, columns=known.columns, categories=known.categories).values
-    raw = data.x if isinstance(data, Data) and data.columns == known.columns else known
-    raw = getattr(raw, "x", raw)
+    exact = getattr(known, "exact", None)
+    raw = getattr(known, "x", known) if exact is None else exact
     array = raw.detach().cpu() if isinstance(raw, Tensor) else raw
     if isinstance(array, Tensor):
         array = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
         array = array.numpy()
     array = np.asarray(array)
-    array = array if array.dtype == np.float32 else array.astype(np.float64)
+    array = array if array.dtype == np.float32 and not is_table(data) else array.astype(np.float64)
     return array.reshape(len(rows), -1)
 
 

@@ -163,3 +163,8 @@ def test_a_network_may_be_spared_the_context():
     q = pv.posteriors.DiagNormal(pv.nn.WithoutContext(inner, 2))
     x, context = torch.randn(5, 2), torch.randn(5, 3)
     assert torch.equal(q(x, context).mean, pv.posteriors.DiagNormal(inner)(x).mean)
+
+
+def test_numbers_of_a_context_are_coded_by_name():
+    known = load(TABLE.assign(sex=pd.Categorical([1, 2, 2, 1])), context="sex")
+    assert load(TABLE.assign(sex=[1, 2, 2, 1]), context="sex", like=known).context.tolist() == known.context.tolist()

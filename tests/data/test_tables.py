@@ -6,7 +6,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import pyro_vae as pv
 from pyro_vae.data import Data, load, mask_nan, rows_of
 from pyro_vae.data.fingerprint import Trained
 from pyro_vae.data.rows import matched
@@ -471,3 +472,111 @@ def test_a_file_of_anndata_is_read_by_anndata_or_says_how_to_install_it(tmp_path
 def test_a_data_set_stays_itself():
     data = Data(torch.tensor(SQUARE))
     assert load(data) is data
+
+
+NUMBERED = load(pd.DataFrame({"a": pd.Categorical([1, 2, 3], [1, 2, 3]), "b": [0.5, 1.5, 2.5]}))
+
+
+@pytest.mark.parametrize("again", [[1, 2], [1.0, 2.0], ["1", "2"], pd.array([1, 2], "Int64"), pd.Categorical([1, 2])])
+def test_numbers_are_coded_by_the_names_of_known_categories(again):
+    new = pd.DataFrame({"a": again, "b": [0.5, 1.5]})
+    for data in (load(new, like=NUMBERED), matched(load(new), NUMBERED)):
+        assert data.x[:, 0].tolist() == [0.0, 1.0]
+        assert data.categories == {"a": ["1", "2", "3"]}
+
+
+def test_numbers_are_coded_by_name_through_a_file(tmp_path):
+    known = load(pd.DataFrame({"a": pd.Categorical([1.0, 2.5, 0.1]), "b": pd.Categorical([True, False, True])}))
+    assert known.categories == {"a": ["0.1", "1.0", "2.5"], "b": ["False", "True"]}
+    pd.DataFrame({"a": [1, 0.1, 2.5], "b": [True, False, True]}).to_csv(tmp_path / "a.csv", index=False)
+    assert load(tmp_path / "a.csv", like=known).x.tolist() == [[1.0, 1.0], [0.0, 0.0], [2.0, 1.0]]
+
+
+def test_a_number_with_two_names_is_refused():
+    known = load(pd.DataFrame({"a": pd.Categorical(["01", "001"]), "b": [1, 2]}))
+    assert load(pd.DataFrame({"a": ["01", "001"], "b": [1, 2]}), like=known).x[:, 0].tolist() == [1.0, 0.0]
+    with pytest.raises(DataError, match="column 'a' is 1, none of its categories '001', '01'"):
+        load(pd.DataFrame({"a": [1, 1], "b": [1, 2]}), like=known)
+
+
+@pytest.mark.parametrize("read", [lambda t, like: load(t, like=like), lambda t, like: matched(load(t), like)])
+def test_a_column_of_numbers_is_not_taken_for_categories_nor_the_other_way(read):
+    with pytest.raises(DataError, match=r"row 0, column 'a' is 0.*, none of its categories '1', '2', '3'"):
+        read(pd.DataFrame({"a": [0, 1], "b": [0.5, 1.5]}), NUMBERED)
+    numbers = load(pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]}))
+    with pytest.raises(DataError, match="column 'a' holds categories, and numbers in data; make them alike"):
+        read(pd.DataFrame({"a": pd.Categorical([1, 2]), "b": [0.5, 1.5]}), numbers)
+
+
+def test_spaces_around_the_names_of_categories_do_not_matter():
+    spaced = load(pd.DataFrame({"a": pd.Categorical([" x", "y", " x"])}))
+    assert (spaced.x[:, 0].tolist(), spaced.categories) == ([0.0, 1.0, 0.0], {"a": [" x", "y"]})
+    assert load(pd.DataFrame({"a": ["x", " y ", " x"]}), like=spaced).x[:, 0].tolist() == [0.0, 1.0, 0.0]
+    both = load(pd.DataFrame({"a": pd.Categorical([" x", "x"])}))
+    assert both.x[:, 0].tolist() == [0.0, 1.0]
+
+
+def test_what_is_not_observed_is_not_looked_up_among_the_categories():
+    like = load(pd.DataFrame({"a": ["g", "r"] * 2}))
+    data = Data(torch.tensor([[0.0], [1.0], [9.0]]), mask=torch.tensor([[False], [True], [False]]), columns=["a"])
+    assert matched(replace(data, categories={"a": ["b", "r"]}), like).x[1].tolist() == [1.0]
+    with pytest.raises(DataError, match="column 'a' holds 'b', none of the known categories 'g', 'r'"):
+        matched(replace(data, categories={"a": ["b", "r"]}, mask=torch.tensor([[True], [True], [False]])), like)
+    with pytest.raises(DataError, match=r"column 'a' holds 9\.0, none of the known categories"):
+        matched(replace(data, categories={"a": ["g", "x"]}, mask=torch.tensor([[True], [False], [True]])), like)
+
+
+@pytest.mark.parametrize("table", [{"a": 1.0}, {"a": [1, 2], "b": [1]}, {"a": np.zeros((2, 2))}], ids=str)
+def test_a_dict_that_is_no_table_is_refused_in_a_sentence(table):
+    for use in (load, rows_of, mask_nan):
+        with pytest.raises(DataError, match="data: a dict that is no table; give each column as a list of one value"):
+            use(table)
+
+
+# A mask beside a table.
+
+UNDER = pd.DataFrame({"b": ["x", "u", "v"], "a": [1, 2, 99]})
+SEEN = np.array([[False, True], [True, True], [True, False]])
+
+
+def fitted_on(table):
+    vae = pv.exact.LinearGaussian(torch.ones(table.shape[1], 1), torch.zeros(table.shape[1]), 0.5).as_vae()
+    pv.fit(vae, table, epochs=1, progress=False, engine="eager", device="cpu")
+    return vae
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_mask_follows_the_columns_of_its_table_and_hides_what_may_be_anything(index):
+    vae = fitted_on(pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": ["u", "v", "u", "v"]}))
+    frame = UNDER.reset_index(names="") if index else UNDER
+    expected = [[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]], [[True, False], [True, True], [False, True]]
+    rows = pv.data.rows_for(vae, frame, mask=SEEN)
+    assert (rows.x.tolist(), rows.mask.tolist()) == expected
+    coded = Data(torch.tensor([[7.0, 1.0], [0.0, 2.0], [1.0, 99.0]]), columns=["b", "a"], categories={"b": ["u", "v"]})
+    rows = pv.data.rows_for(vae, coded, mask=SEEN)
+    assert (rows.x.tolist(), rows.mask.tolist()) == expected
+    with pytest.raises(DataError, match=r"mask is of torch\.bool and shape \(3, 1\); give booleans of .* \(3, 2\)"):
+        pv.data.rows_for(vae, UNDER, mask=SEEN[:, :1])
+
+
+def test_nan_is_refused_where_a_mask_says_that_it_was_observed():
+    table = pd.DataFrame({"a": [1.0, np.nan, 3.0], "b": [np.nan, 2.0, 4.0]})
+    seen = np.array([[True, True], [False, True], [True, True]])
+    assert rows_of(table, mask=table.notna().to_numpy()).x.tolist() == [[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]
+    with pytest.raises(DataError, match="not finite, the first in row 0, column 'b'"):
+        rows_of(table, mask=seen)
+    assert pv.data.mean_and_sd(table, mask=table.notna().to_numpy()).center.tolist() == [2.0, 3.0]
+
+
+def test_the_double_precision_of_a_table_is_kept_where_single_would_change_it(tmp_path):
+    table = pd.DataFrame({"b": [0.1, 16777217.0, 3.0], "a": [1.0, 2.0, np.nan]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    np.save(tmp_path / "a.npy", table.to_numpy())
+    for name in ("a.csv", "a.npy"):
+        data = load(tmp_path / name, missing="nan")
+        assert data.x.dtype == torch.float32
+        np.testing.assert_array_equal(data.exact, table.to_numpy())
+        np.testing.assert_array_equal(data.rows(torch.tensor([1])).exact, table.to_numpy()[1:2])
+    data = matched(load(tmp_path / "a.csv", missing="nan"), load(table[["a", "b"]].fillna(0)))
+    np.testing.assert_array_equal(data.exact, table[["a", "b"]].to_numpy())
+    assert load(table.round().fillna(0).iloc[[0, 2]]).exact is None

@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -222,3 +223,25 @@ def test_without_data_or_a_size_there_is_nothing_to_draw():
     with pytest.raises(DataError, match="x is None, and the guide infers z from data"):
         vae.guide(None, size=3)
     assert vae.model(None, size=np.int64(3)).shape == (3, 6)
+
+
+def first_validation_elbo(data, validation):
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(1),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(1, [], 3)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(3, [], 2)),
+    )
+    return quiet_fit(vae, data, validation_data=validation).history.validation_elbo.values[0]
+
+
+def test_validation_data_are_matched_by_name_at_the_first_fit():
+    """The columns are 10 apart, so that another order is far off; a category is absent."""
+    x = pd.DataFrame({"a": X[:, 0] * 0.1, "b": 10 + X[:, 1], "c": list("uvwv") * 10})
+    new = x[x.c != "u"]
+    expected = first_validation_elbo(x, pv.data.load(new, like=pv.data.load(x)))
+    for given in (new, new[list("cba")], pv.data.load(new[list("cba")])):
+        assert first_validation_elbo(x, given) == expected
+    assert first_validation_elbo(pv.data.load(x), new[list("cba")]) == expected
+    with pytest.raises(DataError, match="validation data: column 'b' of the training data is missing"):
+        first_validation_elbo(x, x.drop(columns="b"))

@@ -279,3 +279,39 @@ def test_a_row_with_nothing_observed_is_refused():
     vae = gaps(0.2)[0].as_vae()
     with pytest.raises(DataError, match="row 1 has no observed value"):
         pv.impute(vae, [[0.0] * 10, [np.nan] * 10])
+
+
+def fitted(table):
+    vae = pv.exact.LinearGaussian(torch.ones(table.shape[1], 1), torch.zeros(table.shape[1]), 0.5).as_vae().float()
+    pv.fit(vae, table, epochs=1, progress=False, engine="eager", device="cpu")
+    return vae
+
+
+def test_observed_categories_come_back_by_their_names():
+    vae = fitted(pd.DataFrame({"a": np.arange(6.0), "kind": list("bgrbgr")}))
+    new = pd.DataFrame({"kind": list("grgr"), "a": [0.5, np.nan, 1.5, 2.5]})
+    for data in (new, pv.data.load(new, missing="nan"), pv.data.load(new[["a", "kind"]], missing="nan")):
+        assert pv.as_table(pv.impute(vae, data, draws=30)).kind.tolist() == list("grgr")
+
+
+def test_what_was_loaded_comes_back_to_the_bit_too(tmp_path):
+    table = pd.DataFrame({"b": [0.1, 16777217.0, 3.0, 4.0], "a": [1.1, 2.0, 5.0, np.nan], "kind": list("uvvu")})
+    vae = fitted(pd.DataFrame({"a": np.arange(6.0), "b": np.arange(6.0), "kind": list("uvvuvv")}))
+    table.to_csv(tmp_path / "a.csv", index=False)
+    found = pv.as_table(pv.impute(vae, pv.data.load(tmp_path / "a.csv", missing="nan"), draws=30))
+    assert found.b.tolist() == table.b.tolist()
+    assert found.a.tolist()[:3] == table.a.tolist()[:3]
+    assert found.kind.tolist() == table.kind.tolist()
+    whole = np.array([[16777217, 0, 1], [5, 6, 0]])  # of integers, without a mask
+    assert pv.impute(vae, whole, draws=30).x.values.tolist() == whole.tolist()
+
+
+def test_a_mask_follows_the_columns_of_a_table():
+    vae = fitted(pd.DataFrame({"a": np.arange(4.0), "b": np.arange(4.0)}))
+    table, seen = pd.DataFrame({"b": [5.0, np.nan], "a": [1.0, 2.0]}), np.array([[True, True], [False, True]])
+    found = pv.impute(vae, table, mask=seen, draws=30)
+    assert found.identical(pv.impute(vae, table[["a", "b"]], mask=seen[:, ::-1].copy(), draws=30))
+    assert found.missing.values.tolist() == [[False, False], [False, True]]
+    latents = pv.encode(vae, table.fillna(7.0), mask=seen)
+    assert latents.identical(pv.encode(vae, pv.data.load(table.fillna(7.0)), mask=seen))
+    assert latents.identical(pv.encode(vae, table[["a", "b"]].fillna(7.0), mask=seen[:, ::-1].copy()))

@@ -271,3 +271,8 @@ def test_batch_norm_and_dropout_rest():
     whole = pv.encode(vae.train(), x)
     np.testing.assert_allclose(pv.encode(vae, x[:1]).z[0], whole.z[0], rtol=1e-12)
     assert net.training
+
+
+def test_an_end_of_a_line_that_is_no_table_is_refused_in_a_sentence(table):
+    with pytest.raises(DataError, match="a: a dict that is no table; give each column as a list of one value per row"):
+        pv.interpolate(trained(table), {"a": 1.0}, {"a": 2.0})
