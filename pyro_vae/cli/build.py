@@ -40,7 +40,7 @@ def build(settings: Namespace, train: Data) -> VAE:
     Example:
         >>> from pyro_vae.cli.settings import training
         >>> settings = training().parse_args(["--data", "x.npy", "--out", "run", "--latent_dim", "3"])
-        >>> build(settings, Data(torch.zeros(4, 10))).prior()
+        >>> build(settings, Data(torch.arange(40.0).view(4, 10))).prior()
         Independent(Normal(loc: torch.Size([3]), scale: torch.Size([3])), 1)
     """
     made = instances(settings)

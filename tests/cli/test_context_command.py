@@ -217,6 +217,7 @@ def test_contexts_of_a_table_must_be_those_of_the_run(folder, tmp_path, capsys):
     assert "has no context; leave --data out" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("always::pyro_vae.errors.ConstantColumnsWarning")
 def test_constant_counts_and_categories_are_not_warned_of(tmp_path, capsys):
     counts = pd.DataFrame({"a": [0, 1, 2, 3] * 5, "none": 0, "kind": "k"})
     counts.to_csv(tmp_path / "a.csv", index=False)
