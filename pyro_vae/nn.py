@@ -1,5 +1,6 @@
 """Networks; each takes ``(*batch, features)``, with any number of batch dimensions."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import ModelError, SettingsError
 
@@ -181,6 +183,45 @@ class WithoutContext(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         out: Tensor = self.net(rows[..., : self.features])
+        return out
+
+
+class StandardizedContext(nn.Module):
+    """A network that sees the context, the last numbers of a row, in units of its spread.
+
+    .. math:: f(v, c) = \\mathrm{net}(v, (c - m) / s)
+
+    Args:
+        net: from ``(*batch, features + context)``.
+        features: the numbers before the context, 0 where there are none.
+        standardize: m and s of each number of the context, as ``pv.data.mean_and_sd(context)``; a copy is kept.
+
+    Raises:
+        SettingsError: if ``features`` is no whole number of at least 0.
+        ModelError: when called, if the rows are not of ``features`` numbers and a context.
+
+    Example:
+        >>> import torch
+        >>> income = Standardize(torch.tensor([60_000.0]), torch.tensor([20_000.0]))
+        >>> StandardizedContext(nn.Identity(), 2, income)(torch.tensor([[1.0, 2.0, 70_000.0]]))
+        tensor([[1.0000, 2.0000, 0.5000]])
+    """
+
+    def __init__(self, net: nn.Module, features: int, standardize: Standardize) -> None:
+        super().__init__()
+        self.net, self.features = net, whole("features", features, 0)
+        self.standardize = copy.deepcopy(standardize)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        context = len(self.standardize.center)
+        if rows.shape[-1] != self.features + context:
+            built = f"{self.features} and " * (self.features > 0) + f"a context of {context}"
+            raise ModelError(
+                f"the network was given rows of {rows.shape[-1]} numbers and was built for {built}; give context= of "
+                "that size"
+            )
+        before, behind = rows[..., : self.features], rows[..., self.features :]
+        out: Tensor = self.net(torch.cat([before, self.standardize(behind)], -1))
         return out
 
 

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +17,11 @@ from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.memory import as_list
 from pyro_vae.data.rows import Data
-from pyro_vae.data.spread import mean_and_sd
+from pyro_vae.data.spread import context_units, units_for
 from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Likelihood, Normal
 from pyro_vae.priors import ContextNormal
-
-# Units of the user's data are unknown, so their noise is learned unless a likelihood is named.
-_learned_normal = partial(Normal, scale=0.5, learn_scale=True)
+from pyro_vae.use.makers import class_of, count_outputs, learned_normal
 
 Part = tuple[Any, Namespace | type | None]
 """A maker of a part, and the settings it was made of."""
@@ -63,7 +61,7 @@ def assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, po
             made_prior = prior[0](_of_prior(_class_of(prior), settings, train))
             decoder_net = _net(latents, hidden[::-1], _outputs(likelihood, features), given["decoder"])
             encoder_net = _net(features, hidden, _outputs(posterior, latents), given["encoder"])
-            decoder = (likelihood[0] or _learned_normal)(decoder_net)
+            decoder = (likelihood[0] or learned_normal)(decoder_net)
             encoder = posterior[0](encoder_net)
             return VAE(prior=made_prior, decoder=decoder, encoder=encoder, standardize=_units(settings, train, decoder))
     except PyroVAEError:
@@ -75,17 +73,25 @@ def assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, po
 
 def _units(settings: Namespace, train: Data, decoder: Likelihood) -> Standardize | None:
     """The units of the columns, if they are to be standardized and some are of real numbers."""
-    real = decoder.real_columns(train.x.shape[1:])
-    if not settings.standardize or train.image_shape is not None or not bool(real.any()):
-        return None
-    return mean_and_sd(train)
+    return units_for(decoder, train) if settings.standardize and train.image_shape is None else None
 
 
-Given = tuple[int, bool]
-"""How many numbers a context has, and whether a network sees them."""
+@dataclass(frozen=True)
+class Context:
+    """The context of a network.
+
+    Args:
+        size: how many numbers it has, 0 where there is none.
+        seen: whether the network sees them.
+        units: in which it sees them; as they are, if not given.
+    """
+
+    size: int
+    seen: bool
+    units: Standardize | None
 
 
-def _contexts(settings: Namespace, train: Data) -> dict[str, Given]:
+def _contexts(settings: Namespace, train: Data) -> dict[str, Context]:
     """The context of each network."""
     networks, asked = ("encoder", "decoder"), as_list(settings.context_to) or []
     if not asked or {*asked} - {*networks}:
@@ -94,14 +100,18 @@ def _contexts(settings: Namespace, train: Data) -> dict[str, Given]:
             "takes the context)"
         )
     size = 0 if train.context is None else train.context.shape[1]
-    return {name: (size, name in asked) for name in networks}
+    units = context_units(train) if settings.standardize else None
+    return {name: Context(size, name in asked, units) for name in networks}
 
 
-def _net(features: int, hidden: list[int], outputs: int, given: Given) -> Module:
-    """A network that sees the context or, as it is handed one anyway, leaves it out."""
-    size, seen = given
-    net = nn.mlp(features + size * seen, hidden, outputs)
-    return net if seen or not size else nn.WithoutContext(net, features)
+def _net(features: int, hidden: list[int], outputs: int, context: Context) -> Module:
+    """A network that sees the context, in its units, or, as it is handed one anyway, leaves it out."""
+    net = nn.mlp(features + context.size * context.seen, hidden, outputs)
+    if not context.size:
+        return net
+    if not context.seen:
+        return nn.WithoutContext(net, features)
+    return net if context.units is None else nn.StandardizedContext(net, features, context.units)
 
 
 def _of_prior(cls: Any, settings: Namespace, train: Data) -> Any:
@@ -112,7 +122,8 @@ def _of_prior(cls: Any, settings: Namespace, train: Data) -> Any:
         return settings.latent_dim
     if train.context is None:
         raise SettingsError(f"the prior {cls.__name__} depends on a context; name its columns with --context")
-    return nn.mlp(train.context.shape[1], list(settings.hidden), 2 * settings.latent_dim)
+    units = context_units(train) if settings.standardize else None
+    return _net(0, list(settings.hidden), 2 * settings.latent_dim, Context(train.context.shape[1], True, units))
 
 
 def first_line(error: Exception) -> str:
@@ -127,7 +138,7 @@ def first_line(error: Exception) -> str:
 
 def _class_of(part: Part) -> Any:
     if part[1] is None:
-        return _learned_normal.func
+        return class_of(learned_normal)
     return part[1] if isinstance(part[1], type) else _found(part[1].class_path)  # a type is a default
 
 
@@ -138,11 +149,8 @@ def _found(path: str) -> Any:
 
 def _outputs(part: Part, size: int) -> int:
     """How many numbers the network of a part gives, as its class and its settings say."""
-    outputs = _class_of(part).outputs
-    known = inspect.signature(outputs).parameters
     # The maker holds the settings as the class is given them, where those of the parser still name classes.
-    made = getattr(part[0], "keywords", {})
-    return outputs(size, **{name: value for name, value in made.items() if name in known})
+    return count_outputs(part[0], size, cls=_class_of(part))
 
 
 def names_of(parts: Sequence[Part], among: str) -> list[str]:

@@ -172,12 +172,16 @@ def impute_settings(
     """
 
 
-def sample_settings(run: str, *, n: int = 1000, out: str | None = None, seed: int = 0) -> None:
+def sample_settings(
+    run: str, *, n: int | None = None, data: str | None = None, out: str | None = None, seed: int = 0
+) -> None:
     """Draw new rows from a trained VAE, and write them to a table.
 
     Args:
         run: the folder of a run that pyro-vae fit wrote.
-        n: how many rows.
+        n: how many rows; by default 1000, or one for each row of --data.
+        data: of a run with a context, a table with its context columns, found by name: a row is drawn in the context
+            of each; if the table has one row, all n in its context.
         out: a new file for the table, .csv, .parquet or .npy; by default RUN/sample.csv, or the next free name.
         seed: of all draws.
     """

@@ -82,8 +82,8 @@ def fit_settings(
         columns: columns to take; by default all others.
         missing: values that say that a value is missing, as "NA,?,-999"; nan for NaN and empty cells alone, which are
             always among them. By default a missing value is refused.
-        context: columns that are no data, but given to the networks besides, as "age,sex": numbers as they are,
-            categories one-hot.
+        context: columns that are no data, but given to the networks besides, as "age,sex": numbers standardized inside
+            the model, in sds of the training data (--standardize false: as they are), categories one-hot.
         context_to: the networks that see them, encoder, decoder or both; the prior pyro_vae.priors.ContextNormal does,
             too.
         sep: what stands between the columns of a text file, one character, tabs or spaces; found by default.
@@ -97,9 +97,9 @@ def fit_settings(
         likelihood: the class of p(x|z), called with the decoder network; by default a Normal whose scale is learned.
             auto takes what each column suggests (counts, categories, heavy tails, …) and says so.
         posterior: the class of q(z|x), called with the encoder network.
-        standardize: whether the networks see and describe columns of real numbers by their distance from the mean, in
-            sds of the training data; the density remains one of the data in their own units, and the scale of a
-            likelihood is in those sds. Images are left alone.
+        standardize: whether the networks see and describe columns of real numbers, and see context columns of numbers,
+            by their distance from the mean, in sds of the training data; the density remains one of the data in their
+            own units, and the scale of a likelihood is in those sds. Images are left alone.
         elbo: the estimator; Trace_ELBO if not given.
         optimizer: a class of torch.optim, called with the parameters.
         epochs: passes over the data, all of which are made. By default training ends when the validation ELBO stops

@@ -10,11 +10,13 @@ import torch
 import xarray as xr
 from jsonargparse import Namespace
 from rich.console import Console
+from torch import Tensor
 
 import pyro_vae
 from pyro_vae.cli.fit import load_weights, read_like, report_reading, settings_of, streamed, trained_run
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data, rows_for, stream
+from pyro_vae.data.context import one_hot_context, validate_kind
 from pyro_vae.data.fingerprint import row_hashes, trained_on
 from pyro_vae.data.streams import Streamed
 from pyro_vae.errors import DataError, OutputError, SettingsError
@@ -47,6 +49,9 @@ WRITERS: dict[str, Callable[[xr.Dataset, Path], None]] = {
 UNUSUAL = 0.05
 """Rows with a p-value of at most this are counted."""
 
+SAMPLES = 1000
+"""So many rows are drawn where no number and no contexts are given."""
+
 NOT_PASSED = ("run", "data", "out", "missing", "n", "config")
 """Settings of a command that its function has no arguments for, or by position."""
 
@@ -61,13 +66,19 @@ def run_table(command: str, settings: Namespace) -> int:
     path = _destination(command, settings.out, settings.run)
     function = getattr(pyro_vae, command)
     options = {name: value for name, value in vars(settings).items() if name not in NOT_PASSED and value is not None}
+    labels = None
     if "n" in settings:
-        vae, given = _vae(settings.run), settings.n
+        vae = _vae(settings.run)
+        options["context"], labels = _contexts(settings, vae)
+        rows = SAMPLES if settings.data is None else len(options["context"])
+        given = rows if settings.n is None else settings.n
     else:
         vae, given = _vae_and_data(settings, command)
         if settings.data is not None and "held_out" in inspect.signature(function).parameters:
             options["held_out"] = _held_out(settings.run, vae, given)
     found = function(vae, given, progress=True, **options)
+    if labels is not None and len(labels) == found.sizes["datum"]:
+        found = found.assign_coords(datum=labels)
     with staged(path, lambda _: _refuse_existing(path)) as part:
         WRITERS[path.suffix.lower()](found, part)
     _report(found, path)
@@ -104,6 +115,23 @@ def _vae(run: str) -> VAE:
         return trained_run(run, None)[1]
 
 
+def _contexts(settings: Namespace, vae: VAE) -> tuple[Tensor | None, np.ndarray | None]:
+    """The contexts of the rows of --data, of which no other columns are read, and the row labels."""
+    if settings.data is None:
+        return None, None
+    known, of_run = vae.trained_on, settings_of(settings.run)
+    if known is None or not known.context_columns:
+        raise SettingsError(f"data is {settings.data}, and the run {settings.run} has no context; leave --data out")
+    of_run.context = of_run.drop = of_run.label = of_run.missing = None
+    of_run.columns = [*known.context_columns]
+    like = Data(torch.empty(0), columns=known.context_columns, categories=known.categories, source=of_run.data)
+    data = read_like(settings.data, of_run, like)
+    for name in known.context_columns:
+        validate_kind(name, data.categories.get(name), known.categories.get(name), data.source, like.source)
+    report_reading(data)
+    return one_hot_context(data), data.row_labels
+
+
 def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Streamed]:
     """The VAE of a run, and the data to use it on."""
     if settings.data is None:
@@ -119,7 +147,10 @@ def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Stream
     known = vae.trained_on
     like = Data(torch.empty(0), source=of_run.data)
     if known is not None:
-        like = Data(torch.empty(0), columns=known.columns, categories=known.categories, source=of_run.data)
+        like = Data(
+            torch.empty(0), columns=known.columns, categories=known.categories, context_columns=known.context_columns,
+            source=of_run.data,
+        )  # fmt: skip
     data = read_like(settings.data, of_run, like)
     report_reading(data)
     return vae, data

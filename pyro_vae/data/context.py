@@ -57,6 +57,29 @@ def read_context(
     return np.concatenate(parts, 1), coded
 
 
+def one_hot_context(data: Any) -> Tensor:
+    """Turn a table of context columns alone into a context: numbers as they are, codes of categories one-hot.
+
+    Args:
+        data: :class:`~pyro_vae.data.Data` whose columns are the context columns, in their order.
+
+    Returns:
+        The context, shape ``(row, c)``.
+
+    Example:
+        >>> from pyro_vae.data import Data
+        >>> x = torch.tensor([[30.0, 1.0], [40.0, 0.0]])
+        >>> one_hot_context(Data(x, columns=["age", "sex"], categories={"sex": ["f", "m"]}))
+        tensor([[30.,  0.,  1.],
+                [40.,  1.,  0.]])
+    """
+    columns = zip(data.columns, data.x.split(1, 1), strict=True)
+    known = data.categories
+    return torch.cat(
+        [one_hot(part[:, 0].long(), len(known[name])).to(part) if name in known else part for name, part in columns], 1
+    )
+
+
 def context_names(columns: Sequence[str], categories: Categories) -> list[str]:
     """Name the numbers of a context.
 

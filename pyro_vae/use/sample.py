@@ -5,15 +5,18 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_vae.core.component import evaluating
+from pyro_vae.core.compatibility import called
+from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import derive_seed, numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
+from pyro_vae.data.context import context_names
 from pyro_vae.data.rows import as_tensor
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, ModelError
+from pyro_vae.priors import ContextNormal
 from pyro_vae.use.inputs import Names
 from pyro_vae.use.labelled import label
 
@@ -43,6 +46,7 @@ def sample(
 
     Raises:
         DataError: if the context is not finite or not of one row or n rows.
+        ModelError: if the model needs a context and gets none, or one of another width.
         SettingsError: if a setting is out of its range.
 
     Example:
@@ -59,7 +63,7 @@ def sample(
     with evaluating(vae):
         with seeded(seed, device):  # to see how many numbers there are
             z = _from_the_prior(vae, 1, *(rows[:1] for rows in given))
-            width = vae.decoder(z, *(rows[:1] for rows in given)).event_shape.numel()
+            width = likelihood_at(vae, z, tuple(rows[:1] for rows in given)).event_shape.numel()
         size = max(1, numbers_at_once(chunk, device) // max(width, z.numel()))
         starts, drawn = range(0, n, size), []
         with ticking("Sampling", len(starts), progress) as tick:
@@ -93,6 +97,68 @@ def contexts(vae: VAE, context: Any, n: int) -> tuple[Tensor, ...]:
     return (rows.expand(n, -1),)
 
 
+def likelihood_at(vae: VAE, z: Tensor, given: tuple[Tensor, ...]) -> Distribution:
+    """Return p(x|z) at latents in contexts from :func:`contexts`.
+
+    Raises:
+        ModelError: if the decoder cannot be called with them, naming the context that it needs.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 1.0).as_vae()
+        >>> likelihood_at(vae, torch.zeros(3, 1), ()).batch_shape
+        torch.Size([3])
+    """
+    try:
+        return called("decoder", vae.decoder, z, *given)
+    except ModelError as error:
+        raise _with_needed_context(error, vae, given, _inputs(vae.decoder) - z.shape[-1]) from error
+
+
+def prior_at(vae: VAE, given: tuple[Tensor, ...]) -> Distribution:
+    """Return p(z) in contexts from :func:`contexts`.
+
+    Raises:
+        ModelError: if the prior cannot be called with them, naming the context that it needs.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 1.0).as_vae()
+        >>> prior_at(vae, ()).event_shape
+        torch.Size([1])
+    """
+    try:
+        return called("prior", vae.prior, *given)
+    except ModelError as error:
+        numbers = _inputs(vae.prior) if isinstance(vae.prior, ContextNormal) else 0
+        raise _with_needed_context(error, vae, given, numbers) from error
+
+
+def _inputs(part: nn.Module) -> int:
+    """How many numbers the first layer takes, 0 where that is no linear map."""
+    return next((layer.in_features for layer in part.modules() if isinstance(layer, nn.Linear)), 0)
+
+
+def _with_needed_context(error: ModelError, vae: VAE, given: tuple[Tensor, ...], numbers: int) -> ModelError:
+    """An error that says which context the model needs, where it was given another, else the error itself.
+
+    ``numbers`` is how many numbers the context has where the VAE does not know its columns.
+    """
+    known, names, where = vae.trained_on, "", ""
+    if known is not None and known.context_columns:
+        each = context_names(known.context_columns, known.categories)
+        numbers, names = len(each), f" ({', '.join(each)})"
+        where = "; for pyro-vae sample, name a table of contexts with --data"
+    own = given[0].shape[-1] if given else 0
+    if numbers <= 0 or own == numbers:
+        return error
+    was = f"one of {own}" if own else "none"
+    return ModelError(
+        f"the model needs a context of {numbers} number{'s' * (numbers > 1)}{names} and was given {was}; "
+        f"give context= of shape ({numbers},){where}"
+    )
+
+
 def _from_the_prior(vae: VAE, number: int, *context: Tensor) -> Tensor:
-    prior = vae.prior(*context)
+    prior = prior_at(vae, context)
     return prior.sample(() if prior.batch_shape else (number,))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from inspect import signature
 from typing import Any, Self
 
 import numpy as np
@@ -18,14 +17,15 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import Data, mask_nan, rows_for
-from pyro_vae.data.spread import mean_and_sd
+from pyro_vae.data.spread import units_for
 from pyro_vae.evidence.estimate import log_evidence
-from pyro_vae.likelihoods import Likelihood, Normal
+from pyro_vae.likelihoods import Likelihood
 from pyro_vae.nn import mlp
 from pyro_vae.posteriors import DiagNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.train.fit import fit
 from pyro_vae.train.trial import default_batch_size
+from pyro_vae.use.makers import class_of, count_outputs, learned_normal
 
 STEPS, PASSES = 1000, 10
 """Where no number of epochs is given, training takes at least so many steps, and so many passes over the data."""
@@ -35,9 +35,6 @@ AT_ONCE = 4096
 
 NUMBERS = (np.float64, np.float32)
 """The precisions that X may have; the VAE has that of X, and X of another is taken in double."""
-
-# Units of the user's data are unknown, so their noise is learned unless a likelihood is given.
-_learned_normal = partial(Normal, scale=0.5, learn_scale=True)
 
 
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -144,7 +141,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with seeded(derive_seed(seed, "weights"), torch.device("cpu")):
             vae = _vae_of(
-                data, latents, self.hidden, self.prior or StandardNormal, self.likelihood or _learned_normal,
+                data, latents, self.hidden, self.prior or StandardNormal, self.likelihood or learned_normal,
                 self.posterior or DiagNormal, standardize=self.standardize,
             ).to(data.x.dtype)  # fmt: skip
         self.fit_ = fit(
@@ -248,22 +245,8 @@ def _vae_of(
 ) -> VAE:
     """A VAE of these parts, its networks as wide as the parts need them."""
     features, widths = data.x.shape[1], list(hidden)
-    made_prior = prior(data if getattr(_class_of(prior), "takes_data", False) else latents)
-    decoder = likelihood(mlp(latents, widths[::-1], _outputs(likelihood, features)))
-    encoder = posterior(mlp(features, widths, _outputs(posterior, latents)))
-    real = bool(decoder.real_columns(data.x.shape[1:]).any())
-    units = mean_and_sd(data) if standardize and real else None
+    made_prior = prior(data if getattr(class_of(prior), "takes_data", False) else latents)
+    decoder = likelihood(mlp(latents, widths[::-1], count_outputs(likelihood, features)))
+    encoder = posterior(mlp(features, widths, count_outputs(posterior, latents)))
+    units = units_for(decoder, data) if standardize else None
     return VAE(prior=made_prior, decoder=decoder, encoder=encoder, standardize=units)
-
-
-def _class_of(factory: Any) -> Any:
-    return factory.func if isinstance(factory, partial) else factory
-
-
-def _outputs(factory: Any, size: int) -> int:
-    """How many numbers the network of a part gives for ``size`` of its own, as its class and its settings say."""
-    outputs = _class_of(factory).outputs
-    given = factory.keywords if isinstance(factory, partial) else {}
-    known = signature(outputs).parameters
-    number: int = outputs(size, **{name: value for name, value in given.items() if name in known})
-    return number

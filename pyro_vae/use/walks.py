@@ -20,7 +20,7 @@ from pyro_vae.use.encode import encode
 from pyro_vae.use.features import summarize
 from pyro_vae.use.inputs import Names, read
 from pyro_vae.use.labelled import label
-from pyro_vae.use.sample import contexts
+from pyro_vae.use.sample import contexts, likelihood_at, prior_at
 
 DRAWS = 10_000
 """Draws of the prior, where its quantiles have no closed form."""
@@ -122,7 +122,7 @@ def traverse(
     at = _quantiles(quantiles, steps)
     given = contexts(vae, context, 1)
     with evaluating(vae), seeded(seed, vae.like(torch.empty(0)).device):
-        prior = vae.prior(*given)
+        prior = prior_at(vae, given)
         if latent >= (size := prior.event_shape.numel()):
             raise SettingsError(f"latent is {latent}; the VAE has {size}, counted from 0")
         centre, values = _of_the_prior(prior, latent, at)
@@ -189,9 +189,9 @@ def _decoded(
 ) -> xr.Dataset:
     """What is expected of each feature at latents ``(point, latent)`` in one context."""
     whole("draws", draws, 2)
-    rows = Rows(z, given[0].expand(len(z), -1) if given else None)
+    each = tuple(context.expand(len(z), -1) for context in given)
     with evaluating(vae), seeded(seed, z.device):
-        likelihood = vae.likelihood(z.expand(draws, *z.shape), rows)
+        likelihood = likelihood_at(vae, z.expand(draws, *z.shape), each)
         found = summarize(likelihood, z.new_full((draws, len(z)), 1 / draws))
     variables = {name: ([dim, "feature"], value.to(z.dtype).cpu().numpy()) for name, value in found.items()}
     variables["z"] = [dim, "latent"], z.cpu().numpy()

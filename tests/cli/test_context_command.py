@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.data import rows_of
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, ModelError
 
 QUICK = ("--epochs", "1", "--hidden", "[4]", "--latent_dim", "2", "--engine", "eager", "--device", "cpu")
 CONTEXT = ("--index", "id", "--context", "age,sex")
@@ -39,6 +39,15 @@ def folder(tmp_path_factory):
     table()[["sex", "b", "id", "age", "a"]].to_csv(folder / "b.csv", index=False, sep=";")
     table().drop(columns="age").to_csv(folder / "lacks.csv", index=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def in_pounds(folder, tmp_path_factory):
+    """A run on the same table, its numeric context in other units and far from 0, where only the prior sees it."""
+    there = tmp_path_factory.mktemp("pounds")
+    table().assign(age=lambda rows: 20_000 * rows.age + 60_000).to_csv(there / "a.csv", index=False)
+    assert fit(there, there / "run", "--prior", "ContextNormal") == 0
+    return there
 
 
 def first_width(net: torch.nn.Module) -> int:
@@ -130,3 +139,91 @@ def test_other_networks_are_refused(folder, tmp_path, capsys, asked):
     assert fit(folder, tmp_path / "run", "--context_to", asked) == 2
     assert f"context_to is {asked!r}; name encoder, decoder or both" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_depend_on_the_units_of_its_context(folder, in_pounds, tmp_path):
+    assert fit(folder, tmp_path / "run", "--prior", "ContextNormal") == 0
+    found = []
+    for place in (tmp_path / "run", in_pounds / "run"):
+        _, _, data, _ = trained_run(str(place), None)
+        vae, rows = pv.load(place), rows_of(data)  # of the file alone
+        q, p = vae.posterior(rows), vae.prior(rows.context)
+        parts = [q.mean, q.stddev, p.mean, p.stddev, vae.decoder(torch.ones(len(rows), 2), rows.context).mean]
+        found.append([part.detach() for part in parts])
+    for mine, theirs in zip(*found, strict=True):
+        assert mine.std(0).min() > 1e-4
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_context_is_standardized_by_the_training_data_and_one_hot_columns_are_not(in_pounds):
+    _, vae, _, train = trained_run(str(in_pounds / "run"), None)
+    age = table().set_index("id").age.loc[list(train.row_labels)] * 20_000 + 60_000
+    for net in (vae.encoder.net, vae.decoder.net, vae.prior.net):
+        units = net.standardize
+        np.testing.assert_allclose(units.center.numpy(), [age.mean(), 0, 0, 0], rtol=1e-6)
+        np.testing.assert_allclose(units.unit.numpy(), [age.std(ddof=0), 1, 1, 1], rtol=1e-6)
+
+
+def test_a_context_stays_as_it_is_where_nothing_is_standardized(folder, tmp_path):
+    assert fit(folder, tmp_path / "run", "--standardize", "false") == 0
+    vae = pv.load(tmp_path / "run")
+    assert not any(isinstance(part, pv.nn.StandardizedContext) for part in vae.modules())
+
+
+def test_samples_are_drawn_in_the_contexts_of_a_table(folder, tmp_path):
+    """Columns besides the context need not be there, and codes of categories are those of the run."""
+    some = table()[["id", "sex", "age"]].iloc[[3, 0, 7, 5]][lambda rows: rows.sex != "x"]
+    some.assign(note="unread").to_csv(tmp_path / "some.csv", index=False)
+    out = tmp_path / "drawn.csv"
+    assert main(["sample", f"{folder}/run", "--data", f"{tmp_path}/some.csv", "--out", f"{out}", "--seed", "3"]) == 0
+    found = pd.read_csv(out, index_col=0)
+    context = np.c_[some.age, some.sex == "f", some.sex == "m", some.sex == "x"].astype(float)
+    expected = pv.sample(pv.load(folder / "run"), len(some), context=context, seed=3)
+    assert found.index.tolist() == some.id.tolist()
+    assert found.columns.tolist() == ["a", "b"]
+    np.testing.assert_allclose(found, expected.x, rtol=1e-6)
+
+
+def test_one_context_is_that_of_all_samples(folder, tmp_path):
+    table()[["sex", "age"]].iloc[:1].assign(sex="m").to_csv(tmp_path / "one.csv", index=False)
+    flags = ["--data", f"{tmp_path}/one.csv", "--n", "5", "--out", f"{tmp_path}/drawn.csv"]
+    assert main(["sample", f"{folder}/run", *flags]) == 0
+    assert len(pd.read_csv(tmp_path / "drawn.csv")) == 5
+
+
+def test_samples_without_a_context_are_refused_in_one_sentence(folder, in_pounds, tmp_path, capsys):
+    for run in (folder / "run", in_pounds / "run"):
+        assert main(["sample", f"{run}", "--out", f"{tmp_path}/drawn.csv"]) == 2
+        told = capsys.readouterr().err
+        assert "needs a context of 4 numbers (age, sex=f, sex=m, sex=x) and was given none" in told
+        assert "name a table of contexts with --data" in told
+        with pytest.raises(ModelError, match=r"needs a context of 4 numbers .* and was given one of 3"):
+            pv.sample(pv.load(run), 3, context=[1.0, 2.0, 3.0])
+    assert not (tmp_path / "drawn.csv").exists()
+
+
+def test_contexts_of_a_table_must_be_those_of_the_run(folder, tmp_path, capsys):
+    flags = ["--out", f"{tmp_path}/drawn.csv"]
+    assert main(["sample", f"{folder}/run", "--data", f"{folder}/lacks.csv", *flags]) == 2
+    assert "column 'age' of " in capsys.readouterr().err
+    table().assign(sex=1.5).to_csv(tmp_path / "numbers.csv", index=False)
+    assert main(["sample", f"{folder}/run", "--data", f"{tmp_path}/numbers.csv", *flags]) == 2
+    assert "context column 'sex' holds numbers, and categories in" in capsys.readouterr().err
+    assert main(["encode", f"{folder}/run", "--data", f"{tmp_path}/numbers.csv", *flags]) == 2
+    assert "context column 'sex' holds numbers, and categories in" in capsys.readouterr().err
+    assert main(["fit", "--data", f"{folder}/a.csv", "--out", f"{tmp_path}/none", "--drop", "id,age,sex", *QUICK]) == 0
+    capsys.readouterr()
+    assert main(["sample", f"{tmp_path}/none", "--data", f"{folder}/a.csv", *flags]) == 2
+    assert "has no context; leave --data out" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always::pyro_vae.errors.ConstantColumnsWarning")
+def test_constant_counts_and_categories_are_not_warned_of(tmp_path, capsys):
+    counts = pd.DataFrame({"a": [0, 1, 2, 3] * 5, "none": 0, "kind": "k"})
+    counts.to_csv(tmp_path / "a.csv", index=False)
+    flags = ["--likelihood", "auto", "--data", f"{tmp_path}/a.csv", *QUICK]
+    assert main(["fit", *flags, "--out", f"{tmp_path}/run"]) == 0
+    assert "hold at most one value" not in capsys.readouterr().err
+    counts.assign(b=np.linspace(-1, 1, 20) ** 3, dull=0.5).to_csv(tmp_path / "a.csv", index=False)
+    assert main(["fit", *flags, "--out", f"{tmp_path}/more"]) == 0
+    assert "1 of 2 columns hold at most one value each ('dull')" in capsys.readouterr().err

@@ -167,6 +167,10 @@ GIVEN = {  # what a class needs besides, and a value for each number of its cons
     "Refined": ({"encoder": nn.Identity()}, {"steps": 2, "rate": 0.5, "particles": 4}),
     "VampPrior": ({"data": torch.zeros(5, 2)}, {"components": 2}),
     "WithoutContext": ({"net": nn.Identity()}, {"features": 2}),
+    "StandardizedContext": (
+        {"net": nn.Identity(), "standardize": pv.data.mean_and_sd(torch.eye(2))},
+        {"features": 2},
+    ),
 }
 PRIOR = {"latent_dim": 2, "df": 4.0, "components": 2}
 ESTIMATOR = {"num_particles": 4, "mix": 0.5, "groups": 2, "alpha": 0.5, "partitions": 3, "first": 0.125}

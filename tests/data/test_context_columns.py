@@ -9,11 +9,12 @@ import scipy.sparse
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import load
+from pyro_vae.data import Data, load
 from pyro_vae.data.context import context_names
 from pyro_vae.data.fingerprint import Trained
 from pyro_vae.data.rows import matched
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.data.spread import context_units
+from pyro_vae.errors import DataError, ModelError, SettingsError
 
 TABLE = pd.DataFrame(
     {"a": [1.0, 2.0, 3.5, 4.0], "age": [30, 40, 50, 60], "sex": list("fmmf"), "b": [0.5, 1.0, 2.0, 3.0]}
@@ -168,3 +169,27 @@ def test_a_network_may_be_spared_the_context():
 def test_numbers_of_a_context_are_coded_by_name():
     known = load(TABLE.assign(sex=pd.Categorical([1, 2, 2, 1])), context="sex")
     assert load(TABLE.assign(sex=[1, 2, 2, 1]), context="sex", like=known).context.tolist() == known.context.tolist()
+
+
+@pytest.mark.parametrize("features", [0, 2])
+def test_a_network_may_see_the_context_in_its_units(features):
+    torch.manual_seed(0)
+    inner, numbers = torch.nn.Linear(features + 2, 4), torch.randn(7, 5, features + 2)
+    units = pv.data.mean_and_sd(torch.tensor([[1.0, 6e4], [3.0, 8e4]]))
+    net = pv.nn.StandardizedContext(inner, features, units)
+    raw = torch.cat([numbers[..., :features], numbers[..., features:] * torch.tensor([1.0, 1e4])], -1)
+    raw[..., features:] += torch.tensor([2.0, 7e4])
+    torch.testing.assert_close(net(raw), inner(numbers), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelError, match=f"rows of {features} numbers and was built for .*a context of 2; give"):
+        net(raw[..., :features])
+
+
+def test_a_constant_context_becomes_0_and_one_hot_columns_stay():
+    context = torch.tensor([[6e4, 1.0, 1.0, 0.0], [6e4, 3.0, 1.0, 0.0]])
+    columns = {"context_columns": ["income", "age", "sex"], "categories": {"sex": ["f", "m"]}}
+    units = context_units(Data(torch.zeros(2, 1), context=context, **columns))
+    assert units(context).tolist() == [[0.0, -1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 0.0]]
+    assert context_units(Data(torch.zeros(2, 1), context=context)).center.tolist() == [6e4, 2.0, 1.0, 0.0]
+    only_sex = {"context_columns": ["sex"], "categories": {"sex": ["f", "m"]}}
+    assert context_units(Data(torch.zeros(2, 1), context=context[:, 2:], **only_sex)) is None
+    assert context_units(Data(torch.zeros(2, 1))) is None

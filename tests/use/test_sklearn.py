@@ -17,8 +17,9 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyro_vae as pv
-from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.errors import ConstantColumnsWarning, DataError, ModelError, SettingsError
 from pyro_vae.use import sklearn as home
+from pyro_vae.use.makers import class_of
 
 QUICK = {"n_components": 2, "hidden": (8,), "epochs": 2, "random_state": 0}
 
@@ -196,7 +197,7 @@ def test_parts_may_be_others(low_rank, name):
     model = clone(small(**PARTS[name])).fit(low_rank)
     [(role, factory)] = PARTS[name].items()
     part = {"prior": "prior", "likelihood": "decoder", "posterior": "encoder"}[role]
-    assert isinstance(getattr(model.vae_, part), home._class_of(factory))
+    assert isinstance(getattr(model.vae_, part), class_of(factory))
     assert model.transform(low_rank).shape == (400, 2)
     assert np.isfinite(model.score(low_rank))
 
@@ -249,3 +250,17 @@ def test_settings_are_validated_where_it_is_fitted(low_rank, name):
 def test_latents_of_another_width_are_refused(linear):
     with pytest.raises(ModelError, match="the decoder was given rows of 3 numbers and was built for 2"):
         linear.inverse_transform(np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("by_pipeline", [False, True])
+def test_only_constant_columns_of_real_numbers_are_warned_of_at_the_users_line(by_pipeline):
+    """Warnings are errors here, so that the counts alone would fail."""
+    counts = np.c_[np.arange(20) % 4, np.zeros(20)]
+    small(likelihood=pv.likelihoods.Poisson).fit(counts)
+    blocks = [(partial(pv.likelihoods.Normal, learn_scale=True), 1), (pv.likelihoods.Poisson, 2)]
+    both = partial(pv.likelihoods.Blocks, blocks=blocks)
+    model = small(likelihood=both)
+    model = make_pipeline(model) if by_pipeline else model
+    with pytest.warns(ConstantColumnsWarning, match=r"1 of 1 columns hold at most one value each \(0\)") as told:
+        model.fit(np.c_[np.ones(20), counts])
+    assert {warning.filename for warning in told if warning.category is ConstantColumnsWarning} == {__file__}

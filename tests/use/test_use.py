@@ -13,7 +13,7 @@ from helpers.members import FEATURES, LATENTS, LIKELIHOODS, POSTERIORS, PRIORS, 
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.likelihoods._distributions import LogisticLevels
 
 ROWS = [f"r{i}" for i in range(20)]
@@ -210,6 +210,22 @@ def test_samples_take_a_context_for_all_rows_or_one_for_each():
     assert (np.abs(other.mean("datum") - one) / (other.std("datum") / 4000**0.5)).max() > 5
     with pytest.raises(DataError, match="context has shape"):
         pv.sample(vae, 3, context=np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "call", [lambda vae, **given: pv.sample(vae, 3, **given), lambda vae, **given: pv.traverse(vae, 0, **given)]
+)
+@pytest.mark.parametrize("of_prior", [False, True])
+def test_a_context_that_lacks_or_is_of_another_width_is_told_in_one_sentence(call, of_prior):
+    vae = conditional_vae()
+    if not of_prior:
+        vae.prior = pv.priors.StandardNormal(vae.prior(torch.zeros(1, 2)).event_shape[0])
+    with pytest.raises(ModelError, match="needs a context of 2 numbers and was given none; give context="):
+        call(vae)
+    with pytest.raises(ModelError, match="needs a context of 2 numbers and was given one of 3; give context="):
+        call(vae, context=np.zeros(3))
+    with pytest.raises(ModelError, match="was built for 2"):
+        call(linear_gaussian().as_vae(), context=np.zeros(3))
 
 
 def test_a_line_between_rows_is_decoded(table):
