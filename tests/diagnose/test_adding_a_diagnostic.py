@@ -52,6 +52,19 @@ def test_check_and_the_report_have_the_new_diagnostic(diagnostic, kind, level):
     assert "Each estimate with two standard errors." in page
 
 
+def test_a_small_shift_that_many_data_show_is_not_bad(diagnostic):
+    """0.15 prior standard deviations are 20 standard errors here; the verdict is by the size of the shift."""
+    model = test_check.linear()
+    x, vae = model.sample(20_000), model.as_vae()
+    vae.encoder.net.bias.data[0] += 0.15
+    found = diagnostic.aggregate(vae, x, draws=2)
+    finding = diagnostic.judge_aggregate(found)
+    assert float(abs(found["mean"][0]) / found.mean_se[0]) > 15
+    assert finding.level == "doubtful", finding
+    assert "train longer" not in str(finding)
+    assert "the mean of z[0] is 0.1" in finding.why
+
+
 @pytest.mark.parametrize("bad", [{"draws": 0}, {"seed": 2**63}])
 def test_the_new_diagnostic_refuses_bad_settings(diagnostic, bad):
     with pytest.raises(pv.errors.SettingsError):
