@@ -50,6 +50,11 @@ GROUPS: dict[str, str] = {
 
 REASONS: dict[tuple[str, str, str], str] = {
     ("pyro_vae.elbo.per_datum", "4096", "8193"): "a number of rows at a time changes memory and no result",
+    (
+        "pyro_vae.elbo.per_datum",
+        "num_particles * min(chunk, len(every))",
+        "num_particles / min(chunk, len(every))",
+    ): "by how many threads it is computed changes the time and no result",
     ("pyro_vae.evidence.baseline", "True", "False"): "zip's own check of numbers that come from one table",
     ("pyro_vae.train.callbacks.stopping", "0.0", "1.0"): "the first epoch's growth is infinite, above any error",
     ("pyro_vae.core.threads", "32000000", "64000001"): "from which size on a step is large changes time and no result",
