@@ -171,7 +171,7 @@ class Captured:
 
 
 def captured(call: Callable[[], Any], calls: int = 1) -> Captured:
-    """Capture so many calls as one CUDA graph, after a warm-up on another stream, as torch's documentation does."""
+    """Capture several calls as one CUDA graph, after a warm-up on another stream, as torch's documentation does."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -28,7 +28,7 @@ NAMES = [
     "torch by hand, torch.compile", "torch by hand, CUDA graph", "NumPyro, jitted epoch", "pythae's trainer",
 ]  # fmt: skip
 GPU_RACES = 3
-"""On a GPU, start the contestants of so many races at once: getting ready takes a CPU core each."""
+"""On a GPU, start the contestants of this many races at once: each needs a CPU core to get ready."""
 
 
 class Contestant:

@@ -105,7 +105,7 @@ def _contexts(settings: Namespace, train: Data) -> dict[str, Context]:
 
 
 def _net(features: int, hidden: list[int], outputs: int, context: Context) -> Module:
-    """A network that sees the context, in its units, or, as it is handed one anyway, leaves it out."""
+    """A network that sees the context in standard units; one that is not to see it drops it."""
     net = nn.mlp(features + context.size * context.seen, hidden, outputs)
     if not context.size:
         return net

@@ -50,7 +50,7 @@ UNUSUAL = 0.05
 """Rows with a p-value of at most this are counted."""
 
 SAMPLES = 1000
-"""So many rows are drawn where no number and no contexts are given."""
+"""How many rows are drawn where neither a number nor contexts are given."""
 
 NOT_PASSED = ("run", "data", "out", "missing", "n", "config")
 """Settings of a command that its function has no arguments for, or by position."""
@@ -61,7 +61,7 @@ def run_table(command: str, settings: Namespace) -> int:
 
     Args:
         command: the name of the function in :mod:`pyro_vae`.
-        settings: of the command; those that the function does not have say what it is called with.
+        settings: the run, the data and the file, and the arguments of the function.
     """
     path = _destination(command, settings.out, settings.run)
     function = getattr(pyro_vae, command)
