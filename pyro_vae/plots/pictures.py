@@ -1,5 +1,6 @@
 """Figures of training, data and what the model makes of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,12 @@ from pyro_vae.core.format import format_rounded
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.rows import as_tensor, data_for, rows_of
+from pyro_vae.data.tables import given_names
 from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits, describe_limits, draw_image
+
+NAMED = 40
+"""Up to how many columns are named along an axis; more are numbered."""
 
 
 def history(data: xr.Dataset) -> Figure:
@@ -85,7 +90,7 @@ def reconstructions(
     with evaluating(vae):
         mean = vae.likelihood(vae.posterior(rows).mean, rows).mean
     title = "Held-out data and their reconstructions (mean of p(x|z) at the mean of q(z|x))"
-    return _gallery({"data": rows.x, "reconstruction": mean}, image_shape, limits, title)
+    return _gallery(vae, {"data": rows.x, "reconstruction": mean}, image_shape, limits, title)
 
 
 @torch.no_grad()
@@ -121,12 +126,19 @@ def prior_samples(
     with seeded(seed, vae.like(torch.zeros(())).device), evaluating(vae):
         first, second = from_the_prior(vae, count // 2 * 2, given)[1].mean.chunk(2)
     title = "What the prior generates (mean of p(x|z))"
-    return _gallery({"z ~ p(z)": first, "z ~ p(z) ": second}, image_shape, limits, title)
+    return _gallery(vae, {"z ~ p(z)": first, "z ~ p(z) ": second}, image_shape, limits, title)
 
 
-def _gallery(rows: dict[str, Tensor], image_shape: tuple[int, ...] | None, limits: Limits, title: str) -> Figure:
-    arrays = {name: row.flatten(1).cpu().numpy() for name, row in rows.items()}
-    return _lines(arrays, title) if image_shape is None else _images(arrays, image_shape, limits, title)
+def _gallery(
+    vae: VAE, rows: dict[str, Tensor], image_shape: tuple[int, ...] | None, limits: Limits, title: str
+) -> Figure:
+    if image_shape is not None:
+        return _images({name: row.flatten(1).cpu().numpy() for name, row in rows.items()}, image_shape, limits, title)
+    standard = vae.standardize
+    shown = {name: row if standard is None else standard(row) for name, row in rows.items()}
+    units = "of the data" if standard is None else "sds of each column, from its mean"
+    columns = None if vae.trained_on is None else given_names(vae.trained_on.columns)
+    return _lines({name: row.flatten(1).cpu().numpy() for name, row in shown.items()}, title, units, columns)
 
 
 def _images(rows: dict[str, np.ndarray], image_shape: tuple[int, ...], limits: Limits, title: str) -> Figure:
@@ -142,13 +154,18 @@ def _images(rows: dict[str, np.ndarray], image_shape: tuple[int, ...], limits: L
     return figure
 
 
-def _lines(rows: dict[str, np.ndarray], title: str) -> Figure:
+def _lines(rows: dict[str, np.ndarray], title: str, units: str, columns: Sequence[str] | None) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for (name, row), style in zip(rows.items(), ("o-", "x--"), strict=False):
         for i, values in enumerate(row[:6]):
             axes.plot(values, style, color=CLASSES[i], ms=4, lw=1, label=name.strip() if i == 0 else None)
-    axes.set(xlabel="feature (index)", ylabel="value (units of the data)", title=title)
+    axes.set(xlabel="feature (index)", ylabel=f"value (units: {units})", title=title)
+    if columns is not None and len(columns) <= NAMED:
+        axes.set(xlabel="", xticks=range(len(columns)))
+        axes.set_xticklabels(
+            columns, rotation=30 if len(columns) > 3 else 0, ha="right" if len(columns) > 3 else "center"
+        )
     axes.title.set_fontsize(10)
     axes.legend()
     return figure

@@ -134,3 +134,13 @@ def test_new_data_may_say_otherwise_what_is_missing(folder, tmp_path, capsys):
         flags = ["--run", run, "--data", str(tmp_path / "c.csv"), "--missing", "-7"]
         assert main([command, *flags, "--out", str(tmp_path / command)]) == 2
         assert "column 'weight' is" in capsys.readouterr().err
+
+
+def test_figures_of_rows_name_the_columns_and_show_them_in_one_unit(tmp_path):
+    (pd.DataFrame(ROWS, columns=["a", "b"]) * [1.0, 1e6]).to_csv(tmp_path / "wide.csv", index=False)
+    _, vae, held_out, _ = of_a_run(tmp_path)
+    for figure in (pv.plots.reconstructions(vae, held_out), pv.plots.prior_samples(vae)):
+        (axes,) = figure.axes
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
+        assert axes.get_ylabel() == "value (units: sds of each column, from its mean)"
+        assert max(abs(line.get_ydata()).max() for line in axes.lines) < 10
