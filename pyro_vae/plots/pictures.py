@@ -90,7 +90,9 @@ def reconstructions(
     with evaluating(vae):
         mean = vae.likelihood(vae.posterior(rows).mean, rows).mean
     title = "Held-out data and their reconstructions (mean of p(x|z) at the mean of q(z|x))"
-    return _gallery(vae, {"data": rows.x, "reconstruction": mean}, image_shape, limits, title)
+    # A gap is left open in a line; a pixel is drawn as 0.
+    seen = rows.x if rows.mask is None or image_shape else rows.x.masked_fill(~rows.mask, torch.nan)
+    return _gallery(vae, {"data": seen, "reconstruction": mean}, image_shape, limits, title)
 
 
 @torch.no_grad()

@@ -144,3 +144,12 @@ def test_figures_of_rows_name_the_columns_and_show_them_in_one_unit(tmp_path):
         assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
         assert axes.get_ylabel() == "value (units: sds of each column, from its mean)"
         assert max(abs(line.get_ydata()).max() for line in axes.lines) < 10
+
+
+def test_a_gap_is_left_open_in_a_figure(folder):
+    _, vae, found, _ = trained_run(str(folder / "run"), str(folder / "b.csv"))
+    gap = int((~found.mask).any(1).nonzero())
+    (axes,) = pv.plots.reconstructions(vae, found.rows(torch.tensor([gap]))).axes
+    data, reconstruction = (line.get_ydata() for line in axes.lines)
+    assert np.isnan(data).sum() == 1
+    assert np.isfinite(reconstruction).all()
