@@ -198,7 +198,7 @@ def test_figures_drop_nothing_out_and_take_masks():
     vae.decoder.net = nn.Sequential(nn.Dropout(0.5), vae.decoder.net)
     data = Data(x, mask=MASK.expand(3, 5))
     first, again = ([line.get_ydata() for line in plots.reconstructions(vae, data).axes[0].lines] for _ in range(2))
-    assert np.array_equal(first, again)
+    assert np.array_equal(first, again, equal_nan=True)
     expected = linear_gaussian().posterior(torch.where(MASK, x, 0.0)).mean
     found = plots.latent_space(vae, data).axes[0].collections[0].get_offsets()
     assert np.asarray(found) == pytest.approx(expected.numpy(), abs=1e-9)
