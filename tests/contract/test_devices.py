@@ -7,10 +7,11 @@ import pyro
 import pytest
 import torch
 from helpers.engine_checks import BATCH, BOUNDS, ROWS, adam, apart, both, data_of, estimators, parts_of, vae_of
-from helpers.members import ESTIMATORS, LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS
+from helpers.members import ESTIMATORS, FEATURES, LATENTS, LIKELIHOODS, OBJECTIVES, POSTERIORS, PRIORS
 from pyro import poutine
 
 import pyro_vae as pv
+from pyro_vae.core.standardize import Standardize
 from pyro_vae.evidence.estimate import METHODS
 
 ONE_BY_ONE = [
@@ -52,6 +53,23 @@ def test_densities_and_gradients_are_those_of_the_cpu(kind, name, device):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     shifted = of_given_latents(vae_of(**{kind: name}), x, z + 1e-6)
     assert (shifted[0] - expected[0]).abs() > 1e-9, "power: the densities see a change of 1e-6"
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_standardizing_vae_is_the_same_on_both(name, device):
+    vae, moved = (standardizing(name) for _ in range(2))
+    torch.manual_seed(5)
+    x = vae.decoder(torch.randn(ROWS, LATENTS).double()).sample()
+    z = vae.encoder(x).sample()
+    expected, found = of_given_latents(vae, x, z), of_given_latents(moved.to(device), x.to(device), z.to(device))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def standardizing(likelihood):
+    vae = vae_of(likelihood=likelihood)
+    units = Standardize(torch.full((FEATURES,), 1e3).double(), torch.full((FEATURES,), 10.0).double())
+    return pv.VAE(prior=vae.prior, decoder=vae.decoder, encoder=vae.encoder, standardize=units)
 
 
 def exact_model():
