@@ -409,7 +409,7 @@ def _standard_errors(design: np.ndarray, values: np.ndarray) -> np.ndarray:
     freedom = number - coefficients
     phi = np.sin(np.pi / 2 * np.arange(1 - PHIS, PHIS, 2) / PHIS)[:, None, None]
     lag = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
-    covariance = phi**lag / (1 - phi**2)
+    covariance = phi**lag  # up to a factor, on which nothing below depends
     root = np.linalg.cholesky(covariance)
     to_last = np.linalg.pinv(design)[-1]
     rest = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]

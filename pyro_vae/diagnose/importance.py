@@ -116,7 +116,7 @@ def _effective(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     number = smoothed.shape[1]
     weights = number * np.exp(smoothed)  # of mean 1
     square = (weights**2).mean(1)
-    slope = 2 * (weights - 1) / square[:, None] - (weights**2 - square[:, None]) / square[:, None] ** 2
+    slope = 2 * weights / square[:, None] - weights**2 / square[:, None] ** 2  # up to a constant
     return number / square, math.sqrt(number) * slope.std(1)
 
 

@@ -36,7 +36,7 @@ def generative_hash(vae: VAE) -> str:
         digest.update(f"{part!r} {[_settings(module) for module in part.modules()]}".encode())
         for name, value in part.state_dict().items():
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            number = value.detach().cpu()
+            number = value.cpu()
             digest.update((number.float() if number.is_floating_point() else number).contiguous().numpy().tobytes())
     return digest.hexdigest()
 

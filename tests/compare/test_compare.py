@@ -10,6 +10,7 @@ import torch
 from helpers.checks import linear_gaussian, loss_and_gradients, small_vae, untimed
 
 import pyro_vae as pv
+from pyro_vae.compare.cost import _error_of_median
 from pyro_vae.compare.elbos import note_elbos, verdict
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
 
@@ -330,3 +331,9 @@ def test_a_pair_has_the_numbers_of_its_vae():
         if "parameter_group" in one.dims:
             one, other = one.sel(parameter_group=["all", "Θ", "φ"]), other.sel(parameter_group=["all", "Θ", "φ"])
         assert one.values == pytest.approx(other.values, nan_ok=True, rel=1e-12)
+
+
+def test_the_error_of_a_median_of_normal_times_is_that_of_theory():
+    """1.2533 σ / √n, and σ by the quartiles."""
+    times = sorted(2 + 0.3 * np.random.default_rng(0).normal(size=4000))
+    assert _error_of_median(times) == pytest.approx(1.2533 * 0.3 / 4000**0.5, rel=0.1)

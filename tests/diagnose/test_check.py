@@ -294,3 +294,36 @@ def test_the_command_hands_on_what_it_is_given(tmp_path, monkeypatch):
     for row in held_out[:3]:
         assert np.load("x.npy")[row].tolist() in pv.data.split(pv.data.load("x.npy"))[1].x.tolist()
     assert not (tmp_path / "run" / "check").exists(), "nothing is left of it"
+
+
+def test_progress_is_shown_beside_the_results_and_not_among_them(capsys):
+    exact = linear()
+    pv.check(exact.as_vae(), exact.sample(20), **SETTINGS | {"budget": 0.5}, progress=True)
+    printed, shown = capsys.readouterr()
+    assert printed.startswith("Verdict")
+    assert "Importance weights" in shown
+
+
+def test_what_a_diagnostic_lacks_is_named():
+    exact = linear()
+    tree = pv.check(exact.as_vae(), exact.sample(19), **SETTINGS | {"budget": 0.5})
+    lacking = "Simple models beside the VAE (it takes the training data, as train=, or 20 held-out data)"
+    assert lacking in conclusion(tree)
+    tree = pv.check(exact.as_vae(), exact.sample(20), **SETTINGS | {"budget": 0.5})
+    assert lacking not in conclusion(tree)
+
+
+def test_a_warning_names_the_line_that_called_check():
+    exact = linear()
+    twice = exact.sample(8).repeat(2, 1)
+    with pytest.warns(UserWarning, match="distinct|same|twice|repeat|occur") as caught:
+        pv.check(exact.as_vae(), twice, **SETTINGS | {"budget": 0.1})
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("epochs", "judged"), [(19, False), (20, True)])
+def test_convergence_is_judged_by_20_epochs_and_more(epochs, judged):
+    vae, x = broken("not at all")
+    history = xr.Dataset({"train_elbo": ("epoch", np.zeros(epochs))})
+    given = diagnose_check.CheckInput(vae, x, Rows(x), evaluation=1.0, history=history)
+    assert next(d for d in DIAGNOSTICS if d.about == "Convergence of the training").applies(given) is judged

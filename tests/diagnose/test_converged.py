@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy import linalg, optimize, special, stats
 
 import pyro_vae as pv
 from pyro_vae.diagnose import Iterates, converged, judge_converged
+from pyro_vae.diagnose.convergence import BLOCKS, PHIS, _Block, _standard_errors
 from pyro_vae.errors import DataError, SettingsError
 
 
@@ -242,3 +244,45 @@ def test_what_is_noted_is_the_kl_and_the_likelihood(x):
     elbo, likelihood, noted = iterates.history().value.values[0]
     assert noted == pytest.approx(float(kl), rel=0.02)
     assert elbo == pytest.approx(likelihood - noted)
+
+
+def test_blocks_of_iterates_have_one_length_but_for_the_last_and_their_exact_means():
+    iterates = Iterates(torch.zeros(1, 1))
+    iterates._forget()
+    for number in range(300):
+        iterates._blocks.append(_Block(number, 1, [torch.tensor([float(number)]).double()]))
+        if len(iterates._blocks) > BLOCKS:
+            iterates._halve()
+        counts = [block.count for block in iterates._blocks]
+        assert len(counts) <= BLOCKS
+        assert sum(counts) == number + 1
+        whole = [count for count in counts if count > 1][:-1]
+        assert not whole or (len(set(whole)) == 1 and whole[0] & (whole[0] - 1) == 0), "a power of two"
+    for block in iterates._blocks:
+        assert block.mean[0].item() == pytest.approx(block.first + (block.count - 1) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["mean", "slope"])
+def test_the_standard_error_is_that_of_a_mixture_over_autocorrelations(kind):
+    """By inverses, determinants and root finding instead of Cholesky factors, QR and bisection."""
+    time = np.arange(30.0)
+    design = np.ones((30, 1)) if kind == "mean" else np.stack([np.ones(30), time - time.mean()], 1)
+    values = autoregressive(0.6, 30, seed=3)
+    freedom, pick = 30 - design.shape[1], np.linalg.pinv(design)[-1]
+    scales, log_weights = [], []
+    for phi in np.sin(np.pi / 2 * np.arange(1 - PHIS, PHIS, 2) / PHIS):
+        covariance = linalg.toeplitz(phi ** np.arange(30)) / (1 - phi**2)
+        inverse = np.linalg.inv(covariance)
+        information = design.T @ inverse @ design
+        residual = values - design @ np.linalg.solve(information, design.T @ inverse @ values)
+        square = residual @ inverse @ residual
+        halves = np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(information)[1] + freedom * np.log(square)
+        log_weights.append(-halves / 2)
+        scales.append(np.sqrt(square / freedom * (pick @ covariance @ pick)))
+    weights = special.softmax(log_weights)
+
+    def covered(half):
+        return weights @ (2 * stats.t.cdf(half / np.array(scales), freedom) - 1) - 0.95
+
+    expected = optimize.brentq(covered, 1e-9, 1e3) / 2
+    assert _standard_errors(design, values[None])[0] == pytest.approx(expected, rel=1e-8)

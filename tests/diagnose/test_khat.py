@@ -6,12 +6,13 @@ import torch
 import xarray as xr
 from helpers.checks import linear_gaussian
 from helpers.guides import MASK, Altered, OfWhatWasSeen, altered, conditional, conditional_data, correlated
+from scipy.stats import genpareto
 
 import pyro_vae as pv
 from pyro_vae.diagnose import judge_khat, khat, psis
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.evidence.exact import LinearGaussian
-from pyro_vae.evidence.psis import tail_length
+from pyro_vae.evidence.psis import _pareto_quantiles, tail_length
 
 MODEL = linear_gaussian()
 
@@ -234,3 +235,11 @@ def pv_plots():
     from pyro_vae import plots
 
     return plots
+
+
+@pytest.mark.parametrize("shape", [-0.3, 0.0, 0.5, 1.0])
+def test_the_quantiles_of_a_tail_are_those_of_scipy(shape):
+    probability = np.linspace(0.05, 0.95, 7)
+    found = _pareto_quantiles(probability, np.array(shape), np.array(2.0))
+    assert found == pytest.approx(genpareto(shape, scale=2.0).ppf(probability), rel=1e-10)
+    assert np.isnan(_pareto_quantiles(probability, np.array(shape), np.array(0.0))).all()

@@ -274,3 +274,26 @@ def test_the_correction_counts_all_statistics():
         found.p_value[:], found.z_score[:] = 0.5, 0.0
         found.p_value[10] = share
         assert judge_predictive_check(found).level == level, "a two-sided .005, and .002, of 11"
+
+
+def test_a_finding_says_the_exact_corrected_p_value_and_which_latents_were_drawn():
+    """The two-sided p-value of none of R replicates above is 2 / (R + 2), once for each statistic."""
+    for check, latents in ((prior_check, "prior"), (predictive_check, "posterior")):
+        found = check(MODEL.as_vae(), MODEL.sample(30), statistics={"mean": torch.mean}, draws=98)
+        assert found.attrs["latents"] == latents
+        assert judge_predictive_check(found).about == f"{latents} predictive check"
+    only = prior_check(MODEL.as_vae(), MODEL.sample(30), statistics={"mean": torch.mean}, draws=98)
+    for below, expected in ((0, "0.02"), (3, "0.08")):
+        only.p_value[:] = below / 98
+        assert f"p is at most {expected} (" in judge_predictive_check(only).why
+
+
+def test_a_statistic_that_never_differs_is_0_standard_deviations_off():
+    found = prior_check(MODEL.as_vae(), MODEL.sample(30), statistics={"one": lambda x: x.new_ones(())}, draws=20)
+    assert found.z_score.sel(statistic="one") == 0
+    assert found.p_value.sel(statistic="one") == 0.5
+
+
+def test_the_sd_of_a_table_is_that_of_numpy():
+    x = MODEL.sample(7)
+    assert pv.diagnose.STATISTICS["sd"](x).item() == pytest.approx(x.numpy().std(), rel=1e-12)

@@ -184,3 +184,13 @@ def test_what_an_objective_cannot_go_around_is_refused():
         FreeBits(ELBO()).loss(vae.model, vae.guide, x)
     with pytest.raises(ModelError, match="at least two data"):
         InfoVAE(ELBO()).loss(vae.model, vae.guide, x[:1])
+
+
+def test_free_bits_take_the_mean_of_temperatures_of_single_data():
+    """A temperature of each datum that is the same for all is that temperature."""
+    vae, x = small_vae(), torch.randn(7, 6).double()
+    values = []
+    for beta in (2.0, torch.full((7,), 2.0).double()):
+        torch.manual_seed(0)
+        values.append(FreeBits(ELBO(), 5.0).differentiable_loss(*scaled_latent(vae, beta), x).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-12)

@@ -170,3 +170,14 @@ def test_check_holds_it_and_takes_the_training_data():
     tree = pv.check(exact.as_vae(), exact.sample(30), train=exact.sample(90), gold=0, draws=4, budget=60)
     assert tree["baseline"].attrs["fitted_to"] == "90 training data"
     assert "baselines" in tree["findings"].about.values
+
+
+def test_rounding_adds_a_twelfth_of_the_squared_step_and_a_constant_column_takes_the_tables_step():
+    """A number rounded to steps of s lies anywhere within s: its variance there is s² / 12."""
+    constant, halves = torch.full((4,), 3.0).double(), torch.tensor([0.0, 0.5, 0.5, 2.0]).double()
+    found = baseline_module._rounding(torch.stack([constant, halves], 1))
+    assert found.numpy() == pytest.approx([0.25 / 12, 0.25 / 12], rel=1e-12)
+    assert baseline_module._rounding(constant[:, None]).item() == pytest.approx(1 / 12), "where nothing has a step, 1"
+    scale = np.sqrt(halves.numpy().var() + 0.25 / 12)
+    density = baseline_module._normal(halves, found[1])(torch.tensor([1.5]).double())
+    assert density.item() == pytest.approx(stats.norm(halves.mean(), scale).logpdf(1.5), rel=1e-12)

@@ -156,3 +156,10 @@ def test_the_command_line_stops_by_the_validation_elbo_and_keeps_the_best_weight
     assert judge_overfitting(overfitting(told)).level == "fine"
     assert main(["fit", "--resume", "run", "--epochs", "400"]) == 2
     assert "ends by its validation ELBO, not by epochs; raise --steps" in capsys.readouterr().err
+
+
+def test_of_the_kept_weights_fall_and_error_are_those_of_one_epoch():
+    below, errors = [0.0, 5.0, 7.0, 9.0], [0.1, 0.2, 0.3, 0.4]
+    table = history([3.0, 2.0, 1.0, 0.0], below, errors, weights_epoch=3)
+    found = overfitting(table)
+    assert (found.kept_fall.item(), found.kept_fall_se.item()) == (7.0, 0.3)
