@@ -62,7 +62,9 @@ class Iterates(Callback):
     After each epoch it looks at the VAE on the same data with the same random numbers, so that all that moves is
     the weights. It notes the ELBO, the expected log-likelihood and the KL (which are alike for all VAEs that say the
     same, however their latents are turned), and of this run's own the means of q for some data and a few weights. A
-    training that is resumed goes on with what was noted; at most 16 means of weights are kept.
+    training that is resumed goes on with what was noted; at most 16 means of weights are kept. When training has ended
+    it takes the history too, for :func:`converged` to see the validation ELBO: name it after callbacks that choose the
+    weights, such as EarlyStopping.
 
     Args:
         x: data to look at: a tensor, an array or :class:`~pyro_vae.data.Data`; at most ``data`` rows are taken.
@@ -102,6 +104,7 @@ class Iterates(Callback):
         self._values: list[list[float]] = []
         self._own: list[Tensor] = []
         self._blocks: list[_Block] = []
+        self.fitted: xr.Dataset | None = None
 
     def __repr__(self) -> str:
         return f"Iterates(epochs={len(self.epochs)})"
@@ -113,6 +116,10 @@ class Iterates(Callback):
     def epoch(self, run: Run) -> None:
         """Look at the VAE after an epoch."""
         self.look(len(run.epochs))
+
+    def end(self, run: Run) -> None:
+        """Keep the history of the training."""
+        self.fitted = run.history()
 
     def state(self) -> Tree:
         blocks = [[block.first, block.count, block.mean] for block in self._blocks]
@@ -354,7 +361,7 @@ def _table(run: Any) -> xr.Dataset:
 
 def _fall(runs: list[Any]) -> dict[str, list[float]] | None:
     """How far the validation ELBO of each run has fallen since its best epoch, where all histories say so."""
-    histories = [run if isinstance(run, xr.Dataset) else getattr(run, "history", None) for run in runs]
+    histories = [run.fitted if isinstance(run, Iterates) else getattr(run, "history", run) for run in runs]
     found = [fall_of_validation(one) if isinstance(one, xr.Dataset) else None for one in histories]
     if any(one is None for one in found):
         return None

@@ -36,14 +36,14 @@ def overfitted():
         decoder=pv.likelihoods.Normal(pv.nn.mlp(3, [64], 6), learn_scale=True),
         encoder=pv.posteriors.DiagNormal(pv.nn.mlp(6, [64], 6)),
     )
-    values = Values()
+    values, iterates = Values(), pv.diagnose.Iterates(x[:24])
     adam = partial(torch.optim.Adam, lr=1e-2)
     fit = partial(pv.fit, vae, x[:24], validation_data=x[24:], optimizer=adam, epochs=120, engine="eager")
-    return fit(callbacks=[values], progress=False), values.each
+    return fit(callbacks=[values, iterates], progress=False), values.each, iterates
 
 
 def test_the_fall_is_that_of_paired_differences_from_the_best_epoch(overfitted):
-    fit, each = overfitted
+    fit, each, _ = overfitted
     best = int(torch.stack([values.mean() for values in each]).argmax())
     apart = torch.stack([each[best] - values for values in each])
     found = overfitting(fit.history)
@@ -67,6 +67,16 @@ def test_it_is_bad_and_nothing_then_says_to_train_longer(overfitted):
     alone = history.drop_vars([name for name in history if name.startswith("validation_below")])
     alone = judge_converged(converged(alone.assign(train_elbo=alone.train_elbo + alone.epoch))).next
     assert alone == "train longer; give fit validation_data too, without which overfitting does not show"
+
+
+def test_iterates_know_of_the_validation_data_that_fit_had(overfitted):
+    fit, _, iterates = overfitted
+    by_fit, by_iterates = converged(fit), converged(iterates)
+    for name in ("fall", "fall_se", "epochs_after_kept"):
+        assert by_iterates[name].values == pytest.approx(by_fit[name].values, rel=1e-12)
+    assert by_iterates.fall > 3 * by_iterates.fall_se
+    assert "train longer" not in judge_converged(by_iterates).next
+    assert "fall" not in converged(pv.diagnose.Iterates.history(iterates)), "power: what was noted says nothing of it"
 
 
 def test_weights_that_the_validation_data_chose_are_not_told_to_train_longer():
