@@ -167,6 +167,8 @@ def from_memory(source: Any, asked: Asked) -> Data:
         return asked.table(source, "data")
     if hasattr(source, "obs_names") and hasattr(source, "var_names"):
         return of_anndata(source, asked)
+    if callable(getattr(source, "collect", None)):
+        raise DataError(f"data: a {type(source).__name__} holds no values yet; give what its collect() returns")
     array = dense(source)
     asked.validate_unused("data", key=asked.key)
     if isinstance(array, np.ma.MaskedArray):

@@ -79,7 +79,11 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     import pyarrow as pa
 
     if hasattr(source, "__arrow_c_stream__"):
-        return pa.table(source).to_pandas()
+        try:
+            return pa.table(source).to_pandas()
+        except pa.ArrowInvalid:  # a single column, as a Series of polars
+            column = pa.chunked_array(source).to_pandas()
+            return column.to_frame(getattr(source, "name", None) or 0)
     from pyarrow.interchange import from_dataframe
 
     return from_dataframe(source).to_pandas()

@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -12,7 +13,7 @@ from helpers.checks import linear_gaussian, small_vae, z_score
 import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.cli.run_folder import RunFolder
-from pyro_vae.compare.models import judge_models, stacking_weights
+from pyro_vae.compare.models import _about_difference, judge_models, stacking_weights
 from pyro_vae.compare.swap import rank, ranking_table
 from pyro_vae.data import Data, Rows
 from pyro_vae.data.fingerprint import Trained, data_hash, refuse_trained_on, row_hashes, trained_on
@@ -593,3 +594,19 @@ def test_a_ranking_refuses_data_that_were_trained_on():
     pv.fit(vae, x, epochs=1, batch_size=20, progress=False, device="cpu")
     with pytest.raises(DataError, match="x was trained on: 20 of its 20 rows"):
         rank({"one": vae}, x, num_particles=5)
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "distinct", "share", "told"),
+    [
+        (-3.9, 1.0, 200, 1.0, "|elpd_diff| < 4"),
+        (-4.1, 1.0, 200, 1.0, ""),
+        (-7.9, 1.0, 200, 0.5, "|elpd_diff| < 4"),
+        (-8.1, 1.0, 200, 0.5, ""),
+        (-8.1, 5.0, 200, 0.5, "tied"),
+        (-8.1, 1.0, 99, 1.0, "N < 100"),
+    ],
+)
+def test_what_is_told_of_a_difference(difference, error, distinct, share, told):
+    """``share`` is that of the distinct rows: of rows that occur twice, half of the difference counts."""
+    assert _about_difference(pd.Series({"elpd_diff": difference, "dse": error}), distinct, share) == told
