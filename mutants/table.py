@@ -9,7 +9,9 @@ _ELBO = (
 _EVIDENCE = (
     "test_evidence test_missed_modes test_ais test_khat test_compare_models test_evidence_coverage test_coverage"
 )
-_LIKELIHOODS = "test_oracle_likelihoods test_likelihoods test_members test_missing_and_context"
+_LIKELIHOODS = (
+    "test_oracle_likelihoods test_likelihoods test_members test_missing_and_context test_limits test_standardize"
+)
 _COMPARE = "test_compare test_recommend test_seeds test_coverage"
 
 GROUPS: dict[str, str] = {
@@ -68,6 +70,7 @@ REASONS: dict[tuple[str, str, str], str] = {
     ("pyro_vae.compare.models_table", "True", "False"): "how the columns of a printed table wrap",
     ("pyro_vae.evidence.generative", "16", "33"): "a longer hash tells the same models apart",
     ("pyro_vae.evidence.kinds", "0", "1"): "which seed it is does not matter: the kind of a distribution is read",
+    ("pyro_vae.compare.table", "False", "True"): "how much room the columns of a printed table have",
     ("pyro_vae.compare.measure", "0", "1"): "which seed it is does not matter: only what is refused is read",
     ("pyro_vae.diagnose.describe", "1", "2"): "so many rows and contexts are shown to the parts as are at least one",
     ("pyro_vae.diagnose", "given.each_datum * PARTICLES", "given.each_datum / PARTICLES"): "an estimate of a time",

@@ -1,5 +1,6 @@
 """Which estimator to train with, by what was measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,14 +146,24 @@ def _chosen(bounds: dict[str, list[_Cell]], target: str | None) -> str:
     return max(bounds, key=lambda name: len(bounds[name]))
 
 
+def _some(names: Sequence[str], between: str) -> str:
+    """The first three names, and how many more there are.
+
+    Example:
+        >>> _some("ABC", ", "), _some("ABCDE", " or ")
+        ('A, B, C', 'A or B or C or 2 more')
+    """
+    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
+    return between.join([*names[:3], *more])
+
+
 def _the(bound: str) -> str:
     return f"the {bound}" if bound == ELBO else bound
 
 
 def _changed(comparison: xr.Dataset, bound: str, cells: list[_Cell], chosen: str, base: _Cell) -> str:
     """What training with another bound means."""
-    named = " or ".join(f"{name} at K = {k}" for name, k in cells[:3])
-    named += f" or {len(cells) - 3} more" if len(cells) > 3 else ""
+    named = _some([f"{name} at K = {k}" for name, k in cells], " or ")
     to = "" if bound == named else f" to {_the(bound)}"
     cell, own = (comparison.sel(estimator=name, particles=k) for name, k in (cells[0], base))
     value, error = _apart(cell, own)
@@ -263,7 +274,7 @@ def _how_sure(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset
         return f"There was no other estimator of {_the(bound)} to compare it with."
     close = [c for c in others if not _ahead(best, c) >= SURE]
     if close:
-        named = ", ".join(c.called for c in close[:3]) + (f" and {len(close) - 3} more" if len(close) > 3 else "")
+        named = _some([c.called for c in close], ", ")
         return f"This is not sure: {drawn(comparison)} do not tell it from {named} ({_by(best)})."
     z = min(_ahead(best, c) for c in others)
     behind = "behind by as much as can be" if np.isinf(z) else f"{z:.0f} standard errors behind"

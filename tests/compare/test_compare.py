@@ -12,6 +12,8 @@ from helpers.checks import linear_gaussian, loss_and_gradients, small_vae, untim
 import pyro_vae as pv
 from pyro_vae.compare.cost import _error_of_median
 from pyro_vae.compare.elbos import note_elbos, verdict
+from pyro_vae.compare.table import comparison_table
+from pyro_vae.core.format import format_rounded
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
 
 
@@ -337,3 +339,17 @@ def test_the_error_of_a_median_of_normal_times_is_that_of_theory():
     """1.2533 σ / √n, and σ by the quartiles."""
     times = sorted(2 + 0.3 * np.random.default_rng(0).normal(size=4000))
     assert _error_of_median(times) == pytest.approx(1.2533 * 0.3 / 4000**0.5, rel=0.1)
+
+
+def test_a_printed_table_names_each_estimator_once_and_gives_milliseconds():
+    comparison = pv.compare_elbos(small_vae(), torch.randn(5, 6).double(), particles=[1, 5], draws=3)
+    printed = comparison_table(comparison)
+    columns = [[*column.cells] for column in printed.columns]
+    assert columns[0].count("IWAE") == 1
+    row = columns[0].index("IWAE")
+    assert columns[1][row : row + 2] == ["1", "5"]
+    assert columns[0][row + 1] == ""
+    for k in (1, 5):
+        cell = comparison.sel(estimator="IWAE", particles=k)
+        expected = format_rounded(1000 * cell.seconds.item(), 1000 * cell.seconds_se.item())
+        assert columns[-1][row + (k == 5)] == expected

@@ -15,7 +15,7 @@ from pyro_vae import plots
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.models import _about_difference, judge_models, stacking_weights
 from pyro_vae.compare.swap import rank, ranking_table
-from pyro_vae.data import Data, Rows
+from pyro_vae.data import Data, Rows, repeats
 from pyro_vae.data.fingerprint import Trained, data_hash, refuse_trained_on, row_hashes, trained_on
 from pyro_vae.data.repeats import clustered_error, distinct_rows, warn_of_duplicates
 from pyro_vae.errors import DataError, DuplicateRowsWarning, ModelError, SettingsError
@@ -610,3 +610,12 @@ def test_a_ranking_refuses_data_that_were_trained_on():
 def test_what_is_told_of_a_difference(difference, error, distinct, share, told):
     """``share`` is that of the distinct rows: of rows that occur twice, half of the difference counts."""
     assert _about_difference(pd.Series({"elpd_diff": difference, "dse": error}), distinct, share) == told
+
+
+@pytest.mark.parametrize(("pairs", "found"), [(349, False), (350, False), (351, True)])
+def test_repeats_count_beyond_three_times_chance_and_five_standard_deviations(pairs, found, monkeypatch):
+    """Where 100 pairs are expected by chance, their standard deviation is 10."""
+    monkeypatch.setattr(repeats, "_pairs_by_chance", lambda table: 100.0)
+    twice = torch.arange(pairs).repeat(2)
+    rows = Rows(torch.cat([twice, -1 - torch.arange(50)])[:, None].double())
+    assert (len(np.unique(distinct_rows(rows))) < len(rows)) is found

@@ -110,7 +110,8 @@ def test_a_heavy_tail_is_seen_and_makes_nothing_sure():
     heavy = pv.compare_elbos(vae, x, {**two, "heavy": Heavy()}, draws=100, particles=(2,))
     light = heavy.sel(estimator=[*two])
     assert (light.gradient_khat.sel(parameter_group=["Θ", "φ"]) < 0.7).all()
-    assert "This is sure by 100 draws" in pv.recommend(light)
+    quiet = light.assign(efficiency_se=0.05 * light.efficiency)  # of times that a busy machine does not blur
+    assert "This is sure by 100 draws" in pv.recommend(quiet)
     assert (heavy.gradient_khat.sel(estimator="heavy", parameter_group=["Θ", "φ"]) > 0.7).all()
     said = pv.recommend(heavy.assign(efficiency_se=1e-3 * heavy.efficiency))  # an error that saw no outlier
     assert "This is not sure, though the next" in said

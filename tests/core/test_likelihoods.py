@@ -11,11 +11,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers.checks import z_score
+from helpers.members import LATENTS, LIKELIHOODS
 from scipy import stats
 from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.core.component import masked
+from pyro_vae.elbo.kl import base
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.likelihoods import _distributions
 
@@ -537,3 +539,15 @@ def test_a_context_is_fed_to_the_network():
     z, context = torch.randn(7, 5, 2), torch.randn(5, 3)
     joined = likelihood.net(torch.cat([z, context.expand(7, 5, 3)], -1))
     assert torch.equal(likelihood(z, context).mean, joined.exp())
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_what_values_a_feature_may_have_is_asked_feature_by_feature(name):
+    """Over any leading dimensions: the support of one feature has no event dimension."""
+    likelihood = LIKELIHOODS[name]().double()
+    z = torch.randn(2, 3, LATENTS).double()
+    x = likelihood(z).sample()
+    assert base(likelihood(z)).support.event_dim == 0
+    holds = likelihood.feature_support.check(x)
+    assert holds.shape == x.shape
+    assert holds.all()

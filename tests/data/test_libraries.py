@@ -33,21 +33,25 @@ def test_a_column_of_polars_and_one_that_has_no_values_yet():
         pv.data.load(table.lazy())
 
 
-def test_cells_in_memory_and_in_a_file(tmp_path, monkeypatch):
+def names(letter, number):
+    return [f"{letter}{i}" for i in range(number)]
+
+
+def test_cells_in_memory_and_in_a_file(tmp_path):
     anndata = pytest.importorskip("anndata", reason="anndata 0.12 takes no pandas 3, which the tested set has")
     counts = np.random.default_rng(0).poisson(2, (20, 6))
     cells = anndata.AnnData(
         X=np.log1p(counts).astype(np.float32),
-        obs=pd.DataFrame({"type": pd.Categorical(["a", "b"] * 10), "age": np.arange(20.0)}, [f"c{i}" for i in range(20)]),
-        var=pd.DataFrame(index=[f"g{i}" for i in range(6)]), layers={"counts": counts},
+        obs=pd.DataFrame({"type": pd.Categorical(["a", "b"] * 10), "age": np.arange(20.0)}, names("c", 20)),
+        var=pd.DataFrame(index=names("g", 6)), layers={"counts": counts},
     )  # fmt: skip
-    monkeypatch.setattr(anndata.settings, "allow_write_nullable_strings", True)
+    anndata.settings.allow_write_nullable_strings = True  # pandas 3 knows no other ones
     cells.write_h5ad(tmp_path / "cells.h5ad")
     for source in (cells, tmp_path / "cells.h5ad"):
         data = pv.data.load(source, key="counts", label="type", context="age")
         assert torch.equal(data.x, torch.from_numpy(counts).float())
-        assert data.columns == [f"g{i}" for i in range(6)]
-        assert data.row_labels.tolist() == [f"c{i}" for i in range(20)]
+        assert data.columns == names("g", 6)
+        assert data.row_labels.tolist() == names("c", 20)
         assert data.labels.tolist() == [0, 1] * 10
         assert data.context[:, 0].tolist() == list(range(20))
         assert pv.data.load(source).x.numpy() == pytest.approx(np.log1p(counts), rel=1e-6)
