@@ -1,5 +1,7 @@
 """The updates of a compiled step are those of torch's own optimizers, with every setting."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pyro.optim import PyroOptim
@@ -8,7 +10,7 @@ from torch.optim import SGD, Adam, AdamW
 from pyro_vae.train.compiled import optimizers
 from pyro_vae.train.compiled.backends import compiled
 from pyro_vae.train.compiled.graph import trace
-from pyro_vae.train.compiled.optimizers import Updates
+from pyro_vae.train.compiled.optimizers import Updates, _clipped
 
 DECAY = {"weight_decay": 3.0}
 """At the rate of 0.1 a weight loses 0.3 of itself in a step, so that it counts what decays, when, and by how much."""
@@ -91,3 +93,14 @@ def test_every_setting_of_every_optimizer_is_that_of_torch(backend, each):
             updates.advance(1)
     for (kind, settings), expected, found in zip(each, theirs.optim_objs, own.optim_objs, strict=True):
         assert (expected - found).abs().max() < 1e-12, (kind.__name__, settings)
+
+
+@pytest.mark.parametrize("size", [0.1, 10.0])
+def test_a_gradient_is_clipped_by_its_norm_and_then_by_value_as_torch_does(size):
+    parameter = torch.nn.Parameter(torch.zeros(4).double())
+    parameter.grad = size * torch.tensor([3.0, -1.0, 0.5, 0.0]).double()
+    ours = _clipped(SimpleNamespace(clip={"clip_norm": 2.0, "clip_value": 1.5}), parameter.grad.clone())
+    torch.nn.utils.clip_grad_norm_(parameter, 2.0)
+    torch.nn.utils.clip_grad_value_(parameter, 1.5)
+    torch.testing.assert_close(ours, parameter.grad, rtol=1e-12, atol=0)
+    assert (ours.abs().max() == 1.5) == (size > 1), "power: both limits are met"
