@@ -46,6 +46,8 @@ def score(
     vae: VAE,
     data: Any,
     *,
+    context: Any = None,
+    mask: Any = None,
     held_out: Any = None,
     method: Method = "iw",
     num_particles: int | None = None,
@@ -83,7 +85,9 @@ def score(
         vae: a VAE.
         data: shape ``(datum, *features)``, a table, :class:`~pyro_vae.data.Data` with context and mask, or a stream,
             which is scored 4096 rows at a time.
-        held_out: rows of the same population that the VAE was not trained on, as ``data``.
+        context: shape ``(datum, c)``, for a conditional VAE; or in ``data``.
+        mask: booleans, true where a value was observed, of the shape of the data; or in ``data``.
+        held_out: rows of the same population that the VAE was not trained on, as ``data``, with context and mask in it.
         method: of log p(x): ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``, as in :func:`pyro_vae.log_evidence`.
         num_particles: draws or chains per datum for log p(x), as there.
         temperatures: of ``"ais"`` and ``"ais_prior"``.
@@ -105,7 +109,7 @@ def score(
         DataError: if the data are not finite numbers in rows, or are outside the support of the likelihood; with
             ``held_out``, if that is a stream, or rows of either set were trained on.
         ModelError: if the VAE does not fit the data.
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of its range, or a stream is given together with a context or a mask.
 
     References:
         | Algorithmic Learning in a Random World (Vovk, Gammerman & Shafer, 2005), https://doi.org/10.1007/b106715
@@ -127,7 +131,7 @@ def score(
     whole("chunk", chunk, 1)
     refuse_seed(seed)
     fresh = None if held_out is None else _fresh(vae, held_out)
-    table = read(vae, data)
+    table = read(vae, data, context=context, mask=mask)
     evidence = partial(
         log_evidence, vae, method=method, num_particles=num_particles, temperatures=temperatures, leapfrog=leapfrog,
         chunk=chunk, progress=progress,

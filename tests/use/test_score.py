@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.checks import linear_gaussian, small_vae
+from helpers.conditional import conditional_vae
 from scipy import stats
 
 import pyro_vae as pv
@@ -323,3 +324,14 @@ def test_a_stream_is_scored_piece_by_piece_and_its_sample_calibrates(tmp_path, m
     assert np.array_equal(found.p_value, whole.p_value)
     assert found.attrs["data_hash"] == whole.attrs["data_hash"]
     assert (found.held_out_rows == 40).all()
+
+
+def test_a_mask_and_a_context_are_taken_beside_the_data_or_in_them():
+    torch.manual_seed(0)
+    vae, x, context = conditional_vae(), torch.randn(6, 6), torch.randn(6, 2)
+    mask = torch.rand(6, 6) > 0.3
+    beside = pv.score(vae, x, context=context, mask=mask, num_particles=20, draws=2)
+    within = pv.score(vae, pv.data.Data(x, context=context, mask=mask), num_particles=20, draws=2)
+    assert beside.log_px.values.tolist() == within.log_px.values.tolist()
+    other = pv.score(vae, x, context=context + 1, mask=mask, num_particles=20, draws=2)
+    assert (abs(other.log_px - beside.log_px) > 1e-3).all(), "power"
