@@ -16,8 +16,8 @@ from pyro_vae.core.device import seeded
 from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.memory import as_list
-from pyro_vae.data.rows import Data
 from pyro_vae.data.spread import context_units, units_for
+from pyro_vae.data.values import Data
 from pyro_vae.errors import PyroVAEError, SettingsError
 from pyro_vae.likelihoods import Likelihood, Normal
 from pyro_vae.priors import ContextNormal

@@ -6,10 +6,11 @@ from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.readers import load, load_held_out
-from pyro_vae.data.rows import Data, as_tensor, mask_nan, rows_for, rows_of
+from pyro_vae.data.rows import mask_nan, rows_for, rows_of
 from pyro_vae.data.spread import mean_and_sd
 from pyro_vae.data.streams import stream
 from pyro_vae.data.suggest import Proposal, Suggestion, suggest
+from pyro_vae.data.values import Data, as_tensor
 from pyro_vae.errors import DataError, SettingsError
 
 __all__ = [

@@ -11,8 +11,9 @@ from torch import Tensor
 from pyro_vae.data.columns import list_names
 from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import narrow, unrounded
-from pyro_vae.data.rows import Data, as_tensor, checked, data_of, matched
+from pyro_vae.data.rows import checked, data_of
 from pyro_vae.data.tables import is_table
+from pyro_vae.data.values import Data, as_tensor, matched
 from pyro_vae.errors import DataError, SettingsError
 
 MOST_DENSE_BYTES = 2**31

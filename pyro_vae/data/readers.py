@@ -13,8 +13,8 @@ import numpy as np
 
 from pyro_vae.data.images import find_pictures, read_pictures
 from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory, of_anndata
-from pyro_vae.data.rows import Data, reason
 from pyro_vae.data.text import read_text
+from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.fingerprint import row_hashes
-from pyro_vae.data.rows import Data, data_for, rows_for
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import Data
 from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods import Likelihood
 

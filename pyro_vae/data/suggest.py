@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.core.format import as_text, format_rounded
 from pyro_vae.data.readers import load
-from pyro_vae.data.rows import Data
+from pyro_vae.data.values import Data
 from pyro_vae.likelihoods import (
     Bernoulli,
     Blocks,

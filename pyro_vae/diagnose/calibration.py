@@ -17,7 +17,8 @@ from pyro_vae.core.generate import latents
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import as_tensor, rows_for
+from pyro_vae.data.rows import rows_for
+from pyro_vae.data.values import as_tensor
 from pyro_vae.diagnose import _ecdf
 from pyro_vae.errors import DataError
 

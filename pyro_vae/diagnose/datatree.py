@@ -18,7 +18,8 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
-from pyro_vae.data.rows import Data, data_for, row_names, rows_for
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import Data, row_names
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.kinds import countable_features
 from pyro_vae.evidence.psis import BAD, LEAST

@@ -12,7 +12,7 @@ from pyro_vae.core.compatibility import called, drawn
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
-from pyro_vae.data.rows import as_tensor
+from pyro_vae.data.values import as_tensor
 from pyro_vae.elbo.kl import family, kl_provenance
 
 

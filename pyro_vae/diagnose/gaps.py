@@ -21,7 +21,8 @@ from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
-from pyro_vae.data.rows import data_for, row_names, rows_for
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import row_names
 from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.evidence import known_evidence

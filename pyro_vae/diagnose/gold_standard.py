@@ -17,7 +17,8 @@ from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import data_for, row_names, rows_for
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import row_names
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 MOST = 100

@@ -15,7 +15,8 @@ from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import data_for, row_names, rows_for
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import row_names
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length

@@ -17,7 +17,8 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.repeats import clustered_error, distinct_rows
-from pyro_vae.data.rows import data_for, row_names, rows_for
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import row_names
 from pyro_vae.elbo.per_datum import per_datum_elbo
 from pyro_vae.errors import DataError
 from pyro_vae.evidence.estimate import log_evidence

@@ -15,7 +15,8 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
-from pyro_vae.data.rows import data_for, row_names, rows_for
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import row_names
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.annealed import PILOT, annealed, annealed_from_prior
 from pyro_vae.evidence.bidirectional import APART, bidirectional

@@ -14,8 +14,9 @@ from pyro_vae.core.device import seeded
 from pyro_vae.core.format import format_rounded
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.data.rows import as_tensor, data_for, rows_of
+from pyro_vae.data.rows import data_for, rows_of
 from pyro_vae.data.tables import given_names
+from pyro_vae.data.values import as_tensor
 from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits, describe_limits, draw_image
 

@@ -14,7 +14,7 @@ from pyro_vae.core.progress import ticking
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.context import context_names
-from pyro_vae.data.rows import as_tensor
+from pyro_vae.data.values import as_tensor
 from pyro_vae.errors import DataError, ModelError
 from pyro_vae.priors import ContextNormal
 from pyro_vae.use.inputs import Names

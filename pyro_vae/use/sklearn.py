@@ -16,8 +16,9 @@ from pyro_vae.core.device import derive_seed, seeded
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
-from pyro_vae.data.rows import Data, mask_nan, rows_for
+from pyro_vae.data.rows import mask_nan, rows_for
 from pyro_vae.data.spread import units_for
+from pyro_vae.data.values import Data
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.nn import mlp

@@ -12,8 +12,8 @@ import pyro_vae as pv
 from pyro_vae.data import Data, load
 from pyro_vae.data.context import context_names
 from pyro_vae.data.fingerprint import Trained
-from pyro_vae.data.rows import matched
 from pyro_vae.data.spread import context_units
+from pyro_vae.data.values import matched
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 TABLE = pd.DataFrame(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import pyro_vae as pv
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.rows import Data
 from pyro_vae.data.sources import InMemory, Source, hashes_of, source_of
+from pyro_vae.data.values import Data
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 

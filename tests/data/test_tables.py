@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 import pyro_vae as pv
 from pyro_vae.data import Data, load, mask_nan, rows_of
 from pyro_vae.data.fingerprint import Trained
-from pyro_vae.data.rows import matched
+from pyro_vae.data.values import matched
 from pyro_vae.errors import DataError, SettingsError
 
 SQUARE = [[1.0, 2.0], [3.0, 4.0]]

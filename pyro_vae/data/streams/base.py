@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pyro_vae.core.device import derive_seed
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.rows import refuse_non_finite
 from pyro_vae.data.sources import Window, permutation, spaced
 from pyro_vae.data.streams.layout import BLOCKS, Layout, window_rows
 from pyro_vae.data.streams.prefetch import prefetch
 from pyro_vae.data.streams.tables import Read, Table
+from pyro_vae.data.values import refuse_non_finite
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 

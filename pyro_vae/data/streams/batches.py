@@ -14,8 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.rows import Data, reason
 from pyro_vae.data.streams.tables import Read, Table, put
+from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
 
 ONCE = "a generator can be read only once, where training reads the data in each epoch anew"

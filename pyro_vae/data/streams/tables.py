@@ -13,7 +13,7 @@ import numpy as np
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.readers import whole_numpy
-from pyro_vae.data.rows import reason
+from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError
 
 Read = Callable[[int, Rows], int]

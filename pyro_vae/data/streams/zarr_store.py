@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.data.rows import reason
+from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
 
 CODECS = frozenset(
