@@ -281,7 +281,7 @@ def _advice(found: xr.Dataset) -> str:
             "posterior with correlations (FullNormal, Flow), or train on where the validation ELBO still rises"
         )
     wide = found.sel(level=0.9)
-    worst = int(found.p_value.values[:-1].argmin())
+    worst = int(np.abs(wide.coverage.values[:-1] - 0.9).argmax())
     off = float(wide.coverage[worst] - 0.9)
     if abs(off) < 3 * float(wide.coverage_se[worst]):
         return (

@@ -250,9 +250,10 @@ def judge_nuts(found: xr.Dataset) -> Finding:
     level: Level = "bad" if float(far.mean()) >= 0.25 else "fine" if bool(near.all() & sound.all()) else "doubtful"
     worst = found.isel(found.wasserstein.fillna(np.inf).argmax(("datum", "latent")))
     why = (
-        f"q is at most {float(worst.wasserstein):.2f} sd from NUTS (latent {int(worst.latent)} of datum "
-        f"{worst.datum.item()}; two samples of one distribution: {float(worst.wasserstein_floor):.2f}), far off for "
-        f"{int(far.sum())} of {found.sizes['datum']} data; up to {limits['fine']} is fine, from {limits['bad']} bad; "
+        f"of {found.sizes['datum']} data q is farthest from NUTS in latent {int(worst.latent)} of datum "
+        f"{worst.datum.item()}, by {float(worst.wasserstein):.2f} posterior sd (Wasserstein-1; two samples of one "
+        f"distribution: {float(worst.wasserstein_floor):.2f}), and far off for {int(far.sum())}; up to "
+        f"{limits['fine']} is fine, from {limits['bad']} bad; "
         f"NUTS has R̂ ≤ {float(found.rhat.max()):.3f} (threshold {limits['rhat']}), at least "
         f"{float(found.ess.min()):.0f} effective draws (threshold {limits['ess']}) and {float(divergent.mean()):.1%} "
         f"divergent, and is sound for {int(sound.sum())} of {found.sizes['datum']} data"

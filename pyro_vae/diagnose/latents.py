@@ -257,17 +257,19 @@ def judge_collapse(found: xr.Dataset) -> Finding:
     )
     if found.attrs["common_prior"]:
         most = found.attrs["most_information"]
-        full = float(found.mutual_information) > 0.9 * most
-        why += (
-            f" = mutual information {_pm(found, 'mutual_information')} (of at most log n = {most:.2f}"
-            f"{', so more data are needed to tell the two apart' if full else ''}) + KL(q(z)‖p(z)) "
-            f"{_pm(found, 'marginal_kl')}"
-        )
+        information, marginal = _pm(found, "mutual_information"), _pm(found, "marginal_kl")
+        if float(found.mutual_information) > 0.9 * most:
+            why += (
+                f"; so few data can show at most log n = {most:.2f} nats of mutual information, and show nearly that: "
+                f"it is at least {information}, and KL(q(z)‖p(z)) at most {marginal}; more data would tell them apart"
+            )
+        else:
+            why += f" = mutual information {information} (of at most log n = {most:.2f}) + KL(q(z)‖p(z)) {marginal}"
     return Finding("collapse of latents", level, why, "" if level == "fine" else NEXT[level])
 
 
 def _pm(found: xr.Dataset, name: str) -> str:
-    return format_estimate(float(found[name]), float(found[f"{name}_se"]), "nats", over="data")
+    return format_estimate(float(found[name]), float(found[f"{name}_se"]), "nats", over="draws")
 
 
 NEXT = {

@@ -232,7 +232,8 @@ def _with_columns(
     with np.errstate(divide="ignore", invalid="ignore"):
         far = np.abs(flat - centre) / np.where(spread > tiny, spread, 0.0)
     far = np.where(np.abs(flat - centre) <= tiny, 0.0, far)
-    worst, farthest = np.argsort(-far[0], kind="stable")[:WORST], far.max(1)
+    apart = np.abs(flat[0] - centre)  # tells those apart that never vary in replicates, which are infinitely far
+    worst, farthest = np.lexsort((-apart, -far[0]))[:WORST], far.max(1)
     of_data = np.repeat(flat[:1, worst], len(made), 0)
     found = _summary(
         np.hstack([seen, of_data]), np.hstack([made, flat[1:, worst]]), [*names, *(every[i] for i in worst)]

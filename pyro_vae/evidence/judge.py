@@ -25,6 +25,7 @@ ERRORS, PRECISE = 2.0, 0.2
 
 LEVELS: tuple[Level, ...] = ("fine", "doubtful", "bad")
 
+COVER = "take a guide that covers the posterior: another mode, or mass that inference gaps show q to miss"
 CHECK = "run pyro_vae.evidence.cross_check(vae, x, found) and judge what it returns"
 RICHER = 'take method="ais" or more particles, or a richer posterior'
 SLOWER = "repeat pyro_vae.evidence.cross_check with more temperatures or particles"
@@ -100,7 +101,7 @@ def _bias(found: xr.Dataset) -> Part:
     off = -found.bias.values.astype(float)
     why = (
         f"by {found.attrs['estimate']} with {found.attrs['num_particles']} particles, log p(x) of {len(off)} data is "
-        f"measured to lie {_with_error(off)} low {LIMITS}"
+        f"measured to lie {_with_error(off)} low {LIMITS}, that of half of them less than {np.nanmedian(off):.2g} low"
     )
     return Part(_by_size(abs(float(off.mean()))), why, RICHER)
 
@@ -132,7 +133,9 @@ def agreement(found: xr.Dataset) -> Part:
     second = f"{found.attrs['second_estimate']} gives {format_estimate(abs(apart), error, 'nats', over='draws')} "
     second += f"{'more' if apart < 0 else 'less'} for {number} of them"
     if apart < -max(CLOSE_ENOUGH, ERRORS * error):
-        return Part(_by_size(-apart), f"{second}, so that much was missed", "take a guide that covers every mode")
+        share = float(found.difference.min()) / float(found.difference.sum())
+        most = f" (by one datum, {share:.0%} of it)" if number > 1 and share > HALF else ""
+        return Part(_by_size(-apart), f"{second}, so that much was missed{most}", COVER)
     heavy = float((found.second_khat > BAD_KHAT).mean())
     if heavy > SOME:
         return Part("doubtful", f"{second}, but its own k̂ is above {BAD_KHAT} for {heavy:.0%}", SLOWER)

@@ -175,7 +175,7 @@ def collapse(found: xr.Dataset) -> Figure:
 def _divided(axes: Axes, found: xr.Dataset) -> None:
     names = ["mean_kl", "mutual_information", "marginal_kl"]
     labels = ["mean KL", "mutual\ninformation", "KL(q(z)‖p(z))"]
-    axes.set_title("how the mean KL divides (± 2 s.e., over data)", fontsize=10)
+    axes.set_title("how the mean KL divides\n(± 2 s.e., over draws)", fontsize=10)
     values = np.array([float(found[name]) for name in names])
     errors = np.array([float(found[f"{name}_se"]) for name in names])
     axes.bar(range(3), np.nan_to_num(values), yerr=np.nan_to_num(2 * errors), color=[GREY, BLUE, ORANGE], capsize=3)

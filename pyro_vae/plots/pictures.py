@@ -129,7 +129,7 @@ def prior_samples(
     with seeded(seed, vae.like(torch.zeros(())).device), evaluating(vae):
         first, second = from_the_prior(vae, count // 2 * 2, given)[1].mean.chunk(2)
     title = "What the prior generates (mean of p(x|z))"
-    return _gallery(vae, {"z ~ p(z)": first, "z ~ p(z) ": second}, image_shape, limits, title)
+    return _gallery(vae, {"z ~ p(z), first half": first, "second half": second}, image_shape, limits, title)
 
 
 def _gallery(

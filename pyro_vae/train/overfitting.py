@@ -131,7 +131,10 @@ def judge_overfitting(found: xr.Dataset) -> Finding:
     told = f"{format_estimate(fall, error, over='')} nats per datum (paired differences, error over validation data)"
     if 0 < kept < epochs and not found.kept_fall > max(nats, ERRORS * float(found.kept_fall_se)):
         why = f"the weights are those after epoch {kept}, which the validation ELBO chose"
-        why += f"; by the end of training it had fallen by {told}. Data that chose the weights flatter them a little"
+        why += (
+            f"; from its best, after epoch {best}, to the end it fell by {told}. Data that chose the weights flatter "
+        )
+        why += "them: hold out others for a last number"
         return Finding("overfitting", "fine", why)
     if best == epochs:
         return Finding("overfitting", "fine", f"the validation ELBO was best after the last of {epochs} epochs")

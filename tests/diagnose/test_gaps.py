@@ -303,7 +303,7 @@ def judged(approximation, amortisation, error=0.0, khat=0.1, latents=2, optimisa
     attrs = {"threshold_fine": 0.05, "threshold_bad": 0.3, "threshold_share": 0.05, "threshold_khat": 0.7}
     attrs |= {"latents": latents, "family": "DiagNormal", "log_evidence_from": "given", "threshold_optimization": 0.01}
     attrs |= {"steps": 400}
-    return judge_gaps(xr.Dataset(table, attrs=attrs)).level
+    return judge_gaps(xr.Dataset(table, {"datum": range(100)}, attrs)).level
 
 
 def test_the_thresholds_of_the_verdict():
@@ -319,6 +319,9 @@ def test_the_thresholds_of_the_verdict():
     assert judged(0.09, 0.61, optimisation=0.5) == "bad", "the encoder loses at least that"
     assert judged(0.01, 0.01, optimisation=0.021) == "doubtful", "not converged"
     assert judged(0.01, 0.01, richer=0.021) == "doubtful"
+    one = np.where(np.arange(100) == 7, 500.0, 0.3)
+    assert judged(one, 0.0) == "doubtful", "bad by one datum alone"
+    assert judged(one + (np.arange(100) == 8) * 500, 0.0) == "bad", "and by two"
     few = np.where(np.arange(100) < 6, 0.7, 0.0)
     assert judged(few, 0.0) == "doubtful", "six of 100 data lose much"
     assert judged(0.0, 0.0, khat=np.where(np.arange(100) < 6, 0.8, 0.1)) == "doubtful"

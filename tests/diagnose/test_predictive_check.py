@@ -297,3 +297,12 @@ def test_a_statistic_that_never_differs_is_0_standard_deviations_off():
 def test_the_sd_of_a_table_is_that_of_numpy():
     x = MODEL.sample(7)
     assert pv.diagnose.STATISTICS["sd"](x).item() == pytest.approx(x.numpy().std(), rel=1e-12)
+
+
+def test_of_what_replicates_never_show_the_farthest_comes_first():
+    """No replicate of a density has an exact 0: all are infinitely far in its sds, and the shares tell them apart."""
+    table = pd.DataFrame(MODEL.sample(40).numpy(), columns=list("abcde"))
+    table.loc[:3, "a"], table.loc[:29, "d"] = 0.0, 0.0
+    found = predictive_check(MODEL.as_vae(), table, draws=100)
+    columns = found.statistic.values[found.family.values == "column"]
+    assert columns[:2].tolist() == ["share of zeros of d", "share of zeros of a"]

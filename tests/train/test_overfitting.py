@@ -133,7 +133,7 @@ def test_what_is_said_where_the_last_epoch_is_the_best_or_the_best_is_kept():
     assert (last.level, last.why) == ("fine", "the validation ELBO was best after the last of 3 epochs")
     kept = judge_overfitting(overfitting(history([1.0, 3.0, 2.0], [0, 0, 1.0], 0.25, weights_epoch=2)))
     assert "those after epoch 2, which the validation ELBO chose" in kept.why
-    assert kept.why.endswith("Data that chose the weights flatter them a little")
+    assert kept.why.endswith("Data that chose the weights flatter them: hold out others for a last number")
 
 
 def test_a_history_without_validation_is_refused():

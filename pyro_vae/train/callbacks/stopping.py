@@ -96,7 +96,10 @@ class EarlyStopping(Callback):
         if self.weights and self.best != len(run.epochs):
             run.vae.load_state_dict(self.weights)
             run.weights_epoch = self.best
-            run.say(f"EarlyStopping: the weights are those after epoch {self.best}, the best of {len(run.epochs)}.")
+            run.say(
+                f"EarlyStopping: the weights are those after epoch {self.best} of {len(run.epochs)}; none later was "
+                f"better by more than {self.errors:g} standard errors."
+            )
 
     def state(self) -> Tree:
         return {
