@@ -1,7 +1,7 @@
 """``check``: all diagnostics of a VAE on held-out data, within a budget, and a verdict."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,11 @@ PILOT = 32
 """Particles of the trial that measures what an evaluation costs."""
 FEWEST_DRAWS = 4
 """A p-value uses at least 5 times this many replicated data sets."""
+
+
+OF_Q = ("khat", "reconstructions", "sbc")
+"""Diagnostics that see that q is off; the inference gaps see why."""
+WHY = "see inference gaps below, which tell what the family of q loses from what its encoder does"
 
 
 @dataclass
@@ -119,12 +124,20 @@ def check(
         console.print(f"{title} ...", highlight=False)
         found.groups[diagnostic.name] = diagnostic.run(given_to_each)
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
+    found.findings = _with_one_remedy(found.findings)
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), getattr(x, "row_labels", None)))
     table.attrs["model"] = _in_words(vae)
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
     return tree
+
+
+def _with_one_remedy(found: dict[str, Finding]) -> dict[str, Finding]:
+    """Have the gaps alone say how to mend q, where they say that family or encoder is at fault."""
+    if "gaps" not in found or found["gaps"].level == "fine":
+        return found
+    return {name: replace(one, next=WHY) if one.next and name in OF_Q else one for name, one in found.items()}
 
 
 def _in_words(vae: VAE) -> str:

@@ -498,7 +498,9 @@ def judge_converged(found: xr.Dataset) -> Finding:
         why += f"; the validation ELBO has fallen by up to {found.fall.values.max():.2g} nats since its best epoch"
     steps = {
         "do not train on: new data lose by it (see overfitting)": fallen and not steady,
-        "the validation ELBO chose these weights: more epochs would gain on training data alone": chosen and not fallen,
+        "nothing: the validation ELBO chose these weights, and later ones were no better for its data": (
+            chosen and not fallen
+        ),
         "train longer": rising and not fallen and not chosen,
         "give fit validation_data too, without which overfitting does not show": rising and "fall" not in found,
         "lower the learning rate: the ELBO falls": falling,

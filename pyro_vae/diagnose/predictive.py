@@ -356,6 +356,7 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
     distance = max([far for p, far in parts if p < DOUBTFUL] or [far for _, far in parts])
     blind = 2 * number / (draws + 2) >= DOUBTFUL
     level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if distance > FAR else "doubtful"
+    told.append(f"bad where the farthest is more than {FAR:g} sd of the replicates off")
     which = found.attrs["latents"]
     advice = "" if level == "fine" else _advice(which, blind and level != "bad")
     return Finding(f"{which} predictive check", level, "; ".join(told), advice)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -209,7 +210,19 @@ def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
         axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5)
     axes.set(xlabel=names[0], ylabel=names[1], title="Held-out data in latent space: means of q(z|x)")
     axes.set_aspect("equal", "datalim")
+    _leave_out_the_farthest(axes, points)
     return figure
+
+
+def _leave_out_the_farthest(axes: Axes, points: np.ndarray) -> None:
+    """Have a few points far outside not squeeze the others; the title counts them."""
+    low, high = np.quantile(points, [0.02, 0.98], 0)
+    low, high = low - (high - low) / 2, high + (high - low) / 2
+    outside = int(((points < low) | (points > high)).any(1).sum())
+    if outside and (high > low).all():
+        axes.set_aspect("equal", "box")
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+        axes.set_title(f"{axes.get_title()}\n({outside} of {len(points)} lie outside of the figure)")
 
 
 def _plane(means: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:

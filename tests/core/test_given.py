@@ -202,3 +202,13 @@ def test_figures_drop_nothing_out_and_take_masks():
     expected = linear_gaussian().posterior(torch.where(MASK, x, 0.0)).mean
     found = plots.latent_space(vae, data).axes[0].collections[0].get_offsets()
     assert np.asarray(found) == pytest.approx(expected.numpy(), abs=1e-9)
+
+
+def test_a_datum_far_out_does_not_squeeze_the_others_and_is_counted():
+    model = linear_gaussian()
+    x = model.sample(60)
+    near = plots.latent_space(model.as_vae(), x).axes[0]
+    far = plots.latent_space(model.as_vae(), torch.cat([x, 1e4 * torch.ones(1, 5).double()])).axes[0]
+    assert "outside" not in near.get_title()
+    assert "(1 of 61 lie outside of the figure)" in far.get_title()
+    assert np.ptp(far.get_xlim()) < 5 * np.ptp(near.get_xlim())

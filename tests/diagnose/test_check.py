@@ -327,3 +327,14 @@ def test_convergence_is_judged_by_20_epochs_and_more(epochs, judged):
     history = xr.Dataset({"train_elbo": ("epoch", np.zeros(epochs))})
     given = diagnose_check.CheckInput(vae, x, Rows(x), evaluation=1.0, history=history)
     assert next(d for d in DIAGNOSTICS if d.about == "Convergence of the training").applies(given) is judged
+
+
+def test_where_the_gaps_find_a_fault_they_alone_say_how_to_mend_q():
+    """A richer posterior, by the coverage, beside a family that loses nothing, by the gaps, would contradict."""
+    tree = checked("shifted")
+    found = dict(zip(tree["findings"].group.values, findings(tree), strict=True))
+    assert found["gaps"].level != "fine"
+    for name in ("khat", "reconstructions", "sbc"):
+        assert found[name].level == "fine" or found[name].next == diagnose_check.WHY
+    assert any(found[name].level != "fine" for name in ("khat", "reconstructions", "sbc")), "power"
+    assert found["gaps"].next != diagnose_check.WHY
