@@ -251,14 +251,21 @@ def test_another_file_for_the_history_is_refused_in_one_sentence(tmp_path):
 
 
 def test_the_time_that_has_passed_is_taken_from_the_budget(monkeypatch):
-    """Each look at the clock is 4 seconds later: of 10 there is something left once or twice, then nothing."""
+    """Each look at the clock is 4 seconds later: of 10 there is a second left twice; what takes nearly none is run."""
     vae, x = broken("not at all")
     monkeypatch.setattr(diagnose_check, "_seconds_of_an_evaluation", lambda *_: 1e-9)
     monkeypatch.setattr(diagnose_check.time, "perf_counter", partial(next, itertools.count(0, 4)))
-    fine = [replace(one, judge=lambda _: diagnose_check.Finding("x", "fine", "")) for one in DIAGNOSTICS]
+    took = {"collapse": 0.1}
+    fine = [
+        replace(
+            one, judge=lambda _: diagnose_check.Finding("x", "fine", ""),
+            seconds=lambda _, name=one.name: took.get(name, 1.0),
+        )
+        for one in DIAGNOSTICS
+    ]  # fmt: skip
     monkeypatch.setattr(diagnose_check, "DIAGNOSTICS", fine)
     found = set(pv.check(vae, x[:9], gold=0, draws=4, budget=10).children) & {one.name for one in DIAGNOSTICS}
-    assert found == {"khat", "evidence"}
+    assert found == {"khat", "evidence", "collapse"}
 
 
 def test_the_conclusion_names_what_is_bad_and_what_is_doubtful():

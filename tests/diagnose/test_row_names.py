@@ -55,7 +55,7 @@ def test_findings_and_errors_of_direct_calls_name_the_row(labelled):
     found = khat(vae, given["a table"], num_particles=50)
     assert f"the worst datum {names[found.khat.values.argmax()]} with" in judge_khat(found).why
     far = nuts(vae, given["data"], data=[3], chains=2, warmup=20, draws=20)
-    assert "of datum patient 9;" in judge_nuts(far).why
+    assert "of datum patient 9, by " in judge_nuts(far).why
     huge = given["a table"].copy()
     huge.loc["patient 5"] = 1e30
     with pytest.raises(pv.errors.ModelError, match="datum patient 5 has importance weights"):
