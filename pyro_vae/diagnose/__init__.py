@@ -54,6 +54,10 @@ FEWEST_FITTED = 20
 GAPS = 50_000
 """Evaluations that optimising q takes for each datum, where a gradient counts as three."""
 
+Q_IS_OFF = "q(z|x) is not p(z|x)"
+DATA_DIFFER = "the model makes other data than these"
+"""Faults that several diagnostics see, each in its own way."""
+
 # In the order of what matters most for the time it takes: what is about the user's data before what is about the
 # model's own.
 DIAGNOSTICS = (
@@ -63,6 +67,7 @@ DIAGNOSTICS = (
         run=lambda given: khat(given.vae, given.x, num_particles=PARTICLES, seed=given.seed),
         judge=judge_khat,
         seconds=lambda given: given.each_datum * PARTICLES,
+        fault=Q_IS_OFF,
     ),
     Diagnostic(
         name="evidence",
@@ -88,6 +93,7 @@ DIAGNOSTICS = (
         run=lambda given: sbc(given.vae, simulations=SIMULATIONS, around=given.x, seed=given.seed),
         judge=judge_reconstructions,
         seconds=lambda given: given.evaluation * SIMULATIONS * 200,
+        fault=Q_IS_OFF,
     ),
     Diagnostic(
         name="predictive_check",
@@ -95,6 +101,7 @@ DIAGNOSTICS = (
         run=lambda given: predictive_check(given.vae, given.x, draws=5 * given.draws, seed=given.seed),
         judge=judge_predictive_check,
         seconds=lambda given: given.each_datum * 5 * given.draws,
+        fault=DATA_DIFFER,
     ),
     Diagnostic(
         name="prior_check",
@@ -102,6 +109,7 @@ DIAGNOSTICS = (
         run=lambda given: prior_check(given.vae, given.x, draws=5 * given.draws, seed=given.seed),
         judge=judge_predictive_check,
         seconds=lambda given: given.each_datum * 5 * given.draws,
+        fault=DATA_DIFFER,
     ),
     Diagnostic(
         name="collapse",
@@ -134,6 +142,7 @@ DIAGNOSTICS = (
         run=lambda given: inference_gaps(given.vae, given.x, seed=given.seed),
         judge=judge_gaps,
         seconds=lambda given: given.each_datum * GAPS,
+        fault=Q_IS_OFF,
     ),
     Diagnostic(
         name="sbc",
@@ -143,6 +152,7 @@ DIAGNOSTICS = (
         ),
         judge=judge_sbc,
         seconds=lambda given: given.evaluation * SIMULATIONS * 200,
+        fault=Q_IS_OFF,
     ),
     Diagnostic(
         name="nuts",
@@ -153,5 +163,6 @@ DIAGNOSTICS = (
         judge=judge_nuts,
         seconds=lambda given: given.gold * CHAINS * (WARMUP + DRAWS) * LEAPFROGS * GRADIENT,
         applies=lambda given: given.gold > 0,
+        fault=Q_IS_OFF,
     ),
 )

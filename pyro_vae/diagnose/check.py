@@ -126,7 +126,7 @@ def check(
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
     found.findings = _with_one_remedy(found.findings)
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), getattr(x, "row_labels", None)))
-    table.attrs["model"] = _in_words(vae)
+    table.attrs |= {"model": _in_words(vae), "chosen_epoch": _chosen_epoch(history)}
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
@@ -138,6 +138,12 @@ def _with_one_remedy(found: dict[str, Finding]) -> dict[str, Finding]:
     if "gaps" not in found or found["gaps"].level == "fine":
         return found
     return {name: replace(one, next=WHY) if one.next and name in OF_Q else one for name, one in found.items()}
+
+
+def _chosen_epoch(history: xr.Dataset | None) -> int:
+    """The epoch before the last whose weights validation data chose; 0 if they chose none."""
+    kept = 0 if history is None else int(history.attrs.get("weights_epoch", 0))
+    return kept if history is not None and kept < history.sizes["epoch"] else 0
 
 
 def _in_words(vae: VAE) -> str:
@@ -230,6 +236,21 @@ def conclusion(tree: xr.DataTree) -> str:
         if named := [f.about for f in every if f.level == level]:
             parts.append(f"{level}: {', '.join(named)}")
     text = f"Verdict: {'; '.join(parts)}, by {about['data']} data."
+    text += "".join(
+        f" {views[0].upper()}{views[1:]} see one fault: {fault}." for fault, views in _seen_by_several(tree).items()
+    )
     if about.get("trained_on"):
         text += f" They were trained on ({about['trained_on']}): new data may fare worse."
+    if chosen := about.get("chosen_epoch"):
+        text += f" Validation data chose the weights (epoch {chosen}): if they are these data, new data may fare worse."
     return f"{text} Left out: {about['left_out']}." if about["left_out"] else text
+
+
+def _seen_by_several(tree: xr.DataTree) -> dict[str, str]:
+    """Each fault that more than one finding sees, with their names, so that it is not counted as several."""
+    groups, faults = tree["findings"].group.values, {one.name: one.fault for one in DIAGNOSTICS if one.fault}
+    views: dict[str, list[str]] = {}
+    for group, finding in zip(groups, findings(tree), strict=True):
+        if finding.level != "fine" and group in faults:
+            views.setdefault(faults[group], []).append(finding.about)
+    return {fault: f"{', '.join(names[:-1])} and {names[-1]}" for fault, names in views.items() if len(names) > 1}

@@ -79,6 +79,7 @@ class Diagnostic:
         seconds: predict how long ``run`` takes.
         applies: whether it can be run at all.
         needs: what it lacks where it does not apply, for the list of what was left out; empty where the user chose so.
+        fault: what is wrong where it is not fine, in the words of all diagnostics that see the same fault.
 
     Example:
         >>> import pyro_vae as pv
@@ -93,3 +94,4 @@ class Diagnostic:
     seconds: Callable[[CheckInput], float]
     applies: Callable[[CheckInput], bool] = _always
     needs: str = ""
+    fault: str = ""

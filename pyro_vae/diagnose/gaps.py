@@ -320,9 +320,9 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
     why = (
         f"the encoder loses {amortisation} nats to the best {gaps.attrs['family']} found for each datum, which loses "
         f"{approximation} nats to log p(x) ({gaps.attrs['log_evidence_from']}), means of these "
-        f"{gaps.sizes['datum']} data ± standard errors over draws; {_optimisation(gaps)}; up to {fine:.3g} is "
-        f"fine, from {bad:.3g} bad; {beyond:.0%} of data lose more than {bad:.3g} nats in all, half less than "
-        f"{float(gaps.gap.median()):.3g}"
+        f"{gaps.sizes['datum']} data ± standard errors over draws{_over_data(gaps)}; {_optimisation(gaps)}; "
+        f"up to {fine:.3g} is fine, from {bad:.3g} bad; {beyond:.0%} of data lose more than {bad:.3g} nats in all, "
+        f"half less than {float(gaps.gap.median()):.3g}"
     )
     if alone:
         worst = gaps.isel(datum=heaviest)
@@ -336,6 +336,13 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
     if not optimiser_converged(gaps):
         steps = "; ".join(filter(None, [f"first take more steps than {gaps.attrs['steps']}", steps]))
     return Finding("inference gaps", level, why, steps)
+
+
+def _over_data(gaps: xr.Dataset) -> str:
+    """The standard errors of both means over data, which say how far those of other data may lie."""
+    n = gaps.sizes["datum"]
+    errors = [float(gaps[name].std(ddof=1)) / math.sqrt(n) for name in ("amortisation_gap", "approximation_gap")]
+    return f" (over data {errors[0]:.2g} and {errors[1]:.2g})" if n > 1 else ""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
         A dataset. Over ``latent``: ``kl`` and ``kl_se``, the mean over data, ``kl_sd`` the spread over data;
         ``marginal_kl_of_latent`` and its error; ``mean_variance``, the variance over data of the posterior mean, with
         ``mean_variance_se`` as of a sample of so many data; ``active``, 0 or 1. Without a dimension: ``mean_kl``,
-        ``mutual_information`` and ``marginal_kl`` with their errors ``…_se``, all of the same draws; ``residual``, by
+        ``mutual_information`` and ``marginal_kl`` with their errors ``…_se``, all of the same draws;
+        ``mean_kl_se_over_data``, the standard error of the mean KL over data; ``residual``, by
         how much they fail to add up; ``closed_form_kl``, the mean KL where it has one (else NaN). All KLs in nats.
 
     Raises:
@@ -178,6 +179,8 @@ def _surgery(guides: list[Any], priors: list[Any], zs: list[Tensor], chunk: int,
     log_q = torch.cat([q.log_prob(z) for q, z in zip(guides, zs, strict=True)], 1).double()
     log_p = torch.cat([p.log_prob(z) for p, z in zip(priors, zs, strict=True)], 1).double()
     found = _named("mean_kl", log_q - log_p)
+    of_datum = (log_q - log_p).mean(0)
+    found["mean_kl_se_over_data"] = (), float(of_datum.std() / math.sqrt(len(of_datum))), nats
     found["closed_form_kl"] = ((), _whole_kl(guides, priors), nats)
     z = torch.cat(zs, 1)
     nothing = torch.full_like(log_q, torch.nan), torch.full_like(z.double(), torch.nan)
@@ -254,6 +257,7 @@ def judge_collapse(found: xr.Dataset) -> Finding:
     why = (
         f"{active} of {latents} latents are active (variance of the posterior mean above {ACTIVE}, over "
         f"{found.attrs['data']} data); mean KL {_pm(found, 'mean_kl')}"
+        f"{_over_data(found)}"
     )
     if found.attrs["common_prior"]:
         most = found.attrs["most_information"]
@@ -266,6 +270,11 @@ def judge_collapse(found: xr.Dataset) -> Finding:
         else:
             why += f" = mutual information {information} (of at most log n = {most:.2f}) + KL(q(z)‖p(z)) {marginal}"
     return Finding("collapse of latents", level, why, "" if level == "fine" else NEXT[level])
+
+
+def _over_data(found: xr.Dataset) -> str:
+    """The standard error of the mean KL over data: how far that of other data may lie."""
+    return f" and ± {float(found.mean_kl_se_over_data):.2g} over data"
 
 
 def _pm(found: xr.Dataset, name: str) -> str:

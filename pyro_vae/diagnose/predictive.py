@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -21,6 +22,8 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.errors import SettingsError
+from pyro_vae.evidence import atoms
+from pyro_vae.evidence.kinds import countable_features
 
 Statistic: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -34,19 +37,21 @@ def _spread(x: Tensor) -> Tensor:
     return x.std(correction=0)
 
 
+ZEROS = "share of zeros"
+
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
     {
         "mean": _of_cells(torch.mean),
         "sd": _of_cells(_spread),
         "smallest": _of_cells(torch.min),
         "largest": _of_cells(torch.max),
-        "share of zeros": _of_cells(lambda x: (x == 0).double().mean()),
+        ZEROS: _of_cells(lambda x: (x == 0).double().mean()),
         "sd of row means": lambda x: _of_cells(_spread)(x.flatten(1).nanmean(1)),
     }
 )
 """What is compared of the whole table, where its columns have one unit."""
 
-OF_COLUMNS = ("mean", "sd", "smallest", "largest", "share of zeros")
+OF_COLUMNS = ("mean", "sd", "smallest", "largest", ZEROS)
 """What is compared of each column."""
 
 WORST = 12
@@ -88,7 +93,8 @@ def predictive_check(
         statistics: functions of a data set of shape ``(datum, *features)`` that give one number, by name; a cell that
             is missing is NaN in data and replicates. By default mean, sd, smallest, largest and share of zeros of each
             column and, where columns have one unit, ``diagnose.STATISTICS`` of the whole table: these, and the sd of
-            the rows' means. Columns with names are taken to have units of their own, unless they are pixels.
+            the rows' means; the share of zeros only of what is countable or 0 in more than a fifth of the rows. Columns
+            with names are taken to have units of their own, unless they are pixels.
         draws: replicated data sets, at least 20.
         seed: of all draws.
         chunk: about so many numbers at a time, but at least one data set.
@@ -185,6 +191,9 @@ def _check(
     functions = _functions(statistics) if statistics is not None else STATISTICS if _has_one_unit(x) else {}
     rows = rows_for(vae, x).like(vae)
     columns = [_of_columns(_seen(rows.x, rows.mask))] if statistics is None else []
+    with_zeros = _with_zeros(vae, rows, columns[0]) if columns else np.array([True])
+    if not with_zeros.any():
+        functions = {name: function for name, function in functions.items() if name != ZEROS}
     of_data = [_number(name, function, _seen(rows.x, rows.mask)) for name, function in functions.items()]
     seen, made = [], []
     with seeded(seed, rows.x.device), evaluating(vae, draws * len(rows)):
@@ -197,7 +206,8 @@ def _check(
     names = [*functions, *[LIKELIHOOD] * (not prior)]
     found = _summary(np.array(seen), np.array(made), names)
     if columns:
-        found = _with_columns(np.array(seen), np.array(made), names, np.stack(columns), getattr(x, "columns", None))
+        labels = getattr(x, "columns", None)
+        found = _with_columns(np.array(seen), np.array(made), names, np.stack(columns), labels, with_zeros)
     return found.assign_attrs(
         {"latents": "prior" if prior else "posterior", "data": len(rows), "draws": draws, "seed": seed, **versions()}
     )
@@ -206,6 +216,11 @@ def _check(
 def _has_one_unit(x: Any) -> bool:
     """Whether the columns have one unit: not where they have names, unless they are pixels."""
     return getattr(x, "columns", None) is None or getattr(x, "image_shape", None) is not None
+
+
+def _with_zeros(vae: VAE, rows: Rows, of_columns: np.ndarray) -> np.ndarray:
+    """Columns whose share of zeros says something: a density makes none, so that a few show only how x was rounded."""
+    return np.array(countable_features(vae, rows)) | (of_columns[OF_COLUMNS.index(ZEROS)] > atoms.SHARE)
 
 
 def _of_columns(x: Tensor) -> np.ndarray:
@@ -221,12 +236,18 @@ def _of_columns(x: Tensor) -> np.ndarray:
 
 
 def _with_columns(
-    seen: np.ndarray, made: np.ndarray, names: list[str], columns: np.ndarray, labels: Sequence[str] | None
+    seen: np.ndarray,
+    made: np.ndarray,
+    names: list[str],
+    columns: np.ndarray,
+    labels: Sequence[str] | None,
+    with_zeros: np.ndarray,
 ) -> xr.Dataset:
     """Summarise the table's statistics and the worst ones of single columns, ``(1 + draw, statistic, column)``."""
     named = [f"column {j}" for j in range(columns.shape[-1])] if labels is None else [*map(str, labels)]
-    every = [f"{of} of {name}" for of in OF_COLUMNS for name in named]
-    flat = columns.reshape(len(columns), -1)  # the data first
+    counted = np.array([with_zeros if of == ZEROS else np.ones_like(with_zeros) for of in OF_COLUMNS]).ravel()
+    every = list(compress((f"{of} of {name}" for of in OF_COLUMNS for name in named), counted))
+    flat = columns.reshape(len(columns), -1)[:, counted]  # the data first
     centre, spread = flat[1:].mean(0), flat[1:].std(0, ddof=1)
     tiny = 1e-9 * np.abs(flat).max(0)  # equal numbers may differ by so much
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -54,7 +54,8 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
     The baselines are fitted in closed form: independent columns (normals for real features; for countable ones the
     frequencies of the values, with one row's worth of a geometric distribution for values that were not seen), Poisson
     for whole numbers above 1, and, for real data without missing values, probabilistic PCA with as many latents as the
-    VAE and, where there are 5 rows for each feature, a normal with a full covariance. The variance of
+    VAE (of the columns as they are or standardized, whichever describes the training data better) and, where there are
+    5 rows for each feature, a normal with a full covariance. The variance of
     rounding is added to that of each column: it is that of the smallest step between two of its values. Baselines do
     not see the context.
 
@@ -110,8 +111,9 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
         "elbo": ("datum", elbo, {"units": "nats"}),
         "log_likelihood": (("baseline", "datum"), each, {"units": "nats"}),
     }
-    for name, own in {"difference": of_vae, "elbo_difference": elbo}.items():
-        variables[name] = "baseline", (own - each).mean(1), per_datum
+    for name, what, own in (("difference", "log p(x)", of_vae), ("elbo_difference", "ELBO", elbo)):
+        told = {"long_name": f"{what} of the VAE less\nlog p(x) of the baseline", "reference": 0.0}
+        variables[name] = "baseline", (own - each).mean(1), per_datum | told
         variables[f"{name}_se"] = "baseline", clustered_error(own - each, number), per_datum
     about = {
         "fitted_to": f"{len(fitted)} training data" if fitted is not None else "the other four fifths of the same data",
@@ -180,11 +182,20 @@ def _joint(seen: Tensor, new: Tensor, rounding: Tensor, latents: int) -> dict[st
     if n >= ROWS_PER_FEATURE * features:
         found["full-covariance Gaussian"] = _multivariate(seen.mean(0), covariance)(new)
     if latents < features - 1:
-        values, vectors = torch.linalg.eigh(covariance)
-        values[: features - latents] = values[: features - latents].mean()
-        smoothed = (vectors * values) @ vectors.T
-        found[f"probabilistic PCA ({latents})"] = _multivariate(seen.mean(0), (smoothed + smoothed.T) / 2)(new)
+        sds = covariance.diag().sqrt()
+        of_units = [_principal(covariance, scale, latents) for scale in (torch.ones_like(sds), sds)]
+        fits = [_multivariate(seen.mean(0), own) for own in of_units]
+        found[f"probabilistic PCA ({latents})"] = max(fits, key=lambda fit: float(fit(seen).mean()))(new)
     return found
+
+
+def _principal(covariance: Tensor, scale: Tensor, latents: int) -> Tensor:
+    """The covariance of probabilistic PCA of columns divided by a scale, in the columns' own units."""
+    units = torch.outer(scale, scale)
+    values, vectors = torch.linalg.eigh(covariance / units)
+    values[:-latents] = values[:-latents].mean()
+    smoothed = (vectors * values) @ vectors.T
+    return (smoothed + smoothed.T) / 2 * units
 
 
 def _table(rows: Rows) -> Tensor:

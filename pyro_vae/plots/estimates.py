@@ -5,7 +5,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from pyro_vae.errors import SettingsError
-from pyro_vae.plots._style import BLUE
+from pyro_vae.plots._style import BLUE, GREY
 
 MOST_LABELS = 12
 """So many points are labelled one by one; more are numbered."""
@@ -29,7 +29,8 @@ def estimates(found: xr.Dataset) -> Figure:
 
     Args:
         found: a result whose variables ``name`` over one dimension have their standard errors in ``name_se``; its
-            attribute ``errors_over``, such as "draws", says over what.
+            attribute ``errors_over``, such as "draws", says over what. A variable's attributes ``long_name`` and
+            ``units`` label its axis, and a line is drawn at its ``reference``.
 
     Returns:
         The figure; bars are ± 2 standard errors.
@@ -53,7 +54,10 @@ def estimates(found: xr.Dataset) -> Figure:
             slanted = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > SHORT else {}
             axes.set_xticks(at, labels, **slanted)
         units = values.attrs.get("units", "1")
-        axes.set(xlabel=dimension, ylabel=name if units == "1" else f"{name} ({units})")
+        title = values.attrs.get("long_name", name)
+        axes.set(xlabel=dimension, ylabel=title if units == "1" else f"{title} ({units})")
+        if "reference" in values.attrs:
+            axes.axhline(values.attrs["reference"], color=GREY, lw=1)
         axes.grid(alpha=0.3)
     over = found.attrs.get("errors_over", "")
     figure.suptitle(f"bars: ± 2 standard errors{f', over {over}' if over else ''}", fontsize=9)

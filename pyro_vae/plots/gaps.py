@@ -11,6 +11,9 @@ from pyro_vae.core.validation import takes_settings
 from pyro_vae.diagnose.gaps import mean_gap, optimiser_converged
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
 
+WIDE = 20
+"""Where the largest gap is so many times the median, the axis is logarithmic above the threshold for bad."""
+
 
 def gaps(found: xr.Dataset) -> Figure:
     """What the ELBO loses to log p(x): the mean's parts with errors and thresholds, and each datum's.
@@ -79,9 +82,13 @@ def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
         lw=0.8,
         label="log p(x) − ELBO ± 2 s.e. over draws",
     )
-    axes.axhline(found.attrs["threshold_bad"] * found.attrs["latents"], color=GREY, ls="--", lw=1.2)
+    bad = found.attrs["threshold_bad"] * found.attrs["latents"]
+    axes.axhline(bad, color=GREY, ls="--", lw=1.2)
     chosen = "all data" if len(order) == found.sizes["datum"] else f"{len(order)} of {found.sizes['datum']} data"
     axes.set(xlabel=f"{chosen}, by size of the gap", ylabel="gap (nats)")
+    if found.gap.max() > WIDE * max(bad, float(found.gap.median())):  # else one datum hides all others
+        axes.set_yscale("symlog", linthresh=bad)
+        axes.set_ylabel(f"gap (nats; logarithmic above {bad:.3g})")
     axes.set_xticks([])
     axes.set_title(f"log p(x) − ELBO of each datum (log p(x): {found.attrs['log_evidence_from']})", fontsize=10)
     axes.legend(fontsize=9)

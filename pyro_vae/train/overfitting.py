@@ -39,8 +39,9 @@ def overfitting(history: xr.Dataset | None, *, nats: float = NATS) -> xr.Dataset
     Returns:
         A dataset of ``fall`` and ``fall_se`` of the last weights, ``best_epoch``, ``kept_epoch`` (the epoch whose
         weights the VAE has, 0 if they are of none), ``kept_fall`` and ``kept_fall_se`` (of those weights),
-        ``train_rise`` (of the training ELBO since the best epoch); and ``below_best``,
-        ``below_best_se`` and ``validation_elbo`` over ``epoch``.
+        ``train_rise`` (of the training ELBO since the best epoch) and ``train_above`` (how far the training ELBO, made
+        during the last epochs, lies above the validation ELBO after them); and ``below_best``, ``below_best_se`` and
+        ``validation_elbo`` over ``epoch``.
 
     Raises:
         DataError: if the history has no validation ELBO with paired differences.
@@ -87,6 +88,7 @@ def fall_of_validation(history: xr.Dataset, *, nats: float = NATS) -> xr.Dataset
         "fall": below[last].mean(), "fall_se": errors[last].mean(),
         "kept_fall": of_kept[0], "kept_fall_se": of_kept[1],
         "train_rise": train[last].mean() - train[best],
+        "train_above": (train - history.validation_elbo.values)[last].mean(),
     }  # fmt: skip
     variables: dict[str, Any] = {name: ((), float(value), nat) for name, value in scalars.items()}
     variables |= {"best_epoch": ((), int(history.epoch.values[best])), "kept_epoch": ((), kept)}
@@ -136,16 +138,18 @@ def judge_overfitting(found: xr.Dataset) -> Finding:
         )
         why += "them: hold out others for a last number"
         return Finding("overfitting", "fine", why)
+    apart = f"training data ended {found.train_above:+.2g} nats from it"
     if best == epochs:
-        return Finding("overfitting", "fine", f"the validation ELBO was best after the last of {epochs} epochs")
+        why = f"the validation ELBO was best after the last of {epochs} epochs"
+        return Finding("overfitting", "fine", f"{why}; {apart}")
     if not overfits(found):
         why = f"the validation ELBO ended {told} below that of epoch {best}, its best of {epochs} (threshold {nats:g})"
-        return Finding("overfitting", "fine", why)
+        return Finding("overfitting", "fine", f"{why}; {apart}")
     level: Level = "bad" if fall - ERRORS * error > nats else "doubtful"
     rise = float(found.train_rise)
     why = (
         f"the validation ELBO was best after epoch {best} of {epochs} and has fallen by {told} since, while that of "
-        f"training data {'rose' if rise > 0 else 'fell'} by {abs(rise):.2g}"
+        f"training data {'rose' if rise > 0 else 'fell'} by {abs(rise):.2g}; {apart}"
     )
     return Finding("overfitting", level, why, STOP if rise > 0 else LOWER)
 

@@ -274,7 +274,21 @@ def test_the_conclusion_names_what_is_bad_and_what_is_doubtful():
         findings={name: diagnose_check.Finding(f"the {name}", level, "x") for name, level in levels.items()}
     )
     tree = xr.DataTree.from_dict({"findings": _as_dataset(found, 0, 9)})
-    assert conclusion(tree) == "Verdict: of 3 questions 1 is fine; bad: the khat; doubtful: the sbc, by 9 data."
+    assert conclusion(tree) == (
+        "Verdict: of 3 questions 1 is fine; bad: the khat; doubtful: the sbc, by 9 data. "
+        "The khat and the sbc see one fault: q(z|x) is not p(z|x)."
+    )
+    one = Checked(findings={"khat": found.findings["khat"]})
+    assert "one fault" not in conclusion(xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)}))
+
+
+def test_the_conclusion_says_that_validation_data_chose_the_weights(capsys):
+    vae, x = broken("not at all")
+    history = xr.Dataset({"train_elbo": ("epoch", np.zeros(9))}, {"epoch": range(1, 10)})
+    for kept, told in ((4, True), (9, False), (0, False)):
+        tree = pv.check(vae, x, gold=0, budget=1e-9, draws=4, history=history.assign_attrs(weights_epoch=kept))
+        assert ("chose the weights (epoch 4): if they are these data" in conclusion(tree)) == told
+    assert "chose the weights" in capsys.readouterr().out
 
 
 def test_the_command_hands_on_what_it_is_given(tmp_path, monkeypatch):

@@ -39,6 +39,20 @@ def test_each_gaussian_is_that_of_scipy_and_the_pair_is_exact():
     assert judge_baseline(found).level == "fine"
 
 
+def test_principal_components_are_those_of_standardized_columns_where_these_describe_the_data_better():
+    """Of columns as they are, two latents follow the two of the largest numbers and nothing else."""
+    exact = linear()
+    units = torch.tensor([1e3, 1e2, 10, 1, 1, 1]).double()
+    train, x = exact.sample(200) * units, exact.sample(80) * units
+    found = baseline(exact.as_vae(), x, train=train, num_particles=10)
+    sd = train.std(0, correction=0)
+    ppca = pv.exact.LinearGaussian.fit(train / sd, 2).log_marginal(x / sd) - sd.log().sum()
+    each = found.log_likelihood.sel(baseline="probabilistic PCA (2)").values
+    assert each == pytest.approx(ppca.numpy(), abs=1e-4)
+    as_they_are = pv.exact.LinearGaussian.fit(train, 2).log_marginal(x).numpy()
+    assert each.mean() > as_they_are.mean() + 1
+
+
 @pytest.mark.parametrize(
     ("features", "rows", "expected"),
     [

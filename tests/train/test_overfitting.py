@@ -130,7 +130,8 @@ def test_the_fall_of_the_weights_that_are_kept_is_that_of_their_epoch(epoch, fal
 
 def test_what_is_said_where_the_last_epoch_is_the_best_or_the_best_is_kept():
     last = judge_overfitting(overfitting(history([1.0, 2.0, 3.0], [0, 0, 0])))
-    assert (last.level, last.why) == ("fine", "the validation ELBO was best after the last of 3 epochs")
+    told = "the validation ELBO was best after the last of 3 epochs; training data ended -1 nats from it"
+    assert (last.level, last.why) == ("fine", told)
     kept = judge_overfitting(overfitting(history([1.0, 3.0, 2.0], [0, 0, 1.0], 0.25, weights_epoch=2)))
     assert "those after epoch 2, which the validation ELBO chose" in kept.why
     assert kept.why.endswith("Data that chose the weights flatter them: hold out others for a last number")
