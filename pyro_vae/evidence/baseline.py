@@ -252,7 +252,8 @@ def judge_baseline(found: xr.Dataset) -> Finding:
     Returns:
         ``"bad"`` where log p(x) of the VAE lies below that of independent columns by more than 2 standard errors of the
         paired difference, ``"doubtful"`` where it is not above theirs by as much, or lies below another baseline by as
-        much; else ``"fine"``.
+        much, or another is better for most data (2 standard errors beyond half of them) and not worse in the mean; else
+        ``"fine"``.
 
     Example:
         >>> import pyro_vae as pv
@@ -264,7 +265,9 @@ def judge_baseline(found: xr.Dataset) -> Finding:
     apart, error = found.difference.values, found.difference_se.values
     simple = np.array([str(name) in INDEPENDENT for name in found.baseline.values])
     below, above = apart < -ERRORS * error, apart > ERRORS * error
-    level: Level = "bad" if below[simple].any() else "doubtful" if below.any() or not above[simple].all() else "fine"
+    by_few = ~above & (_share_better(found) < 0.5 - ERRORS * 0.5 / math.sqrt(found.sizes["datum"]))
+    unclear = below.any() or not above[simple].all() or by_few.any()
+    level: Level = "bad" if below[simple].any() else "doubtful" if unclear else "fine"
     told = ", ".join(
         f"{format_estimate(d, s, over='', signed=True)} over {name}"
         for name, d, s in zip(found.baseline.values, apart, error, strict=True)
@@ -283,16 +286,23 @@ def judge_baseline(found: xr.Dataset) -> Finding:
         why += f"; within {ERRORS:g} standard errors, so not told apart: {told}"
     if found.attrs["context"]:
         why += " and do not see the context"
-    return Finding("baselines", level, why, "" if level == "fine" else _advice(found, below))
+    return Finding("baselines", level, why, "" if level == "fine" else _advice(found, below, by_few))
+
+
+def _share_better(found: xr.Dataset) -> np.ndarray:
+    """For what share of the data the VAE is better than each baseline, which a mean that few data decide hides."""
+    better: np.ndarray = (found.log_evidence > found.log_likelihood).mean("datum").values
+    return better
 
 
 def _by_datum(found: xr.Dataset, name: str) -> str:
-    """For how many data the VAE is better than a baseline, which a mean that few data decide does not show."""
     each = (found.log_evidence - found.log_likelihood.sel(baseline=name)).values
     return f"the VAE is better for {int((each > 0).sum())} of {len(each)} data, by {np.median(each):+.3g} at the median"
 
 
-def _advice(found: xr.Dataset, below: np.ndarray) -> str:
+def _advice(found: xr.Dataset, below: np.ndarray, by_few: np.ndarray) -> str:
+    if not below.any() and by_few.any():
+        return "few data decide the mean: look at those that simple models describe worst, and at heavier tails"
     if not below.any():
         return "not told apart from independent columns: hold out more rows, or see whether the columns depend at all"
     best = str(found.baseline.values[int(found.difference.values.argmin())])

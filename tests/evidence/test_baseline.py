@@ -131,6 +131,19 @@ def test_a_vae_that_loses_to_independent_columns_is_bad():
     assert "new data are better described by probabilistic PCA (2): see" in finding.next
 
 
+@pytest.mark.parametrize(("share", "level"), [(0.7, "doubtful"), (0.55, "fine")])
+def test_a_mean_that_few_data_decide_is_doubtful_where_most_are_worse(share, level):
+    """Of 60 data: 42 are beyond two standard errors of a half, and 33 are not."""
+    exact = linear()
+    found = baseline(exact.as_vae(), exact.sample(60), train=exact.sample(90), num_particles=50)
+    of_each = np.where(np.arange(60) < 60 * share, -1.0, 10.0)
+    found.log_likelihood[1] = found.log_evidence - of_each
+    found.difference[1], found.difference_se[1] = of_each.mean(), 2.0
+    finding = judge_baseline(found)
+    assert finding.level == level
+    assert ("few data decide the mean" in finding.next) == (level == "doubtful")
+
+
 def test_the_figure_says_over_what_and_its_labels_do_not_overlap():
     exact = linear()
     figure = pv.plots.estimates(baseline(exact.as_vae(), exact.sample(60), train=exact.sample(90), num_particles=5))
