@@ -61,7 +61,7 @@ LIKELIHOOD = "mean log p(x|z)"
 
 DOUBTFUL, FAR = 0.05, 4.0
 """The two-sided p-value, times the number of statistics, below which a model is called doubtful, and the distance in
-standard deviations of the replicated data sets beyond which it is then called bad."""
+standard deviations of the replicated data sets beyond which it is then called bad, if none of them is as far off."""
 
 
 @torch.no_grad()
@@ -348,8 +348,8 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
         found: from :func:`predictive_check` or :func:`prior_check`.
 
     Returns:
-        Fine where the corrected p-value is at least 0.05; otherwise bad where that statistic of the data lies beyond
-        4 standard deviations of the replicates, else doubtful.
+        Fine where the corrected p-value is at least 0.05; otherwise bad where that statistic of the data is farther off
+        than any replicate's, by more than 4 of their standard deviations, else doubtful.
 
     Example:
         >>> import pyro_vae as pv
@@ -361,23 +361,25 @@ def judge_predictive_check(found: xr.Dataset) -> Finding:
     columns = found.isel(statistic=found.family.values == "column") if "family" in found.coords else None
     table = found if columns is None else found.isel(statistic=found.family.values == "table")
     number = table.sizes["statistic"]
-    parts: list[tuple[float, float]] = []  # the corrected p-value, and how far off the worst statistic is
+    parts: list[tuple[float, float]] = []  # the corrected p-value, and how far off the worst is, if beyond replicates
     told = []
     if number:
         above = table.p_value.values * draws
         two_sided = 2 * (np.minimum(above, draws - above) + 1) / (draws + 2)
         far = np.abs(table.z_score.values)
         worst = int(np.lexsort((-far, two_sided))[0])
-        parts.append((min(1.0, number * float(two_sided[worst])), float(far[worst])))
+        beyond = min(above[worst], draws - above[worst]) < 1
+        parts.append((min(1.0, number * float(two_sided[worst])), float(far[worst]) * beyond))
         told.append(_of_table(table.isel(statistic=worst), number, draws, found.attrs["data"], parts[-1][0]))
     if columns is not None:
-        parts.append((min(1.0, (number + 1) * float(found.column_p_value)), float(abs(columns.z_score[0]))))
+        beyond = float(found.column_p_value) * (draws + 1) < 2  # the data themselves are one
+        parts.append((min(1.0, (number + 1) * float(found.column_p_value)), float(abs(columns.z_score[0])) * beyond))
         told.append(_worst_columns(found, columns, parts[-1][0]))
     corrected = min(p for p, _ in parts)
     distance = max([far for p, far in parts if p < DOUBTFUL] or [far for _, far in parts])
     blind = 2 * number / (draws + 2) >= DOUBTFUL
     level: Level = "fine" if corrected >= DOUBTFUL and not blind else "bad" if distance > FAR else "doubtful"
-    told.append(f"bad where the farthest is more than {FAR:g} sd of the replicates off")
+    told.append(f"bad where the farthest is off by more than {FAR:g} sd of the replicates, and by more than in any")
     which = found.attrs["latents"]
     advice = "" if level == "fine" else _advice(which, blind and level != "bad")
     return Finding(f"{which} predictive check", level, "; ".join(told), advice)

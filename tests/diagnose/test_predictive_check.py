@@ -319,3 +319,19 @@ def test_a_few_zeros_of_a_density_are_no_fault_of_the_model():
     assert "share of zeros" not in of_table.statistic.values
     table.loc[8, "a"] = 0.0
     assert predictive_check(MODEL.as_vae(), table, draws=50).attrs["column_statistics"] == 21
+
+
+def test_what_some_replicates_show_too_is_doubtful_however_many_standard_deviations_off():
+    """Extremes have long tails: 4.1 sd with p = .016 is no proof."""
+    x = pv.data.Data(MODEL.sample(30), columns=list("abcde"))
+    found = prior_check(MODEL.as_vae(), x, draws=500)
+    columns = found.family.values == "column"
+    found.z_score[np.flatnonzero(columns)[0]] = 9.0
+    for as_far, level in ((1, "bad"), (8, "doubtful"), (40, "fine")):
+        found["column_p_value"] = as_far / 501
+        assert judge_predictive_check(found).level == level
+    table = prior_check(MODEL.as_vae(), MODEL.sample(30), statistics={"mean": torch.mean}, draws=500)
+    table.z_score[:] = 9.0
+    for above, level in ((0, "bad"), (500, "bad"), (2, "doubtful"), (498, "doubtful"), (250, "fine")):
+        table.p_value[:] = above / 500
+        assert judge_predictive_check(table).level == level
