@@ -32,7 +32,7 @@ from pyro_vae.data.streams import Streamed
 from pyro_vae.data.streams.parquet import parquet_fragments
 from pyro_vae.data.streams.zarr_store import is_zarr
 from pyro_vae.elbo import Trace_ELBO
-from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
+from pyro_vae.errors import ConstantColumnsWarning, DataError, DivergenceError, SettingsError, UnfinishedRunWarning
 from pyro_vae.train.callbacks import Callback, EarlyStopping
 from pyro_vae.train.callbacks.schedules import refuse_plateau
 from pyro_vae.train.checkpoint import save_load
@@ -328,7 +328,8 @@ def trained_run(folder: str, data: str | None, missing: str | None = None) -> tu
         raise SettingsError("missing says how --data is read; give --data, or leave --missing out")
     settings = settings_of(folder)
     of_run = loaded(settings)
-    first = build(settings, of_run.train)
+    with warnings.catch_warnings(action="ignore", category=ConstantColumnsWarning):  # fit has named them
+        first = build(settings, of_run.train)
     vae = load_weights(folder, into=copy.deepcopy(first))
     if data is None:
         return first, vae, of_run.held_out, of_run.train

@@ -112,7 +112,7 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
         "log_likelihood": (("baseline", "datum"), each, {"units": "nats"}),
     }
     for name, what, own in (("difference", "log p(x)", of_vae), ("elbo_difference", "ELBO", elbo)):
-        told = {"long_name": f"{what} of the VAE less\nlog p(x) of the baseline", "reference": 0.0}
+        told = {"long_name": f"{what}, VAE − baseline", "reference": 0.0}
         variables[name] = "baseline", (own - each).mean(1), per_datum | told
         variables[f"{name}_se"] = "baseline", clustered_error(own - each, number), per_datum
     about = {
@@ -265,8 +265,9 @@ def judge_baseline(found: xr.Dataset) -> Finding:
     apart, error = found.difference.values, found.difference_se.values
     simple = np.array([str(name) in INDEPENDENT for name in found.baseline.values])
     below, above = apart < -ERRORS * error, apart > ERRORS * error
-    by_few = ~above & (_share_better(found) < 0.5 - ERRORS * 0.5 / math.sqrt(found.sizes["datum"]))
-    unclear = below.any() or not above[simple].all() or by_few.any()
+    better = (found.log_evidence > found.log_likelihood).mean("datum").values
+    by_few = ~above & ~below & (abs(better - 0.5) > ERRORS * 0.5 / math.sqrt(found.sizes["datum"]))
+    unclear = below.any() or not above[simple].all() or (by_few & (better < 0.5)).any()
     level: Level = "bad" if below[simple].any() else "doubtful" if unclear else "fine"
     told = ", ".join(
         f"{format_estimate(d, s, over='', signed=True)} over {name}"
@@ -289,20 +290,17 @@ def judge_baseline(found: xr.Dataset) -> Finding:
     return Finding("baselines", level, why, "" if level == "fine" else _advice(found, below, by_few))
 
 
-def _share_better(found: xr.Dataset) -> np.ndarray:
-    """For what share of the data the VAE is better than each baseline, which a mean that few data decide hides."""
-    better: np.ndarray = (found.log_evidence > found.log_likelihood).mean("datum").values
-    return better
-
-
 def _by_datum(found: xr.Dataset, name: str) -> str:
+    """For how many data the VAE is better than a baseline, and the farthest, which a mean does not show."""
     each = (found.log_evidence - found.log_likelihood.sel(baseline=name)).values
-    return f"the VAE is better for {int((each > 0).sum())} of {len(each)} data, by {np.median(each):+.3g} at the median"
+    farthest = int(abs(each).argmax())
+    told = f"{np.median(each):+.3g} at the median and {each[farthest]:+.3g} for datum {found.datum.values[farthest]}"
+    return f"the VAE is better for {int((each > 0).sum())} of {len(each)} data, by {told}"
 
 
 def _advice(found: xr.Dataset, below: np.ndarray, by_few: np.ndarray) -> str:
     if not below.any() and by_few.any():
-        return "few data decide the mean: look at those that simple models describe worst, and at heavier tails"
+        return "few data decide the mean: look at those with the largest differences, and try likelihoods.StudentT"
     if not below.any():
         return "not told apart from independent columns: hold out more rows, or see whether the columns depend at all"
     best = str(found.baseline.values[int(found.difference.values.argmin())])

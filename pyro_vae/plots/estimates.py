@@ -55,7 +55,7 @@ def estimates(found: xr.Dataset) -> Figure:
             axes.set_xticks(at, labels, **slanted)
         units = values.attrs.get("units", "1")
         title = values.attrs.get("long_name", name)
-        axes.set(xlabel=dimension, ylabel=title if units == "1" else f"{title} ({units})")
+        axes.set(xlabel=dimension, ylabel=title if units == "1" else f"{title}\n({units})")
         if "reference" in values.attrs:
             axes.axhline(values.attrs["reference"], color=GREY, lw=1)
         axes.grid(alpha=0.3)

@@ -131,17 +131,23 @@ def test_a_vae_that_loses_to_independent_columns_is_bad():
     assert "new data are better described by probabilistic PCA (2): see" in finding.next
 
 
-@pytest.mark.parametrize(("share", "level"), [(0.7, "doubtful"), (0.55, "fine")])
-def test_a_mean_that_few_data_decide_is_doubtful_where_most_are_worse(share, level):
-    """Of 60 data: 42 are beyond two standard errors of a half, and 33 are not."""
+@pytest.mark.parametrize(("worse", "level"), [(42, "doubtful"), (33, "fine"), (12, "fine")])
+def test_a_mean_that_few_data_decide_is_doubtful_where_most_are_worse(worse, level):
+    """Of 60 data: 42 and 12 are beyond two standard errors of a half, and 33 are not."""
     exact = linear()
     found = baseline(exact.as_vae(), exact.sample(60), train=exact.sample(90), num_particles=50)
-    of_each = np.where(np.arange(60) < 60 * share, -1.0, 10.0)
+    of_each = np.where(np.arange(60) < worse, -1.0, 10.0) + (np.arange(60) == 59)
     found.log_likelihood[1] = found.log_evidence - of_each
-    found.difference[1], found.difference_se[1] = of_each.mean(), 2.0
+    found.difference[1], found.difference_se[1] = 1.5, 2.0
     finding = judge_baseline(found)
     assert finding.level == level
+    assert f"better for {60 - worse} of 60 data" in finding.why
+    assert f"{'-1' if worse > 30 else '+10'} at the median and +11 for datum 59)" in finding.why
     assert ("few data decide the mean" in finding.next) == (level == "doubtful")
+    found.log_likelihood[0], found.difference[0], found.difference_se[0] = found.log_likelihood[1], 1.5, 2.0
+    of_independent = judge_baseline(found)
+    assert of_independent.level == "doubtful"
+    assert ("few data decide the mean" in of_independent.next) == (worse != 33)
 
 
 def test_the_figure_says_over_what_and_its_labels_do_not_overlap():
@@ -169,7 +175,7 @@ def test_each_difference_has_its_error_and_ties_are_named():
     assert finding.level == "fine"
     assert re.search(
         r"within 2 standard errors, so not told apart: full-covariance Gaussian "
-        r"\(the VAE is better for \d+ of 60 data, by [+-][\d.]+ at the median\)$",
+        r"\(the VAE is better for \d+ of 60 data, by [+-][\d.]+ at the median and [+-][\d.]+ for datum \d+\)$",
         finding.why,
     )
     assert "+3.00 ± 0.47 over independent Gaussians, -0.31 ± 0.25 over full-covariance Gaussian" in finding.why
