@@ -7,10 +7,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+import pyro_vae
 from pyro_vae.cli.commands import COMMANDS, TABLES, options, parser, with_named_run
 from pyro_vae.cli.interrupts import terminable
 from pyro_vae.cli.messages import plain
@@ -120,11 +122,12 @@ def _plain_warnings() -> Iterator[None]:
     """Warnings that are for the user, as one sentence on stderr, as errors are."""
     shown = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, SAID_PLAINLY):
+    def show(message: Warning | str, category: type[Warning], filename: str, *where: Any, **more: Any) -> None:
+        ours = category is UserWarning and Path(filename).is_relative_to(Path(pyro_vae.__file__).parent)
+        if ours or issubclass(category, SAID_PLAINLY):
             print(f"pyro-vae: {message}", file=sys.stderr)
         else:
-            shown(message, category, *where, **more)
+            shown(message, category, filename, *where, **more)
 
     warnings.showwarning = show
     try:

