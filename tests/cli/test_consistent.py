@@ -1,5 +1,6 @@
 """The command line is the same from command to command: RUN, --out, --version and help."""
 
+import importlib
 import warnings
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_a_warning_of_the_library_is_one_sentence_and_one_of_others_says_where_i
         warnings.warn("the network gives k outside its range", stacklevel=2)
         warnings.warn("of another", stacklevel=1)
 
-    monkeypatch.setattr("pyro_vae.train.fit.warn_of_limits", of_ours_and_others)
+    monkeypatch.setattr(importlib.import_module("pyro_vae.train.fit"), "warn_of_limits", of_ours_and_others)
     assert main(["fit", "--data", "x.npy", "--out", "run", *FAST]) == 0
     said = capsys.readouterr().err
     assert "pyro-vae: the network gives k outside its range\n" in said
