@@ -3,13 +3,13 @@
 from pyro_vae.core.finding import Finding
 from pyro_vae.diagnose.calibration import judge_reconstructions, judge_sbc, sbc
 from pyro_vae.diagnose.convergence import Iterates, converged, judge_converged
-from pyro_vae.diagnose.diagnostic import EPOCHS, CheckInput, Diagnostic
+from pyro_vae.diagnose.diagnostic import EPOCHS, PARTICLES, CheckInput, Diagnostic
 from pyro_vae.diagnose.gaps import inference_gaps, judge_gaps
 from pyro_vae.diagnose.gold_standard import judge_nuts, nuts
 from pyro_vae.diagnose.importance import judge_khat, khat
 from pyro_vae.diagnose.latents import collapse, judge_collapse
 from pyro_vae.diagnose.predictive import STATISTICS, judge_predictive_check, predictive_check, prior_check
-from pyro_vae.evidence import baseline, estimate_and_check, judge_baseline, judge_evidence
+from pyro_vae.evidence import baseline, check_where_possible, judge_baseline, judge_evidence
 from pyro_vae.evidence.psis import psis
 from pyro_vae.train.overfitting import judge_overfitting, overfitting
 
@@ -41,8 +41,8 @@ __all__ = [
     "sbc",
 ]
 
-PARTICLES, SIMULATIONS = 1000, 500
-"""Importance weights of each datum, and simulations of the calibration."""
+SIMULATIONS = 500
+"""Of the calibration."""
 CHAINS, WARMUP, DRAWS = 4, 200, 250
 """Chains of NUTS for each datum, and the transitions of each."""
 LEAPFROGS, GRADIENT = 8, 3e-3
@@ -72,7 +72,7 @@ DIAGNOSTICS = (
     Diagnostic(
         name="evidence",
         about="The evidence of held-out data",
-        run=lambda given: estimate_and_check(given.vae, given.x, num_particles=PARTICLES, seed=given.seed),
+        run=lambda given: check_where_possible(given.vae, given.x, given.log_evidence, seed=given.seed),
         judge=judge_evidence,
         seconds=lambda given: (
             given.each_datum * PARTICLES + SECOND_GRADIENTS * max(GRADIENT / 2, SECOND_CHAINS * given.evaluation)
@@ -81,7 +81,7 @@ DIAGNOSTICS = (
     Diagnostic(
         name="baseline",
         about="Simple models beside the VAE",
-        run=lambda given: baseline(given.vae, given.x, train=given.train, num_particles=PARTICLES, seed=given.seed),
+        run=lambda given: baseline(given.vae, given.x, train=given.train, evidence=given.log_evidence, seed=given.seed),
         judge=judge_baseline,
         seconds=lambda given: given.each_datum * PARTICLES,
         applies=lambda given: given.train is not None or len(given.rows) >= FEWEST_FITTED,

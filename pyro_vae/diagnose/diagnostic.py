@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import xarray as xr
@@ -9,7 +10,11 @@ import xarray as xr
 from pyro_vae.core.finding import Finding
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
+from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.train.overfitting import fall_of_validation
+
+PARTICLES = 1000
+"""Importance weights of each datum."""
 
 EPOCHS = 20
 """The fewest epochs whose history shows whether training has converged."""
@@ -51,6 +56,11 @@ class CheckInput:
     def each_datum(self) -> float:
         """Seconds that one evaluation for each datum takes."""
         return self.evaluation * len(self.rows)
+
+    @cached_property
+    def log_evidence(self) -> xr.Dataset:
+        """The importance-weighted log p(x) of each datum, estimated once for all that use it."""
+        return log_evidence(self.vae, self.x, num_particles=PARTICLES, seed=self.seed)
 
     @property
     def long_history(self) -> bool:

@@ -1,7 +1,7 @@
 """log p(x) of data that were not trained on, and models compared by it."""
 
 from pyro_vae.evidence.baseline import baseline, judge_baseline
-from pyro_vae.evidence.cross_check import cross_check, estimate_and_check
+from pyro_vae.evidence.cross_check import check_where_possible, cross_check
 from pyro_vae.evidence.estimate import log_evidence, refuse_particles
 from pyro_vae.evidence.interval import interval
 from pyro_vae.evidence.judge import judge_evidence
@@ -9,8 +9,8 @@ from pyro_vae.evidence.known import known_evidence
 
 __all__ = [
     "baseline",
+    "check_where_possible",
     "cross_check",
-    "estimate_and_check",
     "interval",
     "judge_baseline",
     "judge_evidence",

@@ -16,6 +16,7 @@ from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
+from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.repeats import clustered_error, distinct_rows
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import row_names
@@ -46,7 +47,15 @@ Density = Callable[[Tensor], Tensor]
 
 
 @takes_settings
-def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
+def baseline(
+    vae: VAE,
+    x: Any,
+    *,
+    train: Any = None,
+    evidence: xr.Dataset | None = None,
+    num_particles: int = 500,
+    seed: int = 0,
+) -> xr.Dataset:
     """Compare a VAE with simple models by log p of the same held-out data.
 
     .. math:: d_b = \\frac1n \\sum_i \\log p_{\\mathrm{VAE}}(x_i) - \\log p_b(x_i)
@@ -65,7 +74,8 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
             least two.
         train: the data that the baselines are fitted to: those that the VAE was trained on. If not given, each fifth of
             ``x`` is scored by baselines fitted to the others, which have fewer rows than the VAE had.
-        num_particles: of the importance-weighted estimate of log p(x).
+        evidence: from :func:`pyro_vae.log_evidence` of the same VAE and data, where it has been estimated already.
+        num_particles: of the importance-weighted estimate of log p(x), where it has not.
         seed: of the particles and the fifths.
 
     Returns:
@@ -74,7 +84,8 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
         ``…_se``, the standard error of the paired differences over data.
 
     Raises:
-        DataError: if there are fewer than two held-out rows, or the training data have other columns.
+        DataError: if there are fewer than two held-out rows, the training data have other columns, or the evidence is
+            of other data.
         ModelError: if the VAE does not fit the data.
 
     References:
@@ -100,7 +111,10 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
     scores = (
         _cross_fitted(rows, countable, latents, seed) if fitted is None else _scores(fitted, rows, countable, latents)
     )
-    evidence = log_evidence(vae, x, num_particles=num_particles, seed=seed)
+    if evidence is None:
+        evidence = log_evidence(vae, x, num_particles=num_particles, seed=seed)
+    elif evidence.attrs["data_hash"] != data_hash(row_hashes(rows)):
+        raise DataError("evidence is of other data than x; give that of x, or none")
     with seeded(seed, vae.like(rows.x[:1]).device):
         elbo = per_datum_elbo(vae, rows, num_particles=16).double().cpu().numpy()
     each = np.stack([score.numpy() for score in scores.values()])
@@ -118,7 +132,8 @@ def baseline(vae: VAE, x: Any, *, train: Any = None, num_particles: int = 500, s
     about = {
         "fitted_to": f"{len(fitted)} training data" if fitted is not None else "the other four fifths of the same data",
         "context": "not seen" if rows.context is not None else "",
-        "num_particles": num_particles, "seed": seed, "errors": ERRORS, "errors_over": "data, in pairs", **versions(),
+        "num_particles": evidence.attrs["num_particles"], "seed": seed, "errors": ERRORS,
+        "errors_over": "data, in pairs", **versions(),
     }  # fmt: skip
     return xr.Dataset(variables, {"baseline": list(scores), "datum": row_names(x, len(rows))}, about)
 

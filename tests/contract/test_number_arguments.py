@@ -50,7 +50,7 @@ def numbers_of(function):
     return [n for n, p in inspect.signature(function).parameters.items() if of_numbers(p.annotation)]
 
 
-NOT_SETTINGS = {"warn_of_duplicates", "refuse_one_row", "refuse_particles", "estimate_and_check", "note_objective"}
+NOT_SETTINGS = {"warn_of_duplicates", "refuse_one_row", "refuse_particles", "check_where_possible", "note_objective"}
 """Functions that others call with what was converted before."""
 
 FUNCTIONS = {

@@ -219,3 +219,14 @@ def test_rounding_adds_a_twelfth_of_the_squared_step_and_a_constant_column_takes
     scale = np.sqrt(halves.numpy().var() + 0.25 / 12)
     density = baseline_module._normal(halves, found[1])(torch.tensor([1.5]).double())
     assert density.item() == pytest.approx(stats.norm(halves.mean(), scale).logpdf(1.5), rel=1e-12)
+
+
+def test_evidence_that_is_there_is_used_and_that_of_other_data_is_refused():
+    exact = linear()
+    vae, x = exact.as_vae(), exact.sample(30)
+    known = pv.log_evidence(vae, x, num_particles=30)
+    found = baseline(vae, x, evidence=known)
+    assert found.log_evidence.equals(known.log_evidence)
+    assert found.attrs["num_particles"] == 30
+    with pytest.raises(DataError, match="evidence is of other data than x"):
+        baseline(vae, exact.sample(30), evidence=known)
