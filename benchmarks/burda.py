@@ -3,7 +3,8 @@
 784-200-200-50, tanh, dynamic binarisation, Adam with ε = 1e-4; the test NLL by the bound of 5000 samples.
 
 Their schedule (``--theirs``) takes batches of 20 and 3280 passes at learning rates of 1e-3 · 10^(-i/7) for 3^i passes,
-i = 0 … 7. Ours takes larger batches and fewer passes, the learning rate falling along half a cosine.
+i = 0 … 7. Ours takes larger batches and fewer passes, the learning rate falling along half a cosine. Training keeps
+checkpoints in ``--folder``: the same command goes on from them.
 
 References:
     | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -12,21 +13,24 @@ References:
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 import pyro_vae as pv
 from benchmarks.cases import mnist
 from benchmarks.report import machine, write
+from pyro_vae.train.callbacks.base import Callback, Run, Tree
+from pyro_vae.train.compiled.steps import Engine
 
 PUBLISHED = {1: 86.76, 5: 85.54, 50: 84.78}
 STAGES = 8
 ACTIVE_IMAGES = 2_000
-EVERY_SECONDS = 20
 ESTIMATORS: dict[str, Callable[[int], Any]] = {
     "IWAE": lambda k: pv.elbo.IWAE(k) if k > 1 else pv.elbo.ELBO(),
     "DReG": pv.elbo.DReG,
@@ -45,51 +49,77 @@ def model() -> pv.VAE:
     )
 
 
-def their_rates() -> Iterator[float]:
-    """The learning rate of each pass of theirs."""
-    for stage in range(STAGES):
-        yield from [1e-3 * 10 ** (-stage / 7)] * 3**stage
+def their_rate(done: int) -> float:
+    """The learning rate after so many passes, in their eight stages."""
+    stage = next(i for i in range(STAGES + 1) if done < (3 ** (i + 1) - 1) // 2)
+    return 1e-3 * 10 ** (-min(stage, STAGES - 1) / 7)
 
 
-def our_rates(passes: int, first: float) -> Iterator[float]:
-    """Half a cosine, from ``first`` to nothing."""
-    for i in range(passes):
-        yield first * 0.5 * (1 + math.cos(math.pi * i / passes))
+def our_rate(done: int, passes: int, first: float) -> float:
+    """The learning rate after so many passes: half a cosine, from ``first`` to nothing."""
+    return first * 0.5 * (1 + math.cos(math.pi * done / passes))
 
 
-def timed_rates(seconds: float, first: float) -> Iterator[float]:
-    """Half a cosine of the time that has gone by, from ``first`` to nothing; it fits a lent machine."""
-    started = time.perf_counter()
-    while (share := (time.perf_counter() - started) / seconds) < 1:
-        yield first * 0.5 * (1 + math.cos(math.pi * share))
+class NewBits(Callback):
+    """Draws the bits of each pass anew, in place, with the grey levels as probabilities; the pass decides which.
+
+    Args:
+        grey: shape ``(datum, pixel)``, from 0 to 1.
+        seed: of all passes.
+    """
+
+    def __init__(self, grey: Tensor, seed: int) -> None:
+        self.grey, self.seed, self.bits = grey, seed, torch.empty_like(grey)
+        self.load({"passes": 0})
+
+    def start(self, run: Run) -> None:
+        self.load({"passes": 0})
+
+    def epoch(self, run: Run) -> None:
+        self.load({"passes": self.passes + 1})
+
+    def state(self) -> Tree:
+        return {"passes": self.passes}
+
+    def load(self, state: Tree) -> None:
+        self.passes = int(state["passes"])
+        generator = torch.Generator(self.grey.device).manual_seed(1_000_003 * self.seed + self.passes)
+        torch.bernoulli(self.grey, generator=generator, out=self.bits)
 
 
 def train(
-    objective: Any, grey: Tensor, rates: Iterable[float], batch: int, *, backend: str, precision: str, seed: int
+    objective: Any,
+    grey: Tensor,
+    rate: Callable[[int], float],
+    *,
+    passes: int,
+    batch: int,
+    precision: str,
+    seed: int,
+    folder: Path,
+    engine: Engine = "compiled",
 ) -> tuple[pv.VAE, dict[str, float]]:
-    """A model trained for one pass at each rate; and how long it took."""
+    """A model trained for so many passes, or for those that are left of them; and how long it took."""
     torch.manual_seed(seed)
-    vae = model().to(grey.device)
-    optimizer = torch.optim.Adam(vae.parameters(), eps=1e-4)
-    svi = pv.CompiledSVI(vae.model, vae.guide, optimizer, objective, backend=backend, precision=precision)
+    vae, bits = model().to(grey.device), NewBits(grey, seed)
+    kept = pv.Checkpoints(folder, minutes=2)
     started, worked = time.perf_counter(), time.process_time()
-    steps, bits = math.ceil(len(grey) / batch), torch.empty_like(grey)
-    passes, told = 0, -math.inf
-    for rate in rates:
-        optimizer.param_groups[0]["lr"] = rate
-        # New bits at every pass, where the last were: a CUDA graph reads them there.
-        losses = svi.run(torch.bernoulli(grey, out=bits), steps=steps, batch_size=batch)
-        bound, passes, seconds = -losses.sum().item() / len(grey), passes + 1, time.perf_counter() - started
-        if seconds > told + EVERY_SECONDS:
-            told = seconds
-            print(f"  pass {passes}: bound {bound:.2f}, {seconds:.0f} s", flush=True)
+    fitted = pv.fit(
+        vae, bits.bits, elbo=objective, epochs=passes, batch_size=batch, seed=seed, precision=precision,
+        device=grey.device, engine=engine, callbacks=[bits], checkpoints=kept,
+        optimizer=lambda parameters: LambdaLR(torch.optim.Adam(parameters, lr=1.0, eps=1e-4, fused=True), rate),
+        resume=folder if kept.files() else None,
+    )  # fmt: skip
+    seconds = float(fitted.history.seconds.sum())
+    steps = math.ceil(len(grey) / batch) * passes
     return vae, {
         "passes": passes,
-        "train_bound": bound,
-        "steps": steps * passes,
+        "train_elbo": float(fitted.history.train_elbo[-1]),
+        "steps": steps,
         "train_seconds": seconds,
-        "train_processor_seconds": time.process_time() - worked,
-        "milliseconds_per_step": 1e3 * seconds / (steps * passes),
+        "milliseconds_per_step": 1e3 * seconds / steps,
+        "seconds_of_last_call": time.perf_counter() - started,
+        "processor_seconds_of_last_call": time.process_time() - worked,
     }
 
 
@@ -110,7 +140,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--k", type=int, nargs="+", default=[1, 5], choices=PUBLISHED)
     parser.add_argument("--passes", type=int, nargs="+", default=[6], help="for each k, or one number for all")
-    parser.add_argument("--seconds", type=float, help="train for so long instead of so many passes")
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--rate", type=float, default=1e-3, help="the first learning rate")
     parser.add_argument("--theirs", action="store_true", help=f"batches of 20, {THEIR_PASSES} passes, their rates")
@@ -118,7 +147,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", help="of training; NLLs are float32")
     parser.add_argument("--images", type=int, default=500, help="test images of the 10,000 whose NLL is estimated")
     parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--folder", type=Path, default=Path("runs/burda"), help="of the checkpoints")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "burda.json")
     chosen = parser.parse_args()
     images = {part: mnist(part) for part in ("train", "t10k")}
@@ -130,11 +159,12 @@ def main() -> None:
     results |= {"estimator": chosen.estimator, "precision": chosen.precision}
     passes = chosen.passes * (len(chosen.k) if len(chosen.passes) == 1 else 1)
     for k, own in zip(chosen.k, passes, strict=True):
-        rates = timed_rates(chosen.seconds, chosen.rate) if chosen.seconds else our_rates(own, chosen.rate)
-        rates = their_rates() if chosen.theirs else rates
-        batch = 20 if chosen.theirs else chosen.batch
-        objective = ESTIMATORS[chosen.estimator](k)
-        vae, took = train(objective, train_x, rates, batch, backend=chosen.backend, precision=chosen.precision, seed=k)
+        rate = their_rate if chosen.theirs else partial(our_rate, passes=own, first=chosen.rate)
+        own, batch = (THEIR_PASSES, 20) if chosen.theirs else (own, chosen.batch)
+        vae, took = train(
+            ESTIMATORS[chosen.estimator](k), train_x, rate, passes=own, batch=batch, precision=chosen.precision, seed=k,
+            folder=chosen.folder / f"{chosen.estimator} {k}, batch {batch}, {own} passes from {chosen.rate:g}",
+        )  # fmt: skip
         started = time.perf_counter()
         found = nll(vae, test_x[: chosen.images], chosen.samples) | took
         found["active_units"] = active(vae, test_x[:ACTIVE_IMAGES])

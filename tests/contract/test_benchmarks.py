@@ -1,14 +1,19 @@
 """The benchmarks race like with like: the same bound by every contestant, and a peer that is not here is left out."""
 
+import functools
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.data.rows import rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import train  # noqa: E402
+from benchmarks import burda, train  # noqa: E402
 from benchmarks.cases import BATCHES, SIZES, Case, bits  # noqa: E402
 from benchmarks.contestants import CONTESTANTS  # noqa: E402
 from benchmarks.report import machine  # noqa: E402
@@ -42,3 +47,35 @@ def test_the_cases_are_those_of_the_plan():
     assert set(train.NAMES) == set(CONTESTANTS)
     assert {c.estimator for c in train.cases("estimators")} == {"trace", "analytic", "iwae50"}
     assert "processor" in machine()
+
+
+def test_each_pass_of_burda_s_model_sees_new_bits_and_a_resumed_training_is_the_same(tmp_path):
+    grey = torch.rand(60, 784, generator=torch.Generator().manual_seed(0))
+    bits = burda.NewBits(grey, seed=1)
+    seen = []
+    for _ in range(3):
+        seen.append(bits.bits.clone())
+        bits.epoch(None)
+    assert not torch.equal(seen[0], seen[1])
+    assert abs(float(torch.stack(seen).mean() - grey.mean())) < 5 * 0.5 / (3 * 60 * 784) ** 0.5
+    bits.load({"passes": 1})
+    assert torch.equal(bits.bits, seen[1])
+
+    def trained(passes, folder):
+        rate = functools.partial(burda.our_rate, passes=2, first=1e-2)
+        settings = {"batch": 20, "precision": "float32", "seed": 1, "engine": "eager"}
+        return burda.train(pv.elbo.ELBO(), grey, rate, passes=passes, folder=tmp_path / folder, **settings)[0]
+
+    whole = trained(2, "whole")
+    trained(1, "resumed")
+    resumed = trained(2, "resumed")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    frozen = burda.NewBits(grey, seed=1)
+    assert frozen.bits.data_ptr() == rows_of(frozen.bits).x.data_ptr(), "fit sees what is drawn in place"
+
+
+def test_the_rates_of_burda_s_schedule_are_theirs():
+    rates = [burda.their_rate(done) for done in range(burda.THEIR_PASSES + 1)]
+    assert [rates.count(rate) for rate in sorted(set(rates), reverse=True)][:7] == [3**i for i in range(7)]
+    assert rates[0] == 1e-3
+    assert rates[-1] == pytest.approx(1e-4)
