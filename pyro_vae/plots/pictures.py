@@ -182,7 +182,7 @@ def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        labels: a class per datum, for colour and marker.
+        labels: a class per datum, for colour and marker; where there are more than ten, a number, on a scale of colours.
 
     Returns:
         The figure.
@@ -197,21 +197,31 @@ def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
         points, names = _plane(vae.posterior(rows).mean.cpu().numpy())
     figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     axes = figure.subplots()
-    classes = np.zeros(len(rows), int) if labels is None else labels.cpu().numpy()
-    for i, label in enumerate(np.unique(classes)):
-        chosen = points[classes == label]
-        style: dict[str, Any] = {"color": CLASSES[i % 10], "marker": MARKERS[i % 10], "s": 16, "alpha": 0.75, "lw": 0}
-        axes.scatter(*chosen.T, label=str(label), **style)
-        if labels is not None:
-            box = {"facecolor": "white", "edgecolor": CLASSES[i % 10], "boxstyle": "round,pad=0.2", "alpha": 0.85}
-            middle = np.median(chosen, 0)
-            axes.text(middle[0], middle[1], str(label), weight="bold", bbox=box, ha="center", va="center")
-    if labels is not None:
-        axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5)
+    given = None if labels is None else labels.cpu().numpy()
+    if given is not None and len(np.unique(given)) > len(CLASSES):
+        dots = axes.scatter(points[:, 0], points[:, 1], c=given, cmap="cividis", s=16, alpha=0.75, lw=0)
+        figure.colorbar(dots, label="label")
+    else:
+        _classes(axes, points, given)
     axes.set(xlabel=names[0], ylabel=names[1], title="Held-out data in latent space: means of q(z|x)")
     axes.set_aspect("equal", "datalim")
     _leave_out_the_farthest(axes, points)
     return figure
+
+
+def _classes(axes: Axes, points: np.ndarray, labels: np.ndarray | None) -> None:
+    """Draw points by class, each with its name at its middle and in a legend; or all alike."""
+    classes = np.zeros(len(points), int) if labels is None else labels
+    for i, label in enumerate(np.unique(classes)):
+        chosen = points[classes == label]
+        style: dict[str, Any] = {"color": CLASSES[i], "marker": MARKERS[i], "s": 16, "alpha": 0.75, "lw": 0}
+        axes.scatter(*chosen.T, label=str(label), **style)
+        if labels is not None:
+            box = {"facecolor": "white", "edgecolor": CLASSES[i], "boxstyle": "round,pad=0.2", "alpha": 0.85}
+            middle = np.median(chosen, 0)
+            axes.text(middle[0], middle[1], str(label), weight="bold", bbox=box, ha="center", va="center")
+    if labels is not None:
+        axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5)
 
 
 def _leave_out_the_farthest(axes: Axes, points: np.ndarray) -> None:

@@ -212,3 +212,15 @@ def test_a_datum_far_out_does_not_squeeze_the_others_and_is_counted():
     assert "outside" not in near.get_title()
     assert "(1 of 61 lie outside of the figure)" in far.get_title()
     assert np.ptp(far.get_xlim()) < 5 * np.ptp(near.get_xlim())
+
+
+def test_labels_of_many_values_are_numbers_on_a_scale_and_few_are_classes():
+    model = linear_gaussian()
+    x = model.sample(60)
+    numbers = plots.latent_space(model.as_vae(), x, labels=torch.linspace(25, 346, 60))
+    assert numbers.axes[1].get_ylabel() == "label"
+    assert numbers.axes[0].get_legend() is None
+    assert numbers.axes[0].collections[0].get_array().tolist() == pytest.approx(torch.linspace(25, 346, 60).tolist())
+    classes = plots.latent_space(model.as_vae(), x, labels=torch.arange(60) % 10)
+    assert [text.get_text() for text in classes.axes[0].get_legend().get_texts()] == [str(i) for i in range(10)]
+    assert len(classes.axes) == 1
