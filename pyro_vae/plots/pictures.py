@@ -182,7 +182,7 @@ def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        labels: a class per datum, for colour and marker; where there are more than ten, a number, on a scale of colours.
+        labels: a class per datum, for colour and marker; of more than ten, a number, on a scale of colours.
 
     Returns:
         The figure.
