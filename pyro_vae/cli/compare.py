@@ -26,7 +26,8 @@ from pyro_vae.core.device import seeded
 from pyro_vae.core.traces import Loss, called
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
-from pyro_vae.errors import DivergenceError, ModelError, SettingsError
+from pyro_vae.data.limits import validate_hdf5
+from pyro_vae.errors import DataError, DivergenceError, ModelError, SettingsError
 from pyro_vae.train.callbacks import Callback
 from pyro_vae.train.callbacks.base import Run
 from pyro_vae.train.fit import Fit
@@ -66,10 +67,10 @@ def run_compare(asked: Namespace) -> int:
 def _settled(asked: Namespace) -> Namespace:
     """Return the settings, or those of RUN if RUN is a comparison over seeds that was stopped."""
     if "resume" in asked:
-        return stopped_sweep("compare", compare_settings, asked.resume, asked.workers)
+        return stopped_sweep("compare", compare_settings, asked.resume, asked.workers, asked.trust)
     if asked.run is not None and is_sweep(asked.run):
         _refuse_training_settings(asked)
-        return stopped_sweep("compare", compare_settings, asked.run)
+        return stopped_sweep("compare", compare_settings, asked.run, trust=asked.trust)
     return asked
 
 
@@ -90,7 +91,7 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
 
 def _of_run(settings: Namespace) -> int:
     _refuse_training_settings(settings)
-    first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing)
+    first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing, settings.trust)
     with RunFolder(folder_for("compare", settings.out, settings.run)) as run:
         _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
@@ -207,8 +208,12 @@ def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, kept:
 
 
 def _read(path: Path) -> xr.Dataset:
-    with xr.open_dataset(path, engine="h5netcdf") as comparison:
-        return as_comparison(comparison.load())
+    validate_hdf5(path)
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as comparison:
+            return as_comparison(comparison.load())
+    except Exception as error:  # what xarray and h5netcdf raise has no common base
+        raise DataError(f"{path}: not a comparison ({type(error).__name__}: {error}); delete it") from error
 
 
 def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:

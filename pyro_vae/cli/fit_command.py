@@ -30,7 +30,7 @@ def run_fit(asked: Namespace) -> int:
             code: int = launch(asked.devices, run_fit, asked)
         return code
     resume, settings = asked.get("resume"), _settled(asked)
-    vae, data = untrained(settings)
+    vae, data = untrained(settings, resume)
     checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
     if not writes():
         callbacks = [Begin(None, settings)]
@@ -59,7 +59,7 @@ def _settled(asked: Namespace) -> Namespace:
     """What a run is trained with: what is asked for, or the settings of the run that is to go on."""
     if "resume" not in asked:
         return asked
-    settings = settings_of(asked.resume)
+    settings = settings_of(asked.resume, asked.trust)
     settings.out = asked.resume
     if asked.epochs is not None and settings.epochs is None:
         raise SettingsError(f"{asked.resume} ends by its validation ELBO, not by epochs; raise --steps")

@@ -1,12 +1,14 @@
 """The command line: ``pyro-vae demo | fit | compare | swap | check``, and those that write tables."""
 
 import argparse
+import itertools
 import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         with _own_classes(), terminable(), _plain_warnings():
+            _validate_configs(flags)
             settings = parser(flags).parse_args(flags)
             return _run(settings.command, settings[settings.command])
     except argparse.ArgumentError as error:
@@ -69,6 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pyro-vae: interrupted", file=sys.stderr)
         return 130
+
+
+def _validate_configs(flags: Sequence[str]) -> None:
+    """Validate files of --config that lie in a run folder as strictly as where the run goes on."""
+    named = [value for flag, value in itertools.pairwise([*flags, ""]) if flag == "--config"]
+    named += [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
+    for config in map(Path, named):
+        if (config.parent / "SHA256SUMS").exists():
+            from pyro_vae.cli.saved_settings import read_text, validate_settings
+
+            validate_settings(config, read_text(config), advice=f"copy {config.name} to another folder, to allow")
 
 
 def _run(command: str, settings: Namespace) -> int:

@@ -48,7 +48,7 @@ class Trained:
 def run_swap(asked: Namespace) -> int:
     """Every combination of parts, trained alike and ranked by the evidence of held-out data."""
     goes_on = "resume" in asked
-    settings = stopped_sweep("swap", swap_settings, asked.resume, asked.workers) if goes_on else asked
+    settings = stopped_sweep("swap", swap_settings, asked.resume, asked.workers, asked.trust) if goes_on else asked
     refuse_particles(settings.particles)
     seeds = seeds_of(settings)
     data = loaded(settings)

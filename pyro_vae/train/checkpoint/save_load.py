@@ -116,6 +116,8 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
             vae = make_vae(described, weights, classes)
         except DataError as error:
             raise DataError(f"{path}: {error}{_of_version(about)}") from error
+        if bad := [name for name, weight in vae.named_parameters() if not weight.isfinite().all()]:
+            raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
     vae.trained_on = trained_on
     return vae
 
@@ -135,7 +137,7 @@ def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
         path = path / WEIGHTS_FILE if path.is_dir() else path
         tree, about = read_tree(path)
     if isinstance(tree, dict) and about.get("kind") == "VAE":
-        return path, tree.pop(VAE_KEY), tree, about
+        return path, tree.pop(VAE_KEY, None), tree, about
     if isinstance(tree, dict) and WEIGHTS_KEY in tree:
         return path, tree.get(VAE_KEY), tree[WEIGHTS_KEY], about
     raise DataError(f"{path}: holds no VAE; give a file that pv.save or a run wrote")
