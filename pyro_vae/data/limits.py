@@ -90,20 +90,18 @@ def validate_size(path: Path, size: int, most: int) -> None:
         raise DataError(f"{path}: takes {in_bytes(size)}, and at most {in_bytes(most)} is read; give a smaller file")
 
 
-def most_unpacked(path: Path) -> int:
-    """Return how many bytes a file may unpack to: 512 MiB, or 100 times its size."""
-    return max(UNPACKED, RATIO * path.stat().st_size)
+def validate_unpacked(path: Path, size: int, packed: int | None = None) -> None:
+    """Raise a DataError if a file would unpack to far more bytes than it has, or to more than the memory holds.
 
-
-def validate_unpacked(path: Path, size: int) -> None:
-    """Raise a DataError if a file would unpack to far more bytes than it has.
+    It may unpack to 512 MiB, or to 100 times its size.
 
     Args:
         path: of the file.
         size: bytes of the numbers, as its header says.
+        packed: bytes of the file, if not those of ``path``.
     """
-    if size > most_unpacked(path):
-        packed = path.stat().st_size
+    packed = path.stat().st_size if packed is None else packed
+    if size > max(UNPACKED, RATIO * packed):
         raise DataError(
             f"{path}: unpacks from {in_bytes(packed)} to {in_bytes(size)}, more than {RATIO} times as much; unpack it "
             "yourself if it is what it should be"
@@ -119,7 +117,7 @@ class Unpacking(io.RawIOBase):
     """A packed file, read until it has given more bytes than it may unpack to."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file, self.path, self.given, self.most = file, path, 0, most_unpacked(path)
+        self.file, self.path, self.given = file, path, 0
 
     def readable(self) -> bool:
         """It is."""
@@ -130,7 +128,7 @@ class Unpacking(io.RawIOBase):
         data = self.file.read(len(into))
         into[: len(data)] = data
         self.given += len(data)
-        if self.given > self.most:
+        if self.given > UNPACKED:
             validate_unpacked(self.path, self.given)
         return len(data)
 

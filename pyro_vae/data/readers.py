@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -231,11 +232,10 @@ def _of_archive(
 
 
 def _load_matlab(path: Path, asked: Asked) -> Data:
-    from scipy.io import loadmat, whosmat
+    from scipy.io import loadmat
 
     try:
-        described = whosmat(path)
-        validate_unpacked(path, sum(16 * math.prod(shape) for _, shape, _ in described))
+        _validate_matlab(path)
         loaded = loadmat(path)
     except DataError:
         raise
@@ -246,6 +246,21 @@ def _load_matlab(path: Path, asked: Asked) -> Data:
     names = [name for name in loaded if not name.startswith("__")]
     array, labels = _of_archive(loaded, names, path, asked.key)
     return asked.array(array, str(path), None if labels is None else np.squeeze(labels))
+
+
+def _validate_matlab(path: Path) -> None:
+    """Unpack the compressed variables of a MATLAB file without keeping them, as only their ends tell their sizes."""
+    with path.open("rb") as file:
+        order = {b"IM": "<", b"MI": ">"}.get(file.read(128)[126:])
+        unpacked = 0
+        while order and len(tag := file.read(8)) == 8:
+            kind, size = struct.unpack(f"{order}II", tag)
+            unpacker, packed = zlib.decompressobj(), file.read(min(size, path.stat().st_size))
+            while kind == 15 and packed:
+                unpacked += len(unpacker.decompress(packed, 2**20))
+                packed = unpacker.unconsumed_tail
+                if unpacked > UNPACKED:
+                    validate_unpacked(path, unpacked)
 
 
 def _load_anndata(path: Path, asked: Asked) -> Data:
