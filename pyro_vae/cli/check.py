@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import xarray as xr
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.checksums import listed, validate_unchanged
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.cli.run_folder import RunFolder, folder_for
+from pyro_vae.core.format import Console
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data import Data
 from pyro_vae.data.limits import validate_hdf5

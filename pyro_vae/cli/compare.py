@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 import xarray as xr
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build
-from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, report_reading, train, trained_run
+from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, refuse_overlap, report_reading, train, trained_run
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
@@ -23,6 +22,7 @@ from pyro_vae.compare.pair import subject_of
 from pyro_vae.compare.seeds import over_seeds, stacked
 from pyro_vae.compare.table import as_comparison
 from pyro_vae.core.device import seeded
+from pyro_vae.core.format import Console
 from pyro_vae.core.traces import Loss, called
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
@@ -52,6 +52,7 @@ def run_compare(asked: Namespace) -> int:
     report_reading(*data.files)
     settle_likelihood(settings, data.files[0])
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
+    refuse_overlap(settings, data)
     _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
         return _of_seeds(settings, seeds, data, goes_on=settings is not asked)
@@ -164,7 +165,7 @@ def _compared(
 
 
 def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
-    console.print(f"\nAt the {moment} of training:", highlight=False)
+    console.print(f"\nAt the {moment} of training:")
     show_comparison(comparison, console)
 
 

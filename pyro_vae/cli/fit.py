@@ -15,7 +15,6 @@ import numpy as np
 import pyro
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build, first_line
@@ -25,6 +24,7 @@ from pyro_vae.cli.saved_settings import read_settings
 from pyro_vae.cli.settings import as_yaml, instances, training
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data import Data, load, load_held_out, split, stream
@@ -35,7 +35,7 @@ from pyro_vae.data.streams import Streamed
 from pyro_vae.data.streams.parquet import parquet_fragments
 from pyro_vae.data.streams.zarr_store import is_zarr
 from pyro_vae.elbo import Trace_ELBO
-from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning
+from pyro_vae.errors import DataError, DivergenceError, SettingsError, UnfinishedRunWarning, printable
 from pyro_vae.train.callbacks import Callback, EarlyStopping
 from pyro_vae.train.callbacks.schedules import refuse_plateau
 from pyro_vae.train.checkpoint import save_load
@@ -133,7 +133,7 @@ def report_reading(*data: Data) -> None:
     """Print one line for each file: what was read and what was inferred."""
     for one in data:
         if one.said:
-            Console().print(f"{one.source}: {one.said}", highlight=False, markup=False, soft_wrap=True)
+            Console().print(f"{one.source}: {one.said}", soft_wrap=True)
 
 
 def _streamed(settings: Namespace) -> Loaded:
@@ -175,21 +175,26 @@ def untrained(settings: Namespace, folder: str | None = None) -> tuple[VAE, Load
     if writes():
         report_reading(*data.files)
     settle_likelihood(settings, data.files[0])
-    if settings.validation_data and data.stream is None:
-        _refuse_overlap(settings, data)
     vae = build(settings, data.train, None if folder is None else stored_bytes(Path(folder)))
     refuse(settings, vae, data)
+    refuse_overlap(settings, data)
     return vae, data
 
 
-def _refuse_overlap(settings: Namespace, data: Loaded) -> None:
-    """Refuse held-out data of which most rows are training data, and print if some are."""
+def refuse_overlap(settings: Namespace, data: Loaded) -> None:
+    """Refuse held-out data of which most rows are training data, and print if some are.
+
+    Raises:
+        DataError: with the number of such rows.
+    """
+    if not settings.validation_data or data.stream is not None:
+        return
     known, hashes = Trained.on(row_hashes(rows_of(data.train))), row_hashes(rows_of(data.held_out))
     told = overlap(known, hashes, data.held_out.row_labels)
     if told and np.isin(hashes, known.rows).mean() > 0.5:
         raise DataError(f"{settings.validation_data}: {told}, are training data; give rows that --data does not hold")
     if told and writes():
-        print(f"pyro-vae: {settings.validation_data}: {told}, are training data", file=sys.stderr)
+        print(printable(f"pyro-vae: {settings.validation_data}: {told}, are training data"), file=sys.stderr)
 
 
 def refuse(settings: Namespace, vae: VAE, data: Loaded) -> None:
@@ -317,7 +322,7 @@ def load_weights(folder: str, into: VAE | None = None) -> VAE:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnfinishedRunWarning)
-        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {printable(str(message))}", file=sys.stderr)
         return save_load.load(Path(folder) / "weights.safetensors", into=into)
 
 

@@ -26,6 +26,7 @@ from pyro_vae.errors import (
     PyroVAEError,
     UnboundedDensityWarning,
     UncapturedStepWarning,
+    printable,
 )
 
 SAID_PLAINLY = (
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(settings.command, settings[settings.command])
     except argparse.ArgumentError as error:
         command = f"{typed[0]} " if typed and typed[0] in COMMANDS else ""
-        told = plain(error)
+        told = printable(plain(error))
         meant = suggestion(told, options(flags))
         print(f"pyro-vae: {told}{meant}; see pyro-vae {command}--help".replace("?; see", "? See"), file=sys.stderr)
         return 2
@@ -136,7 +137,7 @@ def _plain_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, SAID_PLAINLY):
-            print(f"pyro-vae: {message}", file=sys.stderr)
+            print(f"pyro-vae: {printable(str(message))}", file=sys.stderr)
         else:
             shown(message, category, *where, **more)
 

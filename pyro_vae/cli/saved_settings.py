@@ -45,7 +45,7 @@ def read_settings(config: Path, parser: ArgumentParser, trust: str | None = None
 def validate_settings(config: Path, text: str, trust: str | None = None, **advice: str) -> None:
     """Raise a SettingsError or DataError if settings of a run folder are too many, or name what may not be run."""
     _refuse_code(config.parent)
-    Trust(config.parent, as_list(trust) or [], **advice).validate(read_yaml(config, text), _hints())
+    Trust(config, as_list(trust) or [], **advice).validate(read_yaml(config, text), _hints())
 
 
 def _hints() -> dict[str, Any]:
@@ -83,7 +83,9 @@ def read_yaml(path: Path, text: str) -> Any:
         _validate_counts(path, text)
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{path}: holds no settings ({' '.join(str(error).split())}); copy it again") from error
+        raise DataError(
+            f"{path}: not the settings of a run ({' '.join(str(error).split())}); copy the run again"
+        ) from error
 
 
 def _validate_counts(path: Path, text: str) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import xarray as xr
 from jsonargparse import Namespace
-from rich.console import Console
 from torch import Tensor
 
 import pyro_vae
 from pyro_vae.cli.fit import load_weights, read_like, report_reading, settings_of, streamed, trained_run
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data, rows_for, stream
 from pyro_vae.data.context import one_hot_context, validate_kind
@@ -159,7 +159,7 @@ def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Stream
 def _held_out(settings: Namespace, vae: VAE, data: Any) -> Data | None:
     """The held-out data of a run, to compare data with; none where some of these were trained on."""
     if told := trained_on(vae, row_hashes(rows_for(vae, data))):
-        Console().print(f"No p-values: {told}; give rows that were not", highlight=False, markup=False, soft_wrap=True)
+        Console().print(f"No p-values: {told}; give rows that were not", soft_wrap=True)
         return None
     return trained_run(settings.run, None, trust=settings.trust)[2]
 
@@ -175,7 +175,7 @@ def _stream(settings: Namespace, vae: VAE, command: str) -> Streamed:
 
 def _report(found: xr.Dataset, path: Path) -> None:
     """Say what was written, and of what the answer cannot be relied on."""
-    say: Any = Console(soft_wrap=True, highlight=False).print
+    say: Any = Console(soft_wrap=True).print
     if "khat" in found and (bad := int((found.khat > BAD).sum())):
         number = int(found.khat.notnull().sum())
         say(f"Of {number} rows with a khat {bad} cannot be relied on: theirs is above {BAD}")

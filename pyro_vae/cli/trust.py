@@ -34,13 +34,13 @@ class Trust:
     """What the settings of a run folder may name: parts of this library, of torch and of zuko, and what users trust.
 
     Args:
-        folder: the run folder.
+        config: the file of the settings, in the run folder.
         trusted: packages of the user's own, and folders outside the run folder that callbacks may write to, as
             ``["mypackage", "logs"]``.
         advice: how to trust a package or a folder, whose name follows.
     """
 
-    folder: Path
+    config: Path
     trusted: Sequence[str] = ()
     advice: str = "add --trust"
 
@@ -55,19 +55,19 @@ class Trust:
             SettingsError: if they name anything else.
 
         Example:
-            >>> Trust(Path("run")).validate({"prior": {"class_path": "os.system"}}, {})
+            >>> Trust(Path("run/config.yaml")).validate({"prior": {"class_path": "os.system"}}, {})
             Traceback (most recent call last):
-            pyro_vae.errors.SettingsError: run: the setting prior names os.system, which is no part ...
+            pyro_vae.errors.SettingsError: run/config.yaml: the setting prior names os.system, which is no part ...
         """
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-            raise SettingsError(f"{self.folder}: its settings are no table of names and values; copy the run again")
+            raise SettingsError(f"{self.config}: its settings are no table of names and values; copy the run again")
         if odd := next((name for name in settings if name in NEVER_SAVED or not name.isidentifier()), None):
-            raise SettingsError(f"{self.folder}: {odd!r} is no setting of a run; copy the run again")
+            raise SettingsError(f"{self.config}: {odd!r} is no setting of a run; copy the run again")
         self._validate_arguments(settings, hints, "", writes=False)
 
     def _validate_arguments(self, given: Any, hints: Mapping[str, Any], where: str, *, writes: bool) -> None:
         if not isinstance(given, dict):
-            raise SettingsError(f"{self.folder}: the setting {where} has no table of arguments; copy the run again")
+            raise SettingsError(f"{self.config}: the setting {where} has no table of arguments; copy the run again")
         for name, value in given.items():
             place, hint = f"{where}.{name}".lstrip("."), hints.get(name)
             if writes and Path in _parts(hint) and isinstance(value, str):
@@ -89,7 +89,7 @@ class Trust:
     def _validate_class(self, described: dict[str, Any], where: str) -> None:
         path = described["class_path"]
         if not isinstance(path, str) or {*described} - {"class_path", "init_args", "dict_kwargs"}:
-            raise SettingsError(f"{self.folder}: the setting {where} describes no class; copy the run again")
+            raise SettingsError(f"{self.config}: the setting {where} describes no class; copy the run again")
         cls = self._validate_name(path, where)
         is_callback = isinstance(cls, type) and issubclass(cls, Callback)
         for key in ("init_args", "dict_kwargs"):
@@ -106,7 +106,7 @@ class Trust:
         found = part_called(module, name) if is_under(module, PACKAGES) else None
         if not (isinstance(found, type) and issubclass(found, KINDS) and is_under(found.__module__, PACKAGES)):
             raise SettingsError(
-                f"{self.folder}: the setting {where} names {path}, which is no part of a VAE or a training that "
+                f"{self.config}: the setting {where} names {path}, which is no part of a VAE or a training that "
                 f"pyro_vae, torch or zuko has; if it is your own and you trust it, {self.advice} {path.split('.')[0]}"
             )
         return found
@@ -114,7 +114,7 @@ class Trust:
     def _validate_place(self, path: str) -> None:
         """Validate that no package on the way to a trusted class lies in the run folder; none is imported for it."""
         places: list[str] | None = None
-        here, parts = self.folder.resolve(), path.split(".")
+        here, parts = self.config.parent.resolve(), path.split(".")
         for name in parts[:-1]:
             spec = PathFinder.find_spec(name, places)
             if spec is None:  # a class, or a module of another kind, as built-in ones
@@ -123,16 +123,16 @@ class Trust:
             for place in [*places, *([spec.origin] if spec.has_location and spec.origin else [])]:
                 if Path(place).resolve().is_relative_to(here):
                     raise SettingsError(
-                        f"{self.folder}: {path} is code of the run folder itself, which is never run; move it elsewhere"
+                        f"{self.config}: {path} is code of the run folder itself, which is never run; move it elsewhere"
                     )
             if not places:
                 return
 
     def _validate_destination(self, path: str, where: str) -> None:
         to = Path(path).resolve()
-        if not any(to.is_relative_to(folder.resolve()) for folder in (self.folder, *map(Path, self.trusted))):
+        if not any(to.is_relative_to(folder.resolve()) for folder in (self.config.parent, *map(Path, self.trusted))):
             raise SettingsError(
-                f"{self.folder}: the setting {where} writes to {path}, outside the run folder; if you want that, "
+                f"{self.config}: the setting {where} writes to {path}, outside the run folder; if you want that, "
                 f"{self.advice} {path}"
             )
 

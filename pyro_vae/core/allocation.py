@@ -22,7 +22,7 @@ class AllocationLimit(TorchDispatchMode):
         >>> with AllocationLimit(2**20):
         ...     torch.nn.Linear(10**6, 10**6)
         Traceback (most recent call last):
-        MemoryError: its tensors take 3725.3 GiB or more, and at most 0.0 GiB is taken
+        MemoryError: its tensors take 3725.3 GiB of memory or more, and at most 0.0 GiB may be taken
     """
 
     def __init__(self, most: int) -> None:
@@ -44,4 +44,6 @@ class AllocationLimit(TorchDispatchMode):
         self.tensors += 1
         if self.taken > self.most or self.tensors > MOST_TENSORS:
             taken, most = self.taken / 2**30, self.most / 2**30
-            raise MemoryError(f"its tensors take {taken:.1f} GiB or more, and at most {most:.1f} GiB is taken")
+            raise MemoryError(
+                f"its tensors take {taken:.1f} GiB of memory or more, and at most {most:.1f} GiB may be taken"
+            )

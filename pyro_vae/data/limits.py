@@ -30,12 +30,13 @@ HIGHEST_RATIO = 1032
 """What gzip and zip files unpack to, at most, times their size."""
 
 
-def validate_regular(path: Path, *, links: bool = False) -> int:
+def validate_regular(path: Path, *, links: bool = False, advice: str = "copy the run again") -> int:
     """Return the size of a file.
 
     Args:
         path: of the file.
         links: whether it may be a link to one.
+        advice: what to do if it cannot be read.
 
     Raises:
         DataError: if it is a link, a folder, a FIFO or a device, or cannot be found.
@@ -49,7 +50,7 @@ def validate_regular(path: Path, *, links: bool = False) -> int:
         about = path.stat() if links else path.lstat()
     except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); copy it again") from error
+        raise DataError(f"{path}: cannot be read ({reason}); {advice}") from error
     _validate_mode(path, about)
     return about.st_size
 
@@ -169,7 +170,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     try:
         return path.read_text(encoding="utf-8", errors=errors)
     except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); copy it again") from error
+        raise DataError(f"{path}: cannot be read ({error}); copy the run again") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,9 +184,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: holds no JSON ({type(error).__name__}); copy it again") from error
+        raise DataError(f"{path}: holds no JSON ({type(error).__name__}); copy the run again") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: holds a {type(found).__name__} and no object; copy it again")
+        raise DataError(f"{path}: holds a {type(found).__name__} and no object; copy the run again")
     return found
 
 

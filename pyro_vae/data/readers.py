@@ -177,7 +177,7 @@ def _load_numpy(path: Path, asked: Asked) -> Data:
 
 def _validate_numpy(path: Path, file: Any) -> None:
     """Validate the sizes that the headers of an array, or of an archive of arrays, tell."""
-    if file.read(4) == b"PK\x03\x04":
+    if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):  # of an archive, and of an empty one
         with zipfile.ZipFile(path) as archive:
             arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             validate_unpacked(path, sum(info.file_size for info in archive.infolist()))
@@ -341,9 +341,8 @@ def _read_idx(path: Path) -> np.ndarray:
     if 0 in shape:
         raise DataError(f"{path}: the shape is {shape}; there must be at least one row and one feature")
     if len(shape) != head[3] or len(body) != expected:
-        raise DataError(
-            f"{path}: damaged, {len(body)} bytes or more follow the header, which says {expected}; copy it again"
-        )
+        found = f"more than {expected}" if len(body) > expected else str(len(body))
+        raise DataError(f"{path}: damaged, {found} bytes follow the header, which says {expected}; copy it again")
     return np.frombuffer(body, kind).reshape(shape)
 
 

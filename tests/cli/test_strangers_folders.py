@@ -147,7 +147,7 @@ def test_settings_are_counted_before_they_are_read(text, run, capsys):
 @pytest.mark.parametrize("sizes", [{"latent_dim": 10**9}, {"hidden": [10**9]}])
 def test_networks_are_measured_before_they_are_made(sizes, run, capsys):
     with_settings(run, **sizes)
-    assert "GiB or more, and at most 0.3 GiB is taken" in refused(capsys, ["check", str(run)])
+    assert "GiB of memory or more, and at most 0.3 GiB may be taken" in refused(capsys, ["check", str(run)])
 
 
 def test_a_description_is_measured_by_its_weights(finished, tmp_path):
@@ -155,7 +155,9 @@ def test_a_description_is_measured_by_its_weights(finished, tmp_path):
     layer = tree["vae"]["made"]["arguments"]["encoder"]["module"]["arguments"]
     layer["net"] = {"module": {"class": "torch.nn.Linear", "arguments": {"in_features": 10**6, "out_features": 10**6}}}
     write_tree(tmp_path / "giant.safetensors", tree, about)
-    with pytest.raises(DataError, match=r"it cannot be made again \(MemoryError: its tensors take 3725\.3 GiB or more"):
+    with pytest.raises(
+        DataError, match=r"it cannot be made again \(MemoryError: its tensors take 3725\.3 GiB of memory or more"
+    ):
         pv.load(tmp_path / "giant.safetensors")
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.limits import validate_run_folder
-from pyro_vae.errors import DataError, OutputError
+from pyro_vae.errors import DataError, OutputError, printable
 from pyro_vae.train.checkpoint.tensor_file import Tree, make_folder, read_tree, unwritable, write_tree
 
 FOLDER = "checkpoints"
@@ -26,7 +26,7 @@ _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
 def _warn(sentence: str) -> None:
-    print(f"pyro-vae: {sentence}", file=sys.stderr)
+    print(f"pyro-vae: {printable(sentence)}", file=sys.stderr)
 
 
 class Checkpoints:

@@ -90,7 +90,7 @@ def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
 def _read_whole(path: Path) -> bytearray:
     """The bytes of a file, if it begins as one of ours and is as long as its header says."""
     try:
-        size = validate_regular(path, links=True)
+        size = validate_regular(path, links=True, advice="give the path of a file that pyro-vae wrote")
         with open(path, "rb") as file:
             start = file.read(8 + len(_START))
             _checksum_of(path, start)
