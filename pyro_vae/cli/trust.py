@@ -60,7 +60,7 @@ class Trust:
             pyro_vae.errors.SettingsError: run/config.yaml: the setting prior names os.system, which is no part ...
         """
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-            raise SettingsError(f"{self.config}: its settings are no table of names and values; copy the run again")
+            raise SettingsError(f"{self.config}: not a table of settings, as a run writes it; copy the run again")
         if odd := next((name for name in settings if name in NEVER_SAVED or not name.isidentifier()), None):
             raise SettingsError(f"{self.config}: {odd!r} is no setting of a run; copy the run again")
         self._validate_arguments(settings, hints, "", writes=False)

@@ -107,6 +107,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
     trained_on = Trained.from_text(known) if known else None
     if into is not None:
         validate_weights(into, weights, path)
+        _validate_finite(path, {name: weights[name] for name, _ in into.named_parameters()})
         into.load_state_dict(weights)
         vae = into
     elif described is None:
@@ -116,10 +117,14 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
             vae = make_vae(described, weights, classes)
         except DataError as error:
             raise DataError(f"{path}: {error}{_of_version(about)}") from error
-        if bad := [name for name, weight in vae.named_parameters() if not weight.isfinite().all()]:
-            raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
+        _validate_finite(path, dict(vae.named_parameters()))
     vae.trained_on = trained_on
     return vae
+
+
+def _validate_finite(path: Path, weights: dict[str, Tensor]) -> None:
+    if bad := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
+        raise DataError(f"{path}: the weights in {bad} are not all finite numbers; train again")
 
 
 def _is_class(value: Any) -> bool:
