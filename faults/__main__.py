@@ -4,8 +4,10 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from faults.damage import WRONG, trials
+from faults.hostile import counts, every
 from faults.kill import fit, forked, kills, spawned
 from pyro_vae.cli import main
 
@@ -13,7 +15,7 @@ OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "faults.j
 
 
 def run() -> int:
-    """Damage and kill as often as asked; 1 if anything was silently wrong."""
+    """Damage and kill as often as asked, and read hostile folders; 1 if anything was silently wrong, or was run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--damages", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=100)
@@ -22,7 +24,7 @@ def run() -> int:
     )
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
-    told: dict[str, object] = {}
+    told: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         told["kills, eager"] = kills(Path(folder), asked.kills, engine="eager", start=forked)
         print(told)
@@ -35,10 +37,12 @@ def run() -> int:
         if main(fit(Path(folder), "eager", epochs=1)):
             return 1
         told["damages"] = trials(Path(folder) / "run", asked.damages)
+        told["hostile folders"] = counts(Path(folder), Path(folder) / "run", every())
     asked.out.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))
     exact = all(told[k]["ended"] == told[k]["equal to the bit"] for k in told if k.startswith("kills"))
-    return int(not exact or any(WRONG in counts for counts in told["damages"].values()))
+    harmless = all(of["wrong"] == of["code run"] == 0 for of in told["hostile folders"].values())
+    return int(not exact or not harmless or any(WRONG in of for of in told["damages"].values()))
 
 
 if __name__ == "__main__":

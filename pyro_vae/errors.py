@@ -5,6 +5,18 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it: control characters, marks of the direction of text, half characters."""
+
+
+def printable(text: str) -> str:
+    r"""Escape characters that a terminal would obey, as names of files and columns may hold them; lines are kept.
+
+    >>> print(printable("a\x1b[2Jb\r"))
+    a\x1b[2Jb\r
+    """
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
 
 class PyroVAEError(Exception):
     """The base of every error this library raises on purpose.
@@ -15,7 +27,7 @@ class PyroVAEError(Exception):
 
     def __str__(self) -> str:
         # Where an error passes through Pyro's trace, Pyro raises it anew with a table of shapes behind its sentence.
-        return re.split(r"\n\s*Trace Shapes:", super().__str__())[0]
+        return printable(re.split(r"\n\s*Trace Shapes:", super().__str__())[0]).replace("\n", "\\n")
 
 
 class DataError(PyroVAEError, ValueError):

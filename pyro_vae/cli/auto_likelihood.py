@@ -3,9 +3,9 @@
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.settings import training
+from pyro_vae.core.format import Console
 from pyro_vae.data import Data, Proposal, Suggestion, suggest
 from pyro_vae.data.columns import list_names
 from pyro_vae.likelihoods import Blocks
@@ -37,7 +37,7 @@ def settle_likelihood(settings: Namespace, data: Data) -> None:
         for kind in suggestion.kinds:
             reason = f" ({kind.reason})" if len(kind.columns) == 1 else ""
             line = f"{data.source}: likelihood of {list_names(kind.columns)}: {kind}{reason}"
-            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+            Console().print(line, soft_wrap=True)
 
 
 def as_setting(suggestion: Suggestion) -> dict[str, Any]:

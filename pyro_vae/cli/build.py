@@ -12,9 +12,11 @@ from torch.nn import Module
 
 from pyro_vae import nn
 from pyro_vae.cli.settings import instances
+from pyro_vae.core.allocation import AllocationLimit
 from pyro_vae.core.device import seeded
 from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.vae import VAE
+from pyro_vae.data.limits import free_memory
 from pyro_vae.data.memory import as_list
 from pyro_vae.data.spread import context_units, units_for
 from pyro_vae.data.values import Data
@@ -27,12 +29,13 @@ Part = tuple[Any, Namespace | type | None]
 """A maker of a part, and the settings it was made of."""
 
 
-def build(settings: Namespace, train: Data) -> VAE:
+def build(settings: Namespace, train: Data, most: int | None = None) -> VAE:
     """The VAE that the settings describe, its networks as wide as its parts need them.
 
     Args:
         settings: of ``pyro-vae fit``.
         train: the data, for their width and for parts that start from them.
+        most: bytes that it may take; by default a quarter of the free memory, since training takes four times as much.
 
     Raises:
         SettingsError: if a part or a network cannot be made of its settings.
@@ -44,11 +47,13 @@ def build(settings: Namespace, train: Data) -> VAE:
         Independent(Normal(loc: torch.Size([3]), scale: torch.Size([3])), 1)
     """
     made = instances(settings)
-    parts = ((made[name], settings[name]) for name in ("prior", "likelihood", "posterior"))
-    return assemble(settings, train, *parts)
+    prior, likelihood, posterior = ((made[name], settings[name]) for name in ("prior", "likelihood", "posterior"))
+    return assemble(settings, train, prior, likelihood, posterior, most)
 
 
-def assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, posterior: Part) -> VAE:
+def assemble(
+    settings: Namespace, train: Data, prior: Part, likelihood: Part, posterior: Part, most: int | None = None
+) -> VAE:
     """The VAE of these parts.
 
     Raises:
@@ -57,7 +62,8 @@ def assemble(settings: Namespace, train: Data, prior: Part, likelihood: Part, po
     latents, hidden, features = settings.latent_dim, list(settings.hidden), train.x.shape[1]
     given = _contexts(settings, train)
     try:
-        with seeded(settings.seed, torch.device("cpu")):
+        limit = AllocationLimit(free_memory() // 4 if most is None else most)
+        with seeded(settings.seed, torch.device("cpu")), limit:
             made_prior = prior[0](_of_prior(_class_of(prior), settings, train))
             decoder_net = _net(latents, hidden[::-1], _outputs(likelihood, features), given["decoder"])
             encoder_net = _net(features, hidden, _outputs(posterior, latents), given["encoder"])

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 import xarray as xr
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.checksums import listed, validate_unchanged
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.cli.run_folder import RunFolder, folder_for
+from pyro_vae.core.format import Console
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data import Data
+from pyro_vae.data.limits import validate_hdf5
 from pyro_vae.diagnose.check import check, is_history
 from pyro_vae.errors import DataError
 
@@ -23,7 +24,7 @@ def run_check(settings: Namespace) -> int:
 
     whole("rows", settings.rows, 2)
     above_zero("budget", settings.budget)
-    _, vae, held_out, trained = trained_run(settings.run, settings.data, settings.missing)
+    _, vae, held_out, trained = trained_run(settings.run, settings.data, settings.missing, settings.trust)
     shown = held_out.rows(torch.arange(min(len(held_out.x), settings.rows)))
     with RunFolder(folder_for("check", settings.out, settings.run)) as run:
         tree = check(
@@ -41,7 +42,7 @@ def run_check(settings: Namespace) -> int:
 
 def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
     """Which data and rows were checked, and the commands that trained and checked."""
-    own = {name: settings.get(name) for name in ("rows", "budget", "seed", "data", "missing")}
+    own = {name: settings.get(name) for name in ("rows", "budget", "seed", "data", "missing", "trust")}
     flags = [text for name, value in own.items() if value is not None for text in (f"--{name}", str(value))]
     check_again = shlex.join(["pyro-vae", "check", str(settings.run), *flags])
     return {
@@ -57,10 +58,11 @@ def _history(folder: Path) -> xr.Dataset | None:
     if not path.is_file() and path.name not in dict(listed(folder)):
         return None
     validate_unchanged(path)
+    validate_hdf5(path)
     try:
         with xr.open_dataset(path, engine="h5netcdf") as history:
             found = history.load()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what xarray and h5netcdf raise has no common base
         raise DataError(f"{path}: the history cannot be read ({error}); copy the run again") from error
     if not is_history(found):
         raise DataError(f"{path}: not the history of a run, as it holds no ELBO by epoch; copy the run again")

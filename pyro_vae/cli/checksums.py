@@ -1,8 +1,10 @@
 """List the SHA-256 of each file of a run folder, in a file that ``sha256sum -c`` checks too."""
 
 import hashlib
+import os
 from pathlib import Path
 
+from pyro_vae.data.limits import LARGEST_FILE, read_text, validate_regular, validate_size
 from pyro_vae.errors import DataError
 from pyro_vae.train.checkpoint.tensor_file import staged
 
@@ -18,10 +20,9 @@ def sum_of(path: Path) -> str:
 
 def listed(folder: Path) -> list[tuple[str, str]]:
     """Read the names and checksums of a list; a file that was just to be replaced is there twice, before and after."""
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    if not os.path.lexists(folder / SUMS):
         return []
+    lines = read_text(folder / SUMS, errors="replace").splitlines()
     return [(name, digest) for digest, mark, name in (line.partition("  ") for line in lines) if mark]
 
 
@@ -34,6 +35,7 @@ def put(folder: Path, name: str, digest: str, *, replaces: bool = False) -> None
 
 def validate_unchanged(path: Path) -> None:
     """Raise a DataError if a file of a run folder is gone, not on the list, or not as the run wrote it."""
+    validate_size(path, validate_regular(path), LARGEST_FILE)
     wanted = {digest for name, digest in listed(path.parent) if name == path.name}
     if not wanted:
         raise DataError(

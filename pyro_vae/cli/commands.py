@@ -60,6 +60,7 @@ def resume_settings(
     epochs: int | None = None,
     steps: int | None = None,
     device: str | None = None,
+    trust: str | None = None,
 ) -> None:
     """Go on with a run that was stopped or killed, from its newest whole checkpoint.
 
@@ -70,15 +71,19 @@ def resume_settings(
         epochs: passes over the data, those before included; by default as many as it was begun with.
         steps: the new limit on all steps of the run, if it stops by its validation ELBO.
         device: auto, cpu or cuda; by default the one it was begun on. Another gives slightly different numbers.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
-def resume_sweep_settings(resume: str, *, workers: int | None = None) -> None:
+def resume_sweep_settings(resume: str, *, workers: int | None = None, trust: str | None = None) -> None:
     """Go on with a swap, or a compare over seeds, that was stopped or killed; the trainings that are done are kept.
 
     Args:
         resume: the folder of its results.
         workers: how many trainings run at the same time; by default as before.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
@@ -91,6 +96,7 @@ def check_settings(
     rows: int = 200,
     budget: float = 180.0,
     seed: int = 0,
+    trust: str | None = None,
 ) -> None:
     """Check a trained VAE's posteriors and predictions, and write a report to look at.
 
@@ -102,6 +108,8 @@ def check_settings(
         rows: at most so many of the held-out data.
         budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
         seed: of all draws.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
@@ -113,6 +121,7 @@ def encode_settings(
     missing: str | None = None,
     draws: int = 1000,
     seed: int = 0,
+    trust: str | None = None,
 ) -> None:
     """Write the latents of data, the mean and standard deviation of q(z|x), to a table.
 
@@ -124,6 +133,8 @@ def encode_settings(
         missing: values of --data that say that a value is missing, as for fit; by default those of the run.
         draws: for each row, where q(z|x) has no mean in closed form.
         seed: of all draws.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
@@ -135,6 +146,7 @@ def reconstruct_settings(
     missing: str | None = None,
     draws: int = 100,
     seed: int = 0,
+    trust: str | None = None,
 ) -> None:
     """Write what a trained VAE expects of each feature, given the whole row, to a table.
 
@@ -146,6 +158,8 @@ def reconstruct_settings(
         missing: values of --data that say that a value is missing, as for fit; by default those of the run.
         draws: of z for each row.
         seed: of all draws.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
@@ -157,6 +171,7 @@ def impute_settings(
     missing: str | None = None,
     draws: int = 1000,
     seed: int = 0,
+    trust: str | None = None,
 ) -> None:
     """Fill in the missing values of data by what a trained VAE expects of them, and write the table.
 
@@ -169,11 +184,19 @@ def impute_settings(
             those of the run.
         draws: of z for each row in which something is missing.
         seed: of all draws.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
 def sample_settings(
-    run: str, *, n: int | None = None, data: str | None = None, out: str | None = None, seed: int = 0
+    run: str,
+    *,
+    n: int | None = None,
+    data: str | None = None,
+    out: str | None = None,
+    seed: int = 0,
+    trust: str | None = None,
 ) -> None:
     """Draw new rows from a trained VAE, and write them to a table.
 
@@ -184,6 +207,8 @@ def sample_settings(
             of each; if the table has one row, all n in its context.
         out: a new file for the table, .csv, .parquet or .npy; by default RUN/sample.csv, or the next free name.
         seed: of all draws.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
@@ -197,6 +222,7 @@ def score_settings(
     num_particles: int | None = None,
     draws: int = 100,
     seed: int = 0,
+    trust: str | None = None,
 ) -> None:
     """Write log p(x) of each row, its ELBO and its reconstruction, and how unusual it is, to a table.
 
@@ -210,6 +236,8 @@ def score_settings(
         num_particles: draws or chains per row for log p(x); by default 500 draws or 32 chains.
         draws: for each row, for its ELBO and its reconstruction.
         seed: of all draws.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 import xarray as xr
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build
-from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, report_reading, train, trained_run
+from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, refuse_overlap, report_reading, train, trained_run
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
@@ -23,10 +22,12 @@ from pyro_vae.compare.pair import subject_of
 from pyro_vae.compare.seeds import over_seeds, stacked
 from pyro_vae.compare.table import as_comparison
 from pyro_vae.core.device import seeded
+from pyro_vae.core.format import Console
 from pyro_vae.core.traces import Loss, called
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
-from pyro_vae.errors import DivergenceError, ModelError, SettingsError
+from pyro_vae.data.limits import validate_hdf5
+from pyro_vae.errors import DataError, DivergenceError, ModelError, SettingsError
 from pyro_vae.train.callbacks import Callback
 from pyro_vae.train.callbacks.base import Run
 from pyro_vae.train.fit import Fit
@@ -51,6 +52,7 @@ def run_compare(asked: Namespace) -> int:
     report_reading(*data.files)
     settle_likelihood(settings, data.files[0])
     vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
+    refuse_overlap(settings, data)
     _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
         return _of_seeds(settings, seeds, data, goes_on=settings is not asked)
@@ -66,10 +68,10 @@ def run_compare(asked: Namespace) -> int:
 def _settled(asked: Namespace) -> Namespace:
     """Return the settings, or those of RUN if RUN is a comparison over seeds that was stopped."""
     if "resume" in asked:
-        return stopped_sweep("compare", compare_settings, asked.resume, asked.workers)
+        return stopped_sweep("compare", compare_settings, asked.resume, asked.workers, asked.trust)
     if asked.run is not None and is_sweep(asked.run):
         _refuse_training_settings(asked)
-        return stopped_sweep("compare", compare_settings, asked.run)
+        return stopped_sweep("compare", compare_settings, asked.run, trust=asked.trust)
     return asked
 
 
@@ -90,7 +92,7 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
 
 def _of_run(settings: Namespace) -> int:
     _refuse_training_settings(settings)
-    first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing)
+    first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing, settings.trust)
     with RunFolder(folder_for("compare", settings.out, settings.run)) as run:
         _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
@@ -163,7 +165,7 @@ def _compared(
 
 
 def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
-    console.print(f"\nAt the {moment} of training:", highlight=False)
+    console.print(f"\nAt the {moment} of training:")
     show_comparison(comparison, console)
 
 
@@ -207,8 +209,12 @@ def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, kept:
 
 
 def _read(path: Path) -> xr.Dataset:
-    with xr.open_dataset(path, engine="h5netcdf") as comparison:
-        return as_comparison(comparison.load())
+    validate_hdf5(path)
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as comparison:
+            return as_comparison(comparison.load())
+    except Exception as error:  # what xarray and h5netcdf raise has no common base
+        raise DataError(f"{path}: not a comparison ({type(error).__name__}: {error}); delete it") from error
 
 
 def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:

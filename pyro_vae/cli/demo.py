@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae import likelihoods, nn, posteriors, priors
 from pyro_vae.cli.report import in_double, save_comparison, save_fit, show_comparison, show_fit
 from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.compare.elbos import compare_elbos, note_elbos
 from pyro_vae.core.device import seeded
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import digits, split
 from pyro_vae.evidence.exact import LinearGaussian
@@ -105,7 +105,7 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
             comparison = compare_elbos(in_double(vae), test.x, note_elbos(), seed=seed)
             show_comparison(comparison, console)
             save_comparison(run, comparison)
-            console.print(_linear_verdict(*linear_check(data.x, seed=seed)), highlight=False, soft_wrap=True)
+            console.print(_linear_verdict(*linear_check(data.x, seed=seed)), soft_wrap=True)
         run.show(console)
     return run.path
 

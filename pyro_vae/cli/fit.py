@@ -1,8 +1,8 @@
 """What the commands that train have in common: data, what is refused of them, and the training."""
 
-import argparse
 import copy
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,31 +11,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build, first_line
 from pyro_vae.cli.checksums import validate_unchanged
-from pyro_vae.cli.messages import plain
 from pyro_vae.cli.run_folder import RunFolder
+from pyro_vae.cli.saved_settings import read_settings
 from pyro_vae.cli.settings import as_yaml, instances, training
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data import Data, load, load_held_out, split, stream
+from pyro_vae.data.fingerprint import Trained, overlap, row_hashes
+from pyro_vae.data.limits import read_json, read_text
 from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.data.streams import Streamed
 from pyro_vae.data.streams.parquet import parquet_fragments
 from pyro_vae.data.streams.zarr_store import is_zarr
 from pyro_vae.elbo import Trace_ELBO
-from pyro_vae.errors import ConstantColumnsWarning, DataError, DivergenceError, SettingsError, UnfinishedRunWarning
+from pyro_vae.errors import (
+    ConstantColumnsWarning,
+    DataError,
+    DivergenceError,
+    SettingsError,
+    UnfinishedRunWarning,
+    printable,
+)
 from pyro_vae.train.callbacks import Callback, EarlyStopping
 from pyro_vae.train.callbacks.schedules import refuse_plateau
 from pyro_vae.train.checkpoint import save_load
+from pyro_vae.train.checkpoint.rebuild import SPARE_BYTES
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.distributed.group import writes
 from pyro_vae.train.fit import Fit, fit
@@ -129,7 +140,7 @@ def report_reading(*data: Data) -> None:
     """Print one line for each file: what was read and what was inferred."""
     for one in data:
         if one.said:
-            Console().print(f"{one.source}: {one.said}", highlight=False, markup=False, soft_wrap=True)
+            Console().print(f"{one.source}: {one.said}", soft_wrap=True)
 
 
 def _streamed(settings: Namespace) -> Loaded:
@@ -160,15 +171,37 @@ def refuse_other_width(data: Data, of: Data) -> None:
         )
 
 
-def untrained(settings: Namespace) -> tuple[VAE, Loaded]:
-    """The VAE and the data, seen to fit each other and the optimizer; the settings then name the likelihood."""
+def untrained(settings: Namespace, folder: str | None = None) -> tuple[VAE, Loaded]:
+    """The VAE and the data, seen to fit each other and the optimizer; the settings then name the likelihood.
+
+    Args:
+        settings: of a training.
+        folder: of the run that goes on.
+    """
     data = loaded(settings)
     if writes():
         report_reading(*data.files)
     settle_likelihood(settings, data.files[0])
-    vae = build(settings, data.train)
+    vae = build(settings, data.train, None if folder is None else stored_bytes(Path(folder)))
     refuse(settings, vae, data)
+    refuse_overlap(settings, data)
     return vae, data
+
+
+def refuse_overlap(settings: Namespace, data: Loaded) -> None:
+    """Refuse held-out data of which most rows are training data, and print if some are.
+
+    Raises:
+        DataError: with the number of such rows.
+    """
+    if not settings.validation_data or data.stream is not None:
+        return
+    known, hashes = Trained.on(row_hashes(rows_of(data.train))), row_hashes(rows_of(data.held_out))
+    told = overlap(known, hashes, data.held_out.row_labels)
+    if told and np.isin(hashes, known.rows).mean() > 0.5:
+        raise DataError(f"{settings.validation_data}: {told}, are training data; give rows that --data does not hold")
+    if told and writes():
+        print(printable(f"pyro-vae: {settings.validation_data}: {told}, are training data"), file=sys.stderr)
 
 
 def refuse(settings: Namespace, vae: VAE, data: Loaded) -> None:
@@ -268,36 +301,24 @@ def _stopping(settings: Namespace, callbacks: Sequence[Callback]) -> list[Callba
     return [EarlyStopping(10, steps=patience, restore=not any(callback.final for callback in callbacks))]
 
 
-def settings_of(folder: str | Path) -> Namespace:
+def settings_of(folder: str | Path, trust: str | None = None) -> Namespace:
     """The settings of the run in a folder.
+
+    Args:
+        folder: of the run.
+        trust: packages and folders of the user's own that they may name, as ``"mypackage,logs"``.
 
     Raises:
         DataError: if the folder is not of a run, or its settings are not whole.
+        SettingsError: if they name code that may not be run.
     """
     config = Path(folder) / "config.yaml"
-    if not config.is_file():
+    if not os.path.lexists(config):
         raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
-    validate_unchanged(config)
-    refuse_code(Path(folder))
-    try:
-        settings = training().parse_path(str(config))
-    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
-        raise DataError(f"{config}: not the settings of a run ({plain(error)}); copy the run again") from error
-    if "\nstandardize:" not in config.read_text(encoding="utf-8"):  # of a version that could not
+    settings = read_settings(config, training(), trust)
+    if "\nstandardize:" not in read_text(config):  # of a version that could not
         settings.standardize = False
     return settings
-
-
-def refuse_code(folder: Path) -> None:
-    """Refuse a run folder that Python would import from: settings name classes, and none may come from there."""
-    here = folder.resolve()
-    if any(Path(place or ".").resolve() == here for place in sys.path):
-        code = next((path for ending in ("py", "pyc", "so") for path in here.rglob(f"*.{ending}")), None)
-        if code is not None:
-            raise DataError(
-                f"{folder}: holds code, {code.relative_to(here)}, and no code of a run folder is run; "
-                "call the command from another folder"
-            )
 
 
 def load_weights(folder: str, into: VAE | None = None) -> VAE:
@@ -308,17 +329,27 @@ def load_weights(folder: str, into: VAE | None = None) -> VAE:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnfinishedRunWarning)
-        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(f"pyro-vae: {printable(str(message))}", file=sys.stderr)
         return save_load.load(Path(folder) / "weights.safetensors", into=into)
 
 
-def trained_run(folder: str, data: str | None, missing: str | None = None) -> tuple[VAE, VAE, Data, Data]:
+def stored_bytes(folder: Path) -> int | None:
+    """How many bytes the VAE of a run may take, as its largest file of weights shows; None where it has none."""
+    paths = [*Checkpoints(folder).files().values(), folder / "weights.safetensors"]
+    sizes = [path.lstat().st_size for path in paths if os.path.lexists(path)]
+    return 2 * max(sizes) + SPARE_BYTES if sizes else None
+
+
+def trained_run(
+    folder: str, data: str | None, missing: str | None = None, trust: str | None = None
+) -> tuple[VAE, VAE, Data, Data]:
     """The VAE of a run folder, before and after, data to judge it by (its held-out ones, or those given), and its own.
 
     Args:
         folder: of the run.
         data: the path of data; None for those of the run.
         missing: values of ``data`` that say that a value is missing; those of the run if not given.
+        trust: packages and folders of the user's own that the settings may name.
 
     Raises:
         DataError: if the folder is not of a run, or the data are of other columns.
@@ -326,10 +357,10 @@ def trained_run(folder: str, data: str | None, missing: str | None = None) -> tu
     """
     if missing is not None and data is None:
         raise SettingsError("missing says how --data is read; give --data, or leave --missing out")
-    settings = settings_of(folder)
+    settings = settings_of(folder, trust)
     of_run = loaded(settings)
     with warnings.catch_warnings(action="ignore", category=ConstantColumnsWarning):  # fit has named them
-        first = build(settings, of_run.train)
+        first = build(settings, of_run.train, stored_bytes(Path(folder)))
     vae = load_weights(folder, into=copy.deepcopy(first))
     if data is None:
         return first, vae, of_run.held_out, of_run.train
@@ -343,7 +374,7 @@ def trained_run(folder: str, data: str | None, missing: str | None = None) -> tu
 def _refuse_other_data(run: Any, about: Path) -> None:
     """Refuse other data than a run was begun with, which was killed before its first checkpoint."""
     validate_unchanged(about)
-    begun = json.loads(about.read_text(encoding="utf-8"))
+    begun = read_json(about)
     for name, now in {"data_hash": run.attributes["data_hash"], "validation_hash": validation_hash(run)}.items():
         if (then := begun.get(name, now)) != now:
             raise SettingsError(f"{about.parent} was begun with {name} {then}, not {now}; resume it with its data")

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.fit import Begin, keeping, settings_of, train, untrained
 from pyro_vae.cli.interrupts import interruptible
 from pyro_vae.cli.report import save_fit, show_baseline, show_fit, write_held_out_rows
 from pyro_vae.cli.run_folder import RunFolder, folder_for
+from pyro_vae.core.format import Console
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.train.checkpoint.rotation import Checkpoints
@@ -30,7 +30,7 @@ def run_fit(asked: Namespace) -> int:
             code: int = launch(asked.devices, run_fit, asked)
         return code
     resume, settings = asked.get("resume"), _settled(asked)
-    vae, data = untrained(settings)
+    vae, data = untrained(settings, resume)
     checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
     if not writes():
         callbacks = [Begin(None, settings)]
@@ -51,7 +51,7 @@ def run_fit(asked: Namespace) -> int:
             show_baseline(result, data.held_out, data.train, Console(), seed=settings.seed)
         run.show(Console())
         if result.interrupted:
-            Console().print(f"Go on with: pyro-vae fit --resume {run.path}", highlight=False, soft_wrap=True)
+            Console().print(f"Go on with: pyro-vae fit --resume {run.path}", soft_wrap=True)
     return 130 if result.interrupted else 0
 
 
@@ -59,7 +59,7 @@ def _settled(asked: Namespace) -> Namespace:
     """What a run is trained with: what is asked for, or the settings of the run that is to go on."""
     if "resume" not in asked:
         return asked
-    settings = settings_of(asked.resume)
+    settings = settings_of(asked.resume, asked.trust)
     settings.out = asked.resume
     if asked.epochs is not None and settings.epochs is None:
         raise SettingsError(f"{asked.resume} ends by its validation ELBO, not by epochs; raise --steps")

@@ -7,30 +7,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyro_vae.core.signals import ending_signals
+from pyro_vae.errors import printable
+
 
 @contextmanager
 def interruptible(folder: str) -> Iterator[None]:
-    """While results are written too, SIGTERM interrupts as Ctrl-C does, and then it is said how to go on."""
+    """While results are written too, SIGTERM and SIGHUP interrupt as Ctrl-C does, and then it is said how to go on."""
     with terminable():
         try:
             yield
         except KeyboardInterrupt:
             if (Path(folder) / "config.yaml").exists():
-                print(f"pyro-vae: go on with pyro-vae fit --resume {folder}", file=sys.stderr)
+                print(printable(f"pyro-vae: go on with pyro-vae fit --resume {folder}"), file=sys.stderr)
             raise
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM interrupts as Ctrl-C does."""
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
+    heard = [number for number in ending_signals() if number != signal.SIGINT] if main_thread else []
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -1,6 +1,5 @@
 """Keep each finished job of a sweep in the folder of the sweep, so that one that was killed goes on with them."""
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -12,12 +11,13 @@ import numpy as np
 from jsonargparse import Namespace
 
 from pyro_vae.cli.checksums import validate_unchanged
-from pyro_vae.cli.fit import Loaded, refuse_code
-from pyro_vae.cli.messages import plain
+from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.run_folder import RunFolder, folder_for
+from pyro_vae.cli.saved_settings import read_settings
 from pyro_vae.cli.settings import command, with_absolute_paths
 from pyro_vae.cli.sweep import tell
 from pyro_vae.data.fingerprint import data_hash, row_hashes
+from pyro_vae.data.limits import read_json
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import DataError, SettingsError
 
@@ -35,7 +35,9 @@ def is_sweep(folder: str | Path) -> bool:
     return (Path(folder) / ABOUT).is_file()
 
 
-def stopped_sweep(name: str, function: Callable[..., Any], folder: str, workers: int | None = None) -> Namespace:
+def stopped_sweep(
+    name: str, function: Callable[..., Any], folder: str, workers: int | None = None, trust: str | None = None
+) -> Namespace:
     """Read the settings of a sweep that goes on.
 
     Args:
@@ -43,6 +45,7 @@ def stopped_sweep(name: str, function: Callable[..., Any], folder: str, workers:
         function: whose signature the settings have.
         folder: of the sweep.
         workers: another number of workers than it was begun with.
+        trust: packages and folders of the user's own that the settings may name.
 
     Raises:
         DataError: if the folder is not of a sweep of this command, or its settings are not whole.
@@ -52,12 +55,7 @@ def stopped_sweep(name: str, function: Callable[..., Any], folder: str, workers:
         raise DataError(f"{folder}: holds no {ABOUT}; give the folder of a pyro-vae {name} that was stopped")
     if (other := _about(Path(folder))["command"]) != name:
         raise DataError(f"{folder}: is of pyro-vae {other}; go on with pyro-vae {other} {folder}")
-    validate_unchanged(config)
-    refuse_code(Path(folder))
-    try:
-        settings = command(name, function).parse_path(str(config))
-    except (argparse.ArgumentError, TypeError, UnicodeError) as error:
-        raise DataError(f"{config}: not the settings of a {name} ({plain(error)}); copy the folder again") from error
+    settings = read_settings(config, command(name, function), trust)
     settings.out = str(folder)
     settings.workers = workers or settings.workers
     return settings
@@ -66,7 +64,9 @@ def stopped_sweep(name: str, function: Callable[..., Any], folder: str, workers:
 def _about(folder: Path) -> dict[str, str]:
     """What marks the folder of a sweep, seen to be undamaged."""
     validate_unchanged(folder / ABOUT)
-    about: dict[str, str] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = {name: str(value) for name, value in read_json(folder / ABOUT).items()}
+    if not {"command", "data_hash"} <= {*about}:
+        raise DataError(f"{folder / ABOUT}: names no command and no data; copy the folder again")
     return about
 
 

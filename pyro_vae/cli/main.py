@@ -1,6 +1,7 @@
 """The command line: ``pyro-vae demo | fit | compare | swap | check``, and those that write tables."""
 
 import argparse
+import itertools
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from pyro_vae.errors import (
     PyroVAEError,
     UnboundedDensityWarning,
     UncapturedStepWarning,
+    printable,
 )
 
 SAID_PLAINLY = (
@@ -57,11 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         with _own_classes(), terminable(), _plain_warnings():
+            _validate_configs(flags)
             settings = parser(flags).parse_args(flags)
             return _run(settings.command, settings[settings.command])
     except argparse.ArgumentError as error:
         command = f"{typed[0]} " if typed and typed[0] in COMMANDS else ""
-        told = plain(error)
+        told = printable(plain(error))
         meant = suggestion(told, options(flags))
         print(f"pyro-vae: {told}{meant}; see pyro-vae {command}--help".replace("?; see", "? See"), file=sys.stderr)
         return 2
@@ -71,6 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pyro-vae: interrupted", file=sys.stderr)
         return 130
+
+
+def _validate_configs(flags: Sequence[str]) -> None:
+    """Validate files of --config that lie in a run folder as strictly as where the run goes on."""
+    named = [value for flag, value in itertools.pairwise([*flags, ""]) if flag == "--config"]
+    named += [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
+    for config in map(Path, named):
+        if (config.parent / "SHA256SUMS").exists():
+            from pyro_vae.cli.saved_settings import read_text, validate_settings
+
+            validate_settings(config, read_text(config), advice=f"copy {config.name} to another folder, to allow")
 
 
 def _run(command: str, settings: Namespace) -> int:
@@ -125,7 +139,7 @@ def _plain_warnings() -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], filename: str, *where: Any, **more: Any) -> None:
         ours = category is UserWarning and Path(filename).is_relative_to(Path(pyro_vae.__file__).parent)
         if ours or issubclass(category, SAID_PLAINLY):
-            print(f"pyro-vae: {message}", file=sys.stderr)
+            print(f"pyro-vae: {printable(str(message))}", file=sys.stderr)
         else:
             shown(message, category, filename, *where, **more)
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import xarray as xr
-from rich.console import Console
 
 from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.elbos import verdict
 from pyro_vae.compare.recommend import recommend
 from pyro_vae.compare.table import comparison_table
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
 from pyro_vae.evidence import baseline, judge_baseline
@@ -33,10 +33,10 @@ def show_comparison(comparison: xr.Dataset, console: Console) -> None:
     """
     console.print(comparison_table(comparison))
     if "TraceMeanField_ELBO" in comparison.estimator.values:
-        console.print(verdict(comparison), highlight=False, soft_wrap=True)
-    console.print(recommend(comparison), highlight=False, soft_wrap=True)
+        console.print(verdict(comparison), soft_wrap=True)
+    console.print(recommend(comparison), soft_wrap=True)
     if comparison.attrs["left_out"]:
-        console.print(f"Left out: {comparison.attrs['left_out']}.", highlight=False, soft_wrap=True)
+        console.print(f"Left out: {comparison.attrs['left_out']}.", soft_wrap=True)
 
 
 def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
@@ -126,7 +126,7 @@ def show_fit(fit: Fit, console: Console) -> None:
         >>> show_fit(result, Console(width=200))
         Trained for 1 epoch on CPU (...) in ... s: ELBO per datum ... ± ... nats in training (over data)
     """
-    console.print(in_one_line(fit.history, fit.device, interrupted=fit.interrupted), highlight=False, soft_wrap=True)
+    console.print(in_one_line(fit.history, fit.device, interrupted=fit.interrupted), soft_wrap=True)
 
 
 def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, seed: int = 0) -> None:
@@ -143,9 +143,9 @@ def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, se
     if len(shown.x) < 2:
         return
     finding = judge_baseline(baseline(fit.vae, shown, train=train, num_particles=BASELINE_PARTICLES, seed=seed))
-    console.print(f"Beside simple models ({finding.level}): {finding.why}.", highlight=False, soft_wrap=True)
+    console.print(f"Beside simple models ({finding.level}): {finding.why}.", soft_wrap=True)
     if finding.next:
-        console.print(f"Next: {finding.next}.", highlight=False, soft_wrap=True)
+        console.print(f"Next: {finding.next}.", soft_wrap=True)
 
 
 def in_double(vae: VAE) -> VAE:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xarray as xr
-from rich.console import Console
 
-from pyro_vae.cli.checksums import put, sum_of
+from pyro_vae.cli.checksums import SUMS, put, sum_of
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
-from pyro_vae.errors import OutputError
+from pyro_vae.errors import OutputError, printable
+from pyro_vae.train.checkpoint.rotation import LOCK, locked
 from pyro_vae.train.checkpoint.save_load import write_vae
 from pyro_vae.train.checkpoint.tensor_file import staged
 
@@ -24,7 +25,7 @@ class RunFolder:
     """A new folder for the results of one run.
 
     Args:
-        path: made if it is not there; it must hold nothing.
+        path: made if it is not there; it must hold nothing but what a run has left that was killed as it began.
 
     Raises:
         OutputError: if it cannot be made or written, or holds anything already.
@@ -42,9 +43,12 @@ class RunFolder:
         self.made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            _clear_begun(self.path)
             held = next(self.path.iterdir(), None)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+        except OutputError:
+            raise
         except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{self.path}: cannot be written ({reason}); choose another folder") from error
@@ -93,7 +97,7 @@ class RunFolder:
     def show(self, console: Console) -> None:
         """Print what the folder holds."""
         names = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
-        console.print(f"Written to {self.path}: {names}", soft_wrap=True, highlight=False)
+        console.print(f"Written to {self.path}: {names}", soft_wrap=True)
 
     def text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -115,7 +119,21 @@ class RunFolder:
         with self.file(name) as path:
             why = write_vae(vae, path, step)
         if why:
-            print(f"pyro-vae: {self.path / name}: {why}", file=sys.stderr)
+            print(printable(f"pyro-vae: {self.path / name}: {why}"), file=sys.stderr)
+
+
+BEGUN = {LOCK, SUMS, "run.json"}
+"""Files that a run writes before ``config.yaml``, with which it can be resumed."""
+
+
+def _clear_begun(folder: Path) -> None:
+    """Remove what a run has left that was killed before it could be resumed; none of its work is in it."""
+    names = {path.name for path in folder.iterdir()}
+    unfinished = {name for name in names if name.startswith(".") and ".part-" in name}
+    if names and names <= BEGUN | unfinished:
+        with locked(folder):
+            for name in names & BEGUN - {LOCK}:
+                (folder / name).unlink()
 
 
 def folder_for(command: str, out: str | None, run: str | None = None) -> str:

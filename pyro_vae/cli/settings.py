@@ -23,7 +23,7 @@ PosteriorMaker = Callable[[torch.nn.Module], Posterior]
 OptimizerMaker = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 SchedulerMaker = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
-OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision")
+OF_COMPARE = ("run", "elbos", "particles", "draws", "rows", "precision", "trust")
 OF_SWAP = ("priors", "likelihoods", "posteriors", "particles")
 OF_SPREAD = ("seeds", "workers", "cluster")
 OF_RUN = ("checkpoint_steps", "checkpoint_minutes", "devices")
@@ -179,6 +179,7 @@ def compare_settings(
     draws: int = 100,
     rows: int = 512,
     precision: str = "float64",
+    trust: str | None = None,
 ) -> None:
     """Compare estimators at the start, the middle and the end of training: which one to train with?
 
@@ -191,6 +192,8 @@ def compare_settings(
         draws: independent draws of the noise.
         rows: at most so many of the held-out data.
         precision: float64 shows agreement to the last digits; float32 is what training uses.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
     """
 
 
@@ -236,7 +239,7 @@ def instances(settings: Namespace) -> Namespace:
 
 def with_absolute_paths(settings: Namespace) -> Namespace:
     """A copy of settings that holds wherever it is read."""
-    kept = without(settings, "config")
+    kept = without(settings, "config", "trust")
     for name in ("data", "validation_data", "run"):
         if kept.get(name):
             kept[name] = str(Path(kept[name]).resolve())

@@ -8,16 +8,16 @@ from typing import TypeAlias
 
 import xarray as xr
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.build import Part, assemble, names_of
-from pyro_vae.cli.fit import Loaded, loaded, refuse, refuse_estimator, report_reading, train
+from pyro_vae.cli.fit import Loaded, loaded, refuse, refuse_estimator, refuse_overlap, report_reading, train
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import as_yaml, command, swap_settings
 from pyro_vae.cli.sweep import Outcome, run_jobs, say, seeds_of, with_seed
 from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, refuse_one_row, with_failures
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
 from pyro_vae.errors import DivergenceError, ModelError, SettingsError
@@ -48,7 +48,7 @@ class Trained:
 def run_swap(asked: Namespace) -> int:
     """Every combination of parts, trained alike and ranked by the evidence of held-out data."""
     goes_on = "resume" in asked
-    settings = stopped_sweep("swap", swap_settings, asked.resume, asked.workers) if goes_on else asked
+    settings = stopped_sweep("swap", swap_settings, asked.resume, asked.workers, asked.trust) if goes_on else asked
     refuse_particles(settings.particles)
     seeds = seeds_of(settings)
     data = loaded(settings)
@@ -57,6 +57,7 @@ def run_swap(asked: Namespace) -> int:
     vaes = _grid(settings, data.train)
     for name, vae in vaes.items():
         _refuse(settings, name, vae, data)
+    refuse_overlap(settings, data)
     with sweep_folder("swap", settings.out, goes_on=goes_on) as run:
         kept = KeptJobs(run, "swap", swap_settings, settings, data)
         trained = _trained(settings, [*vaes], seeds, data, kept)
@@ -196,7 +197,7 @@ def _write(trained: Trained, held_out: Data, kept: KeptJobs) -> None:
     run.figure("ranking.png", ranking_figure(ranked))
     best = str(ranked.model.values[0])
     where = ", ".join(str(run.path / place) for place in trained.folders[best])
-    Console().print(f"{_best_of(ranked)}, kept in {where}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(f"{_best_of(ranked)}, kept in {where}", soft_wrap=True)
     run.show(Console())
 
 

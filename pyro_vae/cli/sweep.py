@@ -15,14 +15,14 @@ from typing import Any, TypeAlias
 
 import torch.multiprocessing
 from jsonargparse import Namespace
-from rich.console import Console
 
 from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.settings import with_absolute_paths
 from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.format import Console
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.validation import whole
-from pyro_vae.errors import ProcessError, SettingsError
+from pyro_vae.errors import ProcessError, SettingsError, printable
 
 
 @dataclass
@@ -218,9 +218,9 @@ AGAIN = "start again, with fewer side by side if memory was short"
 
 def tell(what: str) -> None:
     """Print how far the sweep has come."""
-    Console(stderr=True).print(what, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(what, soft_wrap=True)
 
 
 def say(what: str) -> None:
     """Print what did not go as it was asked."""
-    print(f"pyro-vae: {what}", file=sys.stderr)
+    print(f"pyro-vae: {printable(what)}", file=sys.stderr)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import xarray as xr
 from jsonargparse import Namespace
-from rich.console import Console
 from torch import Tensor
 
 import pyro_vae
 from pyro_vae.cli.fit import load_weights, read_like, report_reading, settings_of, streamed, trained_run
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data, rows_for, stream
 from pyro_vae.data.context import one_hot_context, validate_kind
@@ -52,7 +52,7 @@ UNUSUAL = 0.05
 SAMPLES = 1000
 """How many rows are drawn where neither a number nor contexts are given."""
 
-NOT_PASSED = ("run", "data", "out", "missing", "n", "config")
+NOT_PASSED = ("run", "data", "out", "missing", "n", "config", "trust")
 """Settings of a command that its function has no arguments for, or by position."""
 
 
@@ -68,14 +68,14 @@ def run_table(command: str, settings: Namespace) -> int:
     options = {name: value for name, value in vars(settings).items() if name not in NOT_PASSED and value is not None}
     labels = None
     if "n" in settings:
-        vae = _vae(settings.run)
+        vae = _vae(settings.run, settings.trust)
         options["context"], labels = _contexts(settings, vae)
         rows = SAMPLES if settings.data is None else len(options["context"])
         given = rows if settings.n is None else settings.n
     else:
         vae, given = _vae_and_data(settings, command)
         if settings.data is not None and "held_out" in inspect.signature(function).parameters:
-            options["held_out"] = _held_out(settings.run, vae, given)
+            options["held_out"] = _held_out(settings, vae, given)
     found = function(vae, given, progress=True, **options)
     if labels is not None and len(labels) == found.sizes["datum"]:
         found = found.assign_coords(datum=labels)
@@ -106,20 +106,20 @@ def _refuse_existing(path: Path) -> None:
         raise OutputError(f"{path}: is there already, and nothing is overwritten; choose another name")
 
 
-def _vae(run: str) -> VAE:
+def _vae(run: str, trust: str | None) -> VAE:
     """The VAE of a run, made from its data only where its weights do not say what it is made of."""
-    settings_of(run)
+    settings_of(run, trust)
     try:
         return load_weights(run)
     except DataError:  # of classes of the user's own, which the settings name
-        return trained_run(run, None)[1]
+        return trained_run(run, None, trust=trust)[1]
 
 
 def _contexts(settings: Namespace, vae: VAE) -> tuple[Tensor | None, np.ndarray | None]:
     """The contexts of the rows of --data, of which no other columns are read, and the row labels."""
     if settings.data is None:
         return None, None
-    known, of_run = vae.trained_on, settings_of(settings.run)
+    known, of_run = vae.trained_on, settings_of(settings.run, settings.trust)
     if known is None or not known.context_columns:
         raise SettingsError(f"data is {settings.data}, and the run {settings.run} has no context; leave --data out")
     of_run.context = of_run.drop = of_run.label = of_run.missing = None
@@ -137,10 +137,10 @@ def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Stream
     if settings.data is None:
         if settings.missing is not None:
             raise SettingsError("missing is of --data, which is not given; name the data too, or leave --missing out")
-        _, vae, held_out, _ = trained_run(settings.run, None)
+        _, vae, held_out, _ = trained_run(settings.run, None, trust=settings.trust)
         return vae, held_out
-    of_run = settings_of(settings.run)
-    vae = _vae(settings.run)
+    of_run = settings_of(settings.run, settings.trust)
+    vae = _vae(settings.run, settings.trust)
     if streamed(Path(settings.data)):
         return vae, _stream(settings, vae, command)
     of_run.missing = settings.missing or of_run.missing or ("nan" if command == "impute" else None)
@@ -156,12 +156,12 @@ def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Stream
     return vae, data
 
 
-def _held_out(run: str, vae: VAE, data: Any) -> Data | None:
+def _held_out(settings: Namespace, vae: VAE, data: Any) -> Data | None:
     """The held-out data of a run, to compare data with; none where some of these were trained on."""
     if told := trained_on(vae, row_hashes(rows_for(vae, data))):
-        Console().print(f"No p-values: {told}; give rows that were not", highlight=False, markup=False, soft_wrap=True)
+        Console().print(f"No p-values: {told}; give rows that were not", soft_wrap=True)
         return None
-    return trained_run(run, None)[2]
+    return trained_run(settings.run, None, trust=settings.trust)[2]
 
 
 def _stream(settings: Namespace, vae: VAE, command: str) -> Streamed:
@@ -175,7 +175,7 @@ def _stream(settings: Namespace, vae: VAE, command: str) -> Streamed:
 
 def _report(found: xr.Dataset, path: Path) -> None:
     """Say what was written, and of what the answer cannot be relied on."""
-    say: Any = Console(soft_wrap=True, highlight=False).print
+    say: Any = Console(soft_wrap=True).print
     if "khat" in found and (bad := int((found.khat > BAD).sum())):
         number = int(found.khat.notnull().sum())
         say(f"Of {number} rows with a khat {bad} cannot be relied on: theirs is above {BAD}")

@@ -2,9 +2,12 @@
 
 import io
 import math
+from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.table import Table
+
+from pyro_vae.errors import printable
 
 DIGITS = 2
 """Significant digits of an error; the number beside it ends at the same decimal place."""
@@ -105,6 +108,24 @@ def _decimals(error: float) -> int:
 def _at(value: float, decimals: int, sign: str) -> str:
     """A number rounded at a decimal place, without a sign if nothing is left of it."""
     return f"{round(value, decimals) + 0.0:{sign}.{max(decimals, 0)}f}"
+
+
+class Console(rich.console.Console):
+    """A console that shows text as it is: brackets are no markup, and control characters are escaped.
+
+    Example:
+        >>> import sys
+        >>> Console(file=sys.stdout).print("runs/[red]\x1b[2J")
+        runs/[red]\\x1b[2J
+    """
+
+    def __init__(self, **options: Any) -> None:
+        shown: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, **options}
+        super().__init__(**shown)
+
+    def render_str(self, text: str, **options: Any) -> Any:
+        """Make text of a string."""
+        return super().render_str(printable(text), **options)
 
 
 def as_text(table: Table) -> str:

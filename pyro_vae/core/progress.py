@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from pyro_vae.core.format import format_estimate, format_rounded
+from pyro_vae.core.format import Console, format_estimate, format_rounded
 
 
 class Bar:
@@ -24,7 +23,7 @@ class Bar:
 
     def say(self, sentence: str) -> None:
         """A sentence above the bar."""
-        self.progress.console.print(sentence, highlight=False)
+        self.progress.console.print(sentence)
 
     def step(self, elbo: float) -> None:
         self.pending += 1
@@ -50,7 +49,7 @@ class Bar:
 def display(where: str, epochs: int, steps: int, *, show: bool) -> Iterator[Bar]:
     """Say where training goes on, and show its bar."""
     console = Console(stderr=True, quiet=not show)
-    console.print(where, highlight=False)
+    console.print(where)
     columns = (
         TextColumn("epoch {task.fields[done]}/{task.fields[epochs]}"),
         TimeRemainingColumn(table_column=Column(min_width=len("0:00:00"), no_wrap=True)),

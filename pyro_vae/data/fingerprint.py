@@ -187,8 +187,22 @@ def trained_on(vae: "VAE", hashes: np.ndarray, labels: np.ndarray | None = None)
         >>> trained_on(vae, row_hashes(Rows(torch.zeros(1, 4))))
         '1 of its 1 rows, the first of them row 0 (counted from 0)'
     """
-    if (known := getattr(vae, "trained_on", None)) is None:
-        return ""
+    known = getattr(vae, "trained_on", None)
+    return "" if known is None else overlap(known, hashes, labels)
+
+
+def overlap(known: Trained, hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
+    """Which rows are among those that were trained on, as :func:`trained_on` says.
+
+    Args:
+        known: what was trained on.
+        hashes: of the data, from :func:`row_hashes`.
+        labels: what the rows are called, if not by their numbers.
+
+    Example:
+        >>> overlap(Trained.on(row_hashes(Rows(torch.zeros(1, 4)))), row_hashes(Rows(torch.ones(1, 4))))
+        ''
+    """
     told, met = known.told(hashes), np.isin(hashes, known.rows)
     count, n = int(met.sum()), int(told.sum())
     by_chance = n * known.twins + 5 * math.sqrt(n * known.twins * (1 - known.twins))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae.data.limits import validate_unpacked
 from pyro_vae.errors import DataError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -121,6 +122,7 @@ def read_pictures(folder: Path, paths: Sequence[Path]) -> Pictures:
     Raises:
         DataError: if one cannot be read, or is of another size.
     """
+    _validate_sizes(folder, paths)
     images = [_open(path) for path in paths]
     modes = [image.mode for image in images]
     for path, mode in zip(paths, modes, strict=True):
@@ -128,12 +130,6 @@ def read_pictures(folder: Path, paths: Sequence[Path]) -> Pictures:
             raise DataError(f"{path}: has pixels of Pillow's mode {mode}; save it with 8 bits for each channel")
     grey = [mode in GREY for mode in modes]
     said = [f"{sum(grey)} grey images among colours"] if 0 < sum(grey) < len(grey) else []
-    sizes = [image.size for image in images]
-    if other := next((i for i, size in enumerate(sizes) if size != sizes[0]), None):
-        told = [f"{sizes[i][0]} × {sizes[i][1]}" for i in (0, other)]
-        raise DataError(
-            f"{folder}: {paths[0].name} has {told[0]} pixels and {paths[other].name} {told[1]}; make the sizes equal"
-        )
     array = np.stack([np.asarray(image.convert("L" if all(grey) else "RGB")) for image in images])
     names = [path.relative_to(folder).as_posix() for path in paths]
     if paths[0].parent == folder:
@@ -144,15 +140,28 @@ def read_pictures(folder: Path, paths: Sequence[Path]) -> Pictures:
     return Pictures(array, names, labels, label_names, [*said, f"labels from {len(label_names)} subfolders"])
 
 
-def _open(path: Path) -> Any:
-    """An image, wholly read."""
+def _validate_sizes(folder: Path, paths: Sequence[Path]) -> None:
+    """Validate that images are of one size and fit into memory, before any pixel is read."""
+    sizes = [_open(path, load=False).size for path in paths]
+    if other := next((i for i, size in enumerate(sizes) if size != sizes[0]), None):
+        told = [f"{sizes[i][0]} × {sizes[i][1]}" for i in (0, other)]
+        raise DataError(
+            f"{folder}: {paths[0].name} has {told[0]} pixels and {paths[other].name} {told[1]}; make the sizes equal"
+        )
+    width, height = sizes[0]
+    validate_unpacked(folder, 12 * width * height * len(paths), sum(path.stat().st_size for path in paths))
+
+
+def _open(path: Path, *, load: bool = True) -> Any:
+    """An image, wholly read unless only its header is asked for."""
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError(f"{path}: needs Pillow to be read; pip install pillow") from error
     try:
         with Image.open(path) as image:
-            image.load()
+            if load:
+                image.load()
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a whole image ({' '.join(str(error).split())}); copy or make it again") from error

@@ -2,6 +2,8 @@
 
 import gzip
 import math
+import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.data.images import find_pictures, read_pictures
+from pyro_vae.data.limits import HIGHEST_RATIO, UNPACKED, in_bytes, validate_hdf5, validate_unpacked
 from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory, of_anndata
-from pyro_vae.data.text import read_text
+from pyro_vae.data.text import open_text, read_text
 from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
 
@@ -93,13 +96,22 @@ def load(
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty; give one that holds data")
         if is_text(path):
+            _validate_packed(path)
             frame, dialect = read_text(path, **of_text, missing=[m for m in asked.missing or () if isinstance(m, str)])
+            if frame.shape[1] > MOST_COLUMNS:
+                raise DataError(
+                    f"{path}: has {frame.shape[1]:,} columns, and of a text file at most {MOST_COLUMNS:,} are read; "
+                    "save the numbers as .npy"
+                )
             return asked.table(frame, str(path), dialect.said())
         asked.validate_unused(str(path), **of_text)
         return _reader(path)(path, asked)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
 
+
+MOST_COLUMNS = 10**5
+"""The most columns of a text file; each is looked at by itself."""
 
 TEXT = (".csv", ".tsv", ".txt")
 """The suffixes of text files; that of a packed one may come before."""
@@ -116,6 +128,14 @@ def is_text(path: Path) -> bool:
     if suffixes[-1:] == [".gz"]:
         return suffixes[-2:-1] != [] and suffixes[-2] in TEXT
     return suffixes[-1:] == [".zip"] or (suffixes[-1:] != [] and suffixes[-1] in TEXT)
+
+
+def _validate_packed(path: Path) -> None:
+    """Unpack a text file without keeping it, as only its end tells its size."""
+    if path.suffix.lower() not in TEXT and path.stat().st_size > UNPACKED / HIGHEST_RATIO:
+        with open_text(path) as file:
+            while file.read(2**20):
+                pass
 
 
 def load_held_out(path: str | Path) -> Data | None:
@@ -145,6 +165,7 @@ def _reader(path: Path) -> Callable[[Path, Asked], Data]:
 
 def _load_numpy(path: Path, asked: Asked) -> Data:
     with whole_numpy(path), path.open("rb") as file:
+        _validate_numpy(path, file)
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             asked.validate_unused(str(path), key=asked.key)
@@ -152,6 +173,30 @@ def _load_numpy(path: Path, asked: Asked) -> Data:
         else:
             array, labels = _of_archive(loaded, [*loaded.files], path, asked.key)
     return asked.array(array, str(path), labels)
+
+
+def _validate_numpy(path: Path, file: Any) -> None:
+    """Validate the sizes that the headers of an array, or of an archive of arrays, tell."""
+    if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):  # of an archive, and of an empty one
+        with zipfile.ZipFile(path) as archive:
+            arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+            validate_unpacked(path, sum(info.file_size for info in archive.infolist()))
+            for info in arrays:
+                with archive.open(info) as packed:
+                    _validate_array(path, packed, info.file_size)
+    else:
+        file.seek(0)
+        _validate_array(path, file, path.stat().st_size)
+    file.seek(0)
+
+
+def _validate_array(path: Path, file: Any, size: int) -> None:
+    """Validate that an array is as long as its header says."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file, max_header_size=10_000)
+    if not dtype.hasobject and (needed := math.prod(shape) * dtype.itemsize) > size:
+        raise ValueError(f"its header describes {in_bytes(needed)}, and the file holds {in_bytes(size)}")
 
 
 @contextmanager
@@ -190,7 +235,10 @@ def _load_matlab(path: Path, asked: Asked) -> Data:
     from scipy.io import loadmat
 
     try:
+        _validate_matlab(path)
         loaded = loadmat(path)
+    except DataError:
+        raise
     except NotImplementedError as error:  # of version 7.3, which is HDF5
         raise DataError(f"{path}: a MATLAB file of version 7.3; save it with save(..., '-v7')") from error
     except Exception as error:  # what scipy raises for a damaged file has no common base
@@ -200,11 +248,27 @@ def _load_matlab(path: Path, asked: Asked) -> Data:
     return asked.array(array, str(path), None if labels is None else np.squeeze(labels))
 
 
+def _validate_matlab(path: Path) -> None:
+    """Unpack the compressed variables of a MATLAB file without keeping them, as only their ends tell their sizes."""
+    with path.open("rb") as file:
+        order = {b"IM": "<", b"MI": ">"}.get(file.read(128)[126:])
+        unpacked = 0
+        while order and len(tag := file.read(8)) == 8:
+            kind, size = struct.unpack(f"{order}II", tag)
+            unpacker, packed = zlib.decompressobj(), file.read(min(size, path.stat().st_size))
+            while kind == 15 and packed:
+                unpacked += len(unpacker.decompress(packed, 2**20))
+                packed = unpacker.unconsumed_tail
+                if unpacked > UNPACKED:
+                    validate_unpacked(path, unpacked)
+
+
 def _load_anndata(path: Path, asked: Asked) -> Data:
     try:
         import anndata
     except ImportError as error:
         raise DataError(f"{path}: needs anndata to be read; pip install pyro-vae[anndata]") from error
+    validate_hdf5(path)
     try:
         annotated = anndata.read_h5ad(path)
     except Exception as error:  # what anndata and its HDF5 reader raise has no common base
@@ -216,6 +280,9 @@ def _load_parquet(path: Path, asked: Asked) -> Data:
     from pyarrow import parquet
 
     with whole_parquet(path), parquet.ParquetFile(path) as file:
+        about = file.metadata
+        stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        validate_unpacked(path, max(8 * about.num_rows * about.num_columns, stored))
         table = file.read()
     return asked.table(table, str(path))
 
@@ -267,10 +334,15 @@ def _read_idx(path: Path) -> np.ndarray:
             raise DataError(f"{path}: not an IDX file (it begins with {head.hex(' ')}); copy it again")
         sizes = file.read(4 * head[3])
         shape = tuple(int(n) for n in np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4"))
-        kind, body = np.dtype(_IDX_TYPES[head[2]]), file.read()
-    expected = math.prod(shape) * kind.itemsize
+        kind = np.dtype(_IDX_TYPES[head[2]])
+        expected = math.prod(shape) * kind.itemsize
+        validate_unpacked(path, expected)
+        body = file.read(expected + 1)
+    if 0 in shape:
+        raise DataError(f"{path}: the shape is {shape}; there must be at least one row and one feature")
     if len(shape) != head[3] or len(body) != expected:
-        raise DataError(f"{path}: damaged, {len(body)} bytes follow the header, which says {expected}; copy it again")
+        found = f"more than {expected}" if len(body) > expected else str(len(body))
+        raise DataError(f"{path}: damaged, {found} bytes follow the header, which says {expected}; copy it again")
     return np.frombuffer(body, kind).reshape(shape)
 
 

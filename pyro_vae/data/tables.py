@@ -1,5 +1,6 @@
 """Tables of named columns: every column as numbers, with row labels, a label column and the names of categories."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -179,8 +180,9 @@ def columns_of(
 def _names(frame: "pd.DataFrame", source: str) -> list[str]:
     """The names of the columns as text, seen to be different."""
     names = [", ".join(map(str, name)) if isinstance(name, tuple) else str(name).strip() for name in frame.columns]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{source}: {names.count(twice)} columns are called {twice!r}; rename them or leave some out")
+    counts = Counter(names)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
+        raise DataError(f"{source}: {counts[twice]} columns are called {twice!r}; rename them or leave some out")
     return names
 
 

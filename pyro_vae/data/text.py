@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pyro_vae.data.limits import Unpacking
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
 
@@ -134,7 +135,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
     """
     if path.suffix.lower() == ".gz":
         with gzip.open(path) as file:
-            yield file  # type: ignore[misc]
+            yield io.BufferedReader(Unpacking(file, path))  # type: ignore[arg-type]
     elif path.suffix.lower() == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -142,7 +143,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
                 if len(names) != 1:
                     raise DataError(f"{path}: holds {names or 'no files'}; give a zipped file that holds one table")
                 with archive.open(names[0]) as file:
-                    yield file
+                    yield io.BufferedReader(Unpacking(file, path))
         except zipfile.BadZipFile as error:
             raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
     else:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import xarray as xr
-from rich.console import Console
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.format import Console
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
@@ -121,7 +121,7 @@ def check(
         if seconds > max(budget / 50, budget - (time.perf_counter() - started)):  # what takes next to nothing is run
             found.left_out.append(title)
             continue
-        console.print(f"{title} ...", highlight=False)
+        console.print(f"{title} ...")
         found.groups[diagnostic.name] = diagnostic.run(given_to_each)
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
     found.findings = _with_one_remedy(found.findings)
@@ -129,7 +129,7 @@ def check(
     table.attrs |= {"model": _in_words(vae), "chosen_epoch": _chosen_epoch(history)}
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
-    Console().print(verdict(tree), highlight=False, markup=False, soft_wrap=True)
+    Console().print(verdict(tree), soft_wrap=True)
     return tree
 
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 import xarray as xr
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from pyro_vae.core.compatibility import called, drawn
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import seeded
+from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.values import as_tensor
 from pyro_vae.elbo.kl import family, kl_provenance

@@ -19,6 +19,7 @@ from pyro_vae.data.rows import data_for, rows_of
 from pyro_vae.data.tables import given_names
 from pyro_vae.data.values import as_tensor
 from pyro_vae.diagnose.datatree import from_the_prior
+from pyro_vae.errors import printable
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits, describe_limits, draw_image
 
 NAMED = 40
@@ -168,8 +169,9 @@ def _lines(rows: dict[str, np.ndarray], title: str, units: str, columns: Sequenc
     if columns is not None and len(columns) <= NAMED:
         axes.set(xlabel="", xticks=range(len(columns)))
         axes.set_xticklabels(
-            columns, rotation=30 if len(columns) > 3 else 0, ha="right" if len(columns) > 3 else "center"
-        )
+            [*map(printable, columns)], rotation=30 if len(columns) > 3 else 0,
+            ha="right" if len(columns) > 3 else "center",
+        )  # fmt: skip
     axes.title.set_fontsize(10)
     axes.legend()
     return figure

@@ -21,6 +21,7 @@ from pyro_vae.core.format import as_text
 from pyro_vae.core.one_at_a_time import one_at_a_time
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
+from pyro_vae.core.signals import ending_signals
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -333,7 +334,7 @@ def _quiet_pyro() -> Iterator[None]:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, so that no step is left half done; a second one interrupts."""
+    """An event that the first signal to end sets, so that no step is left half done; a second one interrupts."""
     ending = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield ending
@@ -344,7 +345,7 @@ def _stop_on_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         ending.set()
 
-    before = {kind: signal.signal(kind, handle) for kind in (signal.SIGINT, signal.SIGTERM)}
+    before = {kind: signal.signal(kind, handle) for kind in ending_signals()}
     try:
         yield ending
     finally:

@@ -294,7 +294,7 @@ MNIST = [
     data("an IDX file cut in its header", IDX, idx(IMAGES)[:3], "not an IDX file", "00 00 08", "copy it again"),
     data("an IDX file with another magic number", IDX, idx(IMAGES, magic=b"\1\2\3"), "not an IDX file", "01 02 03 03"),
     data("an IDX file of 255 dimensions", IDX, b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\1", "not an IDX file"),
-    data("trailing bytes", IDX, idx(IMAGES) + b"xx", "damaged, 98 bytes follow", "says 96", "copy it again"),
+    data("trailing bytes", IDX, idx(IMAGES) + b"xx", "damaged, more than 96 bytes follow", "says 96", "copy it again"),
     data("labels for data", LABELS, idx(np.arange(6)), "1-dimensional", "labels perhaps", "give the images' file"),
     ODD_LABELS,
 ]
@@ -408,7 +408,7 @@ COMPARES = [
     damaged("a run whose config.yaml is of bytes", "config.yaml", meant(bytes(range(256))), "'utf-8'", "copy the run"),
     compare("a run without its list", "--run run", "config.yaml: is not in ", "copy", files={"run/SHA256SUMS": b""}),
     damaged("a run without weights", "weights.safetensors", Path.unlink, "No such file", "give the path"),
-    damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "is damaged", "checksum", "copy it again"),
+    damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "is damaged", "bytes and not", "copy it again"),
     damaged("weights of bytes", "weights.safetensors", b"x" * 100, "is damaged, or no file of weights", "copy it"),
     damaged("weights that lack one", "weights.safetensors", weights(one_less), "another architecture", "is missing"),
     damaged(

@@ -453,7 +453,7 @@ def test_pickle_in_a_zarr_array_is_never_run(tmp_path):
     (folder / ".zarray").write_text(json.dumps(about))
     with pytest.raises(DataError, match="encoded by 'pickle', which is not known to be safe"):
         pv.data.stream(folder)
-    zarr.create_group(str(tmp_path / "g")).create_array("inside", shape=(2, 2), dtype="f4")
+    zarr.create_group(str(tmp_path / "g")).create_array("inside", data=np.ones((2, 2), "f4"))
     with pytest.raises(DataError, match=r"a Zarr group with .*inside"):
         pv.data.stream(tmp_path / "g")
     assert len(pv.data.stream(tmp_path / "g" / "inside")) == 2

@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import pyro_vae as pv
-from faults import damage
+from faults import damage, hostile
 from faults.kill import fit, kills
 from pyro_vae.cli import main
 from pyro_vae.cli.checksums import SUMS, validate_unchanged
@@ -53,6 +53,23 @@ def test_the_trials_would_see_a_reader_that_does_not_look(run, monkeypatch):
     monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file._validate_checksum", lambda *_: None)
     monkeypatch.setattr(damage, "validate_unchanged", lambda _: None)
     assert totals(damage.trials(run, 100))[damage.WRONG] > 30
+
+
+def test_hostile_folders_are_refused_and_run_nothing(finished, tmp_path):
+    every = hostile.every()
+    assert len(every) >= 200
+    found = hostile.counts(tmp_path, finished, every[::20])
+    assert {*found} == {"class paths", "callables", "links, FIFOs, devices, giants", "bombs"}
+    for count in found.values():
+        assert count["wrong"] == count["code run"] == 0, found
+        assert count["peak memory, MiB"] < 1024
+
+
+def test_the_hostile_folders_would_run_code_that_nobody_stops(finished, tmp_path, monkeypatch):
+    """Power: without the validation of what settings name, a payload is run."""
+    monkeypatch.setattr("pyro_vae.cli.trust.Trust.validate", lambda *_: None)
+    payload = next(one for one in hostile.every() if one.name == "prior: runs.hostile.payload.Own")
+    assert hostile.outcome(tmp_path, payload, finished)[:2] == (hostile.WRONG, True)
 
 
 def test_a_whole_folder_is_what_sha256sum_says_too(finished):

@@ -783,7 +783,7 @@ def test_the_command_goes_on_with_data_that_were_moved(tmp_path, monkeypatch, ca
     """To the same rows, wherever they are; to no others, with a checkpoint and before the first."""
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", X.numpy())
-    np.save("held.npy", X.numpy()[:9])
+    np.save("held.npy", X.numpy()[:9] + 0.5)
     np.save("other.npy", X.numpy() + 1)
     settings = ["--data", "x.npy", "--validation_data", "held.npy", "--hidden", "[4]", "--latent_dim", "2"]
     assert main(["fit", *settings, "--out", "run", "--epochs", "2", "--batch_size", "8"]) == 0

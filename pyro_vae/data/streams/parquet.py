@@ -1,5 +1,6 @@
 """Parquet data sets: a file, or a folder of them, read a row group at a time by pyarrow.dataset."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.core.rows import Rows
+from pyro_vae.data.limits import MOST_ENTRIES
 from pyro_vae.data.readers import arrow_numbers, whole_parquet
 from pyro_vae.data.streams.tables import Table, changed, put, stamp_of
 from pyro_vae.errors import DataError
@@ -124,8 +126,23 @@ def parquet_fragments(path: Path) -> list[Any]:
     import pyarrow as pa
     from pyarrow import dataset
 
-    found = dataset.dataset(path, format="parquet", schema=pa.schema([])).get_fragments()
+    if path.is_dir() and not _holds_parquet(path):
+        return []
+    with whole_parquet(path):
+        found = [*dataset.dataset(path, format="parquet", schema=pa.schema([])).get_fragments()]
     return [fragment for fragment in found if path.is_file() or fragment.path.endswith(".parquet")]
+
+
+def _holds_parquet(folder: Path) -> bool:
+    """Whether a folder holds Parquet files, as far as its first entries tell."""
+    entries = 0
+    for _, folders, files in os.walk(folder):
+        if any(name.endswith(".parquet") for name in files):
+            return True
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES:
+            break
+    return False
 
 
 def _validate_schema(fragment: Any, of: Any) -> None:

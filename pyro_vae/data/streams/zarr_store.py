@@ -1,10 +1,12 @@
 """Zarr arrays in a folder, whose numbers are decoded by known codecs only."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.data.limits import LARGEST_TEXT, in_bytes, validate_regular, validate_size
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
 
@@ -16,6 +18,12 @@ CODECS = frozenset(
     }
 )  # fmt: skip
 """What turns bytes into numbers; others, as pickle, could run code that a file holds."""
+
+MOST_BYTES = 2**30
+"""A chunk, or a row, of more cannot be read within the memory that a stream keeps to."""
+
+MOST_CHUNKS = 10**7
+"""The most chunks; each is a file."""
 
 
 def is_zarr(folder: Path) -> bool:
@@ -31,16 +39,42 @@ def open_zarr(folder: Path) -> Any:
         raise SettingsError("Zarr arrays are read by zarr; install pyro-vae[zarr]") from error
     _validate_description(folder)
     try:
-        return zarr.open_array(str(folder), mode="r")
+        array = zarr.open_array(str(folder), mode="r")
+        _validate_chunks(folder, array)
+        return array
+    except DataError:
+        raise
     except Exception as error:  # zarr's errors have no common base
         raise DataError(f"{folder}: not a whole Zarr array ({reason(error)}); copy or make it again") from error
+
+
+def _validate_chunks(folder: Path, array: Any) -> None:
+    """Validate that chunks and rows fit into memory, and that no chunk is missing, which Zarr reads as a fill value."""
+    for what, shape in (("chunk", array.chunks), ("row", array.shape[1:])):
+        if (size := math.prod(shape) * array.dtype.itemsize) > MOST_BYTES:
+            raise DataError(f"{folder}: a {what} takes {in_bytes(size)}; write it again with smaller ones")
+    stored = array.shards or array.chunks
+    number = math.prod(-(-n // size) for n, size in zip(array.shape, stored, strict=True))
+    if number > MOST_CHUNKS:
+        raise DataError(
+            f"{folder}: describes {number:,} chunks, and at most {MOST_CHUNKS:,} are read; see to its shape"
+        )
+    here = array.nchunks_initialized * number // array.nchunks
+    if here < number:
+        raise DataError(
+            f"{folder}: {number - here} of its {number} chunks are missing, whose values are unknown; copy it again, "
+            "or, if they hold fill values, write it again with config={'write_empty_chunks': True}"
+        )
 
 
 def _validate_description(folder: Path) -> None:
     path = next(folder / name for name in ("zarr.json", ".zarray", ".zgroup") if (folder / name).is_file())
     try:
+        validate_size(path, validate_regular(path, links=True), LARGEST_TEXT)
         about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
     if path.name == ".zgroup" or not isinstance(about, dict) or about.get("node_type") == "group":
         arrays = sorted(p.parent.name for name in ("zarr.json", ".zarray") for p in folder.glob(f"*/{name}"))

@@ -1,8 +1,10 @@
 """Build a VAE from its description, of classes that may be named; a description holds no code."""
 
+import importlib
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
+from pyro_vae.core.allocation import AllocationLimit
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import DataError
@@ -34,6 +37,10 @@ FUNCTIONS = {f"pyro_vae.nn.{function.__name__}": function for function in (mlp, 
 """Functions that may be named; of torch no others, as some read and write files."""
 
 
+SPARE_BYTES = 2**28
+"""A VAE may take so many bytes more than twice its weights while it is built."""
+
+
 def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = ()) -> VAE:
     """Build the VAE of a description and fill it with weights.
 
@@ -41,7 +48,8 @@ def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = (
         DataError: if it names a class that is neither of :data:`MAKERS` nor among ``classes``, or cannot be built.
     """
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        most = 2 * sum(value.nbytes for value in weights.values() if isinstance(value, Tensor)) + SPARE_BYTES
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), AllocationLimit(most):
             vae = _Maker(classes).module(tree["made"])
         _fill(vae, {**weights, **tree["buffers"]})
         vae.load_state_dict(weights)
@@ -161,15 +169,13 @@ class _Maker:
         if handed := next((cls for cls in self.classes if _is_called(cls, path)), None):
             return handed
         module, _, name = path.rpartition(".")
-        if not _under(module, MAKERS + PIECES):
+        if not is_under(module, MAKERS + PIECES):
             raise DataError(
                 f"it is made of {path}, a class that is not of this library; if you trust it, hand it over, as "
                 f"classes=[{name}]"
             )
-        if _under(module, ("zuko",)):
-            _import_zuko()
-        found = getattr(sys.modules.get(module), name, None)
-        if not (isinstance(found, type) and issubclass(found, bases if _under(module, PIECES) else nn.Module)):
+        found = part_called(module, name)
+        if not (isinstance(found, type) and issubclass(found, bases if is_under(module, PIECES) else nn.Module)):
             raise DataError(f"it is made of {path}, which is no part that this version has")
         return found
 
@@ -177,7 +183,8 @@ class _Maker:
 _DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]
 
 
-def _under(module: str, packages: tuple[str, ...]) -> bool:
+def is_under(module: str, packages: tuple[str, ...]) -> bool:
+    """Whether a module, or what it holds, is of one of some packages."""
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
@@ -186,6 +193,16 @@ def _is_called(cls: Any, path: str) -> bool:
     if path_of(cls) == path:
         return True
     return "__main__" in (cls.__module__, path.partition(".")[0]) and path.endswith(f".{cls.__qualname__}")
+
+
+def part_called(module: str, name: str) -> Any:
+    """What a module has; only modules of this library and zuko are imported for it."""
+    if is_under(module, ("zuko",)):
+        _import_zuko()
+    if is_under(module, ("pyro_vae",)):
+        with suppress(ImportError):
+            importlib.import_module(module)
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _import_zuko() -> None:

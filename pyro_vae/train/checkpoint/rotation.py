@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pyro_vae.core.validation import above_zero, takes_settings, whole
-from pyro_vae.errors import DataError, OutputError
+from pyro_vae.data.limits import validate_run_folder
+from pyro_vae.errors import DataError, OutputError, printable
 from pyro_vae.train.checkpoint.tensor_file import Tree, make_folder, read_tree, unwritable, write_tree
 
 FOLDER = "checkpoints"
@@ -25,7 +26,7 @@ _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
 def _warn(sentence: str) -> None:
-    print(f"pyro-vae: {sentence}", file=sys.stderr)
+    print(f"pyro-vae: {printable(sentence)}", file=sys.stderr)
 
 
 class Checkpoints:
@@ -119,6 +120,7 @@ class Checkpoints:
         Raises:
             DataError: if there are files and none is whole.
         """
+        validate_run_folder(self.folder)
         files, wrong = self.files(), None
         for step, path in reversed(files.items()):
             try:
@@ -138,6 +140,8 @@ class Checkpoints:
 
     def files(self) -> dict[int, Path]:
         """The files by their step, the oldest first."""
+        if self.folder.is_symlink():
+            raise DataError(f"{self.folder}: is a link; put a copy of the folder itself there")
         try:
             found = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
         except FileNotFoundError:
@@ -162,6 +166,7 @@ def locked(folder: str | Path, say: Callable[[str], None] = _warn) -> Iterator[N
         OutputError: if another run holds the lock, or the folder cannot be written.
     """
     folder = Path(folder)
+    validate_run_folder(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

@@ -107,6 +107,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
     trained_on = Trained.from_text(known) if known else None
     if into is not None:
         validate_weights(into, weights, path)
+        _validate_finite(path, {name: weights[name] for name, _ in into.named_parameters()})
         into.load_state_dict(weights)
         vae = into
     elif described is None:
@@ -116,8 +117,14 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
             vae = make_vae(described, weights, classes)
         except DataError as error:
             raise DataError(f"{path}: {error}{_of_version(about)}") from error
+        _validate_finite(path, dict(vae.named_parameters()))
     vae.trained_on = trained_on
     return vae
+
+
+def _validate_finite(path: Path, weights: dict[str, Tensor]) -> None:
+    if bad := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
+        raise DataError(f"{path}: the weights in {bad} are not all finite numbers; train again")
 
 
 def _is_class(value: Any) -> bool:
@@ -135,7 +142,7 @@ def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
         path = path / WEIGHTS_FILE if path.is_dir() else path
         tree, about = read_tree(path)
     if isinstance(tree, dict) and about.get("kind") == "VAE":
-        return path, tree.pop(VAE_KEY), tree, about
+        return path, tree.pop(VAE_KEY, None), tree, about
     if isinstance(tree, dict) and WEIGHTS_KEY in tree:
         return path, tree.get(VAE_KEY), tree[WEIGHTS_KEY], about
     raise DataError(f"{path}: holds no VAE; give a file that pv.save or a run wrote")

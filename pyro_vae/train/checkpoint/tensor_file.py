@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pyro_vae.data.limits import free_memory, in_bytes, validate_regular, validate_size
 from pyro_vae.errors import DataError, OutputError, SettingsError
 
 Tree: TypeAlias = Any
@@ -25,6 +26,9 @@ Tree: TypeAlias = Any
 
 FORMAT = 2
 """The number of this format; a file of a higher one is refused."""
+
+LARGEST_HEADER = 100 * 2**20
+"""The most bytes of a header, as safetensors has it."""
 
 KIND = "pyro_vae"
 """The name of the JSON in a file's metadata."""
@@ -65,18 +69,16 @@ def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
     Raises:
         DataError: if the file cannot be read, is damaged, of a newer format or not of this library.
     """
-    try:
-        data = bytearray(Path(path).read_bytes())
-    except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); give the path of a file that pyro-vae wrote") from error
+    data = _read_whole(Path(path))
     _validate_checksum(path, data)
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         described = json.loads(header["__metadata__"][KIND])
         if described["format"] <= FORMAT:
-            return decode(described["tree"], safetensors.torch.load(bytes(data))), described["about"]
-    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            tensors = safetensors.torch.load(bytes(data))
+            _validate_sharing(described["tree"], tensors)
+            return decode(described["tree"], tensors), dict(described["about"])
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         kind = type(error).__name__  # the checksum holds, and yet the file is not ours
         raise DataError(f"{path}: was not written by pyro-vae ({kind}: {error}); copy it again") from error
     raise DataError(
@@ -85,7 +87,49 @@ def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
     )
 
 
-def _checksum_of(path: str | Path, data: bytearray) -> tuple[slice, Callable[..., Any]]:
+def _read_whole(path: Path) -> bytearray:
+    """The bytes of a file, if it begins as one of ours and is as long as its header says."""
+    try:
+        size = validate_regular(path, links=True, advice="give the path of a file that pyro-vae wrote")
+        with open(path, "rb") as file:
+            start = file.read(8 + len(_START))
+            _checksum_of(path, start)
+            length = int.from_bytes(start[:8], "little")
+            if length > LARGEST_HEADER:
+                raise DataError(f"{path}: is damaged, as its header takes {in_bytes(length)}; copy it again")
+            header = json.loads((start + file.read(8 + length - len(start)))[8 : 8 + length])
+            end = max([of["data_offsets"][1] for name, of in header.items() if name != "__metadata__"], default=0)
+        validate_size(path, size, free_memory())
+        if size != 8 + length + end:
+            raise DataError(f"{path}: is damaged, as it has {size} bytes and not {8 + length + end}; copy it again")
+        return bytearray(path.read_bytes())
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason}); give the path of a file that pyro-vae wrote") from error
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: is damaged ({type(error).__name__} in its header); copy it again") from error
+
+
+def _validate_sharing(tree: Any, tensors: dict[str, Tensor]) -> None:
+    """Validate that a file does not name the same tensors so often that copies of them would fill the memory."""
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    if (named := _named_bytes(tree, tensors)) > 4 * stored + 2**28:
+        raise ValueError(f"it names {named / 2**30:.1f} GiB of tensors, and holds {stored / 2**30:.1f}")
+
+
+def _named_bytes(value: Any, tensors: dict[str, Tensor]) -> int:
+    if isinstance(value, list):
+        return sum(_named_bytes(item, tensors) for item in value)
+    if not isinstance(value, dict):
+        return 0
+    if value.get("$") == "tensor":
+        return tensors[value["name"]].nbytes
+    return sum(_named_bytes(item, tensors) for item in value.values())
+
+
+def _checksum_of(path: str | Path, data: bytes | bytearray) -> tuple[slice, Callable[..., Any]]:
     """Where the checksum of a file stands, and of which kind it is; format 1 had another."""
     for start, algorithm in ((_START, hashlib.sha256), (_START_OF_FORMAT_1, _blake2b)):
         if data[8 : 8 + len(start)] == start:
@@ -196,6 +240,8 @@ def staged(path: str | Path, ready: Callable[[Path], None] = lambda part: None) 
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    with contextlib.suppress(OSError):
+        part.unlink()  # a link that lies there would be written through
     try:
         yield part
         with open(part, "rb+") as file:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
+from pyro_vae.core.signals import ending_signals
 from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, SettingsError
 from pyro_vae.train.distributed.group import LostError, share_of_cores
 
@@ -154,7 +155,7 @@ def _failure(rank: int, failure: Any, workers: int, interrupted: bool) -> BaseEx
 
 @contextmanager
 def forward_signals() -> Iterator[list[int]]:
-    """Ask workers to end at SIGINT and SIGTERM; kill them at a second signal or after :data:`ENDING` seconds."""
+    """Ask workers to end when a signal asks for it; kill them at a second one or after :data:`ENDING` seconds."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -170,7 +171,7 @@ def forward_signals() -> Iterator[list[int]]:
             deadline.start()
 
     deadline = threading.Timer(ENDING, forward, [signal.SIGKILL])
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in ending_signals()}
     try:
         yield received
     finally:

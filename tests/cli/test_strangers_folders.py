@@ -1,0 +1,296 @@
+"""Run folders from strangers: nothing in them is run, nothing grows, nothing outside them is read or written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import pyro_vae as pv
+from pyro_vae.cli import main
+from pyro_vae.cli.checksums import put, sum_of
+from pyro_vae.errors import DataError
+from pyro_vae.train.checkpoint.rotation import Checkpoints
+from pyro_vae.train.checkpoint.tensor_file import read_tree, write_tree
+
+X = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+OWN = """
+import pathlib
+
+import pyro_vae as pv
+
+pathlib.Path("RAN").touch()
+
+
+class Own(pv.priors.StandardNormal):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    np.save(folder / "x.npy", X)
+    settings = ["--epochs", "1", "--latent_dim", "2", "--hidden", "[4]", "--engine", "eager", "--device", "cpu"]
+    assert main(["fit", "--data", str(folder / "x.npy"), "--out", str(folder / "run"), *settings]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "stranger")).relative_to(tmp_path)
+
+
+def with_settings(run: Path, **changed) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text()) | changed
+    with_text(run, "config.yaml", yaml.safe_dump(settings))
+
+
+def with_text(run: Path, name: str, text: str | bytes) -> None:
+    """Plant a file with its sum, as a stranger can."""
+    (run / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    put(run, name, sum_of(run / name))
+
+
+def refused(capsys, arguments: list[str]) -> str:
+    """The one sentence that a command refuses its input with."""
+    code = main(arguments)
+    *_, said = capsys.readouterr().err.strip().splitlines()
+    assert code == 2, said
+    assert said.startswith("pyro-vae: ")
+    assert "; " in said
+    return said
+
+
+def of_class(path: str, **arguments) -> dict:
+    return {"class_path": path, "init_args": arguments} if arguments else {"class_path": path}
+
+
+LAMBDA = "torch.optim.lr_scheduler.LambdaLR"
+NAMED = {
+    "a class of the folder": {"prior": of_class("runs.stranger.payload.Own")},
+    "a name instead of a class": {"prior": "runs.stranger.payload.Own"},
+    "a callable that ends the process": {"scheduler": of_class(LAMBDA, lr_lambda="os._exit")},
+    "a callable in a list": {"scheduler": of_class(LAMBDA, lr_lambda=["builtins.print"])},
+    "a class of another kind": {"prior": of_class("json.JSONDecoder")},
+    "a class of this library, of another kind": {"prior": of_class("pyro_vae.errors.DataError")},
+    "a function of torch": {"optimizer": of_class("torch.optim.swa_utils.update_bn")},
+    "a module that this library imports": {"prior": of_class("pyro_vae.cli.fit.json.loads")},
+    "a class in a class": {"likelihood": of_class("pyro_vae.likelihoods.Blocks", blocks=[[of_class("os.system"), 3]])},
+    "a class in keywords": {"optimizer": {"class_path": "torch.optim.Adam", "dict_kwargs": {"fused": "os.system"}}},
+    "YAML in a string": {"prior": "{class_path: os.system}"},
+    "a setting within a setting": {"prior.class_path": "os.system"},
+    "another file of settings": {"config": "/etc/passwd"},
+    "trust in itself": {"trust": "runs", "prior": of_class("runs.stranger.payload.Own")},
+    "another folder to write to": {"callbacks": [of_class("pyro_vae.callbacks.TensorBoard", folder="/tmp/elsewhere")]},
+    "no class at all": {"prior": {"class_path": 3}},
+    "a table of numbers": {"prior": {1: 2}},
+}
+
+
+@pytest.mark.parametrize("named", NAMED.values(), ids=NAMED.keys())
+def test_a_run_folder_names_parts_only(named, run, capsys):
+    (run / "payload.py").write_text(OWN)
+    with_settings(run, **named)
+    assert str(run) in refused(capsys, ["fit", "--resume", str(run), "--epochs", "2"])
+    assert not Path("RAN").exists()
+
+
+@pytest.mark.parametrize("arguments", ["check --run", "compare --run", "encode --run", "sample --run", "fit --config"])
+def test_no_command_imports_from_a_run_folder(arguments, run, capsys):
+    (run / "payload.py").write_text(OWN)
+    with_settings(run, prior=of_class("runs.stranger.payload.Own"))
+    config = ["/config.yaml"] if "--config" in arguments else [""]
+    assert "payload.Own" in refused(capsys, [*arguments.split(), f"{run}{config[0]}"])
+    assert not Path("RAN").exists()
+
+
+def test_nothing_is_imported_to_learn_its_type(run, capsys):
+    with_settings(run, prior=of_class("antigravity.fly"))
+    refused(capsys, ["fit", "--resume", str(run), "--epochs", "2"])
+    assert "antigravity" not in sys.modules
+
+
+def test_trust_names_a_package_of_ones_own_but_none_below_the_run_folder(run, capsys):
+    Path("trusted_package.py").write_text(OWN)
+    (run / "payload.py").write_text(OWN)
+    with_settings(run, prior=of_class("runs.stranger.payload.Own"))
+    told = refused(capsys, ["encode", str(run), "--trust", "runs"])
+    assert "payload.Own is code of the run folder itself, which is never run" in told
+    assert not Path("RAN").exists()
+    with_settings(run, prior=of_class("trusted_package.Own"))
+    assert "add --trust trusted_package" in refused(capsys, ["compare", str(run)])
+    assert not Path("RAN").exists()
+    assert main(["sample", str(run), "--n", "2", "--trust", "trusted_package"]) == 0
+    with_settings(run, callbacks=[of_class("pyro_vae.callbacks.TensorBoard", folder="logs")])
+    assert "outside the run folder" in refused(capsys, ["sample", str(run)])
+    assert main(["sample", str(run), "--n", "2", "--trust", "trusted_package,logs"]) == 0
+
+
+GROWING = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(9))
+TOO_MANY = {"aliases that grow": GROWING, "3,000 levels": f"seed: {'[' * 3000}{']' * 3000}", "no table": "[1, 2]"}
+
+
+@pytest.mark.parametrize("text", TOO_MANY.values(), ids=TOO_MANY.keys())
+def test_settings_are_counted_before_they_are_read(text, run, capsys):
+    with_text(run, "config.yaml", text)
+    assert "config.yaml: holds more than" in refused(capsys, ["encode", str(run)]) or text == "[1, 2]"
+
+
+@pytest.mark.parametrize("sizes", [{"latent_dim": 10**9}, {"hidden": [10**9]}])
+def test_networks_are_measured_before_they_are_made(sizes, run, capsys):
+    with_settings(run, **sizes)
+    assert "GiB of memory or more, and at most 0.3 GiB may be taken" in refused(capsys, ["check", str(run)])
+
+
+def test_a_description_is_measured_by_its_weights(finished, tmp_path):
+    tree, about = read_tree(finished / "weights.safetensors")
+    layer = tree["vae"]["made"]["arguments"]["encoder"]["module"]["arguments"]
+    layer["net"] = {"module": {"class": "torch.nn.Linear", "arguments": {"in_features": 10**6, "out_features": 10**6}}}
+    write_tree(tmp_path / "giant.safetensors", tree, about)
+    with pytest.raises(
+        DataError, match=r"it cannot be made again \(MemoryError: its tensors take 3725\.3 GiB of memory or more"
+    ):
+        pv.load(tmp_path / "giant.safetensors")
+
+
+def test_tensors_of_many_names_are_not_copied_without_end(tmp_path):
+    one = torch.zeros(2**18)
+    write_tree(tmp_path / "names.safetensors", {f"n{i}": one for i in range(400)})
+    with pytest.raises(DataError, match=r"names\.safetensors: .*it names 0\.4 GiB of tensors, and holds 0\.0"):
+        read_tree(tmp_path / "names.safetensors")
+
+
+@pytest.mark.parametrize("description", [[1], "x", {}, {"made": [[]]}, {"made": {"class": "os.system"}}, None, 7])
+def test_a_description_of_no_vae_is_refused(description, finished, tmp_path):
+    tree, about = read_tree(finished / "weights.safetensors")
+    write_tree(tmp_path / "odd.safetensors", {**tree, "vae": description}, about)
+    with pytest.raises(DataError, match=r"odd\.safetensors: "):
+        pv.load(tmp_path / "odd.safetensors")
+    del tree["vae"]
+    write_tree(tmp_path / "odd.safetensors", tree, about)
+    with pytest.raises(DataError, match="holds weights only"):
+        pv.load(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(number, finished, tmp_path):
+    tree, about = read_tree(finished / "weights.safetensors")
+    name = next(name for name in tree if name.endswith("weight"))
+    tree[name] = torch.full_like(tree[name], number)
+    write_tree(tmp_path / "odd.safetensors", tree, about)
+    with pytest.raises(DataError, match="are not all finite numbers; train again"):
+        pv.load(tmp_path / "odd.safetensors")
+
+
+def test_a_vae_is_loaded_in_a_process_that_has_made_none(finished):
+    """Its classes lie in modules that are imported on first use."""
+    code = "import sys, pyro_vae as pv; print(type(pv.load(sys.argv[1]).prior).__name__)"
+    done = subprocess.run([sys.executable, "-c", code, str(finished)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "StandardNormal", done.stderr
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link(path: Path) -> None:
+    path.symlink_to("/etc/hostname")
+
+
+def giant(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(2**40)
+
+
+FILES = {
+    "config.yaml": "fit --resume", "SHA256SUMS": "fit --resume", ".lock": "fit --resume",
+    "weights.safetensors": "sample --run", "history.nc": "check --run",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [fifo, device, link, giant])
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_a_run_folder_are_files_of_their_size(name, make, run, capsys):
+    if (name, make) == (".lock", giant):
+        pytest.skip("a lock is never read")
+    (run / name).unlink(missing_ok=True)
+    make(run / name)
+    assert f"{run}/{name}: " in refused(capsys, [*FILES[name].split(), str(run)])
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5 + "]" * 10**5, "[1]", "null", b"\xff\xfe\x00"], ids=range(4))
+def test_a_note_of_how_a_run_was_begun_is_read_or_refused(text, run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    with_text(run, "run.json", text)
+    assert "run.json: " in refused(capsys, ["fit", "--resume", str(run), "--epochs", "2"])
+
+
+def test_a_linked_folder_of_checkpoints_is_left_alone(run, capsys):
+    outside = shutil.move(run / "checkpoints", "outside")
+    before = sorted(Path(outside).iterdir())
+    (run / "checkpoints").symlink_to(Path(outside).resolve())
+    assert "checkpoints: cannot be read, as it is a link" in refused(
+        capsys, ["fit", "--resume", str(run), "--epochs", "2"]
+    )
+    assert sorted(Path(outside).iterdir()) == before
+    with pytest.raises(DataError, match="checkpoints: is a link"):
+        Checkpoints(run).write(9, {}, {})
+
+
+def test_no_lock_is_made_outside(run, capsys):
+    (run / ".lock").symlink_to(Path("outside").resolve())
+    refused(capsys, ["fit", "--resume", str(run), "--epochs", "2"])
+    assert not Path("outside").exists()
+
+
+def test_an_oversized_checkpoint_falls_back_to_the_one_before(run):
+    told: list[str] = []
+    newest = Checkpoints(run).newest()
+    giant(run / "checkpoints" / "step-000999999.safetensors")
+    assert Checkpoints(run, say=told.append).newest()[0] == newest[0]
+    assert "step-000999999.safetensors: is damaged" in told[0]
+
+
+def plant_history(run: Path, change) -> None:
+    with h5py.File(run / "history.nc", "a") as file:
+        change(file)
+    put(run, "history.nc", sum_of(run / "history.nc"))
+
+
+def test_a_history_that_leads_to_another_file_is_refused(run, capsys):
+    def lead(file):
+        del file["step"]
+        file["step"] = h5py.ExternalLink("/etc/hostname", "x")
+
+    plant_history(run, lead)
+    assert "history.nc: leads to another file at 'step'" in refused(capsys, ["check", str(run)])
+
+
+def test_a_history_is_measured_before_it_is_read(run, capsys):
+    plant_history(
+        run, lambda file: file.create_dataset("many", (2 * 10**9,), "f8", chunks=(10**6,), compression="gzip")
+    )
+    assert "to 14.9 GiB, more than 100 times as much" in refused(capsys, ["check", str(run)])
+
+
+def test_held_out_data_that_are_training_data_are_refused(run, capsys):
+    np.save("x.npy", X)
+    np.save("some.npy", np.concatenate([X[:2], X[:20] + 1]))
+    settings = ["fit", "--data", "x.npy", "--out", "out", "--epochs", "1", "--hidden", "[4]", "--engine", "eager"]
+    told = refused(capsys, [*settings, "--validation_data", "x.npy"])
+    assert "x.npy: 60 of its 60 rows, the first of them row 0 (counted from 0), are training data; give" in told
+    assert not Path("out").exists()
+    assert main([*settings, "--validation_data", "some.npy"]) == 0
+    assert "some.npy: 2 of its 22 rows" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""Files that unpack to far more than they hold are refused with their size, before memory is taken."""
+
+import gzip
+import json
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pytest
+import scipy.io
+import zarr
+from PIL import Image
+from pyarrow import parquet
+
+import pyro_vae as pv
+from pyro_vae.cli import main
+from pyro_vae.data import limits
+from pyro_vae.errors import DataError
+
+ZEROS = np.zeros((2**16, 64))  # 32 MiB
+
+
+def npz(path: Path) -> None:
+    np.savez_compressed(path, x=ZEROS)
+
+
+def idx(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 2**15, 32, 32) + bytes(2**25)))
+
+
+def text(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"a,b\n" + b"0,0\n" * 2**23))
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.csv", b"a,b\n" + b"0,0\n" * 2**23)
+
+
+def table(path: Path) -> None:
+    parquet.write_table(pa.table({f"c{i}": column for i, column in enumerate(ZEROS.T)}), path)
+
+
+def matlab(path: Path) -> None:
+    scipy.io.savemat(path, {"x": ZEROS}, do_compression=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("x.npz", npz), ("x.idx.gz", idx), ("x.csv.gz", text), ("x.zip", zipped), ("x.parquet", table), ("x.mat", matlab)],
+)
+def test_a_file_that_unpacks_to_far_more_is_refused_with_its_size(name, make, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "UNPACKED", 2**20)
+    monkeypatch.setattr("pyro_vae.data.readers.UNPACKED", 2**20)
+    make(tmp_path / name)
+    with pytest.raises(DataError):  # which imports the reader
+        pv.data.load(tmp_path / name)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"unpacks from .* to \d+(\.\d+)? MiB, more than 100 times as much"):
+        pv.data.load(tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+def test_images_are_measured_before_their_pixels_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "UNPACKED", 2**20)
+    for i in range(4):
+        Image.new("L", (1000, 1000)).save(tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match=r"unpacks from .* to 45\.8 MiB, more than 100 times"):
+        pv.data.load(tmp_path)
+
+
+def test_an_array_that_is_shorter_than_its_header_says_is_refused(tmp_path):
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((2, 2)))
+    with open(tmp_path / "x.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (10**9, 10**3)})
+        file.write(bytes(64))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.write(tmp_path / "x.npy", "x.npy")
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(DataError, match=r"its header describes 7\.28 TiB, and the file holds"):
+            pv.data.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("shape", [(0, 2**32 - 1, 2**32 - 1), (2**32 - 1, 2**32 - 1, 2**32 - 1)])
+def test_idx_files_of_impossible_shapes_are_refused(shape, tmp_path):
+    (tmp_path / "a-idx3").write_bytes(b"\0\0\x08\x03" + struct.pack(">III", *shape))
+    with pytest.raises(DataError, match=r"the shape is \(0, |takes .* TiB of memory|unpacks from 16 bytes to"):
+        pv.data.load(tmp_path / "a-idx3")
+
+
+def stored(folder: Path, shape: tuple[int, int], chunks: tuple[int, int]) -> Path:
+    array = zarr.create_array(str(folder), shape=shape, chunks=chunks, dtype="f4")
+    if np.prod(shape) < 10**6:
+        array[:] = np.random.default_rng(0).normal(size=shape)
+    return folder
+
+
+def test_a_missing_chunk_is_no_data(tmp_path):
+    folder = stored(tmp_path / "x.zarr", (100, 4), (10, 4))
+    assert len(pv.data.stream(folder)) == 100
+    next(path for path in (folder / "c").rglob("*") if path.is_file()).unlink()
+    with pytest.raises(DataError, match="1 of its 10 chunks are missing, whose values are unknown; copy it again"):
+        pv.data.stream(folder)
+
+
+@pytest.mark.parametrize("shape", [[10**30, 4], [10**15, 4], [10, 10**9], [-1, 4]])
+def test_zarr_arrays_of_impossible_shapes_are_refused(shape, tmp_path):
+    folder = stored(tmp_path / "x.zarr", (10, 4), (5, 4))
+    about = json.loads((folder / "zarr.json").read_text())
+    (folder / "zarr.json").write_text(json.dumps({**about, "shape": shape}))
+    with pytest.raises(DataError, match=r"x\.zarr: .*; "):
+        pv.data.stream(folder)
+
+
+def test_an_hdf5_file_that_leads_elsewhere_is_refused(tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["x"] = np.arange(3.0)
+    plants = {
+        "link": lambda file: file.__setitem__("x", h5py.ExternalLink(str(tmp_path / "other.h5"), "x")),
+        "storage": lambda file: file.create_dataset("x", (3,), "f8", external=[(str(tmp_path / "other.h5"), 0, 24)]),
+        "virtual": lambda file: file.create_virtual_dataset("x", virtual(str(tmp_path / "other.h5"))),
+    }
+    for name, plant in plants.items():
+        with h5py.File(tmp_path / name, "w") as file:
+            plant(file.create_group("deep"))
+        with pytest.raises(DataError, match="give a file that holds its data itself"):
+            limits.validate_hdf5(tmp_path / name)
+    with h5py.File(tmp_path / "circle", "w") as file:
+        file["deep"] = file
+        file["x"] = np.arange(3.0)
+    limits.validate_hdf5(tmp_path / "circle")
+
+
+def virtual(path: str) -> h5py.VirtualLayout:
+    layout = h5py.VirtualLayout((3,), "f8")
+    layout[:] = h5py.VirtualSource(path, "x", (3,))
+    return layout
+
+
+def test_more_columns_than_can_be_looked_at_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.data.readers.MOST_COLUMNS", 100)
+    row = ",".join(["1.5"] * 101)
+    (tmp_path / "wide.csv").write_text(f"{','.join(f'c{i}' for i in range(101))}\n{row}\n{row}\n")
+    with pytest.raises(DataError, match="has 101 columns, and of a text file at most 100 are read; save the numbers"):
+        pv.data.load(tmp_path / "wide.csv")
+
+
+def test_the_whole_file_system_is_no_data(capsys):
+    assert main(["fit", "--data", "/", "--out", "nowhere"]) == 2
+    *_, told = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith("pyro-vae: /: ")
