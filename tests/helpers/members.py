@@ -95,6 +95,10 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "Binomial": lambda: pv.likelihoods.Binomial(pv.nn.mlp(LATENTS, [8], FEATURES), total_count=5),
     "Poisson": lambda: pv.likelihoods.Poisson(pv.nn.mlp(LATENTS, [8], FEATURES)),
     "NegativeBinomial": lambda: pv.likelihoods.NegativeBinomial(pv.nn.mlp(LATENTS, [8], 2 * FEATURES)),
+    "ZeroInflated": lambda: pv.likelihoods.ZeroInflated(
+        pv.nn.mlp(LATENTS, [8], 3 * FEATURES), pv.likelihoods.NegativeBinomial
+    ),
+    "Hurdle": lambda: pv.likelihoods.Hurdle(pv.nn.mlp(LATENTS, [8], 2 * FEATURES), pv.likelihoods.Poisson),
     "Blocks": lambda: pv.likelihoods.Blocks(
         pv.nn.mlp(LATENTS, [8], 14),
         [
@@ -107,7 +111,8 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
 }
 
 # Likelihoods whose support is countable; others are densities, save that Blocks are both.
-DISCRETE = {"Bernoulli", "Categorical", "DiscretizedLogisticMixture", "Binomial", "Poisson", "NegativeBinomial"}
+DISCRETE = {"Bernoulli", "Categorical", "DiscretizedLogisticMixture"}
+DISCRETE |= {"Binomial", "Poisson", "NegativeBinomial", "ZeroInflated", "Hurdle"}
 
 POSTERIORS: dict[str, Callable[[], nn.Module]] = {
     "DiagNormal": lambda: pv.posteriors.DiagNormal(pv.nn.mlp(FEATURES, [8], 2 * LATENTS)),
