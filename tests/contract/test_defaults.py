@@ -67,6 +67,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "progress": False,
     },
     "pyro_vae.as_table": {"decode": True},
+    "pyro_vae.predict": {"draws": 100, "seed": 0, "chunk": 4194304, "progress": False},
     "pyro_vae.reconstruct": {"draws": 100, "seed": 0, "chunk": 4194304, "progress": False},
     "pyro_vae.sample": {"seed": 0, "chunk": 4194304, "progress": False},
     "pyro_vae.score": {
