@@ -2,6 +2,7 @@
 
 from pyro_vae.evidence.baseline import baseline, judge_baseline
 from pyro_vae.evidence.cross_check import cross_check, estimate_and_check
+from pyro_vae.evidence.enumerated import discrete, enumerated_log_marginal
 from pyro_vae.evidence.estimate import log_evidence, refuse_particles
 from pyro_vae.evidence.interval import interval
 from pyro_vae.evidence.judge import judge_evidence
@@ -10,6 +11,8 @@ from pyro_vae.evidence.known import known_evidence
 __all__ = [
     "baseline",
     "cross_check",
+    "discrete",
+    "enumerated_log_marginal",
     "estimate_and_check",
     "interval",
     "judge_baseline",

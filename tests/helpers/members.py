@@ -52,6 +52,7 @@ PRIORS: dict[str, Callable[[], nn.Module]] = {
     **{name: partial(prior, name, row) for name, row in reference_densities.PRIORS.items()},
     "VampPrior": lambda: bound(pv.priors.VampPrior(torch.randn(20, FEATURES), components=4)),
     "ContextNormal": lambda: WithContext(pv.priors.ContextNormal(pv.nn.mlp(2, [8], 2 * LATENTS))),
+    "GumbelSoftmax": lambda: pv.priors.GumbelSoftmax(LATENTS, categories=4, temperature=0.8),
     "Flow": lambda: pv.priors.Flow(zuko.flows.MAF(LATENTS, transforms=1, hidden_features=[8])),
 }
 
@@ -120,6 +121,7 @@ POSTERIORS: dict[str, Callable[[], nn.Module]] = {
     "LowRankNormal": lambda: pv.posteriors.LowRankNormal(
         pv.nn.mlp(FEATURES, [8], pv.posteriors.LowRankNormal.outputs(LATENTS, rank=2)), 2
     ),
+    "GumbelSoftmax": lambda: pv.posteriors.GumbelSoftmax(pv.nn.mlp(FEATURES, [8], 6), 2, temperature=0.8),
     "Flow": lambda: pv.posteriors.Flow(
         zuko.flows.MAF(LATENTS, context=4, transforms=1, hidden_features=[8]), net=pv.nn.mlp(FEATURES, [8], 4)
     ),

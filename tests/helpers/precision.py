@@ -281,6 +281,20 @@ LOW_RANK = [
 ]  # fmt: skip
 
 
+RELAXED = [
+    (logits, ratios)
+    for logits in [(0.3, -1.2, 0.5), (2.0, 0.1, -0.7), (12.0, -9.0, 3.0), (-80.0, 40.0, 0.0)]
+    for ratios in [(0.4, -1.1), (3.0, 2.0), (-15.0, 9.0), (160.0, -80.0), (-1e3, 1e3)]
+]
+RATIOS = "τ = 0.5, 3 categories, logits ±80, log-ratios ±1,000"
+
+
+def concrete(numbers: Sequence, z: Sequence) -> mpf:
+    """The Concrete density of three categories at τ = ½, of log-ratios."""
+    rest = [logit - y / 2 for logit, y in zip(numbers, (*z, mpf(0)), strict=True)]
+    return mp.log(2) + 2 * mp.log(mpf(1) / 2) + sum(rest) - 3 * mp.log(sum(map(mp.exp, rest)))
+
+
 def t(df: float) -> Callable:
     return partial(reference.student_t, df=df)
 
@@ -310,6 +324,10 @@ def priors() -> dict[str, Subject]:
         ),
         "VampPrior": Subject(vamp, vamp_density, vamps, SCALES, usual=1),
         "ContextNormal": Subject(context_normal, partial(first_value, reference.normal), LOCATED, SCALES),
+        "GumbelSoftmax": Subject(
+            partial(prior, partial(pv.priors.GumbelSoftmax, 2, categories=3, temperature=0.5), {"logits": (1, 3)}),
+            concrete, exact(RELAXED), RATIOS,
+        ),
         "Flow": Subject(
             partial(flow, lambda: pv.priors.Flow(zuko.flows.MAF(2, transforms=1, hidden_features=[8]))), None,
             [((0.0,), (0.5, -1.75)), ((0.0,), (4.0, -3.0))], "a MAF as it starts, z from -5 to 5",
@@ -331,6 +349,10 @@ def posteriors() -> dict[str, Subject]:
         "LowRankNormal": Subject(
             partial(posterior, pv.posteriors.LowRankNormal), partial(correlated, from_low_rank), exact(LOW_RANK),
             "σ 1e-6 to 1e6, W up to 1e6 σ",
+        ),
+        "GumbelSoftmax": Subject(
+            partial(posterior, partial(pv.posteriors.GumbelSoftmax, categories=3, temperature=0.5)), concrete,
+            exact(RELAXED), RATIOS,
         ),
         "Flow": Subject(
             partial(flow, maf), None, [((single(0.3),), (0.5, -1.75)), ((-2.0,), (4.0, -3.0))],
