@@ -139,6 +139,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "progress": False,
     },
     "evidence.baseline": {"num_particles": 500, "seed": 0},
+    "evidence.enumerated_log_marginal": {"chunk": 4194304},
     "evidence.estimate_and_check": {"num_particles": 1000, "seed": 0},
     "train.callbacks.EMA": {"decay": 0.999, "every": 16, "restore": True},
     "train.callbacks.SWA": {"restore": True},
