@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyro_vae.use.encode import encode
     from pyro_vae.use.impute import impute
     from pyro_vae.use.labelled import as_table
+    from pyro_vae.use.predict import predict
     from pyro_vae.use.reconstruct import reconstruct
     from pyro_vae.use.sample import sample
     from pyro_vae.use.score import score
@@ -55,6 +56,7 @@ _HOMES = {
     "use.encode": ["encode"],
     "use.impute": ["impute"],
     "use.labelled": ["as_table"],
+    "use.predict": ["predict"],
     "use.reconstruct": ["reconstruct"],
     "use.sample": ["sample"],
     "use.walks": ["interpolate", "traverse"],
@@ -132,6 +134,7 @@ __all__ = [
     "over_seeds",
     "plots",
     "posteriors",
+    "predict",
     "priors",
     "recommend",
     "reconstruct",

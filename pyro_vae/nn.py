@@ -186,6 +186,41 @@ class WithoutContext(nn.Module):
         return out
 
 
+class OnSimplex(nn.Module):
+    """A network that sees the shares of categories in the place of the log-ratios, the first numbers of a row.
+
+    .. math:: f(z, c) = \\mathrm{net}(\\mathrm{softmax}(z_1, \\dots, z_{K-1}, 0), c)
+
+    Args:
+        net: from ``(*batch, K · variables + context)``.
+        latents: the number of log-ratios, a multiple of K - 1.
+        categories: K, at least 2.
+
+    Raises:
+        SettingsError: if a setting is out of its range.
+
+    References:
+        | The Concrete Distribution (Maddison, Mnih & Teh, 2017), https://arxiv.org/abs/1611.00712
+
+    Example:
+        >>> import torch
+        >>> OnSimplex(nn.Identity(), 2, 3)(torch.tensor([[0.0, 0.0, 7.0]]))  # and a context of 7
+        tensor([[0.3333, 0.3333, 0.3333, 7.0000]])
+    """
+
+    def __init__(self, net: nn.Module, latents: int, categories: int) -> None:
+        super().__init__()
+        self.net, self.latents, self.categories = net, whole("latents", latents, 1), whole("categories", categories, 2)
+        if latents % (categories - 1):
+            raise SettingsError(f"latents is {latents}; make it a multiple of {categories - 1}, categories less 1")
+
+    def forward(self, rows: Tensor) -> Tensor:
+        ratios, behind = rows[..., : self.latents], rows[..., self.latents :]
+        shares = nn.functional.pad(ratios.unflatten(-1, (-1, self.categories - 1)), (0, 1)).softmax(-1)
+        out: Tensor = self.net(torch.cat([shares.flatten(-2), behind], -1))
+        return out
+
+
 class StandardizedContext(nn.Module):
     """A network that sees the context, the last numbers of a row, in units of its spread.
 

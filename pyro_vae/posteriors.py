@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.core.categories import GumbelSoftmax as _GumbelSoftmax
+from pyro_vae.core.categories import OneHots
 from pyro_vae.core.component import Conditional, Distribution, at_least_single, evaluating, join, masked
 from pyro_vae.core.distributions import LowRankMultivariateNormal, MultivariateNormal
 from pyro_vae.core.standardize import Standardizable, Standardize
@@ -176,6 +178,104 @@ class LowRankNormal(Posterior):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"
+
+
+class GumbelSoftmax(Posterior):
+    """Relaxed categories, whose draws have a gradient; the latents are log-ratios over the last category.
+
+    .. math:: z_k = (l_k(x) + g_k - l_K(x) - g_K) / \\tau, \\quad k < K, \\qquad g \\sim \\mathrm{Gumbel}
+
+    The decoder's network sees the shares ``softmax(z_1, …, z_{K-1}, 0)`` through :class:`pyro_vae.nn.OnSimplex`, which
+    are nearly one-hot at a low temperature.
+
+    Two bounds are to be told apart. The ELBO of this VAE, with :class:`pyro_vae.priors.GumbelSoftmax` as its prior, is
+    the **relaxed bound**: it bounds log p(x) of a model with relaxed latents, which is not that of the model with
+    categories, nor a bound of it. :func:`pyro_vae.evidence.discrete` makes the VAE with categories of the same
+    parameters; its ELBO is the **discrete bound**, and its evidence that of the discrete model.
+
+    The gradient of the relaxed bound is a biased gradient of the discrete one, **at every τ**: the evidence of the
+    relaxed model goes to that of the discrete one as τ → 0, but the KL between two relaxed distributions does not go to
+    the KL between their categories. It is larger, since log-ratios also tell by how much a category won. Judge a model
+    that was trained so by its discrete bound. (Jang et al. take the KL between categories in its place. That is no
+    bound at τ > 0, and goes to the discrete one as τ → 0.)
+
+    Args:
+        net: the encoder network, from ``(*batch, *features)`` to ``(*batch, K · variables)``: the logits l of the
+            first variable, then those of the second, ….
+        categories: K, at least 2.
+        temperature: τ, above 0.
+
+    Raises:
+        SettingsError: if a setting is out of its range.
+        ModelError: when called, if the network's outputs are no multiple of K.
+
+    References:
+        | The Concrete Distribution (Maddison, Mnih & Teh, 2017), https://arxiv.org/abs/1611.00712
+        | Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017), https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = torch.manual_seed(0)
+        >>> vae = pv.VAE(
+        ...     prior=pv.priors.GumbelSoftmax(2 * 3, categories=4),  # two variables of four categories
+        ...     decoder=pv.likelihoods.Bernoulli(pv.nn.OnSimplex(nn.Linear(2 * 4, 5), 2 * 3, 4)),
+        ...     encoder=GumbelSoftmax(nn.Linear(5, 2 * 4), 4),
+        ... )
+        >>> vae.encoder(torch.zeros(3, 5)).event_shape
+        torch.Size([6])
+        >>> pv.evidence.discrete(vae).encoder(torch.zeros(3, 5)).event_shape  # one-hot
+        torch.Size([8])
+    """
+
+    def __init__(self, net: nn.Module, categories: int, *, temperature: float = 0.5) -> None:
+        super().__init__(net)
+        self.categories, self.temperature = whole("categories", categories, 2), above_zero("temperature", temperature)
+
+    @classmethod
+    def outputs(cls, size: int, *, categories: int | None = None) -> int:
+        if categories is None:
+            raise SettingsError("the outputs of GumbelSoftmax depend on its categories; give categories too")
+        return size // (whole("categories", categories, 2) - 1) * categories
+
+    def logits(self, out: Tensor) -> Tensor:
+        """The network's numbers as logits, shape ``(*batch, variables, K)``."""
+        if out.shape[-1] == 0 or out.shape[-1] % self.categories:
+            raise ModelError(
+                f"the encoder network gives {out.shape[-1]} numbers; {self.categories} categories take "
+                f"{self.categories} for each variable, so make it a multiple of that"
+            )
+        return out.unflatten(-1, (-1, self.categories))
+
+    def distribution(self, out: Tensor) -> Distribution:
+        return _GumbelSoftmax(self.logits(out), self.temperature)
+
+    def discrete(self) -> Posterior:
+        """The posterior of one-hot categories that this one relaxes, with the same parameters."""
+        return _OneHot(self)
+
+    def extra_repr(self) -> str:
+        return f"categories={self.categories}, temperature={self.temperature:g}"
+
+
+class _OneHot(Posterior):
+    """Categories with the probabilities of a relaxed posterior."""
+
+    def __init__(self, net: GumbelSoftmax) -> None:
+        super().__init__(net)
+
+    def encoded(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.net.encoded(x, context)  # type: ignore[operator]
+
+    def distribution(self, out: Tensor) -> Distribution:
+        return OneHots(self.net.logits(out))  # type: ignore[operator]
+
+    def standardize_by(self, standardize: Standardize) -> None:
+        """Let the encoder that this one shares take data in these units."""
+        self.net.standardize_by(standardize)  # type: ignore[operator]
+
+    @property
+    def center(self) -> Tensor | None:
+        return self.net.center  # type: ignore[return-value]
 
 
 class Flow(Posterior):

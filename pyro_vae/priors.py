@@ -6,6 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.core.categories import GumbelSoftmax as _GumbelSoftmax
+from pyro_vae.core.categories import OneHots
 from pyro_vae.core.compatibility import called, drawn, in_a_line
 from pyro_vae.core.component import Conditional, Distribution, at_least_single
 from pyro_vae.core.distributions import StudentT as _StudentT
@@ -323,6 +325,64 @@ class ContextNormal(Prior):
             raise ModelError("this prior depends on a context and was given none; hand over context=")
         loc, log_scale = at_least_single(self.net(context)).chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class GumbelSoftmax(Prior):
+    """Relaxed categories with learned probabilities: the prior of a Gumbel-softmax VAE.
+
+    .. math:: z = (l_k + g_k - l_K - g_K) / \\tau, \\quad k < K, \\qquad g \\sim \\mathrm{Gumbel}
+
+    See :class:`pyro_vae.posteriors.GumbelSoftmax`, the posterior that it goes with.
+
+    Args:
+        latent_dim: the number of log-ratios d, K - 1 for each categorical variable.
+        categories: K, at least 2.
+        temperature: τ, above 0; the posterior may have another.
+
+    Raises:
+        SettingsError: if a setting is out of its range, or ``latent_dim`` is no multiple of K - 1.
+
+    References:
+        | The Concrete Distribution (Maddison, Mnih & Teh, 2017), https://arxiv.org/abs/1611.00712
+
+    Example:
+        >>> p = GumbelSoftmax(3, categories=4)  # one variable
+        >>> p().event_shape, p.discrete()().event_shape
+        (torch.Size([3]), torch.Size([4]))
+    """
+
+    def __init__(self, latent_dim: int, *, categories: int, temperature: float = 0.5) -> None:
+        super().__init__()
+        self.categories, self.temperature = whole("categories", categories, 2), above_zero("temperature", temperature)
+        variables, rest = divmod(whole("latent_dim", latent_dim, 1), self.categories - 1)
+        if rest:
+            raise SettingsError(
+                f"latent_dim is {latent_dim}; a variable of {categories} categories has {categories - 1} log-ratios, "
+                f"so make it a multiple of {categories - 1}"
+            )
+        self.logits = nn.Parameter(torch.zeros(variables, self.categories))
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return _GumbelSoftmax(self.logits, self.temperature)
+
+    def discrete(self) -> Prior:
+        """The prior of one-hot categories that this one relaxes, with the same parameters."""
+        return _OneHot(self)
+
+    def extra_repr(self) -> str:
+        variables, categories = self.logits.shape
+        return f"variables={variables}, categories={categories}, temperature={self.temperature:g}"
+
+
+class _OneHot(Prior):
+    """Categories with the probabilities of a relaxed prior."""
+
+    def __init__(self, relaxed: GumbelSoftmax) -> None:
+        super().__init__()
+        self.relaxed = relaxed
+
+    def forward(self, context: Tensor | None = None) -> Distribution:
+        return OneHots(self.relaxed.logits)
 
 
 class Flow(Prior):

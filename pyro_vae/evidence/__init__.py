@@ -2,6 +2,7 @@
 
 from pyro_vae.evidence.baseline import baseline, judge_baseline
 from pyro_vae.evidence.cross_check import check_where_possible, cross_check
+from pyro_vae.evidence.enumerated import discrete, enumerated_log_marginal
 from pyro_vae.evidence.estimate import log_evidence, refuse_particles
 from pyro_vae.evidence.interval import interval
 from pyro_vae.evidence.judge import judge_evidence
@@ -11,6 +12,8 @@ __all__ = [
     "baseline",
     "check_where_possible",
     "cross_check",
+    "discrete",
+    "enumerated_log_marginal",
     "interval",
     "judge_baseline",
     "judge_evidence",

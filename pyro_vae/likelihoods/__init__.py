@@ -5,6 +5,7 @@ from pyro_vae.likelihoods.blocks import Blocks
 from pyro_vae.likelihoods.counts import Binomial, NegativeBinomial, Poisson
 from pyro_vae.likelihoods.levels import Bernoulli, Categorical, ContinuousBernoulli, DiscretizedLogisticMixture
 from pyro_vae.likelihoods.real import HeteroscedasticNormal, Laplace, Normal, StudentT
+from pyro_vae.likelihoods.zeros import Hurdle, ZeroInflated
 
 __all__ = [
     "Bernoulli",
@@ -14,11 +15,13 @@ __all__ = [
     "ContinuousBernoulli",
     "DiscretizedLogisticMixture",
     "HeteroscedasticNormal",
+    "Hurdle",
     "Laplace",
     "Likelihood",
     "NegativeBinomial",
     "Normal",
     "Poisson",
     "StudentT",
+    "ZeroInflated",
     "taking",
 ]

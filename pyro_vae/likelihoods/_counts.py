@@ -1,7 +1,7 @@
 """Distributions of counts, scored in double precision: their terms are of the size of the count, and cancel.
 
 With a count and a mean of 1e8, ``x log r - r - log x!`` is -10 and its terms are 2e9, whose digits end at 100 in
-single precision.
+single precision. Each tells the probability of a count above 0, which zero-inflated and hurdle counts are made of.
 """
 
 import math
@@ -9,8 +9,11 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 from torch.nn import functional as F
+
+EMPTY = torch.Size()
 
 
 class Poisson(dist.Poisson):
@@ -30,6 +33,15 @@ class Poisson(dist.Poisson):
             self._validate_sample(value)
         value, log_rate = value.double(), self.log_rate.double()
         return (value * log_rate - log_rate.exp() - torch.lgamma(value + 1)).to(self.log_rate.dtype)
+
+    @property
+    def log_positive(self) -> Tensor:
+        """``log P(x > 0)``."""
+        return _log_of_any(self.log_rate)
+
+    def sample_positive(self) -> Tensor:
+        """Draw counts, given that they are above 0."""
+        return 1 + torch.poisson(_rest(self.rate))
 
 
 class Binomial(dist.Binomial):
@@ -51,6 +63,16 @@ class Binomial(dist.Binomial):
         ways = math.lgamma(trials + 1) - torch.lgamma(value + 1) - torch.lgamma(trials - value + 1)
         return (ways + value * logits + trials * F.logsigmoid(-logits)).to(self.logits.dtype)
 
+    @property
+    def log_positive(self) -> Tensor:
+        """``log P(x > 0)``."""
+        return _log_of_any(math.log(self.trials) + _log_softplus(self.logits))
+
+    def sample_positive(self) -> Tensor:
+        """Draw counts, given that they are above 0."""
+        rest = _rest(self.trials * F.softplus(self.logits))
+        return 1 + dist.Binomial(self.trials - 1, -torch.expm1(-rest / self.trials)).sample()
+
 
 class NegativeBinomial(dist.NegativeBinomial):
     """Pyro's, given the logarithm of ``total_count``, and logits."""
@@ -70,3 +92,134 @@ class NegativeBinomial(dist.NegativeBinomial):
         value, count, logits = value.double(), self.log_count.double().exp(), self.logits.double()
         ways = torch.lgamma(value + count) - torch.lgamma(count) - torch.lgamma(value + 1)
         return (ways + value * logits + (value + count) * F.logsigmoid(-logits)).to(self.logits.dtype)
+
+    @property
+    def log_positive(self) -> Tensor:
+        """``log P(x > 0)``."""
+        return _log_of_any(self.log_count + _log_softplus(self.logits))
+
+    def sample_positive(self) -> Tensor:
+        """Draw counts, given that they are above 0."""
+        odds = torch.expm1(_rest(self.total_count * F.softplus(self.logits)) / self.total_count)
+        return 1 + torch.poisson(odds * dist.Gamma(self.total_count + 1, 1.0).sample())
+
+
+def _log_of_any(log_rate: Tensor) -> Tensor:
+    """``log(1 - e^-t)``, the probability that a Poisson process of rate t has an arrival, given log t."""
+    rare = log_rate < -40  # where t / 2 is below the rounding of 1
+    return torch.where(rare, log_rate, log_one_minus_exp(-log_rate.clamp(min=-40).exp()))
+
+
+def _log_softplus(x: Tensor) -> Tensor:
+    """``log log(1 + e^x)``."""
+    return torch.where(x < -40, x, F.softplus(x.clamp(min=-40)).log())
+
+
+def log_one_minus_exp(a: Tensor) -> Tensor:
+    """``log(1 - e^a)`` of a below 0, with its digits and those of its gradient (Mächler, 2012)."""
+    near, far = a.clamp(min=-math.log(2)), a.clamp(max=-math.log(2))
+    return torch.where(a < -math.log(2), torch.log1p(-far.exp()), torch.log(-torch.expm1(near)))
+
+
+def _rest(rate: Tensor) -> Tensor:
+    """The rate that is left after the first arrival of a Poisson process of this rate, given that there is one.
+
+    Each count here is a process that starts at 0, with the first arrival of a Poisson process; what comes behind it is
+    a Poisson, a binomial of one trial less or a negative binomial of one more, on the time that is left. So counts
+    above 0 are drawn without a rejection, however rare they are.
+    """
+    return (rate + torch.log1p(torch.rand_like(rate) * torch.expm1(-rate))).clamp(min=0)
+
+
+class _WithZeros(dist.TorchDistribution):
+    """Counts and the logits of a zero that is none of theirs; the counts are in double precision."""
+
+    arg_constraints = {"logits": constraints.real}  # noqa: RUF012  (torch's own name and kind)
+
+    def __init__(self, logits: Tensor, counts: Any, validate_args: bool | None = None) -> None:
+        self.logits, self.counts = logits, counts
+        super().__init__(torch.broadcast_shapes(logits.shape, counts.batch_shape), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = type(self)(self.logits.expand(batch_shape), self.counts.expand(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return self.counts.support
+
+    @property
+    def log_some(self) -> Tensor:
+        """The logarithm of the probability of no such zero."""
+        return F.logsigmoid(-self.logits.double())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        log_positive = self.log_some + self.counts.log_prob(value.double()) + self._log_factor
+        return torch.where(value == 0, self._log_zero, log_positive).to(self.logits.dtype)
+
+    def sample(self, sample_shape: Any = EMPTY) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(sample_shape)
+            zero = torch.rand(shape, device=self.logits.device, dtype=torch.float64) < self.logits.double().sigmoid()
+            return torch.where(zero, 0.0, self._draw(shape)).to(self.logits.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.log_some.exp() * self._moments[0]).to(self.logits.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        mean, square = self._moments
+        some = self.log_some.exp()
+        return (some * (square - some * mean**2)).to(self.logits.dtype)
+
+
+class ZeroInflated(_WithZeros):
+    """Zero by the logits, else the counts, which may be zero too."""
+
+    _log_factor = 0.0
+
+    @property
+    def _log_zero(self) -> Tensor:
+        """``log(π + (1 - π) p(0))``; where that is near 1, as the logarithm of what 1 less ``(1 - π) P(x > 0)`` is."""
+        log_other = self.log_some + self.counts.log_positive
+        log_sum = torch.logaddexp(F.logsigmoid(self.logits.double()), self.log_some + self._log_none)
+        return torch.where(log_other < -0.5, log_one_minus_exp(log_other.clamp(max=-0.5)), log_sum)
+
+    @property
+    def _log_none(self) -> Tensor:
+        return self.counts.log_prob(torch.zeros_like(self.counts.mean))
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return self.counts.expand(shape).sample()
+
+    @property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Of the counts: the mean and the mean square."""
+        mean = self.counts.mean
+        return mean, self.counts.variance + mean**2
+
+
+class Hurdle(_WithZeros):
+    """Zero by the logits, else the counts, given that they are above 0."""
+
+    @property
+    def _log_zero(self) -> Tensor:
+        return F.logsigmoid(self.logits.double())
+
+    @property
+    def _log_factor(self) -> Tensor:
+        return -self.counts.log_positive
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return self.counts.expand(shape).sample_positive()
+
+    @property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Of the counts above 0: the mean and the mean square."""
+        least = torch.finfo(torch.float64).tiny  # of a rate without a number in double precision the count is 1
+        positive, mean = self.counts.log_positive.exp().clamp(min=least), self.counts.mean.clamp(min=least)
+        return mean / positive, (self.counts.variance.clamp(min=least) + mean**2) / positive

@@ -3,7 +3,7 @@
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.component import Conditional, Distribution, as_taken, at_least_single, join
 from pyro_vae.core.standardize import Standardizable, Standardize
-from pyro_vae.errors import DataError, ModelError
+from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.likelihoods._distributions import rescaled
 
 
@@ -154,6 +154,36 @@ def taking(x: Tensor) -> list[str]:
     plain = {name: support for name, support in supports.items() if support is not constraints.dependent}
     taken = {id(support): not bool(_outside(x, support).any()) for support in plain.values()}
     return sorted((name for name in plain if taken[id(plain[name])]), key=lambda n: (plain[n] is constraints.real, n))
+
+
+def make_likelihood(make: Any, role: str) -> Likelihood:
+    """Make a likelihood whose features come from a network that it shares with others.
+
+    Args:
+        make: a class, or a function of a network, as ``partial(Categorical, levels=4)``.
+        role: what it is for, for the message.
+
+    Raises:
+        SettingsError: if it makes no likelihood.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Poisson
+        >>> type(make_likelihood(Poisson, "a block")).__name__
+        'Poisson'
+    """
+    if isinstance(make, nn.Module):
+        name = type(make).__name__
+        raise SettingsError(f"{role} is an instance of {name}, which has a network; give the class, {name}")
+    try:
+        likelihood = make(nn.Identity())
+    except TypeError as error:
+        name = getattr(make, "__name__", repr(make))
+        raise SettingsError(
+            f"{role} cannot be made by {name} ({error}); give its settings by partial({name}, ...)"
+        ) from error
+    if not isinstance(likelihood, Likelihood):
+        raise SettingsError(f"{role} is a {type(likelihood).__name__}; it must be a likelihood")
+    return likelihood
 
 
 def _outside(x: Tensor, support: constraints.Constraint) -> Tensor:

@@ -11,7 +11,7 @@ from pyro_vae.core.component import Distribution
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.likelihoods._distributions import Side
-from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.likelihoods.base import Likelihood, make_likelihood
 
 Block = tuple[Callable[[nn.Module], Likelihood], int]
 
@@ -134,16 +134,7 @@ def _made(blocks: Sequence[Block]) -> tuple[list[int], list[Likelihood]]:
 
 
 def _likelihood(make: Any) -> Likelihood:
-    if isinstance(make, nn.Module):
-        name = type(make).__name__
-        raise SettingsError(f"a block is an instance of {name}, which has a network; give the class, {name}")
-    try:
-        likelihood = make(nn.Identity())
-    except TypeError as error:
-        name = getattr(make, "__name__", repr(make))
-        raise SettingsError(
-            f"no block can be made by {name} ({error}); give its settings by partial({name}, ...)"
-        ) from error
-    if not isinstance(likelihood, Likelihood) or isinstance(likelihood, Blocks):
-        raise SettingsError(f"a block gives a {type(likelihood).__name__}; it must give a likelihood, not blocks")
+    likelihood = make_likelihood(make, "a block")
+    if isinstance(likelihood, Blocks):
+        raise SettingsError("a block is itself of Blocks; name its blocks in its place")
     return likelihood

@@ -15,7 +15,11 @@ LIMIT = 20.0
 MOST = math.floor(math.exp(LIMIT))
 
 
-class Binomial(Likelihood):
+class Counts(Likelihood):
+    """The base of counts, whose features tell the probability of a count above 0."""
+
+
+class Binomial(Counts):
     """The number of successes among a known number of trials, per feature.
 
     .. math:: p(x | z) = \\prod_j \\binom{n}{x_j} \\lambda_j^{x_j} (1 - \\lambda_j)^{n - x_j},
@@ -65,7 +69,7 @@ class Binomial(Likelihood):
         return f"total_count={self.total_count}"
 
 
-class _Unbounded(Likelihood):
+class _Unbounded(Counts):
     """Counts without an upper bound, but for that of the rate."""
 
     support = constraints.integer_interval(0, MOST)

@@ -163,6 +163,9 @@ GIVEN = {  # what a class needs besides, and a value for each number of its cons
     "Normal": ({"net": nn.Identity()}, {"scale": 0.5, "per_feature": 2}),
     "Laplace": ({"net": nn.Identity()}, {"scale": 0.5, "per_feature": 2}),
     "StudentT": ({"net": nn.Identity()}, {"df": 4.0, "scale": 0.5, "per_feature": 2}),
+    "pyro_vae.priors.GumbelSoftmax": ({}, {"latent_dim": 2, "categories": 3, "temperature": 0.5}),
+    "pyro_vae.posteriors.GumbelSoftmax": ({"net": nn.Identity()}, {"categories": 3, "temperature": 0.5}),
+    "OnSimplex": ({"net": nn.Identity()}, {"latents": 2, "categories": 3}),
     "LowRankNormal": ({"net": nn.Identity()}, {"rank": 2}),
     "Refined": ({"encoder": nn.Identity()}, {"steps": 2, "rate": 0.5, "particles": 4}),
     "VampPrior": ({"data": torch.zeros(5, 2)}, {"components": 2}),
@@ -180,6 +183,8 @@ ABSTRACT = {"Estimator", "Schedule", "Objective", "Data", "Diagnostic", "CheckIn
 
 def settings_of(name, numbers):
     short = name.rpartition(".")[2]
+    if name in GIVEN:
+        return GIVEN[name]
     if ".priors." in name and "latent_dim" in numbers:
         return {}, {n: PRIOR[n] for n in numbers}
     if short in GIVEN:

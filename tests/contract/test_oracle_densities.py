@@ -88,6 +88,12 @@ def context_normal():
     return prior, lambda z, c: reference.normal(z, *perceptron(p, "net", c).chunk(2, -1)), list(p.values())
 
 
+def gumbel_softmax_prior():
+    prior = moved(priors.GumbelSoftmax(LATENTS, categories=3, temperature=0.7))
+    (logits,) = prior.parameters()
+    return prior, lambda z: reference.gumbel_softmax(z, logits, 3, 0.7), [logits]
+
+
 def plain(name):
     row = reference.PRIORS[name]
     prior = moved(members.prior(name, row, LATENTS))
@@ -100,6 +106,7 @@ PRIORS = {
     "VampPrior": lambda: vamp(context=False),
     "VampPrior, context": lambda: vamp(context=True),
     "ContextNormal": context_normal,
+    "GumbelSoftmax": gumbel_softmax_prior,
     "Flow": flow_prior,
 }
 
@@ -154,6 +161,10 @@ POSTERIORS = {
     "LowRankNormal": lambda: (
         moved(posteriors.LowRankNormal(net(FEATURES, posteriors.LowRankNormal.outputs(LATENTS, rank=2)), 2)),
         partial(reference.low_rank_normal, size=LATENTS, rank=2),
+    ),
+    "GumbelSoftmax": lambda: (
+        moved(posteriors.GumbelSoftmax(net(FEATURES, 6), 3, temperature=0.7)),
+        lambda z, out: reference.gumbel_softmax(z, out.unflatten(-1, (2, 3)), 3, 0.7),
     ),
     "Flow": flow_posterior,
 }

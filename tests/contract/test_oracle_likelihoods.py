@@ -141,6 +141,30 @@ CASES = {
 }
 
 
+def with_zeros(member, log_density, counts, usual):
+    """The points of a likelihood of counts, half of them at 0 and 2 too, beside logits of a zero."""
+    case = CASES[counts]
+    points = [
+        (((0.3, -30.0, 4.0)[i % 3], *numbers), value)
+        for i, (numbers, x) in enumerate(case.points)
+        for value in sorted({x, *((0.0, 2.0) if i % 2 else ())})
+    ]
+    make = partial(member, counts=case.make)
+    return Case(make, partial(log_density, counts=case.log_density), points, usual, case.support)
+
+
+inflated = partial(with_zeros, likelihoods.ZeroInflated, reference.zero_inflated)
+hurdle = partial(with_zeros, likelihoods.Hurdle, reference.hurdle)
+CASES |= {
+    "ZeroInflated, Poisson": inflated("Poisson", [-0.4, 1.2]),
+    "ZeroInflated, NegativeBinomial": inflated("NegativeBinomial", [0.3, -0.5, 0.8]),
+    "ZeroInflated, Binomial": inflated("Binomial", [0.3, 0.4]),
+    "Hurdle, Poisson": hurdle("Poisson", [-0.9, -0.2]),
+    "Hurdle, NegativeBinomial": hurdle("NegativeBinomial", [0.3, -0.5, 0.1]),
+    "Hurdle, Binomial": hurdle("Binomial", [0.3, -1.4]),
+}
+
+
 def laid_out(points):
     """The network's output: the first number of all features, then the second of all, and so on."""
     return torch.tensor([numbers for numbers, _ in points], dtype=torch.float64).T.flatten()
@@ -265,7 +289,8 @@ def up_to(support, threshold):
 # --- Blocks ---
 
 BLOCKS = ["Normal, learned scale", "Bernoulli", "Categorical", "DiscretizedLogisticMixture", "NegativeBinomial"]
-COLUMNS = [2, 1, 2, 3, 1]
+BLOCKS += ["ZeroInflated, NegativeBinomial", "Hurdle, Poisson"]
+COLUMNS = [2, 1, 2, 3, 1, 2, 2]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -276,7 +301,11 @@ def test_blocks_are_their_parts_side_by_side(masked):
     likelihood = likelihoods.Blocks(nn.Identity(), blocks).double()
     likelihood.blocks[0].log_scale.data.fill_(0.4)
     assert likelihoods.Blocks.outputs(sum(COLUMNS), blocks=blocks) == likelihood.net_outputs
-    seen = torch.tensor([[True, False, True, False, True, True, False, True, True]]) if masked else None
+    seen = (
+        torch.tensor([[True, False, True, False, True, True, False, True, True, True, False, True, True]])
+        if masked
+        else None
+    )
     kept = [True] * sum(COLUMNS) if seen is None else seen[0].tolist()
     x = torch.tensor([[x for block in points for _, x in block]], dtype=torch.float64)
     out = torch.cat([laid_out(block) for block in points])[None].requires_grad_()

@@ -13,6 +13,7 @@ from pyro_vae.data import Data
 from pyro_vae.errors import ConstantColumnsWarning, DataError, UnboundedDensityWarning
 
 ID = nn.Identity()
+ZERO_INFLATED = pv.likelihoods.ZeroInflated(ID, pv.likelihoods.Poisson)
 MIXTURE = partial(pv.likelihoods.DiscretizedLogisticMixture, ID, 1)
 
 # The likelihood, its outputs, the place of one of them, a value x, a number inside the limit and one beyond.
@@ -21,6 +22,8 @@ LIMITS = {
     "a negative binomial's logit": (pv.likelihoods.NegativeBinomial(ID), [0.0, 1.0], 0, 3.0, 19.9, 20.1),
     "a negative binomial's k, above": (pv.likelihoods.NegativeBinomial(ID), [0.0, 1.0], 1, 3.0, 19.9, 20.1),
     "a negative binomial's k, below": (pv.likelihoods.NegativeBinomial(ID), [0.0, 1.0], 1, 3.0, -19.9, -20.1),
+    "a zero-inflated log-rate": (ZERO_INFLATED, [0.4, 0.0], 1, 3.0, 19.9, 20.1),
+    "a hurdle's log-rate": (pv.likelihoods.Hurdle(ID, pv.likelihoods.Poisson), [0.4, 0.0], 1, 3.0, 19.9, 20.1),
     "log s, above": (MIXTURE(), [0.0, 0.2, 0.0], 2, 1.0, 6.9, 7.1),
     "log s, below": (MIXTURE(), [0.0, 0.2, 0.0], 2, 1.0, -6.9, -7.1),
     "log s of few levels, below": (MIXTURE(levels=2), [0.0, 0.2, 0.0], 2, 0.0, -6.9, -7.1),

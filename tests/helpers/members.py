@@ -52,6 +52,7 @@ PRIORS: dict[str, Callable[[], nn.Module]] = {
     **{name: partial(prior, name, row) for name, row in reference_densities.PRIORS.items()},
     "VampPrior": lambda: bound(pv.priors.VampPrior(torch.randn(20, FEATURES), components=4)),
     "ContextNormal": lambda: WithContext(pv.priors.ContextNormal(pv.nn.mlp(2, [8], 2 * LATENTS))),
+    "GumbelSoftmax": lambda: pv.priors.GumbelSoftmax(LATENTS, categories=4, temperature=0.8),
     "Flow": lambda: pv.priors.Flow(zuko.flows.MAF(LATENTS, transforms=1, hidden_features=[8])),
 }
 
@@ -95,6 +96,10 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "Binomial": lambda: pv.likelihoods.Binomial(pv.nn.mlp(LATENTS, [8], FEATURES), total_count=5),
     "Poisson": lambda: pv.likelihoods.Poisson(pv.nn.mlp(LATENTS, [8], FEATURES)),
     "NegativeBinomial": lambda: pv.likelihoods.NegativeBinomial(pv.nn.mlp(LATENTS, [8], 2 * FEATURES)),
+    "ZeroInflated": lambda: pv.likelihoods.ZeroInflated(
+        pv.nn.mlp(LATENTS, [8], 3 * FEATURES), pv.likelihoods.NegativeBinomial
+    ),
+    "Hurdle": lambda: pv.likelihoods.Hurdle(pv.nn.mlp(LATENTS, [8], 2 * FEATURES), pv.likelihoods.Poisson),
     "Blocks": lambda: pv.likelihoods.Blocks(
         pv.nn.mlp(LATENTS, [8], 14),
         [
@@ -107,7 +112,8 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
 }
 
 # Likelihoods whose support is countable; others are densities, save that Blocks are both.
-DISCRETE = {"Bernoulli", "Categorical", "DiscretizedLogisticMixture", "Binomial", "Poisson", "NegativeBinomial"}
+DISCRETE = {"Bernoulli", "Categorical", "DiscretizedLogisticMixture"}
+DISCRETE |= {"Binomial", "Poisson", "NegativeBinomial", "ZeroInflated", "Hurdle"}
 
 POSTERIORS: dict[str, Callable[[], nn.Module]] = {
     "DiagNormal": lambda: pv.posteriors.DiagNormal(pv.nn.mlp(FEATURES, [8], 2 * LATENTS)),
@@ -115,6 +121,7 @@ POSTERIORS: dict[str, Callable[[], nn.Module]] = {
     "LowRankNormal": lambda: pv.posteriors.LowRankNormal(
         pv.nn.mlp(FEATURES, [8], pv.posteriors.LowRankNormal.outputs(LATENTS, rank=2)), 2
     ),
+    "GumbelSoftmax": lambda: pv.posteriors.GumbelSoftmax(pv.nn.mlp(FEATURES, [8], 6), 2, temperature=0.8),
     "Flow": lambda: pv.posteriors.Flow(
         zuko.flows.MAF(LATENTS, context=4, transforms=1, hidden_features=[8]), net=pv.nn.mlp(FEATURES, [8], 4)
     ),

@@ -225,6 +225,18 @@ def negative_binomial() -> list[Point]:
     return points
 
 
+def with_zeros(member: Callable, log_density: Callable, of_counts: Subject) -> Subject:
+    """Counts at the points of another subject, at 0 and at 1, beside logits of a zero."""
+    usual = [((single(logit), *n), x) for logit, (n, x) in zip((0.4, -1.7), of_counts.points[:2], strict=True)]
+    values = {(numbers, value): None for numbers, (x,) in of_counts.points[2:] for value in (0.0, 1.0, x)}
+    logits = itertools.cycle(map(single, (0.3, -30.0, 5.0, -2.0, 30.0, 80.0, -80.0)))
+    points = [((logit, *numbers), (x,)) for logit, (numbers, x) in zip(logits, values, strict=False)]
+    counts = of_counts.density.args[0]
+    truth = partial(first_value, partial(log_density, counts=of_counts.truth.args[0]))
+    words = f"logits of a zero ±80, {of_counts.range}"
+    return Subject(partial(of_network, partial(member, counts=counts)), truth, usual + points, words)
+
+
 def discretized(levels: int) -> list[Point]:
     last = levels - 1
     points = [((0.4, -0.7, 0.1, -0.47, s, -2.1), (single(k / last),)) for s in (-1.3, -2.0) for k in (0, last // 3)]
@@ -269,6 +281,20 @@ LOW_RANK = [
 ]  # fmt: skip
 
 
+RELAXED = [
+    (logits, ratios)
+    for logits in [(0.3, -1.2, 0.5), (2.0, 0.1, -0.7), (12.0, -9.0, 3.0), (-80.0, 40.0, 0.0)]
+    for ratios in [(0.4, -1.1), (3.0, 2.0), (-15.0, 9.0), (160.0, -80.0), (-1e3, 1e3)]
+]
+RATIOS = "τ = 0.5, 3 categories, logits ±80, log-ratios ±1,000"
+
+
+def concrete(numbers: Sequence, z: Sequence) -> mpf:
+    """The Concrete density of three categories at τ = ½, of log-ratios."""
+    rest = [logit - y / 2 for logit, y in zip(numbers, (*z, mpf(0)), strict=True)]
+    return mp.log(2) + 2 * mp.log(mpf(1) / 2) + sum(rest) - 3 * mp.log(sum(map(mp.exp, rest)))
+
+
 def t(df: float) -> Callable:
     return partial(reference.student_t, df=df)
 
@@ -298,6 +324,10 @@ def priors() -> dict[str, Subject]:
         ),
         "VampPrior": Subject(vamp, vamp_density, vamps, SCALES, usual=1),
         "ContextNormal": Subject(context_normal, partial(first_value, reference.normal), LOCATED, SCALES),
+        "GumbelSoftmax": Subject(
+            partial(prior, partial(pv.priors.GumbelSoftmax, 2, categories=3, temperature=0.5), {"logits": (1, 3)}),
+            concrete, exact(RELAXED), RATIOS,
+        ),
         "Flow": Subject(
             partial(flow, lambda: pv.priors.Flow(zuko.flows.MAF(2, transforms=1, hidden_features=[8]))), None,
             [((0.0,), (0.5, -1.75)), ((0.0,), (4.0, -3.0))], "a MAF as it starts, z from -5 to 5",
@@ -320,6 +350,10 @@ def posteriors() -> dict[str, Subject]:
             partial(posterior, pv.posteriors.LowRankNormal), partial(correlated, from_low_rank), exact(LOW_RANK),
             "σ 1e-6 to 1e6, W up to 1e6 σ",
         ),
+        "GumbelSoftmax": Subject(
+            partial(posterior, partial(pv.posteriors.GumbelSoftmax, categories=3, temperature=0.5)), concrete,
+            exact(RELAXED), RATIOS,
+        ),
         "Flow": Subject(
             partial(flow, maf), None, [((single(0.3),), (0.5, -1.75)), ((-2.0,), (4.0, -3.0))],
             "a MAF as it starts, z from -5 to 5",
@@ -335,6 +369,15 @@ def likelihoods() -> dict[str, Subject]:
     mixed = [
         ((logit, r), (bit, x)) for logit in (0.7, -15.0) for bit in (0.0, 1.0) for (r,), (x,) in poisson()
     ]  # fmt: skip
+    rates = [point for point in poisson() if point[0][0] >= -20]
+    rare = levels(pv.likelihoods.Poisson, reference.poisson, rates, "rates 2e-9 to 4.8e8")
+    density = pv.likelihoods.NegativeBinomial, reference.negative_binomial
+    dispersed, less = (
+        levels(*density, points, f"means 1e-3 to 1e8, r 2e-9 to {r}")
+        for points, r in (
+            (negative_binomial(), "4.4e8"), ([p for p in negative_binomial() if p[0][1] <= 15], "3e6"),
+        )
+    )  # fmt: skip
     return {
         "Normal": real("Normal", reference.normal),
         "HeteroscedasticNormal": levels(pv.likelihoods.HeteroscedasticNormal, reference.normal, LOCATED, SCALES),
@@ -357,10 +400,11 @@ def likelihoods() -> dict[str, Subject]:
         **{f"DiscretizedLogisticMixture, levels={n}": logistic(n) for n in (256, 65536)},
         **{f"Binomial, total_count={n:g}": binomial(n) for n in (1, 8, 10**7, 10**8, 10**9)},
         "Poisson": levels(pv.likelihoods.Poisson, reference.poisson, poisson(), "rates and counts to 4.8e8"),
-        "NegativeBinomial": levels(
-            pv.likelihoods.NegativeBinomial, reference.negative_binomial, negative_binomial(),
-            "means 1e-3 to 1e8, r 2e-9 to 4.4e8",
-        ),
+        "NegativeBinomial": dispersed,
+        **{f"ZeroInflated, {name}": with_zeros(pv.likelihoods.ZeroInflated, reference.zero_inflated, counts)
+           for name, counts in (("Poisson", rare), ("NegativeBinomial", dispersed))},
+        **{f"Hurdle, {name}": with_zeros(pv.likelihoods.Hurdle, reference.hurdle, counts)
+           for name, counts in (("Poisson", rare), ("NegativeBinomial", less))},
         "Blocks": Subject(
             partial(of_network, partial(pv.likelihoods.Blocks, blocks=[(pv.likelihoods.Bernoulli, 1),
                                                                        (pv.likelihoods.Poisson, 1)])),

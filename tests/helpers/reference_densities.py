@@ -35,6 +35,20 @@ def mixture(z: Tensor, logits: Tensor, locs: Tensor, log_scales: Tensor) -> Tens
     return sum(weight * part for weight, part in zip(weights, parts, strict=True)).log()
 
 
+def gumbel_softmax(z: Tensor, logits: Tensor, categories: int, temperature: float) -> Tensor:
+    """Maddison et al. (2017), equation (10), at the shares of log-ratios z, with the Jacobian of these shares."""
+    total = 0
+    for i in range(logits.shape[-2]):
+        y = z[..., i * (categories - 1) : (i + 1) * (categories - 1)]
+        exp = torch.cat([y.exp(), torch.ones_like(y[..., :1])], -1)
+        shares, alpha = exp / exp.sum(-1, keepdim=True), logits[..., i, :].exp()
+        each = alpha * shares ** (-temperature - 1)
+        below = (alpha * shares**-temperature).sum(-1) ** categories
+        density = math.factorial(categories - 1) * temperature ** (categories - 1) * each.prod(-1) / below
+        total = total + density.log() + shares.log().sum(-1)
+    return total
+
+
 @dataclass(frozen=True)
 class Row:
     """A prior of the library: its log-density here, of z and of these parameters, and the settings it is made with."""

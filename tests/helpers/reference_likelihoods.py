@@ -89,6 +89,24 @@ def negative_binomial(numbers, x):
     return ways - r * mp.log1p(mp.exp(logit)) - x * mp.log1p(mp.exp(-logit))
 
 
+def zero_inflated(numbers, x, *, counts):
+    """Lambert (1992): π 1(x = 0) + (1 - π) p(x), π = σ(l); enough digits that neither part is lost at 0."""
+    logit, *rest = numbers
+    with mp.extradps(50):
+        log_pi, log_other = -mp.log1p(mp.exp(-logit)), -mp.log1p(mp.exp(logit))
+        if x == 0:
+            return mp.log(mp.exp(log_pi) + mp.exp(log_other + counts(rest, 0)))
+        return counts(rest, x) + log_other
+
+
+def hurdle(numbers, x, *, counts):
+    """Mullahy (1986): π at 0, else (1 - π) p(x) / (1 - p(0)), π = σ(l)."""
+    logit, *rest = numbers
+    if x == 0:
+        return -mp.log1p(mp.exp(-logit))
+    return counts(rest, x) - mp.log(-mp.expm1(counts(rest, 0))) - mp.log1p(mp.exp(logit))
+
+
 # --- What follows from a log-density ---
 
 
