@@ -17,13 +17,15 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
-    "sphinx-mathjax-offline",  # MathJax itself, as a package: the pages ask no network for it
     "myst_nb",
     "sphinx_copybutton",
     "sphinx_design",
     "api_pages",
+    "bibliography",
     "figures",
     "links",
+    "mathjax_offline",
+    "outside",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext", "_templates"]
@@ -36,6 +38,7 @@ myst_links_external_new_tab = False
 nb_execution_mode = "off"  # the notebooks are shown as they were run; tests run them
 nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]
+mathjax_path = "mathjax/tex-chtml.js"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_exclude = ".linenos, .gp, .go"

@@ -60,7 +60,7 @@ def room_page(room: str, names: list[str]) -> str:
     """A page of a room: what it is, and a table of its names."""
     title = ROOMS[room]
     about = first_paragraph(importlib.import_module(f"pyro_vae.{room}"))
-    table = "\n".join(f"   {name}" for name in names)
+    table = "\n".join(f"   ~{name}" for name in names)
     head = f"{title}\n{'=' * len(title)}\n\n{about}\n"
     return f"{head}\n.. autosummary::\n   :toctree: generated\n   :nosignatures:\n\n{table}\n"
 
