@@ -8,7 +8,7 @@ SETUP := pyproject.toml constraints.txt
 DEVICE := cuda
 OUT := benchmarks/results/gpu
 
-.PHONY: demo test test-slow test-arviz1 lint bench gpu faults mutants coverage precision clean
+.PHONY: demo test test-slow test-arviz1 lint docs test-site bench gpu faults mutants coverage precision clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -28,6 +28,14 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The site, in docs/_build/html: a minute or two, most of it the figures of the gallery. Warnings are errors.
+docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -n -W --keep-going -q docs docs/_build/html
+
+# Opens each page of the built site in a headless Chromium, where there is one (Debian: chromium, chromium-driver).
+test-site: docs $(VENV)/.test
+	$(BIN)/python -m pytest tests/contract/test_site.py
 
 # Alone on the machine, half an hour; the results lie in benchmarks/results.
 bench: $(VENV)/.bench
@@ -58,7 +66,8 @@ precision: $(VENV)/.test
 	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m helpers.precision_page
 
 clean:
-	rm -rf $(VENV) .venv-arviz1
+	rm -rf $(VENV) .venv-arviz1 docs/_build docs/_figures docs/api docs/notebooks docs/measurements.md \
+		docs/project/bibliography.md
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -76,6 +85,10 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.lint: $(VENV)/.base
 	$(PIP) -e ".[lint]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.base

@@ -82,8 +82,9 @@ def compare_elbos(
         vae: a VAE, or a :class:`Pair` of a Pyro model and guide; nothing is trained.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; taken
             in the VAE's own precision and on its device.
-        elbos: name → estimator, whatever ``SVI`` takes as ``loss=``, or its class; :func:`default_elbos` if not given,
-            without those that do not hold here (the attribute ``left_out`` says why).
+        elbos: name → estimator, whatever ``SVI`` takes as ``loss=``, or its class; if not given,
+            :func:`~pyro_vae.compare.elbos.default_elbos` without those that do not hold here (the attribute
+            ``left_out`` says why).
         particles: the numbers K to compare each with; by default each estimator's own, or 1 where ``elbos`` is
             not given either.
         draws: how many independent draws of all latents, at least 2.

@@ -128,8 +128,8 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     """Data, context and mask as :class:`Rows`, checked.
 
     Args:
-        data: a tensor, an array, a DataFrame or another table (:func:`data_of`), :class:`Data` (with its own context
-            and mask) or :class:`Rows`.
+        data: a tensor, an array, a DataFrame or another table (:func:`~pyro_vae.data.rows.data_of`), :class:`Data`
+            (with its own context and mask) or :class:`Rows`.
         context: shape ``(datum, c)``.
         mask: booleans, the shape of the data: true where observed. What is missing may hold anything.
         source: what to call the data in messages.

@@ -269,7 +269,7 @@ class Weights:
 
     @cached_property
     def drawn(self) -> dict[str, Tensor]:
-        """The latents as the guide drew them, by site, with their whole gradient: what a penalty is made of."""
+        """The latents as the guide drew them, by site, with the whole gradient that a penalty needs."""
         return {name: site["value"] for name, site in samples(self.guide_trace)}
 
     @property
@@ -301,7 +301,7 @@ class Weights:
 
     @cached_property
     def dims(self) -> tuple[int, tuple[int, ...]]:
-        """The dimension of the particles, and those of the plates that all sites share: the data."""
+        """The dimension of the particles, and those of the plates over data that all sites share."""
         sites = [*samples(self.model_trace), *samples(self.guide_trace)]
         for name, site in sites:
             _refuse_site(name, site)
@@ -337,7 +337,7 @@ class Weights:
 
     @property
     def scale(self) -> Any:
-        """What each datum's bound is multiplied by: n/m, and any scale around the whole model."""
+        """The factor n/m of each bound, times any scale around the whole model."""
         return self._outer
 
     def total(self, bound: Tensor) -> Tensor:

@@ -162,9 +162,9 @@ def fit(
             ``objective`` is what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
         optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
             one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
-            data); :func:`adam` if not given. A class is such a function. An optimizer or scheduler that was made of
-            the VAE's parameters is used as it is, and goes on with its state; one of ``pyro.optim`` gives its class
-            and settings.
+            data); :func:`~pyro_vae.train.fit.adam` if not given. A class is such a function. An optimizer or scheduler
+            that was made of the VAE's parameters is used as it is, and goes on with its state; one of ``pyro.optim``
+            gives its class and settings.
         epochs: passes over the data, at least 1.
         batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller. If not given,
             128, or all data where there are fewer, or slightly less where 128 would leave a last batch of one row.
