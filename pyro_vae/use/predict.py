@@ -10,10 +10,6 @@ from pyro_vae.core.device import refuse_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.context import one_hot_context
-from pyro_vae.data.rows import data_of
-from pyro_vae.data.tables import is_table
-from pyro_vae.data.values import Data
 from pyro_vae.errors import SettingsError
 from pyro_vae.use.features import likelihood_of, summarize, width_of
 from pyro_vae.use.inputs import Found, by_block, read
@@ -92,7 +88,9 @@ def predict(
     table = read(vae, data, context=own_context, mask=mask)
     if table.first.context is None:
         raise SettingsError("the data have no context of their own, in which they are encoded; give it as own_context=")
-    (others,) = contexts(vae, _as_numbers(vae, context), len(table))
+    if context is None:
+        raise SettingsError("context is None; give the context to predict in")
+    (others,) = contexts(vae, context, len(table))
     width, left = width_of(likelihood_of(vae, table.first)), [others]
 
     def compute(rows: Rows) -> Found:
@@ -107,17 +105,3 @@ def predict(
     )  # fmt: skip
     variables = {name: (["datum", "feature"], value) for name, value in found.items()}
     return label(variables, table.names, draws=draws, seed=seed)
-
-
-def _as_numbers(vae: VAE, context: Any) -> Any:
-    """A context of named columns as the numbers that the VAE was trained on; another as it is."""
-    if context is None:
-        raise SettingsError("context is None; give the context to predict in")
-    known = vae.trained_on
-    if not is_table(context):
-        return context
-    if known is None or not known.context_columns:
-        raise SettingsError("context is a table, and the VAE was trained on no named context columns; give numbers")
-    columns = [*known.context_columns]
-    like = Data(torch.empty(0), columns=columns, categories=known.categories, source="the training data")
-    return one_hot_context(data_of(context, columns=columns, like=like, source="context"))

@@ -13,9 +13,11 @@ from pyro_vae.core.device import derive_seed, numbers_at_once, refuse_seed, seed
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.context import context_names
-from pyro_vae.data.values import as_tensor
-from pyro_vae.errors import DataError, ModelError
+from pyro_vae.data.context import context_names, one_hot_context
+from pyro_vae.data.rows import data_of
+from pyro_vae.data.tables import is_table
+from pyro_vae.data.values import Data, as_tensor
+from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.priors import ContextNormal
 from pyro_vae.use.inputs import Names
 from pyro_vae.use.labelled import label
@@ -34,7 +36,8 @@ def sample(
         vae: a VAE.
         n: how many rows, at least 1.
         context: of a conditional VAE, one for all rows, shape ``(c,)`` or ``(1, c)``, or one for each, shape
-            ``(n, c)``.
+            ``(n, c)``; of a VAE that was trained on named context columns also a table of these, as
+            ``{"batch": ["b"]}``.
         seed: of the draws.
         chunk: about so many numbers at a time, on a GPU 64 times as many; another chunk makes other draws.
         progress: whether to show a bar.
@@ -90,11 +93,24 @@ def contexts(vae: VAE, context: Any, n: int) -> tuple[Tensor, ...]:
     """
     if context is None:
         return ()
+    context = _as_numbers(vae, context)
     array = context if isinstance(context, Tensor) else np.asarray(context)
     rows = vae.like(as_tensor(array[None] if array.ndim == 1 else array, source="context"))
     if rows.dim() != 2 or len(rows) not in (1, n):
         raise DataError(f"the context has shape {tuple(rows.shape)} for {n} rows; give one row, or {n}")
     return (rows.expand(n, -1),)
+
+
+def _as_numbers(vae: VAE, context: Any) -> Any:
+    """A context of named columns as the numbers that the VAE was trained on; another as it is."""
+    known = vae.trained_on
+    if not is_table(context):
+        return context
+    if known is None or not known.context_columns:
+        raise SettingsError("context is a table, and the VAE was trained on no named context columns; give numbers")
+    columns = [*known.context_columns]
+    like = Data(torch.empty(0), columns=columns, categories=known.categories, source="the training data")
+    return one_hot_context(data_of(context, columns=columns, like=like, source="context"))
 
 
 def likelihood_at(vae: VAE, z: Tensor, given: tuple[Tensor, ...]) -> Distribution:

@@ -155,6 +155,10 @@ def test_named_contexts_are_found_by_name():
     assert (by_name.datum.values.tolist(), by_name.feature.values.tolist()) == (list(table.index), ["a", "b"])
     each = pv.predict(vae, table, context=table.assign(batch="u"))
     assert not np.allclose(each.x, by_name.x)
+    drawn = pv.sample(vae, 5, context={"age": [30.0], "batch": ["v"]})
+    assert drawn.identical(pv.sample(vae, 5, context=[0.0, 1.0, 30.0]))
+    along = pv.traverse(vae, 0, context={"age": [30.0], "batch": ["v"]})
+    assert along.identical(pv.traverse(vae, 0, context=[0.0, 1.0, 30.0]))
     with pytest.raises(DataError, match="'w'"):
         pv.predict(vae, table, context={"age": [30.0], "batch": ["w"]})
     with pytest.raises(DataError, match="age"):
