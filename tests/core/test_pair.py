@@ -246,7 +246,7 @@ def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
     alone = pv.Pair(lambda x: own.model(x), own.guide)
     with pytest.raises(ModelError, match="the model takes 1 argument and no size, so a batch of it could not stand"):
         alone.model(x, 60)
-    with pytest.raises(ModelError, match="the model takes 2 arguments and no context, so its context would be lost"):
+    with pytest.raises(ModelError, match="the guide takes 2 arguments and no context, so its context would be lost"):
         pv.log_evidence(two, pv.data.Data(x, context=torch.zeros(12, 1).double()))
     with pytest.raises(ModelError, match="the guide has no site z1, which is a latent of the model"):
         pv.log_evidence(pv.Pair(own.model, lambda x: pyro.sample("z2", dist.Normal(0.0, 1.0))), x)
