@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from pyro_vae import data, diagnose, elbo, errors, likelihoods, nn, plots, posteriors, priors
     from pyro_vae.compare.elbos import compare_elbos
     from pyro_vae.compare.models import compare_models
-    from pyro_vae.compare.pair import Pair
     from pyro_vae.compare.recommend import recommend
     from pyro_vae.compare.seeds import over_seeds
     from pyro_vae.core.component import Conditional
+    from pyro_vae.core.pair import Pair
     from pyro_vae.core.vae import VAE
     from pyro_vae.diagnose import inference_gaps
     from pyro_vae.diagnose.check import check
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "compare.elbos": ["compare_elbos"],
     "compare.models": ["compare_models"],
-    "compare.pair": ["Pair"],
+    "core.pair": ["Pair"],
     "compare.recommend": ["recommend"],
     "compare.seeds": ["over_seeds"],
     "core.component": ["Conditional"],

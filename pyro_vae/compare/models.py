@@ -12,8 +12,8 @@ from pyro_vae.__about__ import versions
 from pyro_vae.compare.models_table import ModelComparison
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
@@ -45,7 +45,7 @@ NOT_LOO = (
 
 @takes_settings
 def compare_models(
-    models: Mapping[str, VAE | xr.Dataset],
+    models: Mapping[str, Amortised | xr.Dataset],
     x_test: Any,
     *,
     method: Method = "iw",
@@ -84,7 +84,7 @@ def compare_models(
     the features.
 
     Args:
-        models: name → VAE, or the dataset that :func:`log_evidence` made of it and of ``x_test``; at least two.
+        models: name → VAE or Pair, or the dataset that :func:`log_evidence` made of it and of ``x_test``; at least two.
         x_test: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask;
             at least two.
         method: ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``, as in :func:`log_evidence`, like the settings
@@ -140,7 +140,7 @@ def compare_models(
     refuse_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
         raise SettingsError("a comparison needs at least two models; give {name: vae, other: vae}")
-    first = next((model for model in models.values() if isinstance(model, VAE)), None)
+    first = next((model for model in models.values() if isinstance(model, Amortised)), None)
     x_test = x_test if first is None else data_for(first, x_test, source="x_test")
     rows, hashes = _checked(models, x_test)
     settings = {"method": method, "num_particles": num_particles, "temperatures": temperatures, "leapfrog": leapfrog}
@@ -195,12 +195,12 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
     for name, model in models.items():
         if isinstance(model, xr.Dataset):
             _refuse_dataset(name, model, data_hash(hashes))
-        elif isinstance(model, VAE):
+        elif isinstance(model, Amortised):
             own = rows_for(model, x_test, source="x_test")  # its columns may be in another order
             refuse_trained_on(model, row_hashes(own), getattr(x_test, "row_labels", None), name=name)
         else:
             raise SettingsError(
-                f"models[{name!r}] is a {type(model).__name__}; give a VAE or what log_evidence made of one"
+                f"models[{name!r}] is a {type(model).__name__}; give a VAE, a Pair or what log_evidence made of one"
             )
     return rows, hashes
 

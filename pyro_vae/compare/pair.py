@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.one_at_a_time import one_at_a_time
+from pyro_vae.core.pair import Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.threads import threads_for_evaluations
 from pyro_vae.core.traces import Program, replayed, samples
@@ -20,36 +21,6 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data.rows import rows_for, rows_of
 from pyro_vae.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A Pyro model and its guide, to be compared as a VAE is.
-
-    Args:
-        model: a callable of ``x``, or of ``(x, size)`` where a comparison is given a ``size``; all of its
-            sample sites lie in one plate over data.
-        guide: its guide, of the same arguments.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        ...         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-        >>> def guide(x):
-        ...     scale = pyro.param("s", torch.ones(()), constraint=dist.constraints.positive)
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
-        >>> pyro.clear_param_store()
-        >>> import pyro_vae as pv
-        >>> table = pv.compare_elbos(Pair(model, guide), torch.randn(9, 2), {"STL": pv.elbo.STL()}, draws=4)
-        >>> table.parameter_group.values.tolist()
-        ['all', 'φ', 's']
-    """
-
-    model: Program
-    guide: Program
 
 
 @dataclass(frozen=True)

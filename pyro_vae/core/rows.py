@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Rows:
         """The rows in parts of at most ``size``."""
         return (self.take(slice(start, start + size)) for start in range(0, len(self), size))
 
-    def like(self, vae: "VAE") -> "Rows":
+    def like(self, vae: "Amortised") -> "Rows":
         """On the device and in the precision of a VAE."""
         x = vae.like(self.x)
         context = None if self.context is None else vae.like(self.context)

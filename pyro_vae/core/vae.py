@@ -1,8 +1,7 @@
 """Three modules that return distributions, wired into a Pyro model and guide."""
 
-import itertools
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -10,14 +9,12 @@ from torch import Tensor, nn
 
 from pyro_vae.core import compatibility
 from pyro_vae.core.component import Distribution, distribution, infer, masked, observed
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.param_store import Picklable, register
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.standardize import Standardizable, Standardize
 from pyro_vae.core.validation import whole
 from pyro_vae.errors import DataError, ModelError, SettingsError
-
-if TYPE_CHECKING:
-    from pyro_vae.data.fingerprint import Trained
 
 
 def data_plate(x: Tensor | None, size: int | None, context: Tensor | None = None) -> pyro.plate:
@@ -114,7 +111,7 @@ def _standardize_by(part: nn.Module, role: str, standardize: Any) -> None:
     part.standardize_by(standardize)
 
 
-class VAE(Picklable):
+class VAE(Amortised):
     """A variational autoencoder: a prior, a decoder and an encoder, each a module that returns a distribution.
 
     .. math:: p(x, z) = p(z)\\, p(x | z), \\qquad q(z | x)
@@ -157,8 +154,8 @@ class VAE(Picklable):
         (torch.Size([3]), torch.Size([2]))
     """
 
-    trained_on: "Trained | None" = None
-    """What :func:`pyro_vae.fit` trained it on, as hashes; no part of its state."""
+    model: Generative
+    guide: Inference
 
     def __init__(
         self, *, prior: nn.Module, decoder: nn.Module, encoder: nn.Module, standardize: Standardize | None = None
@@ -235,12 +232,6 @@ class VAE(Picklable):
         """
         prior = compatibility.called("prior", self.prior, *rows.given)
         return prior.log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
-
-    def like(self, x: Tensor) -> Tensor:
-        """``x`` on the device and in the precision of the parameters (itself, where it is so already)."""
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        own = next((t for t in tensors if t.is_floating_point()), torch.empty(()))
-        return x.to(own.device, own.dtype)
 
     @torch.no_grad()
     def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:

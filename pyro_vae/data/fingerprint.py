@@ -15,7 +15,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 
 def row_hashes(rows: Rows) -> np.ndarray:
@@ -170,7 +170,7 @@ def validate_names(*lists: Any) -> None:
         raise ValueError("the names of its columns are no text")
 
 
-def trained_on(vae: "VAE", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
+def trained_on(vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
     """Which rows were trained on, in words, where there are more of them than chance has it; else nothing.
 
     Rows of a few countable values meet by chance: as often as training data meet each other.
@@ -215,7 +215,7 @@ def overlap(known: Trained, hashes: np.ndarray, labels: np.ndarray | None = None
 
 
 def refuse_trained_on(
-    vae: "VAE", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
+    vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
 ) -> None:
     """Refuse data of which more rows were trained on than chance has it, as :func:`trained_on` says.
 

@@ -19,7 +19,7 @@ from pyro_vae.errors import DataError, PrecisionWarning
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 
 def data_of(
@@ -109,7 +109,7 @@ def checked(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
     return replace(data, said="; ".join(line))
 
 
-def _warn_if_coarse(rows: Rows, vae: "VAE", source: str, columns: Sequence[str] | None) -> None:
+def _warn_if_coarse(rows: Rows, vae: "Amortised", source: str, columns: Sequence[str] | None) -> None:
     """Warn that the precision of a VAE merges values."""
     single = vae.like(rows.x[:1]).dtype == torch.float32
     coarse = coarse_columns(rows.x, rows.mask) if single else []
@@ -176,7 +176,7 @@ def _as_mask(mask: Any, shape: Sequence[int], source: str) -> Tensor:
     return mask
 
 
-def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
+def rows_for(vae: "Amortised", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
     """:func:`rows_of` data that fit the parts of a VAE and lie in the support of its likelihood.
 
     Args:
@@ -200,13 +200,13 @@ def rows_for(vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, so
     rows = rows_of(data, context=context, mask=None if isinstance(data, Data) else mask, source=source)
     _warn_if_coarse(rows, vae, *named(data, source))
     vae.check(rows.x, rows.context, rows.mask)
-    if isinstance(vae.decoder, Likelihood):
-        vae.decoder.refuse(rows.x, *named(data, source))
+    if isinstance(decoder := getattr(vae, "decoder", None), Likelihood):
+        decoder.refuse(rows.x, *named(data, source))
     return rows
 
 
 def data_for(
-    vae: "VAE", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
+    vae: "Amortised", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
 ) -> Any:
     """Tables as :class:`Data`, with the columns and the codes of categories that the VAE was trained on.
 

@@ -17,7 +17,7 @@ from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Source(Protocol):
         ``batch_size`` rows to visit, as long as ``skip`` is one. A window holds until the next is asked for.
         """
 
-    def like(self, vae: "VAE") -> "Source":
+    def like(self, vae: "Amortised") -> "Source":
         """The same source, its windows on the device and in the precision of a VAE."""
 
-    def checked_for(self, vae: "VAE") -> "Source":
+    def checked_for(self, vae: "Amortised") -> "Source":
         """The same source, seen to fit a VAE; what is read later is held against the likelihood's support."""
 
 
@@ -151,11 +151,11 @@ class InMemory:
         if skip < len(self):
             yield Window(self.rows, permutation(len(self), seed, self.rows.x.device)[skip:])
 
-    def like(self, vae: "VAE") -> "InMemory":
+    def like(self, vae: "Amortised") -> "InMemory":
         """The same rows on the device and in the precision of a VAE; themselves where they are so already."""
         return replace(self, rows=self.rows.like(vae))
 
-    def checked_for(self, vae: "VAE") -> "InMemory":
+    def checked_for(self, vae: "Amortised") -> "InMemory":
         """The same source, its rows seen to fit a VAE and to lie in the support of its likelihood.
 
         Raises:
@@ -163,8 +163,8 @@ class InMemory:
             ModelError: if the data do not fit the parts.
         """
         vae.check(self.rows.x, self.rows.context, self.rows.mask)
-        if isinstance(vae.decoder, Likelihood):
-            vae.decoder.refuse(self.rows.x, self.source, self.columns)
+        if isinstance(decoder := getattr(vae, "decoder", None), Likelihood):
+            decoder.refuse(self.rows.x, self.source, self.columns)
         return self
 
 
@@ -218,7 +218,7 @@ def spaced(n: int, k: int) -> Tensor:
     return torch.arange(k) * n // k
 
 
-def source_of(data: Any, vae: "VAE", *, context: Any = None, mask: Any = None, source: str = "data") -> Source:
+def source_of(data: Any, vae: "Amortised", *, context: Any = None, mask: Any = None, source: str = "data") -> Source:
     """What :func:`pyro_vae.fit` is given, as a source, seen to fit a VAE.
 
     Args:

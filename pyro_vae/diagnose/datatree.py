@@ -14,12 +14,14 @@ from torch import Tensor
 from pyro_vae.__about__ import __version__, versions
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.pair import Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import Data, row_names
+from pyro_vae.diagnose.sites import groups_of_sites
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.kinds import countable_features
 from pyro_vae.evidence.psis import BAD, LEAST
@@ -50,7 +52,7 @@ NOTES = {
 @torch.no_grad()
 @takes_settings
 def to_datatree(
-    vae: VAE,
+    vae: VAE | Pair,
     x: Any,
     *,
     draws: int = 100,
@@ -73,7 +75,8 @@ def to_datatree(
     (where ``khat`` is below 0.7) and there are proposals enough (``ess`` says how many draws they are worth).
 
     Args:
-        vae: a VAE.
+        vae: a VAE, or a :class:`pyro_vae.Pair`, of which each site has a variable of its own name, over the dimension
+            ``<name>_dim`` where its event has one. The prior is then that of the first row.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         draws: posterior draws per datum, at least 1.
         prior_draws: draws from the prior, at least 1.
@@ -126,27 +129,12 @@ def to_datatree(
     x = data_for(vae, x)
     given = rows_for(vae, x)
     rows = given.like(vae)
+    resampled = None if posterior == "guide" else proposals
     with seeded(seed, rows.x.device), evaluating(vae, draws * len(rows)):
-        if posterior == "guide":
-            drawn = _of_the_guide(vae, rows, draws)
+        if isinstance(vae, Pair):
+            groups = groups_of_sites(vae, rows, draws=draws, prior_draws=prior_draws, proposals=resampled)
         else:
-            size = max(1, chunk // (proposals * rows.x[0].numel()))
-            drawn = _joined([_resampled(vae, part, draws, proposals) for part in rows.split(size)])
-        x_new = vae.likelihood(drawn.z, rows).sample()
-        z_prior, of_the_prior = from_the_prior(vae, prior_draws, rows.context)
-        x_prior = of_the_prior.sample()
-    seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
-    if all(countable_features(vae, rows)):
-        seen, x_new, x_prior = _as_whole_numbers(seen, x_new, x_prior)
-    groups = {
-        "posterior": _variable("z", drawn.z, "datum", "latent"),
-        "posterior_predictive": _variable("x", x_new, "datum", "feature"),
-        "log_likelihood": _variable("x", drawn.log_likelihood, "datum"),
-        "sample_stats": drawn.stats(),
-        "prior": _variable("z", z_prior, "latent"),
-        "prior_predictive": _variable("x", x_prior, "feature"),
-        "observed_data": xr.Dataset({"x": (("datum", "feature"), seen.flatten(1).cpu().numpy())}),
-    }
+            groups = _groups(vae, rows, draws, prior_draws, resampled, chunk)
     stamp = {"created_at": datetime.now(UTC).isoformat(), "inference_library": "pyro_vae", "seed": seed}
     attributes = {
         **stamp, "inference_library_version": __version__, **versions(), "posterior_from": posterior,
@@ -160,6 +148,32 @@ def to_datatree(
         for name, group in groups.items()
     }
     return xr.DataTree.from_dict(root | named)
+
+
+def _groups(
+    vae: VAE, rows: Rows, draws: int, prior_draws: int, proposals: int | None, chunk: int
+) -> dict[str, xr.Dataset]:
+    """The groups of a VAE; of draws of the guide, or of draws that are taken of so many proposals."""
+    if proposals is None:
+        drawn = _of_the_guide(vae, rows, draws)
+    else:
+        size = max(1, chunk // (proposals * rows.x[0].numel()))
+        drawn = _joined([_resampled(vae, part, draws, proposals) for part in rows.split(size)])
+    x_new = vae.likelihood(drawn.z, rows).sample()
+    z_prior, of_the_prior = from_the_prior(vae, prior_draws, rows.context)
+    x_prior = of_the_prior.sample()
+    seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
+    if all(countable_features(vae, rows)):
+        seen, x_new, x_prior = _as_whole_numbers(seen, x_new, x_prior)
+    return {
+        "posterior": _variable("z", drawn.z, "datum", "latent"),
+        "posterior_predictive": _variable("x", x_new, "datum", "feature"),
+        "log_likelihood": _variable("x", drawn.log_likelihood, "datum"),
+        "sample_stats": drawn.stats(),
+        "prior": _variable("z", z_prior, "latent"),
+        "prior_predictive": _variable("x", x_prior, "feature"),
+        "observed_data": xr.Dataset({"x": (("datum", "feature"), seen.flatten(1).cpu().numpy())}),
+    }
 
 
 def _as_whole_numbers(*of_x: Tensor) -> tuple[Tensor, ...]:
@@ -250,20 +264,18 @@ def _variable(name: str, draws: Tensor, *dims: str) -> xr.Dataset:
     return xr.Dataset({name: (("chain", "draw", *dims), array)})
 
 
-LABELLED = ("datum", "feature", "latent")
-
-
 def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """The labels asked for, seen to be as many as there are things to label."""
     sizes = {**groups["posterior"].sizes, **groups["observed_data"].sizes}
     if coords is not None and not isinstance(coords, Mapping):
         raise SettingsError(f"coords is a {type(coords).__name__}; give {{dimension: its labels}}")
     columns = x.columns if isinstance(x, Data) else None
-    own = {"feature": columns} if columns is not None and len(columns) == sizes["feature"] else {}
+    own = {"feature": columns} if columns is not None and len(columns) == sizes.get("feature") else {}
     labels = {"datum": row_names(x, sizes["datum"]), **own, **(coords or {})}
     for name, given in labels.items():
-        if name not in LABELLED:
-            raise SettingsError(f"coords has labels of {name!r}; it may have some of datum, feature and latent")
+        if name not in sizes or name in ("chain", "draw"):
+            *most, last = sorted(str(dim) for dim in {*sizes} - {"chain", "draw"})
+            raise SettingsError(f"coords has labels of {name!r}; it may have some of {', '.join(most)} and {last}")
         if np.ndim(np.asarray(given)) != 1 or len(given) != sizes[name]:
             raise SettingsError(
                 f"coords[{name!r}] has {np.size(np.asarray(given))} labels for {sizes[name]}; give one for each"

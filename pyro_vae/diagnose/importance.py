@@ -13,7 +13,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.vae import VAE
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import row_names
@@ -27,7 +27,7 @@ SOME, MANY = 0.02, 0.25
 
 @torch.no_grad()
 @takes_settings
-def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: int = 2**20) -> xr.Dataset:
+def khat(vae: Amortised, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: int = 2**20) -> xr.Dataset:
     """The Pareto shape k̂ and the effective sample size of each datum's importance weights.
 
     .. math:: w_{ki} = p(x_i, z_{ki}) / q(z_{ki} | x_i), \\qquad
@@ -38,7 +38,7 @@ def khat(vae: VAE, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: i
     q that is too narrow somewhere has a heavy tail, and its ESS, too, is then too high to be true.
 
     Args:
-        vae: a VAE.
+        vae: a VAE or a :class:`pyro_vae.Pair`.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         num_particles: K, at least 25; the error of k̂ falls as its fourth root.
         seed: of the particles.

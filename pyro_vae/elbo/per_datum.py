@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.vae import VAE
+from pyro_vae.core.pair import Amortised
 from pyro_vae.data.rows import data_for, rows_of
 from pyro_vae.elbo import log_weights
 
 
 @torch.no_grad()
-def per_datum_elbo(vae: VAE, x: Any, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
+def per_datum_elbo(vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
     """The ELBO of each datum, by the mean of its log-weights.
 
     .. math:: \\mathcal L_i \\approx \\frac1K \\sum_k \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i)

@@ -10,24 +10,24 @@ import xarray as xr
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.pair import Amortised, Pair
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import row_names
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.evidence.annealed import PILOT, annealed, annealed_from_prior
 from pyro_vae.evidence.bidirectional import APART, bidirectional
-from pyro_vae.evidence.generative import generative_hash
+from pyro_vae.evidence.generative import generative_attribute
 from pyro_vae.evidence.kinds import as_text, countable_features, kind
 from pyro_vae.evidence.weights import Found, Plan, importance_weighted, pareto_smoothed
 
 Method: TypeAlias = Literal["iw", "psis", "ais", "ais_prior", "bdmc"]
 METHODS = get_args(Method)
 
-BY_METHOD: dict[str, Callable[[VAE, Rows, Plan], Found]] = {
+BY_METHOD: dict[str, Callable[[Any, Rows, Plan], Found]] = {
     "iw": importance_weighted,
     "psis": pareto_smoothed,
     "ais": annealed,
@@ -75,7 +75,7 @@ def refuse_method(method: str, among: tuple[str, ...] = METHODS) -> None:
 @torch.no_grad()
 @takes_settings
 def log_evidence(
-    vae: VAE,
+    vae: Amortised,
     x: Any,
     *,
     method: Method = "iw",
@@ -114,7 +114,7 @@ def log_evidence(
     the data, and ``"bdmc"`` brackets log p(x) of simulated data.
 
     Args:
-        vae: a VAE.
+        vae: a VAE, or for ``"iw"`` and ``"psis"`` a :class:`pyro_vae.Pair`.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         method: ``"iw"``, ``"psis"``, ``"ais"``, ``"ais_prior"`` or ``"bdmc"``.
         num_particles: K, draws or chains per datum, at least 2 (25 for ``"psis"``, and for k̂); if not given, 500 draws
@@ -173,6 +173,11 @@ def log_evidence(
     refuse_seed(seed)
     if torch.is_inference_mode_enabled() and method in ANNEALED:
         raise SettingsError("inference mode is on, where no gradient can be had to move z by; call outside of it")
+    if method in ANNEALED and isinstance(vae, Pair):
+        raise ModelError(
+            f"method {method!r} moves z by gradients of a prior and a decoder, which a Pair does not name; take iw or "
+            "psis"
+        )
     x = data_for(vae, x)
     given = rows_for(vae, x)
     rows = given.like(vae)
@@ -196,7 +201,7 @@ def log_evidence(
     return table.assign_attrs(
         method=method, estimate=ESTIMATES[method], num_particles=num_particles, **annealing, seed=seed,
         data_hash=data_hash(hashes), trained_on=met, kind=kind(countable),
-        countable=as_text(countable), generative=generative_hash(vae), **versions(),
+        countable=as_text(countable), **generative_attribute(vae), **versions(),
     )  # fmt: skip
 
 

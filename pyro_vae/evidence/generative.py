@@ -9,6 +9,7 @@ import xarray as xr
 from torch import nn
 
 from pyro_vae.core.format import format_estimate
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.repeats import clustered_error
 
@@ -39,6 +40,18 @@ def generative_hash(vae: VAE) -> str:
             number = value.cpu()
             digest.update((number.float() if number.is_floating_point() else number).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def generative_attribute(vae: Amortised) -> dict[str, str]:
+    """The attribute of a dataset that tells the generative model; of a Pair, whose program may be any, none.
+
+    Example:
+        >>> import torch, pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.37).as_vae()
+        >>> list(generative_attribute(vae)), generative_attribute(pv.Pair(vae.model, vae.guide))
+        (['generative'], {})
+    """
+    return {"generative": generative_hash(vae)} if isinstance(vae, VAE) else {}
 
 
 def _settings(module: nn.Module) -> list[tuple[str, object]]:

@@ -10,8 +10,9 @@ import xarray as xr
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
+from pyro_vae.core.traces import samples, traces
 from pyro_vae.elbo.kl import base
 from pyro_vae.likelihoods._distributions import Side
 
@@ -20,7 +21,7 @@ NOT_KNOWN = "not known"
 
 
 @torch.no_grad()
-def countable_features(vae: VAE, rows: Rows) -> tuple[bool, ...]:
+def countable_features(vae: Amortised, rows: Rows) -> tuple[bool, ...]:
     """Whether the values of each feature are countable: they then have a probability and not a density.
 
     Example:
@@ -29,12 +30,18 @@ def countable_features(vae: VAE, rows: Rows) -> tuple[bool, ...]:
         >>> countable_features(vae, Rows(torch.zeros(3, 2)))
         (False, False)
     """
-    one = rows.take(slice(1)).like(vae)
+    one = Rows(rows.x, rows.context).take(slice(1)).like(vae)
     with seeded(0, one.x.device), evaluating(vae, len(one)):
-        likelihood = vae.decoder(vae.posterior(one).sample(), *one.given)
+        sites = [site for _, site in samples(traces(vae.model, vae.guide, *one.arguments())[0]) if site["is_observed"]]
+    found = [flag for site in sites for flag in _countable(site["fn"], site["value"].numel())]
+    return tuple(found) if len(found) == rows.x[0].numel() else (all(found),) * rows.x[0].numel()
+
+
+def _countable(likelihood: Any, size: int) -> list[bool]:
+    """Whether each of so many values of a site is countable."""
     features = base(likelihood)
-    parts, sizes = (features.parts, features.sizes) if isinstance(features, Side) else ([features], [rows.x[0].numel()])
-    return tuple(_is_discrete(part) for part, size in zip(parts, sizes, strict=True) for _ in range(size))
+    parts, sizes = (features.parts, features.sizes) if isinstance(features, Side) else ([features], [size])
+    return [_is_discrete(part) for part, n in zip(parts, sizes, strict=True) for _ in range(n)]
 
 
 def _is_discrete(d: Any) -> bool:

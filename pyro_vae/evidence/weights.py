@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.progress import Ticks
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.elbo import log_weights
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length
@@ -166,7 +166,7 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return tail + taken, torch.as_tensor(khat).to(log_weights)
 
 
-def guide_log_weights(vae: VAE, rows: Rows, num_particles: int) -> Tensor:
+def guide_log_weights(vae: Amortised, rows: Rows, num_particles: int) -> Tensor:
     """log w of draws from the guide, in double precision, shape ``(K, datum)``.
 
     Example:
@@ -178,7 +178,7 @@ def guide_log_weights(vae: VAE, rows: Rows, num_particles: int) -> Tensor:
     return log_weights(vae.model, vae.guide, *rows.arguments(), num_particles=num_particles).double()
 
 
-def importance_weighted(vae: VAE, rows: Rows, plan: Plan) -> Found:
+def importance_weighted(vae: Amortised, rows: Rows, plan: Plan) -> Found:
     """Estimate log p(x) by the log of the mean importance weight.
 
     Example:
@@ -192,7 +192,7 @@ def importance_weighted(vae: VAE, rows: Rows, plan: Plan) -> Found:
     return found
 
 
-def pareto_smoothed(vae: VAE, rows: Rows, plan: Plan) -> Found:
+def pareto_smoothed(vae: Amortised, rows: Rows, plan: Plan) -> Found:
     """Estimate log p(x) by the log of the mean of the smoothed weights.
 
     The bias that smoothing adds is measured beside the plain mean of the same weights: their difference, whose error

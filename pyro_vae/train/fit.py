@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_vae.core.device import describe_device, seeded
 from pyro_vae.core.format import as_text
 from pyro_vae.core.one_at_a_time import one_at_a_time
+from pyro_vae.core.pair import Pair
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.signals import ending_signals
@@ -120,7 +121,7 @@ _INSTEAD = {
 
 @partial(takes_settings, hints=_INSTEAD)
 def fit(
-    vae: VAE,
+    vae: VAE | Pair,
     data: Any,
     *,
     elbo: Loss | type[ELBO] | None = None,
@@ -154,7 +155,8 @@ def fit(
     (``vae.trained_on``), so that :func:`pyro_vae.compare_models` can refuse them as held-out data.
 
     Args:
-        vae: trained in place, and moved to ``device``.
+        vae: trained in place, and moved to ``device``; or a :class:`pyro_vae.Pair` whose parameters are those of
+            modules.
         data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
             :class:`~pyro_vae.data.Data` with a context and mask of its own; torch's ``TensorDataset``, of which the
             first tensor is taken; or a :func:`pyro_vae.data.stream`, as of a ``DataLoader``.
@@ -222,6 +224,7 @@ def fit(
         True
     """
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
+    vae = cast(VAE, vae)  # of which training uses what a Pair has too
     if whole("devices", devices, 1) > 1 and not launched():
         if is_made(optimizer):
             raise SettingsError(

@@ -10,6 +10,7 @@ from pyro.infer import ELBO
 
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.component import at_least_single, evaluating, join
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.core.vae import VAE
@@ -38,7 +39,7 @@ def default_batch_size(n: int) -> int:
     return _without_single_rows(n, min(LARGEST, n)) or n
 
 
-def refuse_batches(vae: VAE, loss: Loss, rows: Rows, *, batch_size: int, size: int) -> None:
+def refuse_batches(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: int, size: int) -> None:
     """Refuse a batch size or parts with which a step of training would fail.
 
     The loss is computed on two rows, with the parts in the mode in which they are trained, and on one row where
@@ -90,7 +91,7 @@ def warn_of_limits(vae: VAE, rows: Rows) -> None:
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> warn_of_limits(vae, Rows(torch.zeros(2, 4)))  # a Normal clamps nothing
     """
-    decoder, rows = vae.decoder, rows.take(slice(LOOKED_AT))
+    decoder, rows = getattr(vae, "decoder", None), rows.take(slice(LOOKED_AT))
     if not isinstance(decoder, Likelihood) or type(decoder).beyond is Likelihood.beyond:
         return
     with torch.random.fork_rng(devices=[rows.x.device] if rows.x.is_cuda else []), evaluating(vae):
@@ -125,7 +126,7 @@ def warn_of_narrow_likelihoods(vae: VAE, rows: Rows, columns: Sequence[str] | No
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> warn_of_narrow_likelihoods(vae, Rows(torch.randn(20, 4)))  # its scale is 0.5 in each column
     """
-    decoder, rows = vae.decoder, rows.take(slice(LOOKED_AT))
+    decoder, rows = getattr(vae, "decoder", None), rows.take(slice(LOOKED_AT))
     if not isinstance(decoder, Likelihood) or rows.x.dim() != 2:
         return
     real = decoder.real_columns(rows.x.shape[1:]).to(rows.x.device)
@@ -165,7 +166,7 @@ def _without_single_rows(n: int, most: int) -> int | None:
     return next((b for b in range(most, 1, -1) if n % b != 1), None)
 
 
-def _failure(vae: VAE, loss: ELBO, rows: Rows, size: int) -> Exception | None:
+def _failure(vae: Amortised, loss: ELBO, rows: Rows, size: int) -> Exception | None:
     """What computing the loss raises, if anything."""
     try:
         with _unchanged(vae, rows), torch.no_grad():
@@ -176,7 +177,7 @@ def _failure(vae: VAE, loss: ELBO, rows: Rows, size: int) -> Exception | None:
 
 
 @contextlib.contextmanager
-def _unchanged(vae: VAE, rows: Rows) -> Iterator[None]:
+def _unchanged(vae: Amortised, rows: Rows) -> Iterator[None]:
     """Inside, compute as training does; put back buffers and random numbers behind it."""
     before = [(buffer, buffer.detach().clone()) for buffer in vae.buffers()]
     devices = [rows.x.device] if rows.x.is_cuda else []

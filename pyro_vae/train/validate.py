@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.traces import Loss
-from pyro_vae.core.vae import VAE
 from pyro_vae.elbo import Estimator
 from pyro_vae.errors import SettingsError, did_you_mean
 from pyro_vae.train.callbacks.schedules import refuse_plateau
@@ -24,7 +24,7 @@ Made: TypeAlias = torch.optim.Optimizer | LRScheduler
 Optimizer: TypeAlias = Callable[[Iterable[Tensor]], Made] | Made | PyroOptim
 
 
-def refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
+def refuse_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
     """Refuse numbers that are out of their range, and what cannot be trained.
 
     Raises:
@@ -44,6 +44,11 @@ def refuse_settings(vae: VAE, elbo: Loss | None, epochs: int, batch_size: int, n
         raise SettingsError(f"Pyro's RenyiELBO is no bound on minibatches: n/m enters inside its logarithm; take {n}")
     if torch.is_inference_mode_enabled():
         raise SettingsError("inference mode is on, where nothing can be trained; call fit outside of it")
+    if loose := getattr(vae, "loose", []):
+        raise SettingsError(
+            f"parameter {loose[0]!r} is in Pyro's store and of no module, so it can be neither saved nor put back; "
+            "make model and guide modules (pyro.nn.PyroModule) that have it, or train by pyro.infer.SVI"
+        )
     if not any(p.requires_grad for p in vae.parameters()):
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")
 
@@ -74,7 +79,7 @@ def refuse_engine(engine: str, clip_norm: float | None, precision: str) -> None:
     refuse_clip_norm(clip_norm)
 
 
-def made_for(vae: VAE, optimizer: Any) -> Made:
+def made_for(vae: Amortised, optimizer: Any) -> Made:
     """The optimizer of all that is to be trained, or its schedule.
 
     Raises:

@@ -21,7 +21,7 @@ from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 WINDOW_BYTES = 2**27
 """The most bytes of a window. There are two: one is used while the other is filled."""
@@ -237,18 +237,19 @@ class Streamed:
             raise DataError(f"{name}: row {first + int(empty[0])} has no observed value, counted from 0; drop it")
         return ~mask
 
-    def like(self, vae: "VAE") -> "Streamed":
+    def like(self, vae: "Amortised") -> "Streamed":
         """The same stream, its windows on the device and in the precision of a VAE, which NumPy must have."""
         own = vae.like(torch.empty(0))
         if own.dtype not in (torch.float16, torch.float32, torch.float64):
             raise SettingsError(f"{self.source}: a stream is read in float32 or float64, and the VAE is in {own.dtype}")
         return replace(self, dtype=own.dtype, device=own.device)
 
-    def checked_for(self, vae: "VAE") -> "Streamed":
+    def checked_for(self, vae: "Amortised") -> "Streamed":
         """The same stream, its first rows seen to fit a VAE, and all to be held against its likelihood's support."""
         rows = self.head()
         vae.check(rows.x, rows.context, rows.mask)
-        held = replace(self, likelihood=vae.decoder if isinstance(vae.decoder, Likelihood) else None)
+        decoder = getattr(vae, "decoder", None)
+        held = replace(self, likelihood=decoder if isinstance(decoder, Likelihood) else None)
         held.head()
         return held
 
