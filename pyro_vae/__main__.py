@@ -2,7 +2,17 @@
 
 import sys
 
-from pyro_vae.cli import main
+
+def run() -> int:
+    """Run the command line; Ctrl-C while it is imported ends as later, in one line."""
+    try:
+        from pyro_vae.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        print("pyro-vae: interrupted", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -231,8 +231,10 @@ def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
 
 def _refuse_scheduler(made: Namespace, vae: VAE) -> None:
     try:
-        refuse_plateau(_optimizer(made)(list(vae.parameters())))
-    except (RuntimeError, TypeError, ValueError) as error:
+        optimizer = _optimizer(made)(list(vae.parameters()))
+        optimizer.state_dict()  # which checkpoints hold
+        refuse_plateau(optimizer)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"scheduler: it cannot be used ({first_line(error)}); change its settings") from error

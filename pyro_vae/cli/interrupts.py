@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyro_vae.core.signals import ending_signals
 from pyro_vae.errors import printable
 
 
@@ -31,8 +30,9 @@ def terminable() -> Iterator[None]:
         raise KeyboardInterrupt
 
     main_thread = threading.current_thread() is threading.main_thread()
-    heard = [number for number in ending_signals() if number != signal.SIGINT] if main_thread else []
-    before = {number: signal.signal(number, interrupt) for number in heard}
+    # As core/signals.py has it, which would import torch before the help is shown.
+    heard = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, interrupt) for number in heard if main_thread}
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """The command line: ``pyro-vae demo | fit | compare | swap | check``, and those that write tables."""
 
 import argparse
+import io
 import itertools
 import os
 import re
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not flags:
         parser().print_help()
         return 0
+    _encode_anything()
     try:
         with _own_classes(), terminable(), _plain_warnings():
             _validate_configs(flags)
@@ -74,6 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pyro-vae: interrupted", file=sys.stderr)
         return 130
+
+
+def _encode_anything() -> None:
+    """Let streams that cannot hold a character, as those of the C locale, write its code instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _validate_configs(flags: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Commands that are killed or hung up on can be begun again, and text from files is shown as it is."""
 
+import io
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyro_vae.__main__ import run
 from pyro_vae.cli import main
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.core.signals import ending_signals
@@ -122,3 +124,28 @@ def test_a_run_killed_at_any_moment_of_its_beginning_goes_on(data):
         again = ["--resume", "run"] if Path("run/config.yaml").exists() else ["--data", data, "--out", "run", *FAST]
         assert main(["fit", *again]) == 0
         shutil.rmtree("run")
+
+
+def test_a_stream_that_cannot_hold_a_character_writes_its_code(monkeypatch):
+    """As in the C locale."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    main([])
+    print("─ ELBO")
+    sys.stdout.flush()
+    assert written.getvalue().endswith(b"\\u2500 ELBO\n")
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_vae.cli.main", interrupted)
+    assert run() == 130
+    assert capsys.readouterr().err == "pyro-vae: interrupted\n"
+
+
+def test_a_schedule_that_no_checkpoint_can_hold_is_refused(data, capsys):
+    schedule = ["--scheduler", "MultiplicativeLR", "--scheduler.lr_lambda", "builtins.abs"]
+    assert main(["fit", "--data", data, "--out", "run", *FAST, *schedule]) == 2
+    assert "pyro-vae: scheduler: it cannot be used (" in capsys.readouterr().err
