@@ -28,6 +28,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell pyro_vae docs/*.md docs/*/*.md README.md CHANGELOG.md CITATION.cff benchmarks/results/README.md
 
 # The site, in docs/_build/html: a minute or two, most of it the figures of the gallery. Warnings are errors.
 docs: $(VENV)/.docs
