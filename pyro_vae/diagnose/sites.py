@@ -20,6 +20,7 @@ Draws = dict[str, Tensor]
 """By site, shape ``(draw, datum, *event)``."""
 
 
+@torch.no_grad()
 def groups_of_sites(
     pair: Amortised, rows: Rows, *, draws: int, prior_draws: int, proposals: int | None
 ) -> dict[str, xr.Dataset]:

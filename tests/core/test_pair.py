@@ -227,6 +227,11 @@ def without_modules():
     return pv.Pair(model, guide)
 
 
+def only_the_middle(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z2", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1))
+
+
 def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
     two = pair()
     refused = [pv.encode, pv.reconstruct, pv.diagnose.collapse, pv.diagnose.nuts, pv.diagnose.predictive_check]
@@ -249,7 +254,7 @@ def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
     with pytest.raises(ModelError, match="the guide takes 2 arguments and no context, so its context would be lost"):
         pv.log_evidence(two, pv.data.Data(x, context=torch.zeros(12, 1).double()))
     with pytest.raises(ModelError, match="the guide has no site z1, which is a latent of the model"):
-        pv.log_evidence(pv.Pair(own.model, lambda x: pyro.sample("z2", dist.Normal(0.0, 1.0))), x)
+        pv.log_evidence(pv.Pair(own.model, only_the_middle), x)
     with pytest.raises(ModelError, match="cannot be run on two rows"):
         pv.log_evidence(two, torch.zeros(3, 4).double())
     with pytest.raises(ModelError, match="the guide is a int, which cannot be called"):
