@@ -49,7 +49,7 @@ bench: $(VENV)/.bench
 gpu:
 	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) -m benchmarks.gpu --device $(DEVICE) --out $(OUT)
 
-# Kills training 100 times and damages files 1,000 times; the counts go to benchmarks/results/faults.json.
+# Kills training 100 times, damages files 1,000 times and reads 306 hostile run folders; the counts go to benchmarks/results/faults.json.
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m faults
 

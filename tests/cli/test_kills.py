@@ -130,7 +130,7 @@ def test_a_stream_that_cannot_hold_a_character_writes_its_code(monkeypatch):
     """As in the C locale."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    main([])
+    assert main(["fit"]) == 2
     print("─ ELBO")
     sys.stdout.flush()
     assert written.getvalue().endswith(b"\\u2500 ELBO\n")
