@@ -16,7 +16,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.format import format_estimate
+from pyro_vae.core.format import format_estimate, format_rounded
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -342,7 +342,8 @@ def _over_data(gaps: xr.Dataset) -> str:
     """The standard errors of both means over data, which say how far those of other data may lie."""
     n = gaps.sizes["datum"]
     errors = [float(gaps[name].std(ddof=1)) / math.sqrt(n) for name in ("amortisation_gap", "approximation_gap")]
-    return f" (over data {errors[0]:.2g} and {errors[1]:.2g})" if n > 1 else ""
+    told = " and ".join(format_rounded(error, error) for error in errors)
+    return f" (over data {told})" if n > 1 else ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.format import format_estimate
+from pyro_vae.core.format import format_estimate, format_rounded
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
@@ -274,7 +274,8 @@ def judge_collapse(found: xr.Dataset) -> Finding:
 
 def _over_data(found: xr.Dataset) -> str:
     """The standard error of the mean KL over data: how far that of other data may lie."""
-    return f" and ± {float(found.mean_kl_se_over_data):.2g} over data"
+    error = float(found.mean_kl_se_over_data)
+    return f" and ± {format_rounded(error, error)} over data"
 
 
 def _pm(found: xr.Dataset, name: str) -> str:

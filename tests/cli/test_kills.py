@@ -68,11 +68,14 @@ def test_a_hang_up_ends_as_sigterm_does(data, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGHUP)
             figure(run, name, drawn)
 
-    before = signal.getsignal(signal.SIGHUP)
-    with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "figure", hung_up)
-        assert main(["fit", "--data", data, "--out", "run", *FAST]) == 130
-    assert signal.getsignal(signal.SIGHUP) == before
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has set to be ignored
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "figure", hung_up)
+            assert main(["fit", "--data", data, "--out", "run", *FAST]) == 130
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert "go on with pyro-vae fit --resume run\npyro-vae: interrupted" in capsys.readouterr().err
     assert main(["fit", "--resume", "run"]) == 0
 

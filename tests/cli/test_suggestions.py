@@ -14,7 +14,10 @@ TYPOS = [
     ([*FIT, "--hidden", "64"], "hidden: expected list, got 64; write --hidden [64]; see pyro-vae fit --help"),
     ([*FIT, "--hidden", "64,32"], "write --hidden [64,32];"),
     ([*FIT, "--prior", "StandrdNormal"], "there is no class StandrdNormal; did you mean StandardNormal?"),
-    ([*FIT, "--prior", "Cauchy"], "there is no class Cauchy; there are ContextNormal, Flow, GaussianMixture, Laplace,"),
+    (
+        [*FIT, "--prior", "Cauchy"],
+        "there is no class Cauchy; there are ContextNormal, Flow, GaussianMixture, GumbelSoftmax,",
+    ),
     ([*FIT, "--elbo", "iwae"], "did you mean IWAE?"),
     ([*FIT, "--elbo", "Nope"], "; there are AnalyticKL, Beta, CIWAE, DReG, ELBO,"),
     ([*FIT, "--likelihood", "Bernouli"], "did you mean Bernoulli?"),
