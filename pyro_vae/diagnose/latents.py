@@ -275,7 +275,7 @@ def judge_collapse(found: xr.Dataset) -> Finding:
 def _over_data(found: xr.Dataset) -> str:
     """The standard error of the mean KL over data: how far that of other data may lie."""
     error = float(found.mean_kl_se_over_data)
-    return f" and ± {format_rounded(error, error)} over data"
+    return f" (standard error over data {format_rounded(error, error)})"
 
 
 def _pm(found: xr.Dataset, name: str) -> str:
