@@ -11,9 +11,9 @@ from sphinx.environment import BuildEnvironment
 
 OUTSIDE = re.compile(
     r"(torch|pyro|numpy|np|xr|xarray|pandas|pd|matplotlib|rich|sklearn|scipy|arviz|joblib|pathlib|collections|typing|abc|"
-    r"nn|dist|Figure|Module|Trained|tuple\[int)\b"
+    r"nn|dist|Figure|Module|Trained|Amortised|tuple\[int)\b"
 )
-"""Names of other libraries, whose inventories the site does not hold, and of type variables."""
+"""Names of other libraries, whose inventories the site does not hold, and of types without a page."""
 
 
 def is_importable(target: str) -> bool:
