@@ -50,18 +50,18 @@ def model() -> pv.VAE:
 
 
 def their_rate(done: int) -> float:
-    """The learning rate after so many passes, in their eight stages."""
+    """Return the learning rate after ``done`` passes of their eight stages."""
     stage = next(i for i in range(STAGES + 1) if done < (3 ** (i + 1) - 1) // 2)
     return 1e-3 * 10 ** (-min(stage, STAGES - 1) / 7)
 
 
 def our_rate(done: int, passes: int, first: float) -> float:
-    """The learning rate after so many passes: half a cosine, from ``first`` to nothing."""
+    """Return the learning rate after ``done`` passes: half a cosine from ``first`` to 0."""
     return first * 0.5 * (1 + math.cos(math.pi * done / passes))
 
 
 class NewBits(Callback):
-    """Draws the bits of each pass anew, in place, with the grey levels as probabilities; the pass decides which.
+    """Draw new bits for each pass, in place, with the grey levels as probabilities; the seed and the pass decide which.
 
     Args:
         grey: shape ``(datum, pixel)``, from 0 to 1.
@@ -99,7 +99,7 @@ def train(
     folder: Path,
     engine: Engine = "compiled",
 ) -> tuple[pv.VAE, dict[str, float]]:
-    """A model trained for so many passes, or for those that are left of them; and how long it took."""
+    """Train a model, from its newest checkpoint if there is one; return it with its ELBO and times."""
     torch.manual_seed(seed)
     vae, bits = model().to(grey.device), NewBits(grey, seed)
     kept = pv.Checkpoints(folder, minutes=2)

@@ -116,6 +116,15 @@ def _refuse_pieces(data: Any, source: str) -> None:
 
 
 def from_array(data: Any, source: str) -> Tensor:
+    """Turn an array, or nested lists of numbers, into a tensor in single or double precision.
+
+    Raises:
+        DataError: if it is masked, has rows of different lengths, or holds anything but real numbers.
+
+    Example:
+        >>> from_array([[1, 2], [3, 4]], "x").dtype
+        torch.float32
+    """
     _refuse_pieces(data, source)
     if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
         raise DataError(f"{source}: is a masked array; give data.filled(0), and mask=~numpy.ma.getmaskarray(data)")

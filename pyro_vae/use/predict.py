@@ -11,9 +11,8 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
-from pyro_vae.use.features import likelihood_of, summarize, width_of
-from pyro_vae.use.inputs import Found, by_block, read
-from pyro_vae.use.labelled import label
+from pyro_vae.use.inputs import read
+from pyro_vae.use.reconstruct import decoded
 from pyro_vae.use.sample import contexts
 
 
@@ -91,17 +90,11 @@ def predict(
     if context is None:
         raise SettingsError("context is None; give the context to predict in")
     (others,) = contexts(vae, context, len(table))
-    width, left = width_of(likelihood_of(vae, table.first)), [others]
+    left = others
 
-    def compute(rows: Rows) -> Found:
-        other, left[0] = left[0].split([len(rows), len(left[0]) - len(rows)])
-        z = vae.posterior(rows).sample((draws,))
-        found = summarize(vae.likelihood(z, replace(rows, context=other)), z.new_full(z.shape[:2], 1 / draws))
-        return {name: value.to(rows.x.dtype) for name, value in found.items()}
+    def in_the_other(rows: Rows) -> Rows:
+        nonlocal left  # the blocks come in the order of the contexts
+        other, left = left.split([len(rows), len(left) - len(rows)])
+        return replace(rows, context=other)
 
-    found = by_block(
-        vae, table, compute, draws=draws, width=width, chunk=chunk, seed=seed,
-        purpose="Reconstructing", progress=progress,
-    )  # fmt: skip
-    variables = {name: (["datum", "feature"], value) for name, value in found.items()}
-    return label(variables, table.names, draws=draws, seed=seed)
+    return decoded(vae, table, in_the_other, draws=draws, seed=seed, chunk=chunk, progress=progress)

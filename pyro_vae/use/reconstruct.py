@@ -1,5 +1,6 @@
 """Reconstructions of data: what the posterior predictive expects of each feature."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.use.features import likelihood_of, summarize, width_of
-from pyro_vae.use.inputs import Found, by_block, read
+from pyro_vae.use.inputs import Found, Table, by_block, read
 from pyro_vae.use.labelled import label
 
 
@@ -75,10 +76,43 @@ def reconstruct(
     whole("chunk", chunk, 1)
     refuse_seed(seed)
     table = read(vae, data, context=context, mask=mask)
+    return decoded(vae, table, lambda rows: rows, draws=draws, seed=seed, chunk=chunk, progress=progress)
+
+
+@torch.no_grad()
+def decoded(
+    vae: VAE,
+    table: Table,
+    seen_by_decoder: Callable[[Rows], Rows],
+    *,
+    draws: int,
+    seed: int,
+    chunk: int,
+    progress: bool,
+) -> xr.Dataset:
+    """Encode the rows of a table, and decode them as rows of another context, or of their own.
+
+    Args:
+        vae: a VAE.
+        table: the rows.
+        seen_by_decoder: gives, for each block in its order, the rows with the context that the decoder sees.
+        draws: of z for each row.
+        seed: of the draws.
+        chunk: about so many numbers at a time.
+        progress: whether to show a bar.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> from pyro_vae.use.inputs import read
+        >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 1.0).as_vae()
+        >>> settings = {"draws": 10, "seed": 0, "chunk": 100, "progress": False}
+        >>> decoded(vae, read(vae, torch.ones(3, 2)), lambda rows: rows, **settings).x.shape
+        (3, 2)
+    """
 
     def compute(rows: Rows) -> Found:
         z = vae.posterior(rows).sample((draws,))
-        found = summarize(vae.likelihood(z, rows), z.new_full(z.shape[:2], 1 / draws))
+        found = summarize(vae.likelihood(z, seen_by_decoder(rows)), z.new_full(z.shape[:2], 1 / draws))
         return {name: value.to(rows.x.dtype) for name, value in found.items()}
 
     found = by_block(
