@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from pyro_vae.core.allocation import EagerMode
 
 
 def median_seconds(
@@ -63,7 +64,7 @@ def peak_bytes(step: Callable[[], Any]) -> int:
     return watch.peak
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(EagerMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0

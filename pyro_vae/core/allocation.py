@@ -10,7 +10,25 @@ MOST_TENSORS = 10**4
 """The most tensors of one VAE."""
 
 
-class AllocationLimit(TorchDispatchMode):
+class EagerMode(TorchDispatchMode):
+    """A dispatch mode that does not import torch's compiler, which takes a second or more; nothing inside is compiled.
+
+    Example:
+        >>> class Names(EagerMode):
+        ...     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        ...         print(function)
+        ...         return function(*args, **(kwargs or {}))
+        >>> with Names():
+        ...     made = torch.ones(2)
+        aten.ones.default
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class AllocationLimit(EagerMode):
     """Raise a MemoryError when tensors that are made inside would take more than so many bytes together.
 
     A tensor is measured on the ``meta`` device before it is made.

@@ -87,6 +87,15 @@ def test_tab_completion_shows_public_names_alone():
     assert {"plots", "fit", "VAE"} <= {*dir(pv)}
 
 
+def test_measuring_memory_does_not_import_the_compiler():
+    code = (
+        "import sys, torch\nfrom pyro_vae.core.allocation import AllocationLimit\n"
+        "with AllocationLimit(2**20):\n    torch.ones(2)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_importing_it_costs_nothing_beside_pyro():
     """No other package comes with it, so that it takes no half second more than Pyro does."""
     code = (
