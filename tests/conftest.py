@@ -1,5 +1,6 @@
 """Every test starts from one seed and an empty parameter store, and leaves global state as it found it."""
 
+import io
 import signal
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pyro
 import pytest
 import torch
 import zuko  # noqa: F401
+from matplotlib.figure import Figure
+from PIL import Image
 
 # Importing zuko switches the validation of all distributions off; tests want it as torch has it.
 torch.distributions.Distribution.set_default_validate_args(True)
@@ -47,6 +50,26 @@ def clean_slate():
     yield
     after = global_state()
     assert after == before, "the test left global state changed"
+
+
+def blank_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_blank(figure: Figure, place: object, **settings: object) -> None:
+    if isinstance(place, io.BytesIO):
+        place.write(blank_png())
+    else:
+        Path(place).write_bytes(blank_png())
+
+
+@pytest.fixture(autouse=True)
+def blank_figures(request, monkeypatch):
+    """Figures are built but not rendered, which takes most of the time of a small ``fit``, but for tests marked so."""
+    if "renders" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", save_blank)
 
 
 @pytest.fixture(scope="session")

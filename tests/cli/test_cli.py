@@ -20,6 +20,7 @@ from pyro_vae.cli import demo, main
 COMPARED = {"comparison.nc", "comparison.png", "elbos_by_datum.png"}
 FIGURES = {"training.png", "reconstructions.png", "prior_samples.png", "latent.png"}
 FAST = ["--epochs", "3", "--batch_size", "50", "--hidden", "[16]", "--latent_dim", "3"]
+FEW = ["--elbos", "[HandDerivedELBO, TraceMeanField_ELBO]", "--particles", "[1]", "--draws", "5"]
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def is_a_picture(path):
     return min(pixels.shape) > 300 and (pixels < 128).mean() > 0.002 and (pixels > 200).mean() > 0.2
 
 
+@pytest.mark.renders
 def test_demo_ends_in_a_table_a_verdict_a_check_and_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "linear_check", partial(demo.linear_check, epochs=1))  # test_train has it whole
@@ -79,13 +81,13 @@ def test_fit_writes_a_run_that_compare_reads(table, tmp_path, capsys):
     assert "Trained for 3 epochs on" in capsys.readouterr().out
     assert load_file(run / "weights.safetensors")["guide.encoder.net.0.weight"].shape == (16, 6)
     (tmp_path / "elsewhere").mkdir()
-    assert main(["compare", "--run", "run", "--out", "compared", "--draws", "5"]) == 0
+    assert main(["compare", "--run", "run", "--out", "compared", *FEW]) == 0
     assert names(tmp_path / "compared") == COMPARED | {"SHA256SUMS", "config.yaml"}
     with xr.open_dataset(tmp_path / "compared/comparison.nc", engine="h5netcdf") as comparison:
         assert comparison.sizes["datum"] == 60, "the run's own held-out data"
         assert comparison.attrs["dtype"] == "torch.float64"
         trained = comparison.elbo.values
-    assert main(["compare", "--run", "run", "--out", "single", "--draws", "5", "--precision", "float32"]) == 0
+    assert main(["compare", "--run", "run", "--out", "single", *FEW, "--precision", "float32"]) == 0
     with xr.open_dataset(tmp_path / "single/comparison.nc", engine="h5netcdf") as comparison:
         assert comparison.attrs["dtype"] == "torch.float32"
         assert comparison.elbo.values == pytest.approx(trained, abs=1, nan_ok=True), "the same trained weights"
@@ -231,6 +233,7 @@ def test_the_module_is_the_same_program(table):
 
 
 @pytest.mark.slow
+@pytest.mark.renders
 def test_mnist_trains_from_its_folder(mnist, tmp_path):
     command = ["fit", "--data", str(mnist), "--out", str(tmp_path / "run"), "--epochs", "1", "--batch_size", "2000"]
     assert main(command) == 0

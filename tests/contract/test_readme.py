@@ -58,6 +58,7 @@ def test_code_stands_within_the_first_forty_lines():
     assert "import pyro_vae as pv" in "\n".join(README.splitlines()[:40])
 
 
+@pytest.mark.renders
 def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_table()

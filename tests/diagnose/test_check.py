@@ -159,6 +159,7 @@ class Page(HTMLParser):
             self.pictures.append(base64.b64decode(given["src"].removeprefix("data:image/png;base64,")))
 
 
+@pytest.mark.renders
 def test_the_report_stands_alone(exact):
     _, _, tree = exact
     text = as_html(tree, "A <check>")

@@ -689,6 +689,7 @@ def weights(folder):
     return load_file(f"{folder}/weights.safetensors")
 
 
+@pytest.mark.slow
 def test_the_command_stops_at_sigterm_and_goes_on(tmp_path, monkeypatch):
     """Seen from outside: two processes end with the weights of one."""
     monkeypatch.chdir(tmp_path)
