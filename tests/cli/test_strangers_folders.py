@@ -147,7 +147,7 @@ def test_settings_are_counted_before_they_are_read(text, run, capsys):
 @pytest.mark.parametrize("sizes", [{"latent_dim": 10**9}, {"hidden": [10**9]}])
 def test_networks_are_measured_before_they_are_made(sizes, run, capsys):
     with_settings(run, **sizes)
-    assert "GiB of memory or more, and at most 0.3 GiB may be taken" in refused(capsys, ["check", str(run)])
+    assert "GiB of memory or more; the limit is 0.3 GiB" in refused(capsys, ["check", str(run)])
 
 
 def test_a_description_is_measured_by_its_weights(finished, tmp_path):
