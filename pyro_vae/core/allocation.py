@@ -44,6 +44,4 @@ class AllocationLimit(TorchDispatchMode):
         self.tensors += 1
         if self.taken > self.most or self.tensors > MOST_TENSORS:
             taken, most = self.taken / 2**30, self.most / 2**30
-            raise MemoryError(
-                f"its tensors take {taken:.1f} GiB of memory or more; the limit is {most:.1f} GiB"
-            )
+            raise MemoryError(f"its tensors take {taken:.1f} GiB of memory or more; the limit is {most:.1f} GiB")

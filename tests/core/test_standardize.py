@@ -211,15 +211,15 @@ def test_what_cannot_be_standardized_is_refused():
         def forward(self, x):
             return encoder(x)
 
-    with pytest.raises(ModelError, match="the encoder is a Own, which cannot be told how to standardize"):
+    with pytest.raises(ModelError, match="the encoder is a Own, which does not support standardization"):
         standardizing(decoder, Own())
     with pytest.raises(
         ModelError, match=r"standardize is a bool; give pyro_vae\.data\.mean_and_sd of the training data"
     ):
         standardizing(decoder, encoder, True)
-    with pytest.raises(SettingsError, match="a unit not above 0"):
+    with pytest.raises(SettingsError, match="each unit finite and above 0"):
         Standardize(torch.zeros(2), torch.zeros(2))
-    with pytest.raises(ModelError, match=r"a row has shape \(4,\), and \(6,\) were standardized"):
+    with pytest.raises(ModelError, match=r"a row has shape \(4,\), but the standardized columns have shape \(6,\)"):
         standardizing(decoder, encoder).encoder(torch.zeros(3, 4).double())
     with pytest.raises(ModelError, match="the blocks have 6 columns and the data 3"):
         standardizing(make(LIKELIHOODS["Blocks"]), encoder, Standardize(torch.zeros(3), torch.ones(3)))
