@@ -88,17 +88,17 @@ def data_of(
         label_names=table.label_names, categories=table.categories, context_columns=[*context] or None,
         exact=unrounded(table.values, x),
     )  # fmt: skip
-    return checked(data, missing is not None, [*said, *table.said])
+    return validate_data(data, missing is not None, [*said, *table.said])
 
 
-def checked(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
+def validate_data(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
     """Data seen to be finite numbers, NaN taken for missing where that is asked for, with a line on what was read.
 
     Raises:
         DataError: if a value is not finite, or a row has nothing observed.
 
     Example:
-        >>> checked(Data(torch.tensor([[1.0, torch.nan]])), True).said
+        >>> validate_data(Data(torch.tensor([[1.0, torch.nan]])), True).said
         'read 1 row, 2 columns; 1 of 2 values is missing'
     """
     gaps = int(data.x.isnan().sum()) if may_miss else 0

@@ -219,7 +219,7 @@ def columns_like(
     found = [name for i, name in enumerate(names) if name not in besides and not (i == 0 and name in UNNAMED)]
     if lacks := [name for name in expected if name not in found]:
         raise DataError(
-            f"{source}: column {lacks[0]!r} of {other} is missing; there are {list_names(found)}: add it or rename one"
+            f"{source}: column {lacks[0]!r} of {other} is missing (there are {list_names(found)}); add it or rename one"
         )
     if unknown := [name for name in found if name not in expected]:
         raise DataError(f"{source}: column {unknown[0]!r} is not in {other}; drop it")

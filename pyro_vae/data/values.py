@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.data.columns import code_by_name, recoded
+from pyro_vae.data.columns import code_by_name, recode
 from pyro_vae.data.context import context_like, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow
 from pyro_vae.data.tables import columns_like, given_names
@@ -246,7 +246,7 @@ def _codes_like(
         codes = torch.as_tensor(np.nan_to_num(code_by_name(values, name, source, known)[0])).to(column)
     else:
         validate_kind(name, own, known, source, other)
-        codes = recoded(column, own or (), known or (), name, source, seen)
+        codes = recode(column, own or (), known or (), name, source, seen)
     return torch.where(seen, codes, column)
 
 

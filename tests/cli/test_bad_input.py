@@ -207,9 +207,15 @@ PICKLED = ("pickled objects", "never loaded", "save numbers")
 
 MISSING = [
     data("a missing file", "nowhere.csv", None, "no such file", "give the path"),
-    data("an empty file", "a.csv", b"", "the file is empty", "give one that holds data"),
-    data("a folder without MNIST", "folder", Path.mkdir, "a folder without MNIST's train-images", "give a file"),
-    data("an unknown suffix", "a.xlsx", b"123", "unknown kind of file", "give .csv, .tsv, .txt, .parquet, .npy"),
+    data("an empty file", "a.csv", b"", "the file is empty", "give a file with data"),
+    data(
+        "a folder without MNIST",
+        "folder",
+        Path.mkdir,
+        "contains neither MNIST's train-images",
+        "give a file",
+    ),
+    data("an unknown suffix", "a.xlsx", b"123", "unknown file type", "give .csv, .tsv, .txt, .parquet, .npy"),
 ]
 
 TEXT = [
@@ -254,15 +260,15 @@ ARRAYS = [
     data("a pickle in .npy", "a.npy", npy(TRAPS), *PICKLED),
     data("a pickle in .npz", "a.npz", npz(x=TRAPS), *PICKLED),
     data("labels that are a pickle", "a.npz", npz(x=GOOD, y=TRAPS), *PICKLED),
-    data("a truncated .npy", "a.npy", cut(npy(GOOD), 0.6), "not a whole .npy file", COPY),
-    data("an .npy cut in its header", "a.npy", cut(npy(GOOD), 0.1), "not a whole .npy file", "header", COPY),
-    data("a truncated .npz", "a.npz", cut(npz(x=GOOD), 0.6), "not a whole .npz file", "not a zip file", COPY),
-    data("a damaged .npz", "a.npz", flipped(npz(x=GOOD), 250), "not a whole .npz file", "CRC-32", "x.npy", COPY),
-    data("several arrays and no x", "a.npz", npz(p=GOOD, q=GOOD), "it holds ['p', 'q']", "name the data x"),
-    data("no arrays", "a.npz", npz(), "it holds no arrays", "name the data x"),
+    data("a truncated .npy", "a.npy", cut(npy(GOOD), 0.6), "not a valid .npy file", COPY),
+    data("an .npy cut in its header", "a.npy", cut(npy(GOOD), 0.1), "not a valid .npy file", "header", COPY),
+    data("a truncated .npz", "a.npz", cut(npz(x=GOOD), 0.6), "not a valid .npz file", "not a zip file", COPY),
+    data("a damaged .npz", "a.npz", flipped(npz(x=GOOD), 250), "not a valid .npz file", "CRC-32", "x.npy", COPY),
+    data("several arrays and no x", "a.npz", npz(p=GOOD, q=GOOD), "contains ['p', 'q']", "name the data x"),
+    data("no arrays", "a.npz", npz(), "contains no arrays", "name the data x"),
     data("labels of the wrong length", "a.npz", npz(x=GOOD, y=np.arange(7)), "labels have shape (7,)", "give 20"),
     data("labels that are fractions", "a.npz", npz(x=GOOD, y=np.zeros(20)), "type float64", "give 20 integers"),
-    data("one row", "a.npy", npy(GOOD[:1]), "1 row cannot be split", "give at least 2"),
+    data("one row", "a.npy", npy(GOOD[:1]), "a single row cannot be split", "give at least 2"),
 ]
 
 PARQUET = [
@@ -274,7 +280,7 @@ PARQUET = [
     data("a list column", "a.parquet", table(a=[1.0], b=[[1, 2]]), "row 0, column 'b' is [1, 2]", "not a number"),
     data("a Parquet table without rows", "a.parquet", table(a=pa.array([], pa.float64())), "0 rows and 1 columns"),
     data(
-        "a truncated .parquet", "a.parquet", cut(table(a=[1.0, 2.0]), 0.5), "not a whole Parquet file", "footer", COPY
+        "a truncated .parquet", "a.parquet", cut(table(a=[1.0, 2.0]), 0.5), "not a valid Parquet file", "footer", COPY
     ),
 ]
 
@@ -294,8 +300,15 @@ MNIST = [
     data("an IDX file cut in its header", IDX, idx(IMAGES)[:3], "not an IDX file", "00 00 08", "copy it again"),
     data("an IDX file with another magic number", IDX, idx(IMAGES, magic=b"\1\2\3"), "not an IDX file", "01 02 03 03"),
     data("an IDX file of 255 dimensions", IDX, b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\1", "not an IDX file"),
-    data("trailing bytes", IDX, idx(IMAGES) + b"xx", "damaged, more than 96 bytes follow", "says 96", "copy it again"),
-    data("labels for data", LABELS, idx(np.arange(6)), "1-dimensional", "labels perhaps", "give the images' file"),
+    data(
+        "trailing bytes",
+        IDX,
+        idx(IMAGES) + b"xx",
+        "damaged: more than 96 bytes follow",
+        "announces 96",
+        "copy it again",
+    ),
+    data("labels for data", LABELS, idx(np.arange(6)), "1-dimensional", "perhaps labels", "the file of the images"),
     ODD_LABELS,
 ]
 

@@ -208,9 +208,9 @@ def test_contexts_of_a_table_must_be_those_of_the_run(folder, tmp_path, capsys):
     assert "column 'age' of " in capsys.readouterr().err
     table().assign(sex=1.5).to_csv(tmp_path / "numbers.csv", index=False)
     assert main(["sample", f"{folder}/run", "--data", f"{tmp_path}/numbers.csv", *flags]) == 2
-    assert "column 'sex' is 1.5, none of its categories 'f', 'm', 'x'" in capsys.readouterr().err
+    assert "column 'sex' is 1.5, not one of its categories 'f', 'm', 'x'" in capsys.readouterr().err
     assert main(["encode", f"{folder}/run", "--data", f"{tmp_path}/numbers.csv", *flags]) == 2
-    assert "column 'sex' is 1.5, none of its categories 'f', 'm', 'x'" in capsys.readouterr().err
+    assert "column 'sex' is 1.5, not one of its categories 'f', 'm', 'x'" in capsys.readouterr().err
     assert main(["fit", "--data", f"{folder}/a.csv", "--out", f"{tmp_path}/none", "--drop", "id,age,sex", *QUICK]) == 0
     capsys.readouterr()
     assert main(["sample", f"{tmp_path}/none", "--data", f"{folder}/a.csv", *flags]) == 2

@@ -304,7 +304,7 @@ def test_a_share_that_is_none_is_refused(fraction):
 
 
 def test_one_row_is_not_split():
-    with pytest.raises(DataError, match="readings: 1 row cannot be split"):
+    with pytest.raises(DataError, match="readings: a single row cannot be split"):
         split(Data(torch.zeros(1, 2), source="readings"))
 
 

@@ -83,7 +83,7 @@ def test_an_array_that_is_shorter_than_its_header_says_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.write(tmp_path / "x.npy", "x.npy")
     for name in ("x.npy", "x.npz"):
-        with pytest.raises(DataError, match=r"its header describes 7\.28 TiB, and the file holds"):
+        with pytest.raises(DataError, match=r"the header announces 7\.28 TiB, but the file has"):
             pv.data.load(tmp_path / name)
 
 
@@ -129,7 +129,7 @@ def test_an_hdf5_file_that_leads_elsewhere_is_refused(tmp_path):
     for name, plant in plants.items():
         with h5py.File(tmp_path / name, "w") as file:
             plant(file.create_group("deep"))
-        with pytest.raises(DataError, match="give a file that holds its data itself"):
+        with pytest.raises(DataError, match="give a file that contains all its data"):
             limits.validate_hdf5(tmp_path / name)
     with h5py.File(tmp_path / "circle", "w") as file:
         file["deep"] = file
@@ -147,7 +147,7 @@ def test_more_columns_than_can_be_looked_at_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pyro_vae.data.readers.MOST_COLUMNS", 100)
     row = ",".join(["1.5"] * 101)
     (tmp_path / "wide.csv").write_text(f"{','.join(f'c{i}' for i in range(101))}\n{row}\n{row}\n")
-    with pytest.raises(DataError, match="has 101 columns, and of a text file at most 100 are read; save the numbers"):
+    with pytest.raises(DataError, match="has 101 columns, above the limit of 100 for text files; save the numbers"):
         pv.data.load(tmp_path / "wide.csv")
 
 

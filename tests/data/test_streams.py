@@ -309,11 +309,11 @@ REFUSED = {
         lambda f: parquet.write_table(pa.table({"a": [1.0], "name": ["x"]}), f / "a.parquet") or f,
         "column 'name' is of type string",
     ),
-    "damaged Parquet": (lambda f: (f / "a.parquet").write_bytes(b"PAR1junk") and f, "not a whole Parquet file"),
+    "damaged Parquet": (lambda f: (f / "a.parquet").write_bytes(b"PAR1junk") and f, "not a valid Parquet file"),
     "empty table": (lambda f: parquet.write_table(pa.table({"a": pa.array([], "f4")}), f / "a.parquet") or f, "0 rows"),
     "masked array": (lambda f: np.ma.masked_array(np.zeros((3, 2))), "a masked array"),
     "damaged Zarr": (lambda f: (f / "zarr.json").write_text("{") and f, "cannot be read"),
-    "Zarr without a shape": (lambda f: (f / "zarr.json").write_text("{}") and f, "not a whole Zarr array"),
+    "Zarr without a shape": (lambda f: (f / "zarr.json").write_text("{}") and f, "not a valid Zarr array"),
 }
 
 
@@ -408,7 +408,7 @@ def test_a_truncated_and_a_changed_file_are_refused(tmp_path):
     source = narrow(pv.data.stream(path, block_rows=4), 10)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    with pytest.raises(DataError, match=r"not a whole \.npy file"):
+    with pytest.raises(DataError, match=r"not a valid \.npy file"):
         pv.data.stream(path)
     with pytest.raises(DataError, match="has changed since"):
         visited(source, seed=0, batch_size=2)

@@ -45,7 +45,7 @@ def open_zarr(folder: Path) -> Any:
     except DataError:
         raise
     except Exception as error:  # zarr's errors have no common base
-        raise DataError(f"{folder}: not a whole Zarr array ({reason(error)}); copy or make it again") from error
+        raise DataError(f"{folder}: not a valid Zarr array ({reason(error)}); copy or make it again") from error
 
 
 def _validate_chunks(folder: Path, array: Any) -> None:
