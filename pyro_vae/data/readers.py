@@ -77,7 +77,7 @@ def load(
         ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
         ...     data = load(Path(folder, "a.csv"))
         >>> data.columns, data.x.shape, data.said
-        (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; columns between semicolons; decimal commas')
+        (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; separated by semicolons; decimal commas')
     """
     options = Options(
         index, label, as_list(drop) or [], as_list(columns), as_missing(missing), as_list(context) or [], key, like

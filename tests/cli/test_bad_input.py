@@ -229,17 +229,17 @@ TEXT = [
     data("infinity in a CSV", "a.csv", as_csv(spoilt(-np.inf)), *SPOILT, "column 'b' (-inf", COUNTED),
     data("too large a number in a CSV", "a.csv", as_csv(spoilt(1e300)), *TOO_LARGE, "column 'b'"),
     data(
-        "a short row in a CSV", "a.csv", b"a,b\n1,2\n3\n5,6\n", "row 1 has 1 value and", "2 columns", "make them equal"
+        "a short row in a CSV", "a.csv", b"a,b\n1,2\n3\n5,6\n", "row 1 has 1 value, but", "2 columns", "make them equal"
     ),
     data(
-        "a long row in a CSV", "a.csv", b"1,2\n3,4\n5,6,7\n", "row 2 has 3 values and", "2 columns", "make them equal"
+        "a long row in a CSV", "a.csv", b"1,2\n3,4\n5,6,7\n", "row 2 has 3 values, but", "2 columns", "make them equal"
     ),
     data("a CSV of binary garbage", "a.csv", bytes(range(256)) * 4, "not text in UTF-8", "save the table as CSV"),
     data("a CSV in UTF-16", "a.csv", "a,b\n1,2\n".encode("utf-16-le"), "not text in UTF-8", "NUL", "save the table"),
     data(
         "a CSV in Latin-1", "a.csv", "Größe,b\n1,2\n".encode("latin-1"), "not text in UTF-8", "0xf6", "save the table"
     ),
-    data("a CSV with a header only", "a.csv", b"a,b\n", "0 rows and 2 columns", "it needs both"),
+    data("a CSV with a header only", "a.csv", b"a,b\n", "0 rows and 2 columns", "give at least one of each"),
     data("thousands in a CSV", "a.csv", b'a,b\n"1,234",2\n3,4\n', "row 0, column 'a' is '1,234'", "not a number"),
 ]
 
@@ -254,9 +254,9 @@ ARRAYS = [
     data("no dimension", "a.npy", npy(np.float64(3)), "the shape is ()", "one row per datum"),
     data("no rows", "a.npy", npy(np.zeros((0, 3))), "the shape is (0, 3)", "at least one row"),
     data("no columns", "a.npy", npy(np.zeros((3, 0))), "the shape is (3, 0)", "at least one row and one feature"),
-    data("complex numbers", "a.npy", npy(np.ones((3, 2), complex)), "of type complex128", "give real numbers"),
-    data("an array of strings", "a.npy", npy(np.array([["a", "b"]])), "of type <U1", "give real numbers"),
-    data("an array of dates", "a.npy", npy(np.zeros((2, 2), "M8[s]")), "of type datetime64[s]", "give real numbers"),
+    data("complex numbers", "a.npy", npy(np.ones((3, 2), complex)), "have type complex128", "give real numbers"),
+    data("an array of strings", "a.npy", npy(np.array([["a", "b"]])), "have type <U1", "give real numbers"),
+    data("an array of dates", "a.npy", npy(np.zeros((2, 2), "M8[s]")), "have type datetime64[s]", "give real numbers"),
     data("a pickle in .npy", "a.npy", npy(TRAPS), *PICKLED),
     data("a pickle in .npz", "a.npz", npz(x=TRAPS), *PICKLED),
     data("labels that are a pickle", "a.npz", npz(x=GOOD, y=TRAPS), *PICKLED),
@@ -296,7 +296,7 @@ ODD_LABELS = Case(
 MNIST = [
     data("a truncated gzipped IDX file", f"{IDX}.gz", cut(GZ, 0.7), "cannot be read", "end-of-stream", COPY),
     data("a damaged gzipped IDX file", f"{IDX}.gz", flipped(GZ, -6), "cannot be read", "CRC check failed", COPY),
-    data("a truncated IDX file", IDX, idx(IMAGES)[:-5], "damaged, 91 bytes follow", "says 96", "copy it again"),
+    data("a truncated IDX file", IDX, idx(IMAGES)[:-5], "damaged: 91 bytes follow", "announces 96", "copy it again"),
     data("an IDX file cut in its header", IDX, idx(IMAGES)[:3], "not an IDX file", "00 00 08", "copy it again"),
     data("an IDX file with another magic number", IDX, idx(IMAGES, magic=b"\1\2\3"), "not an IDX file", "01 02 03 03"),
     data("an IDX file of 255 dimensions", IDX, b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\1", "not an IDX file"),

@@ -117,7 +117,7 @@ def test_parts_that_do_not_fit_are_refused_in_one_sentence(misfit, caller):
     [
         (torch.zeros(1, 3), ModelError, "was built for"),
         (None, ModelError, "depends on a context"),
-        ([["a"]], DataError, "context: the values are of type"),
+        ([["a"]], DataError, "context: the values have type"),
         (torch.zeros(3), DataError, "context: the shape is"),
     ],
 )

@@ -139,7 +139,7 @@ WRONG_DATA = {
     "a word": ("a", DataError, "data of the VampPrior"),
     "a number": (3, DataError, "one row per datum"),
     "NaN": (torch.full((4, 6), math.nan), DataError, "data of the VampPrior: 24 of 24 values are not finite"),
-    "ragged rows": ([[1, 2], [3]], DataError, "not of one length"),
+    "ragged rows": ([[1, 2], [3]], DataError, "differ in length"),
     "too few": (torch.zeros(2, 6), SettingsError, "components is 3; it must be from 1 to the number of data, 2"),
 }
 

@@ -171,7 +171,7 @@ def test_the_mean_and_sd_leave_out_what_is_missing():
 
 def test_constant_columns_are_named_and_keep_their_unit():
     frame = pd.DataFrame({"a": [1.0, 2.0], "dull": [0.1 + 0.2, 0.3], "b": [7.0, 7.0]})
-    with pytest.warns(ConstantColumnsWarning, match=r"2 of 3 columns hold at most one value each \('dull', 'b'\)"):
+    with pytest.warns(ConstantColumnsWarning, match=r"2 of 3 columns have at most one distinct value \('dull', 'b'\)"):
         units = mean_and_sd(frame)
     assert units.unit.tolist() == [0.5, 1.0, 1.0]
 

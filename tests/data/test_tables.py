@@ -118,14 +118,14 @@ IRIS = "5.1,3.5,setosa\n4.9,3.0,setosa\n6.3,3.3,virginica\n5.8,2.7,virginica\n"
 
 DIALECTS = [
     text("commas", "a,b\n1,2\n3,4\n", SQUARE, "read 2 rows, 2 columns", has=AB),
-    text("semicolons", "a;b\n1;2\n3;4\n", SQUARE, "columns between semicolons", has=AB),
+    text("semicolons", "a;b\n1;2\n3;4\n", SQUARE, "separated by semicolons", has=AB),
     text("semicolons and decimal commas", "a;b\n1,5;2\n3;4,25\n", [[1.5, 2], [3, 4.25]], "decimal commas", has=AB),
     text("decimal commas without a header", "1,5;2,5\n3,5;4,5\n", [[1.5, 2.5], [3.5, 4.5]], "no header", has=F),
-    text("tabs", "a\tb\n1\t2\n3\t4\n", SQUARE, "between tabs", name="a.tsv", has=AB),
-    text("tabs in a .txt", "a\tb\n1\t2\n3\t4\n", SQUARE, "between tabs", name="a.txt", has=AB),
-    text("spaces, as savetxt writes", "1.0 2.0\n3.0 4.0\n", SQUARE, "between spaces", name="a.txt", has=F),
+    text("tabs", "a\tb\n1\t2\n3\t4\n", SQUARE, "separated by tabs", name="a.tsv", has=AB),
+    text("tabs in a .txt", "a\tb\n1\t2\n3\t4\n", SQUARE, "separated by tabs", name="a.txt", has=AB),
+    text("spaces, as savetxt writes", "1.0 2.0\n3.0 4.0\n", SQUARE, "separated by spaces", name="a.txt", has=F),
     text("aligned by several spaces", "  a    b\n  1    2\n 3.0   4\n", SQUARE, "spaces", name="a.txt", has=AB),
-    text("bars", "a|b\n1|2\n3|4\n", SQUARE, "between bars", has=AB),
+    text("bars", "a|b\n1|2\n3|4\n", SQUARE, "separated by bars", has=AB),
     text("spaces behind commas", "a, b\n1, 2\n3, 4\n", SQUARE, has=AB),
     text("a separator asked for", "a:b\n1:2\n3:4\n", SQUARE, sep=":", has=AB),
     text("a separator by its name", "a\tb\n1\t2\n3\t4\n", SQUARE, sep="tabs", has=AB),
@@ -148,7 +148,7 @@ DIALECTS = [
     bad("a separator that is the decimal point", "a,b\n1,2\n", "both ','", sep=",", decimal=","),
     bad("a separator of two characters", "a::b\n1::2\n", "sep is '::'", "one character", sep="::"),
     bad("thousands", 'a,b\n"1,234",2\n"3,456",4\n', "column 'a' is '1,234'", "not a number"),
-    bad("a short row", "a;b\n1;2\n3\n", "row 1 has 1 value and", "2 columns"),
+    bad("a short row", "a;b\n1;2\n3\n", "row 1 has 1 value, but", "2 columns"),
     bad("a short row where missing values are taken", "a b\n1 2\n3\n", "row 1 has 1 value", missing="nan"),
     bad("a long first row", "a,b\n1,2,3\n4,5\n", "row 1 has 2 values"),
 ]
@@ -186,9 +186,9 @@ LABELS = [
     text("columns chosen, in another order", "b,t,a\n2,u,1\n4,v,3\n", columns=["a", "b"], has=AB),
     text("labels that are integers", "a,b,y\n1,2,5\n3,4,9\n", label="y", has={**AB, "labels": [5, 9]}),
     text("a label among the columns", "a,b,y\n1,2,5\n3,4,9\n", columns="a,b,y", label="y", has={"labels": [5, 9]}),
-    bad("an index that is not there", "a,b\n1,2\n", "no column 'id'; it has 'a', 'b'", index="id"),
+    bad("an index that is not there", "a,b\n1,2\n", "no column 'id'; the columns are 'a', 'b'", index="id"),
     bad("a column to drop that is not there", "a,b\n1,2\n", "no column 'c'", drop="c"),
-    bad("labels that are fractions", "a,y\n1,2.5\n", "label column 'y' holds fractions", label="y"),
+    bad("labels that are fractions", "a,y\n1,2.5\n", "label column 'y' contains fractions", label="y"),
     bad("a row without a label", "a,y\n1,u\n2,\n", "row 1 has no label in column 'y'", label="y"),
     bad("names of rows without index", "id,a\nx1,1\nx2,2\n", "column 'id' is 'x1', not a number", "index"),
     bad("nothing left", "a\n1\n", "1 rows and 0 columns", drop="a"),
@@ -261,7 +261,7 @@ LIBRARIES = [
     made("a layer of AnnData", Annotated, [[5, 6], [7, 8]], key="counts", label="kind", has={"labels": [1, 0]}),
     bad("a layer that is not there", Annotated, "no layer 'raw'", "counts", name=None, key="raw"),
     bad("a large sparse matrix", lambda: scipy.sparse.csr_array((10**6, 10**4)), "74.5 GiB", "stream", name=None),
-    bad("a column twice", lambda: pd.DataFrame(SQUARE, columns=["a", "a"]), "2 columns are called 'a'", name=None),
+    bad("a column twice", lambda: pd.DataFrame(SQUARE, columns=["a", "a"]), "2 columns have the name 'a'", name=None),
     bad("columns of images", lambda: np.zeros((2, 3, 3)), "no named columns", name=None, drop="a"),
     bad("a separator of a frame", frame(a=[1]), "sep does not apply", name=None, sep=";"),
 ]  # fmt: skip
@@ -530,7 +530,7 @@ def test_what_is_not_observed_is_not_looked_up_among_the_categories():
 @pytest.mark.parametrize("table", [{"a": 1.0}, {"a": [1, 2], "b": [1]}, {"a": np.zeros((2, 2))}], ids=str)
 def test_a_dict_that_is_no_table_is_refused_in_a_sentence(table):
     for use in (load, rows_of, mask_nan):
-        with pytest.raises(DataError, match="data: a dict that is no table; give each column as a list of one value"):
+        with pytest.raises(DataError, match="data: the dict is not a table; give each column as a list with one value"):
             use(table)
 
 
@@ -556,7 +556,7 @@ def test_a_mask_follows_the_columns_of_its_table_and_hides_what_may_be_anything(
     coded = Data(torch.tensor([[7.0, 1.0], [0.0, 2.0], [1.0, 99.0]]), columns=["b", "a"], categories={"b": ["u", "v"]})
     rows = pv.data.rows_for(vae, coded, mask=SEEN)
     assert (rows.x.tolist(), rows.mask.tolist()) == expected
-    with pytest.raises(DataError, match=r"mask is of torch\.bool and shape \(3, 1\); give booleans of .* \(3, 2\)"):
+    with pytest.raises(DataError, match=r"mask has type torch\.bool and shape \(3, 1\); give booleans of .* \(3, 2\)"):
         pv.data.rows_for(vae, UNDER, mask=SEEN[:, :1])
 
 

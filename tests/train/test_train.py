@@ -313,7 +313,7 @@ def test_settings_out_of_range(settings, message):
         (torch.full((20, 6), math.nan), None, DataError, "120 of 120 values are not finite"),
         (torch.randn(20, 6), torch.full((2, 6), math.inf), DataError, r"validation data: 12 of 12 values.*\(inf"),
         (torch.randn(20), None, DataError, "one row per datum"),
-        ([[1, 2], [3]], None, DataError, "not of one length"),
+        ([[1, 2], [3]], None, DataError, "differ in length"),
         (np.array([["a", "b"]]), None, DataError, "give real numbers"),
     ],
 )
