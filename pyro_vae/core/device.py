@@ -69,7 +69,7 @@ def refuse_seed(seed: int) -> None:
         seed: a whole number between -2**62 and 2**62.
 
     Raises:
-        SettingsError: if the seed is no such number.
+        SettingsError: if the seed is not such a number.
 
     Example:
         >>> refuse_seed(2**64)

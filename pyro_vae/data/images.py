@@ -23,7 +23,7 @@ class Layout:
 
     Args:
         image_shape: ``(height, width)`` of a grey image, ``(3, height, width)`` of a colour image; None for no image.
-        channels_last: ``(height, width, channels)`` if the array has this order.
+        channels_last: ``(height, width, channels)`` if the array has this layout.
 
     Example:
         >>> layout_of((10, 8, 6, 3), np.dtype("uint8"))
@@ -43,7 +43,7 @@ class Layout:
             array = np.moveaxis(array.reshape(len(array), *self.channels_last), -1, 1)
         return array.reshape(len(array), -1)
 
-    def said(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Describe the layout if channels are moved."""
         return [] if self.channels_last is None else ["channels moved from last to first"]
 

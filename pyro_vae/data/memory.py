@@ -87,7 +87,7 @@ class Options:
             x = as_tensor(array, source=source)
         classes = labels_of(labels, len(x), labels_source or source)
         data = Data(x.flatten(1), classes, image_shape=layout.image_shape, source=source, exact=exact)
-        data = validate_data(data, self.missing is not None, [*said, *layout.said()])
+        data = validate_data(data, self.missing is not None, [*said, *layout.describe()])
         return data if self.like is None else matched(data, self.like)
 
     def _without_key(self) -> "Options":

@@ -105,7 +105,7 @@ def load(
                     f"{path}: has {frame.shape[1]:,} columns, above the limit of {MOST_COLUMNS:,} for text files; "
                     "save the numbers as .npy"
                 )
-            return options.table(frame, str(path), dialect.said())
+            return options.table(frame, str(path), dialect.describe())
         options.validate_unused(str(path), **of_text)
         return _reader(path)(path, options)
     except (OSError, EOFError, zlib.error) as error:

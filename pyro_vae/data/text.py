@@ -48,7 +48,7 @@ class Dialect:
     encoding: str
     open_ended: bool
 
-    def said(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Describe the differences from plain CSV."""
         name = SEPARATORS.get(self.sep, repr(self.sep))
         return [
@@ -88,7 +88,7 @@ def read_text(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
         ...     frame, dialect = read_text(Path(folder, "a.csv"))
-        >>> frame.height.tolist(), dialect.said()
+        >>> frame.height.tolist(), dialect.describe()
         ([1.8, 1.7], ['separated by semicolons', 'decimal commas'])
     """
     import pandas as pd
@@ -192,7 +192,7 @@ def find_dialect(
         missing: cells that mark a missing value, besides ``MISSING``.
 
     Example:
-        >>> find_dialect(["1,5 2", "3 4,25"]).said()
+        >>> find_dialect(["1,5 2", "3 4,25"]).describe()
         ['separated by spaces', 'decimal commas', 'no header']
     """
     comments = any(line.lstrip().startswith("#") for line in lines)

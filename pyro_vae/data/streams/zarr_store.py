@@ -49,7 +49,7 @@ def open_zarr(folder: Path) -> Any:
 
 
 def _validate_chunks(folder: Path, array: Any) -> None:
-    """Validate that chunks and rows fit into memory, and that none is missing; Zarr reads those as fill values."""
+    """Validate that chunks and rows fit into memory, and that none is missing (Zarr would read fill values)."""
     for what, shape in (("chunk", array.chunks), ("row", array.shape[1:])):
         if (size := math.prod(shape) * array.dtype.itemsize) > MOST_BYTES:
             raise DataError(f"{folder}: a {what} has {in_bytes(size)}; write the array again with smaller {what}s")
