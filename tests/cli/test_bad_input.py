@@ -331,7 +331,7 @@ NORMAL = "--likelihood pyro_vae.likelihoods.Normal"
 SCALE = "must be a finite number above 0"
 SETTINGS = [
     setting("CUDA without a GPU", "--device cuda", *CUDA, unless=torch.cuda.is_available()),
-    setting("a device that is none", "--device nonsense", "device nonsense cannot be used", "use auto or cpu"),
+    setting("a device that is none", "--device nonsense", "device nonsense is not available", "use auto or cpu"),
     setting("batch_size 0", "--batch_size 0", "batch_size is 0", "from 1 to the number of training data, 16"),
     setting("a negative batch_size", "--batch_size=-3", "batch_size is -3", "from 1 to"),
     setting("batch_size beyond the data", "--batch_size 17", "batch_size is 17", "training data, 16"),

@@ -295,9 +295,9 @@ def test_few_data_make_one_batch():
         ({"elbo": pyro.infer.RenyiELBO(alpha=0, num_particles=2)}, "RenyiELBO is no bound on minibatches"),
         ({"elbo": pv.elbo.Trace_ELBO(num_particles=0)}, "num_particles is 0"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS needs a closure"),
-        ({"device": "meta"}, "device meta cannot be used"),
-        ({"device": "cuda:99"}, "device cuda:99 cannot be used"),
-        ({"device": "nonsense"}, "device nonsense cannot be used"),
+        ({"device": "meta"}, "device meta is not available"),
+        ({"device": "cuda:99"}, "device cuda:99 is not available"),
+        ({"device": "nonsense"}, "device nonsense is not available"),
     ],
 )
 def test_settings_out_of_range(settings, message):
