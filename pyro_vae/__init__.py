@@ -1,4 +1,4 @@
-"""Variational autoencoders in Pyro: checked estimators, parts that swap, posteriors with evidence."""
+"""Variational autoencoders in Pyro: verified estimators, interchangeable components, model evidence."""
 
 import importlib
 import sys
@@ -62,7 +62,7 @@ _HOMES = {
     "use.walks": ["interpolate", "traverse"],
     "use.score": ["score"],
 }
-"""Modules and the public names that are imported from them on first use, so that `pyro-vae --help` needs no torch."""
+"""Public names by module; importing them on first use keeps torch out of ``pyro-vae --help``."""
 
 _MOVED = {
     "callbacks": "train.callbacks",
@@ -70,11 +70,11 @@ _MOVED = {
     "sklearn": "use.sklearn",
     "swap": "compare.swap",
 }
-"""Short paths of modules that lie in a room, among them those of earlier versions."""
+"""Short import paths, including those of earlier versions, and the modules they stand for."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, a room or a module that moved, on first use."""
+    """Import a public name, a subpackage or a moved module on first use."""
     home = next((home for home, names in _HOMES.items() if name in names), None)
     try:
         found = importlib.import_module(f"pyro_vae.{home or _MOVED.get(name, name)}")
@@ -87,15 +87,15 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Public names alone, for tab completion."""
+    """List the public names, for tab completion."""
     return sorted(__all__)
 
 
 class _Moved(ModuleType):
-    """A module by its short path."""
+    """A module under its short import path, loaded on first access."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__all__":  # of who looks through sys.modules
+        if name.startswith("__") and name != "__all__":  # tools that scan sys.modules must not trigger the import
             raise AttributeError(name)
         return getattr(importlib.import_module(f"pyro_vae.{_MOVED[self.__name__.partition('.')[2]]}"), name)
 

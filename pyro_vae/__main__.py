@@ -1,10 +1,10 @@
-"""``python -m pyro_vae`` is ``pyro-vae``."""
+"""Run the ``pyro-vae`` command by ``python -m pyro_vae``."""
 
 import sys
 
 
 def run() -> int:
-    """Run the command line; Ctrl-C while it is imported ends as later, in one line."""
+    """Run the command line; report Ctrl-C in one line, during imports too."""
     try:
         from pyro_vae.cli import main
 

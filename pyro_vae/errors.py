@@ -1,4 +1,4 @@
-"""What can go wrong, as types: each message says what, where, and how to mend it."""
+"""Exceptions and warnings; each message says what is wrong, where, and what to do."""
 
 import difflib
 import re
@@ -6,11 +6,13 @@ from collections.abc import Collection
 from typing import Any
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys instead of showing it: control characters, marks of the direction of text, half characters."""
+"""Characters that a terminal interprets: control characters, bidirectional marks, lone surrogates."""
 
 
 def printable(text: str) -> str:
-    r"""Escape characters that a terminal would obey, as names of files and columns may hold them; lines are kept.
+    r"""Escape characters that a terminal would interpret; keep line breaks.
+
+    Names of files and columns may contain such characters.
 
     >>> print(printable("a\x1b[2Jb\r"))
     a\x1b[2Jb\r
@@ -19,19 +21,19 @@ def printable(text: str) -> str:
 
 
 class PyroVAEError(Exception):
-    """The base of every error this library raises on purpose.
+    """Base class of the errors that this library raises.
 
     >>> issubclass(DataError, PyroVAEError) and issubclass(DataError, ValueError)
     True
     """
 
     def __str__(self) -> str:
-        # Where an error passes through Pyro's trace, Pyro raises it anew with a table of shapes behind its sentence.
+        # Pyro re-raises an error from inside a trace with a table of shapes appended to its message.
         return printable(re.split(r"\n\s*Trace Shapes:", super().__str__())[0]).replace("\n", "\\n")
 
 
 class DataError(PyroVAEError, ValueError):
-    """The data cannot be used as they are.
+    """The data cannot be used.
 
     >>> raise DataError("row 3, column 2 is nan")
     Traceback (most recent call last):
@@ -40,7 +42,7 @@ class DataError(PyroVAEError, ValueError):
 
 
 class ModelError(PyroVAEError, ValueError):
-    """The parts of a model do not fit each other, the data or the estimator.
+    """The components of a model do not fit each other, the data or the estimator.
 
     >>> raise ModelError("the encoder gives 4 latents, the prior has 8")
     Traceback (most recent call last):
@@ -58,7 +60,7 @@ class SettingsError(PyroVAEError, ValueError):
 
 
 class DivergenceError(PyroVAEError, ArithmeticError):
-    """Training met a number that is not finite; ``history`` holds the epochs before it.
+    """Training reached a non-finite number; ``history`` holds the epochs before it.
 
     >>> raise DivergenceError("the loss became nan at step 7")
     Traceback (most recent call last):
@@ -69,7 +71,7 @@ class DivergenceError(PyroVAEError, ArithmeticError):
 
 
 class OutputError(PyroVAEError, OSError):
-    """A result cannot be written where it was asked for.
+    """A result cannot be written to the requested place.
 
     >>> raise OutputError("runs/a already holds a run; choose another folder")
     Traceback (most recent call last):
@@ -78,7 +80,7 @@ class OutputError(PyroVAEError, OSError):
 
 
 class CompileError(PyroVAEError, RuntimeError):
-    """A training step cannot be compiled; it can still be trained uncompiled.
+    """A training step cannot be compiled; uncompiled training remains possible.
 
     >>> raise CompileError("the model reads a value of a tensor in Python, at model.py:12")
     Traceback (most recent call last):
@@ -87,16 +89,16 @@ class CompileError(PyroVAEError, RuntimeError):
 
 
 class ProcessError(PyroVAEError, RuntimeError):
-    """One of several processes that work together cannot go on, and so none of them.
+    """A process of a group failed, which stops the whole group.
 
-    >>> raise ProcessError("process 1 of 2 was ended by SIGKILL; go on from the last checkpoint")
+    >>> raise ProcessError("process 1 of 2 was ended by SIGKILL; resume from the last checkpoint")
     Traceback (most recent call last):
-    pyro_vae.errors.ProcessError: process 1 of 2 was ended by SIGKILL; go on from the last checkpoint
+    pyro_vae.errors.ProcessError: process 1 of 2 was ended by SIGKILL; resume from the last checkpoint
     """
 
 
 class WeightsOnlyWarning(UserWarning):
-    """A VAE was saved as weights only, since a part of it has no description.
+    """A VAE was saved as weights only, because one of its components has no description.
 
     >>> issubclass(WeightsOnlyWarning, UserWarning)
     True
@@ -104,7 +106,7 @@ class WeightsOnlyWarning(UserWarning):
 
 
 class UnfinishedRunWarning(UserWarning):
-    """The weights of a finished run were loaded, which has gone on since and has not come to its new end.
+    """The loaded weights are those of a finished run that was resumed and has not finished again.
 
     >>> issubclass(UnfinishedRunWarning, UserWarning)
     True
@@ -112,7 +114,7 @@ class UnfinishedRunWarning(UserWarning):
 
 
 class DuplicateRowsWarning(UserWarning):
-    """The data hold rows several times, so a standard error that takes all rows for independent is too small.
+    """The data contain duplicate rows, so a standard error that assumes independent rows is too small.
 
     >>> issubclass(DuplicateRowsWarning, UserWarning)
     True
@@ -120,7 +122,7 @@ class DuplicateRowsWarning(UserWarning):
 
 
 class AtomsWarning(UserWarning):
-    """Models are compared by their densities at values that many rows share exactly.
+    """Models are compared by densities at values that many rows share exactly.
 
     >>> issubclass(AtomsWarning, UserWarning)
     True
@@ -128,7 +130,7 @@ class AtomsWarning(UserWarning):
 
 
 class ConstantColumnsWarning(UserWarning):
-    """Columns that are standardized hold one value each, which tells nothing of their spread.
+    """Columns to standardize are constant, so their spread is unknown.
 
     >>> issubclass(ConstantColumnsWarning, UserWarning)
     True
@@ -136,7 +138,7 @@ class ConstantColumnsWarning(UserWarning):
 
 
 class UnboundedDensityWarning(UserWarning):
-    """A likelihood is far narrower than its column: the density grows without bound, which is no progress.
+    """A likelihood is far narrower than its column, so its density grows without bound.
 
     >>> issubclass(UnboundedDensityWarning, UserWarning)
     True
@@ -144,7 +146,7 @@ class UnboundedDensityWarning(UserWarning):
 
 
 class PrecisionWarning(UserWarning):
-    """A column loses most of what tells its values apart in the precision of the VAE.
+    """The precision of the VAE merges distinct values of a column.
 
     >>> issubclass(PrecisionWarning, UserWarning)
     True
@@ -152,7 +154,7 @@ class PrecisionWarning(UserWarning):
 
 
 class CalibrationWarning(UserWarning):
-    """Some data have no p-value, since no held-out row is comparable with them.
+    """Some data have no p-value, because no held-out row is comparable with them.
 
     >>> issubclass(CalibrationWarning, UserWarning)
     True
@@ -160,7 +162,7 @@ class CalibrationWarning(UserWarning):
 
 
 class UncapturedStepWarning(UserWarning):
-    """The compiled step cannot be captured as a CUDA graph; it is launched kernel by kernel, and is slower.
+    """The compiled step cannot be captured as a CUDA graph; its kernels are launched one by one, more slowly.
 
     >>> issubclass(UncapturedStepWarning, UserWarning)
     True
@@ -168,7 +170,7 @@ class UncapturedStepWarning(UserWarning):
 
 
 def did_you_mean(word: str, words: Collection[str]) -> str:
-    """The word that a mistyped one was probably meant for, or nothing.
+    """Return the known word closest to a mistyped one, or an empty string.
 
     Example:
         >>> did_you_mean("adm", ["Adam", "SGD"])

@@ -212,8 +212,8 @@ def _refuse_dataset(name: str, found: xr.Dataset, expected: str) -> None:
         raise DataError(f"the evidence of {name!r} is of data simulated from it; estimate that of x_test, as by ais")
     if found.attrs.get("data_hash") != expected:
         raise DataError(f"the evidence of {name!r} is of other data than x_test; estimate it of x_test")
-    if told := found.attrs.get("trained_on"):
-        raise DataError(f"x_test was trained on: {told}, are training data of {name!r}; give rows that were held out")
+    if shared := found.attrs.get("trained_on"):
+        raise DataError(f"x_test overlaps the training data of model {name!r}: {shared}; use held-out data")
 
 
 def _table(found: Mapping[str, xr.Dataset], number: np.ndarray, pairs: list[Guides]) -> pd.DataFrame:

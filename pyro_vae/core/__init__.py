@@ -1,4 +1,4 @@
-"""The VAE, its wiring into Pyro, and what every room shares."""
+"""The VAE, its Pyro model and guide, and helpers shared by all subpackages."""
 
 from pyro_vae.core.component import Conditional
 from pyro_vae.core.vae import VAE

@@ -1,4 +1,4 @@
-"""Limit what networks take while they are built, before memory is taken."""
+"""Limit the memory of networks before it is allocated."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST_TENSORS = 10**4
-"""The most tensors of one VAE."""
+"""The maximum number of tensors of one VAE."""
 
 
 class EagerMode(TorchDispatchMode):
@@ -29,18 +29,18 @@ class EagerMode(TorchDispatchMode):
 
 
 class AllocationLimit(EagerMode):
-    """Raise a MemoryError when tensors that are made inside would take more than so many bytes together.
+    """Raise a MemoryError before tensors created inside exceed a limit together.
 
-    A tensor is measured on the ``meta`` device before it is made.
+    The size of a tensor is computed on the ``meta`` device before its memory is allocated.
 
     Args:
-        most: bytes.
+        most: the limit, in bytes.
 
     Example:
         >>> with AllocationLimit(2**20):
         ...     torch.nn.Linear(10**6, 10**6)
         Traceback (most recent call last):
-        MemoryError: its tensors take 3725.3 GiB of memory or more, and at most 0.0 GiB may be taken
+        MemoryError: its tensors take 3725.3 GiB of memory or more; the limit is 0.0 GiB
     """
 
     def __init__(self, most: int) -> None:
@@ -49,19 +49,17 @@ class AllocationLimit(EagerMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named, schema = kwargs or {}, function._schema
-        if any(argument.name == "device" for argument in schema.arguments):  # it makes a tensor of given sizes
-            self._take(function(*args, **{**named, "device": torch.device("meta")}))
+        if any(argument.name == "device" for argument in schema.arguments):  # a factory, whose sizes are arguments
+            self._count(function(*args, **{**named, "device": torch.device("meta")}))
             return function(*args, **named)
         made = function(*args, **named)
         if isinstance(made, torch.Tensor) and not any(returned.alias_info for returned in schema.returns):
-            self._take(made)
+            self._count(made)
         return made
 
-    def _take(self, tensor: torch.Tensor) -> None:
+    def _count(self, tensor: torch.Tensor) -> None:
         self.taken += math.prod(tensor.shape) * tensor.itemsize
         self.tensors += 1
         if self.taken > self.most or self.tensors > MOST_TENSORS:
             taken, most = self.taken / 2**30, self.most / 2**30
-            raise MemoryError(
-                f"its tensors take {taken:.1f} GiB of memory or more, and at most {most:.1f} GiB may be taken"
-            )
+            raise MemoryError(f"its tensors take {taken:.1f} GiB of memory or more; the limit is {most:.1f} GiB")

@@ -1,4 +1,4 @@
-"""ArviZ, by one name: 0.23 (the last for Python 3.11) keeps the new interface in ``arviz.preview``, 1.x is it."""
+"""The interface of ArviZ 1.x, which version 0.23 (the last for Python 3.11) offers as ``arviz.preview``."""
 
 try:
     from arviz import preview as az

@@ -1,4 +1,4 @@
-"""Distributions of categorical latents: relaxed to log-ratios, and one-hot."""
+"""Distributions of categorical latents: Gumbel-Softmax as log-ratios, and one-hot."""
 
 import itertools
 import math
@@ -13,13 +13,13 @@ EMPTY = torch.Size()
 
 
 class GumbelSoftmax(dist.TorchDistribution):
-    """Relaxed categories of several variables, as log-ratios over the last category.
+    """Relaxed categorical variables, as log-ratios to the last category.
 
     .. math:: y_k = (l_k + g_k - l_K - g_K) / \\tau, \\qquad
         \\log p(y) = \\log (K - 1)! + (K - 1) \\log \\tau + \\sum_{k=1}^K \\log \\mathrm{softmax}(l - \\tau y)_k
 
-    with y_K = 0 and independent Gumbel variables g. ``softmax(y)`` has the Concrete distribution; on log-ratios, unlike
-    on the simplex, neither values nor densities underflow.
+    with y_K = 0 and independent Gumbel variables g. ``softmax(y)`` has the Concrete distribution. Log-ratios and their
+    densities do not underflow, unlike those on the simplex.
 
     Args:
         logits: l, shape ``(*batch, variables, K)``.
@@ -46,7 +46,7 @@ class GumbelSoftmax(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "GumbelSoftmax":
         logits = self.logits.expand(*batch_shape, *self.logits.shape[-2:])
-        return _checked_as(self, GumbelSoftmax(logits, self.temperature, validate_args=False))
+        return _validating_like(self, GumbelSoftmax(logits, self.temperature, validate_args=False))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -67,7 +67,7 @@ class GumbelSoftmax(dist.TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Of a difference of two Gumbel variables, which is logistic."""
+        """The variance of the logistic distribution, that of a difference of two Gumbel variables."""
         return torch.full_like(self.mean, math.pi**2 / 3 / self.temperature**2)
 
     def _ratios(self, logits: Tensor) -> Tensor:
@@ -75,7 +75,10 @@ class GumbelSoftmax(dist.TorchDistribution):
 
 
 class OneHots(dist.TorchDistribution):
-    """Categories of several variables, each a one-hot vector, side by side; logits of shape ``(*batch, variables, K)``.
+    """Categorical variables as concatenated one-hot vectors.
+
+    Args:
+        logits: shape ``(*batch, variables, K)``.
 
     Example:
         >>> d = OneHots(torch.zeros(5, 2, 4))
@@ -93,7 +96,7 @@ class OneHots(dist.TorchDistribution):
         super().__init__(torch.Size(batch), torch.Size([variables * categories]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "OneHots":
-        return _checked_as(self, OneHots(self.logits.expand(*batch_shape, *self.logits.shape[-2:]), False))
+        return _validating_like(self, OneHots(self.logits.expand(*batch_shape, *self.logits.shape[-2:]), False))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -123,7 +126,7 @@ class OneHots(dist.TorchDistribution):
         return values.expand(-1, *self.batch_shape, -1) if expand else values
 
 
-def _checked_as(old: Any, new: Any) -> Any:
-    """A distribution that validates its values as another does."""
+def _validating_like(old: Any, new: Any) -> Any:
+    """Set the validation flag of a distribution to that of another."""
     new._validate_args = old._validate_args
     return new

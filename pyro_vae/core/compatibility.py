@@ -1,4 +1,4 @@
-"""Whether the parts of a VAE fit each other and the data; where they do not, one sentence says why."""
+"""Validate that the components of a VAE fit each other and the data."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def check(vae: "VAE", x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> None:
-    """What :meth:`pyro_vae.VAE.check` does.
+    """Validate that the components of a VAE fit each other and the data.
+
+    :meth:`pyro_vae.VAE.check` describes the arguments and the errors.
 
     Example:
         >>> import pyro_vae as pv
@@ -37,7 +39,7 @@ def check(vae: "VAE", x: Tensor, context: Tensor | None, mask: Tensor | None = N
                 f"the encoder gives latents of shape {tuple(q.event_shape)}, "
                 f"the prior has shape {tuple(p.event_shape)}; make them equal"
             )
-        refuse_other_support(p, q)
+        validate_support(p, q)
         likelihood = called("decoder", vae.decoder, drawn("encoder", q), *given)
     if likelihood.event_shape != x.shape[1:]:
         raise ModelError(
@@ -55,29 +57,31 @@ BOUNDED = (
 )
 
 
-def refuse_other_support(p: Distribution, q: Distribution) -> None:
-    """Refuse a prior on part of the real line under a posterior on all of it: its ELBO is minus infinity.
+def validate_support(p: Distribution, q: Distribution) -> None:
+    """Validate that the support of the prior covers that of the posterior.
+
+    A prior on part of the real line and a posterior on all of it have an ELBO of minus infinity.
 
     Raises:
-        ModelError: naming both supports.
+        ModelError: if the prior has bounds and the posterior has none.
 
     Example:
         >>> import pyro.distributions as dist
-        >>> refuse_other_support(dist.Exponential(1.0), dist.Normal(0.0, 1.0))
+        >>> validate_support(dist.Exponential(1.0), dist.Normal(0.0, 1.0))
         Traceback (most recent call last):
-        pyro_vae.errors.ModelError: the encoder gives latents on the whole real line, the prior is on part of it ...
+        pyro_vae.errors.ModelError: the posterior has the whole real line as support, the prior part of it ...
     """
     of_prior = support_of(p)
     if isinstance(support_of(q), type(constraints.real)) and isinstance(of_prior, BOUNDED):
         raise ModelError(
-            f"the encoder gives latents on the whole real line, the prior is on part of it "
+            f"the posterior has the whole real line as support, the prior part of it "
             f"({type(of_prior).__name__.strip('_')}); "
-            "take a prior on the whole line, or a posterior on the prior's support"
+            "use a prior on the whole line, or a posterior on the prior's support"
         )
 
 
 def support_of(d: Distribution) -> Any:
-    """The constraint of each number, or None where a distribution does not tell.
+    """Return the constraint on each element, or None if a distribution declares none.
 
     Example:
         >>> import pyro.distributions as dist
@@ -94,10 +98,15 @@ def support_of(d: Distribution) -> Any:
 
 
 def called(role: str, part: nn.Module, *given: Tensor) -> Distribution:
-    """The distribution that a part gives; the prior is given nothing or a context, the others rows before it.
+    """Return the distribution of a component.
+
+    Args:
+        role: ``"prior"``, ``"decoder"`` or ``"encoder"``, for messages.
+        part: the component.
+        given: its inputs: nothing or a context for the prior; rows, and perhaps a context, for the others.
 
     Raises:
-        ModelError: naming both sides, if the part cannot be called so.
+        ModelError: if the component cannot be called with these inputs.
 
     Example:
         >>> import pyro_vae as pv
@@ -108,15 +117,15 @@ def called(role: str, part: nn.Module, *given: Tensor) -> Distribution:
         return distribution(part, role, *given)
     except PyroVAEError:
         raise
-    except Exception as error:  # a part may be the user's own, and raise anything
-        raise ModelError(_why(role, part, given, error)) from error
+    except Exception as error:  # a user's component may raise anything
+        raise ModelError(_explain_failure(role, part, given, error)) from error
 
 
 def drawn(role: str, d: Distribution, shape: Any = ()) -> Tensor:
-    """A sample of the distribution of a part: some find only then that their sizes do not fit.
+    """Sample the distribution of a component; some reveal sizes that do not fit only then.
 
     Raises:
-        ModelError: if it cannot be sampled.
+        ModelError: if the distribution cannot be sampled.
 
     Example:
         >>> import pyro_vae as pv
@@ -128,12 +137,12 @@ def drawn(role: str, d: Distribution, shape: Any = ()) -> Tensor:
     except PyroVAEError:
         raise
     except Exception as error:  # as above
-        what = f"what the {role} returns cannot be sampled ({in_a_line(error)})"
-        raise ModelError(f"{what}; make its sizes fit, as a flow's context and the outputs before it") from error
+        what = f"the distribution of the {role} cannot be sampled ({in_a_line(error)})"
+        raise ModelError(f"{what}; make its sizes equal, such as a flow's context and its network's outputs") from error
 
 
 def in_a_line(error: Exception) -> str:
-    """What was raised, and the first line of what it says.
+    """Format an error as its type and the first line of its message.
 
     Example:
         >>> in_a_line(TypeError("no\\nmore"))
@@ -142,24 +151,24 @@ def in_a_line(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
-def _why(role: str, part: nn.Module, given: tuple[Tensor, ...], error: Exception) -> str:
-    what = _told(role, given)
+def _explain_failure(role: str, part: nn.Module, given: tuple[Tensor, ...], error: Exception) -> str:
+    what = _describe_inputs(role, given)
     want = next((m.in_features for m in part.modules() if isinstance(m, nn.Linear)), None)
     after = sum(t.shape[-1] for t in given[1:])
-    # A first layer on flat rows, or on the last dimension of images.
+    # The first layer takes flat rows, or the last dimension of images.
     fits = given and want in (math.prod(given[0].shape[1:]) + after, given[0].shape[-1] + after)
     if given and want and not fits and isinstance(error, RuntimeError):
         return f"the {role} was given {what} and was built for {want}; make the two equal"
     if given and isinstance(error, ValueError) and "to satisfy the constraint" in str(error):
         return (
-            f"the {role} gives numbers that are no parameters of its distribution, for {what} of up to "
+            f"the {role} gives parameters outside the range of its distribution, for {what} of up to "
             f"{given[0].abs().max():.3g}; standardize the columns: VAE(..., standardize=pyro_vae.data.mean_and_sd(x))"
         )
-    returns = "nothing, or a context, and returns p(z)" if role == "prior" else "such rows and returns a distribution"
+    returns = "nothing or a context and returns p(z)" if role == "prior" else "such rows and returns a distribution"
     return f"the {role} cannot be called with {what} ({in_a_line(error)}); make it a module that takes {returns}"
 
 
-def _told(role: str, given: tuple[Tensor, ...]) -> str:
-    """What a part was given, in words."""
+def _describe_inputs(role: str, given: tuple[Tensor, ...]) -> str:
+    """Describe the inputs of a component in words."""
     shape = " + ".join(" × ".join(map(str, t.shape[1:])) for t in given)
     return f"{'a context' if role == 'prior' else 'rows'} of {shape} numbers" if given else "nothing"

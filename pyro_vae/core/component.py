@@ -1,4 +1,4 @@
-"""A component of a VAE, a module whose call returns a distribution, and how it is called."""
+"""Components of a VAE (modules that return distributions), and helpers that call them."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -18,10 +18,10 @@ Distribution: TypeAlias = TorchDistributionMixin
 
 
 class Conditional(Picklable, ABC):
-    """A module whose call returns a distribution: ``() → p(z)``, ``z → p(x|z)`` or ``x → q(z|x)``.
+    """Base class of the components of a VAE: ``() → p(z)``, ``z → p(x|z)`` or ``x → q(z|x)``.
 
-    A member implements ``forward``. What it is given has shape ``(*batch, features)``; what it
-    returns is a ``pyro.distributions`` object of batch shape ``(*batch)``.
+    Subclasses implement ``forward``, which maps an input of shape ``(*batch, features)`` to a
+    ``pyro.distributions`` object of batch shape ``(*batch)``.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -33,14 +33,14 @@ class Conditional(Picklable, ABC):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep what a part is made of, so that a file can tell it; copies keep it too."""
+        """Record the constructor arguments, which saved files describe; copies keep them."""
         part = super().__new__(cls)
         args, kwargs = tuple(map(python_number, args)), {name: python_number(v) for name, v in kwargs.items()}
         vars(part)["_made_of"] = args, kwargs
         return part
 
     def _forget(self, given: Any, instead: Any) -> None:
-        """Keep, in the place of an argument that is large, one that the part can as well be made of."""
+        """Replace a large constructor argument by an equivalent small one in the record."""
         args, kwargs = vars(self)["_made_of"]
         args = tuple(instead if value is given else value for value in args)
         kwargs = {name: instead if value is given else value for name, value in kwargs.items()}
@@ -48,25 +48,25 @@ class Conditional(Picklable, ABC):
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Distribution:
-        """The distribution, given nothing, z or x."""
+        """Return the distribution, given nothing, z or x."""
 
     @classmethod
     def outputs(cls, size: int) -> int:
-        """How many numbers the network must give for an event of ``size`` features."""
+        """Return the number of network outputs for an event of ``size`` features."""
         return size
 
 
 def distribution(part: nn.Module, role: str, *given: Any) -> Distribution:
-    """What ``part(*given)`` returns, if that is a Pyro distribution."""
+    """Call a component and validate that it returns a Pyro distribution."""
     result = part(*given)
     if isinstance(result, TorchDistributionMixin):
         return result
     kind = f"{type(result).__module__}.{type(result).__qualname__}"
-    raise ModelError(f"the {role} returned {kind}; return an object of pyro.distributions, as pyro.sample needs")
+    raise ModelError(f"the {role} returned {kind}; return an object of pyro.distributions, which pyro.sample needs")
 
 
 def join(given: Tensor, context: Tensor | None) -> Tensor:
-    """What a network is fed: ``given`` of shape ``(*batch, features)``, with its context behind it.
+    """Concatenate the input of a network, shape ``(*batch, features)``, and its context.
 
     Example:
         >>> join(torch.zeros(7, 5, 3), torch.ones(5, 2)).shape
@@ -78,7 +78,7 @@ def join(given: Tensor, context: Tensor | None) -> Tensor:
 
 
 def at_least_single(out: Tensor) -> Tensor:
-    """A network's output, in single precision where it is coarser: densities are not computed in bfloat16.
+    """Convert 16-bit network outputs to single precision, in which densities are computed.
 
     Example:
         >>> at_least_single(torch.zeros(2, dtype=torch.bfloat16)).dtype, at_least_single(torch.zeros(2).double()).dtype
@@ -88,18 +88,18 @@ def at_least_single(out: Tensor) -> Tensor:
 
 
 def as_taken(net: nn.Module, given: Tensor) -> Tensor:
-    """``given`` in the precision of a network of 16 bits; draws of a posterior are of more.
+    """Convert an input to the precision of a 16-bit network; draws of a posterior have more.
 
     Example:
         >>> as_taken(nn.Linear(2, 2).bfloat16(), torch.zeros(2)).dtype, as_taken(nn.Linear(2, 2), torch.zeros(2)).dtype
         (torch.bfloat16, torch.float32)
     """
-    own = next((p.dtype for p in net.parameters()), given.dtype)
-    return given.to(own) if own in (torch.bfloat16, torch.float16) else given
+    dtype = next((p.dtype for p in net.parameters()), given.dtype)
+    return given.to(dtype) if dtype in (torch.bfloat16, torch.float16) else given
 
 
 def masked(likelihood: Distribution, mask: Tensor) -> Distribution:
-    """``likelihood`` without the features where ``mask`` is false: they are missing, and integrate to one.
+    """Leave missing features, where ``mask`` is false, out of a likelihood: they integrate to one.
 
     Raises:
         ModelError: if the features of the likelihood are not independent.
@@ -113,25 +113,28 @@ def masked(likelihood: Distribution, mask: Tensor) -> Distribution:
     """
     if not isinstance(likelihood, torch.distributions.Independent):
         raise ModelError(
-            f"missing values need a likelihood of independent features, this is a {type(likelihood).__name__}"
+            f"missing values need a likelihood of independent features; the decoder returns a "
+            f"{type(likelihood).__name__}"
         )
     return likelihood.base_dist.mask(mask).to_event(likelihood.reinterpreted_batch_ndims)
 
 
 def observed(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` with 0 in the place of what is missing, which every likelihood takes and none then scores."""
+    """Set missing values to 0, which every likelihood accepts and the mask leaves unscored."""
     return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def as_encoded(encoder: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` as an encoder is given it: 0, or where it standardizes the center, in the place of what is missing."""
+    """Set missing values to 0, or to the center if the encoder standardizes."""
     center = getattr(encoder, "center", None)
     return observed(x, mask) if mask is None or center is None else torch.where(mask, x, center)
 
 
 def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Distribution:
-    """``q(z|x)``: the encoder sees 0 (the center, where it standardizes) for what is missing; one with ``takes_mask``
-    is told what that is.
+    """Return ``q(z|x)``.
+
+    The encoder sees 0 in place of a missing value (the center, if it standardizes), and the mask if it has
+    ``takes_mask``.
 
     Example:
         >>> import pyro_vae as pv
@@ -146,12 +149,12 @@ def infer(encoder: nn.Module, x: Tensor, context: Tensor | None = None, mask: Te
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module, evaluations: int | None = None) -> Iterator[None]:
-    """``module`` in evaluation mode inside, so that looking at it neither drops out nor moves running means.
+    """Put a module into evaluation mode inside: no dropout, no update of running means.
 
     Args:
-        module: what is evaluated.
-        evaluations: how many data, times draws of each, go through it at once, where that is known: a small evaluation
-            is made by one thread (:func:`~pyro_vae.core.threads.threads_for_evaluations`).
+        module: the module to evaluate.
+        evaluations: the number of data times draws per forward pass, if known; a small evaluation uses one thread
+            (:func:`~pyro_vae.core.threads.threads_for_evaluations`).
 
     Example:
         >>> layer = nn.Dropout(0.9)
@@ -161,11 +164,11 @@ def evaluating(module: nn.Module, evaluations: int | None = None) -> Iterator[No
     """
     were_training = [part for part in module.modules() if part.training]
     module.eval()
-    known = (
+    threads = (
         contextlib.nullcontext() if evaluations is None else threads_for_evaluations(module.parameters(), evaluations)
     )
     try:
-        with known:
+        with threads:
             yield
     finally:
         for part in were_training:

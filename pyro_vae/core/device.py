@@ -1,4 +1,4 @@
-"""Where to compute, and with which random numbers."""
+"""Devices, seeds and generators of random numbers."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from pyro_vae.errors import SettingsError
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device asked for; ``"auto"`` is CUDA where there is one, else the CPU.
+    """Return a device; ``"auto"`` is CUDA if available, else the CPU.
 
     Args:
-        device: ``"auto"``, or what ``torch.device`` takes.
+        device: ``"auto"``, or an argument of ``torch.device``.
 
     Raises:
-        SettingsError: if there is no such device.
+        SettingsError: if the device is not available.
 
     Example:
         >>> choose_device("cpu")
@@ -31,12 +31,12 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         torch.zeros((), device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(" device type at start")[0]
-        raise SettingsError(f"device {device} cannot be used here ({reason}); use auto or cpu") from error
+        raise SettingsError(f"device {device} is not available ({reason}); use auto or cpu") from error
     return chosen
 
 
 def describe_device(device: torch.device) -> str:
-    """What a person calls the device.
+    """Describe a device for people.
 
     Example:
         >>> describe_device(torch.device("cpu")).startswith("CPU (")
@@ -49,11 +49,11 @@ def describe_device(device: torch.device) -> str:
 
 
 GPU_CHUNK = 64
-"""A GPU takes so many times the numbers at a time that a CPU's caches hold: its kernels would else end too soon."""
+"""The chunk size on a GPU, as a multiple of that on a CPU: kernels on smaller chunks would leave the GPU idle."""
 
 
 def numbers_at_once(chunk: int, device: torch.device) -> int:
-    """How many numbers to compute with at a time: ``chunk``, or 64 times as many on a GPU.
+    """Return how many numbers to process at once: ``chunk``, or 64 times as many on a GPU.
 
     Example:
         >>> numbers_at_once(100, torch.device("cpu")), numbers_at_once(100, torch.device("cuda"))
@@ -63,13 +63,13 @@ def numbers_at_once(chunk: int, device: torch.device) -> int:
 
 
 def refuse_seed(seed: int) -> None:
-    """Refuse a seed that torch's generators do not take.
+    """Validate that torch's generators accept a seed.
 
     Args:
         seed: a whole number between -2**62 and 2**62.
 
     Raises:
-        SettingsError: if it is another.
+        SettingsError: if the seed is not such a number.
 
     Example:
         >>> refuse_seed(2**64)
@@ -86,14 +86,15 @@ def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
 
     .. math:: s' = \\mathrm{BLAKE2b}(s, \\text{purpose}, n_1, n_2, \\dots) \\bmod 2^{62}
 
-    Streams of another seed, purpose, epoch, step or process are independent. Arithmetic such as ``seed + 1`` or
-    ``seed * 2**32 + epoch`` does not give this: the first is the seed of another run, and torch's generator on a CPU
-    keeps only the low 32 bits of the second. Here these bits differ too, except by accident (2⁻³² for each pair).
+    Streams that differ in seed, purpose, epoch, step or process are independent. Arithmetic such as ``seed + 1`` or
+    ``seed * 2**32 + epoch`` does not ensure this: the first is the seed of another run, and torch's generator on a CPU
+    keeps only the low 32 bits of the second. Derived seeds differ in these bits too, except with probability 2⁻³² for
+    each pair.
 
     Args:
         seed: of the run, any whole number.
         purpose: what the random numbers are for, in words; each use has its own.
-        numbers: what tells streams of one purpose apart, such as the epoch, the step or the rank of a process.
+        numbers: the epoch, the step or the rank of a process, which distinguish streams of one purpose.
 
     Returns:
         A whole number from 0 to 2**62 - 1.
@@ -128,19 +129,19 @@ def make_generator(seed: int, device: torch.device | str = "cpu") -> torch.Gener
 
 
 def _with_all_bits(seed: int) -> int:
-    """Hash a seed that torch's generator on a CPU would cut to its low 32 bits."""
+    """Hash a seed that torch's generator on a CPU would truncate to its low 32 bits."""
     return seed if 0 <= seed < 2**32 else derive_seed(seed, "all bits")
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from ``seed`` inside, and the global generators as they were outside.
+    """Seed torch's global generators inside, and restore them afterwards.
 
-    Threads share these generators, so that one at a time is inside and others wait.
+    Threads share these generators, so only one thread is inside at a time; the others wait.
 
     Args:
         seed: any whole number; a different one gives a different stream, on a CPU too.
-        device: a CUDA device whose generator is to be kept too, or the CPU.
+        device: the CPU, or a CUDA device whose generator is seeded and restored too.
 
     Example:
         >>> with seeded(0, torch.device("cpu")):
@@ -150,7 +151,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         True
     """
     with one_at_a_time(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # torch's own seeds every kind of device there may be, which takes longer than many a draw.
+        # torch.manual_seed seeds every type of device, which takes longer than many draws.
         seed_torch = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
         seed_torch(_with_all_bits(seed))
         yield

@@ -1,4 +1,4 @@
-"""Distributions of Pyro that keep their digits where their own formulas cancel in single precision."""
+"""Distributions whose log-densities stay accurate where Pyro's formulas cancel in single precision."""
 
 import math
 from typing import Any
@@ -11,7 +11,9 @@ LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class StudentT(dist.StudentT):
-    """Pyro's, whose constant is computed once, in double precision: in single it is 1 nat off at df = 1e6.
+    """Student's t with a normalizing constant in double precision.
+
+    In single precision Pyro's constant is 1 nat off at df = 1e6.
 
     Example:
         >>> StudentT(1e9, torch.zeros(()), torch.ones(())).log_prob(torch.zeros(()))  # nearly N(0, 1)
@@ -35,7 +37,7 @@ class StudentT(dist.StudentT):
 
 
 def student_constant(df: float) -> float:
-    """log Γ((ν + 1) / 2) - log Γ(ν / 2) - ½ log(π ν), of large ν by its series.
+    """Compute log Γ((ν + 1) / 2) - log Γ(ν / 2) - ½ log(π ν), for large ν by its series.
 
     Example:
         >>> abs(student_constant(1.0) + math.log(math.pi)) < 1e-12
@@ -47,9 +49,9 @@ def student_constant(df: float) -> float:
 
 
 class MultivariateNormal(dist.MultivariateNormal):
-    """Pyro's, given the logarithms of the factor's diagonal and the entries below it, scored in double precision.
+    """Normal distribution given its Cholesky factor, scored in double precision.
 
-    With a long and a short axis, the value's distance from the long one cancels.
+    In single precision the distance of a value from the long axis cancels if the short axis is much shorter.
 
     Args:
         loc: μ, shape ``(*batch, d)``.
@@ -77,14 +79,14 @@ class MultivariateNormal(dist.MultivariateNormal):
 
 
 def _lower_triangular(log_diagonal: Tensor, below: Tensor) -> Tensor:
-    """L, shape ``(*batch, d, d)``."""
+    """Assemble L, shape ``(*batch, d, d)``."""
     size = log_diagonal.shape[-1]
     entries = torch.cat([torch.zeros_like(log_diagonal[..., :1]), log_diagonal.exp(), below], -1)
     return entries[..., _places(size, log_diagonal.device)]
 
 
 def _places(size: int, device: torch.device) -> Tensor:
-    """Where in (0, the diagonal, the rows below it) each entry of a lower triangular matrix stands."""
+    """Index each entry of a lower triangular matrix in the sequence (0, the diagonal, the rows below it)."""
     places = torch.arange(1, size + 1, device=device).diag()
     row, column = torch.tril_indices(size, size, -1, device=device)
     places[row, column] = torch.arange(size + 1, size + 1 + len(row), device=device)
@@ -92,7 +94,7 @@ def _places(size: int, device: torch.device) -> Tensor:
 
 
 class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
-    """Pyro's, given log σ, scored in double precision by a sum of squares in the place of a difference.
+    """Low-rank normal distribution given log σ, scored in double precision by a sum of squares.
 
     .. math:: \\delta^\\top (W W^\\top + \\mathrm{diag}\\,\\sigma^2)^{-1} \\delta = \\|u - A v\\|^2 + \\|v\\|^2,
         \\quad A = W / \\sigma,\\ u = \\delta / \\sigma,\\ v = (I + A^\\top A)^{-1} A^\\top u

@@ -1,4 +1,4 @@
-"""What a diagnostic found, in words."""
+"""The finding of a diagnostic, in words."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -8,14 +8,13 @@ Level: TypeAlias = Literal["fine", "doubtful", "bad"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a diagnostic found: a judgement, why, and what to try next.
+    """The finding of a diagnostic: a judgement, the reason for it, and the next step.
 
     Args:
-        about: what was asked, in a few words, as "importance weights".
-        level: ``"fine"``, ``"doubtful"`` (told apart neither from fine nor from bad, or bad for some data), or
-            ``"bad"``.
+        about: the subject in a few words, such as "importance weights".
+        level: ``"fine"``, ``"bad"``, or ``"doubtful"`` if the evidence is inconclusive or only some data are bad.
         why: one sentence with the numbers, their errors and their thresholds.
-        next: what to try next, one sentence; empty where all is fine.
+        next: the next step, one sentence; empty if all is fine.
 
     Example:
         >>> print(Finding("importance weights", "fine", "k̂ is below 0.5 for 100 of 100 data"))
@@ -28,5 +27,5 @@ class Finding:
     next: str = ""
 
     def __str__(self) -> str:
-        told = f"{self.level:9s} {self.about}: {self.why}"
-        return f"{told}. Next: {self.next}" if self.next else told
+        text = f"{self.level:9s} {self.about}: {self.why}"
+        return f"{text}. Next: {self.next}" if self.next else text

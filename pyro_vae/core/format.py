@@ -1,4 +1,4 @@
-"""Format numbers with no digit that their error does not allow, and tables as text."""
+"""Format numbers to the digits that their standard errors support, and tables as text."""
 
 import io
 import math
@@ -10,22 +10,22 @@ from rich.table import Table
 from pyro_vae.errors import printable
 
 DIGITS = 2
-"""Significant digits of an error; the number beside it ends at the same decimal place."""
+"""Significant digits of an error; its estimate ends at the same decimal place."""
 
 EXACT = 1e-6
-"""An error of a smaller share of its number is shown beside seven digits of the number."""
+"""Below this relative error a number is shown with seven digits."""
 
 
 def format_estimate(value: float, error: float, unit: str = "", *, over: str, signed: bool = False) -> str:
-    """Format a number with its standard error, and say over what the error is.
+    """Format an estimate with its standard error and the source of its variation.
 
     Args:
         value: the number.
         error: its standard error; NaN or infinite if unknown.
-        unit: of both.
-        over: over what the number would vary, such as "data", "100 draws", "3 seeds"; empty only where the heading of
-            the table or the rest of the sentence says so.
-        signed: whether a positive number gets its sign too.
+        unit: the unit of both.
+        over: the source of variation, such as "data", "100 draws" or "3 seeds"; empty only if the table heading or the
+            sentence states it.
+        signed: whether a positive number has a sign too.
 
     Example:
         >>> format_estimate(381.3, 117.2, "nats", over="data")
@@ -39,7 +39,7 @@ def format_estimate(value: float, error: float, unit: str = "", *, over: str, si
 
 
 def format_rounded(value: float, error: float) -> str:
-    """Format a number to the decimal place where the second digit of its error stands.
+    """Round a number to the decimal place of the second significant digit of its error.
 
     Args:
         value: the number.
@@ -53,11 +53,11 @@ def format_rounded(value: float, error: float) -> str:
 
 
 def format_p(p: float, draws: int = 0, error: float = math.nan) -> str:
-    """Format a p-value, which a limited number of draws never shows to be 0.
+    """Format a p-value; a finite number of draws never shows that it is 0.
 
     Args:
         p: the p-value.
-        draws: of how many draws it is the share; 0 if it was computed without any.
+        draws: the number of draws it was estimated from; 0 if it is not a Monte-Carlo estimate.
         error: its standard error over these draws.
 
     Example:
@@ -77,13 +77,13 @@ def format_p(p: float, draws: int = 0, error: float = math.nan) -> str:
 
 
 def _rounded_up(value: float) -> float:
-    """The smallest number of one digit that is not below ``value``."""
+    """Return the smallest number of one digit that is not below ``value``."""
     unit: float = 10.0 ** math.floor(math.log10(value))
     return math.ceil(round(value / unit, 9)) * unit
 
 
 def _pair(value: float, error: float, sign: str) -> tuple[str, str]:
-    """A number and its error, as they are shown."""
+    """Format a number and its error."""
     if not math.isfinite(value):
         return f"{value:{sign}}", "?"
     if not math.isfinite(error):
@@ -101,17 +101,17 @@ def _pair(value: float, error: float, sign: str) -> tuple[str, str]:
 
 
 def _decimals(error: float) -> int:
-    """The decimal place of the second significant digit of a number."""
+    """Return the decimal place of the second significant digit of a number."""
     return DIGITS - 1 - int(f"{error:.{DIGITS - 1}e}".partition("e")[2])
 
 
 def _at(value: float, decimals: int, sign: str) -> str:
-    """A number rounded at a decimal place, without a sign if nothing is left of it."""
+    """Round a number to a decimal place, without a sign if the result is 0."""
     return f"{round(value, decimals) + 0.0:{sign}.{max(decimals, 0)}f}"
 
 
 class Console(rich.console.Console):
-    """A console that shows text as it is: brackets are no markup, and control characters are escaped.
+    """A console that prints text literally: no markup, and control characters escaped.
 
     Example:
         >>> import sys
@@ -124,12 +124,12 @@ class Console(rich.console.Console):
         super().__init__(**shown)
 
     def render_str(self, text: str, **options: Any) -> Any:
-        """Make text of a string."""
+        """Render a string with its control characters escaped."""
         return super().render_str(printable(text), **options)
 
 
 def as_text(table: Table) -> str:
-    """Render a table for ``print``, as wide as its cells need.
+    """Render a table for ``print``, as wide as its cells.
 
     Example:
         >>> table = Table("model", title="log p(x)")

@@ -1,4 +1,4 @@
-"""Draws from the prior that take the context of each datum."""
+"""Draws from the prior, given the context of each datum."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from pyro_vae.core.vae import VAE
 
 
 def latents(vae: VAE, rows: Rows, shape: tuple[int, ...] = ()) -> Tensor:
-    """Draws of z from the prior for each of the rows, at its own context; shape ``(*shape, datum, latent)``.
+    """Draw z from the prior given the context of each row; shape ``(*shape, datum, latent)``.
 
     Example:
         >>> import torch, pyro_vae as pv

@@ -1,4 +1,4 @@
-"""Settings kept in double precision, so that a change of precision rounds them once."""
+"""Settings stored in double precision, so that converting a module rounds them only once."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class GivenNumbers(nn.Module):
-    """A module with parameters or buffers that start as numbers a user gave.
+    """A module whose parameters or buffers are initialized with numbers from the user.
 
-    ``module.double()`` converts tensors in single precision, rounded as they are: a scale of 0.37 becomes
-    0.370000004768. Here a tensor that still holds the given number is rounded anew from it, and so is 0.37
-    after ``.double()``; one that was trained, loaded or changed is converted as torch converts it.
+    ``module.double()`` of torch converts numbers that were rounded to single precision: a scale of 0.37 becomes
+    0.370000004768. Here a tensor that still equals the user's number is rounded from that number again, so the scale
+    is 0.37 after ``.double()``. A tensor that was trained, loaded or changed is converted as in torch.
 
     Example:
         >>> class Scaled(GivenNumbers):
@@ -24,11 +24,11 @@ class GivenNumbers(nn.Module):
     """
 
     def keep(self, name: str, number: Tensor) -> Tensor:
-        """Keep a number for the tensor that gets this name.
+        """Store the number that initializes a tensor.
 
         Args:
-            name: of the parameter or buffer.
-            number: in double precision.
+            name: the name of the parameter or buffer.
+            number: the number in double precision.
 
         Returns:
             The number in torch's default precision.
@@ -37,13 +37,13 @@ class GivenNumbers(nn.Module):
         return number.to(torch.get_default_dtype(), copy=True)
 
     def given(self, name: str) -> Tensor:
-        """The number that a tensor holds: in double precision as it was given, unless it was changed since."""
+        """Return the stored number in double precision, or the tensor itself if it was changed since."""
         tensor: Tensor = getattr(self, name).detach()
         kept = vars(self).get("_given", {}).get(name)
         return tensor if kept is None or not _holds(tensor, kept) else kept
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Convert, as every method of a module does that changes precision or device."""
+        """Convert parameters and buffers; torch calls this for each change of precision or device."""
         given: dict[str, Tensor] = vars(self).get("_given", {})
         before = {name: getattr(self, name).dtype for name in given}
         untouched = [name for name, number in given.items() if _holds(getattr(self, name), number)]
@@ -56,7 +56,7 @@ class GivenNumbers(nn.Module):
 
 
 def _holds(tensor: Any, number: Tensor) -> bool:
-    """Whether a tensor is a number, rounded to the tensor's precision."""
+    """Return whether a tensor equals a number rounded to the tensor's precision."""
     if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.shape != number.shape:
         return False
     return torch.equal(tensor.detach().cpu(), number.to(tensor.dtype))

@@ -1,4 +1,4 @@
-"""What all threads of a process share: Pyro's handlers, Pyro's validation and torch's global generators."""
+"""A lock for global state: Pyro's handlers, Pyro's validation and torch's generators."""
 
 import threading
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """One thread at a time inside, others wait; and none inside Pyro's handlers.
+    """Let one thread in at a time; raise inside Pyro's handlers.
 
     Raises:
-        ModelError: if a handler is around, which would change what model and guide do.
+        ModelError: if a handler of Pyro is active, which would change the model and the guide.
 
     Example:
         >>> import pyro
         >>> with pyro.poutine.trace(), one_at_a_time():
         ...     pass
         Traceback (most recent call last):
-        pyro_vae.errors.ModelError: this is called inside one of Pyro's handlers, a TraceMessenger, ...
+        pyro_vae.errors.ModelError: called inside a handler of Pyro (TraceMessenger), which would change ...
     """
     with _LOCK:
         if runtime._PYRO_STACK:
             kind = type(runtime._PYRO_STACK[-1]).__name__
             raise ModelError(
-                f"this is called inside one of Pyro's handlers, a {kind}, which would change "
-                "what model and guide do; call it outside, and not while another thread runs Pyro"
+                f"called inside a handler of Pyro ({kind}), which would change model and guide; call this function "
+                "outside handlers, and not while another thread runs Pyro"
             )
         yield

@@ -1,4 +1,4 @@
-"""Register the parameters of a module with Pyro, under a name that no other module has."""
+"""Register the parameters of a module with Pyro under a unique name."""
 
 import contextlib
 import itertools
@@ -12,21 +12,22 @@ from pyro_vae.errors import ModelError
 
 
 def store_name(module: nn.Module) -> str:
-    """A name for Pyro's parameter store that no other module, copy or later module has."""
+    """Return a name for Pyro's parameter store that no other module, copy or later module has."""
     if module not in _names:
-        _forget_the_dead()
+        _drop_collected()
         _names[module] = name = f"{type(module).__name__.lower()}_{next(_numbers)}"
-        weakref.finalize(module, _dead.append, name).atexit = False
+        weakref.finalize(module, _collected.append, name).atexit = False
     return _names[module]
 
 
 class Unconstrained:
-    """A weak reference from a parameter to itself, as Pyro's SVI calls it; a pickle holds an empty one.
+    """A weak reference to a parameter, in the form that Pyro's SVI calls, that can be pickled.
 
-    Pyro leaves a ``weakref.ref`` on each parameter of its store, and a network with such parameters cannot be pickled.
+    Pyro sets a ``weakref.ref`` on each parameter of its store, and a network with such parameters cannot be pickled.
+    A pickle of this reference is empty, because Pyro does not know the unpickled parameter yet.
 
     Args:
-        parameter: of a VAE; none in a copy by pickle, which Pyro does not know yet.
+        parameter: a parameter of a VAE; None for an empty reference.
     """
 
     def __init__(self, parameter: nn.Parameter | None = None) -> None:
@@ -40,10 +41,10 @@ class Unconstrained:
 
 
 class Picklable(nn.Module):
-    """A module that can be pickled after Pyro has met its parameters, as a ``PyroModule`` can."""
+    """A module that can be pickled after Pyro has registered its parameters, as a ``PyroModule`` can."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """The attributes; weak references of Pyro's store, which sets them anew at each look, are removed."""
+        """Return the attributes, without the weak references that Pyro's store sets at each access."""
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
         return dict(vars(self))
@@ -51,26 +52,26 @@ class Picklable(nn.Module):
 
 _names: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
 _numbers = itertools.count()
-_dead: list[str] = []
+_collected: list[str] = []
 
 
-def _forget_the_dead() -> None:
-    """Drop the parameters of collected modules, here and not in a finalizer, which may run anywhere."""
-    store, dead = pyro.get_param_store(), {_dead.pop() for _ in range(len(_dead))}
+def _drop_collected() -> None:
+    """Drop the parameters of garbage-collected modules; finalizers must not, since they may run at any time."""
+    store, dead = pyro.get_param_store(), {_collected.pop() for _ in range(len(_collected))}
     for name in [name for name in store if name.split("$$$")[0] in dead]:
-        with contextlib.suppress(KeyError):  # two modules that shared a parameter: its reverse entry went before
+        with contextlib.suppress(KeyError):  # modules that share a parameter: its reverse entry is already deleted
             del store[name]
 
 
 def register(module: nn.Module) -> None:
-    """Tell Pyro of each trainable parameter of ``module``.
+    """Register each trainable parameter of ``module`` with Pyro.
 
-    ``pyro.module`` would hand a second module of the same name the first one's weights, and train
-    those; here the name follows the module's identity and the store always holds its own tensors.
+    ``pyro.module`` would give a second module of the same name the weights of the first, and train them. Here the name
+    follows the identity of the module, so the store always holds the module's own tensors.
     """
     store, prefix = pyro.get_param_store(), store_name(module)
     for name, parameter in module.named_parameters():
-        # torch.func puts plain tensors in the place of parameters; those are not Pyro's to train.
+        # torch.func replaces parameters by plain tensors, which Pyro must not train.
         if not (parameter.requires_grad and isinstance(parameter, nn.Parameter)):
             continue
         if not parameter.is_contiguous():

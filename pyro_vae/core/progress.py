@@ -1,4 +1,4 @@
-"""What is seen while training goes on."""
+"""Progress bars of training and of other long computations."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ class Bar:
         self.task = progress.add_task("", total=steps, done=0, epochs=epochs, elbo="…", validation="")
 
     def say(self, sentence: str) -> None:
-        """A sentence above the bar."""
+        """Print a sentence above the bar."""
         self.progress.console.print(sentence)
 
     def step(self, elbo: float) -> None:
@@ -32,7 +32,7 @@ class Bar:
             self.pending = 0
 
     def resumed(self, epochs: int, steps: int) -> None:
-        """So much was done before."""
+        """Start the bar at the epochs and steps of the resumed run."""
         self.progress.update(self.task, completed=steps, done=epochs)
 
     def epoch(self, epoch: int, row: dict[str, float]) -> None:
@@ -47,7 +47,7 @@ class Bar:
 
 @contextmanager
 def display(where: str, epochs: int, steps: int, *, show: bool) -> Iterator[Bar]:
-    """Say where training goes on, and show its bar."""
+    """Print where training runs, and show its progress bar."""
     console = Console(stderr=True, quiet=not show)
     console.print(where)
     columns = (
@@ -62,7 +62,7 @@ def display(where: str, epochs: int, steps: int, *, show: bool) -> Iterator[Bar]
 
 @contextmanager
 def counting(what: str, show: bool) -> Iterator[Callable[[Iterator[Any], int], Iterator[Any]]]:
-    """A function that passes on what it is given and counts it on a bar, which a longer count extends."""
+    """Show a progress bar, and yield a function that passes items on, counts them and extends the total."""
     columns = TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True, quiet=not show), disable=not show) as progress:
         task = progress.add_task(what, total=0)
@@ -77,13 +77,13 @@ def counting(what: str, show: bool) -> Iterator[Callable[[Iterator[Any], int], I
 
 
 Ticks: TypeAlias = Callable[[], None]
-"""To be called after each piece of work."""
+"""Called after each unit of work."""
 
 
 @contextmanager
 def ticking(what: str, number: int, show: bool) -> Iterator[Ticks]:
-    """A function to call after each of so many pieces of work, counted on a bar."""
+    """Show a progress bar, and yield a function to call after each of ``number`` units of work."""
     with counting(what, show) as count:
-        pieces = count(iter(range(number + 1)), number)
-        next(pieces)
-        yield lambda: next(pieces, None)
+        units = count(iter(range(number + 1)), number)
+        next(units)
+        yield lambda: next(units, None)

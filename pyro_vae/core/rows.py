@@ -1,4 +1,4 @@
-"""Rows of data, as model and guide take them."""
+"""Rows of data with their context and mask, the inputs of model and guide."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Data as model and guide take them.
+    """Rows of data with their context and mask, the inputs of model and guide.
 
     Args:
         x: shape ``(datum, *features)``, 0 where missing.
-        context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
-        mask: true where a feature was observed, the shape of ``x``.
+        context: additional input of prior, decoder and encoder, shape ``(datum, c)``.
+        mask: true where a feature was observed, same shape as ``x``.
 
     Example:
         >>> import torch
@@ -34,29 +34,29 @@ class Rows:
 
     @property
     def given(self) -> tuple[Tensor, ...]:
-        """The context as the last argument of a part, where there is one."""
+        """The context as a tuple, the last arguments of a component; empty if there is none."""
         return () if self.context is None else (self.context,)
 
     def arguments(self, size: int | None = None) -> tuple[Any, ...]:
-        """``(x, size, context, mask)``, the arguments of model and guide, as far as there are any.
+        """Return ``(x, size, context, mask)``, the arguments of model and guide, without trailing None.
 
-        They go by position: Pyro's handlers have an argument of their own that is called ``context``.
+        They are positional, because Pyro's handlers have an argument named ``context`` themselves.
         """
         every = (self.x, size, self.context, self.mask)
         last = max(i for i, value in enumerate(every) if i < 2 or value is not None)
         return every[: last + 1]
 
     def take(self, index: Any) -> "Rows":
-        """Some of the rows."""
+        """Return the rows at an index."""
         context, mask = (None if value is None else value[index] for value in (self.context, self.mask))
         return Rows(self.x[index], context, mask)
 
     def split(self, size: int) -> Iterator["Rows"]:
-        """The rows in parts of at most ``size``."""
+        """Split the rows into parts of at most ``size``."""
         return (self.take(slice(start, start + size)) for start in range(0, len(self), size))
 
     def like(self, vae: "Amortised") -> "Rows":
-        """On the device and in the precision of a VAE."""
+        """Move the rows to the device and precision of a VAE."""
         x = vae.like(self.x)
         context = None if self.context is None else vae.like(self.context)
         return Rows(x, context, None if self.mask is None else self.mask.to(x.device))

@@ -1,4 +1,4 @@
-"""How many threads a piece of work is worth."""
+"""The number of threads for a computation of a given size."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 SMALL_STEP = 32_000_000
-"""A step of fewer operations is taken by one thread: handing out its work takes as long as doing it."""
+"""A step with fewer operations uses one thread, because distributing the work takes as long as doing it."""
 
 WITH_GRADIENT = 6
-"""Operations per weight and datum: a multiplication and an addition forward, twice as many backward."""
+"""Operations per weight and datum: one multiplication and one addition forward, twice as many backward."""
 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """So many threads inside, of torch and of the BLAS."""
+    """Set the number of threads of torch and of the BLAS inside."""
     before = torch.get_num_threads()
     if number != before:
         torch.set_num_threads(number)
@@ -27,7 +27,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 def threads_for_operations(operations: float) -> int:
-    """Return how many threads a step of so many operations is taken by: one, or as many as torch is set to.
+    """Return the number of threads for a step: one if it is small, else torch's setting.
 
     Example:
         >>> threads_for_operations(1e6), threads_for_operations(1e9) == torch.get_num_threads()
@@ -38,11 +38,11 @@ def threads_for_operations(operations: float) -> int:
 
 @contextmanager
 def threads_for_evaluations(weights: Iterable[Tensor], evaluations: int) -> Iterator[None]:
-    """Use one thread inside where an evaluation with gradient is a small step, else as many as torch is set to.
+    """Use one thread inside if an evaluation with gradient is a small step, else torch's setting.
 
     Args:
-        weights: of all networks that are evaluated; a convolution, which uses each weight many times, is never small.
-        evaluations: how many data, times draws of each, go through the networks at once.
+        weights: the weights of all evaluated networks; a convolution uses each weight many times, so it is never small.
+        evaluations: the number of data times draws per forward pass.
 
     Example:
         >>> before = torch.get_num_threads()
@@ -52,8 +52,8 @@ def threads_for_evaluations(weights: Iterable[Tensor], evaluations: int) -> Iter
         >>> torch.get_num_threads() == before
         True
     """
-    every = list(weights)
-    convolves = any(weight.ndim > 2 for weight in every)
-    operations = WITH_GRADIENT * sum(weight.numel() for weight in every) * evaluations
+    weights = list(weights)
+    convolves = any(weight.ndim > 2 for weight in weights)
+    operations = WITH_GRADIENT * sum(weight.numel() for weight in weights) * evaluations
     with threads(torch.get_num_threads() if convolves else threads_for_operations(operations)):
         yield

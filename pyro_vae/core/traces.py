@@ -1,4 +1,4 @@
-"""Running a Pyro model against its guide, and what estimators are called."""
+"""Traces of a Pyro model and its guide, and the base class and names of ELBO estimators."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -20,29 +20,32 @@ Loss: TypeAlias = ELBO | Callable[..., Any]
 
 
 def replayed(program: Program, trace: Trace, *args: Any, **kwargs: Any) -> Trace:
-    """The trace of a program at the values of another, the plates' own sites included."""
+    """Trace a program at the values of another trace, including the sites of its plates."""
     return poutine.trace(poutine.replay(program, trace=trace)).get_trace(*args, **kwargs)
 
 
 def traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Trace, Trace]:
-    """The trace of the model replayed against that of the guide, and the latter, without the plates' own sites."""
+    """Return the traces of the model, replayed against the guide, and of the guide, without sites of plates."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = replayed(model, guide_trace, *args, **kwargs)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
 
 def samples(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """The sample sites of a trace by name, but for those in which a plate draws its own rows."""
+    """Iterate over the sample sites of a trace by name, except the subsampling sites of plates."""
     sites = ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
     return ((name, site) for name, site in sites if not site_is_subsample(site))
 
 
 class TensorELBO(ELBO, ABC):
-    """An estimator whose losses are tensors, so that nothing waits for a GPU; a member gives the one with a graph."""
+    """Base class of estimators whose losses are tensors, which avoids synchronizing with a GPU.
+
+    Subclasses implement ``differentiable_loss``.
+    """
 
     @abstractmethod
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the bound, summed over data and scaled by n/m; a tensor of shape ``()``."""
+        """Return minus the bound, summed over data and scaled by n/m; a tensor of shape ``()``."""
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         return traces(model, guide, *args, **kwargs)
@@ -52,11 +55,11 @@ class TensorELBO(ELBO, ABC):
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, with no graph; a tensor of shape ``()``."""
+        """Return the loss without a graph; a tensor of shape ``()``."""
         return self.differentiable_loss(model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, its gradient added to ``.grad`` of every parameter; a tensor of shape ``()``."""
+        """Return the loss and add its gradient to ``.grad`` of each parameter; a tensor of shape ``()``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -64,7 +67,7 @@ class TensorELBO(ELBO, ABC):
 
 
 def differentiable(loss: Loss) -> Callable[..., Any]:
-    """The function of (model, guide, x, size) whose gradient ``SVI(..., loss=loss)`` would take."""
+    """Return the function of (model, guide, x, size) whose gradient ``SVI(..., loss=loss)`` follows."""
     if not isinstance(loss, ELBO):
         return loss
     if not hasattr(loss, "differentiable_loss"):
@@ -73,7 +76,7 @@ def differentiable(loss: Loss) -> Callable[..., Any]:
 
 
 def loss_name(loss: Loss) -> str:
-    """What a person calls an estimator."""
+    """Return the name of an estimator, for people."""
     if isinstance(loss, TensorELBO):
         return repr(loss)
     function = loss.func if isinstance(loss, partial) else loss
@@ -81,18 +84,18 @@ def loss_name(loss: Loss) -> str:
 
 
 def called(loss: Loss) -> str:
-    """Its name, whatever its number of particles.
+    """Return the name of an estimator without its number of particles.
 
     Example:
         >>> import pyro_vae as pv
         >>> called(pv.elbo.Renyi(8, alpha=0.0)), called(pv.elbo.Trace_ELBO())
         ('Renyi(alpha=0)', 'Trace_ELBO')
     """
-    own = getattr(loss, "called", None)
-    return own() if callable(own) else loss_name(loss)
+    name = getattr(loss, "called", None)
+    return name() if callable(name) else loss_name(loss)
 
 
 def particles_of(loss: Loss) -> int:
-    """How many particles an estimator draws."""
+    """Return the number of particles of an estimator."""
     settings = loss.keywords if isinstance(loss, partial) else vars(loss) if isinstance(loss, ELBO) else {}
     return int(settings.get("num_particles", 1))

@@ -1,4 +1,4 @@
-"""Three modules that return distributions, wired into a Pyro model and guide."""
+"""The VAE: a prior, a decoder and an encoder, combined into a Pyro model and guide."""
 
 from functools import partial
 from typing import Any
@@ -18,27 +18,27 @@ from pyro_vae.errors import DataError, ModelError, SettingsError
 
 
 def data_plate(x: Tensor | None, size: int | None, context: Tensor | None = None) -> pyro.plate:
-    """The plate over data: ``len(x)`` rows that stand for ``size``, each scaled by size / len(x).
+    """Return the plate over data: ``len(x)`` of ``size`` rows, each scaled by size / len(x).
 
-    Without x there are ``size`` rows to draw, or as many as the context has.
+    Without ``x`` the plate has ``size`` rows to draw, or one per row of the context.
     """
     if x is None:
         if size is None and context is None:
-            raise SettingsError("x is None; give size=, the number of rows to draw, or the rows to score")
+            raise SettingsError("x is None; give size=, the number of rows to draw, or give the rows to score as x")
         if context is not None and size not in (None, len(context)):
             raise SettingsError(f"size is {size} but the context has {len(context)} rows; leave size out")
         return pyro.plate("data", whole("size", len(context) if size is None else size, 1))  # type: ignore[arg-type]
     if len(x) == 0:
         raise DataError("x holds no rows; give at least one")
     if size is not None and size < len(x):
-        raise SettingsError(f"size is {size} but the batch has {len(x)} rows; size counts all data, so it is no less")
+        raise SettingsError(f"size is {size} but the batch has {len(x)} rows; give the number of all data as size")
     return pyro.plate("data", len(x) if size is None else size, subsample=x)
 
 
 class Generative(Picklable):
-    """The Pyro model ``p(z) p(x|z)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are Θ.
+    """The Pyro model ``p(z) p(x|z)``, a callable of ``(x, size=None, context=None, mask=None)`` with parameters Θ.
 
-    With ``x=None`` it draws ``size`` rows, as ``pyro.infer.Predictive(vae.model, num_samples=1)(None, size=3)`` does.
+    With ``x=None`` it draws ``size`` rows, as in ``pyro.infer.Predictive(vae.model, num_samples=1)(None, size=3)``.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -66,7 +66,7 @@ class Generative(Picklable):
 
 
 class Inference(Picklable):
-    """The Pyro guide ``q(z|x)``: call it with ``(x, size=None, context=None, mask=None)``; its parameters are φ.
+    """The Pyro guide ``q(z|x)``, a callable of ``(x, size=None, context=None, mask=None)`` with parameters φ.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -83,14 +83,14 @@ class Inference(Picklable):
         self, x: Tensor, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         if x is None:
-            raise DataError("x is None, and the guide infers z from data; draw from the prior by vae.model without it")
+            raise DataError("x is None, but the guide infers z from data; to draw from the prior, call vae.model alone")
         register(self)
         with data_plate(x, size):
             return pyro.sample("z", infer(self.encoder, x, context, mask))
 
 
 def _kind(part: Any) -> str:
-    """What was given in the place of a part."""
+    """Describe an invalid component."""
     makes = part.func if isinstance(part, partial) else part
     if isinstance(makes, type):
         return f"{'a partial of ' * isinstance(part, partial)}the class {makes.__name__}, which must be called"
@@ -105,7 +105,7 @@ def _standardize_by(part: nn.Module, role: str, standardize: Any) -> None:
     if not isinstance(part, Standardizable):
         base = "likelihoods.Likelihood" if role == "decoder" else "posteriors.Posterior"
         raise ModelError(
-            f"the {role} is a {type(part).__name__}, which cannot be told how to standardize; make it a "
+            f"the {role} is a {type(part).__name__}, which does not support standardization; use a "
             f"pyro_vae.{base}, or standardize the data"
         )
     part.standardize_by(standardize)
@@ -116,28 +116,28 @@ class VAE(Amortised):
 
     .. math:: p(x, z) = p(z)\\, p(x | z), \\qquad q(z | x)
 
-    ``vae.model`` and ``vae.guide`` are Pyro callables of ``(x, size=None, context=None, mask=None)``
-    with sites ``z`` and ``x`` in the plate ``data``; with ``size`` every datum counts ``size / len(x)``
-    times. A ``context`` of shape ``(datum, c)`` is handed to prior, decoder and encoder as their last
-    argument (a conditional VAE); through Pyro's handlers it goes by position, since they have an
-    argument of that name themselves. Where ``mask`` is false a feature is missing: it leaves the
-    likelihood, and the encoder sees 0 (and the mask as its third argument, if it has ``takes_mask``).
+    ``vae.model`` and ``vae.guide`` are Pyro callables of ``(x, size=None, context=None, mask=None)`` with sites ``z``
+    and ``x`` in the plate ``data``. With ``size`` each datum has the weight ``size / len(x)``. A ``context`` of shape
+    ``(datum, c)`` is passed to prior, decoder and encoder as their last argument (a conditional VAE); pass it by
+    position through Pyro's handlers, which have an argument named ``context`` themselves. Where ``mask`` is false a
+    feature is missing: the likelihood leaves it out, and the encoder sees 0 (and the mask as its third argument, if it
+    has ``takes_mask``).
 
-    They are modules too: ``vae.model.parameters()`` are the generative Θ, ``vae.guide.parameters()``
-    the inference φ. Any number of VAEs, deep copies included, train in one process.
+    Both are modules: ``vae.model.parameters()`` are the generative parameters Θ, ``vae.guide.parameters()`` the
+    inference parameters φ. Any number of VAEs, including deep copies, can be trained in one process.
 
     Args:
         prior: ``() → p(z)``, event shape ``(latent,)``.
         decoder: ``z → p(x|z)``, from ``(*batch, latent)`` to event shape ``(*features)``.
         encoder: ``x → q(z|x)``, from ``(*batch, *features)`` to event shape ``(latent,)``.
-        standardize: in which units the networks see and describe the columns, as ``pv.data.mean_and_sd(train)``: as
-            they are, if not given. Columns of counts, categories or shares stay as they are; the density remains one
-            of the data in their own units.
+        standardize: how to standardize the columns for the networks, such as ``pv.data.mean_and_sd(train)``; not at
+            all by default. Columns of counts, categories or shares are not changed, and the likelihood remains a
+            density in the units of the data.
 
-    A prior or encoder that needs another part has a method ``bind(vae)``, called when the VAE is made.
+    A prior or encoder that needs another component has a method ``bind(vae)``, which the constructor calls.
 
     Raises:
-        ModelError: if a part is not a ``torch.nn.Module``, or cannot be told how to standardize.
+        ModelError: if a component is not a ``torch.nn.Module``, or does not support standardization.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -173,7 +173,7 @@ class VAE(Amortised):
     def _bind(self, standardize: Standardize | None) -> None:
         if standardize is not None:
             _standardize_by(self.decoder, "decoder", standardize)
-            # Columns that the likelihood takes as they are, the encoder takes as they are, too.
+            # The encoder standardizes the same columns as the likelihood.
             _standardize_by(self.encoder, "encoder", self.decoder.standardize)
         for part in (self.prior, self.encoder):
             if callable(bind := getattr(part, "bind", None)):
@@ -186,7 +186,7 @@ class VAE(Amortised):
 
     @property
     def standardize(self) -> Standardize | None:
-        """In which units the networks see and describe the columns; None if as they are."""
+        """The standardization of the columns for the networks; None if there is none."""
         return getattr(self.decoder, "standardize", None)
 
     @property
@@ -200,7 +200,7 @@ class VAE(Amortised):
         return self.guide.encoder
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # torch.nn.Module stores modules before it looks at properties, so the parts are sent home here.
+        # torch.nn.Module stores modules before it looks up properties, so components are forwarded here.
         home = {"prior": "model", "decoder": "model", "encoder": "guide"}.get(name)
         if home is None:
             super().__setattr__(name, value)
@@ -210,16 +210,16 @@ class VAE(Amortised):
             self._bind(standardize)
 
     def posterior(self, rows: Rows) -> Distribution:
-        """``q(z|x)`` of rows with their contexts and masks, batch shape ``(datum,)``."""
+        """Return ``q(z|x)`` given rows with their contexts and masks, batch shape ``(datum,)``."""
         return infer(self.encoder, rows.x, rows.context, rows.mask)
 
     def likelihood(self, z: Tensor, rows: Rows) -> Distribution:
-        """``p(x|z)`` at latents ``(*, datum, latent)`` of rows; what is missing there is not scored."""
+        """Return ``p(x|z)`` at latents ``(*, datum, latent)`` of rows, without their missing values."""
         likelihood = compatibility.called("decoder", self.decoder, z, *rows.given)
         return likelihood if rows.mask is None else masked(likelihood, rows.mask)
 
     def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
-        """``log p(z) + log p(x|z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``.
+        """Return ``log p(z) + log p(x|z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``.
 
         Example:
             >>> import pyro_vae as pv
@@ -235,12 +235,12 @@ class VAE(Amortised):
 
     @torch.no_grad()
     def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Refuse data that do not fit the parts, and parts that do not fit each other.
+        """Validate that the components fit each other and the data.
 
         Args:
-            x: data, shape ``(datum, *features)``; the first two rows are tried, and what is not finite is missing.
+            x: data, shape ``(datum, *features)``; only the first two rows are used, with non-finite values as missing.
             context: shape ``(datum, c)``.
-            mask: true where a value was observed, the shape of ``x``.
+            mask: true where a value was observed, same shape as ``x``.
 
         Raises:
             ModelError: naming both sides that do not fit.

@@ -1,4 +1,4 @@
-"""Settings that are numbers: Python's, NumPy's or a tensor's; refused in one sentence where they are out of range."""
+"""Validate settings, and convert numbers of NumPy and torch to Python's."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def python_number(value: Any) -> Any:
-    """``value`` as Python's number where it is NumPy's, or an array or tensor without dimensions; else itself.
+    """Convert a NumPy number, or an array or tensor without dimensions, to a Python number; keep other values.
 
     Example:
         >>> import numpy as np
@@ -26,7 +26,7 @@ def python_number(value: Any) -> Any:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """``value``, if it is a whole number of at least ``least``.
+    """Validate that ``value`` is a whole number of at least ``least``, and return it.
 
     Raises:
         SettingsError: if it is not.
@@ -42,7 +42,7 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def above_zero(name: str, value: Any) -> float:
-    """``value``, if it is a finite number above 0.
+    """Validate that ``value`` is a finite number above 0, and return it.
 
     Raises:
         SettingsError: if it is not.
@@ -62,16 +62,16 @@ def above_zero(name: str, value: Any) -> float:
 
 
 def takes_settings(function: Callable[P, R], *, hints: Mapping[str, str] | None = None) -> Callable[P, R]:
-    """Call a public function with Python's numbers, and name the keyword that an unknown one was meant for.
+    """Decorate a public function: convert numbers to Python's, and explain unknown keywords.
 
-    Arguments whose annotation is a number, or a sequence of numbers, may be NumPy's or tensors.
+    Arguments annotated as a number, or as a sequence of numbers, may come from NumPy or be tensors.
 
     Args:
-        function: whose parameters are annotated.
-        hints: for a keyword that it has not, what to write instead; ``{value}`` stands for the value given.
+        function: a function with annotated parameters.
+        hints: what to write instead of an unknown keyword, by keyword; ``{value}`` stands for its value.
 
     Raises:
-        SettingsError: at a call, if a keyword is unknown.
+        SettingsError: in a call, if a keyword is unknown.
 
     Example:
         >>> @takes_settings
@@ -85,43 +85,45 @@ def takes_settings(function: Callable[P, R], *, hints: Mapping[str, str] | None 
         pyro_vae.errors.SettingsError: train has no setting epoch; did you mean epochs=3?
     """
     parameters = inspect.signature(function).parameters
-    numbers = {name for name, parameter in parameters.items() if _is_of_numbers(parameter.annotation)}
+    numbers = {name for name, parameter in parameters.items() if _is_numeric(parameter.annotation)}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
     @functools.wraps(function)
     def converted(*args: P.args, **kwargs: P.kwargs) -> R:
         if not takes_any and (unknown := next((name for name in kwargs if name not in parameters), None)):
-            raise SettingsError(_meant(function, unknown, kwargs[unknown], list(parameters), hints or {}))
-        given = [_converted(v) if n in numbers else v for v, n in zip(args, parameters, strict=False)]
-        named = {name: _converted(value) if name in numbers else value for name, value in kwargs.items()}
+            raise SettingsError(_name_unknown(function, unknown, kwargs[unknown], list(parameters), hints or {}))
+        given = [_to_python(v) if n in numbers else v for v, n in zip(args, parameters, strict=False)]
+        named = {name: _to_python(value) if name in numbers else value for name, value in kwargs.items()}
         return function(*given, *args[len(given) :], **named)  # type: ignore[arg-type]
 
     return converted
 
 
-def _meant(function: Callable[..., Any], name: str, value: Any, known: list[str], hints: Mapping[str, str]) -> str:
+def _name_unknown(
+    function: Callable[..., Any], name: str, value: Any, known: list[str], hints: Mapping[str, str]
+) -> str:
     called = function.__qualname__.removesuffix(".__init__")
     if name in hints:
-        return f"{called} has no setting {name}; give {hints[name].format(value=_shown(value))}"
+        return f"{called} has no setting {name}; give {hints[name].format(value=_short_repr(value))}"
     if meant := did_you_mean(name, known):
-        return f"{called} has no setting {name}; did you mean {meant}={_shown(value)}?"
+        return f"{called} has no setting {name}; did you mean {meant}={_short_repr(value)}?"
     return f"{called} has no setting {name}; it takes {', '.join(n for n in known if n != 'self')}"
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(python_number(value))
     return text if len(text) <= 40 else "…"
 
 
-def _is_of_numbers(annotation: Any) -> bool:
-    """Whether an annotation allows a number or a sequence of numbers, but no tensor."""
+def _is_numeric(annotation: Any) -> bool:
+    """Return whether an annotation allows a number or a sequence of numbers, but no tensor."""
     if get_origin(annotation) not in (types.UnionType, Union, Sequence, tuple, list):
         return annotation in (int, float)
     inner = get_args(annotation)
-    return any(map(_is_of_numbers, inner)) and not any(getattr(each, "__name__", "") == "Tensor" for each in inner)
+    return any(map(_is_numeric, inner)) and not any(getattr(each, "__name__", "") == "Tensor" for each in inner)
 
 
-def _converted(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(python_number, value)) if type(value) in (list, tuple) else value
     if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):

@@ -10,17 +10,17 @@ from torch import Tensor
 from pyro_vae.errors import ModelError
 
 MEAN_DRAWS = 256
-"""A flow has no mean in closed form; this many draws estimate it, for figures."""
+"""The number of draws that estimate the mean of a flow, which has no closed form, for figures."""
 
 
 class FlowDistribution(ZukoToPyro):
-    """A flow without Pyro's cache of log-densities, which grows with every sample, and with a mean."""
+    """A flow with a mean, and without Pyro's cache of log-densities, which grows with each sample."""
 
     support = constraints.real_vector
 
     @property
     def has_rsample(self) -> bool:
-        """Whether a gradient flows through samples; zuko says so of every flow, whatever its base is."""
+        """Whether samples are reparametrized; zuko ignores the base of the flow."""
         base: Any = getattr(self.dist, "base", self.dist)
         return bool(self.dist.has_rsample and base.has_rsample)
 
@@ -35,7 +35,7 @@ class FlowDistribution(ZukoToPyro):
             return self.dist.sample(torch.Size(sample_shape))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Of values that broadcast against the batch, which zuko's transforms do not do of themselves."""
+        """Score values that broadcast against the batch; zuko's transforms do not broadcast."""
         return self.dist.log_prob(x.expand(torch.broadcast_shapes(x.shape, self.batch_shape + self.event_shape)))
 
     def expand(self, batch_shape: Any, *_: Any) -> "FlowDistribution":
@@ -43,12 +43,12 @@ class FlowDistribution(ZukoToPyro):
 
     @property
     def mean(self) -> Tensor:
-        """By Monte Carlo, with draws of its own that leave the global generator alone."""
+        """A Monte-Carlo estimate that leaves the global generator unchanged."""
         return self._draws().mean(0)
 
     @property
     def variance(self) -> Tensor:
-        """By Monte Carlo, as the mean."""
+        """A Monte-Carlo estimate that leaves the global generator unchanged."""
         return self._draws().var(0)
 
     def _draws(self) -> Tensor:
@@ -58,10 +58,10 @@ class FlowDistribution(ZukoToPyro):
 
 
 def as_pyro(flow: Any, name: str) -> FlowDistribution:
-    """A zuko distribution as ``pyro.sample`` takes it.
+    """Convert a zuko distribution to one for ``pyro.sample``.
 
     Raises:
-        ModelError: if it is no distribution, or one that does not live on all real numbers.
+        ModelError: if ``flow`` is not a distribution, or its support is not all real numbers.
 
     Example:
         >>> import zuko
@@ -69,20 +69,20 @@ def as_pyro(flow: Any, name: str) -> FlowDistribution:
         torch.Size([2])
     """
     if not isinstance(flow, torch.distributions.Distribution):
-        raise ModelError(f"{name} gives no distribution; make it a zuko flow over the latents")
+        raise ModelError(f"{name} does not return a distribution; use a zuko flow over the latents")
     base = flow
     while isinstance(inner := getattr(base, "base", None), torch.distributions.Distribution):
         base = inner
     if not _is_real(base):
         raise ModelError(
-            f"the base of {name} has the support {base.support}, so it is no density on all real numbers, where "
-            "latents lie; take a flow with a normal base, as zuko.flows.NSF"
+            f"the base of {name} has the support {base.support}, but the support of the latents is all real numbers; "
+            "use a flow with a normal base, such as zuko.flows.NSF"
         )
     return FlowDistribution(flow)
 
 
 def _is_real(base: torch.distributions.Distribution) -> bool:
-    """Whether a distribution lives on all real numbers, as far as it says."""
+    """Return whether the support of a distribution is all real numbers; assume so if it declares none."""
     try:
         support = base.support
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""Real inputs: read, checked, split."""
+"""Read, validate, split and stream data sets."""
 
 import torch
 
@@ -24,9 +24,9 @@ def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Da
     """Split rows at random into training and held-out data.
 
     Args:
-        data: the data.
-        fraction: the share held out, between 0 and 1; at least one row on each side.
-        seed: of the shuffle.
+        data: the data set.
+        fraction: the held-out share, between 0 and 1; each part has at least one row.
+        seed: the seed of the shuffle.
 
     Returns:
         The training data and the held-out data.
@@ -44,14 +44,14 @@ def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Da
         raise SettingsError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
     n = len(data.x)
     if n < 2:
-        raise DataError(f"{data.source}: 1 row cannot be split; give at least 2")
+        raise DataError(f"{data.source}: a single row cannot be split; give at least 2 rows")
     held_out = min(max(round(fraction * n), 1), n - 1)
     order = torch.randperm(n, generator=make_generator(seed))
     return data.rows(order[held_out:]), data.rows(order[:held_out])
 
 
 def digits() -> Data:
-    """The 1797 handwritten 8 × 8 digits that scikit-learn carries, their grey levels divided by 16.
+    """Load the 1797 handwritten 8 × 8 digits of scikit-learn, grey levels divided by 16.
 
     References:
         | Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998), https://doi.org/10.24432/C50P49

@@ -1,4 +1,4 @@
-"""One column of a table as numbers: as they are, or codes of categories."""
+"""Convert a column of a table to numbers, or to the codes of its categories."""
 
 import reprlib
 from collections import Counter
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_CATEGORIES = 20
-"""A column of text with more distinct values is not taken for categories."""
+"""A text column with more distinct values is not treated as categorical."""
 
 
 def numbers_of(
     column: "pd.Series", name: str, source: str, known: Sequence[str] | None = None
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Turn a column into numbers, NaN where missing.
+    """Convert a column to numbers, NaN where missing.
 
     Args:
-        column: of any type.
-        name: of the column, for messages.
-        source: of the data, for messages.
-        known: the names of its categories in other data, whose codes are to be used; numbers have the name that they
-            are written as, and 1.0 that of 1.
+        column: a column of any type.
+        name: the name of the column, for messages.
+        source: the name of the data, for messages.
+        known: the names of the categories of the column in other data, which define the codes; the name of a number is
+            its text, and 1.0 has the name of 1.
 
     Returns:
-        The numbers, and the names of the categories if they are codes.
+        The numbers, and the names of the categories if the numbers are codes.
 
     Raises:
-        DataError: if a value is no number and the column is not of categories, or a category is not known.
+        DataError: if a value is not a number in a column without categories, or a category is unknown.
     """
     import pandas as pd
 
@@ -46,14 +46,14 @@ def numbers_of(
     is_date = isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mM"
     if is_date or pd.api.types.is_complex_dtype(kind):
         raise DataError(
-            f"{source}: column {name!r} is of type {kind}, not numbers; turn it into numbers (days since the first "
-            "date, for example), take it as row labels by index, or drop it"
+            f"{source}: column {name!r} has type {kind}, not numbers; convert it (to days since the first date, for "
+            "example), use it as row labels (index), or drop it"
         )
     if known is not None:
         return code_by_name(column, name, source, known)
     if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
         return column.to_numpy(np.float64, na_value=np.nan), None
-    numbers = pd.to_numeric(column.map(_plain), errors="coerce")
+    numbers = pd.to_numeric(column.map(_as_scalar), errors="coerce")
     here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
     if not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
         return numbers.to_numpy(np.float64, na_value=np.nan), None
@@ -64,21 +64,21 @@ def numbers_of(
     value = column.iloc[row]
     shown = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
     raise DataError(
-        f"{source}: row {row}, column {name!r} is {shown}, not a number; encode it as "
-        "numbers, take the column as row labels (index) or label, or drop it (rows are counted from 0)"
+        f"{source}: row {row}, column {name!r} is {shown}, not a number; encode the column as "
+        "numbers, use it as row labels (index) or label, or drop it (rows are counted from 0)"
     )
 
 
-def _plain(value: Any) -> Any:
-    """A value that pandas can look for a number in: a list would be one of several."""
+def _as_scalar(value: Any) -> Any:
+    """Convert a list or array to text, so that pandas does not parse it as several values."""
     return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
 
 
 def code_by_name(column: "pd.Series", name: str, source: str, known: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Return the place of each value among the names of categories, NaN where it is missing, and these names.
+    """Return the code of each value, its position in ``known`` or NaN if missing, and the names of the codes.
 
     Raises:
-        DataError: if a value is none of them.
+        DataError: if a value is not in ``known``.
 
     Example:
         >>> import pandas as pd
@@ -103,27 +103,27 @@ def code_by_name(column: "pd.Series", name: str, source: str, known: Sequence[st
         value = column.iloc[row]
         shown = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
         raise DataError(
-            f"{source}: row {row}, column {name!r} is {shown}, none of its categories "
+            f"{source}: row {row}, column {name!r} is {shown}, not one of its categories "
             f"{list_names(known)}; correct it or drop the row (rows are counted from 0)"
         )
     return codes, [*known]
 
 
 def _unique(names: Sequence[Any]) -> dict[Any, float]:
-    """The places of names that occur once."""
+    """Return the positions of names that occur once."""
     times = Counter(names)
     return {value: float(i) for i, value in enumerate(names) if value is not None and times[value] == 1}
 
 
 def _as_number(value: Any) -> float | None:
-    """The number that a value is or that its text says."""
+    """Convert a value or its text to a number, or return None."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def recoded(
+def recode(
     codes: "Tensor",
     names: Sequence[str],
     known: Sequence[str],
@@ -131,14 +131,22 @@ def recoded(
     source: str,
     seen: "Tensor | None" = None,
 ) -> "Tensor":
-    """Turn codes of categories into those of other data; what was not ``seen`` becomes any code.
+    """Convert codes of categories to the codes of other data; unobserved values get an arbitrary code.
+
+    Args:
+        codes: shape ``(datum,)``.
+        names: the names of the codes.
+        known: the names of the codes in the other data.
+        column: the name of the column, for messages.
+        source: the name of the data, for messages.
+        seen: true where a value was observed; everywhere if not given.
 
     Raises:
-        DataError: if a category that occurs is unknown there.
+        DataError: if an observed category is not in ``known``.
 
     Example:
         >>> import torch
-        >>> recoded(torch.tensor([0.0, 1.0]), ["g", "r"], ["b", "g", "r"], "colour", "data")
+        >>> recode(torch.tensor([0.0, 1.0]), ["g", "r"], ["b", "g", "r"], "colour", "data")
         tensor([1., 2.])
     """
     import torch
@@ -148,7 +156,7 @@ def recoded(
     occurring = [name_of.get(code, code) for code in codes[seen].unique().tolist()]
     if lacks := [name for name in occurring if name not in known]:
         raise DataError(
-            f"{source}: column {column!r} holds {lacks[0]!r}, none of the known categories {list_names(known)}; "
+            f"{source}: column {column!r} contains {lacks[0]!r}, not one of the known categories {list_names(known)}; "
             "correct it or drop its rows"
         )
     place = torch.tensor([known.index(name) if name in known else 0 for name in names], dtype=codes.dtype)
@@ -156,7 +164,7 @@ def recoded(
 
 
 def list_names(names: Sequence[str]) -> str:
-    """List names, of many the first.
+    """List names, truncated to the first eight.
 
     Example:
         >>> list_names(["a", "b"])

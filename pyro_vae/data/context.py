@@ -1,4 +1,4 @@
-"""Context columns of a table: numbers as they are, categories one-hot, and both matched to other data by name."""
+"""Context columns of a table: numbers, and one-hot categories, matched to other data by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_vae.data.columns import list_names, numbers_of, recoded
+from pyro_vae.data.columns import list_names, numbers_of, recode
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,19 +20,19 @@ Categories = Mapping[str, Sequence[str]]
 def read_context(
     frame: "pd.DataFrame", columns: Sequence[str], *, categories: Categories | None = None, source: str = "data"
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
-    """Turn columns of a DataFrame into a context.
+    """Convert columns of a DataFrame to a context.
 
     Args:
         frame: the table.
         columns: the names of the context columns.
-        categories: of other data, whose order is to be used.
-        source: what to call the data in messages.
+        categories: the categories of other data, by column, whose order is used.
+        source: the name of the data, for messages.
 
     Returns:
         The context, shape ``(row, c)``, and the names of the categories by column.
 
     Raises:
-        DataError: if a value is missing, infinite or no number, or a category is unknown.
+        DataError: if a value is missing, infinite or not a number, or a category is unknown.
 
     Example:
         >>> import pandas as pd
@@ -48,8 +48,8 @@ def read_context(
         if not np.isfinite(values).all():
             row = int((~np.isfinite(values)).argmax())
             raise DataError(
-                f"{source}: row {row} has {frame[name].iloc[row]} in context column {name!r}, and a context must be "
-                "known; fill it or drop the row (rows are counted from 0)"
+                f"{source}: row {row} has {frame[name].iloc[row]} in context column {name!r}, but a context must be "
+                "finite; fill it or drop the row (rows are counted from 0)"
             )
         if found is not None:
             coded[name] = found
@@ -58,10 +58,10 @@ def read_context(
 
 
 def one_hot_context(data: Any) -> Tensor:
-    """Turn a table of context columns alone into a context: numbers as they are, codes of categories one-hot.
+    """Convert a table of context columns to a context, with categories one-hot.
 
     Args:
-        data: :class:`~pyro_vae.data.Data` whose columns are the context columns, in their order.
+        data: :class:`~pyro_vae.data.Data` with the context columns as its columns, in their order.
 
     Returns:
         The context, shape ``(row, c)``.
@@ -81,7 +81,7 @@ def one_hot_context(data: Any) -> Tensor:
 
 
 def context_names(columns: Sequence[str], categories: Categories) -> list[str]:
-    """Name the numbers of a context.
+    """Return the names of the numbers in a context.
 
     Example:
         >>> context_names(["age", "sex"], {"sex": ["f", "m"]})
@@ -91,7 +91,7 @@ def context_names(columns: Sequence[str], categories: Categories) -> list[str]:
 
 
 def describe_context(columns: Sequence[str], categories: Categories) -> str:
-    """Say which columns are the context, and which of them are one-hot.
+    """Describe the context columns, and which are one-hot.
 
     Example:
         >>> describe_context(["age", "sex"], {"sex": ["f", "m"]})
@@ -108,35 +108,35 @@ def validate_context(names: Sequence[str], expected: Sequence[str], source: str,
     """Validate that a table has the context columns of other data.
 
     Raises:
-        DataError: naming the first that is missing.
+        DataError: naming the first missing column.
     """
     if lacks := [name for name in expected if name not in names]:
         raise DataError(
-            f"{source}: context column {lacks[0]!r} of {other} is missing; there are {list_names(names)}: add it or "
-            "rename one"
+            f"{source}: context column {lacks[0]!r} of {other} is missing (there are {list_names(names)}); add it or "
+            "rename a column"
         )
 
 
-def validate_kind(name: str, own: Sequence[str] | None, known: Sequence[str] | None, source: str, other: str) -> None:
-    """Validate that a column holds numbers, or categories, as in other data.
+def validate_kind(name: str, names: Sequence[str] | None, known: Sequence[str] | None, source: str, other: str) -> None:
+    """Validate that a column contains numbers, or categories, as in other data.
 
     Raises:
         DataError: if it does not.
     """
-    if (own is None) != (known is None):
-        mine, theirs = ("numbers" if names is None else "categories" for names in (own, known))
-        raise DataError(f"{source}: column {name!r} holds {mine}, and {theirs} in {other}; make them alike")
+    if (names is None) != (known is None):
+        here, there = ("numbers" if each is None else "categories" for each in (names, known))
+        raise DataError(f"{source}: column {name!r} contains {here}, but {there} in {other}; make them alike")
 
 
 def context_like(data: Any, like: Any) -> Tensor:
     """Return the context of data with the columns and categories of other data, in their order.
 
     Args:
-        data: :class:`~pyro_vae.data.Data` whose context columns have names.
+        data: :class:`~pyro_vae.data.Data` with named context columns.
         like: the other data.
 
     Raises:
-        DataError: if a column is missing, or a category that occurs is unknown.
+        DataError: if a column is missing, or a category in it is unknown.
     """
     validate_context(data.context_columns, like.context_columns, data.source, like.source)
     widths = [len(data.categories.get(name, [None])) for name in data.context_columns]
@@ -145,10 +145,10 @@ def context_like(data: Any, like: Any) -> Tensor:
 
 
 def _part_like(part: Tensor, name: str, data: Any, like: Any) -> Tensor:
-    """The numbers of one column."""
-    own, known = data.categories.get(name), like.categories.get(name)
-    validate_kind(name, own, known, data.source, like.source)
-    if own is None or known is None or own == known:
+    """Convert one context column to the categories of other data."""
+    names, known = data.categories.get(name), like.categories.get(name)
+    validate_kind(name, names, known, data.source, like.source)
+    if names is None or known is None or names == known:
         return part
-    codes = recoded(part.argmax(1).to(part.dtype), own, known, name, data.source)
+    codes = recode(part.argmax(1).to(part.dtype), names, known, name, data.source)
     return one_hot(codes.long(), len(known)).to(part)

@@ -1,4 +1,4 @@
-"""Data by their hashes: whether two sets are the same, and which rows a VAE was trained on."""
+"""Fingerprints of data: compare data sets, and find the rows a VAE was trained on."""
 
 import base64
 import hashlib
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def row_hashes(rows: Rows) -> np.ndarray:
-    """A hash of each row, its mask and its context, in single precision, so that a copy in double is the same row.
+    """Hash each row with its mask and context, in single precision.
+
+    A copy of a row in double precision has the same hash.
 
     Args:
-        rows: data; what is missing may hold anything, and is no 0.
+        rows: the data; a missing value may hold any number, and its hash differs from that of 0.
 
     Returns:
         64 bits each, shape ``(datum,)``.
@@ -37,7 +39,7 @@ def row_hashes(rows: Rows) -> np.ndarray:
 
 
 def as_table(rows: Rows) -> np.ndarray:
-    """The numbers that :func:`row_hashes` hashes: features, NaN where missing, then the context.
+    """Return the numbers that :func:`row_hashes` hashes: features, NaN where missing, then the context.
 
     Example:
         >>> as_table(Rows(torch.zeros(3, 2), torch.ones(3, 1))).shape
@@ -46,11 +48,11 @@ def as_table(rows: Rows) -> np.ndarray:
     x = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
     parts = [x.flatten(1)] + ([] if rows.context is None else [rows.context])
     table: np.ndarray = torch.cat([part.detach().cpu().float() for part in parts], 1).numpy() + np.float32(0)
-    return table  # adding 0 leaves no minus 0
+    return table  # adding 0 turns -0 into 0
 
 
 def data_hash(hashes: np.ndarray) -> str:
-    """One hash of all rows in their order.
+    """Hash a data set: all rows in their order.
 
     Args:
         hashes: from :func:`row_hashes`.
@@ -63,20 +65,20 @@ def data_hash(hashes: np.ndarray) -> str:
 
 
 KEPT = 2**18
-"""Of more rows only the smallest hashes are kept, 2 MiB of them: they are a random sample of the rows."""
+"""The maximum number of stored hashes (2 MiB); of more rows the smallest, a random sample of the rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a VAE was trained on.
+    """The fingerprint of the training data of a VAE.
 
     Args:
-        rows: the hashes of the rows, each once, the smallest ``KEPT``.
-        twins: the share of rows that had an equal among them: what chance alone has a new row meet.
-        whole: the hash of each set of data.
-        columns: the names of the features, where they have some.
-        categories: by the name of a column what its codes 0, 1, … stand for.
-        context_columns: the names of the columns that the context was made of, where they have some.
+        rows: the distinct hashes of the rows, the smallest ``KEPT``.
+        twins: the share of rows with a duplicate in the training data: the share of new rows that match by chance.
+        whole: the hash of each training data set.
+        columns: the names of the features, if any.
+        categories: the names of the codes 0, 1, …, by column.
+        context_columns: the names of the context columns, if any.
 
     Example:
         >>> Trained.on(row_hashes(Rows(torch.tensor([[0.0], [1.0], [1.0], [2.0]])))).twins
@@ -100,7 +102,7 @@ class Trained:
         categories: Mapping[str, Sequence[str]] | None = None,
         context_columns: Sequence[str] | None = None,
     ) -> "Trained":
-        """Trained on these rows, and on others before.
+        """Fingerprint rows, in addition to those of an earlier training.
 
         Example:
             >>> first = Trained.on(row_hashes(Rows(torch.zeros(1, 2))))
@@ -117,18 +119,18 @@ class Trained:
         rows = np.union1d(rows, before.rows)[:KEPT]
         return cls(rows, max(twins, before.twins), whole | before.whole, columns, known, context_columns)
 
-    def told(self, hashes: np.ndarray) -> np.ndarray:
-        """Of which rows it is known whether they were trained on: all, unless only some hashes were kept.
+    def covers(self, hashes: np.ndarray) -> np.ndarray:
+        """Return for which rows the stored hashes decide membership: all, unless some hashes were dropped.
 
         Example:
             >>> few = row_hashes(Rows(torch.zeros(1, 2)))
-            >>> Trained.on(few).told(few)
+            >>> Trained.on(few).covers(few)
             array([ True])
         """
         return np.ones(len(hashes), bool) if len(self.rows) < KEPT else hashes <= self.rows[-1]
 
     def as_text(self) -> str:
-        """To be written beside the weights.
+        """Encode the fingerprint as text, stored with the weights.
 
         Example:
             >>> known = Trained.on(row_hashes(Rows(torch.zeros(1, 2))))
@@ -144,10 +146,10 @@ class Trained:
 
     @classmethod
     def from_text(cls, text: str) -> "Trained":
-        """What :meth:`as_text` wrote.
+        """Decode the text of :meth:`as_text`.
 
         Raises:
-            DataError: if it did not.
+            DataError: if the text is damaged.
         """
         try:
             known = json.loads(text)
@@ -157,82 +159,82 @@ class Trained:
             validate_names(columns or [], context or [], *categories.values())
             return cls(rows, float(known["twins"]), frozenset(known["whole"]), columns, categories, context)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"what the weights were trained on cannot be read ({error}); copy the run again") from error
+            raise DataError(f"the fingerprint of the training data is damaged ({error}); copy the run again") from error
 
 
 def validate_names(*lists: Any) -> None:
-    """Validate that what was read are lists of names.
+    """Validate that each argument is a list of names.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if one is not.
     """
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise ValueError("the names of its columns are no text")
+        raise ValueError("the names of its columns are not text")
 
 
 def trained_on(vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
-    """Which rows were trained on, in words, where there are more of them than chance has it; else nothing.
+    """Describe the overlap of data with the training data of a VAE; empty if chance explains it.
 
-    Rows of a few countable values meet by chance: as often as training data meet each other.
+    Rows with few countable values match by chance, as often as training rows match each other.
 
     Args:
-        vae: a VAE; :func:`pyro_vae.fit` leaves on it what it was trained on.
-        hashes: of the data, from :func:`row_hashes`.
-        labels: what the rows are called, if not by their numbers.
+        vae: a VAE; :func:`pyro_vae.fit` stores the fingerprint of its training data on it.
+        hashes: the hashes of the data, from :func:`row_hashes`.
+        labels: the row labels, if any.
 
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> vae.trained_on = Trained.on(row_hashes(Rows(torch.zeros(1, 4))))
         >>> trained_on(vae, row_hashes(Rows(torch.zeros(1, 4))))
-        '1 of its 1 rows, the first of them row 0 (counted from 0)'
+        '1 of its 1 rows (the first is row 0, counted from 0)'
     """
     known = getattr(vae, "trained_on", None)
     return "" if known is None else overlap(known, hashes, labels)
 
 
 def overlap(known: Trained, hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
-    """Which rows are among those that were trained on, as :func:`trained_on` says.
+    """Describe the overlap of data with training data, as :func:`trained_on` does.
 
     Args:
-        known: what was trained on.
-        hashes: of the data, from :func:`row_hashes`.
-        labels: what the rows are called, if not by their numbers.
+        known: the fingerprint of the training data.
+        hashes: the hashes of the data, from :func:`row_hashes`.
+        labels: the row labels, if any.
 
     Example:
         >>> overlap(Trained.on(row_hashes(Rows(torch.zeros(1, 4)))), row_hashes(Rows(torch.ones(1, 4))))
         ''
     """
-    told, met = known.told(hashes), np.isin(hashes, known.rows)
-    count, n = int(met.sum()), int(told.sum())
+    covered, matches = known.covers(hashes), np.isin(hashes, known.rows)
+    count, n = int(matches.sum()), int(covered.sum())
     by_chance = n * known.twins + 5 * math.sqrt(n * known.twins * (1 - known.twins))
     if count <= by_chance and data_hash(hashes) not in known.whole:
         return ""
-    among = f"its {n} rows" if n == len(met) else f"the {n} of its {len(met)} rows that can be told"
-    first = int(met.argmax())
-    which = f"{first} (counted from 0)" if labels is None else f"{labels[first]}"
-    return f"{count} of {among}, the first of them row {which}"
+    among = f"its {n} rows" if n == len(matches) else f"the {n} rows that can be checked (of {len(matches)})"
+    first = int(matches.argmax())
+    which = f"{first}, counted from 0" if labels is None else f"{labels[first]}"
+    return f"{count} of {among} (the first is row {which})"
 
 
 def refuse_trained_on(
     vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
 ) -> None:
-    """Refuse data of which more rows were trained on than chance has it, as :func:`trained_on` says.
+    """Validate that data are held-out, up to matches by chance (see :func:`trained_on`).
 
     Args:
         vae: a VAE.
-        hashes: of the data, from :func:`row_hashes`.
-        labels: what the rows are called, if not by their numbers.
-        name: what to call the VAE.
-        source: what to call the data.
+        hashes: the hashes of the data, from :func:`row_hashes`.
+        labels: the row labels, if any.
+        name: the name of the VAE, for messages.
+        source: the name of the data, for messages.
 
     Raises:
-        DataError: if they were trained on.
+        DataError: if the data overlap the training data.
 
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> refuse_trained_on(vae, row_hashes(Rows(torch.zeros(3, 4))), name="vae")
     """
-    if told := trained_on(vae, hashes, labels):
-        raise DataError(f"{source} was trained on: {told}, are training data of {name!r}; give rows that were held out")
+    if shared := trained_on(vae, hashes, labels):
+        raise DataError(f"{source} overlaps the training data of model {name!r}: {shared}; use held-out data")

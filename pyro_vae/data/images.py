@@ -1,4 +1,4 @@
-"""Images as flat rows, channels first: arrays of any layout, and folders of image files."""
+"""Convert images to flat rows, channels first, from arrays of any layout and from folders of files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from pyro_vae.data.limits import validate_unpacked
 from pyro_vae.errors import DataError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Of files of images."""
+"""Suffixes of image files."""
 
 GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Pillow's modes of 8 bits for each channel."""
+"""Pillow's modes with 8 bits per channel."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a row of an array holds an image.
+    """The layout of an image in a row of an array.
 
     Args:
-        image_shape: ``(height, width)`` of a grey image, ``(3, height, width)`` of one of colours; None for no image.
-        channels_last: ``(height, width, channels)`` where the array holds them in this order.
+        image_shape: ``(height, width)`` of a grey image, ``(3, height, width)`` of a colour image; None for no image.
+        channels_last: ``(height, width, channels)`` if the array has this layout.
 
     Example:
         >>> layout_of((10, 8, 6, 3), np.dtype("uint8"))
@@ -34,7 +34,7 @@ class Layout:
     channels_last: tuple[int, int, int] | None = None
 
     def rows(self, array: np.ndarray) -> np.ndarray:
-        """Return an array as flat rows, channels first.
+        """Convert an array to flat rows, channels first.
 
         Args:
             array: shape ``(datum, …)``, flat or not.
@@ -43,20 +43,20 @@ class Layout:
             array = np.moveaxis(array.reshape(len(array), *self.channels_last), -1, 1)
         return array.reshape(len(array), -1)
 
-    def said(self) -> list[str]:
-        """Say so, if channels were moved."""
-        return [] if self.channels_last is None else ["the channels, last in the array, come first in a row"]
+    def describe(self) -> list[str]:
+        """Describe the layout if channels are moved."""
+        return [] if self.channels_last is None else ["channels moved from last to first"]
 
 
 def layout_of(shape: Sequence[int], dtype: np.dtype) -> Layout:
-    """Find the layout of images in an array of shape ``(datum, …)``.
+    """Infer the layout of images in an array of shape ``(datum, …)``.
 
-    Of four dimensions, the last one are the channels if it is 1 or 3 and the numbers are bytes; else the second one,
-    if it is 1 or 3.
+    In an array of bytes with four dimensions, the last dimension holds the channels if its size is 1 or 3. Otherwise
+    the second dimension does, if its size is 1 or 3.
 
     Args:
-        shape: of the array.
-        dtype: of the array.
+        shape: the shape of the array.
+        dtype: the type of the array.
 
     Example:
         >>> layout_of((10, 1, 8, 6), np.dtype("float32")).image_shape, layout_of((10, 8), np.dtype("uint8")).image_shape
@@ -81,11 +81,11 @@ class Pictures:
     """The images of a folder.
 
     Args:
-        array: bytes, shape ``(image, height, width)``, with a last dimension of 3 for colours.
-        names: of the files, within the folder.
-        labels: the subfolder of each, by its place among the sorted ones; None where there are none.
-        label_names: of the subfolders.
-        said: what was inferred.
+        array: bytes, shape ``(image, height, width)``, or ``(image, height, width, 3)`` for colours.
+        names: the paths of the files, relative to the folder.
+        labels: the index of each image's subfolder among the sorted subfolders; None without subfolders.
+        label_names: the names of the subfolders.
+        said: notes on what was inferred.
     """
 
     array: np.ndarray
@@ -96,40 +96,40 @@ class Pictures:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """Find the files of images in a folder and its subfolders, sorted by their names.
+    """Find the image files in a folder and its subfolders, sorted by name.
 
     Raises:
-        DataError: if some are in subfolders and some are not.
+        DataError: if only some files are in subfolders.
     """
     every = [*folder.glob("*"), *folder.glob("*/*")]
     found = sorted(path for path in every if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
     beside = [path for path in found if path.parent == folder]
     if beside and len(beside) < len(found):
         raise DataError(
-            f"{folder}: {beside[0].name} is in no subfolder, and other images are; put each into a subfolder that is "
-            "its label, or none"
+            f"{folder}: {beside[0].name} is in no subfolder, but other images are; put every image or none into a "
+            "subfolder named by its label"
         )
     return found
 
 
 def read_pictures(folder: Path, paths: Sequence[Path]) -> Pictures:
-    """Read files of images, which must be of one size; grey ones beside colours become colours.
+    """Read image files of one size; convert grey images to colours if there are both.
 
     Args:
-        folder: that holds them; a subfolder is a label.
-        paths: of the files.
+        folder: the folder of the files; subfolders are labels.
+        paths: the paths of the files.
 
     Raises:
-        DataError: if one cannot be read, or is of another size.
+        DataError: if a file cannot be read, or the sizes differ.
     """
     _validate_sizes(folder, paths)
     images = [_open(path) for path in paths]
     modes = [image.mode for image in images]
     for path, mode in zip(paths, modes, strict=True):
         if mode not in GREY + COLOUR:
-            raise DataError(f"{path}: has pixels of Pillow's mode {mode}; save it with 8 bits for each channel")
+            raise DataError(f"{path}: the pixels have Pillow's mode {mode}; save the image with 8 bits per channel")
     grey = [mode in GREY for mode in modes]
-    said = [f"{sum(grey)} grey images among colours"] if 0 < sum(grey) < len(grey) else []
+    said = [f"{sum(grey)} grey images converted to colours"] if 0 < sum(grey) < len(grey) else []
     array = np.stack([np.asarray(image.convert("L" if all(grey) else "RGB")) for image in images])
     names = [path.relative_to(folder).as_posix() for path in paths]
     if paths[0].parent == folder:
@@ -141,27 +141,27 @@ def read_pictures(folder: Path, paths: Sequence[Path]) -> Pictures:
 
 
 def _validate_sizes(folder: Path, paths: Sequence[Path]) -> None:
-    """Validate that images are of one size and fit into memory, before any pixel is read."""
+    """Validate, before any pixel is read, that images have one size and fit into memory."""
     sizes = [_open(path, load=False).size for path in paths]
     if other := next((i for i, size in enumerate(sizes) if size != sizes[0]), None):
-        told = [f"{sizes[i][0]} × {sizes[i][1]}" for i in (0, other)]
+        first, second = (f"{sizes[i][0]} × {sizes[i][1]}" for i in (0, other))
         raise DataError(
-            f"{folder}: {paths[0].name} has {told[0]} pixels and {paths[other].name} {told[1]}; make the sizes equal"
+            f"{folder}: {paths[0].name} has {first} pixels and {paths[other].name} {second}; make the sizes equal"
         )
     width, height = sizes[0]
     validate_unpacked(folder, 12 * width * height * len(paths), sum(path.stat().st_size for path in paths))
 
 
 def _open(path: Path, *, load: bool = True) -> Any:
-    """An image, wholly read unless only its header is asked for."""
+    """Open an image, and read its pixels unless ``load`` is false."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"{path}: needs Pillow to be read; pip install pillow") from error
+        raise DataError(f"{path}: reading images needs Pillow; pip install pillow") from error
     try:
         with Image.open(path) as image:
             if load:
                 image.load()
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a whole image ({' '.join(str(error).split())}); copy or make it again") from error
+        raise DataError(f"{path}: not a valid image ({' '.join(str(error).split())}); copy or make it again") from error

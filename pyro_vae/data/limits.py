@@ -1,4 +1,4 @@
-"""Limits on what is read from files: kinds of files, and sizes that are measured before memory is taken."""
+"""Validate the type of a file, and its size in memory before it is read."""
 
 import io
 import json
@@ -12,39 +12,39 @@ from typing import IO, Any
 from pyro_vae.errors import DataError
 
 LARGEST_TEXT = 2**24
-"""The most bytes of a file of settings or notes in a run folder."""
+"""The maximum size, in bytes, of a file of settings or notes in a run folder."""
 
 LARGEST_FILE = 2**30
-"""The most bytes of the other files of a run folder, weights and checkpoints apart."""
+"""The maximum size, in bytes, of other files in a run folder, except weights and checkpoints."""
 
 MOST_ENTRIES = 10**5
-"""The most files of a run folder."""
+"""The maximum number of files in a run folder."""
 
 UNPACKED = 2**29
-"""A file may unpack to so many bytes, however small it is."""
+"""The size, in bytes, to which a file of any size may unpack."""
 
 RATIO = 100
-"""A larger one may unpack to at most so many times its size; what shrinks more holds little but one value."""
+"""The maximum ratio of unpacked to packed size above ``UNPACKED``; data that shrink more are nearly constant."""
 
 HIGHEST_RATIO = 1032
-"""What gzip and zip files unpack to, at most, times their size."""
+"""The highest ratio of unpacked to packed size that gzip and zip can reach."""
 
 
 def validate_regular(path: Path, *, links: bool = False, advice: str = "copy the run again") -> int:
-    """Return the size of a file.
+    """Validate that a path is a regular file, and return its size in bytes.
 
     Args:
-        path: of the file.
-        links: whether it may be a link to one.
-        advice: what to do if it cannot be read.
+        path: the path of the file.
+        links: whether to follow links.
+        advice: what to do if the file cannot be read, for the message.
 
     Raises:
-        DataError: if it is a link, a folder, a FIFO or a device, or cannot be found.
+        DataError: if the path is a link, a folder, a FIFO or a device, or does not exist.
 
     Example:
         >>> validate_regular(Path("/dev/zero"))
         Traceback (most recent call last):
-        pyro_vae.errors.DataError: /dev/zero: cannot be read, as it is a device; ...
+        pyro_vae.errors.DataError: /dev/zero: is a device, not a file; ...
     """
     try:
         about = path.stat() if links else path.lstat()
@@ -59,83 +59,89 @@ def _validate_mode(path: Path, about: os.stat_result) -> None:
     if not stat.S_ISREG(about.st_mode):
         kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(about.st_mode), "a device")
-        raise DataError(f"{path}: cannot be read, as it is {kind}; put a copy of the file itself there")
+        raise DataError(f"{path}: is {kind}, not a file; replace it by a copy of the file")
 
 
 def validate_run_folder(folder: Path) -> None:
-    """Validate that a run folder holds only files and folders of its own, so that nothing outside is read or written.
+    """Validate that a run folder contains only files and folders, so that nothing outside is read or written.
 
     Raises:
-        DataError: if it holds a link, a FIFO, a socket or a device, or too many files.
+        DataError: if it contains a link, a FIFO, a socket or a device, or too many files.
     """
     entries = 0
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path, entries = Path(place, name), entries + 1
             if name in files or path.is_symlink():
-                with suppress(FileNotFoundError):  # a file that is just being replaced
+                with suppress(FileNotFoundError):  # a file that is being replaced
                     _validate_mode(path, path.lstat())
         if entries > MOST_ENTRIES:
-            raise DataError(f"{folder}: holds more than {MOST_ENTRIES:,} files, which no run does; copy the run again")
+            raise DataError(f"{folder}: contains more than {MOST_ENTRIES:,} files, unlike any run; copy the run again")
 
 
 def validate_size(path: Path, size: int, most: int) -> None:
-    """Raise a DataError if a size in bytes is above a limit.
+    """Validate that the size of a file, in bytes, is within a limit.
+
+    Raises:
+        DataError: if the size is above ``most``.
 
     Example:
         >>> validate_size(Path("a"), 2**40, 2**30)
         Traceback (most recent call last):
-        pyro_vae.errors.DataError: a: takes 1 TiB, and at most 1 GiB is read; ...
+        pyro_vae.errors.DataError: a: has 1 TiB, above the limit of 1 GiB; ...
     """
     if size > most:
-        raise DataError(f"{path}: takes {in_bytes(size)}, and at most {in_bytes(most)} is read; give a smaller file")
+        raise DataError(f"{path}: has {in_bytes(size)}, above the limit of {in_bytes(most)}; give a smaller file")
 
 
 def validate_unpacked(path: Path, size: int, packed: int | None = None) -> None:
-    """Raise a DataError if a file would unpack to far more bytes than it has, or to more than the memory holds.
+    """Validate that unpacking a file neither inflates it suspiciously nor exceeds the free memory.
 
-    It may unpack to 512 MiB, or to 100 times its size.
+    A file may unpack to 512 MiB or to 100 times its size, whichever is larger.
 
     Args:
-        path: of the file.
-        size: bytes of the numbers, as its header says.
-        packed: bytes of the file, if not those of ``path``.
+        path: the path of the file.
+        size: the unpacked size in bytes, from its header.
+        packed: the size of the file in bytes; that of ``path`` if not given.
+
+    Raises:
+        DataError: if a limit is exceeded.
     """
     packed = path.stat().st_size if packed is None else packed
     if size > max(UNPACKED, RATIO * packed):
         raise DataError(
-            f"{path}: unpacks from {in_bytes(packed)} to {in_bytes(size)}, more than {RATIO} times as much; unpack it "
-            "yourself if it is what it should be"
+            f"{path}: unpacks from {in_bytes(packed)} to {in_bytes(size)}, more than {RATIO} times as much; if you "
+            "trust the file, unpack it first"
         )
     if size > (left := free_memory()):
         raise DataError(
-            f"{path}: takes {in_bytes(size)} of memory, and {in_bytes(left)} is free; write it as .npy or Parquet, "
-            "which are streamed"
+            f"{path}: needs {in_bytes(size)} of memory, but only {in_bytes(left)} is free; save it as .npy or Parquet, "
+            "which can be streamed"
         )
 
 
 class Unpacking(io.RawIOBase):
-    """A packed file, read until it has given more bytes than it may unpack to."""
+    """A packed file that raises a DataError once it has unpacked to more bytes than allowed."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file, self.path, self.given = file, path, 0
+        self.file, self.path, self.unpacked = file, path, 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return true, as ``io`` requires."""
         return True
 
     def readinto(self, into: Any) -> int:
-        """Read what fits into ``into``."""
+        """Read at most as many bytes as ``into`` has."""
         data = self.file.read(len(into))
         into[: len(data)] = data
-        self.given += len(data)
-        if self.given > UNPACKED:
-            validate_unpacked(self.path, self.given)
+        self.unpacked += len(data)
+        if self.unpacked > UNPACKED:
+            validate_unpacked(self.path, self.unpacked)
         return len(data)
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that are free, swap apart."""
+    """Return the free memory in bytes, without swap."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -144,7 +150,7 @@ def free_memory() -> int:
 
 
 def in_bytes(size: int) -> str:
-    """Write a size in its unit.
+    """Format a size in bytes with its unit.
 
     Example:
         >>> in_bytes(3 * 2**29), in_bytes(700)
@@ -160,11 +166,11 @@ def read_text(path: Path, errors: str = "strict") -> str:
     """Read a small text file of a run folder.
 
     Args:
-        path: of the file.
-        errors: of the decoding, as of ``open``.
+        path: the path of the file.
+        errors: how to handle decoding errors, as in ``open``.
 
     Raises:
-        DataError: if it is no file, too large, or not UTF-8.
+        DataError: if the path is not a file, or the file is too large or not UTF-8.
     """
     validate_size(path, validate_regular(path), LARGEST_TEXT)
     try:
@@ -174,27 +180,27 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run folder, which holds one object.
+    """Read the object in a JSON file of a run folder.
 
     Raises:
-        DataError: if it does not.
+        DataError: if the file does not contain one.
     """
     try:
         found = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: holds no JSON ({type(error).__name__}); copy the run again") from error
+        raise DataError(f"{path}: not valid JSON ({type(error).__name__}); copy the run again") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: holds a {type(found).__name__} and no object; copy the run again")
+        raise DataError(f"{path}: contains a {type(found).__name__}, not a JSON object; copy the run again")
     return found
 
 
 def validate_hdf5(path: Path) -> None:
-    """Validate that an HDF5 file holds all its data itself, and no more of them than it may unpack to.
+    """Validate that an HDF5 file contains all its data, within the limit on the unpacked size.
 
     Raises:
-        DataError: if it is damaged, leads to other files, or is too large once unpacked.
+        DataError: if the file is damaged, links to other files, or is too large once unpacked.
     """
     import h5py  # type: ignore[import-untyped]
 
@@ -203,8 +209,8 @@ def validate_hdf5(path: Path) -> None:
             size = _hdf5_bytes(path, file, set())
     except DataError:
         raise
-    except Exception as error:  # what h5py raises for a damaged file has no common base
-        raise DataError(f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); copy it again") from error
+    except Exception as error:  # h5py's errors on damaged files have no common base class
+        raise DataError(f"{path}: not a valid HDF5 file ({' '.join(str(error).split())}); copy it again") from error
     validate_unpacked(path, size)
 
 
@@ -214,7 +220,7 @@ def _hdf5_bytes(path: Path, group: Any, seen: set[Any]) -> int:
     size = 0
     for name in group:
         if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-            raise DataError(f"{path}: leads to another file at {name!r}; give a file that holds its data itself")
+            raise DataError(f"{path}: {name!r} links to another file; give a file that contains all its data")
         found = group.get(name)
         if found is None or (key := h5py.h5o.get_info(found.id).addr) in seen:
             continue
@@ -223,6 +229,6 @@ def _hdf5_bytes(path: Path, group: Any, seen: set[Any]) -> int:
             size += _hdf5_bytes(path, found, seen)
         elif isinstance(found, h5py.Dataset):
             if found.external or found.is_virtual:
-                raise DataError(f"{path}: {name!r} lies in another file; give a file that holds its data itself")
+                raise DataError(f"{path}: {name!r} is stored in another file; give a file that contains all its data")
             size += math.prod(found.shape or (0,)) * found.dtype.itemsize
     return size

@@ -1,4 +1,4 @@
-"""Data in memory, of whatever library: what is asked of them, and how they become :class:`~pyro_vae.data.Data`."""
+"""Convert tables and arrays of any library to :class:`~pyro_vae.data.Data`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,21 +11,21 @@ from torch import Tensor
 from pyro_vae.data.columns import list_names
 from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import narrow, unrounded
-from pyro_vae.data.rows import checked, data_of
+from pyro_vae.data.rows import data_of, validate_data
 from pyro_vae.data.tables import is_table
 from pyro_vae.data.values import Data, as_tensor, matched
 from pyro_vae.errors import DataError, SettingsError
 
 MOST_DENSE_BYTES = 2**31
-"""A sparse matrix that is larger once it is dense is refused."""
+"""The maximum dense size, in bytes, of a sparse matrix."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What :func:`pyro_vae.data.load` is asked for, besides the data.
+class Options:
+    """The options of :func:`pyro_vae.data.load` that do not depend on the type of file.
 
     Example:
-        >>> Asked(label="y").table({"a": [1.5, 2.5], "y": ["u", "v"]}, "data").label_names
+        >>> Options(label="y").table({"a": [1.5, 2.5], "y": ["u", "v"]}, "data").label_names
         ['u', 'v']
     """
 
@@ -39,17 +39,17 @@ class Asked:
     like: Data | None = None
 
     def validate_unused(self, source: str, **more: Any) -> None:
-        """Raise a SettingsError if something is asked for that does not apply."""
-        if asked := [name for name, value in more.items() if value is not None]:
-            raise SettingsError(f"{source}: {asked[0]} does not apply to this kind of data; leave it out")
+        """Raise a SettingsError if an option is set that does not apply."""
+        if unused := [name for name, value in more.items() if value is not None]:
+            raise SettingsError(f"{source}: {unused[0]} does not apply to this kind of data; leave it out")
 
     def of_tables(self) -> dict[str, Any]:
-        """What applies to tables of named columns, None where it is not asked for."""
+        """Return the options that apply to tables of named columns, None where not set."""
         lists = {"drop": self.drop or None, "context": self.context or None}
         return {name: getattr(self, name) for name in ("index", "label", "columns", "missing", "key")} | lists
 
     def table(self, table: Any, source: str, said: Sequence[str] = ()) -> Data:
-        """Turn a table of named columns into data."""
+        """Convert a table of named columns to data."""
         self.validate_unused(source, key=self.key)
         return data_of(
             table, index=self.index, label=self.label, drop=self.drop, columns=self.columns, missing=self.missing,
@@ -64,7 +64,7 @@ class Asked:
         labels_source: str | None = None,
         said: Sequence[str] = (),
     ) -> Data:
-        """Turn an array into data; where columns are asked for, they are called ``f0``, ``f1``, …"""
+        """Convert an array to data; options name its columns ``f0``, ``f1``, …"""
         if array.dtype.names is not None:
             return self._without_key().table(array, source)
         by_name = any(value for value in (self.index, self.label, self.drop, self.columns, self.context))
@@ -75,30 +75,30 @@ class Asked:
             frame = pd.DataFrame(array, columns=[f"f{i}" for i in range(array.shape[1])])
             return self._without_key().table(frame, source)
         if by_name:
-            raise SettingsError(f"{source}: the data have no columns to choose from; leave the names of columns out")
+            raise SettingsError(f"{source}: the data have no named columns; leave out options that name columns")
         exact = None
         layout = layout_of(array.shape, array.dtype) if array.ndim > 2 else Layout(None)
         if array.dtype.kind in "fiu" and array.ndim >= 2 and 0 not in array.shape:
             x = narrow(layout.rows(array))
-            exact = unrounded(array, x) if array.ndim == 2 else None  # images are not imputed to the bit
-            if gone := [value for value in self.missing or () if isinstance(value, int | float)]:
-                x = x.masked_fill(torch.isin(x, torch.tensor(gone, dtype=x.dtype)), torch.nan)
+            exact = unrounded(array, x) if array.ndim == 2 else None  # imputation does not restore images to the bit
+            if codes := [value for value in self.missing or () if isinstance(value, int | float)]:
+                x = x.masked_fill(torch.isin(x, torch.tensor(codes, dtype=x.dtype)), torch.nan)
         else:
             x = as_tensor(array, source=source)
-        own = labels_of(labels, len(x), labels_source or source)
-        data = Data(x.flatten(1), own, image_shape=layout.image_shape, source=source, exact=exact)
-        data = checked(data, self.missing is not None, [*said, *layout.said()])
+        classes = labels_of(labels, len(x), labels_source or source)
+        data = Data(x.flatten(1), classes, image_shape=layout.image_shape, source=source, exact=exact)
+        data = validate_data(data, self.missing is not None, [*said, *layout.describe()])
         return data if self.like is None else matched(data, self.like)
 
-    def _without_key(self) -> "Asked":
+    def _without_key(self) -> "Options":
         return replace(self, key=None)
 
 
-NOTHING = Asked()
+DEFAULTS = Options()
 
 
 def labels_of(labels: np.ndarray | None, rows: int, source: str) -> Tensor | None:
-    """Labels seen to be one integer a row.
+    """Validate that labels are one integer per row, and convert them to a tensor.
 
     Raises:
         DataError: if they are not.
@@ -115,7 +115,7 @@ def labels_of(labels: np.ndarray | None, rows: int, source: str) -> Tensor | Non
 
 
 def as_list(names: str | Sequence[Any] | None) -> list[Any] | None:
-    """Names as a list, of text between commas too.
+    """Convert names, or text separated by commas, to a list.
 
     Example:
         >>> as_list("age, sex"), as_list(None)
@@ -127,7 +127,7 @@ def as_list(names: str | Sequence[Any] | None) -> list[Any] | None:
 
 
 def as_missing(values: str | Sequence[Any] | None) -> list[Any] | None:
-    """Values that say that a value is missing: text, and numbers where it is one.
+    """List the codes of missing values, as text and, if possible, as numbers.
 
     Example:
         >>> as_missing("?,-999")
@@ -136,52 +136,52 @@ def as_missing(values: str | Sequence[Any] | None) -> list[Any] | None:
     listed = as_list([values] if isinstance(values, int | float) else values)
     if listed is None:
         return None
-    every: list[Any] = []
+    codes: list[Any] = []
     for value in listed:
-        every.append(str(value))
+        codes.append(str(value))
         try:
-            every.append(float(value))
+            codes.append(float(value))
         except (TypeError, ValueError):
             continue
-    return every
+    return codes
 
 
-def from_memory(source: Any, asked: Asked) -> Data:
-    """Turn data of whatever library into :class:`~pyro_vae.data.Data`.
+def from_memory(source: Any, options: Options) -> Data:
+    """Convert data of any library to :class:`~pyro_vae.data.Data`.
 
     Args:
         source: a table, an array, a tensor, a sparse matrix, an AnnData, or lists of numbers.
-        asked: of them.
+        options: the options.
 
     Raises:
-        DataError: if they cannot be used, or are sparse and too large to be made dense.
+        DataError: if the data cannot be used, or are sparse and too large to convert.
 
     Example:
-        >>> from_memory(np.eye(2), NOTHING).x
+        >>> from_memory(np.eye(2), DEFAULTS).x
         tensor([[1., 0.],
                 [0., 1.]])
     """
     if isinstance(source, Data):
-        asked.validate_unused(source.source, **asked.of_tables())
-        return source if asked.like is None else matched(source, asked.like)
+        options.validate_unused(source.source, **options.of_tables())
+        return source if options.like is None else matched(source, options.like)
     if is_table(source):
-        return asked.table(source, "data")
+        return options.table(source, "data")
     if hasattr(source, "obs_names") and hasattr(source, "var_names"):
-        return of_anndata(source, asked)
+        return from_anndata(source, options)
     if callable(getattr(source, "collect", None)):
-        raise DataError(f"data: a {type(source).__name__} holds no values yet; give what its collect() returns")
+        raise DataError(f"data: a {type(source).__name__} is lazy and has no values; give the result of its collect()")
     array = dense(source)
-    asked.validate_unused("data", key=asked.key)
+    options.validate_unused("data", key=options.key)
     if isinstance(array, np.ma.MaskedArray):
-        as_tensor(array)  # refuses it where something is masked
-    return asked.array(np.asarray(array), "data")
+        as_tensor(array)  # raises if a value is masked
+    return options.array(np.asarray(array), "data")
 
 
 def dense(source: Any) -> Any:
-    """A sparse matrix of scipy or torch made dense, a tensor as an array, and anything else as NumPy has it.
+    """Convert a sparse matrix, a tensor or nested lists to a dense NumPy array.
 
     Raises:
-        DataError: if it would take more than 2 GiB.
+        DataError: if a sparse matrix would take more than 2 GiB.
 
     Example:
         >>> from scipy import sparse
@@ -193,8 +193,8 @@ def dense(source: Any) -> Any:
     if (is_scipy or is_torch) and (size := 8 * int(np.prod(source.shape))) > MOST_DENSE_BYTES:
         shape = " × ".join(map(str, source.shape))
         raise DataError(
-            f"data: a sparse matrix of {shape} takes {size / 2**30:.1f} GiB once it is dense; give fewer rows or "
-            "columns at a time, or write it to Zarr or Parquet and read it by pyro_vae.data.stream"
+            f"data: the sparse matrix of {shape} would take {size / 2**30:.1f} GiB as a dense array; give fewer rows "
+            "or columns at a time, or save it as Zarr or Parquet and read it with pyro_vae.data.stream"
         )
     if is_scipy:
         return source.toarray()
@@ -202,38 +202,38 @@ def dense(source: Any) -> Any:
         tensor = (source.to_dense() if is_torch else source).detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     if not isinstance(source, np.ndarray):
-        as_tensor(source)  # which has a sentence for what is no array
+        as_tensor(source)  # explains the error if it is not an array
     return np.asanyarray(source)
 
 
-def of_anndata(source: Any, asked: Asked, name: str = "data") -> Data:
-    """Turn an AnnData into data: its matrix or a layer, with label and context from ``obs``.
+def from_anndata(source: Any, options: Options, name: str = "data") -> Data:
+    """Convert the matrix or a layer of an AnnData to data, with label and context from ``obs``.
 
     Args:
-        source: whatever has ``X``, ``layers``, ``obs``, ``obs_names`` and ``var_names``.
-        asked: of it; ``key`` is the name of a layer.
-        name: what to call it in messages.
+        source: an object with ``X``, ``layers``, ``obs``, ``obs_names`` and ``var_names``.
+        options: the options; ``key`` is the name of a layer.
+        name: the name of the data, for messages.
 
     Raises:
         DataError: if there is no such layer or column of ``obs``.
     """
     import pandas as pd
 
-    if asked.key is not None and asked.key not in source.layers:
-        raise DataError(f"{name}: there is no layer {asked.key!r}; it has {[*source.layers] or 'none'}")
-    matrix = dense(source.X if asked.key is None else source.layers[asked.key])
+    if options.key is not None and options.key not in source.layers:
+        raise DataError(f"{name}: there is no layer {options.key!r}; it has {[*source.layers] or 'none'}")
+    matrix = dense(source.X if options.key is None else source.layers[options.key])
     frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=[str(gene) for gene in source.var_names])
-    for column in _of_obs(source, asked):
+    for column in _obs_columns(source, options):
         if column not in source.obs:
             raise DataError(f"{name}: obs has no column {column!r}; it has {list_names([*source.obs]) or 'none'}")
         if column in frame:
-            raise DataError(f"{name}: {column!r} is a column of obs and of the matrix; rename one")
+            raise DataError(f"{name}: both obs and the matrix have a column {column!r}; rename one")
         frame[column] = source.obs[column].array
-    return asked._without_key().table(frame, name)
+    return options._without_key().table(frame, name)
 
 
-def _of_obs(source: Any, asked: Asked) -> list[str]:
-    """The columns of ``obs`` to take; new data may lack labels."""
-    known = asked.like.context_columns or () if asked.like is not None else ()
-    lacks_label = asked.label is None or (asked.like is not None and asked.label not in source.obs)
-    return list(dict.fromkeys([*(asked.context or known), *([] if lacks_label else [str(asked.label)])]))
+def _obs_columns(source: Any, options: Options) -> list[str]:
+    """Return the columns of ``obs`` to use; new data may lack labels."""
+    known = options.like.context_columns or () if options.like is not None else ()
+    lacks_label = options.label is None or (options.like is not None and options.label not in source.obs)
+    return list(dict.fromkeys([*(options.context or known), *([] if lacks_label else [str(options.label)])]))

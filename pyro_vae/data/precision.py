@@ -1,18 +1,18 @@
-"""Whether single precision is enough for a column: 1700000000 + i needs double."""
+"""Choose single or double precision for the columns of a table; 1700000000 + i needs double."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 COARSE = 1e-3
-"""A column is coarse where neighbours in single precision are further apart than this share of its sd."""
+"""A column is coarse if the spacing of single-precision numbers exceeds this share of its sd."""
 
 
 def coarse_columns(x: Tensor, mask: Tensor | None = None) -> list[int]:
-    """Find the columns that single precision would change by more than a trifle.
+    """Find the columns that single precision would change noticeably.
 
     Args:
-        x: in double precision, shape ``(datum, feature)``; what is not finite is passed over.
+        x: data in double precision, shape ``(datum, feature)``; non-finite values are ignored.
         mask: true where a value was observed.
 
     Example:
@@ -32,11 +32,11 @@ def coarse_columns(x: Tensor, mask: Tensor | None = None) -> list[int]:
 
 
 def unrounded(array: np.ndarray, x: Tensor) -> Tensor | None:
-    """Return numbers in double precision, and None where ``x`` holds the same.
+    """Return numbers in double precision, or None if ``x`` equals them.
 
     Args:
         array: the numbers.
-        x: what :func:`narrow` made of them.
+        x: the result of :func:`narrow`.
 
     Example:
         >>> array = np.array([[0.5], [0.1]])
@@ -50,7 +50,7 @@ def unrounded(array: np.ndarray, x: Tensor) -> Tensor | None:
 
 
 def narrow(array: np.ndarray) -> Tensor:
-    """Numbers in single precision, or in double where a column would be too coarse.
+    """Convert numbers to single precision, or to double if a column would be too coarse.
 
     Example:
         >>> narrow(np.array([[1.5], [2.5]])).dtype, narrow(np.array([[1700000000], [1700000001]])).dtype

@@ -1,4 +1,4 @@
-"""Files of data: tables, arrays and MNIST's images; nothing is ever unpickled."""
+"""Read data files: tables, arrays and images; pickles are never loaded."""
 
 import gzip
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 from pyro_vae.data.images import find_pictures, read_pictures
 from pyro_vae.data.limits import HIGHEST_RATIO, UNPACKED, in_bytes, validate_hdf5, validate_unpacked
-from pyro_vae.data.memory import NOTHING, Asked, as_list, as_missing, from_memory, of_anndata
+from pyro_vae.data.memory import DEFAULTS, Options, as_list, as_missing, from_anndata, from_memory
 from pyro_vae.data.text import open_text, read_text
 from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
@@ -38,37 +38,37 @@ def load(
 ) -> Data:
     """Read data from a file, or from a table or array of any library.
 
-    What was read, and what of it was inferred, is said in one line, ``said``. The first line of a text file is a
-    header if it holds no numbers, or consecutive integers as pandas writes them. A first column without a name is the
-    row labels, if its values are unique. Rows of more than one dimension are flattened, bytes of shape
-    ``(n, height, width, 3)`` with the channels first; those of IDX files and files of images are divided by 255, other
-    numbers are taken as they are.
+    The attribute ``said`` summarizes in one line what was read and what was inferred. The first line of a text file is
+    a header if it contains no numbers, or the consecutive integers that pandas writes. A first column without a name
+    holds the row labels if its values are unique. Rows with more than one dimension are flattened, and bytes of shape
+    ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are divided by 255;
+    other numbers are not changed.
 
     Args:
         source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz``,
             ``.mat`` or ``.h5ad`` file (``pip install pyro-vae[anndata]``); an IDX file or MNIST's folder; a folder of
-            images of one size, whose subfolders, if there are any, are the labels; a DataFrame, Series or Arrow table,
-            polars' or another of the Arrow protocol; an AnnData; an array or tensor, structured or sparse.
+            images of one size, whose subfolders, if any, are the labels; a DataFrame, a Series, an Arrow table or any
+            table with the Arrow protocol, such as polars'; an AnnData; an array or tensor, structured or sparse.
         index: the column of the row labels; ``""`` for none.
         label: the column of the labels, for colours in figures.
         drop: columns to leave out, as ``"id,date"`` or a list.
-        columns: columns to take, in this order; all others if not given.
-        missing: values that say that a value is missing, as ``"?,-999"`` or a list; ``"nan"`` for NaN and empty cells
-            alone, which are among them always. If not given, a missing value is refused.
-        context: columns that are no data, but given to prior, decoder and encoder besides, as ``"age,sex"`` or a list:
-            numbers as they are, categories one-hot. None of their values may be missing.
-        sep: what stands between the columns of a text file: one character, ``"tabs"`` or ``"spaces"``.
-        decimal: its decimal point, ``"."`` or ``","``.
-        header: whether its first line names the columns.
+        columns: columns to use, in this order; all remaining columns if not given.
+        missing: codes of missing values, as ``"?,-999"`` or a list. NaN and empty cells are always included; ``"nan"``
+            means only these. If not given, a missing value is an error.
+        context: columns that are not data but additional inputs of prior, decoder and encoder, as ``"age,sex"`` or a
+            list. Categories become one-hot. No value may be missing.
+        sep: the separator of a text file: one character, ``"tabs"`` or ``"spaces"``.
+        decimal: the decimal point of a text file, ``"."`` or ``","``.
+        header: whether the first line of a text file names the columns.
         key: the array of an ``.npz`` or ``.mat`` file, by default ``x`` or the only one; or the layer of an AnnData, by
             default ``X``. Its ``obs`` holds label and context.
-        like: other data, whose columns, context columns and categories these must have, in whatever order.
+        like: other data, whose columns, context columns and categories these data must have, in any order.
 
     Returns:
-        The data, as float32 (float64 where that would merge the values of a column), with labels where there are some.
+        The data, as float32 (float64 if float32 would merge values of a column), with the labels, if any.
 
     Raises:
-        DataError: with one sentence, if there is no such file or its contents cannot be used.
+        DataError: if the file does not exist or its contents cannot be used.
         SettingsError: if an argument does not apply to this kind of data.
 
     Example:
@@ -77,48 +77,50 @@ def load(
         ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
         ...     data = load(Path(folder, "a.csv"))
         >>> data.columns, data.x.shape, data.said
-        (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; columns between semicolons; decimal commas')
+        (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; separated by semicolons; decimal commas')
     """
-    asked = Asked(
+    options = Options(
         index, label, as_list(drop) or [], as_list(columns), as_missing(missing), as_list(context) or [], key, like
     )  # fmt: skip
     of_text: dict[str, Any] = {"sep": sep, "decimal": decimal, "header": header}
     if not isinstance(source, str | Path):
-        asked.validate_unused("data in memory", **of_text)
-        return from_memory(source, asked)
+        options.validate_unused("data in memory", **of_text)
+        return from_memory(source, options)
     path = Path(source)
     try:
         if not path.exists():
             raise DataError(f"{path}: no such file; give the path of a data file")
         if path.is_dir():
-            asked.validate_unused(str(path), **of_text, **asked.of_tables())
+            options.validate_unused(str(path), **of_text, **options.of_tables())
             return _load_folder(path)
         if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty; give one that holds data")
+            raise DataError(f"{path}: the file is empty; give a file with data")
         if is_text(path):
             _validate_packed(path)
-            frame, dialect = read_text(path, **of_text, missing=[m for m in asked.missing or () if isinstance(m, str)])
+            frame, dialect = read_text(
+                path, **of_text, missing=[m for m in options.missing or () if isinstance(m, str)]
+            )
             if frame.shape[1] > MOST_COLUMNS:
                 raise DataError(
-                    f"{path}: has {frame.shape[1]:,} columns, and of a text file at most {MOST_COLUMNS:,} are read; "
+                    f"{path}: has {frame.shape[1]:,} columns, above the limit of {MOST_COLUMNS:,} for text files; "
                     "save the numbers as .npy"
                 )
-            return asked.table(frame, str(path), dialect.said())
-        asked.validate_unused(str(path), **of_text)
-        return _reader(path)(path, asked)
+            return options.table(frame, str(path), dialect.describe())
+        options.validate_unused(str(path), **of_text)
+        return _reader(path)(path, options)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
 
 
 MOST_COLUMNS = 10**5
-"""The most columns of a text file; each is looked at by itself."""
+"""The maximum number of columns of a text file; each is parsed separately."""
 
 TEXT = (".csv", ".tsv", ".txt")
-"""The suffixes of text files; that of a packed one may come before."""
+"""The suffixes of text files, before ``.gz`` if gzipped."""
 
 
 def is_text(path: Path) -> bool:
-    """Return whether a file is a table as text, by its name.
+    """Return whether the name of a file is that of a text table.
 
     Example:
         >>> is_text(Path("a.csv.gz")), is_text(Path("a.zip")), is_text(Path("a.npy"))
@@ -131,7 +133,7 @@ def is_text(path: Path) -> bool:
 
 
 def _validate_packed(path: Path) -> None:
-    """Unpack a text file without keeping it, as only its end tells its size."""
+    """Validate the unpacked size of a text file by unpacking it to nowhere."""
     if path.suffix.lower() not in TEXT and path.stat().st_size > UNPACKED / HIGHEST_RATIO:
         with open_text(path) as file:
             while file.read(2**20):
@@ -139,10 +141,10 @@ def _validate_packed(path: Path) -> None:
 
 
 def load_held_out(path: str | Path) -> Data | None:
-    """MNIST's own test images, where ``path`` is its folder; otherwise nothing.
+    """Load MNIST's test images if ``path`` is its folder, else return None.
 
     Raises:
-        DataError: if the folder's test images are damaged.
+        DataError: if the test images are damaged.
 
     Example:
         >>> load_held_out("data.csv") is None
@@ -152,7 +154,7 @@ def load_held_out(path: str | Path) -> Data | None:
     return _load_mnist_folder(path, "t10k") if path.is_dir() and _find(path, "t10k-images") else None
 
 
-def _reader(path: Path) -> Callable[[Path, Asked], Data]:
+def _reader(path: Path) -> Callable[[Path, Options], Data]:
     readers = {".npy": _load_numpy, ".npz": _load_numpy, ".parquet": _load_parquet, ".mat": _load_matlab}
     readers[".h5ad"] = _load_anndata
     if reader := readers.get(path.suffix.lower()):
@@ -160,24 +162,24 @@ def _reader(path: Path) -> Callable[[Path, Asked], Data]:
     if "idx" in path.name.lower():
         return _load_idx
     kinds = ".csv, .tsv, .txt, .parquet, .npy, .npz, .mat, .h5ad or MNIST's IDX files"
-    raise DataError(f"{path}: unknown kind of file; give {kinds}")
+    raise DataError(f"{path}: unknown file type; give {kinds}")
 
 
-def _load_numpy(path: Path, asked: Asked) -> Data:
+def _load_numpy(path: Path, options: Options) -> Data:
     with whole_numpy(path), path.open("rb") as file:
         _validate_numpy(path, file)
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            asked.validate_unused(str(path), key=asked.key)
+            options.validate_unused(str(path), key=options.key)
             array, labels = loaded, None
         else:
-            array, labels = _of_archive(loaded, [*loaded.files], path, asked.key)
-    return asked.array(array, str(path), labels)
+            array, labels = _choose_arrays(loaded, [*loaded.files], path, options.key)
+    return options.array(array, str(path), labels)
 
 
 def _validate_numpy(path: Path, file: Any) -> None:
-    """Validate the sizes that the headers of an array, or of an archive of arrays, tell."""
-    if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):  # of an archive, and of an empty one
+    """Validate the sizes in the headers of an array or of an archive of arrays."""
+    if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):  # the magic numbers of an archive and of an empty archive
         with zipfile.ZipFile(path) as archive:
             arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             validate_unpacked(path, sum(info.file_size for info in archive.infolist()))
@@ -191,47 +193,43 @@ def _validate_numpy(path: Path, file: Any) -> None:
 
 
 def _validate_array(path: Path, file: Any, size: int) -> None:
-    """Validate that an array is as long as its header says."""
+    """Validate that a file holds as many bytes as the header of its array announces."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file, max_header_size=10_000)
     if not dtype.hasobject and (needed := math.prod(shape) * dtype.itemsize) > size:
-        raise ValueError(f"its header describes {in_bytes(needed)}, and the file holds {in_bytes(size)}")
+        raise ValueError(f"the header announces {in_bytes(needed)}, but the file has {in_bytes(size)}")
 
 
 @contextmanager
 def whole_numpy(path: Path) -> Iterator[None]:
-    """Say in one sentence what NumPy complains of when it reads a file.
-
-    Raises:
-        DataError: if it does.
-    """
+    """Convert NumPy's errors on reading a file to a DataError of one sentence."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # what numpy and its zip reader raise has no common base
+    except Exception as error:  # errors of numpy and its zip reader have no common base class
         if "pickle" in str(error) or "Python objects" in str(error):
-            what = "it holds pickled objects, or nothing of NumPy's; a pickle could run code and is never loaded"
-            raise DataError(f"{path}: {what}: save numbers, by numpy.save") from error
-        raise DataError(f"{path}: not a whole {path.suffix} file ({reason(error)}); copy or make it again") from error
+            what = "contains pickled objects or is not a NumPy file; pickles can run code and are never loaded"
+            raise DataError(f"{path}: {what}, so save numbers with numpy.save") from error
+        raise DataError(f"{path}: not a valid {path.suffix} file ({reason(error)}); copy or make it again") from error
 
 
-def _of_archive(
+def _choose_arrays(
     archive: Any, names: Sequence[str], path: Path, key: str | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array of a name, of the only one or of x; and y beside it."""
+    """Return the array named by ``key``, the only array or ``x``, and the labels ``y`` if they belong to it."""
     name = key or (names[0] if len(names) == 1 else "x")
     if name not in names:
-        asked = "" if key is None else f" and no {key}"
+        lacks = "" if key is None else f" but not {key}"
         raise DataError(
-            f"{path}: it holds {[*names] or 'no arrays'}{asked}; choose one by key, or name the data x (and labels, if "
-            "any, y)"
+            f"{path}: contains {[*names] or 'no arrays'}{lacks}; choose an array by key, or name the data x (and the "
+            "labels y)"
         )
     return archive[name], archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
 
 
-def _load_matlab(path: Path, asked: Asked) -> Data:
+def _load_matlab(path: Path, options: Options) -> Data:
     from scipy.io import loadmat
 
     try:
@@ -239,17 +237,17 @@ def _load_matlab(path: Path, asked: Asked) -> Data:
         loaded = loadmat(path)
     except DataError:
         raise
-    except NotImplementedError as error:  # of version 7.3, which is HDF5
-        raise DataError(f"{path}: a MATLAB file of version 7.3; save it with save(..., '-v7')") from error
-    except Exception as error:  # what scipy raises for a damaged file has no common base
-        raise DataError(f"{path}: not a whole .mat file ({reason(error)}); copy or make it again") from error
+    except NotImplementedError as error:  # version 7.3 is HDF5
+        raise DataError(f"{path}: is a MATLAB file of version 7.3; save it with save(..., '-v7')") from error
+    except Exception as error:  # scipy's errors on damaged files have no common base class
+        raise DataError(f"{path}: not a valid .mat file ({reason(error)}); copy or make it again") from error
     names = [name for name in loaded if not name.startswith("__")]
-    array, labels = _of_archive(loaded, names, path, asked.key)
-    return asked.array(array, str(path), None if labels is None else np.squeeze(labels))
+    array, labels = _choose_arrays(loaded, names, path, options.key)
+    return options.array(array, str(path), None if labels is None else np.squeeze(labels))
 
 
 def _validate_matlab(path: Path) -> None:
-    """Unpack the compressed variables of a MATLAB file without keeping them, as only their ends tell their sizes."""
+    """Validate the unpacked size of the compressed variables of a MATLAB file by unpacking them to nowhere."""
     with path.open("rb") as file:
         order = {b"IM": "<", b"MI": ">"}.get(file.read(128)[126:])
         unpacked = 0
@@ -263,20 +261,20 @@ def _validate_matlab(path: Path) -> None:
                     validate_unpacked(path, unpacked)
 
 
-def _load_anndata(path: Path, asked: Asked) -> Data:
+def _load_anndata(path: Path, options: Options) -> Data:
     try:
         import anndata
     except ImportError as error:
-        raise DataError(f"{path}: needs anndata to be read; pip install pyro-vae[anndata]") from error
+        raise DataError(f"{path}: reading .h5ad needs anndata; pip install pyro-vae[anndata]") from error
     validate_hdf5(path)
     try:
         annotated = anndata.read_h5ad(path)
-    except Exception as error:  # what anndata and its HDF5 reader raise has no common base
-        raise DataError(f"{path}: not a whole .h5ad file ({reason(error)}); copy or make it again") from error
-    return of_anndata(annotated, asked, str(path))
+    except Exception as error:  # errors of anndata and its HDF5 reader have no common base class
+        raise DataError(f"{path}: not a valid .h5ad file ({reason(error)}); copy or make it again") from error
+    return from_anndata(annotated, options, str(path))
 
 
-def _load_parquet(path: Path, asked: Asked) -> Data:
+def _load_parquet(path: Path, options: Options) -> Data:
     from pyarrow import parquet
 
     with whole_parquet(path), parquet.ParquetFile(path) as file:
@@ -284,26 +282,22 @@ def _load_parquet(path: Path, asked: Asked) -> Data:
         stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
         validate_unpacked(path, max(8 * about.num_rows * about.num_columns, stored))
         table = file.read()
-    return asked.table(table, str(path))
+    return options.table(table, str(path))
 
 
 @contextmanager
 def whole_parquet(path: str | Path) -> Iterator[None]:
-    """Say in one sentence what Arrow complains of when it reads a Parquet file.
-
-    Raises:
-        DataError: if it does.
-    """
+    """Convert Arrow's errors on reading a Parquet file to a DataError of one sentence."""
     import pyarrow as pa
 
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a whole Parquet file ({reason(error)}); copy or make it again") from error
+        raise DataError(f"{path}: not a valid Parquet file ({reason(error)}); copy or make it again") from error
 
 
 def arrow_numbers(column: Any) -> np.ndarray | None:
-    """A column of an Arrow table as numbers, NaN for null; nothing where it is of another type.
+    """Convert a column of an Arrow table to numbers, NaN for null; None if its type is not numeric.
 
     Example:
         >>> import pyarrow as pa
@@ -321,7 +315,7 @@ def arrow_numbers(column: Any) -> np.ndarray | None:
     return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None
 
 
-# The types of the IDX format, by the third byte of the file; numbers are stored high byte first.
+# The types of the IDX format, by the third byte of the file; numbers are big-endian.
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -331,7 +325,7 @@ def _read_idx(path: Path) -> np.ndarray:
     with gzip.open(path) if packed else path.open("rb") as file:
         head = file.read(4)
         if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES or head[3] > 32:
-            raise DataError(f"{path}: not an IDX file (it begins with {head.hex(' ')}); copy it again")
+            raise DataError(f"{path}: not an IDX file (it starts with {head.hex(' ')}); copy it again")
         sizes = file.read(4 * head[3])
         shape = tuple(int(n) for n in np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4"))
         kind = np.dtype(_IDX_TYPES[head[2]])
@@ -342,19 +336,19 @@ def _read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path}: the shape is {shape}; there must be at least one row and one feature")
     if len(shape) != head[3] or len(body) != expected:
         found = f"more than {expected}" if len(body) > expected else str(len(body))
-        raise DataError(f"{path}: damaged, {found} bytes follow the header, which says {expected}; copy it again")
+        raise DataError(f"{path}: damaged: {found} bytes follow the header, which announces {expected}; copy it again")
     return np.frombuffer(body, kind).reshape(shape)
 
 
-def _load_idx(path: Path, asked: Asked = NOTHING) -> Data:
-    asked.validate_unused(str(path), **asked.of_tables())
+def _load_idx(path: Path, options: Options = DEFAULTS) -> Data:
+    options.validate_unused(str(path), **options.of_tables())
     array = _read_idx(path)
     if array.ndim < 2:
-        raise DataError(f"{path}: it holds {array.ndim}-dimensional data, labels perhaps; give the images' file")
+        raise DataError(f"{path}: contains {array.ndim}-dimensional data, perhaps labels; give the file of the images")
     labels = _sibling_labels(path)
     pixels = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array
     named = str(path if labels is None else labels)
-    return asked.array(pixels, str(path), None if labels is None else _read_idx(labels), named)
+    return options.array(pixels, str(path), None if labels is None else _read_idx(labels), named)
 
 
 def _sibling_labels(images: Path) -> Path | None:
@@ -370,7 +364,7 @@ def _load_folder(folder: Path) -> Data:
     if _find(folder, "train-images") is not None or not (paths := find_pictures(folder)):
         return _load_mnist_folder(folder, "train")
     found = read_pictures(folder, paths)
-    data = NOTHING.array(found.array, str(folder), found.labels, said=found.said)
+    data = DEFAULTS.array(found.array, str(folder), found.labels, said=found.said)
     return replace(data, x=data.x / 255, row_labels=np.array(found.names), label_names=found.label_names)
 
 
@@ -378,7 +372,7 @@ def _load_mnist_folder(folder: Path, part: str) -> Data:
     images = _find(folder, f"{part}-images")
     if images is None:
         raise DataError(
-            f"{folder}: a folder without MNIST's {part}-images-idx3-ubyte and without images; give a file, or the "
-            "folder of either"
+            f"{folder}: the folder contains neither MNIST's {part}-images-idx3-ubyte nor images; give a file, or a "
+            "folder with either"
         )
     return _load_idx(images)

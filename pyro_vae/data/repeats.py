@@ -1,4 +1,4 @@
-"""Rows that occur several times in a data set, and standard errors that count each distinct row once."""
+"""Detect duplicate rows, and compute standard errors clustered by distinct row."""
 
 import warnings
 
@@ -9,33 +9,33 @@ from pyro_vae.data.fingerprint import as_table, row_hashes
 from pyro_vae.errors import DuplicateRowsWarning
 
 BEYOND_CHANCE = 3.0
-"""Copies are suspected where there are more than this many times the pairs of equal rows that chance explains."""
+"""Equal rows count as copies if there are more than this many times the pairs expected by chance."""
 
 FEW_COPIES = 0.05
-"""A share of copies that changes a standard error over rows by a few per cent at most."""
+"""Up to this share of copies, a standard error over rows changes by at most a few per cent."""
 
 
 def distinct_rows(rows: Rows, log_probability: np.ndarray | None = None) -> np.ndarray:
     """Number the distinct rows.
 
-    Independent rows of a few countable values are equal by chance, too. Their number of equal pairs is compared
-    with what independent columns of the same values would have and, where the probability of each row is known, with
-    :math:`\\frac{n - 1}{2} \\sum_i p(x_i)`. Unless it is clearly larger, no row counts as a copy. In a
-    single column copies cannot be told from chance.
+    Independent rows with few countable values can be equal by chance. The number of equal pairs is therefore compared
+    with its expectation for independent columns with the same values and, if the probability of each row is known,
+    with :math:`\\frac{n - 1}{2} \\sum_i p(x_i)`. Rows count as copies only if the number is clearly larger. In a single
+    column, copies cannot be distinguished from chance.
 
     Args:
-        rows: data; context and missing values belong to the row.
-        log_probability: log p of each row, shape ``(datum,)``, where all features are countable.
+        rows: the data; context and missing values are part of a row.
+        log_probability: log p of each row, shape ``(datum,)``, if all features are countable.
 
     Returns:
-        For each row the number of the distinct row that it equals, from 0, shape ``(datum,)``.
+        For each row the number of its distinct row, from 0, shape ``(datum,)``.
 
     Example:
         >>> import torch
         >>> distinct_rows(Rows(torch.arange(12.0).reshape(2, 6)[[0, 1, 0]])).tolist()
         [0, 1, 0]
         >>> bits = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-        >>> distinct_rows(Rows(bits.repeat(2, 1))).tolist()  # by chance: there are four values only
+        >>> distinct_rows(Rows(bits.repeat(2, 1))).tolist()  # equal by chance: there are only four different rows
         [0, 1, 2, 3, 4, 5, 6, 7]
     """
     _, first, number = np.unique(row_hashes(rows), return_index=True, return_inverse=True)
@@ -47,7 +47,7 @@ def distinct_rows(rows: Rows, log_probability: np.ndarray | None = None) -> np.n
         by_chance = max(by_chance, (len(rows) - 1) / 2 * float(np.exp(log_probability).sum()))
     if pairs <= BEYOND_CHANCE * by_chance + 5 * by_chance**0.5:
         return np.arange(len(rows))
-    order: np.ndarray = first.argsort().argsort()[number]  # in the order of their first appearance
+    order: np.ndarray = first.argsort().argsort()[number]  # in the order of first appearance
     return order
 
 
@@ -57,19 +57,19 @@ def _equal_pairs(values: np.ndarray) -> float:
 
 
 def _pairs_by_chance(table: np.ndarray) -> float:
-    """The expected number of equal pairs of rows if the columns were independent."""
+    """Compute the expected number of equal pairs of rows for independent columns."""
     n = len(table)
     every = n * (n - 1) / 2
     return every * float(np.prod([_equal_pairs(column) / every for column in table.T]))
 
 
 def warn_of_duplicates(number: np.ndarray, *, source: str, remedy: str, stacklevel: int = 2) -> None:
-    """Warn where rows occur several times.
+    """Warn of duplicate rows.
 
     Args:
-        number: from :func:`distinct_rows`.
-        source: what to call the data.
-        remedy: what the standard errors do about it, or what to do.
+        number: the number of each row's distinct row, from :func:`distinct_rows`.
+        source: the name of the data, for messages.
+        remedy: how the standard errors account for duplicates, or what to do.
         stacklevel: as in ``warnings.warn``.
 
     Example:
@@ -85,28 +85,28 @@ def warn_of_duplicates(number: np.ndarray, *, source: str, remedy: str, stacklev
 
 
 def warn_of_too_small_errors(rows: Rows, *, source: str, stacklevel: int = 2) -> None:
-    """Warn of standard errors over rows that take copies for independent data, if more than 5 % of the rows are copies.
+    """Warn of standard errors that assume independent rows, if more than 5 % of the rows are copies.
 
-    Fewer change an error by a few per cent at most, and coarse values that depend on each other, such as black and
-    white pixels, have that many equal rows by chance.
+    Fewer copies change an error by at most a few per cent, and dependent coarse values, such as black and white
+    pixels, have that many equal rows by chance.
 
     Args:
         rows: the data.
-        source: what to call them.
+        source: the name of the data, for messages.
         stacklevel: as in ``warnings.warn``.
 
     Example:
         >>> import torch
         >>> warn_of_too_small_errors(Rows(torch.tensor([[0.1, 0.2], [0.3, 0.4]])), source="x")
     """
-    remedy = "standard errors over rows take all of them for independent and are too small; drop the duplicates"
+    remedy = "standard errors assume independent rows, so they are too small; drop the duplicates"
     number = distinct_rows(rows)
     if count(number) < (1 - FEW_COPIES) * len(rows):
         warn_of_duplicates(number, source=source, remedy=remedy, stacklevel=stacklevel + 1)
 
 
 def count(number: np.ndarray) -> int:
-    """How many distinct rows there are.
+    """Count the distinct rows.
 
     Example:
         >>> count(np.array([0, 1, 0]))
@@ -116,16 +116,16 @@ def count(number: np.ndarray) -> int:
 
 
 def clustered_error(values: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """The standard error of the mean over data, clustered by distinct row.
+    """Compute the standard error of the mean over data, clustered by distinct row.
 
     .. math:: se^2 = \\frac{G}{G - 1} \\frac1{n^2} \\sum_{g=1}^G \\Big(\\sum_{i \\in g} (v_i - \\bar v)\\Big)^2
 
-    Without duplicates it is :math:`s / \\sqrt n`. Where each of G rows occurs r times it is that of the G rows, so
-    the error of a sum over all rG is r times that of a sum over G.
+    Without duplicates the error is :math:`s / \\sqrt n`. If each of G rows occurs r times, the error is that of the G
+    rows, so the error of a sum over all rG rows is r times that of a sum over G rows.
 
     Args:
         values: shape ``(…, datum)``.
-        number: from :func:`distinct_rows`, shape ``(datum,)``.
+        number: the number of each row's distinct row, from :func:`distinct_rows`, shape ``(datum,)``.
 
     Returns:
         Shape ``(…)``; NaN for a single distinct row.

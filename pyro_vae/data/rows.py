@@ -1,4 +1,4 @@
-"""Data read, and fitted to a VAE: its columns and categories, with their context and what of them is missing."""
+"""Convert inputs to rows, with context and mask, and match them to the columns of a VAE."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.data.context import validate_context, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
 from pyro_vae.data.tables import UNNAMED, as_frame, columns_like, columns_of, given_names, is_table
-from pyro_vae.data.values import Data, as_tensor, from_array, matched, named
+from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns
 from pyro_vae.errors import DataError, PrecisionWarning
 from pyro_vae.likelihoods import Likelihood
 
@@ -35,22 +35,22 @@ def data_of(
     source: str = "data",
     said: Sequence[str] = (),
 ) -> Data:
-    """Turn a table of named columns into :class:`Data`.
+    """Convert a table of named columns to :class:`Data`.
 
     Args:
-        source_of_data: a DataFrame, or what :func:`~pyro_vae.data.tables.as_frame` makes one of.
-        index: as for :func:`~pyro_vae.data.tables.columns_of`, as the following three.
+        source_of_data: a DataFrame, or an input of :func:`~pyro_vae.data.tables.as_frame`.
+        index: the column of the row labels, as in :func:`~pyro_vae.data.tables.columns_of`.
         label: the column of the labels.
         drop: columns to leave out.
-        columns: columns to take.
-        missing: values that say that a value is missing, besides NaN; if not given, a missing value is refused.
-        context: columns that are no data, but the context.
-        like: other data, whose columns, context columns and categories these must have.
-        source: what to call the data in messages.
-        said: what else was inferred.
+        columns: columns to use.
+        missing: codes of missing values, besides NaN; if not given, a missing value is an error.
+        context: the context columns.
+        like: other data, whose columns, context columns and categories the table must have.
+        source: the name of the data, for messages.
+        said: further notes on what was inferred.
 
     Raises:
-        DataError: if a column is missing or not of numbers, or a value is not finite.
+        DataError: if a column is missing or not numeric, or a value is not finite.
 
     Example:
         >>> import pandas as pd
@@ -59,7 +59,9 @@ def data_of(
     """
     frame = as_frame(source_of_data, source)
     if frame is None:
-        raise DataError(f"{source}: is a {type(source_of_data).__name__}, no table of named columns; give a DataFrame")
+        raise DataError(
+            f"{source}: is a {type(source_of_data).__name__}, not a table of named columns; give a DataFrame"
+        )
     names = [str(name).strip() for name in frame.columns]
     if like is not None and like.context_columns:
         context = like.context_columns
@@ -88,17 +90,17 @@ def data_of(
         label_names=table.label_names, categories=table.categories, context_columns=[*context] or None,
         exact=unrounded(table.values, x),
     )  # fmt: skip
-    return checked(data, missing is not None, [*said, *table.said])
+    return validate_data(data, missing is not None, [*said, *table.said])
 
 
-def checked(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
-    """Data seen to be finite numbers, NaN taken for missing where that is asked for, with a line on what was read.
+def validate_data(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
+    """Validate data, mask NaN if ``may_miss``, and set ``said`` to a summary of what was read.
 
     Raises:
-        DataError: if a value is not finite, or a row has nothing observed.
+        DataError: if a value is not finite, or a row has no observed value.
 
     Example:
-        >>> checked(Data(torch.tensor([[1.0, torch.nan]])), True).said
+        >>> validate_data(Data(torch.tensor([[1.0, torch.nan]])), True).said
         'read 1 row, 2 columns; 1 of 2 values is missing'
     """
     gaps = int(data.x.isnan().sum()) if may_miss else 0
@@ -110,29 +112,30 @@ def checked(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
 
 
 def _warn_if_coarse(rows: Rows, vae: "Amortised", source: str, columns: Sequence[str] | None) -> None:
-    """Warn that the precision of a VAE merges values."""
+    """Warn if the precision of a VAE merges values of a column."""
     single = vae.like(rows.x[:1]).dtype == torch.float32
     coarse = coarse_columns(rows.x, rows.mask) if single else []
     for i in coarse[:3]:
         column = rows.x[:, i] if rows.mask is None else rows.x[rows.mask[:, i], i]
         name = repr(columns[i]) if columns else i
         warnings.warn(
-            f"{source}: column {name} has {len(column.unique())} distinct values, of which the VAE's float32 keeps "
-            f"{len(column.float().unique())}; subtract the column's mean first, or use a VAE in double (vae.double())",
+            f"{source}: column {name} has {len(column.unique())} distinct values, but only "
+            f"{len(column.float().unique())} in the VAE's float32; subtract the column's mean first, or use a VAE in "
+            "double precision (vae.double())",
             PrecisionWarning,
             stacklevel=3,
         )
 
 
 def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
-    """Data, context and mask as :class:`Rows`, checked.
+    """Convert data, context and mask to validated :class:`Rows`.
 
     Args:
         data: a tensor, an array, a DataFrame or another table (:func:`~pyro_vae.data.rows.data_of`), :class:`Data`
             (with its own context and mask) or :class:`Rows`.
         context: shape ``(datum, c)``.
-        mask: booleans, the shape of the data: true where observed. What is missing may hold anything.
-        source: what to call the data in messages.
+        mask: booleans, same shape as the data: true where observed. Missing values may be any number.
+        source: the name of the data, for messages.
 
     Raises:
         DataError: if an observed value is not a finite number, or the shapes disagree.
@@ -144,10 +147,10 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     if isinstance(data, Rows):
         return data
     if isinstance(data, TensorDataset):
-        data = data.tensors[0]  # the others are labels, as a stream has it
+        data = data.tensors[0]  # as in streams, the other tensors are labels
     if is_table(data):
         data, mask = data_like(None, data, source=source, mask=mask), None
-    source, columns = named(data, source)
+    source, columns = name_and_columns(data, source)
     if isinstance(data, Data):
         context = data.context if context is None else context
         mask = data.mask if mask is None else mask
@@ -167,28 +170,30 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
 
 
 def _as_mask(mask: Any, shape: Sequence[int], source: str) -> Tensor:
-    mask = mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask))  # what pandas gives is read-only
+    mask = (
+        mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask))
+    )  # a copy, since arrays of pandas are read-only
     if mask.dtype != torch.bool or mask.shape != tuple(shape):
         raise DataError(
-            f"{source}: the mask is of {mask.dtype} and shape {tuple(mask.shape)}; "
+            f"{source}: the mask has type {mask.dtype} and shape {tuple(mask.shape)}; "
             f"give booleans of the data's shape {tuple(shape)}"
         )
     return mask
 
 
 def rows_for(vae: "Amortised", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
-    """:func:`rows_of` data that fit the parts of a VAE and lie in the support of its likelihood.
+    """Convert data to :class:`Rows`, and validate them against a VAE and the support of its likelihood.
 
     Args:
-        vae: the VAE that is to see the data.
+        vae: the VAE.
         data: as for :func:`rows_of`.
         context: shape ``(datum, c)``.
-        mask: booleans, the shape of the data, its columns in the order of theirs.
-        source: what to call the data in messages.
+        mask: booleans, same shape and column order as the data.
+        source: the name of the data, for messages.
 
     Raises:
-        DataError: if an observed value is not a finite number or not one that the likelihood takes.
-        ModelError: if the data do not fit the parts, or these not each other.
+        DataError: if an observed value is not finite or not in the support of the likelihood.
+        ModelError: if the components do not fit the data or each other.
 
     Example:
         >>> import pyro_vae as pv
@@ -198,28 +203,28 @@ def rows_for(vae: "Amortised", data: Any, *, context: Any = None, mask: Any = No
     """
     data = data_for(vae, data, source=source, mask=mask)
     rows = rows_of(data, context=context, mask=None if isinstance(data, Data) else mask, source=source)
-    _warn_if_coarse(rows, vae, *named(data, source))
+    _warn_if_coarse(rows, vae, *name_and_columns(data, source))
     vae.check(rows.x, rows.context, rows.mask)
     if isinstance(decoder := getattr(vae, "decoder", None), Likelihood):
-        decoder.refuse(rows.x, *named(data, source))
+        decoder.refuse(rows.x, *name_and_columns(data, source))
     return rows
 
 
 def data_for(
     vae: "Amortised", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
 ) -> Any:
-    """Tables as :class:`Data`, with the columns and the codes of categories that the VAE was trained on.
+    """Convert tables to :class:`Data` with the columns and category codes of a VAE's training data.
 
     Args:
-        vae: the VAE that is to see the data.
-        data: whatever :func:`rows_for` takes; what has no named columns stays as it is.
-        source: what to call the data in messages.
-        missing: of a table, values that say that a value is missing, besides NaN; if not given, NaN is refused.
-        mask: booleans, the shape of the data: true where observed. Tables and :class:`Data` get it as their own, its
-            columns in the order of theirs; of other data it stays apart.
+        vae: the VAE.
+        data: as for :func:`rows_for`; data without named columns are returned unchanged.
+        source: the name of the data, for messages.
+        missing: codes of missing values in a table, besides NaN; if not given, NaN is an error.
+        mask: booleans, same shape and column order as the data: true where observed. The mask is stored in the result
+            for tables and :class:`Data`, and ignored for other data.
 
     Raises:
-        DataError: if the VAE was trained on named columns, and these have others.
+        DataError: if the VAE was trained on named columns, and the data have other columns.
 
     Example:
         >>> import pyro_vae as pv
@@ -234,18 +239,18 @@ def data_for(
 def data_like(
     known: Any, data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
 ) -> Any:
-    """Read tables as :class:`Data`, with the columns and the codes of categories of training data.
+    """Convert tables to :class:`Data` with the columns and category codes of training data.
 
     Args:
-        known: what has the names of the columns, the categories and the context columns of the training data, as a
-            source has; None where there are none.
-        data: as for :func:`data_for`, as the following three.
-        source: what to call the data in messages.
-        missing: of a table, values that say that a value is missing.
-        mask: booleans, the shape of the data.
+        known: an object with the attributes ``columns``, ``categories`` and ``context_columns`` of the training data,
+            such as a source; or None.
+        data: as for :func:`data_for`.
+        source: the name of the data, for messages.
+        missing: as for :func:`data_for`.
+        mask: as for :func:`data_for`.
 
     Raises:
-        DataError: if the training data had named columns, and these have others.
+        DataError: if the training data had named columns, and the data have other columns.
 
     Example:
         >>> data_like(Data(torch.zeros(1, 2), columns=["a", "b"]), {"b": [5.0], "a": [4.0]}).x
@@ -269,36 +274,36 @@ def data_like(
 
 
 def _observed_of(table: Any, mask: Any, like: Data | None, source: str) -> Data:
-    """Read the cells of a table that a mask says were observed, the mask's columns in the order of the table's."""
+    """Read the observed cells of a table, given a mask with columns in the order of the table."""
     frame = as_frame(table, source)
-    assert frame is not None  # as is_table says
+    assert frame is not None  # guaranteed by is_table
     names = [str(name).strip() for name in frame.columns]
     expected = given_names(like.columns) if like is not None and given_names(names) else None
     context = () if like is None else like.context_columns or ()
-    own = [name for name in names if (name not in context if expected is None else name in expected)]
-    if own and own[0] in UNNAMED and np.ndim(mask) == 2 and np.shape(mask)[1] == len(own) - 1:
-        own = own[1:]  # the labels of the rows
-    mask = _as_mask(mask, (len(frame), len(own)), source)
-    looked_at = np.ones(frame.shape, bool)
-    looked_at[:, [names.index(name) for name in own]] = mask.cpu().numpy()
-    data = data_of(frame.where(looked_at), like=like, missing=[], source=source)
+    features = [name for name in names if (name not in context if expected is None else name in expected)]
+    if features and features[0] in UNNAMED and np.ndim(mask) == 2 and np.shape(mask)[1] == len(features) - 1:
+        features = features[1:]  # the first column holds the row labels
+    mask = _as_mask(mask, (len(frame), len(features)), source)
+    observed = np.ones(frame.shape, bool)
+    observed[:, [names.index(name) for name in features]] = mask.cpu().numpy()
+    data = data_of(frame.where(observed), like=like, missing=[], source=source)
     x = data.x if data.mask is None else data.x.masked_fill(~data.mask, torch.nan)
-    return replace(data, x=x, mask=mask[:, [own.index(name) for name in data.columns or own]])
+    return replace(data, x=x, mask=mask[:, [features.index(name) for name in data.columns or features]])
 
 
 def mask_nan(data: Any, *, source: str = "data") -> Data:
-    """Data whose NaN mean that a value is missing.
+    """Mark NaN as missing values.
 
     Args:
-        data: shape ``(datum, *features)``, with NaN; :class:`Data` keep what else is known of them, and of
-            their mask what was missing already.
-        source: what to call the data in messages.
+        data: shape ``(datum, *features)``, with NaN; the other attributes of :class:`Data` and the missing values of
+            its mask are kept.
+        source: the name of the data, for messages.
 
     Returns:
-        The data, with 0 for each NaN, and the mask of what was observed; :func:`pyro_vae.fit` takes it.
+        The data with 0 in place of NaN and the mask of observed values, an input of :func:`pyro_vae.fit`.
 
     Raises:
-        DataError: if a value is infinite or no number, or a row has nothing observed.
+        DataError: if a value is infinite or not a number, or a row has no observed value.
 
     Example:
         >>> data = mask_nan(torch.tensor([[1.0, torch.nan], [2.0, 3.0]]))
@@ -309,12 +314,12 @@ def mask_nan(data: Any, *, source: str = "data") -> Data:
     """
     if is_table(data):
         return data_of(data, missing=[], source=source)
-    source, _ = named(data, source)
+    source, _ = name_and_columns(data, source)
     known = data if isinstance(data, Data) else Data(torch.empty(0))
     raw = data.x if isinstance(data, Data) else data if isinstance(data, Tensor) else from_array(data, source)
     raw = raw if raw.is_floating_point() else raw.float()
     mask = ~raw.isnan() if known.mask is None else known.mask & ~raw.isnan()
     rows = rows_of(replace(known, x=raw, mask=mask, source=source))
     if (empty := (~mask.flatten(1).any(1)).nonzero()).numel():
-        raise DataError(f"{source}: row {empty[0].item()} has no observed value, counted from 0; drop it")
+        raise DataError(f"{source}: row {empty[0].item()} has no observed value; drop it (rows are counted from 0)")
     return replace(known, x=rows.x, mask=mask, source=source)

@@ -1,4 +1,4 @@
-"""What training reads its data from: rows in memory, or windows of data that are too many for it."""
+"""Sources of training data: the protocol, and rows in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that are here now, and the order in which steps visit them.
+    """Rows in memory, and the order in which training visits them.
 
     Args:
-        rows: of the same shape for every window of a source; a last one may hold less, and rows of before behind it.
+        rows: the same shape for all windows of a source; the last window may end with rows of an earlier one.
         order: indices of the rows to visit, each once, shape ``(visited,)``.
-        numbers: of each row its number in the data, shape ``(row,)``; that of its place if not given.
+        numbers: the number of each row in the data, shape ``(row,)``; its index in ``rows`` if not given.
 
     Example:
         >>> len(Window(Rows(torch.zeros(3, 2)), torch.tensor([2, 0, 1])).order)
@@ -41,12 +41,12 @@ class Window:
 
 @runtime_checkable
 class Source(Protocol):
-    """Data as training visits them: each row once per epoch, in an order that a seed alone decides.
+    """A source of training data, which visits each row once per epoch in an order determined by a seed.
 
     Attributes:
-        source: what to call the data in messages.
-        columns: the names of the features, where they have some.
-        image_shape: ``(height, width)`` where a row is a grey image, ``(3, height, width)`` where one of colours.
+        source: the name of the data, for messages.
+        columns: the names of the features, if any.
+        image_shape: ``(height, width)`` if rows are grey images, ``(3, height, width)`` if colour images.
         features: the shape of a datum.
     """
 
@@ -60,40 +60,40 @@ class Source(Protocol):
     def features(self) -> tuple[int, ...]: ...
 
     def __len__(self) -> int:
-        """The n of n/m."""
+        """Return the number of rows, the n of the n/m scaling."""
 
     def head(self, rows: int = 2) -> Rows:
-        """The first rows, checked."""
+        """Return the first rows, validated."""
 
     def sample(self, k: int) -> Rows:
-        """k rows, or all where there are fewer, evenly spaced over the data, the same at each call."""
+        """Return k rows (all if there are fewer), evenly spaced over the data, the same at each call."""
 
     def windows(self, *, seed: int, batch_size: int, skip: int = 0) -> Iterator[Window]:
-        """One pass over the data, without its first ``skip`` rows.
+        """Iterate over the data once, without the first ``skip`` rows of the pass.
 
-        The order is a function of the seed, the batch size, the number of rows and the source's own
-        settings, and of nothing that came before. Each window but the last has a multiple of
-        ``batch_size`` rows to visit, as long as ``skip`` is one. A window holds until the next is asked for.
+        The order depends only on the seed, the batch size, the number of rows and the settings of the source, not on
+        earlier passes. If ``skip`` is a multiple of ``batch_size``, so is the number of rows to visit in each window
+        but the last. A window is valid until the next one is requested.
         """
 
     def like(self, vae: "Amortised") -> "Source":
-        """The same source, its windows on the device and in the precision of a VAE."""
+        """Return the source with its windows on the device and in the precision of a VAE."""
 
     def checked_for(self, vae: "Amortised") -> "Source":
-        """The same source, seen to fit a VAE; what is read later is held against the likelihood's support."""
+        """Validate the source against a VAE; rows read later are validated against the likelihood's support."""
 
 
 @dataclass(frozen=True, eq=False)
 class InMemory:
-    """Rows in memory as a source: one window of all of them, in a new order at each pass.
+    """A source of rows in memory: one window of all rows, in a new order in each pass.
 
     Args:
-        rows: the data, where they are used.
-        source: what to call them in messages.
+        rows: the data, on the device where they are used.
+        source: the name of the data, for messages.
         columns: the names of the features.
-        image_shape: ``(height, width)`` where a row is a grey image, ``(3, height, width)`` where one of colours.
-        categories: by the name of a column what its codes 0, 1, … stand for.
-        context_columns: the names of the columns that the context was made of.
+        image_shape: ``(height, width)`` if rows are grey images, ``(3, height, width)`` if colour images.
+        categories: the names of the codes 0, 1, …, by column.
+        context_columns: the names of the context columns.
 
     Example:
         >>> source = InMemory(Rows(torch.arange(6.0).reshape(3, 2)))
@@ -118,18 +118,18 @@ class InMemory:
         return tuple(self.rows.x.shape[1:])
 
     def head(self, rows: int = 2) -> Rows:
-        """The first rows.
+        """Return the first rows.
 
         Args:
-            rows: how many.
+            rows: the number of rows.
         """
         return self.rows.take(slice(rows))
 
     def sample(self, k: int) -> Rows:
-        """k rows, or all where there are fewer, evenly spaced.
+        """Return k rows (all if there are fewer), evenly spaced.
 
         Args:
-            k: how many, at least 1.
+            k: the number of rows, at least 1.
 
         Example:
             >>> InMemory(Rows(torch.arange(6.0).reshape(6, 1))).sample(3).x.tolist()
@@ -138,29 +138,29 @@ class InMemory:
         return self.rows.take(spaced(len(self), k).to(self.rows.x.device))
 
     def windows(self, *, seed: int, batch_size: int, skip: int = 0) -> Iterator[Window]:
-        """One pass, as one window; nothing is copied.
+        """Iterate over the data once, as one window without copies.
 
         Args:
-            seed: of the order; torch's own generators stay as they are.
-            batch_size: as for every source; here it changes nothing.
-            skip: the rows of this pass that were visited already.
+            seed: the seed of the order; torch's global generators do not change.
+            batch_size: has no effect here.
+            skip: the number of rows of this pass that were already visited.
 
         Returns:
-            The window, unless all was visited.
+            The window, or nothing if all rows were visited.
         """
         if skip < len(self):
             yield Window(self.rows, permutation(len(self), seed, self.rows.x.device)[skip:])
 
     def like(self, vae: "Amortised") -> "InMemory":
-        """The same rows on the device and in the precision of a VAE; themselves where they are so already."""
+        """Return the source with its rows on the device and in the precision of a VAE, copied only if needed."""
         return replace(self, rows=self.rows.like(vae))
 
     def checked_for(self, vae: "Amortised") -> "InMemory":
-        """The same source, its rows seen to fit a VAE and to lie in the support of its likelihood.
+        """Validate the rows against a VAE and the support of its likelihood, and return the source.
 
         Raises:
-            DataError: if a value is one that the likelihood does not take.
-            ModelError: if the data do not fit the parts.
+            DataError: if a value is outside the support of the likelihood.
+            ModelError: if the data do not fit the components.
         """
         vae.check(self.rows.x, self.rows.context, self.rows.mask)
         if isinstance(decoder := getattr(vae, "decoder", None), Likelihood):
@@ -169,17 +169,17 @@ class InMemory:
 
 
 HASHED_ROWS = 2**14
-"""Of data that are streamed, so many stand for all of them in their hash."""
+"""The number of rows in the fingerprint of streamed data."""
 
 
 def hashes_of(source: Source) -> np.ndarray:
-    """The hashes by which data are known again: of all rows in memory, and of a sample of a stream.
+    """Hash all rows in memory, or a sample of the rows of a stream.
 
     Args:
-        source: the data; in which precision they are used, and where, changes nothing.
+        source: the data; their device and precision do not change the hashes.
 
     Returns:
-        64 bits for each row, shape ``(row,)``.
+        64 bits per row, shape ``(row,)``.
 
     Example:
         >>> len(hashes_of(InMemory(Rows(torch.zeros(3, 2)))))
@@ -189,12 +189,12 @@ def hashes_of(source: Source) -> np.ndarray:
 
 
 def permutation(n: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """An order of n, by a generator of its own.
+    """Draw a random permutation of n numbers from a separate generator.
 
     Args:
-        n: how many.
+        n: the number of elements.
         seed: any whole number.
-        device: where the order is made; another device gives another order.
+        device: the device of the generator; the order depends on it.
 
     Example:
         >>> bool((permutation(10, 3) == permutation(10, 3)).all())
@@ -204,11 +204,11 @@ def permutation(n: int, seed: int, device: torch.device | str = "cpu") -> Tensor
 
 
 def spaced(n: int, k: int) -> Tensor:
-    """At most k of n indices, evenly spaced from the first on.
+    """Return at most k of n indices, evenly spaced from 0 on.
 
     Args:
-        n: how many there are.
-        k: how many to take, at least 1.
+        n: the number of indices.
+        k: the number of indices to return, at least 1.
 
     Example:
         >>> spaced(10, 4)
@@ -219,21 +219,21 @@ def spaced(n: int, k: int) -> Tensor:
 
 
 def source_of(data: Any, vae: "Amortised", *, context: Any = None, mask: Any = None, source: str = "data") -> Source:
-    """What :func:`pyro_vae.fit` is given, as a source, seen to fit a VAE.
+    """Convert the data of :func:`pyro_vae.fit` to a source, and validate it against a VAE.
 
     Args:
-        vae: the VAE that is to see the data.
+        vae: the VAE.
         data: a source, or as for :func:`pyro_vae.data.rows_for`.
-        context: shape ``(datum, c)``; a source has its own.
-        mask: booleans, the shape of the data; a source has its own.
-        source: what to call data that have no name.
+        context: shape ``(datum, c)``; None if ``data`` is a source.
+        mask: booleans, same shape as the data; None if ``data`` is a source.
+        source: the name of data that have none.
 
     Returns:
         The source.
 
     Raises:
-        DataError: if a value is not a finite number, or not one that the likelihood takes.
-        ModelError: if the data do not fit the parts.
+        DataError: if a value is not finite, or outside the support of the likelihood.
+        ModelError: if the data do not fit the components.
         SettingsError: if a source is given together with a context or a mask.
 
     Example:
@@ -244,12 +244,12 @@ def source_of(data: Any, vae: "Amortised", *, context: Any = None, mask: Any = N
     """
     if not isinstance(data, Source):
         data = data_for(vae, data, source=source, mask=mask)
-        mask = None if isinstance(data, Data) else mask  # which have it as their own
+        mask = None if isinstance(data, Data) else mask  # Data contains the mask
         rows = rows_for(vae, data, context=context, mask=mask, source=source)
         if not isinstance(data, Data):
             return InMemory(rows, source)
-        named = source if data.source == "data" else data.source
-        return InMemory(rows, named, data.columns, data.image_shape, data.categories, data.context_columns)
+        name = source if data.source == "data" else data.source
+        return InMemory(rows, name, data.columns, data.image_shape, data.categories, data.context_columns)
     if context is not None or mask is not None:
-        raise SettingsError(f"{data.source}: a source has its context and mask of its own; give them where it is made")
+        raise SettingsError(f"{data.source}: a source contains its context and mask; give them when you create it")
     return data.checked_for(vae)

@@ -1,4 +1,4 @@
-"""The mean and the spread of each column, for a VAE that standardizes."""
+"""Compute the mean and the standard deviation of each column, for a VAE that standardizes."""
 
 import sys
 import warnings
@@ -22,11 +22,11 @@ def mean_and_sd(data: Any, *, mask: Any = None) -> Standardize:
 
     .. math:: c_j = \\frac1{n_j} \\sum_i x_{ij}, \\qquad s_j^2 = \\frac1{n_j} \\sum_i (x_{ij} - c_j)^2
 
-    What is missing is left out. A constant column keeps its unit, s = 1. Give the training data, not the held-out ones.
+    Missing values are left out. A constant column has s = 1. Use the training data, not held-out data.
 
     Args:
         data: as for :func:`~pyro_vae.data.rows_of`: an array, a tensor, a DataFrame or :class:`~pyro_vae.data.Data`.
-        mask: booleans, the shape of the data: true where observed.
+        mask: booleans, same shape as the data: true where observed.
 
     Returns:
         c and s of each column, in units of the data, computed in double precision.
@@ -35,7 +35,7 @@ def mean_and_sd(data: Any, *, mask: Any = None) -> Standardize:
         DataError: if an observed value is not a finite number.
 
     Warns:
-        ConstantColumnsWarning: naming the columns that hold one value each.
+        ConstantColumnsWarning: naming the constant columns.
 
     Example:
         >>> import torch
@@ -46,18 +46,18 @@ def mean_and_sd(data: Any, *, mask: Any = None) -> Standardize:
     data = data_like(None, data, mask=mask)
     rows = rows_of(data, mask=None if isinstance(data, Data) else mask)
     scaled = torch.ones(rows.x.shape[1:], dtype=torch.bool)
-    return _warned(*moments(rows), scaled, data.columns if isinstance(data, Data) else None)
+    return _units_with_warning(*moments(rows), scaled, data.columns if isinstance(data, Data) else None)
 
 
 def units_for(likelihood: Likelihood, data: Data) -> Standardize | None:
-    """Compute :func:`mean_and_sd` for the columns that a likelihood takes as real numbers; None if there are none.
+    """Compute :func:`mean_and_sd` for the real columns of a likelihood; None if there are none.
 
     Args:
-        likelihood: of the VAE that is to standardize; of its counts and categories no unit is needed.
+        likelihood: the likelihood of the VAE; its counts and categories are not standardized.
         data: the training data.
 
     Warns:
-        ConstantColumnsWarning: naming the columns of real numbers that hold one value each.
+        ConstantColumnsWarning: naming the constant real columns.
 
     Example:
         >>> from pyro_vae.likelihoods import Normal, Poisson
@@ -66,17 +66,17 @@ def units_for(likelihood: Likelihood, data: Data) -> Standardize | None:
         ([2.0], None)
     """
     real = likelihood.real_columns(data.x.shape[1:]).cpu()
-    return _warned(*moments(rows_of(data)), real, data.columns) if bool(real.any()) else None
+    return _units_with_warning(*moments(rows_of(data)), real, data.columns) if bool(real.any()) else None
 
 
 def context_units(data: Data) -> Standardize | None:
-    """Compute the mean and the sd of the context columns of numbers; one-hot columns stay as they are.
+    """Compute the mean and the sd of numeric context columns; one-hot columns are not standardized.
 
     Args:
-        data: the training data; a constant context column keeps its unit.
+        data: the training data; a constant context column has s = 1.
 
     Returns:
-        The units of each number of the context, or None where no context column is of numbers.
+        The standardization of the context, or None if no context column is numeric.
 
     Example:
         >>> context = torch.tensor([[30.0, 1.0, 0.0], [50.0, 0.0, 1.0]])
@@ -99,37 +99,37 @@ def _units(center: Tensor, sd: Tensor) -> Standardize:
 
 
 def _constant(center: Tensor, sd: Tensor) -> Tensor:
-    # Of equal numbers, rounding alone leaves an sd of up to a few units in the last place.
+    # Rounding leaves equal numbers with an sd of up to a few units in the last place.
     return sd <= 1e-12 * center.abs()
 
 
-def _warned(center: Tensor, sd: Tensor, scaled: Tensor, columns: Sequence[str] | None) -> Standardize:
-    """The units of columns, with a warning on those that are to be scaled and are constant."""
+def _units_with_warning(center: Tensor, sd: Tensor, scaled: Tensor, columns: Sequence[str] | None) -> Standardize:
+    """Return the standardization of columns, and warn of constant columns among ``scaled``."""
     constant = _constant(center, sd) & scaled.to(sd.device)
     if count := int(constant.sum()):
         warnings.warn(
-            f"{count} of {int(scaled.sum())} columns hold at most one value each ({_names(constant, columns)}): they "
-            "tell nothing, and a scale learned for such a column alone has no lower bound; drop them",
+            f"{count} of {int(scaled.sum())} columns have at most one distinct value ({_names(constant, columns)}): "
+            "they carry no information, and a scale learned for such a column alone has no lower bound; drop them",
             ConstantColumnsWarning,
-            stacklevel=_callers_level(),
+            stacklevel=_user_stacklevel(),
         )
     return _units(center, sd)
 
 
-def _callers_level() -> int:
-    """The stack level, for ``warnings.warn`` in the function that asks, of the user's line that led there."""
+def _user_stacklevel() -> int:
+    """Return the ``stacklevel`` of the user's line, for ``warnings.warn`` in the calling function."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in CALLED_BY_USERS:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
         frame, level = frame.f_back, level + 1
     return level
 
 
-CALLED_BY_USERS = "pyro_vae", "sklearn"
-"""Packages whose lines are not the user's."""
+LIBRARIES = "pyro_vae", "sklearn"
+"""Packages whose lines are not user code."""
 
 
 def moments(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Compute the mean and the sd of the observed values of each column, in double precision; 0 where there are none.
+    """Compute the mean and sd of each column's observed values in double precision; 0 if there are none.
 
     Example:
         >>> moments(Rows(torch.tensor([[1.0], [3.0]])))
@@ -143,7 +143,7 @@ def moments(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def _names(constant: Tensor, columns: Sequence[str] | None) -> str:
-    """The columns by their names or places."""
+    """List the columns by names or indices."""
     places = [tuple(place) for place in constant.nonzero().tolist()]
     if columns is not None and constant.dim() == 1:
         return list_names([columns[i] for (i,) in places])

@@ -1,4 +1,4 @@
-"""Propose a likelihood for each column of a table, from the values in it."""
+"""Propose a likelihood for each column of a table from its values."""
 
 import math
 from collections.abc import Sequence
@@ -28,27 +28,27 @@ from pyro_vae.likelihoods.blocks import Block
 from pyro_vae.likelihoods.counts import MOST
 
 HEAVY = 3.0
-"""Tails are heavy where the excess kurtosis is above that of a Laplace distribution."""
+"""Tails are heavy if the excess kurtosis is above that of a Laplace distribution."""
 
 FAR = 10
-"""Whole numbers that vary more than Poisson's counts and never come below this are measurements."""
+"""Overdispersed whole numbers of at least this are measurements, not counts."""
 
 MOST_LEVELS = 20
-"""Whole numbers from 0 that vary less than Poisson's counts are levels if there are no more of them than this."""
+"""Underdispersed whole numbers from 0 on are levels if there are at most this many."""
 
 LEARNED: dict[str, Any] = {"scale": 0.5, "learn_scale": True}
-"""The settings of a scale that is learned, one for each column."""
+"""The settings of a learned scale, one per column."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A likelihood for columns, and why.
+    """A proposed likelihood for columns, with the reason.
 
     Args:
-        columns: their names, or their numbers where they have none.
-        likelihood: the class.
-        reason: the figure that decided, in words.
-        settings: of the class.
+        columns: the names of the columns, or their numbers as text.
+        likelihood: the class of the likelihood.
+        reason: the deciding figure, in words.
+        settings: the settings of the likelihood.
 
     Example:
         >>> str(Proposal(["colour"], Categorical, "3 names", {"levels": 3}))
@@ -65,7 +65,7 @@ class Proposal:
         return self.likelihood.__name__ + (f"({shown})" if shown else "")
 
     def like(self, other: "Proposal") -> bool:
-        """Return whether two proposals are of the same class and settings."""
+        """Return whether two proposals have the same likelihood and settings."""
         return (self.likelihood, self.settings) == (other.likelihood, other.settings)
 
 
@@ -74,7 +74,7 @@ class Suggestion:
     """The likelihoods that :func:`suggest` proposes; ``print`` shows them as a table.
 
     Args:
-        proposals: in the order of the columns.
+        proposals: the proposals in the order of the columns.
 
     Example:
         >>> few = Suggestion([Proposal(["a"], Normal, "numbers"), Proposal(["b", "c"], Normal, "numbers")])
@@ -86,7 +86,7 @@ class Suggestion:
 
     @property
     def kinds(self) -> list[Proposal]:
-        """Consecutive columns of the same likelihood as one proposal each, with all settings of its class."""
+        """The proposals, merged over consecutive columns with the same likelihood and settings."""
         runs: list[list[Proposal]] = []
         for proposal in self.proposals:
             if runs and runs[-1][0].like(proposal):
@@ -105,7 +105,7 @@ class Suggestion:
 
     @property
     def outputs(self) -> int:
-        """How many numbers the decoder network must give."""
+        """The number of outputs that the decoder network needs."""
         return Blocks.outputs(sum(len(proposal.columns) for proposal in self.proposals), blocks=self.blocks)
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Suggestion:
 
 
 def _merged(proposals: Sequence[Proposal]) -> Proposal:
-    """Proposals of the same likelihood as one; a scale that is learned is learned for each column."""
+    """Merge proposals of the same likelihood; a learned scale becomes one scale per column."""
     names = [name for proposal in proposals for name in proposal.columns]
     settings, reasons = dict(proposals[0].settings), dict.fromkeys(proposal.reason for proposal in proposals)
     if settings.get("learn_scale"):
@@ -131,20 +131,22 @@ def _merged(proposals: Sequence[Proposal]) -> Proposal:
 def suggest(data: Any) -> Suggestion:
     """Propose a likelihood for each column, with the reason.
 
-    Categories become Categorical, 0 and 1 Bernoulli. Whole numbers from 0 on become counts by their index of
-    dispersion :math:`D = s^2 / m`, which is :math:`1 \\pm 2 \\sqrt{2 / (n - 1)}` for Poisson's: NegativeBinomial above,
-    unless the smallest is 10 or more, and below, which no mixture of Poisson distributions has, Categorical if the
-    largest is below 20. All others become Normal, or StudentT where the excess kurtosis is above 3. The columns of
-    images have one likelihood together, ContinuousBernoulli where they are grey levels from 0 to 1.
+    Categories become Categorical; 0 and 1 become Bernoulli. Whole numbers from 0 on become counts, depending on their
+    index of dispersion :math:`D = s^2 / m`, which is in :math:`1 \\pm 2 \\sqrt{2 / (n - 1)}` for a Poisson
+    distribution. Above, the proposal is NegativeBinomial if the smallest number is below 10. Below, where no mixture of
+    Poisson distributions lies, it is Categorical if the largest number is below 20. All other columns become Normal,
+    or StudentT if the excess kurtosis is above 3. All pixels of images have the same likelihood: ContinuousBernoulli
+    for grey levels from 0 to 1.
 
-    A marginal figure does not tell how a column varies given the latents: this is where to begin.
+    The marginal distribution of a column does not show how it varies given the latents, so a proposal is a starting
+    point.
 
     Args:
-        data: :class:`~pyro_vae.data.Data`, or what :func:`~pyro_vae.data.load` takes; missing values are left out.
+        data: :class:`~pyro_vae.data.Data`, or an input of :func:`~pyro_vae.data.load`; missing values are left out.
 
     Returns:
-        The proposals; ``.blocks`` are what :class:`~pyro_vae.likelihoods.Blocks` takes, ``.outputs`` is how many
-        numbers the decoder network must give, and ``print`` shows a table.
+        The proposals. ``.blocks`` is the input of :class:`~pyro_vae.likelihoods.Blocks`, ``.outputs`` the number of
+        outputs that the decoder network needs, and ``print`` shows a table.
 
     Raises:
         DataError: if the data cannot be used.
@@ -170,27 +172,27 @@ def suggest(data: Any) -> Suggestion:
     seen = ~x.isnan() if data.mask is None else data.mask.flatten(1)
     names = [*map(str, range(x.shape[1]) if data.columns is None else data.columns)]
     if data.image_shape is not None:
-        return Suggestion([_of_images(x[seen], names)])
+        return Suggestion([_propose_for_images(x[seen], names)])
     known = data.categories
-    return Suggestion([_of_column(x[seen[:, i], i], name, known.get(name)) for i, name in enumerate(names)])
+    return Suggestion([_propose_for_column(x[seen[:, i], i], name, known.get(name)) for i, name in enumerate(names)])
 
 
-def _of_column(values: Tensor, name: str, known: Sequence[str] | None) -> Proposal:
+def _propose_for_column(values: Tensor, name: str, known: Sequence[str] | None) -> Proposal:
     if known is not None:
         levels = max(2, len(known))
         return Proposal([name], Categorical, f"{len(known)} name{'s' if len(known) > 1 else ''}", {"levels": levels})
     if not len(values):
         return Proposal([name], Normal, "no value is observed: drop it", {"scale": 1.0})
     if _are_bits(values):
-        return Proposal([name], Bernoulli, _only_bits(values))
-    counts = _counts(values, name) if _are_counts(values) else None
-    return counts or _number(values, name)
+        return Proposal([name], Bernoulli, _describe_bits(values))
+    counts = _propose_for_counts(values, name) if _are_counts(values) else None
+    return counts or _propose_for_numbers(values, name)
 
 
-def _of_images(values: Tensor, names: Sequence[str]) -> Proposal:
-    """One likelihood for all pixels."""
+def _propose_for_images(values: Tensor, names: Sequence[str]) -> Proposal:
+    """Propose one likelihood for all pixels."""
     if _are_bits(values):
-        return Proposal(names, Bernoulli, _only_bits(values))
+        return Proposal(names, Bernoulli, _describe_bits(values))
     if bool(((values >= 0) & (values <= 1)).all()):
         return Proposal(names, ContinuousBernoulli, "grey levels from 0 to 1")
     return Proposal(names, Normal, "pixels of images", dict(LEARNED))
@@ -200,7 +202,7 @@ def _are_bits(values: Tensor) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def _only_bits(values: Tensor) -> str:
+def _describe_bits(values: Tensor) -> str:
     return "only 0 and 1" if len(values.unique()) > 1 else f"always {int(values[0])}: drop it"
 
 
@@ -208,33 +210,33 @@ def _are_counts(values: Tensor) -> bool:
     return bool(((values >= 0) & (values <= MOST) & (values == values.floor())).all())
 
 
-def _counts(values: Tensor, name: str) -> Proposal | None:
-    """The likelihood of whole numbers from 0 on; none if they are rather measurements."""
+def _propose_for_counts(values: Tensor, name: str) -> Proposal | None:
+    """Propose a likelihood for whole numbers from 0 on; None if they look like measurements."""
     least, most = int(values.min()), int(values.max())
     if least == most:
         return None
     dispersion, band = float(values.var() / values.mean()), 2 * math.sqrt(2 / (len(values) - 1))
-    told = f"variance {format_rounded(dispersion, math.nan)} times the mean"
+    reason = f"variance {format_rounded(dispersion, math.nan)} times the mean"
     if abs(dispersion - 1) <= band:
-        return Proposal([name], Poisson, told)
+        return Proposal([name], Poisson, reason)
     if dispersion > 1 and least < FAR:
-        return Proposal([name], NegativeBinomial, told)
+        return Proposal([name], NegativeBinomial, reason)
     if dispersion < 1 and most < MOST_LEVELS:
-        return Proposal([name], Categorical, f"{told}: levels 0 to {most}", {"levels": most + 1})
+        return Proposal([name], Categorical, f"{reason}: levels 0 to {most}", {"levels": most + 1})
     return None
 
 
-def _number(values: Tensor, name: str) -> Proposal:
+def _propose_for_numbers(values: Tensor, name: str) -> Proposal:
     centered = values - values.mean()
     variance = centered.square().mean()
     if values.min() == values.max():
-        told = f"always {format_rounded(values[0].item(), math.nan)}, so its scale is fixed: drop it"
-        return Proposal([name], Normal, told, {"scale": 1.0})
+        reason = f"always {format_rounded(values[0].item(), math.nan)}, so its scale is fixed: drop it"
+        return Proposal([name], Normal, reason, {"scale": 1.0})
     if len(values.unique()) == 2:
         return Proposal([name], Normal, "only 2 values: recode them as 0 and 1", dict(LEARNED))
     kurtosis = float(centered.pow(4).mean() / variance.square()) - 3
     whole = f"whole numbers from {int(values.min())} on, " if _are_counts(values) else ""
-    told = f"{whole}excess kurtosis {format_rounded(kurtosis, math.nan)}"
+    reason = f"{whole}excess kurtosis {format_rounded(kurtosis, math.nan)}"
     if kurtosis > HEAVY:
-        return Proposal([name], StudentT, told, {"df": 4.0, **LEARNED})
-    return Proposal([name], Normal, told, dict(LEARNED))
+        return Proposal([name], StudentT, reason, {"df": 4.0, **LEARNED})
+    return Proposal([name], Normal, reason, dict(LEARNED))

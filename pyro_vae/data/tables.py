@@ -1,4 +1,4 @@
-"""Tables of named columns: every column as numbers, with row labels, a label column and the names of categories."""
+"""Convert tables of named columns to numbers, row labels, labels and category names."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNNAMED = ("", "Unnamed: 0", "__index_level_0__")
-"""What pandas and others call an index that was written as a column."""
+"""The names that pandas and others give to an index saved as a column."""
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """A table as numbers.
+    """A table, converted to numbers.
 
     Args:
         values: shape ``(row, column)``, NaN where missing.
-        names: of the columns.
-        row_labels: where the table has some.
+        names: the names of the columns.
+        row_labels: the row labels, if any.
         labels: a class per row.
-        label_names: of the classes, where they are no integers.
-        categories: by the name of a column what its codes 0, 1, … stand for.
-        said: what was inferred.
-        context: shape ``(row, c)``, where columns were asked for as context.
+        label_names: the names of the classes, unless they are integers.
+        categories: the names of the codes 0, 1, …, by column.
+        said: notes on what was inferred.
+        context: shape ``(row, c)``, if there are context columns.
     """
 
     values: np.ndarray
@@ -44,15 +44,15 @@ class Columns:
 
 
 def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
-    """Return a table of whatever library as a pandas DataFrame, and None for what is no table of named columns.
+    """Convert a table of any library to a pandas DataFrame; return None for other objects.
 
     Args:
-        source: a DataFrame or Series, a structured array, a dict of columns, or what has the Arrow or the
+        source: a DataFrame or Series, a structured array, a dict of columns, or an object with the Arrow or
             ``__dataframe__`` protocol (polars, pyarrow, DuckDB, …).
-        name: what to call it in messages.
+        name: the name of the data, for messages.
 
     Raises:
-        DataError: if the columns are not lists of one length.
+        DataError: if the columns of a dict or array are not sequences of the same length.
 
     Example:
         >>> as_frame({"a": [1, 2]}).shape, as_frame(np.zeros((2, 2)))
@@ -74,15 +74,15 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
             return pd.DataFrame(source)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"{name}: a {type(source).__name__} that is no table; give each column as a list of one value per row, "
-                "all of the same length"
+                f"{name}: the {type(source).__name__} is not a table; give each column as a list with one value per "
+                "row, all of the same length"
             ) from error
     import pyarrow as pa
 
     if hasattr(source, "__arrow_c_stream__"):
         try:
             return pa.table(source).to_pandas()
-        except pa.ArrowInvalid:  # a single column, as a Series of polars
+        except pa.ArrowInvalid:  # a single column, such as a polars Series
             column = pa.chunked_array(source).to_pandas()
             return column.to_frame(getattr(source, "name", None) or 0)
     from pyarrow.interchange import from_dataframe
@@ -94,7 +94,7 @@ PROTOCOLS = ("__arrow_c_stream__", "__dataframe__")
 
 
 def is_table(source: Any) -> bool:
-    """Return whether data are a table of named columns, without converting them.
+    """Return whether an object is a table of named columns, without converting it.
 
     Example:
         >>> is_table({"a": [1, 2]}), is_table(np.zeros((2, 2)))
@@ -117,25 +117,25 @@ def columns_of(
     categories: Mapping[str, Sequence[str]] | None = None,
     source: str = "data",
 ) -> Columns:
-    """Turn the columns of a DataFrame into numbers.
+    """Convert the columns of a DataFrame to numbers.
 
-    Numbers and booleans stay what they are, and text that holds only numbers becomes those. Categories become codes
-    0, 1, …, as does text of at most 20 distinct values, each twice on average.
+    Text columns of numbers become numbers. Categories become codes 0, 1, …, and so does text with at most 20 distinct
+    values that occur twice on average.
 
     Args:
         frame: the table.
-        index: the column of the row labels, ``""`` for none; if not given, the frame's own index unless it counts the
-            rows, or a first column without a name whose values are unique.
+        index: the column of the row labels, ``""`` for none; if not given, the index of the frame unless it counts the
+            rows, or a first column without a name and with unique values.
         label: the column of the labels.
         drop: columns to leave out.
-        columns: columns to take, in this order; all others if not given.
-        missing: values that say that a value is missing, besides NaN and None.
-        context: columns that are no data, but the context.
-        categories: of other data, whose codes are to be used.
-        source: what to call the data in messages.
+        columns: columns to use, in this order; all remaining columns if not given.
+        missing: codes of missing values, besides NaN and None.
+        context: the context columns.
+        categories: the categories of other data, by column, whose codes are used.
+        source: the name of the data, for messages.
 
     Raises:
-        DataError: if there is no such column, two have the same name, or a value of a column is no number.
+        DataError: if a column does not exist, two have the same name, or a value is not a number.
 
     Example:
         >>> import pandas as pd
@@ -148,10 +148,10 @@ def columns_of(
     frame = frame.set_axis(names, axis="columns")
     for name in [index, label, *drop, *(columns or ()), *context]:
         if name and name not in names:
-            raise DataError(f"{source}: there is no column {name!r}; it has {list_names(names)}")
+            raise DataError(f"{source}: there is no column {name!r}; the columns are {list_names(names)}")
     if missing:
         frame = frame.mask(frame.isin(list(missing)))
-    besides, coded = read_context(frame, context, categories=categories, source=source)
+    given, coded = read_context(frame, context, categories=categories, source=source)
     if context:
         said.append(describe_context(context, coded))
     frame = frame.drop(columns=list(drop))
@@ -163,7 +163,9 @@ def columns_of(
     frame = frame.drop(columns=[name for name in context if name in frame])
     frame = _without_empty(frame, said) if columns is None else frame[[name for name in columns if name in frame]]
     if 0 in frame.shape:
-        raise DataError(f"{source}: the table has {frame.shape[0]} rows and {frame.shape[1]} columns; it needs both")
+        raise DataError(
+            f"{source}: the table has {frame.shape[0]} rows and {frame.shape[1]} columns; give at least one of each"
+        )
     values = np.empty(frame.shape)
     for i, name in enumerate(frame.columns):
         values[:, i], found = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
@@ -171,23 +173,23 @@ def columns_of(
             coded[name] = found
             said.append(f"column {name!r} as codes of {len(found)} categories")
     if row_labels is None and (counting := _counts_rows(values[:, 0])):
-        said.append(f"column {frame.columns[0]!r} {counting}: index={frame.columns[0]!r} takes it as row labels")
+        said.append(f"column {frame.columns[0]!r} {counting}: index={frame.columns[0]!r} uses it as row labels")
     return Columns(
-        values, [*frame.columns], row_labels, labels, label_names, coded, said, besides if context else None
+        values, [*frame.columns], row_labels, labels, label_names, coded, said, given if context else None
     )  # fmt: skip
 
 
 def _names(frame: "pd.DataFrame", source: str) -> list[str]:
-    """The names of the columns as text, seen to be different."""
+    """Validate that the names of the columns differ, and return them as text."""
     names = [", ".join(map(str, name)) if isinstance(name, tuple) else str(name).strip() for name in frame.columns]
     counts = Counter(names)
     if twice := next((name for name, count in counts.items() if count > 1), None):
-        raise DataError(f"{source}: {counts[twice]} columns are called {twice!r}; rename them or leave some out")
+        raise DataError(f"{source}: {counts[twice]} columns have the name {twice!r}; rename them or leave some out")
     return names
 
 
 def given_names(names: Sequence[str] | None) -> list[str] | None:
-    """Return names of columns, or None where there are none but those that readers number columns by.
+    """Return the names of columns, or None if they are missing or the default ``f0``, ``f1``, ….
 
     Example:
         >>> given_names(["a", "b"]), given_names(["f0", "f1"])
@@ -204,22 +206,22 @@ def columns_like(
     """Validate that columns are those of other data.
 
     Args:
-        names: the columns that there are.
-        expected: those that there must be.
-        besides: columns that are no data; a first one without a name is none either.
-        source: what to call the data in messages.
-        other: what to call the other data.
+        names: the columns of the table.
+        expected: the columns of the other data.
+        besides: columns to ignore; a first column without a name is ignored too.
+        source: the name of the data, for messages.
+        other: the name of the other data, for messages.
 
     Returns:
-        The columns to take, and what to say of their order.
+        The columns to use, and a note if they are reordered.
 
     Raises:
-        DataError: if one is missing or unknown.
+        DataError: if a column is missing or unknown.
     """
     found = [name for i, name in enumerate(names) if name not in besides and not (i == 0 and name in UNNAMED)]
     if lacks := [name for name in expected if name not in found]:
         raise DataError(
-            f"{source}: column {lacks[0]!r} of {other} is missing; there are {list_names(found)}: add it or rename one"
+            f"{source}: column {lacks[0]!r} of {other} is missing (there are {list_names(found)}); add it or rename one"
         )
     if unknown := [name for name in found if name not in expected]:
         raise DataError(f"{source}: column {unknown[0]!r} is not in {other}; drop it")
@@ -229,7 +231,7 @@ def columns_like(
 def _split_row_labels(
     frame: "pd.DataFrame", index: str | None, said: list[str]
 ) -> "tuple[pd.DataFrame, np.ndarray | None]":
-    """A table without its row labels, and these."""
+    """Separate the row labels from a table."""
     import pandas as pd
 
     if index:
@@ -249,7 +251,7 @@ def _split_row_labels(
 
 
 def row_labels_of(index: "pd.Index") -> np.ndarray:
-    """Return an index as what xarray and netCDF can hold: numbers, times or text.
+    """Convert an index to a type that xarray and netCDF support: numbers, times or text.
 
     Example:
         >>> import pandas as pd
@@ -268,25 +270,27 @@ def row_labels_of(index: "pd.Index") -> np.ndarray:
 
 
 def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, list[str] | None]:
-    """Integers as they are, anything else as codes of its sorted values."""
+    """Convert labels to integers: codes of their sorted values unless they are integers."""
     import pandas as pd
 
     if column.isna().any():
         row = int(column.isna().to_numpy().argmax())
-        raise DataError(f"{source}: row {row} has no label in column {name!r}; give it one or drop the row")
+        raise DataError(
+            f"{source}: row {row} has no label in column {name!r}; add one or drop the row (rows are counted from 0)"
+        )
     if pd.api.types.is_numeric_dtype(column.dtype):
         numbers = column.to_numpy(np.float64)
         if (numbers == np.floor(numbers)).all():
             return column.to_numpy(np.int64), None
         raise DataError(
-            f"{source}: label column {name!r} holds fractions; labels are classes: drop it, or leave it among the data"
+            f"{source}: label column {name!r} contains fractions, but labels are classes; drop it, or use it as data"
         )
     codes, names = pd.factorize(column.astype(str), sort=True)
     return codes.astype(np.int64), [*map(str, names)]
 
 
 def _without_empty(frame: "pd.DataFrame", said: list[str]) -> "pd.DataFrame":
-    """A table without columns that have neither a name nor a value, as a last separator in each line makes them."""
+    """Drop columns without name and values, which a separator at the end of each line creates."""
     empty = [name for name in frame.columns if name.startswith("Unnamed: ") and frame[name].isna().all()]
     if empty:
         said.append(f"{len(empty)} empty column{'s' if len(empty) > 1 else ''} left out")
@@ -294,6 +298,6 @@ def _without_empty(frame: "pd.DataFrame", said: list[str]) -> "pd.DataFrame":
 
 
 def _counts_rows(column: np.ndarray) -> str:
-    """Say so, if a column counts the rows."""
+    """Return a note if a column counts the rows."""
     n = len(column)
     return "counts the rows" if n > 2 and column[0] in (0, 1) and (column == column[0] + np.arange(n)).all() else ""

@@ -1,4 +1,4 @@
-"""Text files of tables: find the dialect in the first lines, and let pandas parse."""
+"""Read tables from text files: infer the dialect from the first lines, and parse with pandas."""
 
 import codecs
 import csv
@@ -19,26 +19,26 @@ from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", r"\s+": "spaces"}
-"""What may stand between columns, and its name."""
+"""Separators of columns, and their names."""
 
 HEAD = 2**16
-"""The dialect is found in so many bytes."""
+"""The number of bytes from which the dialect is inferred."""
 
 MISSING = frozenset({"", "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"})
-"""Cells that say that a value is missing."""
+"""Cells that mark a missing value."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a text file holds a table.
+    """The dialect of a table in a text file.
 
     Args:
-        sep: what stands between columns, a key of ``SEPARATORS`` or another character.
+        sep: the separator, a key of ``SEPARATORS`` or another character.
         decimal: the decimal point.
         header: whether the first line names the columns.
-        comments: whether lines may begin with ``#``.
-        encoding: of the text.
-        open_ended: whether each row ends with a separator and the header does not.
+        comments: whether lines that start with ``#`` are comments.
+        encoding: the encoding of the text.
+        open_ended: whether each row, but not the header, ends with a separator.
     """
 
     sep: str
@@ -48,14 +48,14 @@ class Dialect:
     encoding: str
     open_ended: bool
 
-    def said(self) -> list[str]:
-        """Describe what is not the usual."""
-        named = SEPARATORS.get(self.sep, f"{self.sep!r}s")
+    def describe(self) -> list[str]:
+        """Describe the differences from plain CSV."""
+        name = SEPARATORS.get(self.sep, repr(self.sep))
         return [
-            *([f"columns between {named}"] if self.sep != "," else []),
+            *([f"separated by {name}"] if self.sep != "," else []),
             *(["decimal commas"] if self.decimal == "," else []),
             *([] if self.header else ["no header"]),
-            *(["lines that begin with # skipped"] if self.comments else []),
+            *(["lines starting with # skipped"] if self.comments else []),
         ]
 
 
@@ -70,26 +70,26 @@ def read_text(
     """Read a table from a text file, gzipped, zipped or plain.
 
     Args:
-        path: of the file.
-        sep: what stands between columns, or its name in ``SEPARATORS``; found if not given.
-        decimal: the decimal point; found if not given.
-        header: whether the first line names the columns; found if not given.
-        missing: cells that say that a value is missing, besides ``MISSING``.
+        path: the path of the file.
+        sep: the separator, or its name in ``SEPARATORS``; inferred if not given.
+        decimal: the decimal point; inferred if not given.
+        header: whether the first line names the columns; inferred if not given.
+        missing: cells that mark a missing value, besides ``MISSING``.
 
     Returns:
         The table as a DataFrame, and the dialect.
 
     Raises:
-        DataError: if the file is no text, or its rows are not of one length.
-        SettingsError: if ``sep`` or ``decimal`` cannot be used.
+        DataError: if the file is not text, or its rows differ in length.
+        SettingsError: if ``sep`` or ``decimal`` is invalid.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
         ...     frame, dialect = read_text(Path(folder, "a.csv"))
-        >>> frame.height.tolist(), dialect.said()
-        ([1.8, 1.7], ['columns between semicolons', 'decimal commas'])
+        >>> frame.height.tolist(), dialect.describe()
+        ([1.8, 1.7], ['separated by semicolons', 'decimal commas'])
     """
     import pandas as pd
 
@@ -97,13 +97,13 @@ def read_text(
     sep = None if sep is None else by_name.get(sep, sep)
     if decimal not in (None, ".", ",") or (sep is not None and len(sep) != 1 and sep != r"\s+"):
         raise SettingsError(
-            f"sep is {sep!r} and decimal {decimal!r}; sep is one character, tabs or spaces, and decimal is . or ,"
+            f"sep is {sep!r} and decimal {decimal!r}; sep must be one character, tabs or spaces, and decimal . or ,"
         )
     if sep is not None and sep == (decimal or "."):
-        raise SettingsError(f"sep and decimal are both {sep!r}; columns and decimals need different characters")
+        raise SettingsError(f"sep and decimal are both {sep!r}; give different characters")
     encoding, lines = _head(path)
     found = find_dialect(lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing)
-    exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # which 3.1 has by default
+    exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # the default of 3.1
     try:
         with open_text(path) as file, warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -115,12 +115,12 @@ def read_text(
     except UnicodeError as error:
         raise _not_text(path, error) from error
     except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path}: the table has no rows; it needs some") from error
+        raise DataError(f"{path}: the table has no rows; give at least one") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         _validate_lengths(path, found)
-        raise DataError(f"{path}: not a table ({reason(error)}); name its separator by sep") from error
+        raise DataError(f"{path}: not a table ({reason(error)}); if it is one, give its separator as sep") from error
     if frame.shape[1] and (frame.iloc[:, -1].isna().any() or not isinstance(frame.index, pd.RangeIndex)):
-        _validate_lengths(path, found)  # pandas fills a short row with what is missing
+        _validate_lengths(path, found)  # pandas fills short rows with missing values
     if not found.header:
         frame.columns = [f"f{i}" for i in range(frame.shape[1])]
     return frame.rename(columns=str), found
@@ -128,10 +128,10 @@ def read_text(
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[bytes]]:
-    """Open a text file, or the one that is packed in it.
+    """Open a text file, plain, gzipped or zipped.
 
     Raises:
-        DataError: if a zipped file holds none or several.
+        DataError: if a zipped file does not contain exactly one file.
     """
     if path.suffix.lower() == ".gz":
         with gzip.open(path) as file:
@@ -141,7 +141,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
                 if len(names) != 1:
-                    raise DataError(f"{path}: holds {names or 'no files'}; give a zipped file that holds one table")
+                    raise DataError(f"{path}: contains {names or 'no files'}; give a zip file with exactly one table")
                 with archive.open(names[0]) as file:
                     yield io.BufferedReader(Unpacking(file, path))
         except zipfile.BadZipFile as error:
@@ -156,7 +156,7 @@ def _not_text(path: Path, why: object) -> DataError:
 
 
 def _head(path: Path) -> tuple[str, list[str]]:
-    """The encoding of a text file, and its first lines, whole."""
+    """Return the encoding of a text file and its first complete lines."""
     with open_text(path) as file:
         head = file.read(HEAD)
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -164,8 +164,8 @@ def _head(path: Path) -> tuple[str, list[str]]:
         text = codecs.getincrementaldecoder(encoding)().decode(head, final=len(head) < HEAD)
     except UnicodeError as error:
         raise _not_text(path, error) from error
-    if "\0" in text:  # UTF-16 without its mark, or no text at all
-        raise _not_text(path, "it holds NUL characters")
+    if "\0" in text:  # UTF-16 without a byte order mark, or not text
+        raise _not_text(path, "it contains NUL characters")
     lines = text.splitlines()
     return encoding, lines if len(head) < HEAD or len(lines) < 2 else lines[:-1]
 
@@ -179,21 +179,21 @@ def find_dialect(
     header: bool | None = None,
     missing: Sequence[str] = (),
 ) -> Dialect:
-    """Find the dialect of a table in its first lines; what is given is taken.
+    """Infer the dialect of a table from its first lines, except for the given settings.
 
-    The separator is the one that cuts the lines into equally many cells, of which most are numbers.
+    The inferred separator splits the lines into equal numbers of cells, most of them numbers.
 
     Args:
-        lines: of the text.
-        encoding: to be handed on.
-        sep: what stands between columns.
+        lines: the first lines of the text.
+        encoding: the encoding, which is only copied to the result.
+        sep: the separator.
         decimal: the decimal point.
         header: whether the first line names the columns.
-        missing: cells that say that a value is missing, besides ``MISSING``.
+        missing: cells that mark a missing value, besides ``MISSING``.
 
     Example:
-        >>> find_dialect(["1,5 2", "3 4,25"]).said()
-        ['columns between spaces', 'decimal commas', 'no header']
+        >>> find_dialect(["1,5 2", "3 4,25"]).describe()
+        ['separated by spaces', 'decimal commas', 'no header']
     """
     comments = any(line.lstrip().startswith("#") for line in lines)
     lines = [line for line in lines if line.strip() and not (comments and line.lstrip().startswith("#"))]
@@ -219,7 +219,7 @@ COMMA, POINT = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?"), re.compile(r"[-+]?\d*
 
 
 def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
-    """The cells of each line, without quotes and outer spaces."""
+    """Split each line into cells, without quotes and outer spaces."""
     spaces = sep == r"\s+"
     text = [re.sub(r"[ \t]+", " ", line.strip()) for line in lines] if spaces else lines
     reader = csv.reader((line + "\n" for line in text), delimiter=" " if spaces else sep, skipinitialspace=True)
@@ -227,7 +227,7 @@ def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
 
 
 def _score(rows: Sequence[Sequence[str]]) -> float:
-    """Score a separator: the share of rows of one length, more where cells are numbers; 0 for single cells."""
+    """Score a separator: the share of rows of equal length, weighted by the share of numbers; 0 for single cells."""
     body = rows[1:] or rows
     if not body:
         return 0.0
@@ -248,16 +248,17 @@ def _number(cell: str, decimal: str) -> float | None:
 
 
 def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str, missing: Sequence[str] = ()) -> bool:
-    """Find out whether the first row names columns.
+    """Return whether the first row names the columns.
 
-    It does if it holds no number. Consecutive integers are names too, as pandas writes them for columns without a
-    name and as years have them, if they count from 0, stand beside a text or an empty cell, or above fractions.
+    The first row is a header if it contains no numbers. Consecutive integers, such as years or the names that pandas
+    gives to unnamed columns, are names too if they count from 0, are next to a text or an empty cell, or above
+    fractions.
 
     Args:
         first: the cells of the first row.
-        rest: those of the other rows.
+        rest: the cells of the other rows.
         decimal: the decimal point.
-        missing: cells that say that a value is missing, besides ``MISSING``.
+        missing: cells that mark a missing value, besides ``MISSING``.
 
     Example:
         >>> is_header(["", "0", "1"], [], "."), is_header(["5.1", "3.5", "setosa"], [], ".")
@@ -277,7 +278,7 @@ def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str,
 
 
 def _validate_lengths(path: Path, found: Dialect) -> None:
-    """Validate that each row is as long as the first: pandas does not tell a short row from missing values."""
+    """Validate that all rows have the same length; pandas reads a short row as missing values."""
     with open_text(path) as file:
         text = io.TextIOWrapper(file, found.encoding, newline="")
         lines = (line for line in text if not (found.comments and line.lstrip().startswith("#")))
@@ -291,6 +292,6 @@ def _validate_lengths(path: Path, found: Dialect) -> None:
                 labelled = True
             if len(row) != expected + (labelled or found.open_ended):
                 raise DataError(
-                    f"{path}: row {i} has {len(row)} value{'s' if len(row) > 1 else ''} and the table has {expected} "
+                    f"{path}: row {i} has {len(row)} value{'s' if len(row) > 1 else ''}, but the table has {expected} "
                     "columns; make them equal (rows are counted from 0, after the header)"
                 )

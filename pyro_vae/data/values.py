@@ -1,4 +1,4 @@
-"""Data in memory: numbers, checked, and what is known of them."""
+"""Data in memory, with validation and metadata."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.data.columns import code_by_name, recoded
+from pyro_vae.data.columns import code_by_name, recode
 from pyro_vae.data.context import context_like, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow
 from pyro_vae.data.tables import columns_like, given_names
@@ -20,23 +20,23 @@ from pyro_vae.errors import DataError
 
 @dataclass(frozen=True)
 class Data:
-    """A table of numbers, and what is known of it.
+    """A table of numbers with its metadata.
 
     Args:
         x: the data, shape ``(datum, feature)``.
         labels: a class per datum, for colours in figures only, shape ``(datum,)``.
-        context: what a conditional VAE is given besides, shape ``(datum, c)``.
-        mask: true where a value was observed, the shape of ``x``.
-        columns: the features' names.
-        image_shape: ``(height, width)`` where a row is a grey image, ``(3, height, width)`` where one of colours.
-        source: where it came from, for messages.
-        row_labels: numbers, times or text that name the rows, shape ``(datum,)``; :meth:`rows` keeps them, and where
-            there are none the numbers of the rows in the data they are taken from.
-        label_names: what the labels 0, 1, … stand for.
-        categories: by the name of a column what its codes 0, 1, … stand for.
-        context_columns: the names of the columns that the context was made of; those among ``categories`` are one-hot.
-        said: what was read, and what of it was inferred, in one line.
-        exact: the numbers as they were read, in double precision, where ``x`` rounds them; the shape of ``x``.
+        context: additional input of a conditional VAE, shape ``(datum, c)``.
+        mask: true where a value was observed, same shape as ``x``.
+        columns: the names of the features.
+        image_shape: ``(height, width)`` if rows are grey images, ``(3, height, width)`` if colour images.
+        source: the origin of the data, for messages.
+        row_labels: numbers, times or text that name the rows, shape ``(datum,)``. :meth:`rows` selects them, or the
+            row numbers if there are none.
+        label_names: the names of the labels 0, 1, ….
+        categories: the names of the codes 0, 1, …, by column.
+        context_columns: the names of the context columns; those in ``categories`` are one-hot.
+        said: a summary in one line of what was read and inferred.
+        exact: the numbers in double precision if ``x`` rounds them, same shape as ``x``.
 
     Example:
         >>> Data(torch.zeros(3, 2), source="zeros").x.shape
@@ -58,7 +58,7 @@ class Data:
     exact: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Data":
-        """The data of some rows."""
+        """Select rows."""
         own = {name: getattr(self, name) for name in ("x", "labels", "context", "mask", "exact")}
         some = {name: value[index] for name, value in own.items() if value is not None}
         labels = np.arange(len(self.x)) if self.row_labels is None else np.asarray(self.row_labels)
@@ -66,18 +66,18 @@ class Data:
 
 
 def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None = None) -> Tensor:
-    """Data as a floating-point tensor, checked; a view of them where that is possible.
+    """Convert data to a floating-point tensor and validate them; return a view if possible.
 
     Args:
-        data: a tensor, an array or what numpy makes one of, shape ``(datum, *features)``.
-        source: what to call the data in messages.
-        columns: names of the features, for messages.
+        data: a tensor or an array-like, shape ``(datum, *features)``.
+        source: the name of the data, for messages.
+        columns: the names of the features, for messages.
 
     Returns:
-        A tensor, float64 if the data were, else float32.
+        A tensor, float64 if the data are, else float32 (float64 for integers that float32 would merge).
 
     Raises:
-        DataError: if there are no rows or features, fewer than two dimensions, or a value is not a finite number.
+        DataError: if there are no rows or features, fewer than two dimensions, or a non-finite value.
 
     Example:
         >>> as_tensor([[1, 2], [3, float("nan")]])
@@ -86,7 +86,7 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
     """
     tensor = data.detach() if isinstance(data, Tensor) else from_array(data, source)
     if tensor.is_complex():
-        raise DataError(f"{source}: the numbers are complex; give real ones")
+        raise DataError(f"{source}: the numbers are complex; give real numbers")
     if tensor.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64):
         tensor = tensor.double() if tensor.dim() == 2 and coarse_columns(tensor.double()) else tensor.float()
     elif tensor.dtype != torch.float64:
@@ -102,49 +102,50 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
     return tensor
 
 
-def _refuse_pieces(data: Any, source: str) -> None:
-    """Refuse what is no table, but leads to one."""
+def _validate_in_memory(data: Any, source: str) -> None:
+    """Validate that data are neither a path nor an iterator over batches."""
     if isinstance(data, str | PathLike):
         raise DataError(
-            f"{source}: a path, {str(data)!r}; give pyro_vae.data.load of it, or pyro_vae.data.stream where it is large"
+            f"{source}: {str(data)!r} is a path; read it with pyro_vae.data.load, or with pyro_vae.data.stream if it "
+            "is large"
         )
     if isinstance(data, Dataset | DataLoader | Iterator):
         raise DataError(
-            f"{source}: a {type(data).__name__} gives rows piece by piece; give pyro_vae.fit pyro_vae.data.stream of "
-            "it, and other functions all rows as one tensor"
+            f"{source}: a {type(data).__name__} gives rows in batches; pass pyro_vae.data.stream of it to "
+            "pyro_vae.fit, and all rows as one tensor to other functions"
         )
 
 
 def from_array(data: Any, source: str) -> Tensor:
-    """Turn an array, or nested lists of numbers, into a tensor in single or double precision.
+    """Convert an array or nested lists of numbers to a tensor in single or double precision.
 
     Raises:
-        DataError: if it is masked, has rows of different lengths, or holds anything but real numbers.
+        DataError: if values are masked or not real numbers, or rows differ in length.
 
     Example:
         >>> from_array([[1, 2], [3, 4]], "x").dtype
         torch.float32
     """
-    _refuse_pieces(data, source)
+    _validate_in_memory(data, source)
     if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
-        raise DataError(f"{source}: is a masked array; give data.filled(0), and mask=~numpy.ma.getmaskarray(data)")
+        raise DataError(f"{source}: is a masked array; give data.filled(0) and mask=~numpy.ma.getmaskarray(data)")
     try:
         array = np.asarray(data)
     except ValueError as error:
-        raise DataError(f"{source}: the rows are not of one length ({reason(error)})") from error
+        raise DataError(f"{source}: the rows differ in length ({reason(error)}); make them equal") from error
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{source}: the values are of type {array.dtype}; give real numbers")
+        raise DataError(f"{source}: the values have type {array.dtype}; give real numbers")
     if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.ndim == 2 and 0 not in array.shape:
         return narrow(array)
     if array.dtype != np.float64:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused by place
+        with np.errstate(over="ignore"):  # overflow gives infinity, which validation reports with its position
             array = array.astype(np.float32, copy=False)
-    shareable = array.flags.writeable and min(array.strides, default=0) >= 0  # what torch can take a view of
+    shareable = array.flags.writeable and min(array.strides, default=0) >= 0  # required for a view by torch
     return torch.as_tensor(array if shareable else array.copy())
 
 
 def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None, first_row: int = 0) -> None:
-    """Refuse NaN and infinity, by count and first place, where row 0 is row ``first_row`` of the source."""
+    """Validate that all values are finite; messages count rows from ``first_row``."""
     bad = ~torch.isfinite(tensor)
     count = int(bad.sum())
     if not count:
@@ -154,28 +155,28 @@ def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None
     shown = f"{value}, or too large for float32" if math.isinf(value) and tensor.dtype == torch.float32 else value
     column = repr(columns[place[0]]) if columns is not None else ", ".join(map(str, place))
     verb = "is" if count == 1 else "are"
-    take = ", or take NaN for missing (missing='nan' where they are read)" if math.isnan(value) else ""
+    mask = ", or treat NaN as missing (missing='nan' when you read them)" if math.isnan(value) else ""
     raise DataError(
         f"{source}: {count} of {tensor.numel()} values {verb} not finite, the first in row {first_row + row}, "
-        f"column {column} ({shown}); fill or drop them{take} (rows and columns are counted from 0)"
+        f"column {column} ({shown}); fill or drop them{mask} (rows and columns are counted from 0)"
     )
 
 
 def reason(error: object, limit: int = 200) -> str:
-    """What a reader complains of, in one line."""
+    """Shorten an error message to one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def row_names(data: Any, number: int) -> np.ndarray:
-    """What the rows of data are called: their labels where they have some, else their numbers from 0.
+    """Return the row labels of data, or the numbers of the rows from 0.
 
     Args:
-        data: from :func:`data_for`.
-        number: of its rows.
+        data: the result of :func:`~pyro_vae.data.rows.data_for`.
+        number: the number of rows.
 
     Raises:
-        DataError: if there is not one label per row.
+        DataError: if the number of labels differs from the number of rows.
 
     Example:
         >>> row_names(Data(torch.zeros(2, 1), row_labels=np.array(["a", "b"])), 2).tolist()
@@ -192,9 +193,9 @@ def row_names(data: Any, number: int) -> np.ndarray:
 
 
 def matched(data: Data, like: Data) -> Data:
-    """Data with the columns of other data, in their order, and with the same codes for categories.
+    """Match the columns and the category codes of data to other data, by name.
 
-    Columns and contexts without names stay as they are.
+    Columns and contexts without names are not changed.
 
     Raises:
         DataError: if a column or a category is missing or unknown.
@@ -237,7 +238,7 @@ def _codes_like(
     source: str,
     other: str,
 ) -> Tensor:
-    """The codes that other data have for a column of categories, or for one of numbers that are their names."""
+    """Convert a column of categories, or of numbers that name categories, to the codes of other data."""
     if own is None and known is not None:
         import pandas as pd
 
@@ -246,12 +247,12 @@ def _codes_like(
         codes = torch.as_tensor(np.nan_to_num(code_by_name(values, name, source, known)[0])).to(column)
     else:
         validate_kind(name, own, known, source, other)
-        codes = recoded(column, own or (), known or (), name, source, seen)
+        codes = recode(column, own or (), known or (), name, source, seen)
     return torch.where(seen, codes, column)
 
 
-def named(data: Any, source: str) -> tuple[str, Sequence[str] | None]:
-    """What to call data in messages, and their columns: :class:`Data` know it themselves."""
+def name_and_columns(data: Any, source: str) -> tuple[str, Sequence[str] | None]:
+    """Return the name of data for messages and their columns, which :class:`Data` contains."""
     if not isinstance(data, Data):
         return source, None
     return source if data.source == "data" else data.source, data.columns

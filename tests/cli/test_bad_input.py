@@ -207,9 +207,15 @@ PICKLED = ("pickled objects", "never loaded", "save numbers")
 
 MISSING = [
     data("a missing file", "nowhere.csv", None, "no such file", "give the path"),
-    data("an empty file", "a.csv", b"", "the file is empty", "give one that holds data"),
-    data("a folder without MNIST", "folder", Path.mkdir, "a folder without MNIST's train-images", "give a file"),
-    data("an unknown suffix", "a.xlsx", b"123", "unknown kind of file", "give .csv, .tsv, .txt, .parquet, .npy"),
+    data("an empty file", "a.csv", b"", "the file is empty", "give a file with data"),
+    data(
+        "a folder without MNIST",
+        "folder",
+        Path.mkdir,
+        "contains neither MNIST's train-images",
+        "give a file",
+    ),
+    data("an unknown suffix", "a.xlsx", b"123", "unknown file type", "give .csv, .tsv, .txt, .parquet, .npy"),
 ]
 
 TEXT = [
@@ -223,17 +229,17 @@ TEXT = [
     data("infinity in a CSV", "a.csv", as_csv(spoilt(-np.inf)), *SPOILT, "column 'b' (-inf", COUNTED),
     data("too large a number in a CSV", "a.csv", as_csv(spoilt(1e300)), *TOO_LARGE, "column 'b'"),
     data(
-        "a short row in a CSV", "a.csv", b"a,b\n1,2\n3\n5,6\n", "row 1 has 1 value and", "2 columns", "make them equal"
+        "a short row in a CSV", "a.csv", b"a,b\n1,2\n3\n5,6\n", "row 1 has 1 value, but", "2 columns", "make them equal"
     ),
     data(
-        "a long row in a CSV", "a.csv", b"1,2\n3,4\n5,6,7\n", "row 2 has 3 values and", "2 columns", "make them equal"
+        "a long row in a CSV", "a.csv", b"1,2\n3,4\n5,6,7\n", "row 2 has 3 values, but", "2 columns", "make them equal"
     ),
     data("a CSV of binary garbage", "a.csv", bytes(range(256)) * 4, "not text in UTF-8", "save the table as CSV"),
     data("a CSV in UTF-16", "a.csv", "a,b\n1,2\n".encode("utf-16-le"), "not text in UTF-8", "NUL", "save the table"),
     data(
         "a CSV in Latin-1", "a.csv", "Größe,b\n1,2\n".encode("latin-1"), "not text in UTF-8", "0xf6", "save the table"
     ),
-    data("a CSV with a header only", "a.csv", b"a,b\n", "0 rows and 2 columns", "it needs both"),
+    data("a CSV with a header only", "a.csv", b"a,b\n", "0 rows and 2 columns", "give at least one of each"),
     data("thousands in a CSV", "a.csv", b'a,b\n"1,234",2\n3,4\n', "row 0, column 'a' is '1,234'", "not a number"),
 ]
 
@@ -248,21 +254,21 @@ ARRAYS = [
     data("no dimension", "a.npy", npy(np.float64(3)), "the shape is ()", "one row per datum"),
     data("no rows", "a.npy", npy(np.zeros((0, 3))), "the shape is (0, 3)", "at least one row"),
     data("no columns", "a.npy", npy(np.zeros((3, 0))), "the shape is (3, 0)", "at least one row and one feature"),
-    data("complex numbers", "a.npy", npy(np.ones((3, 2), complex)), "of type complex128", "give real numbers"),
-    data("an array of strings", "a.npy", npy(np.array([["a", "b"]])), "of type <U1", "give real numbers"),
-    data("an array of dates", "a.npy", npy(np.zeros((2, 2), "M8[s]")), "of type datetime64[s]", "give real numbers"),
+    data("complex numbers", "a.npy", npy(np.ones((3, 2), complex)), "have type complex128", "give real numbers"),
+    data("an array of strings", "a.npy", npy(np.array([["a", "b"]])), "have type <U1", "give real numbers"),
+    data("an array of dates", "a.npy", npy(np.zeros((2, 2), "M8[s]")), "have type datetime64[s]", "give real numbers"),
     data("a pickle in .npy", "a.npy", npy(TRAPS), *PICKLED),
     data("a pickle in .npz", "a.npz", npz(x=TRAPS), *PICKLED),
     data("labels that are a pickle", "a.npz", npz(x=GOOD, y=TRAPS), *PICKLED),
-    data("a truncated .npy", "a.npy", cut(npy(GOOD), 0.6), "not a whole .npy file", COPY),
-    data("an .npy cut in its header", "a.npy", cut(npy(GOOD), 0.1), "not a whole .npy file", "header", COPY),
-    data("a truncated .npz", "a.npz", cut(npz(x=GOOD), 0.6), "not a whole .npz file", "not a zip file", COPY),
-    data("a damaged .npz", "a.npz", flipped(npz(x=GOOD), 250), "not a whole .npz file", "CRC-32", "x.npy", COPY),
-    data("several arrays and no x", "a.npz", npz(p=GOOD, q=GOOD), "it holds ['p', 'q']", "name the data x"),
-    data("no arrays", "a.npz", npz(), "it holds no arrays", "name the data x"),
+    data("a truncated .npy", "a.npy", cut(npy(GOOD), 0.6), "not a valid .npy file", COPY),
+    data("an .npy cut in its header", "a.npy", cut(npy(GOOD), 0.1), "not a valid .npy file", "header", COPY),
+    data("a truncated .npz", "a.npz", cut(npz(x=GOOD), 0.6), "not a valid .npz file", "not a zip file", COPY),
+    data("a damaged .npz", "a.npz", flipped(npz(x=GOOD), 250), "not a valid .npz file", "CRC-32", "x.npy", COPY),
+    data("several arrays and no x", "a.npz", npz(p=GOOD, q=GOOD), "contains ['p', 'q']", "name the data x"),
+    data("no arrays", "a.npz", npz(), "contains no arrays", "name the data x"),
     data("labels of the wrong length", "a.npz", npz(x=GOOD, y=np.arange(7)), "labels have shape (7,)", "give 20"),
     data("labels that are fractions", "a.npz", npz(x=GOOD, y=np.zeros(20)), "type float64", "give 20 integers"),
-    data("one row", "a.npy", npy(GOOD[:1]), "1 row cannot be split", "give at least 2"),
+    data("one row", "a.npy", npy(GOOD[:1]), "a single row cannot be split", "give at least 2"),
 ]
 
 PARQUET = [
@@ -274,7 +280,7 @@ PARQUET = [
     data("a list column", "a.parquet", table(a=[1.0], b=[[1, 2]]), "row 0, column 'b' is [1, 2]", "not a number"),
     data("a Parquet table without rows", "a.parquet", table(a=pa.array([], pa.float64())), "0 rows and 1 columns"),
     data(
-        "a truncated .parquet", "a.parquet", cut(table(a=[1.0, 2.0]), 0.5), "not a whole Parquet file", "footer", COPY
+        "a truncated .parquet", "a.parquet", cut(table(a=[1.0, 2.0]), 0.5), "not a valid Parquet file", "footer", COPY
     ),
 ]
 
@@ -290,12 +296,19 @@ ODD_LABELS = Case(
 MNIST = [
     data("a truncated gzipped IDX file", f"{IDX}.gz", cut(GZ, 0.7), "cannot be read", "end-of-stream", COPY),
     data("a damaged gzipped IDX file", f"{IDX}.gz", flipped(GZ, -6), "cannot be read", "CRC check failed", COPY),
-    data("a truncated IDX file", IDX, idx(IMAGES)[:-5], "damaged, 91 bytes follow", "says 96", "copy it again"),
+    data("a truncated IDX file", IDX, idx(IMAGES)[:-5], "damaged: 91 bytes follow", "announces 96", "copy it again"),
     data("an IDX file cut in its header", IDX, idx(IMAGES)[:3], "not an IDX file", "00 00 08", "copy it again"),
     data("an IDX file with another magic number", IDX, idx(IMAGES, magic=b"\1\2\3"), "not an IDX file", "01 02 03 03"),
     data("an IDX file of 255 dimensions", IDX, b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\1", "not an IDX file"),
-    data("trailing bytes", IDX, idx(IMAGES) + b"xx", "damaged, more than 96 bytes follow", "says 96", "copy it again"),
-    data("labels for data", LABELS, idx(np.arange(6)), "1-dimensional", "labels perhaps", "give the images' file"),
+    data(
+        "trailing bytes",
+        IDX,
+        idx(IMAGES) + b"xx",
+        "damaged: more than 96 bytes follow",
+        "announces 96",
+        "copy it again",
+    ),
+    data("labels for data", LABELS, idx(np.arange(6)), "1-dimensional", "perhaps labels", "the file of the images"),
     ODD_LABELS,
 ]
 
@@ -313,12 +326,12 @@ OUTPUTS = [
 FIVE = {"five.npy": npy(np.ones((4, 5)))}
 HELP = "see pyro-vae fit --help"
 FRACTION = "it must lie between 0 and 1"
-CUDA = ("device cuda cannot be used here", "use auto or cpu")
+CUDA = ("device cuda is not available", "use auto or cpu")
 NORMAL = "--likelihood pyro_vae.likelihoods.Normal"
 SCALE = "must be a finite number above 0"
 SETTINGS = [
     setting("CUDA without a GPU", "--device cuda", *CUDA, unless=torch.cuda.is_available()),
-    setting("a device that is none", "--device nonsense", "device nonsense cannot be used", "use auto or cpu"),
+    setting("a device that is none", "--device nonsense", "device nonsense is not available", "use auto or cpu"),
     setting("batch_size 0", "--batch_size 0", "batch_size is 0", "from 1 to the number of training data, 16"),
     setting("a negative batch_size", "--batch_size=-3", "batch_size is -3", "from 1 to"),
     setting("batch_size beyond the data", "--batch_size 17", "batch_size is 17", "training data, 16"),

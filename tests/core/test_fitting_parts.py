@@ -51,9 +51,9 @@ class Positive(nn.Module):
 
 def test_a_prior_on_half_the_line_is_refused_under_a_guide_on_all_of_it():
     vae = with_part(prior=Positive())
-    with pytest.raises(ModelError, match=r"on the whole real line, the prior is on part of it \(GreaterThanEq"):
+    with pytest.raises(ModelError, match=r"the whole real line as support, the prior part of it \(GreaterThanEq"):
         pv.fit(vae, X, epochs=1, progress=False, device="cpu")
-    with pytest.raises(ModelError, match="take a prior on the whole line, or a posterior on the prior's support"):
+    with pytest.raises(ModelError, match="use a prior on the whole line, or a posterior on the prior's support"):
         vae.check(X)
 
 
@@ -69,7 +69,7 @@ MISFITS = {
     "a flow of another context": (
         lambda: with_part(encoder=flow_of_another_context()),
         None,
-        "what the encoder returns cannot be sampled .*make its sizes fit",
+        "the distribution of the encoder cannot be sampled .*make its sizes equal",
     ),
     "a prior that raises": (lambda: with_part(prior=Raises()), None, r"with nothing \(KeyError: 'no such"),
     "a prior that is a layer": (lambda: with_part(prior=nn.ReLU()), None, "the prior cannot be called with nothing"),
@@ -77,7 +77,7 @@ MISFITS = {
     "a prior that knows no context": (
         lambda: with_part(prior=Alone(), decoder=conditional_vae().decoder, encoder=conditional_vae().encoder),
         CONTEXT,
-        "the prior cannot be called with a context of 2 numbers .*takes nothing, or a context",
+        "the prior cannot be called with a context of 2 numbers .*takes nothing or a context",
     ),
     "a prior of another context": (
         lambda: with_part(prior=pv.priors.ContextNormal(nn.Linear(3, 6)), encoder=conditional_vae().encoder),
@@ -117,7 +117,7 @@ def test_parts_that_do_not_fit_are_refused_in_one_sentence(misfit, caller):
     [
         (torch.zeros(1, 3), ModelError, "was built for"),
         (None, ModelError, "depends on a context"),
-        ([["a"]], DataError, "context: the values are of type"),
+        ([["a"]], DataError, "context: the values have type"),
         (torch.zeros(3), DataError, "context: the shape is"),
     ],
 )
@@ -255,6 +255,6 @@ def test_columns_of_large_numbers_are_told_to_be_scaled(size):
         decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [32], 3)),
         encoder=pv.posteriors.DiagNormal(nn.Sequential(pv.nn.mlp(3, [32], 4), Times())),
     )
-    with pytest.raises(ModelError, match=r"no parameters of its distribution.*standardize the columns"):
+    with pytest.raises(ModelError, match=r"parameters outside the range of its distribution.*standardize the columns"):
         vae.check(size * torch.ones(5, 3))
     vae.check(torch.ones(5, 3) * 1e-3)

@@ -210,7 +210,7 @@ def test_a_flow_estimates_a_bound_of_the_evidence_and_trains():
 def test_what_is_no_flow_is_refused():
     with pytest.raises(ModelError, match=r"pip install pyro-vae\[flows\]"):
         Flow(lambda x: x)
-    with pytest.raises(ModelError, match="Linear gives no distribution"):
+    with pytest.raises(ModelError, match="Linear does not return a distribution"):
         Flow(nn.Linear(6, 3))(torch.zeros(2, 6))
 
 

@@ -139,7 +139,7 @@ WRONG_DATA = {
     "a word": ("a", DataError, "data of the VampPrior"),
     "a number": (3, DataError, "one row per datum"),
     "NaN": (torch.full((4, 6), math.nan), DataError, "data of the VampPrior: 24 of 24 values are not finite"),
-    "ragged rows": ([[1, 2], [3]], DataError, "not of one length"),
+    "ragged rows": ([[1, 2], [3]], DataError, "differ in length"),
     "too few": (torch.zeros(2, 6), SettingsError, "components is 3; it must be from 1 to the number of data, 2"),
 }
 
@@ -166,7 +166,7 @@ def test_pseudo_inputs_of_another_width_than_the_encoders_are_refused(context):
 def test_a_flow_that_does_not_live_on_all_real_numbers_is_refused():
     """Outside its circle it repeats itself: no density of latents."""
     flow = zuko.flows.NCSF(2, hidden_features=[8])
-    with pytest.raises(ModelError, match=r"the base of NCSF has the support .*no density on all real numbers"):
+    with pytest.raises(ModelError, match=r"the base of NCSF has the support .*the latents is all real numbers"):
         pv.priors.Flow(flow)
     posterior = pv.posteriors.Flow(zuko.flows.NCSF(3, context=4, hidden_features=[8]), net=nn.Linear(6, 4))
     with pytest.raises(ModelError, match="the base of NCSF has the support"):

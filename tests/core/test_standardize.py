@@ -171,7 +171,7 @@ def test_the_mean_and_sd_leave_out_what_is_missing():
 
 def test_constant_columns_are_named_and_keep_their_unit():
     frame = pd.DataFrame({"a": [1.0, 2.0], "dull": [0.1 + 0.2, 0.3], "b": [7.0, 7.0]})
-    with pytest.warns(ConstantColumnsWarning, match=r"2 of 3 columns hold at most one value each \('dull', 'b'\)"):
+    with pytest.warns(ConstantColumnsWarning, match=r"2 of 3 columns have at most one distinct value \('dull', 'b'\)"):
         units = mean_and_sd(frame)
     assert units.unit.tolist() == [0.5, 1.0, 1.0]
 
@@ -211,15 +211,15 @@ def test_what_cannot_be_standardized_is_refused():
         def forward(self, x):
             return encoder(x)
 
-    with pytest.raises(ModelError, match="the encoder is a Own, which cannot be told how to standardize"):
+    with pytest.raises(ModelError, match="the encoder is a Own, which does not support standardization"):
         standardizing(decoder, Own())
     with pytest.raises(
         ModelError, match=r"standardize is a bool; give pyro_vae\.data\.mean_and_sd of the training data"
     ):
         standardizing(decoder, encoder, True)
-    with pytest.raises(SettingsError, match="a unit not above 0"):
+    with pytest.raises(SettingsError, match="each unit finite and above 0"):
         Standardize(torch.zeros(2), torch.zeros(2))
-    with pytest.raises(ModelError, match=r"a row has shape \(4,\), and \(6,\) were standardized"):
+    with pytest.raises(ModelError, match=r"a row has shape \(4,\), but the standardized columns have shape \(6,\)"):
         standardizing(decoder, encoder).encoder(torch.zeros(3, 4).double())
     with pytest.raises(ModelError, match="the blocks have 6 columns and the data 3"):
         standardizing(make(LIKELIHOODS["Blocks"]), encoder, Standardize(torch.zeros(3), torch.ones(3)))

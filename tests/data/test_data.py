@@ -234,9 +234,9 @@ def test_other_numbers_become_float32(data):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([[1, 2], [3]], "not of one length"),
+        ([[1, 2], [3]], "differ in length"),
         ([["a"]], "give real numbers"),
-        (torch.ones(2, 2, dtype=torch.complex64), "complex; give real ones"),
+        (torch.ones(2, 2, dtype=torch.complex64), "complex; give real numbers"),
         ([1, 2], "one row per datum"),
         (torch.zeros(0, 2), "at least one row"),
         (torch.tensor([[[0.0, 1.0], [2.0, torch.nan]]]), r"row 0, column 1, 1 \(nan\)"),
@@ -304,13 +304,13 @@ def test_a_share_that_is_none_is_refused(fraction):
 
 
 def test_one_row_is_not_split():
-    with pytest.raises(DataError, match="readings: 1 row cannot be split"):
+    with pytest.raises(DataError, match="readings: a single row cannot be split"):
         split(Data(torch.zeros(1, 2), source="readings"))
 
 
 def test_a_masked_array_is_not_taken_for_whole():
     values = np.ma.masked_greater(np.arange(6.0).reshape(3, 2), 3)
-    with pytest.raises(DataError, match=r"masked array; give data.filled\(0\), and mask="):
+    with pytest.raises(DataError, match=r"masked array; give data.filled\(0\) and mask="):
         rows_of(values)
     rows = rows_of(values.filled(0), mask=~np.ma.getmaskarray(values))
     assert rows.x.tolist() == [[0, 1], [2, 3], [0, 0]]

@@ -23,7 +23,7 @@ def test_bytes_with_channels_last_become_rows_with_channels_first(tmp_path):
         assert data.image_shape == (3, 5, 4)
         for channel in range(3):
             np.testing.assert_array_equal(data.x.reshape(6, 3, 5, 4)[:, channel].numpy(), COLOURS[..., channel])
-        assert "the channels, last in the array, come first in a row" in data.said
+        assert "channels moved from last to first" in data.said
 
 
 def test_grey_images_have_a_height_and_a_width():
@@ -94,7 +94,7 @@ def test_a_folder_of_grey_images_without_labels(tmp_path):
 
 def test_grey_images_among_colours_become_colours(tmp_path):
     data = load(write(tmp_path, a_png=COLOURS[0], b_png=GREYS[1, ..., 0]))
-    assert "1 grey images among colours" in data.said
+    assert "1 grey images converted to colours" in data.said
     for channel in data.x[1].reshape(3, 20):
         np.testing.assert_array_equal(channel.numpy(), GREYS[1].ravel().astype(np.float32) / 255)
 
@@ -108,11 +108,11 @@ def damaged(folder):
     ("make", "message"),
     [
         (lambda f: write(f, a_png=COLOURS[0], b_png=COLOURS[1, :3]), "a.png has 4 × 5 pixels and b.png 4 × 3; make"),
-        (lambda f: write(f, a_png=COLOURS[0], cat__b_png=COLOURS[1]), "a.png is in no subfolder, and other images are"),
-        (lambda f: write(f, a_png=np.zeros((5, 4), np.uint16)), "a.png: has pixels of Pillow's mode I;16"),
-        (damaged, "b.png: not a whole image"),
-        (lambda f: (f / "a.png").write_text("none"), "a.png: not a whole image"),
-        (lambda f: (f / "a.csv").write_text("a\n1\n"), "a folder without MNIST's train-images.* and without images"),
+        (lambda f: write(f, a_png=COLOURS[0], cat__b_png=COLOURS[1]), "a.png is in no subfolder, but other images are"),
+        (lambda f: write(f, a_png=np.zeros((5, 4), np.uint16)), "a.png: the pixels have Pillow's mode I;16"),
+        (damaged, "b.png: not a valid image"),
+        (lambda f: (f / "a.png").write_text("none"), "a.png: not a valid image"),
+        (lambda f: (f / "a.csv").write_text("a\n1\n"), "the folder contains neither MNIST's train-images.* nor images"),
     ],
 )
 def test_other_folders_are_refused(tmp_path, make, message):

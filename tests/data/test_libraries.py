@@ -29,7 +29,7 @@ def test_a_column_of_polars_and_one_that_has_no_values_yet():
     table = polars.DataFrame({"a": [1.5, 2.5]})
     data = pv.data.load(table["a"])
     assert (data.columns, data.x.tolist()) == (["a"], [[1.5], [2.5]])
-    with pytest.raises(DataError, match="a LazyFrame holds no values yet; give what its collect\\(\\) returns"):
+    with pytest.raises(DataError, match="a LazyFrame is lazy and has no values; give the result of its collect\\(\\)"):
         pv.data.load(table.lazy())
 
 

@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_refused():
         source_of([[0.0] * 6, [float("nan")] * 6], vae)
     with pytest.raises(ModelError):
         source_of(torch.zeros(4, 5), vae)
-    with pytest.raises(SettingsError, match="context and mask of its own"):
+    with pytest.raises(SettingsError, match="a source contains its context and mask"):
         source_of(InMemory(Rows(torch.zeros(4, 6))), vae, context=torch.zeros(4, 1))
     bits = pv.VAE(
         prior=pv.priors.StandardNormal(2), decoder=pv.likelihoods.Bernoulli(pv.nn.mlp(2, [], 3)),

@@ -194,7 +194,7 @@ def test_context_and_mask_come_beside(tmp_path):
         pv.data.stream(npy(x, tmp_path), context=x[:29])
     with pytest.raises(DataError, match="make them equal"):
         pv.data.stream(npy(x, tmp_path), mask=x[:, :1] > 0)
-    with pytest.raises(DataError, match="the mask is of float32; give booleans"):
+    with pytest.raises(DataError, match="the mask has type float32; give booleans"):
         pv.data.stream(npy(x, tmp_path), mask=x)
 
 
@@ -293,27 +293,27 @@ def test_a_window_holds_while_the_next_is_read():
 REFUSED = {
     "no file": (lambda f: f / "nothing.npy", "no such file"),
     "another kind": (lambda f: (f / "a.csv").write_text("1,2") and f / "a.csv", "only .npy, Parquet and Zarr"),
-    "empty folder": (lambda f: f, "holds no .parquet files"),
+    "empty folder": (lambda f: f, "contains no .parquet files"),
     "one number per row": (lambda f: npy(np.zeros(3), f), r"the shape is \(3,\)"),
     "no rows": (lambda f: npy(np.zeros((0, 3)), f), "at least one row"),
-    "text": (lambda f: npy(np.array([["a"]]), f), "of type <U1"),
+    "text": (lambda f: npy(np.array([["a"]]), f), "have type <U1"),
     "objects": (lambda f: npy(np.array([[None]]), f), "never loaded"),
     "not an array": (lambda f: (f / "a.npy").write_bytes(b"hello") and f / "a.npy", "never loaded"),
     "Fortran's order": (lambda f: npy(np.asfortranarray(np.zeros((3, 2))), f), "ascontiguousarray"),
     "generator": (lambda f: (b for b in cut(rows(3))), "can be read only once"),
-    "batches of no size": (lambda f: cut(rows(3)), "give size="),
-    "a number": (lambda f: 3, "nothing that can be streamed"),
-    "no batches": (lambda f: DataLoader(TensorDataset(torch.zeros(0, 2))), "it gives no rows"),
-    "empty data set": (lambda f: TensorDataset(torch.zeros(0, 2)), "it has no items"),
+    "batches of no size": (lambda f: cut(rows(3)), "pass size="),
+    "a number": (lambda f: 3, "cannot be streamed"),
+    "no batches": (lambda f: DataLoader(TensorDataset(torch.zeros(0, 2))), "the iterable has no rows"),
+    "empty data set": (lambda f: TensorDataset(torch.zeros(0, 2)), "the data set is empty"),
     "text column": (
         lambda f: parquet.write_table(pa.table({"a": [1.0], "name": ["x"]}), f / "a.parquet") or f,
-        "column 'name' is of type string",
+        "column 'name' has type string",
     ),
-    "damaged Parquet": (lambda f: (f / "a.parquet").write_bytes(b"PAR1junk") and f, "not a whole Parquet file"),
+    "damaged Parquet": (lambda f: (f / "a.parquet").write_bytes(b"PAR1junk") and f, "not a valid Parquet file"),
     "empty table": (lambda f: parquet.write_table(pa.table({"a": pa.array([], "f4")}), f / "a.parquet") or f, "0 rows"),
     "masked array": (lambda f: np.ma.masked_array(np.zeros((3, 2))), "a masked array"),
     "damaged Zarr": (lambda f: (f / "zarr.json").write_text("{") and f, "cannot be read"),
-    "Zarr without a shape": (lambda f: (f / "zarr.json").write_text("{}") and f, "not a whole Zarr array"),
+    "Zarr without a shape": (lambda f: (f / "zarr.json").write_text("{}") and f, "not a valid Zarr array"),
 }
 
 
@@ -371,7 +371,7 @@ class Noisy(TensorDataset):
 @pytest.mark.parametrize("make", [lambda data: data, lambda data: DataLoader(data, batch_size=2)])
 def test_noise_of_torchs_own_generator_is_warned_of_and_undone(make):
     before = torch.get_rng_state()
-    with pytest.warns(UserWarning, match="draws from torch's own generator"):
+    with pytest.warns(UserWarning, match="draws from torch's global generator"):
         pv.data.stream(make(Noisy(torch.zeros(6, 2))))
     assert torch.equal(before, torch.get_rng_state())
 
@@ -379,10 +379,10 @@ def test_noise_of_torchs_own_generator_is_warned_of_and_undone(make):
 def test_columns_are_refused_where_they_mean_nothing(tmp_path):
     parquet.write_table(table_of(rows(3)), tmp_path / "x.parquet")
     for data, wrong, kind, sentence in [
-        (rows(3), {"columns": ["a"]}, pv.errors.SettingsError, "columns is for other kinds"),
+        (rows(3), {"columns": ["a"]}, pv.errors.SettingsError, "columns does not apply"),
         (tmp_path, {"columns": "ab"}, pv.errors.SettingsError, "give a list of names"),
-        (tmp_path, {"columns": ["a", "a"]}, DataError, "column 'a' is taken twice"),
-        (tmp_path, {"columns": ["a", "b"], "context": ["b"]}, DataError, "column 'b' is taken twice"),
+        (tmp_path, {"columns": ["a", "a"]}, DataError, "column 'a' is selected twice"),
+        (tmp_path, {"columns": ["a", "b"], "context": ["b"]}, DataError, "column 'b' is selected twice"),
     ]:
         with pytest.raises(kind, match=sentence):
             pv.data.stream(data, **wrong)
@@ -392,14 +392,14 @@ def test_settings_are_refused(tmp_path):
     x = rows(3)
     for wrong, sentence in [
         ({"window_bytes": 0}, "window_bytes is 0"), ({"block_rows": 0.5}, "block_rows is 0.5"),
-        ({"size": 4}, "size is 4 and there are 3 rows"), ({"columns": ["a"]}, "columns is for other kinds"),
-        ({"context": cut(x)}, "an iterable cannot be read beside"),
+        ({"size": 4}, "size is 4 but there are 3 rows"), ({"columns": ["a"]}, "columns does not apply"),
+        ({"context": cut(x)}, "is an iterable, whose order may differ"),
     ]:  # fmt: skip
         with pytest.raises(pv.errors.SettingsError, match=sentence):
             pv.data.stream(npy(x, tmp_path), **wrong)
     with pytest.raises(DataError, match=r"parts of shapes \[\(3, 2\), \(0, 2\)\]"):
         pv.data.stream([{"x": x, "context": x[:0]}], size=3)
-    with pytest.raises(pv.errors.SettingsError, match="mask is for other kinds"):
+    with pytest.raises(pv.errors.SettingsError, match="mask does not apply"):
         pv.data.stream(cut(x), size=3, mask=x > 0)
 
 
@@ -408,7 +408,7 @@ def test_a_truncated_and_a_changed_file_are_refused(tmp_path):
     source = narrow(pv.data.stream(path, block_rows=4), 10)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    with pytest.raises(DataError, match=r"not a whole \.npy file"):
+    with pytest.raises(DataError, match=r"not a valid \.npy file"):
         pv.data.stream(path)
     with pytest.raises(DataError, match="has changed since"):
         visited(source, seed=0, batch_size=2)
@@ -432,9 +432,9 @@ def test_parquet_files_that_differ_are_refused(tmp_path):
     folder = files(rows(30), tmp_path)
     source = pv.data.stream(folder)
     for other, sentence in [
-        (table_of(rows(4), "ax"), r"b\.parquet: other columns than .*a\.parquet \(\['b', 'x'\]\)"),
+        (table_of(rows(4), "ax"), r"b\.parquet: the columns differ from .*a\.parquet \(\['b', 'x'\]\)"),
         (table_of(rows(4), "ba"), "another order"),
-        (table_of(rows(4).astype(np.float64)), "column 'a' is of type double, and float in"),
+        (table_of(rows(4).astype(np.float64)), "column 'a' has type double, but float in"),
     ]:
         parquet.write_table(other, folder / "b.parquet")
         with pytest.raises(DataError, match=sentence):
@@ -451,7 +451,7 @@ def test_pickle_in_a_zarr_array_is_never_run(tmp_path):
     about = json.loads((folder / ".zarray").read_text())
     about["filters"] = [{"id": "pickle"}]
     (folder / ".zarray").write_text(json.dumps(about))
-    with pytest.raises(DataError, match="encoded by 'pickle', which is not known to be safe"):
+    with pytest.raises(DataError, match="the codec 'pickle' is not known to be safe"):
         pv.data.stream(folder)
     zarr.create_group(str(tmp_path / "g")).create_array("inside", data=np.ones((2, 2), "f4"))
     with pytest.raises(DataError, match=r"a Zarr group with .*inside"):
@@ -459,7 +459,7 @@ def test_pickle_in_a_zarr_array_is_never_run(tmp_path):
     assert len(pv.data.stream(tmp_path / "g" / "inside")) == 2
 
 
-@pytest.mark.parametrize(("size", "sentence"), [(31, "gave 30 rows, and size says 31"), (29, "more rows than .* 29")])
+@pytest.mark.parametrize(("size", "sentence"), [(31, "had 30 rows, but size is 31"), (29, "more rows than size=29")])
 def test_a_wrong_size_is_told_after_an_epoch(size, sentence):
     source = narrow(pv.data.stream(cut(rows(30)), size=size), 8)
     with pytest.raises(DataError, match=sentence):
@@ -469,10 +469,10 @@ def test_a_wrong_size_is_told_after_an_epoch(size, sentence):
 
 def test_what_gives_nothing_at_the_second_pass_is_told_so():
     once, passes = iter(cut(rows(30))), iter([cut(rows(30)), cut(rows(30)), cut(rows(30)), cut(rows(30)), []])
-    with pytest.raises(DataError, match="gives the same generator again"):
+    with pytest.raises(DataError, match="returns the same generator twice"):
         pv.data.stream(lambda: once, size=30)
     source = pv.data.stream(lambda: next(passes), size=30)
-    with pytest.raises(DataError, match="an epoch gave 0 rows, and size says 30; let it begin anew"):
+    with pytest.raises(DataError, match="an epoch had 0 rows, but size is 30; make it start again"):
         [visited(source, seed=epoch, batch_size=2) for epoch in range(4)]
 
 
@@ -481,8 +481,8 @@ def test_batches_that_are_not_alike_are_refused():
         (torch.zeros(2, 3), r"from row 3 on x is of shape \(2, 3\)"),
         (torch.zeros(3), r"has parts of shapes \[\(3,\)\]"),
         ({"y": torch.zeros(2, 2)}, "name the data x"),
-        (np.array([["a", "b"]]), "of type <U1"),
-        (object(), "of type object"),
+        (np.array([["a", "b"]]), "have type <U1"),
+        (object(), "have type object"),
     ]:
         with pytest.raises(DataError, match=sentence):
             visited(pv.data.stream([*cut(rows(3)), other], size=5), seed=0, batch_size=1)

@@ -240,7 +240,7 @@ def test_findings_name_the_rows_of_the_user(monkeypatch):
     assert worst.startswith("patient ")
     assert f"the worst datum {worst} with" in finding.why
     assert khat.datum.values[0] == tree["posterior"].datum.values[0] == "patient 59"
-    assert "the first of them row patient 59" in conclusion(tree)
+    assert "the first is row patient 59" in conclusion(tree)
     numbered = pv.data.Data(x).rows(torch.tensor([7, 3])).rows(torch.tensor([1]))
     assert numbered.row_labels.tolist() == [3]
 

@@ -62,8 +62,8 @@ def test_findings_and_errors_of_direct_calls_name_the_row(labelled):
         khat(copy.deepcopy(vae).float(), huge, num_particles=50)
     vae = copy.deepcopy(vae)
     vae.trained_on = Trained.on(row_hashes(Rows(x[3:])))
-    assert "the first of them row patient 9" in pv.log_evidence(vae, given["data"], num_particles=30).trained_on
-    with pytest.raises(pv.errors.DataError, match="the first of them row patient 9, are"):
+    assert "the first is row patient 9" in pv.log_evidence(vae, given["data"], num_particles=30).trained_on
+    with pytest.raises(pv.errors.DataError, match="the first is row patient 9"):
         pv.compare_models({"a": vae, "b": vae}, given["data"])
 
 

@@ -270,7 +270,7 @@ def test_latents_that_cannot_be_moved_are_refused(part, kind, method):
     assert "\n" not in str(caught.value)
     assert pv.log_evidence(vae, X, num_particles=5).log_evidence.notnull().all(), "which can"
     mixed = with_part(prior=part())
-    with pytest.raises(ModelError, match=r"the prior (gives|is on part of it)"):
+    with pytest.raises(ModelError, match=r"the prior (gives|part of it)"):
         pv.log_evidence(mixed, X, method=method)
 
 

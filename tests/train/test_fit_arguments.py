@@ -176,14 +176,14 @@ PIECES = [DataLoader(X), DataLoader(TensorDataset(X)), Items(), iter(X), (row fo
 
 @pytest.mark.parametrize("data", PIECES, ids=[type(data).__name__ for data in PIECES])
 def test_what_gives_rows_piece_by_piece_is_told_of_streams(data):
-    with pytest.raises(DataError, match=r"gives rows piece by piece; .*pyro_vae\.data\.stream"):
+    with pytest.raises(DataError, match=r"gives rows in batches; .*pyro_vae\.data\.stream"):
         quiet_fit(small_vae(), data)
-    with pytest.raises(DataError, match=r"gives rows piece by piece; .*one tensor"):
+    with pytest.raises(DataError, match=r"gives rows in batches; .*one tensor"):
         pv.log_evidence(small_vae(), data)
 
 
 def test_a_path_is_told_of_load():
-    with pytest.raises(DataError, match=r"a path, 'rows\.csv'; give pyro_vae\.data\.load"):
+    with pytest.raises(DataError, match=r"'rows\.csv' is a path; read it with pyro_vae\.data\.load"):
         quiet_fit(small_vae(), "rows.csv")
 
 

@@ -91,7 +91,7 @@ def test_inside_a_handler_it_is_refused(call, handler):
     before = weights(vae)
     with (
         HANDLERS[handler](),
-        pytest.raises(ModelError, match=r"inside one of Pyro's handlers, a \w+, .*; call it outside"),
+        pytest.raises(ModelError, match=r"inside a handler of Pyro \(\w+\), .*; call this function outside"),
     ):
         CALLS[call](vae)
     assert torch.equal(weights(vae), before)

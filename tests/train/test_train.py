@@ -295,9 +295,9 @@ def test_few_data_make_one_batch():
         ({"elbo": pyro.infer.RenyiELBO(alpha=0, num_particles=2)}, "RenyiELBO is no bound on minibatches"),
         ({"elbo": pv.elbo.Trace_ELBO(num_particles=0)}, "num_particles is 0"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS needs a closure"),
-        ({"device": "meta"}, "device meta cannot be used"),
-        ({"device": "cuda:99"}, "device cuda:99 cannot be used"),
-        ({"device": "nonsense"}, "device nonsense cannot be used"),
+        ({"device": "meta"}, "device meta is not available"),
+        ({"device": "cuda:99"}, "device cuda:99 is not available"),
+        ({"device": "nonsense"}, "device nonsense is not available"),
     ],
 )
 def test_settings_out_of_range(settings, message):
@@ -313,7 +313,7 @@ def test_settings_out_of_range(settings, message):
         (torch.full((20, 6), math.nan), None, DataError, "120 of 120 values are not finite"),
         (torch.randn(20, 6), torch.full((2, 6), math.inf), DataError, r"validation data: 12 of 12 values.*\(inf"),
         (torch.randn(20), None, DataError, "one row per datum"),
-        ([[1, 2], [3]], None, DataError, "not of one length"),
+        ([[1, 2], [3]], None, DataError, "differ in length"),
         (np.array([["a", "b"]]), None, DataError, "give real numbers"),
     ],
 )

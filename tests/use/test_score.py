@@ -181,9 +181,9 @@ def trained():
 
 def test_rows_that_were_trained_on_are_refused_on_both_sides():
     vae, x = trained()
-    with pytest.raises(DataError, match="held_out was trained on: 5 of its 10 rows"):
+    with pytest.raises(DataError, match="held_out overlaps the training data of model 'vae': 5 of its 10 rows"):
         pv.score(vae, x[30:], held_out=x[15:25])
-    with pytest.raises(DataError, match="data was trained on: 5 of its 10 rows"):
+    with pytest.raises(DataError, match="data overlaps the training data of model 'vae': 5 of its 10 rows"):
         pv.score(vae, x[15:25], held_out=x[30:])
     alone = pv.score(vae, x[:20], num_particles=30, draws=2)
     assert alone.attrs["trained_on"].startswith("20 of its 20 rows")

@@ -261,6 +261,6 @@ def test_only_constant_columns_of_real_numbers_are_warned_of_at_the_users_line(b
     both = partial(pv.likelihoods.Blocks, blocks=blocks)
     model = small(likelihood=both)
     model = make_pipeline(model) if by_pipeline else model
-    with pytest.warns(ConstantColumnsWarning, match=r"1 of 1 columns hold at most one value each \(0\)") as told:
+    with pytest.warns(ConstantColumnsWarning, match=r"1 of 1 columns have at most one distinct value \(0\)") as told:
         model.fit(np.c_[np.ones(20), counts])
     assert {warning.filename for warning in told if warning.category is ConstantColumnsWarning} == {__file__}

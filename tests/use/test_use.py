@@ -290,5 +290,7 @@ def test_batch_norm_and_dropout_rest():
 
 
 def test_an_end_of_a_line_that_is_no_table_is_refused_in_a_sentence(table):
-    with pytest.raises(DataError, match="a: a dict that is no table; give each column as a list of one value per row"):
+    with pytest.raises(
+        DataError, match="a: the dict is not a table; give each column as a list with one value per row"
+    ):
         pv.interpolate(trained(table), {"a": 1.0}, {"a": 2.0})

@@ -1,4 +1,4 @@
-"""Data beyond memory: files, data sets and iterables, streamed in shuffled windows."""
+"""Stream data larger than memory from files, data sets and iterables, in shuffled windows."""
 
 from collections.abc import Iterable, Sequence
 from mmap import mmap
@@ -34,40 +34,38 @@ def stream(
     block_rows: int | None = None,
     source: str | None = None,
 ) -> Streamed:
-    """Data that need not fit into memory, as :func:`pyro_vae.fit` takes them.
+    """Stream data that need not fit into memory, for :func:`pyro_vae.fit`.
 
-    A window of rows is in memory while the next is read by a thread. At each pass the rows are cut into
-    blocks that lie together, the blocks chained in a new order, the chain cut into windows, and the rows
-    of a window visited in a new order: each row once. Two rows that lie far apart in the data may thus
-    meet in a batch, if no window is between them; shuffle data once that are sorted and hold few blocks
-    (row groups, chunks) per window. Rows of files that have more than one dimension are flattened.
-    Every value is looked at as it is read, and refused by its place if it is not finite.
+    One window of rows is in memory while a thread reads the next. Each pass cuts the rows into blocks of consecutive
+    rows, concatenates the blocks in a new order, cuts the result into windows, and visits the rows of each window in a
+    new order, so each row is visited once. Two distant rows share a batch only if their blocks fall into the same
+    window. Shuffle the data once before you stream them if they are sorted and a window has few blocks (row groups,
+    chunks). Rows of files with more than one dimension are flattened. Each value is validated when it is read.
 
     Args:
-        data: the path of a ``.npy`` file, of a Parquet file or a folder of such (what only the names of
-            folders in it say, as ``k=1``, is no column), or of a Zarr array; an array that is cut by
-            slices, as HDF5's; a map-style data set of torch; a ``DataLoader``; an ``IterableDataset``; an
-            iterable of batches that can be read again and again, or a function that makes one. Items and
-            batches are tensors or arrays, tuples whose first is x (labels are left out), or mappings with
-            ``"x"`` and perhaps ``"context"`` and ``"mask"``. What a data set draws at random should come
-            from a generator of its own, and it is warned where it does not. Loaders are seeded by the epoch.
-        size: how many rows an iterable gives in a pass, the n of n/m; others know it.
-        context: what prior, decoder and encoder are given besides: of as many rows, as ``data`` but no
-            iterable; of Parquet, names of columns.
-        mask: true where a value was observed: as ``context``, but no names.
-        columns: names of the columns of Parquet to take; all that are not context, if not given.
-        nan_is_missing: whether NaN, and null, mean that a value was not observed; else it is refused.
-        window_bytes: at most so many bytes in each of the two windows.
-        block_rows: about so many rows are read at once; if not given, a window holds 512 blocks. Row
-            groups of Parquet and chunks of Zarr are read as wholes.
-        source: what to call data that have no path in messages; their type if not given.
+        data: the path of a ``.npy`` file, a Parquet file, a folder of Parquet files (values in folder names, such as
+            ``k=1``, are not columns), or a Zarr array; an array that supports slices, such as HDF5's; a map-style data
+            set of torch; a ``DataLoader``; an ``IterableDataset``; an iterable of batches that can be read repeatedly,
+            or a function that returns one. Items and batches are tensors or arrays, tuples with x first (the rest is
+            left out), or mappings with ``"x"`` and perhaps ``"context"`` and ``"mask"``. A data set that draws random
+            numbers should use its own generator; otherwise a warning is raised. Loaders are seeded in each epoch.
+        size: the number of rows in a pass over an iterable, the n of the n/m scaling; other data know it.
+        context: additional input of prior, decoder and encoder: data with the same number of rows, as for ``data`` but
+            not an iterable, or names of Parquet columns.
+        mask: true where a value was observed: as for ``context``, but not names.
+        columns: the names of the Parquet columns to use; all columns except the context if not given.
+        nan_is_missing: whether NaN and null mark missing values; otherwise they are an error.
+        window_bytes: the maximum size, in bytes, of each of the two windows.
+        block_rows: the approximate number of rows to read at once; by default a window has 512 blocks. Row groups of
+            Parquet and chunks of Zarr are never split.
+        source: the name of data without a path, for messages; their type if not given.
 
     Returns:
         The stream.
 
     Raises:
-        DataError: in one sentence, if it cannot be read, holds no numbers in rows, or its size is not known.
-        SettingsError: if a setting is out of its range, or is of another kind of data.
+        DataError: if the data cannot be read or are not rows of numbers, or their size is unknown.
+        SettingsError: if a setting is out of range or does not apply to this kind of data.
 
     Example:
         >>> import tempfile, torch
@@ -81,31 +79,31 @@ def stream(
     if isinstance(columns, str):
         raise SettingsError(f"columns is {columns!r}; give a list of names")
     size = None if size is None else whole("size", size, 1)
-    table = _table(data, source=source, size=size, columns=columns, context=context)
+    table = _open_table(data, source=source, size=size, columns=columns, context=context)
     if not table.seekable:
         _validate_unset(table.name, context=context, mask=mask, block_rows=block_rows)
     _validate_unset(table.name, columns=None if table.columns else columns)
     if size not in (None, table.size):
-        raise SettingsError(f"{table.name}: size is {size} and there are {table.size} rows; leave size out")
+        raise SettingsError(f"{table.name}: size is {size} but there are {table.size} rows; leave size out")
     given = {"context": None if table.context else context, "mask": mask}
     return Streamed(
         table=table,
-        beside={part: _beside(other, part, table) for part, other in given.items() if other is not None},
+        beside={part: _open_beside(other, part, table) for part, other in given.items() if other is not None},
         nan_is_missing=bool(nan_is_missing),
         window_bytes=whole("window_bytes", window_bytes, 1),
         block_rows=None if block_rows is None else whole("block_rows", block_rows, 1),
     )
 
 
-def _table(data: Any, *, source: str | None, size: int | None, columns: Any = None, context: Any = None) -> Table:
+def _open_table(data: Any, *, source: str | None, size: int | None, columns: Any = None, context: Any = None) -> Table:
     if isinstance(data, str | PathLike):
-        return _of_path(Path(data), columns, context)
+        return _open_path(Path(data), columns, context)
     name = source or str(getattr(data, "__name__", type(data).__name__))
     if isinstance(data, Tensor):
         data = as_numpy(data)
     if isinstance(data, np.ma.MaskedArray):
-        raise DataError(f"{name}: a masked array; give its .data, and mask=~numpy.ma.getmaskarray(of it)")
-    # No view of another, and none whose changes are not in the file.
+        raise DataError(f"{name}: is a masked array; give its .data and mask=~numpy.ma.getmaskarray(array)")
+    # The file is read directly unless the array is a view or its changes are not written to the file.
     if isinstance(data, np.memmap) and isinstance(data.base, mmap) and data.mode != "c":
         return open_memmap(data, source or str(data.filename))
     if all(hasattr(data, attribute) for attribute in ("shape", "dtype", "__getitem__")):
@@ -114,10 +112,10 @@ def _table(data: Any, *, source: str | None, size: int | None, columns: Any = No
         return open_dataset(data, name)
     if callable(data) or isinstance(data, Iterable):
         return open_batches(data, name, size)
-    raise DataError(f"{name}: nothing that can be streamed; give a path, a data set of torch or an iterable of batches")
+    raise DataError(f"{name}: cannot be streamed; give a path, a data set of torch or an iterable of batches")
 
 
-def _of_path(path: Path, columns: Sequence[str] | None, context: Any) -> Table:
+def _open_path(path: Path, columns: Sequence[str] | None, context: Any) -> Table:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give the path of data")
     if path.is_dir() and is_zarr(path):
@@ -128,22 +126,23 @@ def _of_path(path: Path, columns: Sequence[str] | None, context: Any) -> Table:
     if path.suffix.lower() == ".npy":
         return open_npy(path)
     raise DataError(
-        f"{path}: only .npy, Parquet and Zarr are streamed; read it into memory by pyro_vae.data.load, or write it anew"
+        f"{path}: only .npy, Parquet and Zarr can be streamed; read it with pyro_vae.data.load, or convert it"
     )
 
 
-def _beside(data: Any, part: str, x: Table) -> Table:
-    """The table of a context or a mask, which has as many rows as the data, and a mask also their shape."""
-    table = _table(data, source=None, size=x.size)
+def _open_beside(data: Any, part: str, x: Table) -> Table:
+    """Open a context or a mask, and validate that its rows, and the shape of a mask, match the data."""
+    table = _open_table(data, source=None, size=x.size)
     if not table.seekable:
-        raise SettingsError(f"{part}: an iterable cannot be read beside other data; let the data give mappings with it")
+        raise SettingsError(f"{part}: is an iterable, whose order may differ from the data; include it in the data")
     if part == "mask" and table.dtype != np.bool_:
-        raise DataError(f"{table.name}: the mask is of {table.dtype or 'no array'}; give booleans of the data's shape")
+        kind = "is not an array" if table.dtype is None else f"has type {table.dtype}"
+        raise DataError(f"{table.name}: the mask {kind}; give booleans of the data's shape")
     if table.size != x.size:
-        raise DataError(f"{table.name}: the {part} has {table.size} rows and {x.name} {x.size}; make them equal")
+        raise DataError(f"{table.name}: the {part} has {table.size} rows, but {x.name} has {x.size}; make them equal")
     if part == "mask" and table.features != x.features:
         raise DataError(
-            f"{table.name}: a row of the mask has shape {table.features} and one of {x.name} {x.features}; "
+            f"{table.name}: a row of the mask has shape {table.features}, but a row of {x.name} {x.features}; "
             "make them equal"
         )
     return table
@@ -152,4 +151,4 @@ def _beside(data: Any, part: str, x: Table) -> Table:
 def _validate_unset(name: str, **settings: Any) -> None:
     for setting, value in settings.items():
         if value is not None:
-            raise SettingsError(f"{name}: {setting} is for other kinds of data; leave it out")
+            raise SettingsError(f"{name}: {setting} does not apply to this kind of data; leave it out")

@@ -1,4 +1,4 @@
-"""A table as training reads it: windows that are filled ahead, in shuffled blocks, and every value validated."""
+"""A stream over a table: shuffled blocks, windows that are prefetched, and validated values."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from pyro_vae.core.pair import Amortised
 
 WINDOW_BYTES = 2**27
-"""The most bytes of a window. There are two: one is used while the other is filled."""
+"""The maximum size, in bytes, of a window. There are two: one is used while the other is filled."""
 
 PIECE = 2**15 - 1
-"""So many numbers torch checks in the thread that asks, and wakes no others, which have steps to take."""
+"""The most numbers that torch validates in one thread, without taking threads from the training steps."""
 
-LOOKS = 256
-"""The most blocks that a sample is taken from."""
+SAMPLE_SPANS = 256
+"""The maximum number of spans that a sample of rows is drawn from."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Streamed:
-    """A table as a source: blocks of consecutive rows in a new order at each pass, and shuffled in each window.
+    """A table as a source: each pass reorders blocks of consecutive rows, and shuffles the rows of each window.
 
     Args:
         table: the rows.
-        beside: tables of as many rows that fill ``"context"`` or ``"mask"``.
-        block_rows: about so many rows are read at once; if not given, a window holds 512 blocks.
-        nan_is_missing: whether NaN means that a value was not observed.
-        window_bytes: the most bytes of a window.
-        dtype: of the windows.
-        device: of the windows.
-        likelihood: whose support every value must lie in.
+        beside: tables for ``"context"`` or ``"mask"``, with the same number of rows.
+        block_rows: the approximate number of rows to read at once; by default a window has 512 blocks.
+        nan_is_missing: whether NaN marks missing values.
+        window_bytes: the maximum size, in bytes, of a window.
+        dtype: the type of the windows.
+        device: the device of the windows.
+        likelihood: the likelihood in whose support all values must lie.
     """
 
     table: Table
@@ -59,7 +59,7 @@ class Streamed:
     _spare: list[tuple[list[Rows], Rows | None]] = field(default_factory=list, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """To be handed to another process, without the places of windows."""
+        """Return the state for another process, without the buffers of windows."""
         return {**self.__dict__, "_spare": []}
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Streamed:
 
     @property
     def source(self) -> str:
-        """What to call the data in messages."""
+        """The name of the data, for messages."""
         return self.table.name
 
     @property
@@ -77,12 +77,12 @@ class Streamed:
 
     @property
     def columns(self) -> Sequence[str] | None:
-        """The names of the features, where they have some."""
+        """The names of the features, if any."""
         return self.table.columns
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """``(height, width)`` where a row is an image."""
+        """The shape of an image, ``(height, width)`` or ``(3, height, width)``, if rows are images."""
         return self.table.image_shape
 
     @property
@@ -100,37 +100,37 @@ class Streamed:
         return (numbers + self.context) * self.dtype.itemsize + (numbers if mask else 0)
 
     def head(self, rows: int = 2) -> Rows:
-        """The first rows, validated."""
+        """Return the first rows, validated."""
         return self._read([(0, min(rows, len(self)))])
 
     def sample(self, k: int) -> Rows:
-        """k rows, or all where there are fewer, evenly spaced over at most 256 places, the same at each call.
+        """Return k rows (all if there are fewer) from at most 256 evenly spaced spans, the same at each call.
 
-        Of an iterable, which is read from the front, they are spaced over the first window.
+        The rows of an iterable, which is read sequentially, come from the first window.
         """
         most = min(k, len(self))
         n = len(self) if self.table.seekable else self.window_rows(most)
         if n < 2 * most or not self.table.seekable:
             return self._read([(0, n)]).take(spaced(n, most).to(self.device))
-        looks = min(most, LOOKS)
-        counts = [most * (i + 1) // looks - most * i // looks for i in range(looks)]
-        return self._read([(s, s + c) for s, c in zip(spaced(n, looks).tolist(), counts, strict=True)])
+        spans = min(most, SAMPLE_SPANS)
+        counts = [most * (i + 1) // spans - most * i // spans for i in range(spans)]
+        return self._read([(s, s + c) for s, c in zip(spaced(n, spans).tolist(), counts, strict=True)])
 
     def in_order(self, rows: int) -> Iterator[Rows]:
-        """One pass over the data in their order, at most so many rows at a time, validated."""
+        """Iterate over the data in their order, at most ``rows`` rows at a time, validated."""
         read = self.table.reader(0)
         for first in range(0, len(self), rows):
             part = self._place(min(rows, len(self) - first))
             for _ in self._fill(part, [(first, first + len(part))], read):
                 pass
-            yield _moved(part, self.device)
+            yield _to_device(part, self.device)
 
     def window_rows(self, batch_size: int) -> int:
-        """How many rows a window has, of batches of so many."""
+        """Return the number of rows in a window, a multiple of ``batch_size`` unless it has all rows."""
         return window_rows(len(self), self._row_bytes, self.window_bytes, batch_size)
 
     def ordered(self, batch_size: int) -> str:
-        """On what the order of the rows depends besides the seed, in words."""
+        """Describe what the order of the rows depends on, in addition to the seed."""
         window = self.window_rows(batch_size)
         cuts = self._cuts(window)
         digest = hashlib.blake2b(np.asarray(cuts, "<i8").tobytes(), digest_size=8).hexdigest()
@@ -140,9 +140,9 @@ class Streamed:
         return self.table.cuts(self.block_rows or max(window // BLOCKS, 1))
 
     def windows(self, *, seed: int, batch_size: int, skip: int = 0) -> Iterator[Window]:
-        """One pass over the data, as every :class:`Source` makes it.
+        """Iterate over the data once, as described in :meth:`pyro_vae.data.sources.Source.windows`.
 
-        The next window is read while steps run on the present one; those before ``skip`` are not read.
+        The next window is read while training uses the current one; windows before ``skip`` are not read.
         """
         n, window = len(self), self.window_rows(batch_size)
         numbers = range(skip // window, -(-n // window))
@@ -154,7 +154,7 @@ class Streamed:
             spans = list(layout.spans(number))
             for span in spans:
                 for table in (self.table, *self.beside.values()):
-                    table.soon(*span)
+                    table.read_ahead(*span)
             return self._fill(place, spans, read)
 
         places, resident = self._places(window, min(len(numbers), 2))
@@ -164,18 +164,18 @@ class Streamed:
                 order = permutation(min(window, n - number * window), of_window)
                 order = order[max(skip - number * window, 0) :].to(self.device)
                 known = torch.from_numpy(layout.numbers(number)).to(self.device)
-                yield Window(rows if resident is None else _copied(rows, resident), order, known)
+                yield Window(rows if resident is None else _copy_into(rows, resident), order, known)
         self._spare.append((places, resident))
 
     def _read(self, spans: Sequence[tuple[int, int]]) -> Rows:
-        """The rows of spans, where they are used."""
+        """Read the rows of spans, and move them to the device."""
         rows = self._place(sum(last - first for first, last in spans))
         for _ in self._fill(rows, spans, self.table.reader(0)):
             pass
-        return _moved(rows, self.device)
+        return _to_device(rows, self.device)
 
     def _fill(self, place: Rows, spans: Sequence[tuple[int, int]], read: Read) -> Iterator[None]:
-        """Fill a place with spans of rows, as many at each turn as are read at once, and validate them by file."""
+        """Fill a buffer with spans of rows and validate them by file; yield after each read."""
         at = 0
         for first, last in spans:
             while first < last:
@@ -190,14 +190,14 @@ class Streamed:
                 first, at = first + done, at + done
 
     def _places(self, window: int, count: int) -> tuple[list[Rows], Rows | None]:
-        """Where to fill windows, and on a GPU where to put them in turn: those of the last pass, if they are free.
+        """Return the host buffers of windows and the one on a GPU, reusing those of an earlier pass.
 
-        There is one place on a GPU, as a graph reads where it was captured.
+        There is only one buffer on a GPU, because a CUDA graph always reads the memory it was captured with.
         """
         places, resident = self._spare.pop() if self._spare else ([], None)
         if len(places) < count or len(places[0]) != window:
             places = [self._place(window) for _ in range(count)]
-            resident = None if self.device.type == "cpu" else _moved(self._place(window), self.device)
+            resident = None if self.device.type == "cpu" else _to_device(self._place(window), self.device)
         return places, resident
 
     def _place(self, rows: int) -> Rows:
@@ -209,10 +209,10 @@ class Streamed:
         )
 
     def _validate(self, part: Rows, name: str, first: int) -> None:
-        """Validate rows that were just read, row ``first`` of ``name`` first, and set to 0 what is missing."""
-        x, mask, own = part.x, part.mask, self.likelihood
+        """Validate rows read from row ``first`` of ``name`` on, and set missing values to 0."""
+        x, mask, likelihood = part.x, part.mask, self.likelihood
         width = max(PIECE // max(x[0].numel(), 1), 1)
-        if part.context is not None and not _finite(part.context):
+        if part.context is not None and not _all_finite(part.context):
             refuse_non_finite(part.context, f"context of {name}", None, first)
         for at in range(0, len(x), width):
             piece = x[at : at + width]
@@ -220,53 +220,56 @@ class Streamed:
             if missing is not None:
                 refuse_non_finite(piece.masked_fill(missing, 0), name, self.columns, first + at)
                 piece.masked_fill_(missing, torch.nan)
-            elif not _finite(piece):
+            elif not _all_finite(piece):
                 refuse_non_finite(piece, name, self.columns, first + at)
-            # A look at the support of numbers that are finite is quicker than to say what is wrong with them.
-            if own is not None and not (missing is None and own.feature_support.check(piece).all()):
-                own.refuse(piece, name, self.columns, first + at)
+            # Checking the support of finite numbers is faster than refuse(), which explains what is wrong.
+            if likelihood is not None and not (missing is None and likelihood.feature_support.check(piece).all()):
+                likelihood.refuse(piece, name, self.columns, first + at)
             if missing is not None:
                 piece.masked_fill_(missing, 0)
 
     def _missing(self, x: Tensor, mask: Tensor, name: str, first: int) -> Tensor:
-        """What is missing; NaN too, where that was said, and then the mask says so as well."""
+        """Return where values are missing; with ``nan_is_missing``, add NaN to the mask."""
         if self.nan_is_missing:
             known = ~x.isnan()
             mask.copy_(mask & known if self._masked else known)
         if (empty := (~mask.flatten(1).any(1)).nonzero()).numel():
-            raise DataError(f"{name}: row {first + int(empty[0])} has no observed value, counted from 0; drop it")
+            row = first + int(empty[0])
+            raise DataError(f"{name}: row {row} has no observed value; drop it (rows are counted from 0)")
         return ~mask
 
     def like(self, vae: "Amortised") -> "Streamed":
-        """The same stream, its windows on the device and in the precision of a VAE, which NumPy must have."""
+        """Return the stream with its windows on the device and in the precision of a VAE, which NumPy must support."""
         own = vae.like(torch.empty(0))
         if own.dtype not in (torch.float16, torch.float32, torch.float64):
-            raise SettingsError(f"{self.source}: a stream is read in float32 or float64, and the VAE is in {own.dtype}")
+            raise SettingsError(
+                f"{self.source}: the VAE is in {own.dtype}, but streams are in float32 or float64; convert the VAE"
+            )
         return replace(self, dtype=own.dtype, device=own.device)
 
     def checked_for(self, vae: "Amortised") -> "Streamed":
-        """The same stream, its first rows seen to fit a VAE, and all to be held against its likelihood's support."""
+        """Validate the first rows against a VAE; validate all rows against its likelihood's support when read."""
         rows = self.head()
         vae.check(rows.x, rows.context, rows.mask)
         decoder = getattr(vae, "decoder", None)
-        held = replace(self, likelihood=decoder if isinstance(decoder, Likelihood) else None)
-        held.head()
-        return held
+        checked = replace(self, likelihood=decoder if isinstance(decoder, Likelihood) else None)
+        checked.head()
+        return checked
 
 
-def _finite(x: Tensor) -> bool:
-    """Whether all are finite, in one pass: NaN would be the least, and the greatest."""
+def _all_finite(x: Tensor) -> bool:
+    """Return whether all values are finite, in one pass: NaN propagates to minimum and maximum."""
     least, greatest = x.aminmax()
     return bool((greatest - least).isfinite()) or bool(x.isfinite().all())
 
 
-def _moved(rows: Rows, device: torch.device) -> Rows:
+def _to_device(rows: Rows, device: torch.device) -> Rows:
     context, mask = (None if part is None else part.to(device) for part in (rows.context, rows.mask))
     return Rows(rows.x.to(device), context, mask)
 
 
-def _copied(rows: Rows, resident: Rows) -> Rows:
-    """Rows copied to where they are used; once this returns, where they were may be filled anew."""
+def _copy_into(rows: Rows, resident: Rows) -> Rows:
+    """Copy rows to the buffer on the GPU, and wait until their host buffer can be reused."""
     for place, value in ((resident.x, rows.x), (resident.context, rows.context), (resident.mask, rows.mask)):
         if place is not None and value is not None:
             place.copy_(value, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Data sets of torch, whose items are read by their number, and iterables of batches, read from the front."""
+"""Tables over map-style data sets of torch, and over iterables of batches."""
 
 import copy
 import warnings
@@ -14,11 +14,11 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.streams.tables import Read, Table, put
+from pyro_vae.data.streams.tables import Read, Table, copy_numbers
 from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
 
-ONCE = "a generator can be read only once, where training reads the data in each epoch anew"
+ONCE = "a generator can be read only once, but training reads the data in each epoch"
 PARTS = ("x", "context", "mask")
 
 Parts = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
@@ -30,7 +30,7 @@ class Items(Table):
     """A map-style data set.
 
     Args:
-        data: with a length and items.
+        data: a data set with a length and items.
     """
 
     data: Any
@@ -44,10 +44,10 @@ class Items(Table):
 
 @dataclass(frozen=True, eq=False)
 class Batches(Table):
-    """An iterable of batches: one block, so that its rows come in the order in which it gives them.
+    """An iterable of batches: a single block, so its rows keep their order.
 
     Args:
-        data: a loader, an iterable that can be read again and again, or a function that makes one.
+        data: a loader, an iterable that can be read repeatedly, or a function that returns one.
     """
 
     data: Any
@@ -60,15 +60,15 @@ class Batches(Table):
 
 
 class _Pass:
-    """One pass over the batches, and how far it has come."""
+    """The state of one pass over the batches."""
 
     def __init__(self, table: Batches, seed: int) -> None:
         self.table, self.row = table, 0
-        self._given = iter(_epoch(table.data, table.name, seed))
-        self._left: Parts = (np.empty(0), None, None)
+        self._batches = iter(_epoch(table.data, table.name, seed))
+        self._rest: Parts = (np.empty(0), None, None)
 
     def read(self, start: int, into: Rows) -> int:
-        """Fill ``into`` with rows of one batch; none, as long as the rows before ``start`` are dropped."""
+        """Fill ``into`` with rows of one batch; return 0 while rows before ``start`` are dropped."""
         row, name = self.row, self.table.name
         if row < start:
             self._take(start - row)
@@ -76,62 +76,64 @@ class _Pass:
         parts = self._take(len(into))
         _put_parts(parts, _arrays(into, self.table), slice(len(parts[0])), name, row)
         ended = self.row == self.table.size
-        if ended and (len(self._left[0]) or any(len(_batch(b, name, row)[0]) for b in self._given)):
+        if ended and (len(self._rest[0]) or any(len(_batch(b, name, row)[0]) for b in self._batches)):
             raise DataError(
-                f"{name}: an epoch gives more rows than size says, {self.row}; give size= the rows of all batches"
+                f"{name}: an epoch has more rows than size={self.row}; give the number of rows of all batches as size"
             )
         return len(parts[0])
 
     def _take(self, most: int) -> Parts:
-        """The next rows, at most so many, of one batch."""
-        while not len(self._left[0]):
+        """Return the next rows of one batch, at most ``most``."""
+        while not len(self._rest[0]):
             try:
-                self._left = _batch(next(self._given), self.table.name, self.row)
+                self._rest = _batch(next(self._batches), self.table.name, self.row)
             except StopIteration:
-                advice = f"give size={self.row}" if self.row else "let it begin anew each time it is iterated"
+                advice = f"give size={self.row}" if self.row else "make it start again at each iteration"
                 name, size = self.table.name, self.table.size
-                raise DataError(f"{name}: an epoch gave {self.row} rows, and size says {size}; {advice}") from None
-        taken, self._left = _cut(self._left, slice(most)), _cut(self._left, slice(most, None))
+                raise DataError(f"{name}: an epoch had {self.row} rows, but size is {size}; {advice}") from None
+        taken, self._rest = _cut(self._rest, slice(most)), _cut(self._rest, slice(most, None))
         self.row += len(taken[0])
         return taken
 
 
 def open_dataset(data: Any, name: str) -> Items:
-    """Open a map-style data set, of which one item is read."""
+    """Open a map-style data set, and read its first item."""
     if not len(data):
-        raise DataError(f"{name}: it has no items; there must be at least one row")
-    with own_noise(name):
+        raise DataError(f"{name}: the data set is empty; it must have at least one row")
+    with warn_of_global_draws(name):
         first = parts_of(data[0], name)
     return Items(name, len(data), **_describe(first, name), data=data)
 
 
 def open_batches(data: Any, name: str, size: int | None) -> Batches:
-    """Open an iterable of batches, of which the first is read; its size, unless a loader knows it, is to be given."""
+    """Open an iterable of batches, and read its first batch; a loader may know its size."""
     if isinstance(data, Iterator) and not isinstance(data, IterableDataset):
-        raise DataError(f"{name}: {ONCE}; give the function that makes it")
+        raise DataError(f"{name}: {ONCE}; give the function that creates it")
     if isinstance(once := _epoch(data, name, 0), Iterator) and _epoch(data, name, 0) is once:
-        raise DataError(f"{name}: the function gives the same generator again, and {ONCE}; let it make a new one")
+        raise DataError(f"{name}: the function returns the same generator twice, but {ONCE}; return a new one")
     if size is None and (size := _known_size(data)) is None:
-        raise DataError(f"{name}: the number of rows is unknown; give size= the n of the n/m scaling")
-    with own_noise(name):
+        raise DataError(f"{name}: the number of rows is unknown; pass size= (the n of the n/m scaling)")
+    with warn_of_global_draws(name):
         batches = (_batch(given, name, 0) for given in _epoch(data, name, 0))
         first = next((parts for parts in batches if len(parts[0])), None)
     if first is None:
-        raise DataError(f"{name}: it gives no rows; give at least one batch")
+        raise DataError(f"{name}: the iterable has no rows; it must have at least one batch")
     return Batches(name, size, **_describe(_cut(first, 0), name), seekable=False, data=data)
 
 
 def parts_of(given: Any, name: str) -> Parts:
-    """x, context and mask of what a data set or an iterable gives: a datum or a batch of them.
+    """Return x, context and mask of an item of a data set or a batch of an iterable.
 
-    That may be a tensor or an array, :class:`Rows` or :class:`Data`, a mapping with ``"x"`` and perhaps
-    ``"context"`` and ``"mask"``, or a tuple or list whose first is x, and whose others are left out.
+    Args:
+        given: a tensor or an array, :class:`Rows` or :class:`Data`, a mapping with ``"x"`` and perhaps ``"context"``
+            and ``"mask"``, or a tuple or list with x first, whose other elements are left out.
+        name: the name of the data, for messages.
     """
     if isinstance(given, Rows | Data):
         given = {what: getattr(given, what) for what in PARTS}
     if isinstance(given, Mapping):
         if "x" not in given:
-            raise DataError(f"{name}: it gives a mapping with {sorted(map(str, given))}; name the data x")
+            raise DataError(f"{name}: an item or batch is a mapping with {sorted(map(str, given))}; name the data x")
         context, mask = (None if (v := given.get(k)) is None else _array(v, name) for k in PARTS[1:])
         return _array(given["x"], name), context, mask
     tensors = isinstance(given, list) and isinstance(next(iter(given), 0), Tensor | np.ndarray)
@@ -139,7 +141,7 @@ def parts_of(given: Any, name: str) -> Parts:
 
 
 def as_numpy(value: Tensor) -> np.ndarray:
-    """A tensor as an array, in float32 where NumPy has not its precision."""
+    """Convert a tensor to an array, in float32 if NumPy lacks its precision."""
     value = value.detach().cpu()
     array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return array
@@ -149,58 +151,61 @@ def _array(value: Any, name: str) -> np.ndarray:
     try:
         array = as_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name}: it gives a {type(value).__name__}, no array ({reason(error)})") from error
+        raise DataError(
+            f"{name}: an item or batch is a {type(value).__name__}, not an array ({reason(error)}); give arrays"
+        ) from error
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{name}: the values are of type {array.dtype}; give real numbers")
+        raise DataError(f"{name}: the values have type {array.dtype}; give real numbers")
     return array
 
 
 @contextmanager
-def own_noise(name: str) -> Iterator[None]:
-    """Warn of a draw from torch's own generator inside, which is then undone.
+def warn_of_global_draws(name: str) -> Iterator[None]:
+    """Warn of draws from torch's global generator inside, and restore its state.
 
-    A thread would draw there while steps do, so that neither could be repeated.
+    A thread that draws from it while training does would make both irreproducible.
     """
     before = torch.get_rng_state()
     yield
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
         warnings.warn(
-            f"{name}: it draws from torch's own generator, which the steps draw from meanwhile, so no training can be "
-            "repeated or resumed to the bit; let it draw from a torch.Generator of its own",
+            f"{name}: the data set draws from torch's global generator, as training does, so a training cannot be "
+            "repeated or resumed exactly; use a separate torch.Generator in the data set",
             stacklevel=2,
         )
 
 
 def _describe(datum: Parts, name: str) -> dict[str, Any]:
-    """Validate that the parts of a datum fit each other, and describe it as :class:`Table` does."""
+    """Validate x, context and mask of a datum, and return the arguments of :class:`Table` that describe it."""
     x, context, mask = datum
     if not x.ndim or not x.size:
         raise DataError(f"{name}: a datum has shape {x.shape}; it must have at least one feature")
     if context is not None and (context.ndim != 1 or not len(context)):
-        raise DataError(f"{name}: a datum's context has shape {context.shape}; give a row of numbers")
+        raise DataError(f"{name}: the context of a datum has shape {context.shape}; give a row of numbers")
     if mask is not None and (mask.shape != x.shape or mask.dtype != np.bool_):
         raise DataError(
-            f"{name}: a datum's mask is of {mask.dtype} and shape {mask.shape}; give booleans of its shape {x.shape}"
+            f"{name}: the mask of a datum has type {mask.dtype} and shape {mask.shape}; give booleans of the shape of "
+            f"the datum, {x.shape}"
         )
     return {"features": x.shape, "context": 0 if context is None else len(context), "masked": mask is not None}
 
 
 def _arrays(rows: Rows, table: Table) -> Sequence[np.ndarray | None]:
-    """The places of x, context and mask, as far as a table fills them itself."""
+    """Return the buffers of x, context and mask that a table fills itself, else None."""
     parts = (rows.x, rows.context if table.context else None, rows.mask if table.masked else None)
     return [None if part is None else part.numpy() for part in parts]
 
 
 def _put_parts(parts: Parts, outs: Sequence[np.ndarray | None], at: Any, name: str, row: int) -> None:
-    """Put x, context and mask where they belong, at a place or slice of places; ``row`` is the first of them."""
+    """Copy x, context and mask into buffers, at an index or slice that starts with row ``row`` of the data."""
     for what, part, out in zip(PARTS, parts, outs, strict=True):
         if out is None:
             continue
         if part is None or part.shape != out[at].shape:
             shape = "missing" if part is None else f"of shape {part.shape}"
-            raise DataError(f"{name}: from row {row} on {what} is {shape}, and {out[at].shape} before; make them alike")
-        put(part, out[at])
+            raise DataError(f"{name}: from row {row} on {what} is {shape}, but {out[at].shape} before; make them equal")
+        copy_numbers(part, out[at])
 
 
 def _cut(parts: Parts, index: Any) -> Parts:
@@ -210,28 +215,28 @@ def _cut(parts: Parts, index: Any) -> Parts:
 
 
 def _batch(given: Any, name: str, row: int) -> Parts:
-    """x, context and mask of a batch, which must have as many rows each."""
+    """Return x, context and mask of a batch, and validate that they have the same number of rows."""
     parts = parts_of(given, name)
     if parts[0].ndim < 2 or len({len(part) if part.ndim else 0 for part in parts if part is not None}) > 1:
         shapes = [part.shape for part in parts if part is not None]
-        raise DataError(f"{name}: from row {row} on a batch has parts of shapes {shapes}; give one row each")
+        raise DataError(f"{name}: the batch at row {row} has parts of shapes {shapes}; give one row per datum in each")
     return parts
 
 
 def _epoch(data: Any, name: str, seed: int) -> Iterable[Any]:
-    """The batches of an epoch from the front."""
+    """Return an iterable over the batches of an epoch."""
     if isinstance(data, DataLoader):
         return _seeded(data, seed)
     if isinstance(data, IterableDataset):  # each datum is a batch of one
         return (dict(zip(PARTS, _cut(parts_of(one, name), None), strict=True)) for one in data)
     made = data if isinstance(data, Iterable) else data()
     if not isinstance(made, Iterable):
-        raise DataError(f"{name}: the function gives a {type(made).__name__}; let it give an iterable of batches")
+        raise DataError(f"{name}: the function returns a {type(made).__name__}; return an iterable of batches")
     return made
 
 
 def _seeded(loader: "DataLoader[Any]", seed: int) -> "DataLoader[Any]":
-    """The loader, drawing from a generator of its own: else it would draw torch's own numbers, and another order."""
+    """Copy a loader with a separate, seeded generator; its default is torch's global generator."""
     own, generator = copy.copy(loader), make_generator(seed)
     own.generator = generator
     sampler = copy.copy(loader.sampler)
@@ -245,7 +250,7 @@ def _seeded(loader: "DataLoader[Any]", seed: int) -> "DataLoader[Any]":
 
 
 def _known_size(data: Any) -> int | None:
-    """How many rows a loader gives, where that can be told."""
+    """Return the number of rows of a loader, or None if it is unknown."""
     counted = isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset)
     if not counted or type(data.batch_sampler) is not BatchSampler:
         return None

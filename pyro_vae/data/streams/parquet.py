@@ -1,4 +1,4 @@
-"""Parquet data sets: a file, or a folder of them, read a row group at a time by pyarrow.dataset."""
+"""Read Parquet files and folders by row group, with pyarrow.dataset."""
 
 import os
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ import numpy as np
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.limits import MOST_ENTRIES
 from pyro_vae.data.readers import arrow_numbers, whole_parquet
-from pyro_vae.data.streams.tables import Table, changed, put, stamp_of
+from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
 
 MOST_BYTES = 2**30
-"""A row group of more cannot be read within the memory that a stream keeps to."""
+"""The maximum size, in bytes, of a row group, which must fit into the memory of a stream."""
 
 PIECE = 2**12
-"""Columns become rows so many rows at a time, which stay in the processor's cache."""
+"""The number of rows to transpose at a time, small enough for the cache of the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
 class ParquetTable(Table):
-    """The rows of Parquet files one after another, in the order of their names.
+    """The concatenated rows of Parquet files, in the order of their names.
 
     Args:
-        files: a fragment of each file, which holds its footer, and the file's stamp.
-        groups: of each row group the index of its file, its own index there, and the number of its first row there.
-        bounds: of the row groups, from 0 to the number of rows.
-        names: of the columns that are read, x before the context.
+        files: the fragment of each file, which contains its footer, and the stamp of the file.
+        groups: for each row group the index of its file, its index in the file, and its first row in the file.
+        bounds: the bounds of the row groups, from 0 to the number of rows.
+        names: the names of the columns to read, x before the context.
     """
 
     files: Sequence[tuple[Any, tuple[int, int]]]
@@ -39,15 +39,15 @@ class ParquetTable(Table):
     _last: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """To be handed to another process, without the row group that was read last."""
+        """Return the state for another process, without the cached row group."""
         return {**self.__dict__, "_last": {}}
 
     def cuts(self, rows: int) -> np.ndarray:
-        """Row groups, whatever their size: none can be read in part."""
+        """Return the bounds of the row groups, which cannot be read in part."""
         return self.bounds
 
     def _group(self, row: int) -> tuple[int, int, int]:
-        """The index of the row group that holds a row, the row's number in it, and how many of its rows follow."""
+        """Return the index of the row group of a row, the row's number in it, and the number of rows from there on."""
         index = int(np.searchsorted(self.bounds, row, side="right")) - 1
         return index, row - int(self.bounds[index]), int(self.bounds[index + 1]) - row
 
@@ -57,7 +57,7 @@ class ParquetTable(Table):
         return self.files[file][0].path, first + inside, left
 
     def read(self, start: int, into: Rows) -> int:
-        """Read to the end of the row group, which is kept: the next window may begin in it."""
+        """Read at most to the end of the row group, and cache it, because the next window may start in it."""
         index, begin, left = self._group(start)
         dtype, width, count = into.x.numpy().dtype, self.features[0], min(len(into), left)
         if (values := self._last.get((index, dtype.name))) is None:
@@ -71,24 +71,24 @@ class ParquetTable(Table):
         return count
 
     def _decode(self, index: int, dtype: np.dtype) -> np.ndarray:
-        """All numbers of a row group, shape ``(column, row)``, x before the context."""
+        """Decode a row group, shape ``(column, row)``, x before the context."""
         file, number, _ = self.groups[index]
         fragment, stamp = self.files[file]
         with whole_parquet(fragment.path):
             if stamp_of(Path(fragment.path)) != stamp:
-                raise changed(fragment.path)
+                raise file_changed(fragment.path)
             table = fragment.subset(row_group_ids=[number]).to_table(columns=self.names, use_threads=False)
         values = np.empty((len(self.names), len(table)), dtype)
-        for own, name in zip(values, self.names, strict=True):
-            put(arrow_numbers(table.column(name)), own)
+        for row, name in zip(values, self.names, strict=True):
+            copy_numbers(arrow_numbers(table.column(name)), row)
         return values
 
 
 def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: Sequence[str] = ()) -> ParquetTable:
-    """Open a Parquet file or a folder of them, reading footers only; x are all columns but context, if not named."""
+    """Open a Parquet file or folder, reading only footers; by default x has all columns except the context."""
     fragments = parquet_fragments(path)
     if not fragments:
-        raise DataError(f"{path}: the folder holds no .parquet files and is no Zarr array; give one that does")
+        raise DataError(f"{path}: the folder contains no .parquet files and is not a Zarr array; give another folder")
     files, groups, sizes = [], [], [0]
     for fragment in fragments:
         with whole_parquet(fragment.path):
@@ -103,15 +103,15 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
         for group in fragment.row_groups:
             if (size := 8 * group.num_rows * (len(names) + len(context))) > MOST_BYTES:
                 raise DataError(
-                    f"{fragment.path}: row group {group.id} has {group.num_rows} rows, {size / 2**30:.1f} GiB once "
-                    "read, and it can be read only as a whole; write it again with a smaller row_group_size"
+                    f"{fragment.path}: row group {group.id} has {group.num_rows} rows, {size / 2**30:.1f} GiB in "
+                    "memory, and cannot be read in part; write the file again with a smaller row_group_size"
                 )
             if group.num_rows:
                 groups.append((index, group.id, first))
                 sizes.append(group.num_rows)
             first += group.num_rows
     if not groups:
-        raise DataError(f"{path}: the table has 0 rows; it needs some")
+        raise DataError(f"{path}: the table has 0 rows; give at least one")
     return ParquetTable(
         str(path), sum(sizes), (len(names),), files=files, groups=groups, bounds=np.cumsum(sizes),
         names=[*names, *context], columns=names, context=len(context),
@@ -119,9 +119,9 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
 
 
 def parquet_fragments(path: Path) -> list[Any]:
-    """The Parquet files of a path, none of them opened, as fragments of a data set of pyarrow.
+    """List the Parquet files of a path as fragments of a pyarrow data set, without opening them.
 
-    What writers of folders name with a dot or a low line is no part of the table, as what a failed job has left.
+    Files whose names start with a dot or an underscore, such as remains of failed jobs, are not part of the table.
     """
     import pyarrow as pa
     from pyarrow import dataset
@@ -134,7 +134,7 @@ def parquet_fragments(path: Path) -> list[Any]:
 
 
 def _holds_parquet(folder: Path) -> bool:
-    """Whether a folder holds Parquet files, as far as its first entries tell."""
+    """Return whether there are Parquet files among the first entries of a folder."""
     entries = 0
     for _, folders, files in os.walk(folder):
         if any(name.endswith(".parquet") for name in files):
@@ -146,33 +146,39 @@ def _holds_parquet(folder: Path) -> bool:
 
 
 def _validate_schema(fragment: Any, of: Any) -> None:
-    """Validate that a file has the columns of another."""
-    mine, theirs = fragment.physical_schema, of.physical_schema
-    if mine.names != theirs.names:
-        other = sorted(set(mine.names) ^ set(theirs.names)) or "the same in another order"
-        raise DataError(f"{fragment.path}: other columns than {of.path} ({other}); give files of the same columns")
-    for name, kind, expected in zip(mine.names, mine.types, theirs.types, strict=True):
+    """Validate that a file has the same columns as another."""
+    schema, other = fragment.physical_schema, of.physical_schema
+    if schema.names != other.names:
+        differing = sorted(set(schema.names) ^ set(other.names)) or "in another order"
+        raise DataError(
+            f"{fragment.path}: the columns differ from {of.path} ({differing}); give files with the same columns"
+        )
+    for name, kind, expected in zip(schema.names, schema.types, other.types, strict=True):
         if kind != expected:
             raise DataError(
-                f"{fragment.path}: column {name!r} is of type {kind}, and {expected} in {of.path}; "
-                "write it again with the same types"
+                f"{fragment.path}: column {name!r} has type {kind}, but {expected} in {of.path}; "
+                "write the file again with the same types"
             )
 
 
 def _validate_columns(path: str, schema: Any, names: Sequence[str], context: Sequence[str]) -> None:
-    """Validate that columns are there, once each, and hold numbers."""
+    """Validate that columns exist, occur once, and contain numbers."""
     import pyarrow as pa
 
     if twice := {*names} & {*context} or {name for name in names if [*names].count(name) > 1}:
-        raise DataError(f"{path}: column {min(twice)!r} is taken twice; leave it out of columns= or of context=")
+        raise DataError(f"{path}: column {min(twice)!r} is selected twice; leave it out of columns= or context=")
     if not names:
-        raise DataError(f"{path}: the table has {len(schema.names)} columns, none for the data; it needs some")
+        raise DataError(
+            f"{path}: none of the {len(schema.names)} columns is selected as data; name at least one in columns="
+        )
     for name in [*names, *context]:
         if schema.names.count(name) != 1:
-            raise DataError(f"{path}: {schema.names.count(name)} columns are called {name!r}; it has {schema.names}")
+            raise DataError(
+                f"{path}: {schema.names.count(name)} columns have the name {name!r}; the columns are {schema.names}"
+            )
         kind = schema.field(name).type
         known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
         if not any(is_one(kind) for is_one in known):
             raise DataError(
-                f"{path}: column {name!r} is of type {kind}, no number; encode it as such, or leave it out by columns="
+                f"{path}: column {name!r} has type {kind}, not numbers; encode it, or leave it out of columns="
             )

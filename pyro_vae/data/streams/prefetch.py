@@ -1,4 +1,4 @@
-"""Fill the next window in a thread while steps run on the present one."""
+"""Prefetch the next window in a thread while training uses the current one."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -8,19 +8,19 @@ from typing import Any
 from pyro_vae.core.rows import Rows
 
 PATIENCE = 2.0
-"""Seconds that the thread is given to end; one that waits for a user's iterable ends when that gives something."""
+"""Seconds to wait for the thread to end; it may be blocked in a user's iterable, and then ends later."""
 
 Fill = Callable[[int, Rows], Iterator[Any]]
-"""Fills a place with the window of a number, a block at each turn, so that it can be stopped between."""
+"""Fills a buffer with the window of a number, block by block, so that it can be stopped in between."""
 
 Window = tuple[int, Rows]
 
 
 def prefetch(fill: Fill, numbers: range, places: Sequence[Rows]) -> Generator[Window, None, None]:
-    """Yield windows one after another, each filled in a thread while those before it are used.
+    """Iterate over windows, each filled in a thread while the ones before it are used.
 
-    An error in the thread is raised here. The thread ends with the last window, and when this iterator is
-    closed or dropped. The place of a window is filled anew once the next window was asked for.
+    An error in the thread is raised here. The thread ends after the last window, or when this iterator is closed or
+    deleted. The buffer of a window is reused as soon as the next window is requested.
     """
     free: SimpleQueue[Rows | None] = SimpleQueue()
     full: SimpleQueue[Window | BaseException] = SimpleQueue()
@@ -35,7 +35,7 @@ def prefetch(fill: Fill, numbers: range, places: Sequence[Rows]) -> Generator[Wi
                     if stop.is_set():
                         return
                 full.put((number, place))
-        except BaseException as error:  # whatever it is, the steps are to end by it
+        except BaseException as error:  # any error must end the training
             full.put(error)
 
     for place in places:

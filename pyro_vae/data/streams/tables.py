@@ -1,4 +1,4 @@
-"""Tables: rows that are read by their number, from a file or an array."""
+"""Tables that streams read: rows of a file or an array, by number."""
 
 import math
 import os
@@ -17,23 +17,23 @@ from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError
 
 Read = Callable[[int, Rows], int]
-"""Fills rows from a number on, and returns how many: at least 1, unless the reader has to move on first."""
+"""Fills rows from a row number on, and returns how many; 0 while a sequential reader skips rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Whatever is streamed: so many rows of one shape.
+    """Base class of tables: rows of the same shape.
 
     Args:
-        name: for messages.
+        name: the name of the table, for messages.
         size: the number of rows.
         features: the shape of a row.
         context: the width of the context, 0 for none.
-        masked: whether the table says which values were observed.
+        masked: whether the table has a mask of observed values.
         columns: the names of the features.
-        layout: how a row holds an image, where it is one.
-        dtype: of the numbers, where the table is one array.
-        seekable: whether rows can be read in any order, and not from the front only.
+        layout: the layout of images in rows, if rows are images.
+        dtype: the type of the numbers, if the table is an array.
+        seekable: whether rows can be read in any order, or only sequentially.
     """
 
     name: str
@@ -48,40 +48,40 @@ class Table:
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
-        """The shape of the image that a row is, if it is one."""
+        """The shape of an image, if rows are images."""
         return self.layout.image_shape
 
     def cuts(self, rows: int) -> np.ndarray:
-        """Where to cut into blocks of about so many rows, from 0 to the number of rows."""
+        """Return the bounds of blocks of about ``rows`` rows, from 0 to the number of rows."""
         return np.append(np.arange(0, self.size, rows), self.size)
 
     def place(self, row: int) -> tuple[str, int, int]:
-        """The file that holds a row, the row's number there, and how many of its rows follow, this one among them."""
+        """Return the file of a row, the row's number in it, and the number of rows from there on."""
         return self.name, row, self.size - row
 
-    def soon(self, first: int, last: int) -> None:
-        """Learn that these rows will be read soon."""
+    def read_ahead(self, first: int, last: int) -> None:
+        """Prepare for reading these rows soon."""
 
     def reader(self, seed: int) -> Read:
-        """What reads the table in one pass, whose seed may decide the order of the rows."""
+        """Return a reader for one pass, whose seed may determine the order of the rows."""
         return self.read
 
     def read(self, start: int, into: Rows) -> int:
-        """Fill ``into`` with the rows from ``start`` on, and return how many: less where a file or a group ends."""
+        """Fill ``into`` with rows from ``start`` on, and return their number, fewer at the end of a file or group."""
         raise NotImplementedError
 
     def read_all(self, start: int, into: Rows) -> None:
-        """Fill the whole of ``into`` with the rows from ``start`` on."""
+        """Fill all of ``into`` with the rows from ``start`` on."""
         at = 0
         while at < len(into):
             at += self.read(start + at, into.take(slice(at, None)))
 
 
 def describe_array(array: Any, name: str) -> dict[str, Any]:
-    """Validate that an array is a table of numbers, and describe it as :class:`Table` does, its rows flattened."""
+    """Validate that an array is a table of numbers, and return the arguments of a :class:`Table` of its rows."""
     shape, dtype = array.shape, np.dtype(array.dtype)
     if dtype.kind not in "fiub":
-        raise DataError(f"{name}: the values are of type {dtype}; give real numbers")
+        raise DataError(f"{name}: the values have type {dtype}; give real numbers")
     if len(shape) < 2:
         raise DataError(f"{name}: the shape is {tuple(shape)}; give one row per datum and one column per feature")
     if 0 in shape:
@@ -91,33 +91,33 @@ def describe_array(array: Any, name: str) -> dict[str, Any]:
     return {**about, "layout": layout_of(shape, dtype)}
 
 
-def put(values: Any, into: np.ndarray) -> None:
-    """Copy numbers in another precision; what overflows becomes infinite, and is refused by its place."""
+def copy_numbers(values: Any, into: np.ndarray) -> None:
+    """Copy numbers to another precision; overflow gives infinity, which validation reports with its position."""
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(into, values, casting="unsafe")
 
 
 def stamp_of(file: Path | int) -> tuple[int, int]:
-    """The size of a file, by its path or number, and the time of its last change."""
+    """Return the size and the modification time of a file, given its path or file descriptor."""
     about = os.stat(file)
     return about.st_size, about.st_mtime_ns
 
 
-def changed(path: Path) -> DataError:
-    """The error to raise where a file has changed."""
-    return DataError(f"{path}: the file has changed since it was opened; leave it as it is while it is read")
+def file_changed(path: Path) -> DataError:
+    """Return the error for a file that changed after it was opened."""
+    return DataError(f"{path}: the file has changed since it was opened; do not write to it while it is read")
 
 
 @dataclass(frozen=True, eq=False)
 class RawFile(Table):
-    """Rows one after another in a file, read where they are needed and kept nowhere else.
+    """Rows stored contiguously in a file, read on demand and not cached.
 
-    A memory-mapped file instead would count as memory of the process, page by page.
+    The pages of a memory-mapped file would count as memory of the process.
 
     Args:
-        path: the file.
-        offset: where the first row begins, in bytes.
-        stamp: of the file when it was opened.
+        path: the path of the file.
+        offset: the position of the first row, in bytes.
+        stamp: the stamp of the file when it was opened.
     """
 
     path: Path
@@ -127,15 +127,15 @@ class RawFile(Table):
     def _at(self, row: int) -> int:
         return self.offset + row * self.features[0] * np.dtype(self.dtype).itemsize
 
-    def soon(self, first: int, last: int) -> None:
-        """Ask the system to read ahead, where it can be asked."""
+    def read_ahead(self, first: int, last: int) -> None:
+        """Ask the operating system to read ahead, if it supports that."""
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError), self.path.open("rb", buffering=0) as file:
                 begin, end = self._at(first), self._at(last)
                 os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def read(self, start: int, into: Rows) -> int:
-        """Read straight into ``into`` where the file has its precision and byte order."""
+        """Read directly into ``into`` if the file has the same precision and byte order."""
         out = into.x.numpy()
         raw = out if out.dtype == self.dtype and out.flags.c_contiguous else np.empty(out.shape, self.dtype)
         try:
@@ -145,16 +145,16 @@ class RawFile(Table):
                 while left and stamp_of(file.fileno()) == self.stamp and (got := file.readinto(left)):
                     left = left[got:]
             if left:
-                raise changed(self.path)
+                raise file_changed(self.path)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({reason(error)}); copy or make it again") from error
         if raw is not out:
-            put(self.layout.rows(raw), out)
+            copy_numbers(self.layout.rows(raw), out)
         return len(into)
 
 
 def open_npy(path: Path) -> RawFile:
-    """Open a ``.npy`` file, of which only the header is read."""
+    """Open a ``.npy`` file, reading only its header."""
     with whole_numpy(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     return open_memmap(array, str(path))
@@ -164,28 +164,28 @@ def open_memmap(array: np.memmap, name: str) -> RawFile:
     """Open the file behind a memory-mapped array."""
     about, path = describe_array(array, name), Path(str(array.filename))
     if not array.flags.c_contiguous:
-        raise DataError(f"{name}: a row does not lie in one piece (Fortran order); save numpy.ascontiguousarray of it")
+        raise DataError(f"{name}: rows are not contiguous (Fortran order); save numpy.ascontiguousarray(array)")
     return RawFile(**about, path=path, offset=int(array.offset), stamp=stamp_of(path))
 
 
 @dataclass(frozen=True, eq=False)
 class Sliced(Table):
-    """An array that is cut by slices, as NumPy's, Zarr's and HDF5's are.
+    """An array that supports slices, such as those of NumPy, Zarr and HDF5.
 
     Args:
-        array: with a shape, a ``dtype``, and perhaps ``chunks``.
+        array: an array with ``shape``, ``dtype`` and perhaps ``chunks``.
     """
 
     array: Any
 
     def cuts(self, rows: int) -> np.ndarray:
-        """Whole chunks, so that none is decoded twice for one window."""
+        """Return bounds of whole chunks, so that no chunk is decoded twice for a window."""
         chunk = (getattr(self.array, "chunks", None) or (1,))[0]
         return super().cuts(-(-rows // chunk) * chunk)
 
     def read(self, start: int, into: Rows) -> int:
         try:
-            put(self.layout.rows(np.asarray(self.array[start : start + len(into)])), into.x.numpy())
-        except Exception as error:  # of whatever library the array is
+            copy_numbers(self.layout.rows(np.asarray(self.array[start : start + len(into)])), into.x.numpy())
+        except Exception as error:  # the array may come from any library
             raise DataError(f"{self.name}: cannot be read ({reason(error)}); copy or make it again") from error
         return len(into)

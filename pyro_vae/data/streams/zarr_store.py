@@ -1,4 +1,4 @@
-"""Zarr arrays in a folder, whose numbers are decoded by known codecs only."""
+"""Open Zarr arrays in folders, with known codecs only."""
 
 import json
 import math
@@ -17,26 +17,26 @@ CODECS = frozenset(
         "fletcher32", "jenkins_lookup3",
     }
 )  # fmt: skip
-"""What turns bytes into numbers; others, as pickle, could run code that a file holds."""
+"""The allowed codecs; others, such as pickle, could run code from a file."""
 
 MOST_BYTES = 2**30
-"""A chunk, or a row, of more cannot be read within the memory that a stream keeps to."""
+"""The maximum size, in bytes, of a chunk or a row, which must fit into the memory of a stream."""
 
 MOST_CHUNKS = 10**7
-"""The most chunks; each is a file."""
+"""The maximum number of chunks, each of which is a file."""
 
 
 def is_zarr(folder: Path) -> bool:
-    """Whether a folder is a Zarr store."""
+    """Return whether a folder is a Zarr store."""
     return any((folder / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def open_zarr(folder: Path) -> Any:
-    """Open a Zarr array, of which only the description is read; refuse codecs that are not known to be safe."""
+    """Open a Zarr array, reading only its metadata; raise on codecs that are not known to be safe."""
     try:
         import zarr
     except ImportError as error:
-        raise SettingsError("Zarr arrays are read by zarr; install pyro-vae[zarr]") from error
+        raise SettingsError("reading Zarr arrays needs zarr; pip install pyro-vae[zarr]") from error
     _validate_description(folder)
     try:
         array = zarr.open_array(str(folder), mode="r")
@@ -44,26 +44,26 @@ def open_zarr(folder: Path) -> Any:
         return array
     except DataError:
         raise
-    except Exception as error:  # zarr's errors have no common base
-        raise DataError(f"{folder}: not a whole Zarr array ({reason(error)}); copy or make it again") from error
+    except Exception as error:  # zarr's errors have no common base class
+        raise DataError(f"{folder}: not a valid Zarr array ({reason(error)}); copy or make it again") from error
 
 
 def _validate_chunks(folder: Path, array: Any) -> None:
-    """Validate that chunks and rows fit into memory, and that no chunk is missing, which Zarr reads as a fill value."""
+    """Validate that chunks and rows fit into memory, and that none is missing (Zarr would read fill values)."""
     for what, shape in (("chunk", array.chunks), ("row", array.shape[1:])):
         if (size := math.prod(shape) * array.dtype.itemsize) > MOST_BYTES:
-            raise DataError(f"{folder}: a {what} takes {in_bytes(size)}; write it again with smaller ones")
+            raise DataError(f"{folder}: a {what} has {in_bytes(size)}; write the array again with smaller {what}s")
     stored = array.shards or array.chunks
     number = math.prod(-(-n // size) for n, size in zip(array.shape, stored, strict=True))
     if number > MOST_CHUNKS:
         raise DataError(
-            f"{folder}: describes {number:,} chunks, and at most {MOST_CHUNKS:,} are read; see to its shape"
+            f"{folder}: has {number:,} chunks, above the limit of {MOST_CHUNKS:,}; write it again with larger chunks"
         )
     here = array.nchunks_initialized * number // array.nchunks
     if here < number:
         raise DataError(
-            f"{folder}: {number - here} of its {number} chunks are missing, whose values are unknown; copy it again, "
-            "or, if they hold fill values, write it again with config={'write_empty_chunks': True}"
+            f"{folder}: {number - here} of its {number} chunks are missing, so their values are unknown; copy it "
+            "again, or, if they are fill values, write it again with config={'write_empty_chunks': True}"
         )
 
 
@@ -78,14 +78,14 @@ def _validate_description(folder: Path) -> None:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
     if path.name == ".zgroup" or not isinstance(about, dict) or about.get("node_type") == "group":
         arrays = sorted(p.parent.name for name in ("zarr.json", ".zarray") for p in folder.glob(f"*/{name}"))
-        raise DataError(f"{folder}: a Zarr group with the arrays {arrays}; give the folder of one of them")
+        raise DataError(f"{folder}: is a Zarr group with the arrays {arrays}; give the folder of one array")
     for name in _codecs([about.get(key) for key in ("codecs", "filters", "compressor", "storage_transformers")]):
         if name.removeprefix("numcodecs.") not in CODECS:
-            raise DataError(f"{folder}: encoded by {name!r}, which is not known to be safe; write it by another codec")
+            raise DataError(f"{folder}: the codec {name!r} is not known to be safe; write the array with another codec")
 
 
 def _codecs(described: Any) -> Iterator[str]:
-    """The names of codecs, those inside of others too."""
+    """Iterate over the names of codecs, including nested ones."""
     if isinstance(described, list):
         for one in described:
             yield from _codecs(one)
