@@ -241,7 +241,7 @@ def test_what_cannot_be_is_refused(make, error, message):
 
 def test_estimators_that_need_a_gradient_of_draws_refuse_the_discrete_guide():
     vae = discrete(relaxed_vae())
-    with pytest.raises(ModelError, match="site z has a OneHots, which no gradient passes"):
+    with pytest.raises(ModelError, match="site z has a OneHots, which has no reparameterized"):
         pv.elbo.ELBO().differentiable_loss(vae.model, vae.guide, X)
     with pytest.raises(ModelError, match="discrete latents"):
         pv.log_evidence(vae, X, method="ais", num_particles=4, progress=False)
