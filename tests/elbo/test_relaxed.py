@@ -224,7 +224,7 @@ def test_training_by_the_score_function_nears_the_evidence():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: discrete(linear_gaussian().as_vae()), ModelError, "the prior is a StandardNormal; only GumbelSoftmax"),
+        (lambda: discrete(linear_gaussian().as_vae()), ModelError, "the prior is a StandardNormal; it must be"),
         (lambda: enumerated_log_marginal(linear_gaussian().as_vae(), torch.zeros(2, 5)), ModelError, "is not discrete"),
         (lambda: pv.priors.GumbelSoftmax(3, categories=3), SettingsError, "a multiple of 2"),
         (lambda: pv.nn.OnSimplex(nn.Identity(), 3, 3), SettingsError, "categories - 1, 2"),
@@ -247,5 +247,5 @@ def test_estimators_that_need_a_gradient_of_draws_refuse_the_discrete_guide():
         pv.log_evidence(vae, X, method="ais", num_particles=4, progress=False)
     bare = relaxed_vae()
     bare.decoder = pv.likelihoods.Bernoulli(nn.Linear(4, D)).double()
-    with pytest.raises(ModelError, match=r"network is a Linear; put it into pyro_vae\.nn\.OnSimplex"):
+    with pytest.raises(ModelError, match=r"network is a Linear; wrap it in pyro_vae\.nn\.OnSimplex"):
         discrete(bare)
