@@ -80,7 +80,7 @@ def of_narrow(method: str, k: float, row: Row | dict[str, Row]) -> Study:
 
 
 def of_two_modes(method: str, rows: dict[str, Row]) -> Study:
-    return Study("log_evidence", f"{said(method)}, two modes, of which the guide misses one", two_modes(method), rows, 2)
+    return Study("log_evidence", f"{said(method)}, two modes, one missed by the guide", two_modes(method), rows, 2)
 
 
 FEW = "16 chains are few for the error of a mean of weights, and the logarithm is skewed"

@@ -113,7 +113,7 @@ def paired(data: str, *, seed: int) -> dict[str, Draws]:
 
 
 RARE = "outliers dominate, and many samples of this size have none"
-TAILED = "log p(x) of such data has the tails of t₂.₅, which few data reveal, and its sample variance has infinite variance"
+TAILED = "log p(x) of such data has the tails of t₂.₅, so its sample variance has infinite variance"
 WORDS = {"normal": "", "t": ", data with the tails of t₅", "outliers": ", one outlier in 50 data"}
 
 
@@ -135,7 +135,7 @@ STUDIES = [
     of_data("compare_models", compared, MODELS, "outliers", 50, Row(0.85, 0.985, None, RARE)),
     Study(
         "compare_models", "20 fixed data, 200 particles", estimated,
-        {"mcse": Row(), "diff_mcse": Row(0.9, 1.0, (0.4, 1.25), "the models share the seed, so their errors are correlated")},
+        {"mcse": Row(), "diff_mcse": Row(0.9, 1.0, (0.4, 1.25), "models share the seed, so their errors are correlated")},
         200,
     ),
     of_data("swap.rank", ranked, RANK, "normal", 50),

@@ -25,8 +25,8 @@ errors contains the true value, which is known from the linear-Gaussian model, f
 The nominal coverage is {NOMINAL:.0%}. The slow tests in `tests/contract/test_coverage.py` measure each row with at
 least {LEAST} repetitions and check it against the limits stated there. `make coverage` writes the page.
 
-- **coverage**: the share of repetitions whose interval contains the true value, ± its standard error. For a p-value, the
-  share of repetitions with p ≥ 0.05.
+- **coverage**: the share of repetitions whose interval contains the true value, ± its standard error. For a p-value,
+  the share of repetitions with p ≥ 0.05.
 - **actual ÷ reported**: the root mean square of the actual error divided by the reported error. The ideal value is 1;
   2 means that the reported error is too small by a factor of 2. With heavy tails, a few repetitions can make it large.
 - **k̂**: the median Pareto shape of the importance weights, if any.
