@@ -153,7 +153,7 @@ def iterates(rho: float, *, seed: int) -> dict[str, Draws]:
 SHORT = "the error is averaged over the autocorrelations compatible with a short series, which is conservative"
 CAUTIOUS = Row(0.94, 1.0, None, SHORT)
 FOURTH = "the error of the mean squared weight depends on the fourth moment, which is finite for k below 0.25 only"
-ONE_IN_TEN = "one in ten samples of 100 draws exceeds the statistic; otherwise the Beta distribution's error is conservative"
+ONE_IN_TEN = "one in ten samples exceeds the statistic; otherwise the error, of a Beta distribution, is conservative"
 STUCK = "in one of eight repetitions all four chains are in one mode, which R̂ cannot detect"
 SELDOM = Row(0.9, 1.0, (0.2, 1.25), ONE_IN_TEN)
 MORE = {"khat_se": Row(), "ess_se": measured(0.69, FOURTH)}

@@ -135,7 +135,7 @@ STUDIES = [
     of_data("compare_models", compared, MODELS, "outliers", 50, Row(0.85, 0.985, None, RARE)),
     Study(
         "compare_models", "20 fixed data, 200 particles", estimated,
-        {"mcse": Row(), "diff_mcse": Row(0.9, 1.0, (0.4, 1.25), "models share the seed, so their errors are correlated")},
+        {"mcse": Row(), "diff_mcse": Row(0.9, 1.0, (0.4, 1.25), "the shared seed correlates the errors of models")},
         200,
     ),
     of_data("swap.rank", ranked, RANK, "normal", 50),
