@@ -20,17 +20,17 @@ from pyro_vae.errors import ModelError, SettingsError
 if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
 
-Given = tuple[Tensor, Tensor | None, Tensor | None]
-"""x, its context and the mask of what of it was observed."""
+Rows = tuple[Tensor, Tensor | None, Tensor | None]
+"""x, its context and the mask of its observed values."""
 
 
 class Posterior(Conditional, Standardizable):
-    """The base of amortised posteriors: a module from ``x`` of shape ``(*batch, *features)`` to ``q(z|x)``.
+    """Base class of amortised posteriors: modules from ``x`` of shape ``(*batch, *features)`` to ``q(z|x)``.
 
-    A member says in ``distribution`` what its network's numbers mean, and in ``outputs`` how many it needs.
+    A subclass implements ``distribution``, which turns the network's outputs into q, and ``outputs``, their number.
 
     Args:
-        net: the encoder network, given x, or with a context x made flat and the context behind it.
+        net: the encoder network. Its input is x; with a context, the flattened x followed by the context.
 
     Example:
         >>> class Unit(Posterior):
@@ -46,19 +46,19 @@ class Posterior(Conditional, Standardizable):
 
     @abstractmethod
     def distribution(self, out: Tensor) -> Distribution:
-        """The distribution of batch shape ``(*batch)`` that the network's ``(*batch, outputs)`` numbers stand for."""
+        """Return q, of batch shape ``(*batch)``, given the network's outputs of shape ``(*batch, outputs)``."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Distribution:
         return self.distribution(at_least_single(self.encoded(x, context)))
 
     def encoded(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """What the network says of x, shape ``(*batch, outputs)``."""
+        """Return the network's outputs at x, shape ``(*batch, outputs)``."""
         x = x if self.standardize is None else self.standardize(x)
         return self.net(join(x if context is None else x.flatten(context.dim() - 1), context))
 
 
 class DiagNormal(Posterior):
-    """The diagonal normal of the note, equations (14) and (16).
+    """The diagonal normal posterior, equations (14) and (16) of the note.
 
     .. math:: q(z | x) = \\mathcal N(z | \\mu_\\phi(x), \\mathrm{diag}(\\sigma_\\phi(x)^2))
 
@@ -66,7 +66,7 @@ class DiagNormal(Posterior):
         net: the encoder network, from ``(*batch, *features)`` to ``(*batch, 2 · latent)``: first μ, then log σ.
 
     Raises:
-        ModelError: when called, if the network gives an odd number of outputs.
+        ModelError: when called, if the network has an odd number of outputs.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -84,24 +84,24 @@ class DiagNormal(Posterior):
 
     def distribution(self, out: Tensor) -> Distribution:
         if out.shape[-1] % 2:
-            raise ModelError(f"the encoder network gives {out.shape[-1]} numbers; μ and log σ make an even number")
+            raise ModelError(f"the encoder network gives {out.shape[-1]} numbers; μ and log σ need an even number")
         loc, log_scale = out.chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
 class FullNormal(Posterior):
-    """A normal with a full covariance, by its Cholesky factor.
+    """A normal with a full covariance, parametrized by its Cholesky factor.
 
     .. math:: q(z | x) = \\mathcal N(z | \\mu, L L^\\top), \\qquad L_{jj} = \\exp \\ell_j
 
-    Its KL from a normal prior has a closed form here (Pyro itself would sample it).
+    Its KL divergence from a normal prior has a closed form here (Pyro alone would estimate it by sampling).
 
     Args:
         net: the encoder network, from ``(*batch, *features)`` to ``(*batch, d (d + 3) / 2)`` for d latents:
-            first μ, then ℓ, the logarithms of the factor's diagonal, then the rows of L below its diagonal.
+            first μ, then ℓ, the logarithm of the diagonal of L, then the rows of L below the diagonal.
 
     Raises:
-        ModelError: when called, if the network's outputs are no such number.
+        ModelError: when called, if the number of outputs is not d (d + 3) / 2 for any d.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -124,7 +124,8 @@ class FullNormal(Posterior):
         if size < 1 or self.outputs(size) != out.shape[-1]:
             raise ModelError(
                 f"the encoder network gives {out.shape[-1]} numbers; "
-                f"a full normal of d latents takes d (d + 3) / 2, as {self.outputs(size)} or {self.outputs(size + 1)}"
+                f"a full normal of d latents needs d (d + 3) / 2, such as {self.outputs(size)} or "
+                f"{self.outputs(size + 1)}"
             )
         loc, log_diagonal, below = out.split([size, size, size * (size - 1) // 2], -1)
         return MultivariateNormal(loc, log_diagonal, below)
@@ -135,16 +136,16 @@ class LowRankNormal(Posterior):
 
     .. math:: q(z | x) = \\mathcal N(z | \\mu, W W^\\top + \\mathrm{diag}(\\sigma^2)), \\qquad W \\in R^{d \\times r}
 
-    Its KL from a normal prior has a closed form here (Pyro itself would sample it).
+    Its KL divergence from a normal prior has a closed form here (Pyro alone would estimate it by sampling).
 
     Args:
         net: the encoder network, from ``(*batch, *features)`` to ``(*batch, d (2 + rank))`` for d latents:
             first μ, then log σ, then the rows of W.
-        rank: r, at least 1; 1 if not given. ``outputs(size, rank=rank)`` counts what the network must give.
+        rank: the rank r, at least 1. ``outputs(size, rank=rank)`` is the number of outputs that the network needs.
 
     Raises:
         SettingsError: if ``rank`` is below 1.
-        ModelError: when called, if the network's outputs are no multiple of ``2 + rank``.
+        ModelError: when called, if the number of outputs is not a multiple of ``2 + rank``.
 
     References:
         | Stochastic Backpropagation (Rezende, Mohamed & Wierstra, 2014), section 4.3, https://arxiv.org/abs/1401.4082
@@ -171,7 +172,7 @@ class LowRankNormal(Posterior):
         if rest or size < 1:
             raise ModelError(
                 f"the encoder network gives {out.shape[-1]} numbers; "
-                f"a normal of rank {self.rank} takes {2 + self.rank} per latent"
+                f"a normal of rank {self.rank} needs {2 + self.rank} per latent"
             )
         loc, log_scale, factor = out.split([size, size, size * self.rank], -1)
         return LowRankMultivariateNormal(loc, factor.unflatten(-1, (size, self.rank)), log_scale)
@@ -181,33 +182,34 @@ class LowRankNormal(Posterior):
 
 
 class GumbelSoftmax(Posterior):
-    """Relaxed categories, whose draws have a gradient; the latents are log-ratios over the last category.
+    """Relaxed categories with reparameterized draws; the latents are log-ratios to the last category.
 
     .. math:: z_k = (l_k(x) + g_k - l_K(x) - g_K) / \\tau, \\quad k < K, \\qquad g \\sim \\mathrm{Gumbel}
 
-    The decoder's network sees the shares ``softmax(z_1, …, z_{K-1}, 0)`` through :class:`pyro_vae.nn.OnSimplex`, which
-    are nearly one-hot at a low temperature.
+    Wrap the decoder's network in :class:`pyro_vae.nn.OnSimplex`: it then takes the shares
+    ``softmax(z_1, …, z_{K-1}, 0)``, which are nearly one-hot at a low temperature.
 
-    Two bounds are to be told apart. The ELBO of this VAE, with :class:`pyro_vae.priors.GumbelSoftmax` as its prior, is
-    the **relaxed bound**: it bounds log p(x) of a model with relaxed latents, which is not that of the model with
-    categories, nor a bound of it. :func:`pyro_vae.evidence.discrete` makes the VAE with categories of the same
-    parameters; its ELBO is the **discrete bound**, and its evidence that of the discrete model.
+    Such a VAE has two bounds. With :class:`pyro_vae.priors.GumbelSoftmax` as its prior, its ELBO is the **relaxed
+    bound**: a bound on log p(x) of the model with relaxed latents. The relaxed bound neither equals nor bounds log p(x)
+    of the model with categories. :func:`pyro_vae.evidence.discrete` returns the VAE with categories and the same
+    parameters; its ELBO is the **discrete bound**, which bounds the evidence of the discrete model.
 
-    The gradient of the relaxed bound is a biased gradient of the discrete one, **at every τ**: the evidence of the
-    relaxed model goes to that of the discrete one as τ → 0, but the KL between two relaxed distributions does not go to
-    the KL between their categories. It is larger, since log-ratios also tell by how much a category won. Judge a model
-    that was trained so by its discrete bound. (Jang et al. take the KL between categories in its place. That is no
-    bound at τ > 0, and goes to the discrete one as τ → 0.)
+    The gradient of the relaxed bound is a biased estimate of the gradient of the discrete bound **at every τ**. As
+    τ → 0 the evidence of the relaxed model tends to the evidence of the discrete model, but the KL divergence between
+    two relaxed distributions does not tend to the KL divergence between their categories. It is larger, since
+    log-ratios also encode by how much a category won. Judge a model trained on the relaxed bound by its discrete bound.
+    (Jang et al. use the KL divergence between the categories instead. Their objective is not a bound at τ > 0, but
+    tends to the discrete bound as τ → 0.)
 
     Args:
         net: the encoder network, from ``(*batch, *features)`` to ``(*batch, K · variables)``: the logits l of the
-            first variable, then those of the second, ….
-        categories: K, at least 2.
-        temperature: τ, above 0.
+            first variable, then the logits of the second, ….
+        categories: the number of categories K, at least 2.
+        temperature: the temperature τ, above 0.
 
     Raises:
-        SettingsError: if a setting is out of its range.
-        ModelError: when called, if the network's outputs are no multiple of K.
+        SettingsError: if a setting is out of range.
+        ModelError: when called, if the number of outputs is not a multiple of K.
 
     References:
         | The Concrete Distribution (Maddison, Mnih & Teh, 2017), https://arxiv.org/abs/1611.00712
@@ -234,15 +236,15 @@ class GumbelSoftmax(Posterior):
     @classmethod
     def outputs(cls, size: int, *, categories: int | None = None) -> int:
         if categories is None:
-            raise SettingsError("the outputs of GumbelSoftmax depend on its categories; give categories too")
+            raise SettingsError("the outputs of GumbelSoftmax depend on the number of categories; pass categories=")
         return size // (whole("categories", categories, 2) - 1) * categories
 
     def logits(self, out: Tensor) -> Tensor:
-        """The network's numbers as logits, shape ``(*batch, variables, K)``."""
+        """Return the network's outputs as logits, shape ``(*batch, variables, K)``."""
         if out.shape[-1] == 0 or out.shape[-1] % self.categories:
             raise ModelError(
-                f"the encoder network gives {out.shape[-1]} numbers; {self.categories} categories take "
-                f"{self.categories} for each variable, so make it a multiple of that"
+                f"the encoder network gives {out.shape[-1]} numbers; it must give a multiple of {self.categories}, "
+                "the number of categories"
             )
         return out.unflatten(-1, (-1, self.categories))
 
@@ -250,7 +252,7 @@ class GumbelSoftmax(Posterior):
         return _GumbelSoftmax(self.logits(out), self.temperature)
 
     def discrete(self) -> Posterior:
-        """The posterior of one-hot categories that this one relaxes, with the same parameters."""
+        """Return the posterior of one-hot categories that this posterior relaxes; it shares the parameters."""
         return _OneHot(self)
 
     def extra_repr(self) -> str:
@@ -258,7 +260,7 @@ class GumbelSoftmax(Posterior):
 
 
 class _OneHot(Posterior):
-    """Categories with the probabilities of a relaxed posterior."""
+    """One-hot categories with the probabilities of a relaxed posterior."""
 
     def __init__(self, net: GumbelSoftmax) -> None:
         super().__init__(net)
@@ -270,7 +272,7 @@ class _OneHot(Posterior):
         return OneHots(self.net.logits(out))  # type: ignore[operator]
 
     def standardize_by(self, standardize: Standardize) -> None:
-        """Let the encoder that this one shares take data in these units."""
+        """Standardize the inputs of the shared relaxed encoder."""
         self.net.standardize_by(standardize)  # type: ignore[operator]
 
     @property
@@ -279,19 +281,20 @@ class _OneHot(Posterior):
 
 
 class Flow(Posterior):
-    """Any conditional normalizing flow of zuko.
+    """A posterior from any conditional normalizing flow of zuko.
 
     .. math:: q(z | x) = p_0(f(z; c)) \\, |\\det \\partial f(z; c) / \\partial z|, \\qquad c = \\mathrm{net}(x)
 
-    A flow has no mean in closed form: ``.mean`` is that of a fixed number of draws, for figures. Sample it with
-    an inverse that is cheap (a coupling or inverse autoregressive flow), since every step of training samples.
+    A flow has no mean in closed form: ``.mean`` is the mean of a fixed number of draws, for figures. Each training
+    step samples the flow, so choose a flow that samples fast (a coupling or inverse autoregressive flow).
 
     Args:
-        flow: a zuko flow over d latents, as ``zuko.flows.NICE(d, context=c)``; ``pip install pyro-vae[flows]``.
-        net: from ``(*batch, *features)`` to the flow's c context numbers; x itself if not given.
+        flow: a zuko flow over d latents, such as ``zuko.flows.NICE(d, context=c)``; ``pip install pyro-vae[flows]``.
+        net: the encoder network, from ``(*batch, *features)`` to the flow's c context numbers; by default the
+            identity.
 
     Raises:
-        ModelError: if ``flow`` is no module, or gives no distribution over all real numbers when called.
+        ModelError: if ``flow`` is not a module, or when called, if it returns no distribution over all real numbers.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -311,8 +314,8 @@ class Flow(Posterior):
         super().__init__(nn.Identity() if net is None else net)
         if not isinstance(flow, nn.Module):
             raise ModelError(
-                f"flow is a {type(flow).__name__}; make it a flow of zuko (pip install pyro-vae[flows]), "
-                "as zuko.flows.NICE(latents, context=features)"
+                f"flow is a {type(flow).__name__}; pass a zuko flow (pip install pyro-vae[flows]), "
+                "such as zuko.flows.NICE(latents, context=features)"
             )
         self.flow = flow
 
@@ -323,7 +326,7 @@ class Flow(Posterior):
 
 
 class Refined(Posterior):
-    """A semi-amortised diagonal normal: the encoder's answer, improved for each datum by a few gradient steps.
+    """A semi-amortised diagonal normal: the encoder's output, refined for each datum by a few gradient steps.
 
     .. math::
         \\mu \\leftarrow \\mu + \\eta \\frac{\\sigma^2}{h} \\partial_\\mu \\hat{\\mathcal L}_i, \\quad
@@ -332,25 +335,26 @@ class Refined(Posterior):
         \\hat{\\mathcal L}_i = \\sum_j \\log \\sigma_j
         + \\frac1K \\sum_k \\log p(x_i, \\mu + \\sigma \\odot \\epsilon_k)
 
-    Here h estimates σ² times the curvature of -log p(x, z), so each step is Newton's, in each latent
-    by itself, and the rate η has no unit (Kim et al. take plain gradient steps). The noise ε is drawn
-    once, the same for every datum and call, in pairs ±ε of length √d: q is a function of x. From twice the number
-    of latents d on (K ≥ 2d) its covariance is I exactly; of fewer pairs the directions are orthogonal.
-    A step that would lower a datum's estimate is not taken and that datum's η is halved, so no
-    datum's estimate ever falls. Decoder and prior are those of the VAE the encoder becomes part of,
-    in evaluation mode; they are no submodules. The gradient passes straight through: the correction
-    is a constant added to the encoder's answer, and φ learns from the bound at the refined place.
-    Missing values leave the likelihood that the steps climb, too.
+    Here h estimates σ² times the curvature of -log p(x, z), so each step is a Newton step in each latent separately
+    and the rate η has no unit (Kim et al. take plain gradient steps). The noise ε is drawn once and is the same for
+    all data and calls, so q is a function of x. It consists of pairs ±ε of length √d. Its covariance is exactly I if
+    K ≥ 2d, for d latents; with fewer particles, the directions of the pairs are orthogonal.
+
+    A step that would lower the estimate of a datum is rejected and the rate of this datum is halved, so the estimate
+    never decreases. The steps use the prior and the decoder of the VAE that the encoder belongs to, in evaluation mode;
+    they are not submodules. The correction is treated as a constant that is added to the encoder's output (a
+    straight-through gradient): φ learns from the gradient of the bound at the refined posterior. Missing
+    values do not enter the estimate.
 
     Args:
-        encoder: a :class:`DiagNormal`, or the network of one.
+        encoder: a :class:`DiagNormal`, or the network for one.
         steps: gradient steps per call, at least 1; each runs the decoder on ``particles`` latents per datum.
-        rate: η, above 0; at 1 a full Newton step, exact where the latents are independent normals a posteriori.
-        particles: K, even, at least 2.
+        rate: the rate η, above 0; 1 is a full Newton step, exact if the posterior's latents are independent normals.
+        particles: the number of noise vectors K, even, at least 2.
 
     Raises:
-        SettingsError: if a setting is out of its range.
-        ModelError: when called before it is part of a VAE, or if the VAE's prior calls its encoder.
+        SettingsError: if a setting is out of range.
+        ModelError: when called before the encoder belongs to a VAE, or if the VAE's prior calls its encoder.
 
     References:
         | Semi-Amortized Variational Autoencoders (Kim et al., 2018), https://arxiv.org/abs/1802.02550
@@ -375,7 +379,7 @@ class Refined(Posterior):
         self.steps, self.particles = whole("steps", steps, 1), whole("particles", particles, 2)
         self.rate = above_zero("rate", rate)
         if particles % 2:
-            raise SettingsError(f"particles is {particles}; the noise comes in pairs, so it must be even")
+            raise SettingsError(f"particles is {particles}; it must be even, since the noise comes in pairs ±ε")
         self._model: tuple[nn.Module, ...] = ()
         self._noise = torch.empty(0)
         self._busy = False
@@ -385,14 +389,17 @@ class Refined(Posterior):
         return DiagNormal.outputs(size)
 
     def bind(self, vae: "VAE") -> None:
-        """Take the VAE's prior and decoder; a tuple keeps them from becoming submodules, and is copied along."""
+        """Use the VAE's prior and decoder.
+
+        The tuple keeps them from becoming submodules, and is copied with the posterior.
+        """
         self._model = (vae.model,)
 
     def distribution(self, out: Tensor) -> Distribution:
         return self.net.distribution(out)  # type: ignore[operator]
 
     def standardize_by(self, standardize: Standardize) -> None:
-        """Let the encoder that refinement starts from take data in these units."""
+        """Standardize the inputs of the encoder that is refined."""
         self.net.standardize_by(standardize)  # type: ignore[operator]
 
     @property
@@ -401,58 +408,61 @@ class Refined(Posterior):
 
     @property
     def amortised(self) -> nn.Module:
-        """The encoder that refinement starts from; a VampPrior is made of its answers."""
+        """The encoder that is refined; a VampPrior is a mixture of its posteriors."""
         return self.net
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Distribution:
         if not self._model:
-            raise ModelError("a Refined posterior needs the decoder of a VAE; make it the encoder of one first")
+            raise ModelError("a Refined posterior needs the decoder of a VAE; build a VAE with it before calling it")
         if self._busy:
-            raise ModelError("the prior calls the encoder, which asks the prior to refine its answer; change one")
+            raise ModelError(
+                "the prior calls the encoder, and this encoder calls the prior to refine its output; "
+                "use another prior, or an encoder that is not refined"
+            )
         start = self.net(x, context).base_dist
         loc, log_scale = start.loc, start.scale.log()
         self._busy = True
         try:
-            # A step may land where the decoder is not finite; it is then not taken, so that is no error.
+            # The decoder may not be finite at a trial step; such a step is rejected below, so it is not an error.
             with evaluating(self._model[0]), pyro.validation_enabled(False):
                 loc_step, log_scale_step = self._corrections((x, context, mask), loc.detach(), log_scale.detach())
         finally:
             self._busy = False
         return dist.Normal(loc + loc_step, (log_scale + log_scale_step).exp()).to_event(1)
 
-    def _corrections(self, given: Given, *start: Tensor) -> list[Tensor]:
-        """What the steps add to (μ, log σ), without a graph."""
-        place, rate = start, torch.full_like(start[0][..., :1], self.rate)
-        value, slope = self._estimate(given, *place)
+    def _corrections(self, rows: Rows, *start: Tensor) -> list[Tensor]:
+        """The sum of all steps in (μ, log σ), without a graph."""
+        point, rate = start, torch.full_like(start[0][..., :1], self.rate)
+        value, slope = self._estimate(rows, *point)
         for _ in range(self.steps):
-            curvature = (1 - slope[1]).clamp(min=0.1)  # times σ²; below, the steps would be without bound
-            newton = slope[0] * (2 * place[1]).exp() / curvature, -0.5 * curvature.log()
-            moved = [old + rate * step for old, step in zip(place, newton, strict=True)]
-            moved = [torch.where(new.isfinite(), new, old) for new, old in zip(moved, place, strict=True)]
-            new_value, new_slope = self._estimate(given, *moved)
+            curvature = (1 - slope[1]).clamp(min=0.1)  # times σ²; the clamp bounds the steps
+            newton = slope[0] * (2 * point[1]).exp() / curvature, -0.5 * curvature.log()
+            moved = [old + rate * step for old, step in zip(point, newton, strict=True)]
+            moved = [torch.where(new.isfinite(), new, old) for new, old in zip(moved, point, strict=True)]
+            new_value, new_slope = self._estimate(rows, *moved)
             better = (new_value > value).unsqueeze(-1)
-            place = tuple(torch.where(better, new, old) for new, old in zip(moved, place, strict=True))
+            point = tuple(torch.where(better, new, old) for new, old in zip(moved, point, strict=True))
             slope = tuple(torch.where(better, new, old) for new, old in zip(new_slope, slope, strict=True))
             value = torch.where(better.squeeze(-1), new_value, value)
             rate = torch.where(better, rate, rate / 2)
-        return [end - begin for end, begin in zip(place, start, strict=True)]
+        return [end - begin for end, begin in zip(point, start, strict=True)]
 
     @torch.enable_grad()
-    def _estimate(self, given: Given, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Each datum's ELBO but for a constant, and its gradient by (μ, log σ)."""
-        model, (x, context, mask) = self._model[0], given
-        besides = () if context is None else (context,)
+    def _estimate(self, rows: Rows, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Estimate the ELBO of each datum, up to a constant, and its gradient with respect to (μ, log σ)."""
+        model, (x, context, mask) = self._model[0], rows
+        context_args = () if context is None else (context,)
         loc, log_scale = loc.requires_grad_(), log_scale.requires_grad_()
         z = loc + log_scale.exp() * self._draws(loc)
-        likelihood = model.decoder(z, *besides)  # type: ignore[operator]
+        likelihood = model.decoder(z, *context_args)  # type: ignore[operator]
         likelihood = likelihood if mask is None else masked(likelihood, mask)
-        log_joint = likelihood.log_prob(x) + model.prior(*besides).log_prob(z)  # type: ignore[operator]
+        log_joint = likelihood.log_prob(x) + model.prior(*context_args).log_prob(z)  # type: ignore[operator]
         value = log_joint.mean(0) + log_scale.sum(-1)
         slope = torch.autograd.grad(value.sum(), (loc, log_scale))
         return value.detach(), slope
 
     def _draws(self, loc: Tensor) -> Tensor:
-        """The noise, shape ``(particles, 1, …, 1, latent)``; made at the first call, for each precision and device."""
+        """The noise, shape ``(particles, 1, …, 1, latent)``, cached until the shape, dtype or device changes."""
         size, noise = loc.shape[-1], self._noise
         if noise.shape != (self.particles, size) or noise.dtype != loc.dtype or noise.device != loc.device:
             self._noise = noise = _orthogonal_pairs(self.particles, size).to(loc)
@@ -463,17 +473,18 @@ class Refined(Posterior):
 
 
 def _orthogonal_pairs(number: int, size: int) -> Tensor:
-    """Pairs ±ε of length √size, of mean 0: orthogonal, or, where there are enough of them, of covariance I."""
+    """Pairs ±ε of length √size: in orthogonal directions, or with covariance I if ``number`` is at least ``2 size``."""
     generator, half = torch.Generator().manual_seed(0), number // 2
     q = torch.linalg.qr(torch.randn(max(half, size), min(half, size), generator=generator, dtype=torch.float64)).Q
-    directions = _of_one_length(math.sqrt(half) * q) if half >= size else math.sqrt(size) * q.T
+    directions = _equalize_lengths(math.sqrt(half) * q) if half >= size else math.sqrt(size) * q.T
     return torch.cat([directions, -directions])
 
 
-def _of_one_length(rows: Tensor) -> Tensor:
-    """Rows of one length with the same ``rowsᵀ rows``: the longest and the shortest are turned into each other.
+def _equalize_lengths(rows: Tensor) -> Tensor:
+    """Give all rows the same length without changing ``rowsᵀ rows``, by plane rotations of two rows.
 
-    Each turn gives one row the root-mean-square length, so one fewer than there are rows is enough.
+    Each rotation of the longest and the shortest row gives one row the root-mean-square length, so n - 1 rotations
+    are enough for n rows.
     """
     rows, mean = rows.clone(), rows.square().sum(-1).mean()
     for _ in range(len(rows) - 1):
@@ -481,8 +492,8 @@ def _of_one_length(rows: Tensor) -> Tensor:
         i, j = int(square.argmax()), int(square.argmin())
         if square[i] <= 1e-14 * mean or square[j] >= 0:
             break
-        both = rows[i] @ rows[j]
-        tangent = (-both - (both**2 - square[i] * square[j]).sqrt()) / square[j]
+        product = rows[i] @ rows[j]
+        tangent = (-product - (product**2 - square[i] * square[j]).sqrt()) / square[j]
         cosine = (1 + tangent**2).rsqrt()
         rows[[i, j]] = torch.stack([rows[i] + tangent * rows[j], rows[j] - tangent * rows[i]]) * cosine
     return rows

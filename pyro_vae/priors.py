@@ -1,4 +1,4 @@
-"""Priors, ``() → p(z)``; those that know no context ignore it."""
+"""Priors, ``() → p(z)`` or ``context → p(z|context)``; unconditional priors ignore a context."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Prior(Conditional):
-    """The base of priors: a module that takes nothing, or a context, and returns ``p(z)``.
+    """Base class of priors: modules that take no argument, or a context, and return ``p(z)``.
 
     Example:
         >>> issubclass(StandardNormal, Prior)
@@ -30,11 +30,11 @@ class Prior(Conditional):
     """
 
     takes_data: bool = False
-    """Whether the constructor's first argument is data instead of the number of latents."""
+    """Whether the constructor's first argument is a data set instead of the number of latents."""
 
 
 class StandardNormal(Prior):
-    """The standard normal prior of the note, equation (14).
+    """The standard normal prior, equation (14) of the note.
 
     .. math:: p(z) = \\mathcal N(z | 0, I)
 
@@ -69,7 +69,7 @@ class StandardNormal(Prior):
 
 
 class _LocationScale(Prior):
-    """A learned location and scale per latent."""
+    """Base class of priors with a learned location and scale per latent."""
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class _LocationScale(Prior):
 
 
 class Normal(_LocationScale):
-    """A diagonal normal whose location and scale are learned.
+    """A diagonal normal with learned location and scale.
 
     .. math:: p(z) = \\mathcal N(z | m, \\mathrm{diag}(s^2))
 
     Args:
-        latent_dim: the number of latents d, at least 1; learning starts at N(0, I).
+        latent_dim: the number of latents d, at least 1. Training starts at N(0, I).
 
     Raises:
         SettingsError: if ``latent_dim`` is below 1.
@@ -109,7 +109,7 @@ class Laplace(_LocationScale):
     .. math:: p(z) = \\prod_j \\frac1{2 b_j} \\exp(-|z_j - m_j| / b_j)
 
     Args:
-        latent_dim: the number of latents d, at least 1; learning starts at location 0 and b = 1.
+        latent_dim: the number of latents d, at least 1. Training starts at location 0 and b = 1.
 
     Raises:
         SettingsError: if ``latent_dim`` is below 1.
@@ -127,13 +127,13 @@ class Laplace(_LocationScale):
 
 
 class StudentT(_LocationScale):
-    """Independent Student-t distributions with learned locations and scales, for latents with heavy tails.
+    """Independent Student-t distributions with learned locations and scales, for heavy-tailed latents.
 
     .. math:: p(z) = \\prod_j t_\\nu(z_j | m_j, s_j)
 
     Args:
-        latent_dim: the number of latents d, at least 1; learning starts at location 0 and scale 1.
-        df: ν, the degrees of freedom, above 0; the variance is finite above 2.
+        latent_dim: the number of latents d, at least 1. Training starts at location 0 and scale 1.
+        df: the degrees of freedom ν, above 0; the variance is finite above 2.
 
     Raises:
         SettingsError: if ``latent_dim`` is below 1 or ``df`` is not above 0.
@@ -165,10 +165,10 @@ class GaussianMixture(Prior):
 
     Args:
         latent_dim: the number of latents d, at least 1.
-        components: the number of normals, at least 1; their locations start as draws from N(0, I).
+        components: the number of normals, at least 1. Their locations start as draws from N(0, I).
 
     Raises:
-        SettingsError: if a number is below 1.
+        SettingsError: if ``latent_dim`` or ``components`` is below 1.
 
     References:
         | Variational Deep Embedding (Jiang et al., 2017), https://arxiv.org/abs/1611.05148
@@ -196,24 +196,24 @@ class GaussianMixture(Prior):
 
 
 class VampPrior(GivenNumbers, Prior):
-    """The mean of the guide's posteriors at learned pseudo-inputs.
+    """A mixture of the encoder's posteriors at learned pseudo-inputs.
 
     .. math:: p(z) = \\frac1K \\sum_k q(z | u_k), \\qquad p(z | c) = \\frac1K \\sum_k q(z | u_k, c)
 
-    Given a context c, every pseudo-input is encoded with that of the datum. The encoder is that of the
-    VAE the prior becomes part of; it is no submodule, so that its parameters stay inference parameters φ.
-    Only the pseudo-inputs u are the prior's own.
+    With a context c, each pseudo-input is encoded together with the context of the datum. The prior uses the
+    encoder of the VAE that it belongs to. This encoder is not a submodule of the prior, so its parameters remain
+    inference parameters φ; the prior's parameters are the pseudo-inputs u alone.
 
     Args:
-        data: shape ``(datum, *features)``; the pseudo-inputs start as rows of it, drawn at random, with 0 for
-            what is missing where they are :class:`~pyro_vae.data.Data` with a mask. A VAE that standardizes has
-            them in its units (and 0, the mean, for what is missing); :attr:`inputs` are in those of the data.
-        components: K, the number of pseudo-inputs, from 1 to the number of data.
+        data: shape ``(datum, *features)``. The pseudo-inputs start as randomly drawn rows, with 0 in place of missing
+            values (:class:`~pyro_vae.data.Data` with a mask). If the VAE standardizes, the pseudo-inputs are stored
+            in standardized units, where 0 is the mean; :attr:`inputs` returns them in the units of the data.
+        components: the number of pseudo-inputs K, from 1 to the number of data.
 
     Raises:
-        DataError: if the data are not finite numbers in rows.
+        DataError: if the data are not rows of finite numbers.
         SettingsError: if ``components`` is out of range.
-        ModelError: when called before it is part of a VAE, or if the encoder does not take such data.
+        ModelError: when called before the prior belongs to a VAE, or if the encoder does not take such data.
 
     References:
         | VAE with a VampPrior (Tomczak & Welling, 2018), https://arxiv.org/abs/1705.07120
@@ -245,7 +245,10 @@ class VampPrior(GivenNumbers, Prior):
         self._forget(data, self.pseudo_inputs)
 
     def bind(self, vae: "VAE") -> None:
-        """Take the VAE's encoder for q, where it is refined the one before; a tuple keeps it from being a submodule."""
+        """Use the VAE's encoder for q, without its refinement if it has one.
+
+        The tuple keeps the encoder from becoming a submodule.
+        """
         self._encoder = (getattr(vae.encoder, "amortised", vae.encoder),)
         if self._units is not None and not self._standardized:
             self._standardized = True
@@ -257,7 +260,7 @@ class VampPrior(GivenNumbers, Prior):
 
     @torch.no_grad()
     def _standardize(self, units: Standardize) -> None:
-        """Hold the pseudo-inputs in the units of the encoder's network, in which training moves all columns alike."""
+        """Convert the pseudo-inputs to standardized units, in which all columns train at the same pace."""
         start = units(self.pseudo_inputs.double())
         start = start if self._missing is None else start.masked_fill(self._missing.to(start.device), 0.0)
         self.pseudo_inputs.copy_(self.keep("pseudo_inputs", start))
@@ -269,26 +272,26 @@ class VampPrior(GivenNumbers, Prior):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         if not self._encoder:
-            raise ModelError("a VampPrior needs the encoder of a VAE; make it the prior of one first")
+            raise ModelError("a VampPrior needs the encoder of a VAE; build a VAE with this prior before calling it")
         posteriors = self._posteriors(context)
         weights = torch.zeros(posteriors.batch_shape, dtype=self.pseudo_inputs.dtype, device=self.pseudo_inputs.device)
         return dist.MixtureSameFamily(dist.Categorical(logits=weights), posteriors)
 
     def _posteriors(self, context: Tensor | None) -> Any:
-        """q(z | u) of every pseudo-input, with a context as many times as there are contexts."""
-        given: list[Tensor] = [self.inputs]
+        """q(z | u) of each pseudo-input; with contexts, of each pseudo-input in each context."""
+        inputs: list[Tensor] = [self.inputs]
         if context is not None:
-            given = [given[0].expand(*context.shape[:-1], *given[0].shape), context.unsqueeze(-2)]
+            inputs = [inputs[0].expand(*context.shape[:-1], *inputs[0].shape), context.unsqueeze(-2)]
         try:
-            return self._encoder[0](*given)
+            return self._encoder[0](*inputs)
         except PyroVAEError:
             raise
-        except Exception as error:  # the encoder may be the user's own
+        except Exception as error:  # a user's encoder may raise anything
             shape = " × ".join(map(str, self.pseudo_inputs.shape[1:]))
             raise ModelError(
                 f"the encoder cannot take the VampPrior's pseudo-inputs, rows of {shape} numbers"
                 f"{'' if context is None else f' and a context of {context.shape[-1]}'} ({in_a_line(error)}); "
-                "make the prior of data that the encoder takes"
+                "build the prior from data that the encoder takes"
             ) from error
 
     def extra_repr(self) -> str:
@@ -301,7 +304,7 @@ class ContextNormal(Prior):
     .. math:: p(z | c) = \\mathcal N(z | \\mu(c), \\mathrm{diag}(\\sigma(c)^2))
 
     Args:
-        net: from ``(*batch, context)`` to ``(*batch, 2 · latent)``: first μ, then log σ.
+        net: the prior network, from ``(*batch, context)`` to ``(*batch, 2 · latent)``: first μ, then log σ.
 
     Raises:
         ModelError: when called without a context.
@@ -322,7 +325,7 @@ class ContextNormal(Prior):
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         if context is None:
-            raise ModelError("this prior depends on a context and was given none; hand over context=")
+            raise ModelError("this prior needs a context; pass context=")
         loc, log_scale = at_least_single(self.net(context)).chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
@@ -332,15 +335,15 @@ class GumbelSoftmax(Prior):
 
     .. math:: z = (l_k + g_k - l_K - g_K) / \\tau, \\quad k < K, \\qquad g \\sim \\mathrm{Gumbel}
 
-    See :class:`pyro_vae.posteriors.GumbelSoftmax`, the posterior that it goes with.
+    See :class:`pyro_vae.posteriors.GumbelSoftmax`, the matching posterior.
 
     Args:
         latent_dim: the number of log-ratios d, K - 1 for each categorical variable.
-        categories: K, at least 2.
-        temperature: τ, above 0; the posterior may have another.
+        categories: the number of categories K, at least 2.
+        temperature: the temperature τ, above 0. The posterior may have a different temperature.
 
     Raises:
-        SettingsError: if a setting is out of its range, or ``latent_dim`` is no multiple of K - 1.
+        SettingsError: if a setting is out of range, or ``latent_dim`` is not a multiple of K - 1.
 
     References:
         | The Concrete Distribution (Maddison, Mnih & Teh, 2017), https://arxiv.org/abs/1611.00712
@@ -357,8 +360,8 @@ class GumbelSoftmax(Prior):
         variables, rest = divmod(whole("latent_dim", latent_dim, 1), self.categories - 1)
         if rest:
             raise SettingsError(
-                f"latent_dim is {latent_dim}; a variable of {categories} categories has {categories - 1} log-ratios, "
-                f"so make it a multiple of {categories - 1}"
+                f"latent_dim is {latent_dim}; it must be a multiple of {categories - 1}, the number of log-ratios of a "
+                f"variable with {categories} categories"
             )
         self.logits = nn.Parameter(torch.zeros(variables, self.categories))
 
@@ -366,7 +369,7 @@ class GumbelSoftmax(Prior):
         return _GumbelSoftmax(self.logits, self.temperature)
 
     def discrete(self) -> Prior:
-        """The prior of one-hot categories that this one relaxes, with the same parameters."""
+        """Return the prior of one-hot categories that this prior relaxes; it shares the parameters."""
         return _OneHot(self)
 
     def extra_repr(self) -> str:
@@ -375,7 +378,7 @@ class GumbelSoftmax(Prior):
 
 
 class _OneHot(Prior):
-    """Categories with the probabilities of a relaxed prior."""
+    """One-hot categories with the probabilities of a relaxed prior."""
 
     def __init__(self, relaxed: GumbelSoftmax) -> None:
         super().__init__()
@@ -386,15 +389,15 @@ class _OneHot(Prior):
 
 
 class Flow(Prior):
-    """Any normalizing flow of zuko as a prior.
+    """A prior from any unconditional normalizing flow of zuko.
 
     .. math:: p(z) = p_0(f(z)) \\, |\\det \\partial f / \\partial z|
 
     Args:
-        flow: a zuko flow over the latents, without context, as ``zuko.flows.NSF(8)``.
+        flow: a zuko flow over the latents, without context, such as ``zuko.flows.NSF(8)``.
 
     Raises:
-        ModelError: if ``flow`` gives no distribution over all real numbers when called with nothing.
+        ModelError: if ``flow()`` is not a distribution over all real numbers.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015), https://arxiv.org/abs/1505.05770
@@ -410,10 +413,10 @@ class Flow(Prior):
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
         if not isinstance(flow, nn.Module):
-            raise ModelError(f"flow is a {type(flow).__name__}; make it a zuko flow, as zuko.flows.NSF(latents)")
+            raise ModelError(f"flow is a {type(flow).__name__}; pass a zuko flow, such as zuko.flows.NSF(latents)")
         self.flow = flow
         with torch.random.fork_rng(devices=[]):
-            drawn("prior", called("prior", self))  # a flow with a context fails only now
+            drawn("prior", called("prior", self))  # a flow with a context fails only when called
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         from pyro_vae.core.zuko import as_pyro

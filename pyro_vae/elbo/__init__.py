@@ -1,4 +1,4 @@
-"""Log-weights, and the estimators of the evidence lower bound made of them."""
+"""Log-weights and estimators of the evidence lower bound (ELBO)."""
 
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 

@@ -1,4 +1,4 @@
-"""Estimators that differentiate through their samples; each is a few lines on the log-weights."""
+"""Estimators with reparameterized gradients, each a short function of the log-weights."""
 
 import copy
 import math
@@ -12,28 +12,28 @@ from torch import Tensor
 from pyro_vae.core.traces import Program, TensorELBO, samples
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.kl import closed_form
-from pyro_vae.elbo.log_weights import Weights, valued, weigh
+from pyro_vae.elbo.log_weights import Weights, replace_gradient, weigh
 from pyro_vae.errors import ModelError, SettingsError
 
 __all__ = ["CIWAE", "ELBO", "IWAE", "IWAESTL", "MIWAE", "PIWAE", "STL", "AnalyticKL", "DReG", "Estimator", "Renyi"]
 
 
 class Estimator(TensorELBO):
-    """The base of estimators made of log-weights: a member says what its bound is, given them.
+    """Base class of estimators: a subclass computes its bound from the log-weights.
 
     .. math:: \\mathrm{loss} = - \\frac nm \\sum_{i \\in \\mathrm{batch}} \\hat{\\mathcal L}_i(\\log w_{1i}, \\ldots,
         \\log w_{Ki})
 
-    The bound is formed of unscaled log-weights and n/m multiplies it after, so it is unbiased for
-    minibatches. All particles are drawn at once, and what is returned are tensors: nothing waits for
-    a GPU. Each is a ``pyro.infer.ELBO``, so ``SVI(..., loss=)`` and :func:`pyro_vae.fit` take it.
+    The bound is computed from unscaled log-weights and then multiplied by n/m, so minibatches are unbiased. All
+    particles are drawn at once, and losses are returned as tensors, which avoids a GPU synchronization. Each estimator
+    is a ``pyro.infer.ELBO``: use it in ``SVI(..., loss=)`` or :func:`pyro_vae.fit`.
 
     Args:
-        num_particles: K, at least the member's ``least_particles``.
+        num_particles: the number of particles K, at least ``least_particles`` of the class.
 
     Raises:
         SettingsError: if there are too few particles.
-        ModelError: when called, if the guide cannot be reparameterised, or a site has no log-weight per datum.
+        ModelError: when called, if the guide is not reparameterizable, or a site has no log-weight per datum.
 
     Example:
         >>> class Largest(Estimator):
@@ -49,16 +49,16 @@ class Estimator(TensorELBO):
     path_gradient = False
     known_bias = ""
     reweights_latents = False
-    """Whether it stops or weights the gradient through the latents that the model saw, as no penalty should have it."""
+    """Whether it stops or weights the gradient from the model to the latents, which would be wrong for a penalty."""
     couples_data = False
-    """Whether the bound of a datum depends on the others of its batch, which then cannot be spread over processes."""
+    """Whether the bound of a datum depends on the other data of its batch, which then must stay in one process."""
 
     @takes_settings
     def __init__(self, num_particles: int = 1) -> None:
-        self._refuse_particles(num_particles)
+        self._validate_particles(num_particles)
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
 
-    def _refuse_particles(self, num_particles: int) -> None:
+    def _validate_particles(self, num_particles: int) -> None:
         if not isinstance(num_particles, int) or num_particles < self.least_particles:
             raise SettingsError(
                 f"{type(self).__name__}: num_particles is {num_particles}; "
@@ -67,82 +67,85 @@ class Estimator(TensorELBO):
 
     @abstractmethod
     def bound(self, w: Weights) -> Tensor:
-        """The bound of each datum, shape ``(batch,)``; its gradient is the estimator's."""
+        """Return the bound of each datum, shape ``(batch,)``; its gradient is the gradient of the estimator."""
 
     def reference(self) -> "Estimator":
-        """An estimator whose gradient is unbiased for this one's bound, another where there is one."""
+        """Return an estimator of the same bound with an unbiased gradient, a different estimator if possible."""
         return self
 
     @takes_settings
     def with_particles(self, num_particles: int) -> "Estimator":
-        """A copy with another number of particles."""
-        self._refuse_particles(num_particles)
+        """Return a copy with a different number of particles."""
+        self._validate_particles(num_particles)
         other = copy.copy(self)
         other.num_particles = num_particles
         return other
 
     def advance(self) -> None:
-        """Take notice that a step of training was made."""
+        """Advance the schedules by one training step."""
 
     def restart(self) -> None:
-        """Begin again, as before the first step of training."""
+        """Reset the schedules to the first training step."""
 
     def schedules(self) -> list[Any]:
-        """The schedules it follows."""
+        """Return the schedules of its settings."""
         return []
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
-        """One pass over model and guide."""
+        """Run model and guide once and return the log-weights."""
         w = weigh(model, guide, *args, num_particles=self.num_particles, path_gradient=self.path_gradient, **kwargs)
         w.refuse()
         for name, site in samples(w.guide_trace):
             if not site["fn"].has_rsample:
                 raise ModelError(
-                    f"site {name} has a {type(site['fn']).__name__}, which no gradient passes through; "
+                    f"site {name} has a {type(site['fn']).__name__}, which has no reparameterized gradient; "
                     "use ScoreFunction or VIMCO"
                 )
         return w
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the bound, summed over data and scaled by n/m; a tensor of shape ``()``."""
+        """Return minus the bound, summed over data and scaled by n/m; a tensor of shape ``()``."""
         w = self.weigh(model, guide, *args, **kwargs)
         return -w.total(self.bound(w))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, its gradient added to ``.grad`` of every parameter; what follows a schedule takes a step."""
+        """Return the loss, add its gradient to ``.grad`` of all parameters, and advance the schedules by one step."""
         loss = super().loss_and_grads(model, guide, *args, **kwargs)
         self.advance()
         return loss
 
     def settings(self) -> dict[str, Any]:
-        """What distinguishes it from another of its class, but for the number of particles."""
+        """Return the settings of the estimator, except for the number of particles."""
         return {}
 
     def called(self) -> str:
-        """Its class and settings, whatever the number of particles."""
-        own = shown(self.settings())
-        return type(self).__name__ + (f"({', '.join(own)})" if own else "")
+        """Return a label: the class and the settings, without the number of particles."""
+        settings = format_settings(self.settings())
+        return type(self).__name__ + (f"({', '.join(settings)})" if settings else "")
 
     def target(self) -> str:
-        """The bound that it estimates, K included where it depends on K; other estimators may share it."""
+        """Return the name of the bound that it estimates, with K if the bound depends on K.
+
+        Several estimators may share a bound.
+        """
         return repr(self)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join([str(self.num_particles), *shown(self.settings())])})"
+        return f"{type(self).__name__}({', '.join([str(self.num_particles), *format_settings(self.settings())])})"
 
 
-def shown(settings: dict[str, Any]) -> list[str]:
-    """Settings as a person writes them.
+def format_settings(settings: dict[str, Any]) -> list[str]:
+    """Format settings as keyword arguments.
 
     Example:
-        >>> shown({"alpha": 0.5, "groups": 2})
+        >>> format_settings({"alpha": 0.5, "groups": 2})
         ['alpha=0.5', 'groups=2']
     """
     return [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items()]
 
 
 def log_mean_exp(log: Tensor) -> Tensor:
-    """``log 1/K Σ exp``, over the first dimension.
+    """Compute ``log 1/K Σ exp`` over the first dimension.
 
     Example:
         >>> log_mean_exp(torch.tensor([[0.0], [0.0]]))
@@ -152,7 +155,7 @@ def log_mean_exp(log: Tensor) -> Tensor:
 
 
 class ELBO(Estimator):
-    """The evidence lower bound with its KL sampled; value and gradient are those of Pyro's ``Trace_ELBO``.
+    """The evidence lower bound with a sampled KL; value and gradient equal those of Pyro's ``Trace_ELBO``.
 
     .. math:: \\mathcal L_i = \\frac1K \\sum_k \\log w_{ki}
 
@@ -178,13 +181,13 @@ class ELBO(Estimator):
 
 
 class STL(ELBO):
-    """The ELBO with the path-only gradient, "sticking the landing": no noise where q is the posterior.
+    """The ELBO with the path gradient only ("sticking the landing"), noise-free where q is the posterior.
 
     .. math:: \\nabla_\\phi \\mathcal L_i = \\frac1K \\sum_k \\frac{\\partial \\log w_{ki}}{\\partial z_{ki}}
         \\frac{\\partial z_{ki}}{\\partial \\phi}
 
-    What is left out, the score of q, has mean zero, so the gradient stays unbiased. Where q is far too
-    narrow its noise is much larger than that of :class:`ELBO`.
+    The omitted term, the score of q, has mean zero, so the gradient is unbiased. If q is far too narrow, the gradient
+    is much noisier than that of :class:`ELBO`.
 
     References:
         | Sticking the Landing (Roeder, Wu & Duvenaud, 2017), https://arxiv.org/abs/1703.09194
@@ -204,21 +207,20 @@ class STL(ELBO):
 
 
 class AnalyticKL(ELBO):
-    """The ELBO with its KL in closed form: Pyro's ``TraceMeanField_ELBO``, made strict.
+    """The ELBO with a closed-form KL: a strict version of Pyro's ``TraceMeanField_ELBO``.
 
     .. math:: \\mathcal L_i = \\frac1K \\sum_k \\log p(x_i | z_{ki}) - KL(q(z | x_i) \\,\\|\\, p(z))
 
-    Refused is what Pyro's gets silently wrong: a KL without a closed form (Pyro samples it instead), a
-    latent site scaled in the model but not alike in the guide (Pyro takes the guide's scale and
-    ignores the model's), and more than one latent site (where the KL of the sum need not be the sum
-    of the KLs).
+    It raises an error where Pyro's estimator silently deviates: for a KL without a closed form (Pyro samples it), for
+    different scales of a latent site in model and guide (Pyro uses the scale of the guide), and for several latent
+    sites (whose joint KL need not be the sum of the KLs).
 
     Args:
-        num_particles: K, at least 1.
-        strict: whether a KL without a closed form is refused; if not, it is sampled, as Pyro does.
+        num_particles: the number of particles K, at least 1.
+        strict: whether to raise an error for a KL without a closed form; if not, the KL is sampled, as in Pyro.
 
     Raises:
-        ModelError: when called on such a pair.
+        ModelError: when called on such a pair of model and guide.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -241,7 +243,7 @@ class AnalyticKL(ELBO):
         pairs = list(w.kl_pairs())
         if len(pairs) != 1:
             raise ModelError(
-                f"AnalyticKL takes one latent site, the guide has {[name for name, *_ in pairs]}; use Trace_ELBO"
+                f"AnalyticKL takes one latent site, but the guide has {[name for name, *_ in pairs]}; use Trace_ELBO"
             )
         ((name, q, p, temperature),) = pairs
         kl = closed_form(name, q, p, strict=self.strict)
@@ -252,7 +254,7 @@ class AnalyticKL(ELBO):
 
 
 def importance_weighted(num_particles: int) -> str:
-    """The name of the importance-weighted bound, which with one particle is the ELBO.
+    """Return the name of the importance-weighted bound; with one particle, it is the ELBO.
 
     Example:
         >>> importance_weighted(1), importance_weighted(50)
@@ -262,12 +264,12 @@ def importance_weighted(num_particles: int) -> str:
 
 
 class IWAE(Estimator):
-    """The importance-weighted bound, tighter with every particle.
+    """The importance-weighted bound, which is tighter with more particles.
 
     .. math:: \\mathcal L_i^K = \\log \\frac1K \\sum_k w_{ki}, \\qquad
         K (\\log p(x_i) - E \\mathcal L_i^K) \\to \\tfrac12 \\chi^2(p \\,\\|\\, q)
 
-    The signal-to-noise ratio of its gradient by φ falls as :math:`K^{-1/2}`; :class:`DReG` mends that.
+    The signal-to-noise ratio of its gradient with respect to φ falls as :math:`K^{-1/2}`; that of :class:`DReG` grows.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -293,15 +295,15 @@ class IWAE(Estimator):
 
 
 class DReG(IWAE):
-    """The importance-weighted bound with the doubly reparameterised gradient by φ.
+    """The importance-weighted bound with the doubly reparameterized gradient with respect to φ.
 
     .. math:: \\nabla_\\phi \\mathcal L_i^K = E \\sum_k \\tilde w_{ki}^2
         \\frac{\\partial \\log w_{ki}}{\\partial z_{ki}} \\frac{\\partial z_{ki}}{\\partial \\phi}, \\qquad
         \\tilde w_{ki} = w_{ki} / \\textstyle\\sum_l w_{li}
 
-    Unbiased, as the gradient of :class:`IWAE` is, whose gradient by Θ it shares; its signal-to-noise
-    ratio by φ grows with K. With one particle it is :class:`STL`. Where the KL is weighted by β, the score is too,
-    and the factor is :math:`(1 - \\beta) \\tilde w_{ki} + \\beta \\tilde w_{ki}^2`.
+    The gradient is unbiased; with respect to Θ it equals that of :class:`IWAE`. The signal-to-noise ratio with respect
+    to φ grows with K. With one particle it is :class:`STL`. If the KL is weighted by β, so is the score, and the factor
+    is :math:`(1 - \\beta) \\tilde w_{ki} + \\beta \\tilde w_{ki}^2`.
 
     References:
         | Doubly Reparameterized Gradient Estimators (Tucker et al., 2018), https://arxiv.org/abs/1810.04152
@@ -320,34 +322,34 @@ class DReG(IWAE):
     def bound(self, w: Weights) -> Tensor:
         share = w.log.detach().softmax(0)
         temperature = w.common_temperature()
-        again = 1 - temperature + temperature * share
+        factor = 1 - temperature + temperature * share
         for name, z in w.latents.items():
-            if z.requires_grad:  # what flows back from the model to the guide is weighted once more
-                z.register_hook(partial(torch.mul, w.by_site(again, name)))
-        return valued(log_mean_exp(w.log), (share * (w.joint - again * w.posterior)).sum(0))
+            if z.requires_grad:  # multiply the gradient from the model to the guide by the second factor
+                z.register_hook(partial(torch.mul, w.by_site(factor, name)))
+        return replace_gradient(log_mean_exp(w.log), (share * (w.joint - factor * w.posterior)).sum(0))
 
     def reference(self) -> Estimator:
         return IWAE(self.num_particles)
 
 
 class IWAESTL(IWAE):
-    """The importance-weighted bound with the path-only gradient. **Biased**: shown to be compared, not to train with.
+    """The importance-weighted bound with the path gradient only. **Biased**: for comparison, not for training.
 
     .. math:: E \\sum_k \\tilde w_{ki} \\frac{\\partial \\log w_{ki}}{\\partial z_{ki}}
         \\frac{\\partial z_{ki}}{\\partial \\phi} \\ne \\nabla_\\phi \\mathcal L_i^K \\quad (K > 1)
 
-    The score that is left out is weighted here, so its mean is not zero; :class:`DReG` is what it should be.
+    The omitted score is weighted, so its mean is not zero; use :class:`DReG` instead.
 
     References:
         | Doubly Reparameterized Gradient Estimators (Tucker et al., 2018), section 5, https://arxiv.org/abs/1810.04152
 
     Example:
         >>> IWAESTL(4).known_bias
-        'its gradient by φ leaves out a score whose weighted mean is not zero (Tucker et al., 2018)'
+        'its gradient by φ omits a score whose weighted mean is not zero (Tucker et al., 2018)'
     """
 
     path_gradient = True
-    known_bias = "its gradient by φ leaves out a score whose weighted mean is not zero (Tucker et al., 2018)"
+    known_bias = "its gradient by φ omits a score whose weighted mean is not zero (Tucker et al., 2018)"
 
 
 class Renyi(Estimator):
@@ -356,15 +358,16 @@ class Renyi(Estimator):
     .. math:: \\mathcal L_i^\\alpha = \\frac1{1 - \\alpha} \\log \\frac1K \\sum_k w_{ki}^{1 - \\alpha}
         \\;\\to\\; \\log p(x_i) - D_\\alpha(q \\,\\|\\, p(z | x_i))
 
-    α = 0 is :class:`IWAE`, α = 1 the :class:`ELBO`, α = -∞ the largest weight; below 0 its limit lies above
-    log p(x). With K particles it is biased for its limit, upwards in α > 1, where Monte Carlo needs a great many.
+    α = 0 is :class:`IWAE`, α = 1 the :class:`ELBO` and α = -∞ the largest weight. For α < 0 the limit lies above
+    log p(x). With K particles the estimate of the limit is biased; for α > 1 it is biased upwards and needs very many
+    particles.
 
     Args:
-        num_particles: K, at least 1.
-        alpha: α, any number, infinities included.
+        num_particles: the number of particles K, at least 1.
+        alpha: the order α, any number or an infinity.
 
     Raises:
-        SettingsError: if ``alpha`` is no number.
+        SettingsError: if ``alpha`` is NaN.
 
     References:
         | Rényi Divergence Variational Inference (Li & Turner, 2016), https://arxiv.org/abs/1602.02311
@@ -384,7 +387,7 @@ class Renyi(Estimator):
     def __init__(self, num_particles: int = 2, *, alpha: float = 0.5) -> None:
         super().__init__(num_particles)
         if math.isnan(alpha):
-            raise SettingsError("Renyi: alpha is no number; give one, or an infinity")
+            raise SettingsError("Renyi: alpha is NaN; it must be a number or an infinity")
         self.alpha = float(alpha)
 
     def bound(self, w: Weights) -> Tensor:
@@ -403,16 +406,16 @@ class Renyi(Estimator):
 
 
 class MIWAE(Estimator):
-    """The mean of several importance-weighted bounds: between the ELBO and IWAE.
+    """The mean of several importance-weighted bounds, between the ELBO and IWAE.
 
     .. math:: \\mathcal L_i = \\frac1M \\sum_{g=1}^M \\log \\frac MK \\sum_{k \\in g} w_{ki}
 
     Args:
-        num_particles: K, all of them, a multiple of ``groups``.
-        groups: M, at least 1.
+        num_particles: the total number of particles K, a multiple of ``groups``.
+        groups: the number of groups M, at least 1.
 
     Raises:
-        SettingsError: if the groups do not divide the particles.
+        SettingsError: if ``num_particles`` is not a multiple of ``groups``.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
@@ -421,7 +424,7 @@ class MIWAE(Estimator):
     Example:
         >>> MIWAE(8, groups=3)
         Traceback (most recent call last):
-        pyro_vae.errors.SettingsError: MIWAE: 8 particles cannot be shared out to 3 groups; make one divide the other
+        pyro_vae.errors.SettingsError: MIWAE: num_particles is 8; it must be a multiple of groups, 3
     """
 
     @takes_settings
@@ -429,12 +432,12 @@ class MIWAE(Estimator):
         self.groups = groups
         super().__init__(num_particles)
 
-    def _refuse_particles(self, num_particles: int) -> None:
-        super()._refuse_particles(num_particles)
+    def _validate_particles(self, num_particles: int) -> None:
+        super()._validate_particles(num_particles)
         if not isinstance(self.groups, int) or self.groups < 1 or num_particles % self.groups:
             raise SettingsError(
-                f"{type(self).__name__}: {num_particles} particles cannot be shared out to {self.groups} groups; "
-                "make one divide the other"
+                f"{type(self).__name__}: num_particles is {num_particles}; it must be a multiple of groups, "
+                f"{self.groups}"
             )
 
     def bound(self, w: Weights) -> Tensor:
@@ -444,21 +447,21 @@ class MIWAE(Estimator):
         return {"groups": self.groups}
 
     def target(self) -> str:
-        has_two = isinstance(self, PIWAE) and self.groups > 1  # bounds, one for Θ and one for φ
-        return super().target() if has_two else importance_weighted(self.num_particles // self.groups)
+        two_bounds = isinstance(self, PIWAE) and self.groups > 1  # one for Θ and one for φ
+        return super().target() if two_bounds else importance_weighted(self.num_particles // self.groups)
 
 
 class CIWAE(Estimator):
-    """A mixture of the ELBO and the importance-weighted bound, of the same particles.
+    """A convex combination of the ELBO and the importance-weighted bound of the same particles.
 
     .. math:: \\mathcal L_i = \\frac\\beta K \\sum_k \\log w_{ki} + (1 - \\beta) \\log \\frac1K \\sum_k w_{ki}
 
     Args:
-        num_particles: K, at least 1.
-        mix: β, from 0 (:class:`IWAE`) to 1 (:class:`ELBO`).
+        num_particles: the number of particles K, at least 1.
+        mix: the weight β of the ELBO, from 0 (:class:`IWAE`) to 1 (:class:`ELBO`).
 
     Raises:
-        SettingsError: if ``mix`` is out of its range.
+        SettingsError: if ``mix`` is out of range.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
@@ -488,12 +491,12 @@ class CIWAE(Estimator):
 
 
 class PIWAE(MIWAE):
-    """Θ learns from the importance-weighted bound of all particles, φ from the mean of that of several groups.
+    """The importance-weighted bound of all particles for Θ, the mean of the bounds of several groups for φ.
 
     .. math:: \\nabla_\\Theta \\log \\frac1K \\sum_k w_{ki}, \\qquad
         \\nabla_\\phi \\frac1M \\sum_{g=1}^M \\log \\frac MK \\sum_{k \\in g} w_{ki}
 
-    Its value is the former. The decoder runs once; its gradient by the latents is computed a second time.
+    Its value is the bound for Θ. The decoder runs once, but its gradient with respect to the latents is computed twice.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
@@ -508,17 +511,17 @@ class PIWAE(MIWAE):
 
     def bound(self, w: Weights) -> Tensor:
         log = w.log.detach()
-        every, grouped = log.softmax(0), log.unflatten(0, (-1, self.groups))
-        own = grouped.softmax(0).flatten(0, 1) / self.groups
-        path = _along_latents(own * w.joint, w)
+        theta_share, groups = log.softmax(0), log.unflatten(0, (-1, self.groups))
+        phi_share = groups.softmax(0).flatten(0, 1) / self.groups
+        path = _path_term(phi_share * w.joint, w)
         for z in w.latents.values():
-            if z.requires_grad:  # what flows back from the model has the weights of Θ; the path has those of φ
+            if z.requires_grad:  # the gradient from the model has the weights for Θ; `path` replaces it
                 z.register_hook(torch.zeros_like)
-        return valued(log_mean_exp(log), (every * w.joint - own * w.posterior + path).sum(0))
+        return replace_gradient(log_mean_exp(log), (theta_share * w.joint - phi_share * w.posterior + path).sum(0))
 
 
-def _along_latents(value: Tensor, w: Weights) -> Tensor:
-    """``Σ_j (∂ value / ∂z_j) z_j``, the slopes fixed: its gradient is that of value through the latents alone."""
+def _path_term(value: Tensor, w: Weights) -> Tensor:
+    """``Σ_j (∂ value / ∂z_j) z_j`` with fixed slopes: its gradient is that of ``value`` through the latents alone."""
     moving = [name for name, z in w.latents.items() if z.requires_grad]
     if not (moving and value.requires_grad):
         return torch.zeros_like(value)

@@ -1,4 +1,4 @@
-"""Take an estimator as users give it: an instance, a class or a function."""
+"""Conversion of a user's ``elbo`` argument to an estimator."""
 
 import inspect
 from typing import Any
@@ -11,14 +11,14 @@ from pyro_vae.errors import SettingsError, did_you_mean
 
 
 def as_estimator(given: Any, name: str = "elbo") -> Loss:
-    """Return the estimator that is given, made with its defaults where that is a class.
+    """Return an estimator; instantiate it with its defaults if given a class.
 
     Args:
-        given: an estimator, the class of one, or a function of (model, guide, ...).
-        name: of the setting, for messages.
+        given: an estimator, an estimator class, or a function of (model, guide, ...).
+        name: the name of the argument, for messages.
 
     Raises:
-        SettingsError: if it is none of these, or a class whose settings have no defaults.
+        SettingsError: if ``given`` is none of these, or a class whose settings have no defaults.
 
     Example:
         >>> import pyro_vae as pv
@@ -27,18 +27,18 @@ def as_estimator(given: Any, name: str = "elbo") -> Loss:
     """
     if isinstance(given, type) and issubclass(given, ELBO):
         try:
-            made: ELBO = given()
+            estimator: ELBO = given()
         except TypeError as error:
-            raise SettingsError(f"{name} is a class that needs settings ({error}); give an instance of it") from error
-        return made
+            raise SettingsError(f"{name} is a class that needs settings ({error}); pass an instance") from error
+        return estimator
     if callable(given) and not isinstance(given, type):
         return given
-    names = [each for each in estimators.__all__ if _is_made(getattr(estimators, each))]
-    meant = did_you_mean(given, names) if isinstance(given, str) else ""
-    asked = f"did you mean {name}=pyro_vae.elbo.{meant}()?" if meant else f"give one, as {name}=pyro_vae.elbo.ELBO();"
-    raise SettingsError(f"{name} is {given!r}; {asked} pyro_vae.elbo has {', '.join(names)}")
+    names = [member for member in estimators.__all__ if _is_estimator_class(getattr(estimators, member))]
+    match = did_you_mean(given, names) if isinstance(given, str) else ""
+    hint = f"did you mean {name}=pyro_vae.elbo.{match}()?" if match else f"pass, e.g., {name}=pyro_vae.elbo.ELBO();"
+    raise SettingsError(f"{name} is {given!r}; {hint} pyro_vae.elbo has {', '.join(names)}")
 
 
-def _is_made(member: Any) -> bool:
-    """Whether a member of the package is a class of estimators, and no base of them."""
+def _is_estimator_class(member: Any) -> bool:
+    """Whether a member of the package is a concrete class of estimators."""
     return isinstance(member, type) and issubclass(member, ELBO) and not inspect.isabstract(member)

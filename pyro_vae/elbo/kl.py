@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences of latent sites: had in closed form, or sampled?"""
+"""Kullback-Leibler divergences of latent sites in closed form."""
 
 import math
 from collections.abc import Callable
@@ -25,28 +25,28 @@ from pyro_vae.errors import ModelError
 @register_kl(LowRankMultivariateNormal, Independent)
 @register_kl(MultivariateNormal, Independent)
 def _kl_from_independent(q: Any, p: Any) -> Tensor:
-    """KL(q ‖ p) of a correlated normal from independent normals, such as N(0, I), or Laplaces, in nats; Pyro has none.
+    """KL(q ‖ p) of a correlated normal from independent normals, such as N(0, I), or Laplaces, in nats.
 
     .. math:: KL = -H[q] - \\sum_j E_{q_j} \\log p_j(z_j)
 
-    Only the variances of q enter the expectation, in which every feature stands by itself.
+    The expectation is a sum over features, so it depends on q only through its means and variances. Pyro lacks this KL.
     """
-    expected = next((of for kind, of in _EXPECTED.items() if isinstance(p.base_dist, kind)), None)
+    expected = next((function for kind, function in _EXPECTED.items() if isinstance(p.base_dist, kind)), None)
     if expected is None or p.reinterpreted_batch_ndims != 1 or p.event_shape != q.event_shape:
         raise NotImplementedError
     return -q.entropy() - expected(q, p.base_dist).sum(-1)
 
 
 def _under_normal(q: Any, p: Any) -> Tensor:
-    """E log p(z) of each feature, for z of q and p normal."""
+    """E log p(z) of each feature, for z drawn from q and a normal p."""
     return p.log_prob(q.mean) - 0.5 * q.variance / p.variance
 
 
 def _under_laplace(q: Any, p: Any) -> Tensor:
-    """E log p(z) of each feature, for z of q and p Laplace's: E|z - m| = s √(2/π) e^(-t²) + (μ - m) erf(t)."""
-    apart, scale = q.mean - p.loc, q.variance.sqrt()
-    t = apart / (math.sqrt(2) * scale)
-    distance = scale * math.sqrt(2 / math.pi) * torch.exp(-(t**2)) + apart * torch.erf(t)
+    """E log p(z) of each feature, for z drawn from q and a Laplace p: E|z - m| = s √(2/π) e^(-t²) + (μ - m) erf(t)."""
+    difference, scale = q.mean - p.loc, q.variance.sqrt()
+    t = difference / (math.sqrt(2) * scale)
+    distance = scale * math.sqrt(2 / math.pi) * torch.exp(-(t**2)) + difference * torch.erf(t)
     return -torch.log(2 * p.scale) - distance / p.scale
 
 
@@ -55,27 +55,28 @@ _EXPECTED: dict[type, Callable[[Any, Any], Tensor]] = {Normal: _under_normal, La
 
 @register_kl(Independent, LowRankMultivariateNormal)
 def _kl_from_low_rank(q: Any, p: Any) -> Tensor:
-    """KL(q ‖ p) of independent normals from one of low rank, as of a normal whose rank is 0."""
-    fits = isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1 and p.event_shape == q.event_shape
-    if not fits:
+    """KL(q ‖ p) of independent normals from a low-rank normal; q is converted to a low-rank normal with W = 0."""
+    applies = isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1 and p.event_shape == q.event_shape
+    if not applies:
         raise NotImplementedError
-    nothing = torch.zeros_like(q.mean).unsqueeze(-1)
-    return kl_divergence(LowRankMultivariateNormal(q.mean, nothing, q.variance, validate_args=False), p)
+    factor = torch.zeros_like(q.mean).unsqueeze(-1)
+    return kl_divergence(LowRankMultivariateNormal(q.mean, factor, q.variance, validate_args=False), p)
 
 
 def kl_provenance(model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, str]:
-    """Whether there is a closed form for each latent site's KL, or Pyro samples it without a word.
+    """Report for each latent site whether its KL has a closed form or is sampled.
 
-    Importing this library adds the normals with a full or low-rank covariance against independent normals and
-    Laplaces, and independent normals against one with a low-rank covariance.
+    Pyro's ``TraceMeanField_ELBO`` samples a KL without a closed form silently. Importing this library registers
+    closed forms for normals with a full or low-rank covariance from independent normals and Laplaces, and for
+    independent normals from a low-rank normal.
 
     Args:
         model: a Pyro model.
-        guide: its guide.
-        args: handed to both.
+        guide: the guide of the model.
+        args: the arguments of model and guide.
 
     Returns:
-        Per latent site ``"analytic"`` or ``"Monte Carlo"``, as ``TraceMeanField_ELBO`` would treat it.
+        ``"analytic"`` or ``"Monte Carlo"`` for each latent site, as ``TraceMeanField_ELBO`` would compute it.
 
     Example:
         >>> import pyro_vae as pv
@@ -103,10 +104,10 @@ def _kind(q: Any, p: Any) -> str:
 
 
 def closed_form(name: str, q: Site, p: Site, *, strict: bool) -> Tensor | None:
-    """The KL of a latent site, of batch shape; nothing where there is no formula and ``strict`` is off.
+    """Return the KL of a latent site, of batch shape; None without a closed form if not ``strict``.
 
     Raises:
-        ModelError: if there is no formula and ``strict`` is on, or the site's scales differ.
+        ModelError: if ``strict`` and there is no closed form, or if the scales of the site differ.
 
     Example:
         >>> import pyro.distributions as dist
@@ -114,7 +115,7 @@ def closed_form(name: str, q: Site, p: Site, *, strict: bool) -> Tensor | None:
         >>> closed_form("z", normal, normal, strict=True)
         tensor([0., 0., 0.])
     """
-    refuse_unequal_scales(name, q, p)
+    validate_scales(name, q, p)
     try:
         return kl_divergence(q["fn"], p["fn"])
     except NotImplementedError as error:
@@ -125,20 +126,20 @@ def closed_form(name: str, q: Site, p: Site, *, strict: bool) -> Tensor | None:
 
 
 def family(fn: Any) -> str:
-    """What a distribution is called, whatever it is wrapped in."""
+    """Return the class name of a distribution without its wrappers."""
     return type(base(fn)).__name__
 
 
 def base(fn: Any) -> Any:
-    """A distribution without its ``to_event``."""
+    """Return a distribution without its ``Independent`` wrappers (``to_event``)."""
     return base(fn.base_dist) if isinstance(fn, Independent) else fn
 
 
-def refuse_unequal_scales(name: str, q: Site, p: Site) -> None:
-    """Refuse a latent site scaled in the model but not alike in the guide: an analytic KL has one scale."""
+def validate_scales(name: str, q: Site, p: Site) -> None:
+    """Raise an error if a latent site has different scales in model and guide; an analytic KL has one scale."""
     same = q["scale"] == p["scale"]
     if not (same if isinstance(same, bool) else bool(same.all())):
         raise ModelError(
             f"site {name} is scaled by {p['scale']} in the model and by {q['scale']} in the guide; "
-            "scale both alike, or the KL is not the one that was meant"
+            "use the same scale in both"
         )

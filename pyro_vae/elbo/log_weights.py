@@ -1,4 +1,4 @@
-"""Log-weights ``log p(x, z) - log q(z | x)``, of which every estimator here is made."""
+"""Log-weights ``log p(x, z) - log q(z | x)``, the basis of all estimators of this package."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,10 +20,10 @@ from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import ModelError
 
 PARTICLES = "_particles"
-"""The plate of particles, to the left of the data."""
+"""The name of the plate of particles, to the left of the plates over data."""
 
 PARTICLE_DIMS = (-2, -3, -4, -5)
-"""Where it may stand: the first that no plate of the user's own stands at."""
+"""The possible dimensions of the plate of particles; the first one that no plate of the user occupies is used."""
 
 
 @takes_settings
@@ -35,27 +35,27 @@ def log_weights(
     path_gradient: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    """The log-weight of each particle and datum, of which importance-weighted estimators are made.
+    """Draw particles and return the log-weight of each particle and datum.
 
     .. math:: \\log w_{ki} = \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i), \\qquad z_{ki} \\sim q(z | x_i)
 
-    They are not scaled by n/m: a bound is formed first and scaled after, since a scale inside a
-    logarithm of a mean gives no bound. Their mean over particles is the ELBO of each datum.
+    The mean over particles is an estimate of the ELBO of each datum. The log-weights are not scaled by n/m: scale a
+    bound after computing it, since scaled log-weights inside a log-mean-exp do not give a bound.
 
     Args:
-        model: a Pyro model, one latent site or more, whose sites all lie in one plate over data.
-        guide: its guide.
-        args: handed to both; ``x`` first.
-        num_particles: K, at least 1; all are drawn at once, in a plate to the left of the data.
-        path_gradient: keep only the gradient that flows through ``z`` ("sticking the landing"):
-            q is differentiated as a function of its sample, not of its parameters.
+        model: a Pyro model with one or more latent sites; all sites must lie in one plate over data.
+        guide: the guide of the model.
+        args: the arguments of model and guide; ``x`` first.
+        num_particles: the number of particles K, at least 1; all are drawn at once, in a plate to the left of the data.
+        path_gradient: whether to keep the gradient through ``z`` only ("sticking the landing"):
+            log q is differentiated with respect to its sample, not to its parameters.
 
     Returns:
         Log-weights in nats, shape ``(K, batch)``.
 
     Raises:
         ModelError: if a site is masked by a handler, enumerated, or lies in no plate over data; the
-            sentence names the estimator of Pyro's to use instead.
+            message names the estimator of Pyro to use instead.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -82,22 +82,22 @@ def weigh(
     detached: bool = False,
     **kwargs: Any,
 ) -> "Weights":
-    """The parts of the log-weights of each particle and datum.
+    """Draw particles and return the terms of the log-weights of each particle and datum.
 
     Model and guide run once. The model sees a copy of each latent, so that an estimator can weight or
-    stop what flows back through it, particle by particle; ``drawn`` are the latents themselves.
+    stop the gradient from the model, particle by particle; ``drawn`` are the latents themselves.
 
     Args:
-        model: as :func:`log_weights` takes it.
-        guide: its guide.
-        args: handed to both; ``x`` first.
-        num_particles: K, at least 1.
-        path_gradient: as :func:`log_weights` takes it.
-        detached: let no gradient pass through a latent, for estimators that do not differentiate through
-            their samples: neither the model nor a later site of the guide sends one back.
+        model: a Pyro model, as in :func:`log_weights`.
+        guide: the guide of the model.
+        args: the arguments of model and guide; ``x`` first.
+        num_particles: the number of particles K, at least 1.
+        path_gradient: as in :func:`log_weights`.
+        detached: whether to stop the gradient through the latents, both from the model and from later sites of the
+            guide, for score-function estimators.
 
     Returns:
-        The parts, as :class:`Weights`.
+        The terms, as :class:`Weights`.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -121,9 +121,9 @@ def _weigh(
     num_particles: int,
     path_gradient: bool,
     detached: bool,
-    given: tuple[Any, Any],
+    arguments: tuple[Any, Any],
 ) -> "Weights":
-    args, kwargs = given
+    args, kwargs = arguments
     model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
     copies = _Detached() if detached else _Gated() if path_gradient else None
     guide_trace = poutine.trace(guide if copies is None else copies(guide)).get_trace(*args, **kwargs)
@@ -134,7 +134,7 @@ def _weigh(
 
 
 def with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
-    """A copy of a trace that holds other values."""
+    """Return a copy of a trace with other values."""
     other = trace.copy()
     for name, value in values.items():
         other.nodes[name] = {**other.nodes[name], "value": value}
@@ -142,7 +142,7 @@ def with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
 
 
 class _Copies(Messenger, ABC):
-    """Hand the later sites of a guide a copy of each latent; a trace around it keeps the latent itself."""
+    """Gives the later sites of a guide a copy of each latent; a trace around it records the latent itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,15 +154,15 @@ class _Copies(Messenger, ABC):
 
     @abstractmethod
     def copy(self, value: Tensor) -> Tensor:
-        """The copy of a latent."""
+        """Return a copy of a latent."""
 
     @abstractmethod
     def log_q(self, w: "Weights") -> Tensor:
-        """``log q(z | x)``, shape ``(K, batch)``, with the gradient that the copies stand for."""
+        """Return ``log q(z | x)``, shape ``(K, batch)``, with the gradient that this class defines."""
 
 
 class _Detached(_Copies):
-    """Copies without a gradient: that of ``log q`` is then the score, the parameters' own part."""
+    """Copies without a gradient: the gradient of ``log q`` is the score, with respect to the parameters only."""
 
     def copy(self, value: Tensor) -> Tensor:
         return value.detach()
@@ -172,11 +172,11 @@ class _Detached(_Copies):
 
 
 class _Gated(_Copies):
-    """Copies that send a gradient back to their latents, except while they are closed.
+    """Copies that pass a gradient back to their latents, except while the gates are closed.
 
-    A later site depends on the copy both when it is drawn and when it is scored. Only while the gates are
-    closed is the slope of ``log q`` at a copy that of the score alone, at fixed later latents. So the guide
-    need not run a second time, in which a layer such as dropout would draw another mask.
+    A later site depends on the copy twice: when it is drawn and when it is scored. While the gates are closed, the
+    slope of ``log q`` at a copy comes from the scores only, at fixed later latents. Thus the guide need not run a
+    second time, with another dropout mask, for example.
     """
 
     def __init__(self) -> None:
@@ -193,16 +193,16 @@ class _Gated(_Copies):
         return torch.zeros_like(gradient) if self.closed else None
 
     def log_q(self, w: "Weights") -> Tensor:
-        """Its gradient is ``Σ_j (∂ log q / ∂z_j) ∂z_j / ∂φ``: the path's, without that of the parameters."""
+        """Return ``log q`` with the path gradient, ``Σ_j (∂ log q / ∂z_j) ∂z_j / ∂φ``, without the score."""
         moving = [name for name, z in w.drawn.items() if z.requires_grad]
         values = {name: z.detach().requires_grad_(name in moving) for name, z in w.drawn.items()}
         log_q = w.log_q_at(values)
         if not (moving and log_q.requires_grad):
             return log_q
-        own, through_later = (self._slopes(log_q, [at[name] for name in moving]) for at in (values, self.copies))
-        parts = zip(moving, own, through_later, strict=True)
-        path = torch.stack([w.by_event((mine + later) * w.drawn[name], name) for name, mine, later in parts]).sum(0)
-        return valued(log_q, path)
+        direct, through_later = (self._slopes(log_q, [at[name] for name in moving]) for at in (values, self.copies))
+        slopes = zip(moving, direct, through_later, strict=True)
+        path = torch.stack([w.by_event((slope + later) * w.drawn[name], name) for name, slope, later in slopes]).sum(0)
+        return replace_gradient(log_q, path)
 
     def _slopes(self, log_q: Tensor, at: list[Tensor]) -> tuple[Tensor, ...]:
         self.closed = True
@@ -212,12 +212,12 @@ class _Gated(_Copies):
             self.closed = False
 
 
-def valued(value: Tensor, surrogate: Tensor) -> Tensor:
-    """One tensor's value with another's gradient.
+def replace_gradient(value: Tensor, surrogate: Tensor) -> Tensor:
+    """Return ``value`` with the gradient of ``surrogate``.
 
     Example:
         >>> x = torch.tensor(3.0, requires_grad=True)
-        >>> y = valued(x**2, 5 * x)
+        >>> y = replace_gradient(x**2, 5 * x)
         >>> y.item(), torch.autograd.grad(y, x)[0].item()
         (9.0, 5.0)
     """
@@ -226,14 +226,14 @@ def valued(value: Tensor, surrogate: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What one pass over model and guide gives, for ``K`` particles of each datum; all in nats.
+    """The terms of the log-weights in nats, from one run of model and guide with ``K`` particles per datum.
 
     Args:
-        model_trace: of the model, at the guide's latents.
-        guide_trace: of the guide.
-        latents: the latents as the model saw them, by site: copies of ``drawn``, or without a gradient.
-        temperature: what ``log p(z) - log q(z|x)`` is multiplied by.
-        copies: what the guide's later sites saw, unless that were the latents themselves.
+        model_trace: the trace of the model at the guide's latents.
+        guide_trace: the trace of the guide.
+        latents: the latents that the model saw, by site: copies of ``drawn``, possibly detached.
+        temperature: the factor of ``log p(z) - log q(z|x)``.
+        copies: the latents that later sites of the guide saw; None if these are the latents themselves.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -250,11 +250,11 @@ class Weights:
     copies: _Copies | None = None
 
     def refuse(self) -> None:
-        """Refuse sites that have no log-weight per datum, and models without data."""
+        """Raise an error if a site has no log-weight per datum, or the model observes no data."""
         self.dims, self._observed  # noqa: B018
 
     def tempered(self, temperature: float | Tensor) -> "Weights":
-        """The same, with ``log p(z) - log q(z|x)`` multiplied once more."""
+        """Return a copy with ``log p(z) - log q(z|x)`` multiplied by ``temperature``."""
         return replace(self, temperature=self.temperature * temperature)
 
     @cached_property
@@ -269,12 +269,12 @@ class Weights:
 
     @cached_property
     def drawn(self) -> dict[str, Tensor]:
-        """The latents as the guide drew them, by site, with the whole gradient that a penalty needs."""
+        """The latents that the guide drew, by site, with their full gradient, as a penalty needs it."""
         return {name: site["value"] for name, site in samples(self.guide_trace)}
 
     @property
     def device(self) -> torch.device:
-        """Where the data are."""
+        """The device of the data."""
         device: torch.device = self._observed["value"].device
         return device
 
@@ -285,7 +285,7 @@ class Weights:
 
     @cached_property
     def score(self) -> Tensor:
-        """``log q(z | x)`` at fixed latents, whatever the temperature and scales, shape ``(K, batch)``."""
+        """``log q(z | x)`` at fixed latents, without temperature and scales, shape ``(K, batch)``."""
         sites = ((site["fn"], site["value"].detach()) for _, site in samples(self.guide_trace))
         return torch.stack([self.by_datum(fn.log_prob(value)) for fn, value in sites]).sum(0)
 
@@ -296,25 +296,25 @@ class Weights:
 
     @cached_property
     def joint(self) -> Tensor:
-        """``log p(x, z)``, shape ``(K, batch)``, its prior's part times the temperature."""
+        """``log p(x | z)`` plus the temperature times ``log p(z)``, shape ``(K, batch)``."""
         return self.likelihood + self.prior
 
     @cached_property
     def dims(self) -> tuple[int, tuple[int, ...]]:
-        """The dimension of the particles, and those of the plates over data that all sites share."""
+        """The dimension of the particles, and the dimensions of the plates over data that all sites share."""
         sites = [*samples(self.model_trace), *samples(self.guide_trace)]
         for name, site in sites:
-            _refuse_site(name, site)
+            _validate_site(name, site)
         plates = ({(f.name, f.dim) for f in _data_frames(site)} for _, site in sites)
         shared = set.intersection(*plates) if sites else set()
         if not shared:
-            raise ModelError(f"the sites {sorted(dict(sites))} share no plate over data; {INSTEAD}")
+            raise ModelError(f"the sites {sorted(dict(sites))} share no plate over data; {ADVICE}")
         particle = next(f.dim for f in self._observed["cond_indep_stack"] if f.name == PARTICLES)
         return particle, tuple(sorted(dim for _, dim in shared))
 
     @cached_property
     def size(self) -> int:
-        """n, how many data the plates stand for."""
+        """The size n of the data set, from the full sizes of the plates."""
         frames = {f.dim: f for f in _data_frames(self._observed)}
         return math.prod(frames[dim].full_size or frames[dim].size for dim in self.dims[1])
 
@@ -323,11 +323,11 @@ class Weights:
         for _, site in samples(self.model_trace):
             if site["is_observed"]:
                 return site
-        raise ModelError("the model observes nothing, so there is no evidence to bound; give a site obs=x")
+        raise ModelError("the model observes no data, so it has no evidence; condition a site with obs=x")
 
     @cached_property
-    def _outer(self) -> Any:
-        """The scale that all observed sites have in common; where they differ, that of the plates alone."""
+    def _common_scale(self) -> Any:
+        """The scale of all observed sites; if they differ, the scale of the plates alone."""
         scales = [site["scale"] for _, site in samples(self.model_trace) if site["is_observed"]]
         first = self._observed["scale"]
         if len(scales) == 1 or (not any(isinstance(s, Tensor) for s in scales) and len(set(scales)) == 1):
@@ -337,35 +337,36 @@ class Weights:
 
     @property
     def scale(self) -> Any:
-        """The factor n/m of each bound, times any scale around the whole model."""
-        return self._outer
+        """The factor n/m of each bound, times the scale of the whole model, if any."""
+        return self._common_scale
 
     def total(self, bound: Tensor) -> Tensor:
-        """The sum over data of a bound of shape ``(batch,)``, scaled; shape ``()``."""
+        """Sum a bound of shape ``(batch,)`` over data and scale it; a tensor of shape ``()``."""
         scale = self.scale
         if isinstance(scale, Tensor) and scale.dim():
             scale = self.by_datum(scale.expand(self._observed["fn"].batch_shape))[0]
         return (scale * bound).sum()
 
     def common_temperature(self) -> Any:
-        """What the log-densities of all latents are multiplied by.
+        """Return the factor of the log-densities of all latents.
 
         Raises:
-            ModelError: if it is one for some and another for others.
+            ModelError: if the factor differs between latent sites.
         """
-        found = [_relative(site, self._outer) for _, site in samples(self.guide_trace)]
-        if len({id(t) if isinstance(t, Tensor) else t for t in found}) > 1:
-            raise ModelError("latent sites are scaled by different numbers, which DReG is not derived for; use IWAE")
-        return self.temperature * found[0]
+        factors = [_relative_scale(site, self._common_scale) for _, site in samples(self.guide_trace)]
+        if len({id(t) if isinstance(t, Tensor) else t for t in factors}) > 1:
+            raise ModelError("the latent sites have different scales, for which DReG is not derived; use IWAE")
+        return self.temperature * factors[0]
 
     def kl_pairs(self) -> Iterator[tuple[str, Site, Site, Any]]:
-        """Each latent's sites in guide and model, and its scale beyond that of the data."""
+        """Iterate over the latents: name, site in the guide, site in the model, and factor of the log-densities."""
         for name, q in samples(self.guide_trace):
             if name in self.model_trace.nodes:
-                yield name, q, self.model_trace.nodes[name], self.temperature * _relative(q, self._outer)
+                factor = self.temperature * _relative_scale(q, self._common_scale)
+                yield name, q, self.model_trace.nodes[name], factor
 
     def by_site(self, value: Tensor, name: str) -> Tensor:
-        """The other way: what there is per particle and datum, to multiply a latent of that site with."""
+        """Reshape values of shape ``(K, batch)`` so that they broadcast with the latent of a site."""
         particle, data = self.dims
         sizes = [f.size for dim in data for f in _data_frames(self._observed) if f.dim == dim]
         value = value.unflatten(1, sizes)
@@ -375,54 +376,55 @@ class Weights:
         return value[(..., *[None] * self.guide_trace.nodes[name]["fn"].event_dim)]
 
     def by_event(self, value: Tensor, name: str) -> Tensor:
-        """Numbers of the shape of a latent, summed over its event and further plates; shape ``(K, batch)``."""
+        """Sum values of the shape of a latent over its event and further plates; shape ``(K, batch)``."""
         event = self.guide_trace.nodes[name]["fn"].event_dim
         return self.by_datum(value.flatten(-event).sum(-1) if event else value)
 
     def log_q_at(self, values: dict[str, Tensor]) -> Tensor:
-        """``log q`` at other values, under the guide's own distributions, shape ``(K, batch)``."""
+        """Return ``log q`` of other values under the distributions of the guide, shape ``(K, batch)``."""
         return self._sum({**site, "value": values[name]} for name, site in samples(self.guide_trace))
 
     def _sum(self, sites: Iterable[Site]) -> Tensor:
         self.refuse()
-        terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._outer) for site in sites]
+        scale = self._common_scale
+        terms = [self.by_datum(s["fn"].log_prob(s["value"])) * _relative_scale(s, scale) for s in sites]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
     def by_datum(self, value: Tensor) -> Tensor:
-        """A value per particle and datum of one site, as ``(K, batch)``, its further plates summed over."""
+        """Reshape the values of a site to ``(K, batch)``, summed over its further plates."""
         particle, data = self.dims
         if value.dim() == 2:
             return value
         return value.movedim((particle, *data), tuple(range(1 + len(data)))).flatten(1, len(data)).flatten(2).sum(-1)
 
 
-def _relative(site: Site, outer: Any) -> Any:
-    """A site's scale beyond that of the data: a temperature, which is part of the density."""
-    mine = site["scale"]
-    if mine is outer or (isinstance(mine, float | int) and isinstance(outer, float | int) and mine == outer):
+def _relative_scale(site: Site, common: Any) -> Any:
+    """The scale of a site divided by the scale of the data: a temperature, which is part of the density."""
+    scale = site["scale"]
+    if scale is common or (isinstance(scale, float | int) and isinstance(common, float | int) and scale == common):
         return 1.0
-    ratio = mine / outer
+    ratio = scale / common
     return ratio.reshape(-1) if isinstance(ratio, Tensor) and ratio.dim() > 1 else ratio
 
 
-INSTEAD = "use Trace_ELBO, which needs no log-weight per datum"
+ADVICE = "use Trace_ELBO, which needs no log-weight per datum"
 
 
 def _data_frames(site: Site) -> list[Any]:
     return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
 
 
-def _refuse_site(name: str, site: Site) -> None:
+def _validate_site(name: str, site: Site) -> None:
     if site["mask"] is not None:
-        raise ModelError(f"site {name} is masked by a handler, which log-weights do not see; mask its distribution")
+        raise ModelError(f"site {name} is masked by a handler, which log-weights ignore; mask its distribution instead")
     if site["infer"].get("enumerate"):
         raise ModelError(f"site {name} is enumerated, so it has no sampled log-weight; use TraceEnum_ELBO")
     if not _data_frames(site):
-        raise ModelError(f"site {name} lies in no plate over data, so it has no log-weight per datum; {INSTEAD}")
+        raise ModelError(f"site {name} lies in no plate over data, so it has no log-weight per datum; {ADVICE}")
 
 
 def at_particles(program: Program, num_particles: int, dim: int = -2) -> Program:
-    """A program that draws K particles of each datum at once, in a plate at ``dim``.
+    """Wrap a program so that it draws K particles of each datum at once, in a plate at ``dim``.
 
     Example:
         >>> import pyro_vae as pv

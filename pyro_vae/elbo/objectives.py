@@ -1,4 +1,4 @@
-"""Objectives around an estimator: its KL weighted, annealed, floored, or joined by a penalty."""
+"""Objectives that wrap an estimator: weighted or annealed KL, free bits, and penalties."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,20 +10,20 @@ from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.core.traces import Program, Site, loss_name, samples
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.elbo.bounds import Estimator, shown
+from pyro_vae.elbo.bounds import Estimator, format_settings
 from pyro_vae.elbo.given import as_estimator
 from pyro_vae.elbo.kl import family
-from pyro_vae.elbo.log_weights import Weights, valued
+from pyro_vae.elbo.log_weights import Weights, replace_gradient
 from pyro_vae.errors import ModelError, SettingsError
 
 __all__ = ["TCVAE", "Beta", "Cyclical", "FreeBits", "InfoVAE", "Linear", "Schedule"]
 
 
 class Schedule(ABC):
-    """A number that changes while training, computed from the step by tensor operations.
+    """A number that changes during training, computed from the step by tensor operations.
 
     Args:
-        steps: how many steps it needs to come to its end.
+        steps: the number of steps until its last change.
 
     Example:
         >>> class Halving(Schedule):
@@ -41,21 +41,21 @@ class Schedule(ABC):
 
     @abstractmethod
     def at(self, step: Tensor) -> Tensor:
-        """The number at a step, counted from 0; a tensor of shape ``()``."""
+        """Return the number at a step, counted from 0; a tensor of shape ``()``."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v:g}' for k, v in vars(self).items())})"
 
 
 class Linear(Schedule):
-    """A straight line from one number to another, which it then keeps.
+    """A linear schedule from one number to another, then constant.
 
     .. math:: \\beta_t = a + (b - a) \\min(t / T, 1)
 
     Args:
-        steps: T, at least 1.
-        start: a.
-        end: b.
+        steps: the number of steps T, at least 1.
+        start: the first number a.
+        end: the last number b.
 
     References:
         | Generating Sentences from a Continuous Space (Bowman et al., 2016), https://arxiv.org/abs/1511.06349
@@ -76,19 +76,19 @@ class Linear(Schedule):
 
 
 class Cyclical(Schedule):
-    """Several straight lines, one after another, each followed by a rest; the last number is kept.
+    """A cyclical schedule: each cycle rises linearly and then stays constant, as does the end of the last cycle.
 
     .. math:: \\beta_t = a + (b - a) \\min(\\tau / R, 1), \\qquad \\tau = (t \\bmod T / C) / (T / C)
 
     Args:
-        steps: T, all cycles together, at least 1.
-        cycles: C, at least 1.
-        ramp: R, the share of a cycle that rises, above 0 and at most 1.
-        start: a.
-        end: b.
+        steps: the number of steps T of all cycles together, at least 1.
+        cycles: the number of cycles C, at least 1.
+        ramp: the rising share R of a cycle, above 0 and at most 1.
+        start: the first number a of a cycle.
+        end: the last number b of a cycle.
 
     Raises:
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of range.
 
     References:
         | Cyclical Annealing Schedule (Fu et al., 2019), https://arxiv.org/abs/1903.10145
@@ -103,7 +103,8 @@ class Cyclical(Schedule):
         super().__init__(steps)
         if not isinstance(cycles, int) or cycles < 1 or not 0 < ramp <= 1:
             raise SettingsError(
-                f"Cyclical: cycles is {cycles} and ramp {ramp}; cycles is a whole number of at least 1, ramp in (0, 1]"
+                f"Cyclical: cycles is {cycles} and ramp {ramp}; cycles must be a whole number of at least 1, "
+                "ramp above 0 and at most 1"
             )
         self.cycles, self.ramp, self.start, self.end = cycles, float(ramp), float(start), float(end)
 
@@ -114,38 +115,38 @@ class Cyclical(Schedule):
 
 
 class Objective(Estimator):
-    """The base of objectives: an estimator and what is changed of it.
+    """Base class of objectives, which wrap an estimator and change its bound.
 
-    Objectives nest. Each takes every estimator of :mod:`pyro_vae.elbo`, with the gradient of the sum of the two; the
-    table in ``docs/comparing_estimators.md`` says which pairs take several latent sites or a discrete guide. A
-    penalty has its own gradient, whatever an estimator does to that of its bound (:class:`DReG` weights it,
-    :class:`ScoreFunction` passes none through the latents).
+    Objectives nest, and each wraps any estimator of :mod:`pyro_vae.elbo`. The table in
+    ``docs/comparing_estimators.md`` lists the pairs that take several latent sites or a discrete guide. A penalty
+    has its own gradient, independent of changes that an estimator makes to the gradient of its bound
+    (:class:`DReG` weights the gradient through the latents, :class:`ScoreFunction` stops it).
 
     Args:
         elbo: an estimator of :mod:`pyro_vae.elbo`, its class, or another objective.
 
     Raises:
-        ModelError: if ``elbo`` is not made of log-weights, as Pyro's own are not.
+        ModelError: if ``elbo`` is not an estimator of :mod:`pyro_vae.elbo`; Pyro's estimators have no log-weights.
 
     Example:
         >>> import pyro_vae as pv
         >>> pv.elbo.Beta(pv.elbo.Trace_ELBO())
         Traceback (most recent call last):
-        pyro_vae.errors.ModelError: Beta goes around an estimator of pyro_vae.elbo, this is Trace_ELBO; use ELBO, ...
+        pyro_vae.errors.ModelError: Beta wraps an estimator of pyro_vae.elbo, not Trace_ELBO; use ELBO, ...
     """
 
     neutral: tuple[dict[str, Any], ...] = ()
-    """Settings with which it is the estimator inside."""
+    """Settings with which it equals the wrapped estimator."""
 
     def __init__(self, elbo: Estimator | type[Estimator]) -> None:
-        inside = as_estimator(elbo)
-        if not isinstance(inside, Estimator):
+        estimator = as_estimator(elbo)
+        if not isinstance(estimator, Estimator):
             raise ModelError(
-                f"{type(self).__name__} goes around an estimator of pyro_vae.elbo, this is {loss_name(inside)}; "
-                "use ELBO, AnalyticKL or another of them"
+                f"{type(self).__name__} wraps an estimator of pyro_vae.elbo, not {loss_name(estimator)}; "
+                "use ELBO, AnalyticKL or another of its estimators"
             )
-        super().__init__(inside.num_particles)
-        self.elbo = inside
+        super().__init__(estimator.num_particles)
+        self.elbo = estimator
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         return self.elbo.weigh(model, guide, *args, **kwargs)
@@ -172,38 +173,38 @@ class Objective(Estimator):
 
     @property
     def known_bias(self) -> str:  # type: ignore[override]
-        """That of the estimator inside."""
+        """The known bias of the wrapped estimator."""
         return self.elbo.known_bias
 
     @property
     def reweights_latents(self) -> bool:  # type: ignore[override]
-        """That of the estimator inside."""
+        """Whether the wrapped estimator stops or weights the gradient from the model to the latents."""
         return self.elbo.reweights_latents
 
     def called(self) -> str:
-        return f"{type(self).__name__}({', '.join([self.elbo.called(), *shown(self.settings())])})"
+        return f"{type(self).__name__}({', '.join([self.elbo.called(), *format_settings(self.settings())])})"
 
     def target(self) -> str:
         if self.settings() in self.neutral:
             return self.elbo.target()
-        return f"{type(self).__name__}({', '.join([self.elbo.target(), *shown(self.settings())])})"
+        return f"{type(self).__name__}({', '.join([self.elbo.target(), *format_settings(self.settings())])})"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join([repr(self.elbo), *shown(self.settings())])})"
+        return f"{type(self).__name__}({', '.join([repr(self.elbo), *format_settings(self.settings())])})"
 
 
 class Beta(Objective):
-    """The KL weighted by β, exactly, at every latent site of both model and guide; β may follow a schedule.
+    """The ELBO with its KL weighted by β at all latent sites; β may follow a schedule.
 
     .. math:: \\log w_{ki} = \\log p(x_i | z_{ki}) + \\beta \\, (\\log p(z_{ki}) - \\log q(z_{ki} | x_i))
 
-    Around :class:`ELBO` or :class:`AnalyticKL` it is the β-VAE; it takes every estimator. With a schedule,
-    ``step`` counts the steps of training; :func:`pyro_vae.fit` logs the true ELBO beside this objective,
-    and refuses a warm-up that is longer than the training.
+    It wraps any estimator; with :class:`ELBO` or :class:`AnalyticKL` it is the objective of the β-VAE. With a
+    schedule, ``step`` counts the training steps; :func:`pyro_vae.fit` logs the ELBO with β = 1 next to this objective,
+    and raises an error if the schedule is longer than the training.
 
     Args:
         elbo: the estimator, or its class.
-        beta: a number of at least 0, or a :class:`Schedule`.
+        beta: the weight β, a number of at least 0, or a :class:`Schedule`.
 
     Raises:
         SettingsError: if ``beta`` is below 0.
@@ -228,7 +229,7 @@ class Beta(Objective):
         self.step = torch.zeros(())
 
     def temperature(self, device: torch.device) -> float | Tensor:
-        """β at this step, where the data are."""
+        """Return β at the current step, on the device of the data."""
         if not isinstance(self.beta, Schedule):
             return self.beta
         if self.step.device != device:
@@ -265,22 +266,22 @@ class Beta(Objective):
 
 
 class FreeBits(Objective):
-    """A KL below λ nats per latent costs no more than λ: those nats are free.
+    """Free bits: the KL of each latent costs at least λ nats, so there is no gain in reducing it below λ.
 
     .. math:: \\mathcal L_i - \\sum_j \\max(0, \\lambda - \\overline{KL}_j), \\qquad
         \\overline{KL}_j = \\text{mean over the batch of } KL(q(z_j | x_i) \\,\\|\\, p(z_j))
 
-    A β goes around it: ``Beta(FreeBits(ELBO()), 0.5)``. The floor is of the mean over the batch and the particles, so
-    minibatches of different sizes have different objectives. It takes every estimator for one latent site.
+    To weight the KL too, use ``Beta(FreeBits(ELBO()), 0.5)``. The threshold applies to the mean over the batch and the
+    particles, so the objective depends on the batch size. With one latent site, it wraps any estimator.
 
     Args:
         elbo: the estimator, or its class.
-        nats: λ, at least 0, in nats per latent.
+        nats: the threshold λ in nats per latent, at least 0.
 
     Raises:
         SettingsError: if ``nats`` is below 0.
-        ModelError: when called, unless the latents are independent in prior and posterior, with a KL in closed form;
-            for several latent sites around an estimator that weights or stops the gradient through them
+        ModelError: when called, unless the latents are independent in prior and posterior and their KL has a closed
+            form; also for several latent sites with an estimator that weights or stops the gradient through the latents
             (:class:`DReG`, :class:`PIWAE`, :class:`ScoreFunction`, :class:`VIMCO`, :class:`Thermodynamic`).
 
     References:
@@ -310,15 +311,18 @@ class FreeBits(Objective):
     def bound(self, w: Weights) -> Tensor:
         if len(w.drawn) > 1 and self.reweights_latents:
             raise ModelError(
-                f"FreeBits around {self.elbo.called()} takes one latent site, but the guide has {', '.join(w.drawn)}: "
-                "that estimator changes the gradient through one site into the KL of another; use IWAE or ELBO"
+                f"FreeBits with {self.elbo.called()} takes one latent site, but the guide has {', '.join(w.drawn)}: "
+                "the estimator changes the gradient of the KL of one site through another; use IWAE or ELBO"
             )
-        missing = [_number(t) * (self.nats - _kl_by_latent(n, q, p)).clamp(min=0).sum() for n, q, p, t in w.kl_pairs()]
-        return self.elbo.bound(w) - torch.stack(missing).sum()
+        penalties = [
+            _mean_factor(factor) * (self.nats - _kl_by_latent(name, q, p)).clamp(min=0).sum()
+            for name, q, p, factor in w.kl_pairs()
+        ]
+        return self.elbo.bound(w) - torch.stack(penalties).sum()
 
 
-def _number(temperature: float | Tensor) -> float | Tensor:
-    return temperature.mean() if isinstance(temperature, Tensor) else temperature
+def _mean_factor(factor: float | Tensor) -> float | Tensor:
+    return factor.mean() if isinstance(factor, Tensor) else factor
 
 
 def _kl_by_latent(name: str, q: Site, p: Site) -> Tensor:
@@ -327,33 +331,35 @@ def _kl_by_latent(name: str, q: Site, p: Site) -> Tensor:
         kl = kl_divergence(_factors(name, q["fn"]), _factors(name, p["fn"]))
     except NotImplementedError as error:
         families = f"{family(q['fn'])} from {family(p['fn'])}"
-        raise ModelError(f"free bits need the KL of each latent, and that of {families} has no closed form") from error
+        raise ModelError(
+            f"FreeBits needs the KL of each latent, but the KL of {families} has no closed form; use Beta"
+        ) from error
     return kl.flatten(0, -2).mean(0)
 
 
 def _factors(name: str, fn: Any) -> Any:
-    """The distributions of single latents."""
+    """The distributions of the individual latents."""
     if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 and not fn.base_dist.event_shape:
         return fn.base_dist
-    raise ModelError(f"the latents at site {name} are not independent in {family(fn)}; take a diagonal distribution")
+    raise ModelError(f"the latents at site {name} are not independent in {family(fn)}; use a diagonal distribution")
 
 
 class TCVAE(Objective):
-    """The total correlation of the aggregate posterior weighted by β: latents that vary independently.
+    """The β-TCVAE: the total correlation of the aggregate posterior weighted by β, for independent latents.
 
     .. math:: \\mathcal L_i - (\\beta - 1) \\Bigl(\\log q(z_i) - \\sum_j \\log q(z_{ij})\\Bigr), \\qquad
         q(z) \\approx \\frac1{nm} \\sum_{l \\in \\mathrm{batch}} q(z | x_l)
 
-    The aggregate posterior is estimated from the minibatch, by Chen et al.'s weighted sampling, which is biased.
-    The gradient of the penalty passes through the latents; where the guide is discrete, it is the score
-    function's, with the penalty of a second particle as its baseline.
+    The aggregate posterior is estimated from the minibatch by the weighted sampling of Chen et al., which is biased.
+    The gradient of the penalty is reparameterized; for a discrete guide, it is the score-function gradient with the
+    penalty of a second particle as its baseline.
 
     Args:
         elbo: the estimator, or its class; the penalty uses its first particle.
-        beta: β, the weight of the total correlation; 1 changes nothing.
+        beta: the weight β of the total correlation; 1 gives the estimator itself.
 
     Raises:
-        ModelError: when called, unless there is one latent site, with independent latents in the posterior.
+        ModelError: when called, unless there is one latent site whose latents are independent in the posterior.
 
     References:
         | Isolating Sources of Disentanglement in VAEs (Chen et al., 2018), https://arxiv.org/abs/1802.04942
@@ -388,48 +394,49 @@ def _only_pair(w: Weights, objective: str) -> tuple[str, Site, Site]:
 
 
 def _differentiable_total_correlation(w: Weights) -> Tensor:
-    """The total correlation of the first particle, with the score-function gradient where no other passes its latent.
+    """The total correlation of the first particle, with a score-function gradient if the guide has no other.
 
     .. math:: \\nabla_\\phi E f(z_{1i}) = E \\bigl(f(z_{1i}) - f(z_{2i})\\bigr) \\nabla_\\phi \\log q(z_{1i} | x_i)
         + E \\partial_\\phi f(z_{1i})
 
-    The second particle is the baseline. It does not depend on the first, so the gradient stays unbiased.
+    The second particle is the baseline. It does not depend on the first, so the gradient is unbiased.
     """
     value = total_correlation(w)
     if all(site["fn"].has_rsample for _, site in samples(w.guide_trace)):
         return value
-    return valued(value, value + (value - total_correlation(w, particle=1)).detach() * w.score[0])
+    return replace_gradient(value, value + (value - total_correlation(w, particle=1)).detach() * w.score[0])
 
 
 def total_correlation(w: Weights, *, particle: int = 0) -> Tensor:
-    """``log q(z_i) - Σ_j log q(z_ij)`` of one particle of each datum, estimated from the batch.
+    """Estimate ``log q(z_i) - Σ_j log q(z_ij)`` of one particle of each datum from the batch.
 
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5).as_vae(diagonal=True)
         >>> w = pv.elbo.ELBO().weigh(vae.model, vae.guide, torch.randn(7, 5))
-        >>> bool(total_correlation(w).abs().max() < 1e-5)  # one latent correlates with no other
+        >>> bool(total_correlation(w).abs().max() < 1e-5)  # zero for one latent
         True
     """
     name, q, _ = _only_pair(w, "TCVAE")
     z, factors = w.drawn[name][particle], _factors(name, q["fn"])
-    # (of datum, particle, under datum, latent): under each datum's own q
+    # Dimensions: datum of the latent, particle, datum of q, latent.
     log_q = factors.log_prob(z[:, None, None])[:, particle]
-    of_all = math.log(w.size * len(z))
-    joint = log_q.sum(-1).logsumexp(1) - of_all
-    return joint - (log_q.logsumexp(1) - of_all).sum(-1)
+    log_count = math.log(w.size * len(z))
+    joint = log_q.sum(-1).logsumexp(1) - log_count
+    return joint - (log_q.logsumexp(1) - log_count).sum(-1)
 
 
 class InfoVAE(Objective):
-    """The KL weighted by 1 - α, and the distance of the aggregate posterior from the prior by λ + α - 1.
+    """The InfoVAE: the KL weighted by 1 - α, plus the MMD of the aggregate posterior weighted by λ + α - 1.
 
     .. math:: E_q \\log p(x_i | z) - (1 - \\alpha) KL(q(z | x_i) \\,\\|\\, p(z))
         - (\\alpha + \\lambda - 1) \\, MMD^2(q(z), p(z))
 
-    The maximum mean discrepancy, with the kernel :math:`\\exp(-\\|z - z'\\|^2 / d)`, is estimated without bias from
-    the batch's latents and as many draws of the prior. α = 0, λ = 1 is the estimator itself; α = 1 an MMD-VAE.
-    Its gradient passes through the latents to φ and through the prior's draws to Θ; where one of the two cannot be
-    reparameterised (a discrete guide, a mixture as prior), it is the score function's.
+    The maximum mean discrepancy (MMD) from the prior, with the kernel :math:`\\exp(-\\|z - z'\\|^2 / d)`, is estimated
+    without bias from the latents of the batch and an equal number of draws from the prior. α = 0, λ = 1 gives the
+    estimator itself; α = 1 gives the MMD-VAE. The gradient passes through the latents to φ and through the draws from
+    the prior to Θ; it is a score-function gradient where they are not reparameterizable (a discrete guide, a mixture
+    prior).
 
     Args:
         elbo: the estimator, or its class; the penalty uses its first particle.
@@ -437,7 +444,7 @@ class InfoVAE(Objective):
         weight: λ, at least ``1 - alpha``.
 
     Raises:
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of range.
         ModelError: when called, unless there is one latent site and at least two data.
 
     References:
@@ -459,7 +466,7 @@ class InfoVAE(Objective):
         super().__init__(elbo)
         if not (alpha <= 1 and weight >= 1 - alpha and math.isfinite(alpha) and math.isfinite(weight)):
             raise SettingsError(
-                f"InfoVAE: alpha is {alpha} and weight {weight}; alpha is at most 1, weight at least 1 - alpha"
+                f"InfoVAE: alpha is {alpha} and weight {weight}; alpha must be at most 1, weight at least 1 - alpha"
             )
         self.alpha, self.weight = float(alpha), float(weight)
 
@@ -470,13 +477,13 @@ class InfoVAE(Objective):
         name, q, p = _only_pair(w, "InfoVAE")
         z, prior = w.drawn[name], p["fn"]()
         if z.shape[1] < 2:
-            raise ModelError("InfoVAE compares the latents of a batch with the prior; give at least two data")
-        distance = squared_mmd(z[0], prior[0], _ones(q["fn"], z), _ones(p["fn"], prior))
+            raise ModelError("InfoVAE needs batches of at least two data to compare their latents with the prior")
+        distance = squared_mmd(z[0], prior[0], _score_weights(q["fn"], z), _score_weights(p["fn"], prior))
         return self.elbo.bound(w.tempered(1 - self.alpha)) - (self.alpha + self.weight - 1) * distance
 
 
-def _ones(fn: Any, draws: Tensor) -> Tensor | None:
-    """Importance weights of 1 for the first particle, which carry the score where no gradient passes the draws."""
+def _score_weights(fn: Any, draws: Tensor) -> Tensor | None:
+    """Importance weights of value 1 whose gradient is the score; None if the draws are reparameterized."""
     if fn.has_rsample:
         return None
     log = fn.log_prob(draws.detach())[0]
@@ -486,7 +493,7 @@ def _ones(fn: Any, draws: Tensor) -> Tensor | None:
 def squared_mmd(
     first: Tensor, second: Tensor, first_weights: Tensor | None = None, second_weights: Tensor | None = None
 ) -> Tensor:
-    """The squared maximum mean discrepancy of two samples, without bias.
+    """Estimate the squared maximum mean discrepancy between two samples without bias.
 
     Args:
         first: shape ``(m, d)``.
@@ -504,13 +511,13 @@ def squared_mmd(
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return ((a[:, None] - b[None]).square().sum(-1) / -a.shape[-1]).exp()
 
-    of_first, of_second, between = kernel(first, first), kernel(second, second), kernel(first, second)
+    k_first, k_second, k_between = kernel(first, first), kernel(second, second), kernel(first, second)
     if first_weights is not None:
-        of_first = of_first * first_weights * first_weights.unsqueeze(1)
-        between = between * first_weights.unsqueeze(1)
+        k_first = k_first * first_weights * first_weights.unsqueeze(1)
+        k_between = k_between * first_weights.unsqueeze(1)
     if second_weights is not None:
-        of_second = of_second * second_weights * second_weights.unsqueeze(1)
-        between = between * second_weights
-    alone = of_first.diagonal().sum() + of_second.diagonal().sum()
-    within = (of_first.sum() + of_second.sum() - alone) / (m * (m - 1))
-    return within - 2 * between.mean()
+        k_second = k_second * second_weights * second_weights.unsqueeze(1)
+        k_between = k_between * second_weights
+    diagonal = k_first.diagonal().sum() + k_second.diagonal().sum()
+    within = (k_first.sum() + k_second.sum() - diagonal) / (m * (m - 1))
+    return within - 2 * k_between.mean()

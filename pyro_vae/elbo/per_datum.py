@@ -13,18 +13,18 @@ from pyro_vae.elbo import log_weights
 
 @torch.no_grad()
 def per_datum_elbo(vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
-    """The ELBO of each datum, by the mean of its log-weights.
+    """Estimate the ELBO of each datum by the mean of its log-weights.
 
     .. math:: \\mathcal L_i \\approx \\frac1K \\sum_k \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i)
 
     Args:
-        vae: the VAE, which is left as it is: nothing is trained.
+        vae: the VAE; it is not changed.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        num_particles: K, at least 1.
-        chunk: so many data at a time.
+        num_particles: the number of particles K, at least 1.
+        chunk: the number of data to evaluate at a time, at least 1.
 
     Returns:
-        Nats, shape ``(datum,)``.
+        The ELBO of each datum in nats, shape ``(datum,)``.
 
     Example:
         >>> import pyro_vae as pv
@@ -33,12 +33,12 @@ def per_datum_elbo(vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int
         >>> bool((per_datum_elbo(linear.as_vae(), x) - linear.log_marginal(x)).abs().max() < 1e-12)
         True
     """
-    every = rows_of(data_for(vae, x)).like(vae)
-    with evaluating(vae, num_particles * min(chunk, len(every))):
+    data = rows_of(data_for(vae, x)).like(vae)
+    with evaluating(vae, num_particles * min(chunk, len(data))):
         parts = [
             log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(
                 0
             )
-            for rows in every.split(chunk)
+            for rows in data.split(chunk)
         ]
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Estimators that do not differentiate through their samples, so that any guide will do."""
+"""Estimators with score-function gradients, for any guide, including discrete ones."""
 
 from itertools import pairwise
 from typing import Any
@@ -9,14 +9,14 @@ from torch import Tensor
 from pyro_vae.core.traces import Program
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.bounds import ELBO, IWAE, Estimator, importance_weighted, log_mean_exp
-from pyro_vae.elbo.log_weights import Weights, valued, weigh
+from pyro_vae.elbo.log_weights import Weights, replace_gradient, weigh
 from pyro_vae.errors import SettingsError
 
 __all__ = ["VIMCO", "ScoreFunction", "Thermodynamic"]
 
 
 class _Score(Estimator):
-    """The base: latents without a gradient, at least two particles, of which each is judged by the others."""
+    """Base class of score-function estimators: detached latents and at least two particles."""
 
     least_particles = 2
     reweights_latents = True
@@ -35,10 +35,10 @@ class ScoreFunction(_Score):
     .. math:: \\nabla_\\phi \\mathcal L_i = \\frac1K \\sum_k \\Bigl(\\log w_{ki} - \\frac1{K - 1} \\sum_{l \\ne k}
         \\log w_{li}\\Bigr) \\nabla_\\phi \\log q(z_{ki} | x_i)
 
-    Unbiased, as the baseline of a particle does not depend on it.
+    The gradient is unbiased, since the baseline of a particle does not depend on that particle.
 
     Args:
-        num_particles: K, at least 2.
+        num_particles: the number of particles K, at least 2.
 
     References:
         | Simple Statistical Gradient-Following Algorithms (Williams, 1992), https://doi.org/10.1007/BF00992696
@@ -57,7 +57,7 @@ class ScoreFunction(_Score):
     def bound(self, w: Weights) -> Tensor:
         log = w.log.detach()
         others = (log.sum(0) - log) / (len(log) - 1)
-        return valued(log.mean(0), ((log - others) * w.score + w.joint).mean(0))
+        return replace_gradient(log.mean(0), ((log - others) * w.score + w.joint).mean(0))
 
     def target(self) -> str:
         return "ELBO"
@@ -72,10 +72,10 @@ class VIMCO(_Score):
     .. math:: \\nabla_\\phi \\mathcal L_i^K = \\sum_k (\\hat{\\mathcal L}_i - \\hat{\\mathcal L}_i^{-k})
         \\nabla_\\phi \\log q(z_{ki} | x_i) + \\tilde w_{ki} \\nabla_\\phi \\log w_{ki}
 
-    Here :math:`\\hat{\\mathcal L}^{-k}` has the geometric mean of the others in the place of weight k.
+    In :math:`\\hat{\\mathcal L}^{-k}`, weight k is replaced by the geometric mean of the other weights.
 
     Args:
-        num_particles: K, at least 2.
+        num_particles: the number of particles K, at least 2.
 
     References:
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), https://arxiv.org/abs/1602.06725
@@ -89,8 +89,8 @@ class VIMCO(_Score):
     def bound(self, w: Weights) -> Tensor:
         log = w.log.detach()
         value = log_mean_exp(log)
-        signal = value - log_mean_exp(_without_each(log))
-        return valued(value, (signal * w.score).sum(0) + (log.softmax(0) * w.log).sum(0))
+        signal = value - log_mean_exp(_replace_each(log))
+        return replace_gradient(value, (signal * w.score).sum(0) + (log.softmax(0) * w.log).sum(0))
 
     def target(self) -> str:
         return importance_weighted(self.num_particles)
@@ -99,30 +99,30 @@ class VIMCO(_Score):
         return IWAE(self.num_particles)
 
 
-def _without_each(log: Tensor) -> Tensor:
-    """The log-weights ``(l, k, batch)`` with the mean of the others in the place of each ``k``."""
+def _replace_each(log: Tensor) -> Tensor:
+    """Replace each log-weight k in turn by the mean of the others; shape ``(l, k, batch)``."""
     others = (log.sum(0) - log) / (len(log) - 1)
-    own = torch.eye(len(log), dtype=torch.bool, device=log.device).unsqueeze(-1)
-    return torch.where(own, others.unsqueeze(0), log.unsqueeze(1))
+    diagonal = torch.eye(len(log), dtype=torch.bool, device=log.device).unsqueeze(-1)
+    return torch.where(diagonal, others.unsqueeze(0), log.unsqueeze(1))
 
 
 class Thermodynamic(_Score):
-    """The thermodynamic variational objective: a Riemann sum along the path from q to the posterior.
+    """The thermodynamic variational objective, a Riemann sum along the path from q to the posterior.
 
     .. math:: \\mathcal L_i = \\sum_{t=0}^{T-1} (\\beta_{t+1} - \\beta_t) \\, E_{\\pi_{\\beta_t}}[\\log w_i], \\qquad
         \\pi_\\beta \\propto q(z | x_i)^{1 - \\beta} p(x_i, z)^\\beta
 
-    The expectations are by self-normalised importance sampling from q, so with K particles it is
-    biased for its limit, which lies between the ELBO (T = 1) and log p(x). Its gradient is a covariance
-    and needs no reparameterisation.
+    The expectations are estimated by self-normalized importance sampling from q, so with K particles the estimate is
+    biased. Its limit lies between the ELBO (T = 1) and log p(x). The gradient is a covariance and needs no
+    reparameterization.
 
     Args:
-        num_particles: K, at least 2.
-        partitions: T, at least 1.
-        first: β₁, between 0 and 1; the rest follow in equal ratios up to β_T = 1.
+        num_particles: the number of particles K, at least 2.
+        partitions: the number of partitions T, at least 1.
+        first: β₁, between 0 and 1; the later β are spaced by equal ratios up to β_T = 1.
 
     Raises:
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of range.
 
     References:
         | The Thermodynamic Variational Objective (Masrani, Le & Wood, 2019), https://arxiv.org/abs/1907.00031
@@ -138,7 +138,7 @@ class Thermodynamic(_Score):
         if not isinstance(partitions, int) or partitions < 1 or not 0 < first < 1:
             raise SettingsError(
                 f"Thermodynamic: partitions is {partitions} and first {first}; "
-                "the one is a whole number of at least 1, the other lies between 0 and 1"
+                "partitions must be a whole number of at least 1, first between 0 and 1"
             )
         steps = partitions - 1
         later = (round(first ** (1 - t / steps), 12) for t in range(steps + 1)) if steps else (1.0,)
@@ -154,7 +154,7 @@ class Thermodynamic(_Score):
             path = w.score + beta * w.log
             value = value + (following - beta) * mean
             surrogate = surrogate + (following - beta) * (share * ((log - mean) * path + w.log)).sum(0)
-        return valued(value, surrogate)
+        return replace_gradient(value, surrogate)
 
     def settings(self) -> dict[str, Any]:
         return {"partitions": len(self.betas) - 1, "first": self.first}

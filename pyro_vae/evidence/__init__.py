@@ -1,4 +1,4 @@
-"""log p(x) of data that were not trained on, and models compared by it."""
+"""Estimates of log p(x) of held-out data, and baselines to compare them with."""
 
 from pyro_vae.evidence.baseline import baseline, judge_baseline
 from pyro_vae.evidence.cross_check import check_where_possible, cross_check

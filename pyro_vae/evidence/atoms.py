@@ -1,4 +1,4 @@
-"""Find atoms: values that many rows share exactly, where a density says nothing about the data."""
+"""Detection of atoms: values that many rows share exactly, where densities are not comparable."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -10,29 +10,29 @@ from pyro_vae.data.fingerprint import as_table
 from pyro_vae.errors import AtomsWarning
 
 SHARE = 0.2
-"""A value is an atom where more than this share of the observed values of a feature is exactly equal to it."""
+"""A value is an atom if more than this share of the observed values of a feature equal it exactly."""
 
 FEWEST = 20
-"""Of fewer rows, equal values say little."""
+"""The smallest number of rows with which atoms are detected."""
 
 MEANING = (
-    "a density can grow without bound at such a value, so a difference in log p(x) says how narrow a model is there, "
-    "not which describes the data"
+    "a density can grow without bound at such a value, so a difference in log p(x) reflects how narrow a model is "
+    "there, not how well it describes the data"
 )
 
 REMEDY = (
-    f"{MEANING}; spread the values by uniform noise of their spacing (dequantise), or take "
-    "likelihoods that give each value a probability"
+    f"{MEANING}; dequantize the values (add uniform noise of the width of their spacing), or use likelihoods that give "
+    "each value a probability"
 )
 
 
 def atoms(rows: Rows, countable: Iterable[Sequence[bool] | None], columns: Sequence[str] | None = None) -> str:
-    """Name the features that have an atom and are a density under every model; empty if there are none.
+    """Describe the features that have an atom and a density under every model; empty if there are none.
 
     Args:
         rows: held-out data.
-        countable: of each model, which features are countable; None where it is not known.
-        columns: the names of the features; otherwise they are numbered from 0.
+        countable: for each model, whether each feature is countable, or None if this is unknown.
+        columns: the names of the features; by default, features are numbered from 0.
 
     Example:
         >>> import torch
@@ -46,30 +46,31 @@ def atoms(rows: Rows, countable: Iterable[Sequence[bool] | None], columns: Seque
     if len(rows) < FEWEST:
         return ""
     features = rows.x[0].numel()
-    known = [np.asarray(own) for own in countable if own is not None]
+    known = [np.asarray(flags) for flags in countable if flags is not None]
     density = ~np.any(known, axis=0) if known else np.zeros(features, bool)
     table = as_table(Rows(rows.x, None, rows.mask))
-    found = [(j, *top) for j in np.flatnonzero(density) if (top := _most_frequent(table[:, j]))[1] > SHARE]
-    if not found:
+    with_atom = [(j, *top) for j in np.flatnonzero(density) if (top := _most_frequent(table[:, j]))[1] > SHARE]
+    if not with_atom:
         return ""
-    first, value, share = found[0]
+    first, value, share = with_atom[0]
     name = f"feature {first}" if columns is None else str(columns[int(first)])
     return (
-        f"{len(found)} of {features} features have a value that more than {100 * SHARE:.0f} % of the rows share "
+        f"{len(with_atom)} of {features} features have a value that more than {100 * SHARE:.0f} % of the rows share "
         f"exactly (first: {name}, {value:g} in {100 * share:.0f} %)"
     )
 
 
 def _most_frequent(column: np.ndarray) -> tuple[float, float]:
+    """The most frequent value and its share."""
     values, counts = np.unique(column[~np.isnan(column)], return_counts=True)
     return (float(values[counts.argmax()]), counts.max() / counts.sum()) if len(values) else (np.nan, 0.0)
 
 
-def warn_of_atoms(told: str, *, source: str, stacklevel: int) -> None:
-    """Warn where :func:`atoms` names features.
+def warn_of_atoms(description: str, *, source: str, stacklevel: int) -> None:
+    """Issue a warning if the ``description`` from :func:`atoms` is not empty.
 
     Example:
         >>> warn_of_atoms("", source="x", stacklevel=2)
     """
-    if told:
-        warnings.warn(f"{source}: {told}; {REMEDY}", AtomsWarning, stacklevel=stacklevel + 1)
+    if description:
+        warnings.warn(f"{source}: {description}; {REMEDY}", AtomsWarning, stacklevel=stacklevel + 1)

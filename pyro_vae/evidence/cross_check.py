@@ -1,4 +1,4 @@
-"""Estimate log p(x) of some data from another start, so that a mode the first estimate missed can show."""
+"""A second estimate of log p(x) from another start, which can reveal a mode that the first estimate missed."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.evidence.estimate import Method, log_evidence
 
 OTHER_START: dict[str, Method] = {"iw": "ais_prior", "psis": "ais_prior", "ais": "ais_prior", "ais_prior": "ais"}
-"""For each method, one that starts where it does not."""
+"""For each method, a method with another starting distribution."""
 
 
 @takes_settings
@@ -32,34 +32,34 @@ def cross_check(
 ) -> xr.Dataset:
     """Repeat an estimate of log p(x) from another start for some of the data.
 
-    An estimate from the guide cannot see a mode of the posterior that the guide misses: its standard error and k̂ are
-    small, and it lies low. Annealing from the prior can reach modes that the guide misses, if there are enough chains.
-    Both lie below log p(x) in expectation, so where the second is higher by more than the errors, the first is too low
-    by at least that; where it is lower, the second has not converged and says nothing.
+    An estimate from the guide cannot detect a posterior mode that the guide misses: it is too low, but its standard
+    error and k̂ are small. Annealing from the prior can reach such modes, given enough chains. Both estimates lie below
+    log p(x) in expectation. If the second is significantly higher, the first is too low by at least the difference; if
+    it is lower, it has not converged and is not informative.
 
     .. math:: \\Delta_i = \\log \\hat p(x_i) - \\log \\hat p_{\\mathrm{second}}(x_i), \\qquad
         \\mathrm{se}_i^2 = \\mathrm{mcse}_i^2 + \\mathrm{mcse}_{\\mathrm{second}, i}^2
 
     Args:
-        vae: the VAE that ``found`` is of.
-        x: the data that ``found`` is of.
-        found: from :func:`pyro_vae.log_evidence`, by any method but ``"bdmc"``.
-        data: how many of the data to repeat, drawn at random; all where there are fewer.
+        vae: the VAE of the first estimate.
+        x: the data of the first estimate.
+        found: the first estimate, from :func:`pyro_vae.log_evidence` with any method but ``"bdmc"``.
+        data: the number of data to repeat, drawn at random; all data if there are fewer.
         num_particles: chains per datum, at least 2.
-        temperatures: steps of the second estimate, at least 1.
-        leapfrog: steps of a Hamiltonian move at most, at least 1.
-        seed: of the chosen data and of the particles.
-        progress: whether to show a bar.
+        temperatures: annealing steps of the second estimate, at least 1.
+        leapfrog: the largest number of leapfrog steps of a Hamiltonian move, at least 1.
+        seed: the seed of the choice of data and of the particles.
+        progress: whether to show a progress bar.
 
     Returns:
-        ``found`` with, over ``checked`` (the chosen data), ``second_log_evidence``, ``second_mcse``, ``second_khat``,
-        ``difference`` (of the first minus the second) and ``difference_se``, in nats; :func:`judge_evidence` reads
-        them. The attribute ``second`` is the method of the second estimate.
+        ``found`` with additional variables over ``checked`` (the chosen data), in nats: ``second_log_evidence``,
+        ``second_mcse``, ``second_khat``, ``difference`` (first minus second) and ``difference_se``, which
+        :func:`judge_evidence` takes into account. The attribute ``second`` is the method of the second estimate.
 
     Raises:
-        DataError: if ``found`` is of other data.
+        DataError: if ``found`` belongs to other data.
         ModelError: if the VAE does not fit the data, or its latents are discrete or bounded.
-        SettingsError: if a setting is out of its range, or ``found`` is of simulated data.
+        SettingsError: if a setting is out of range, or ``found`` belongs to simulated data.
 
     References:
         | Annealed Importance Sampling (Neal, 2001), https://arxiv.org/abs/physics/9803008
@@ -77,34 +77,35 @@ def cross_check(
     whole("data", data, 1)
     if found.attrs.get("method") not in OTHER_START:
         raise SettingsError(
-            'found is not an estimate of given data; give what log_evidence returned by a method other than "bdmc", '
-            "which brackets log p(x) itself"
+            'found has no check from another start; pass a result of log_evidence with a method other than "bdmc", '
+            "which brackets log p(x) already"
         )
     rows = rows_for(vae, x)
     if found.attrs["data_hash"] != data_hash(row_hashes(rows)):
-        raise DataError("found is of other data than x; give the data that log_evidence was given")
+        raise DataError("found belongs to other data than x; pass the same data as to log_evidence")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:data])
     second = log_evidence(
         vae, rows.take(torch.as_tensor(chosen, device=rows.x.device)), method=OTHER_START[found.attrs["method"]],
         num_particles=num_particles, temperatures=temperatures, leapfrog=leapfrog, seed=seed, progress=progress,
     )  # fmt: skip
-    both = found.assign(_beside(found.isel(datum=chosen), second)).assign_coords(checked=found.datum.values[chosen])
+    both = found.assign(_differences(found.isel(datum=chosen), second))
+    both = both.assign_coords(checked=found.datum.values[chosen])
     return both.assign_attrs(second=second.attrs["method"], second_estimate=second.attrs["estimate"])
 
 
 def check_where_possible(vae: VAE, x: Any, found: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
-    """Check an estimate of log p(x) from another start where gradients can move the latents.
+    """Run :func:`cross_check` if the latents are unbounded real numbers.
 
-    For discrete or bounded latents there is no check, and :func:`judge_evidence` says so.
+    For discrete or bounded latents there is no check, which :func:`judge_evidence` reports.
 
     Args:
         vae: a VAE.
         x: held-out data.
-        found: from :func:`pyro_vae.log_evidence` of these data.
-        seed: of the other draws.
+        found: the result of :func:`pyro_vae.log_evidence` for these data.
+        seed: the seed of the second estimate.
 
     Returns:
-        What :func:`cross_check` returns, or ``found``.
+        The result of :func:`cross_check`, or ``found``.
 
     Example:
         >>> import pyro_vae as pv
@@ -119,7 +120,8 @@ def check_where_possible(vae: VAE, x: Any, found: xr.Dataset, *, seed: int = 0) 
         return found
 
 
-def _beside(first: xr.Dataset, second: xr.Dataset) -> dict[str, Any]:
+def _differences(first: xr.Dataset, second: xr.Dataset) -> dict[str, Any]:
+    """The second estimate and its difference from the first, as variables over ``checked``."""
     nats = {"units": "nats"}
     return {
         "second_log_evidence": ("checked", second.log_evidence.values, nats),

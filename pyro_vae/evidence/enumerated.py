@@ -1,4 +1,4 @@
-"""Models of categorical latents: the one that a relaxed VAE stands for, and its evidence by enumeration."""
+"""The discrete model that a Gumbel-softmax VAE relaxes, and its evidence by enumeration."""
 
 import copy
 from typing import Any
@@ -15,21 +15,21 @@ from pyro_vae.errors import ModelError
 from pyro_vae.nn import OnSimplex
 
 MOST = 100_000
-"""More combinations of categories than this are not enumerated."""
+"""The largest number of combinations of categories that is enumerated."""
 
 
 def discrete(vae: VAE) -> VAE:
-    """Make the VAE with one-hot latents that a Gumbel-softmax VAE relaxes; they share all parameters.
+    """Build the VAE with one-hot latents that a Gumbel-softmax VAE relaxes; they share all parameters.
 
-    The bounds of the relaxed VAE, the **relaxed bounds**, are of another model: no bounds of this one's log p(x). Those
-    of this VAE are the **discrete bounds**. Its guide has no gradient of draws: train it by
+    The bounds of the relaxed VAE (**relaxed bounds**) do not bound log p(x) of the discrete VAE; the bounds of the
+    discrete VAE (**discrete bounds**) do. The discrete guide is not reparameterizable: train it with
     :class:`pyro_vae.elbo.ScoreFunction`, :class:`~pyro_vae.elbo.VIMCO` or Pyro's ``TraceEnum_ELBO``.
 
     Args:
-        vae: whose prior and encoder are ``GumbelSoftmax``, and whose decoder's network is an ``OnSimplex``.
+        vae: a VAE whose prior and encoder are ``GumbelSoftmax`` and whose decoder's network is an ``OnSimplex``.
 
     Raises:
-        ModelError: if a part is another.
+        ModelError: if a component is not of this type.
 
     References:
         | The Concrete Distribution (Maddison, Mnih & Teh, 2017), https://arxiv.org/abs/1611.00712
@@ -52,12 +52,12 @@ def discrete(vae: VAE) -> VAE:
     parts = {"prior": vae.prior, "encoder": vae.encoder}
     for role, part in parts.items():
         if not callable(getattr(part, "discrete", None)):
-            raise ModelError(f"the {role} is a {type(part).__name__}; only GumbelSoftmax relaxes categories")
+            raise ModelError(f"the {role} is a {type(part).__name__}; it must be a GumbelSoftmax")
     net = getattr(vae.decoder, "net", None)
     if not isinstance(net, OnSimplex):
         raise ModelError(
-            f"the decoder's network is a {type(net).__name__}; put it into pyro_vae.nn.OnSimplex, by which it sees "
-            "relaxed categories"
+            f"the decoder's network is a {type(net).__name__}; wrap it in pyro_vae.nn.OnSimplex, which converts "
+            "log-ratios to shares of categories"
         )
     decoder = copy.copy(vae.decoder)
     decoder._modules = {**vae.decoder._modules, "net": net.net}
@@ -67,20 +67,20 @@ def discrete(vae: VAE) -> VAE:
 @torch.no_grad()
 @takes_settings
 def enumerated_log_marginal(vae: VAE, x: Any, *, chunk: int = 2**22) -> Tensor:
-    """Compute log p(x) of a VAE with categorical latents exactly, by a sum over all their combinations.
+    """Compute log p(x) of a VAE with categorical latents exactly, by enumeration.
 
     .. math:: \\log p(x) = \\log \\sum_z p(z)\\, p(x | z)
 
     Args:
-        vae: a VAE whose prior has ``enumerate_support``, as that of :func:`discrete`; its encoder is not used.
-        x: what :func:`pyro_vae.data.rows_for` takes.
-        chunk: about so many numbers at a time.
+        vae: a VAE whose prior has ``enumerate_support``, such as one from :func:`discrete`; its encoder is not used.
+        x: data, as :func:`pyro_vae.data.rows_for` takes them.
+        chunk: the approximate number of decoded numbers to hold at a time.
 
     Returns:
         log p(x) in nats, shape ``(datum,)``.
 
     Raises:
-        DataError: if the data are not those that the VAE takes.
+        DataError: if the data do not fit the VAE.
         ModelError: if the prior is not discrete, or has more than 100,000 combinations.
 
     Example:
@@ -99,7 +99,7 @@ def enumerated_log_marginal(vae: VAE, x: Any, *, chunk: int = 2**22) -> Tensor:
     rows = rows_for(vae, x).like(vae)
     prior = vae.prior(*rows.given)
     if not prior.has_enumerate_support:
-        raise ModelError(f"the prior, {type(vae.prior).__name__}, is not discrete, so there is nothing to enumerate")
+        raise ModelError(f"the prior {type(vae.prior).__name__} is not discrete; use pyro_vae.log_evidence instead")
     states = _states(prior)
     size = max(1, chunk // max(1, rows.x.numel()))
     with evaluating(vae):
@@ -112,12 +112,12 @@ def _states(prior: Any) -> Tensor:
     if categories**variables > MOST:
         raise ModelError(
             f"{variables} variables of {categories} categories have more than {MOST:,} combinations; estimate log p(x) "
-            "by pyro_vae.log_evidence"
+            "with pyro_vae.log_evidence instead"
         )
     values: Tensor = prior.enumerate_support(expand=False)
     return values.reshape(len(values), 1, -1)
 
 
 def _log_joint(vae: VAE, rows: Rows, states: Tensor) -> Tensor:
-    """The sum over some combinations, shape ``(datum,)``."""
+    """The logarithm of the sum of p(x, z) over some combinations, shape ``(datum,)``."""
     return vae.log_joint(states.expand(-1, len(rows), -1), rows).logsumexp(0)

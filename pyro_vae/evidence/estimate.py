@@ -1,4 +1,4 @@
-"""Estimate log p(x) of each datum, by five methods."""
+"""Estimates of log p(x) of each datum by five methods."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
@@ -18,25 +18,25 @@ from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import row_names
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.evidence.annealed import PILOT, annealed, annealed_from_prior
-from pyro_vae.evidence.bidirectional import APART, bidirectional
+from pyro_vae.evidence.annealed import PILOT, anneal_from_guide, anneal_from_prior
+from pyro_vae.evidence.bidirectional import SPREADING_MOVES, bidirectional
 from pyro_vae.evidence.generative import generative_attribute
-from pyro_vae.evidence.kinds import as_text, countable_features, kind
-from pyro_vae.evidence.weights import Found, Plan, importance_weighted, pareto_smoothed
+from pyro_vae.evidence.kinds import countable_features, encode_features, kind
+from pyro_vae.evidence.weights import Estimates, Plan, importance_weighted, pareto_smoothed
 
 Method: TypeAlias = Literal["iw", "psis", "ais", "ais_prior", "bdmc"]
 METHODS = get_args(Method)
 
-BY_METHOD: dict[str, Callable[[Any, Rows, Plan], Found]] = {
+BY_METHOD: dict[str, Callable[[Any, Rows, Plan], Estimates]] = {
     "iw": importance_weighted,
     "psis": pareto_smoothed,
-    "ais": annealed,
-    "ais_prior": annealed_from_prior,
+    "ais": anneal_from_guide,
+    "ais_prior": anneal_from_prior,
     "bdmc": bidirectional,
 }
 
 PARTICLES = {"iw": 500, "psis": 500, "ais": 32, "ais_prior": 32, "bdmc": 32}
-"""Weights per datum, where none are asked for."""
+"""The default number of particles of each method."""
 
 ESTIMATES = {
     "iw": "importance-weighted bound",
@@ -47,14 +47,14 @@ ESTIMATES = {
 }
 
 ANNEALED = ("ais", "ais_prior", "bdmc")
-"""The methods that move z by gradients."""
+"""The methods with Hamiltonian moves, which need gradients with respect to z."""
 
 DIMS = {"x": "feature", "z": "latent"}
 UNITS = {"acceptance": "1", "khat": "1", "x": "of the data", "z": "of the latents"}
 
 
 def refuse_particles(num_particles: int) -> None:
-    """Refuse fewer particles than an error can be had of.
+    """Raise an error for fewer than two particles, which give no standard error.
 
     Example:
         >>> refuse_particles(2)
@@ -63,7 +63,7 @@ def refuse_particles(num_particles: int) -> None:
 
 
 def refuse_method(method: str, among: tuple[str, ...] = METHODS) -> None:
-    """Refuse a method that is not there.
+    """Raise an error for an unknown method.
 
     Example:
         >>> refuse_method("iw")
@@ -90,60 +90,61 @@ def log_evidence(
 
     .. math:: \\log p(x_i) \\gtrsim \\log \\frac1K \\sum_k w_{ki}, \\qquad \\mathbb E\\, w_{ki} = p(x_i)
 
-    What the weights are is the method's:
+    The methods differ in the weights:
 
     - ``"iw"``: ``w = p(x, z) / q(z|x)`` of draws from the guide, the importance-weighted bound;
-    - ``"psis"``: the same, with the largest of each datum replaced by the quantiles of a Pareto tail fitted to
-      them; its variance is smaller and its bias two to four times that of ``"iw"``;
-    - ``"ais"``: chains that go from q(z|x) to p(x, z) by ``temperatures`` steps, along
-      ``q^(1-β) p^β``, moved by Hamiltonian Monte Carlo. Where the guide is exact, every weight is p(x). Step sizes and
-      scales are tuned for each datum in a pilot run before, and stay as they are in the run: adapted in it, the weights
-      would not be unbiased;
-    - ``"ais_prior"``: the same from p(z), which knows nothing of the guide, so that it can reach modes that the guide
-      misses (few chains may miss a narrow one too); it takes more temperatures;
-    - ``"bdmc"``: as many data as ``x`` has are simulated from the model (at the contexts and with the missing
-      values of ``x``, whose values are not used). The latents that made them are exact draws from their posteriors,
-      from which chains go backwards too: ``E lower ≤ log p(x) ≤ E upper``.
+    - ``"psis"``: the same weights, the largest of each datum replaced by quantiles of a fitted Pareto tail; the
+      variance is smaller and the bias two to four times that of ``"iw"``;
+    - ``"ais"``: annealed importance sampling from q(z|x) to p(x, z) along ``q^(1-β) p^β``, with ``temperatures`` steps
+      and Hamiltonian moves. If the guide is exact, every weight is p(x). Step sizes and scales are tuned for each datum
+      in a pilot run and then fixed, since adaptation during the run would bias the weights;
+    - ``"ais_prior"``: annealing from p(z), independent of the guide, which can reach modes that the guide misses
+      (although few chains may miss a narrow mode). It needs more temperatures;
+    - ``"bdmc"``: bidirectional Monte Carlo on simulated data, one datum for each row of ``x``, with its context and
+      mask (the values of ``x`` are not used). The latents from which the data were simulated are exact draws from the
+      posteriors, from which chains also anneal backwards: ``E lower ≤ log p(x) ≤ E upper``.
 
-    Each mean weight is unbiased, so in expectation its logarithm lies below log p(x). ``bias`` measures by how much, by
-    leaving each weight out. It can be relied on where ``khat`` is below 0.5; up to 0.7 it is rough, and above it
-    understates. ``docs/evidence.md`` has the measured bias and coverage for each k̂.
+    The mean weight is unbiased, so in expectation its logarithm lies below log p(x). ``bias`` estimates the difference
+    by the jackknife. It is reliable if ``khat`` is below 0.5, rough up to 0.7, and an underestimate above;
+    ``docs/evidence.md`` has the measured bias and coverage for each k̂.
 
-    What no draw has shown is in none of ``mcse``, ``khat`` and ``bias``: a guide on one of two equal modes lies log 2
-    low and looks perfect. :func:`~pyro_vae.evidence.cross_check` repeats the estimate from another start for some of
-    the data, and ``"bdmc"`` brackets log p(x) of simulated data.
+    ``mcse``, ``khat`` and ``bias`` depend on the draws only and cannot reveal missed mass: if the guide covers one of
+    two equal modes, the estimate is too low by log 2 and all three look perfect.
+    :func:`~pyro_vae.evidence.cross_check` repeats the estimate from another start for some of the data, and ``"bdmc"``
+    brackets log p(x) of simulated data.
 
     Args:
         vae: a VAE, or for ``"iw"`` and ``"psis"`` a :class:`pyro_vae.Pair`.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         method: ``"iw"``, ``"psis"``, ``"ais"``, ``"ais_prior"`` or ``"bdmc"``.
-        num_particles: K, draws or chains per datum, at least 2 (25 for ``"psis"``, and for k̂); if not given, 500 draws
-            or 32 chains.
-        temperatures: steps along the path of ``"ais"``, ``"ais_prior"`` and ``"bdmc"``, at least 1; with 1, importance
+        num_particles: the number of draws or chains per datum K, at least 2 (25 for ``"psis"`` and for k̂); by default
+            500 draws or 32 chains.
+        temperatures: annealing steps of ``"ais"``, ``"ais_prior"`` and ``"bdmc"``, at least 1; 1 is importance
             sampling.
-        leapfrog: steps of a Hamiltonian move at most, at least 1; each move takes a number from 1 to this.
-        chunk: about so many numbers of decoded data at a time, on a GPU 64 times as many.
-        seed: of the particles.
-        progress: whether to show a bar.
+        leapfrog: the largest number of leapfrog steps of a Hamiltonian move, at least 1; each move draws its number.
+        chunk: the approximate number of decoded numbers to hold at a time; 64 times as many on a GPU.
+        seed: the seed of the particles.
+        progress: whether to show a progress bar.
 
     Returns:
-        A dataset over ``datum``, in nats: ``log_evidence`` and its standard error ``mcse``; ``khat``, the shape of the
-        tail of its weights (NaN below 25 particles; of the chains from the guide with ``"bdmc"``); ``bias``, which is
-        measured and negative where log p(x) is underestimated, and ``bias_se``; ``acceptance``, the share of moves that
-        were taken, where there are moves. With ``"bdmc"``, instead of ``bias``, ``lower`` with ``lower_mcse``,
-        ``upper`` with ``upper_mcse_given_z``, the simulated data ``x (datum, feature)`` and their latents
-        ``z (datum, latent)``; ``log_evidence`` is then the middle, and ``mcse`` joins half the gap and the errors of
-        both bounds. All chains of an upper bound start from the one exact draw z, and its error is given that draw.
-        Where the posterior has several modes and the guide misses some, the bounds of one datum may agree and both be
-        wrong, while those of another are far apart: only the mean gap over the data is sure to show it. ``attrs`` hold
-        the settings, the ``kind`` of p(x) (a density, a probability or both) and that of each feature (``countable``),
-        the hashes of the data and of the generative model, and which of the data were trained on, if any.
+        A dataset over ``datum``, in nats. ``log_evidence`` and its standard error ``mcse``; ``khat``, the tail shape of
+        the weights (NaN below 25 particles; for ``"bdmc"`` of the chains from the guide); ``bias``, negative if
+        log p(x) is underestimated, and ``bias_se``; for annealing, ``acceptance``, the acceptance rate of the moves.
+
+        With ``"bdmc"``, instead of ``bias``: ``lower`` with ``lower_mcse``, ``upper`` with ``upper_mcse_given_z``, the
+        simulated data ``x (datum, feature)`` and their latents ``z (datum, latent)``. ``log_evidence`` is then the
+        midpoint of the bounds, and ``mcse`` combines half the gap with the errors of both bounds. All chains of an
+        upper bound start at the exact draw z, so its error is conditional on z. If the posterior has several modes and
+        the guide misses some, the bounds of a datum may agree although both are wrong, while those of another datum
+        are far apart: only the mean gap over many data reveals it.
+
+        ``attrs`` hold the settings, the ``kind`` of p(x) (a density, a probability or both) and of each feature
+        (``countable``), the hashes of the data and of the generative model, and which of the data are training data.
 
     Raises:
-        DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
-        ModelError: if the VAE does not fit the data, or its latents are discrete or bounded where they are to
-            be moved.
-        SettingsError: if a setting is out of its range.
+        DataError: if the data are not rows of finite numbers, or outside the support of the likelihood.
+        ModelError: if the VAE does not fit the data, or for annealing, if its latents are discrete or bounded.
+        SettingsError: if a setting is out of range.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -172,41 +173,43 @@ def log_evidence(
         whole(name, number, 1)
     refuse_seed(seed)
     if torch.is_inference_mode_enabled() and method in ANNEALED:
-        raise SettingsError("inference mode is on, where no gradient can be had to move z by; call outside of it")
+        raise SettingsError(
+            f"method {method!r} needs gradients, but inference mode is on; call log_evidence outside of it"
+        )
     if method in ANNEALED and isinstance(vae, Pair):
         raise ModelError(
-            f"method {method!r} moves z by gradients of a prior and a decoder, which a Pair does not name; take iw or "
-            "psis"
+            f"method {method!r} needs a VAE with a prior and a decoder, which a Pair does not have; use iw or psis"
         )
     x = data_for(vae, x)
-    given = rows_for(vae, x)
-    rows = given.like(vae)
-    most = numbers_at_once(chunk, rows.x.device)
-    parts = list(rows.split(max(1, most // (num_particles * rows.x[0].numel()))))
-    pieces = 1 if method not in ANNEALED else PILOT + (APART + 2 * temperatures if method == "bdmc" else temperatures)
+    data = rows_for(vae, x)
+    rows = data.like(vae)
+    numbers = numbers_at_once(chunk, rows.x.device)
+    parts = list(rows.split(max(1, numbers // (num_particles * rows.x[0].numel()))))
+    both_ways = SPREADING_MOVES + 2 * temperatures
+    ticks = 1 if method not in ANNEALED else PILOT + (both_ways if method == "bdmc" else temperatures)
     with (
         seeded(seed, rows.x.device),
         evaluating(vae, num_particles * max(map(len, parts))),
-        ticking("Estimating log p(x)", pieces * len(parts), progress) as tick,
+        ticking("Estimating log p(x)", ticks * len(parts), progress) as tick,
     ):
         plan = Plan(num_particles, temperatures, leapfrog, tick)
-        found = [BY_METHOD[method](vae, part, plan) for part in parts]
+        estimates = [BY_METHOD[method](vae, part, plan) for part in parts]
     names = np.arange(len(rows)) if method == "bdmc" else row_names(x, len(rows))  # simulated data have no labels
-    table = _labelled({name: torch.cat([part[name] for part in found]) for name in found[0]}, names)
+    table = _as_dataset({name: torch.cat([part[name] for part in estimates]) for name in estimates[0]}, names)
     if method == "bdmc":
-        given = Rows(torch.as_tensor(table.x.values), given.context)
+        data = Rows(torch.as_tensor(table.x.values), data.context)
     annealing = {"temperatures": temperatures, "leapfrog": leapfrog} if method in ANNEALED else {}
-    hashes, countable = row_hashes(given), countable_features(vae, rows)
-    met = trained_on(vae, hashes, getattr(x, "row_labels", None))
+    hashes, countable = row_hashes(data), countable_features(vae, rows)
+    overlap = trained_on(vae, hashes, getattr(x, "row_labels", None))
     return table.assign_attrs(
         method=method, estimate=ESTIMATES[method], num_particles=num_particles, **annealing, seed=seed,
-        data_hash=data_hash(hashes), trained_on=met, kind=kind(countable),
-        countable=as_text(countable), **generative_attribute(vae), **versions(),
+        data_hash=data_hash(hashes), trained_on=overlap, kind=kind(countable),
+        countable=encode_features(countable), **generative_attribute(vae), **versions(),
     )  # fmt: skip
 
 
-def _labelled(found: Found, names: np.ndarray) -> xr.Dataset:
-    arrays = {name: value.flatten(1) if name in DIMS else value for name, value in found.items()}
+def _as_dataset(estimates: Estimates, names: np.ndarray) -> xr.Dataset:
+    arrays = {name: value.flatten(1) if name in DIMS else value for name, value in estimates.items()}
     return xr.Dataset(
         {
             name: (("datum", DIMS[name]) if name in DIMS else "datum", value.cpu().numpy(), _units(name))

@@ -1,4 +1,4 @@
-"""Oracles: a model whose every quantity has a closed form, and quadrature for the rest."""
+"""Oracles: the linear-Gaussian model, with everything in closed form, and quadrature for up to two latents."""
 
 import math
 from typing import Any
@@ -19,16 +19,16 @@ from pyro_vae.priors import StandardNormal
 
 
 class LinearGaussian:
-    """Probabilistic PCA: the one VAE whose evidence, posterior and ELBO are known exactly.
+    """Probabilistic PCA: a VAE with evidence, posterior and ELBO in closed form.
 
     .. math:: z \\sim \\mathcal N(0, I), \\qquad x | z \\sim \\mathcal N(W z + b, s^2 I)
 
-    Gradients flow through all of it, so that a bound can be maximised without any sampling.
+    All quantities are differentiable, so a bound can be maximized without sampling.
 
     Args:
-        weight: W, shape ``(feature, latent)``.
-        bias: b, shape ``(feature,)``.
-        scale: s, a standard deviation in units of x, above 0.
+        weight: the matrix W, shape ``(feature, latent)``.
+        bias: the vector b, shape ``(feature,)``.
+        scale: the standard deviation s in units of x, above 0.
 
     Raises:
         SettingsError: if the shapes disagree or ``scale`` is not above 0.
@@ -49,7 +49,7 @@ class LinearGaussian:
         if weight.dim() != 2 or bias.shape != weight.shape[:1]:
             raise SettingsError(
                 f"weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; "
-                "they must be (feature, latent) and (feature,)"
+                "the shapes must be (feature, latent) and (feature,)"
             )
         self.weight, self.bias = weight, bias
         self.scale = torch.as_tensor(scale, dtype=weight.dtype, device=weight.device)
@@ -73,24 +73,24 @@ class LinearGaussian:
         return (x.to(self.weight) - self.bias) @ self._posterior_map().T
 
     def log_marginal(self, x: Tensor) -> Tensor:
-        """``log N(x | b, W Wᵀ + s² I)``: the evidence, in nats, shape ``(datum,)``."""
+        """Return the evidence ``log N(x | b, W Wᵀ + s² I)`` in nats, shape ``(datum,)``."""
         noise = self.scale.square().expand(len(self.bias))
         return dist.LowRankMultivariateNormal(self.bias, self.weight, noise).log_prob(x.to(self.weight))
 
     def posterior(self, x: Tensor) -> Distribution:
-        """``p(z | x) = N(A⁻¹ Wᵀ (x - b) / s², A⁻¹)``, batch shape ``(datum,)``."""
+        """Return the posterior ``p(z | x) = N(A⁻¹ Wᵀ (x - b) / s², A⁻¹)``, batch shape ``(datum,)``."""
         return dist.MultivariateNormal(self._posterior_mean(x), precision_matrix=self.precision)
 
     def best_diagonal(self, x: Tensor) -> Distribution:
-        """The diagonal normal nearest to the posterior: its mean, and variances ``1 / A_jj``.
+        """Return the diagonal normal with the largest ELBO: the posterior mean, and variances ``1 / A_jj``.
 
-        It loses ``½ (Σ_j log A_jj - log det A)`` nats to the evidence, for every x.
+        Its ELBO is ``½ (Σ_j log A_jj - log det A)`` nats below the evidence, for every x.
         """
         scale = self.precision.diagonal().rsqrt()
         return dist.Normal(self._posterior_mean(x), scale).to_event(1)
 
     def elbo(self, x: Tensor, q: Distribution) -> Tensor:
-        """The ELBO of ``q``, in closed form.
+        """Compute the ELBO of ``q`` in closed form.
 
         Args:
             x: data, shape ``(datum, feature)``.
@@ -100,11 +100,11 @@ class LinearGaussian:
             ``E_q log p(x|z) + E_q log p(z) + H[q]`` in nats, shape ``(datum,)``.
 
         Raises:
-            ModelError: if ``q`` is of another kind, or not one per datum.
+            ModelError: if ``q`` is not normal, or its batch shape is not ``(datum,)``.
         """
         covariance = _covariance(q)
         if q.batch_shape != x.shape[:1]:
-            raise ModelError(f"q has batch shape {tuple(q.batch_shape)} for {len(x)} data; give one q per datum")
+            raise ModelError(f"q has batch shape {tuple(q.batch_shape)} for {len(x)} data; pass one q per datum")
         square = ((x.to(self.weight) - self.bias - q.mean @ self.weight.T) ** 2).sum(-1)
         spread = ((self.weight @ covariance) * self.weight).sum((-2, -1))
         features, latents = self.weight.shape
@@ -115,40 +115,44 @@ class LinearGaussian:
 
     @classmethod
     def fit(cls, x: Tensor, latent_dim: int) -> "LinearGaussian":
-        """The maximum-likelihood model of data: probabilistic PCA, with W along the principal axes.
+        """Fit the maximum-likelihood model: probabilistic PCA, with W along the principal axes.
 
         Args:
             x: data, shape ``(datum, feature)``.
-            latent_dim: the number of latents, from 1 to one less than the features.
+            latent_dim: the number of latents, from 1 to the number of features minus 1.
 
         Returns:
-            The model; ``s²`` is the mean of the covariance's smaller eigenvalues (the covariance with 1/n).
+            The model; ``s²`` is the mean of the smaller eigenvalues of the covariance (with 1/n).
 
         Raises:
             SettingsError: if ``latent_dim`` is out of range.
-            DataError: if the data are not finite numbers in rows, or what the latents leave over has no
-                variance, so that s would be 0.
+            DataError: if the data are not rows of finite numbers, or the residual variance is 0.
         """
         x = as_tensor(x).flatten(1)
         if not 1 <= latent_dim < x.shape[1]:
-            raise SettingsError(f"latent_dim is {latent_dim}; {x.shape[1]} features allow 1 to {x.shape[1] - 1}")
+            raise SettingsError(
+                f"latent_dim is {latent_dim}; it must be from 1 to {x.shape[1] - 1} for {x.shape[1]} features"
+            )
         mean = x.mean(0)
         values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         noise = values[latent_dim:].mean()
         if noise <= 0:
-            raise DataError(f"{latent_dim} latents explain the data fully, so s is 0; take fewer latents or more data")
+            raise DataError(
+                f"{latent_dim} latents explain the data completely, so s would be 0; use fewer latents or more data"
+            )
         return cls(vectors[:, :latent_dim] * (values[:latent_dim] - noise).clamp(min=0).sqrt(), mean, noise.sqrt())
 
     @classmethod
     def of(cls, vae: VAE) -> "LinearGaussian":
-        """The oracle of a VAE with prior N(0, I), a linear decoder network and an isotropic normal likelihood.
+        """Return the oracle of a linear-Gaussian VAE.
 
         Args:
-            vae: such a VAE; its encoder may be any.
+            vae: a VAE with prior N(0, I), a linear decoder network and an isotropic normal likelihood; its encoder is
+                not used.
 
         Raises:
-            ModelError: if its decoder is another.
+            ModelError: if the prior or the decoder is of another type.
         """
         net = vae.decoder.net if isinstance(vae.decoder, Normal) and vae.decoder.standardize is None else None
         layer = net[0] if isinstance(net, nn.Sequential) and len(net) == 1 else net
@@ -161,13 +165,13 @@ class LinearGaussian:
 
     @torch.no_grad()
     def as_vae(self, *, diagonal: bool = False) -> VAE:
-        """A VAE of this model whose guide is the exact posterior, or the best diagonal normal.
+        """Build a VAE of this model whose guide is the exact posterior or the best diagonal normal.
 
         Args:
-            diagonal: whether the guide is :meth:`best_diagonal` (a ``DiagNormal``) instead.
+            diagonal: whether the guide is :meth:`best_diagonal` (a ``DiagNormal``) instead of the exact posterior.
 
         Returns:
-            A VAE in the precision of ``weight``, its parameters trainable.
+            A trainable VAE with the dtype of ``weight``.
         """
         latents = self.weight.shape[1]
         decoder = Normal(_linear(self.weight, self.bias), scale=float(self.scale)).to(self.weight)
@@ -184,14 +188,14 @@ class LinearGaussian:
 
     @takes_settings
     def sample(self, n: int) -> Tensor:
-        """``n`` draws of x from the model, shape ``(n, feature)``, by torch's global generator."""
+        """Draw ``n`` data from the model, shape ``(n, feature)``, with torch's global generator."""
         features, latents = self.weight.shape
         z, noise = self.weight.new_empty(n, latents).normal_(), self.weight.new_empty(n, features).normal_()
         return z @ self.weight.T + self.bias + self.scale * noise
 
 
 class _SharedCovariance(Posterior):
-    """A normal with a linear mean and one covariance for all x: the family of the exact posterior."""
+    """A normal with a linear mean and a covariance that does not depend on x: the family of the exact posterior."""
 
     def __init__(self, net: nn.Module, scale_tril: Tensor) -> None:
         super().__init__(net)
@@ -219,7 +223,7 @@ def _covariance(q: Any) -> Tensor:
         return q.covariance_matrix
     if isinstance(getattr(q, "base_dist", None), torch.distributions.Normal) and q.event_dim == 1:
         return torch.diag_embed(q.variance)
-    raise ModelError(f"the closed-form ELBO is for normals over one latent dimension, q is {q}")
+    raise ModelError(f"the closed-form ELBO needs a normal q with one event dimension, but q is {q}")
 
 
 @torch.no_grad()
@@ -233,12 +237,12 @@ def quadrature_log_marginal(
     tolerance: float = 1e-3,
     chunk_elements: int = 2**22,
 ) -> Tensor:
-    """log p(x) of any decoder with one or two latents, by quadrature on a grid.
+    """Compute log p(x) of a VAE with one or two latents by quadrature on a grid.
 
     .. math:: \\log p(x) = \\log \\sum_g h^d\\, p(z_g)\\, p(x | z_g)
 
-    The sum over every second point is made along with it; for smooth densities the error of the
-    fine grid is far below the difference of the two, so that difference is what is checked.
+    The result is checked against the sum over every second point: for smooth densities, the error of the fine grid is
+    far smaller than the difference between the two.
 
     Args:
         vae: a VAE with d ≤ 2 latents; its encoder is not used.
@@ -246,7 +250,7 @@ def quadrature_log_marginal(
         points: grid points per latent, odd and at least 3.
         limit: the grid spans ``[-limit, limit]`` in each latent, in units of z.
         tolerance: the largest difference between the fine and the coarse sum, in nats.
-        chunk_elements: how many numbers to hold at a time.
+        chunk_elements: the number of decoded numbers to hold at a time.
 
     Returns:
         log p(x) in nats, shape ``(datum,)``.
@@ -274,9 +278,11 @@ def quadrature_log_marginal(
 def _quadrature(vae: VAE, x: Tensor, points: int, limit: float, tolerance: float, chunk_elements: int) -> Tensor:
     latents = vae.prior().event_shape.numel()
     if latents > 2:
-        raise ModelError(f"quadrature needs 1 or 2 latents, this VAE has {latents}")
+        raise ModelError(f"quadrature needs 1 or 2 latents, but this VAE has {latents}")
     if points < 3 or points % 2 == 0 or not limit > 0:
-        raise SettingsError(f"points is {points} and limit {limit}; points must be odd, at least 3, and limit above 0")
+        raise SettingsError(
+            f"points is {points} and limit {limit}; points must be odd and at least 3, and limit above 0"
+        )
     x = vae.like(as_tensor(x))
     axis = torch.linspace(-limit, limit, points, dtype=x.dtype, device=x.device)
     grid = torch.cartesian_prod(*[axis] * latents).reshape(-1, latents)
@@ -292,18 +298,18 @@ def _quadrature(vae: VAE, x: Tensor, points: int, limit: float, tolerance: float
             fine_sum = torch.logaddexp(fine_sum, joint.logsumexp(0))
             coarse_sum = torch.logaddexp(coarse_sum, joint[on_coarse].logsumexp(0))
             edge_sum = torch.logaddexp(edge_sum, joint[on_edge].logsumexp(0))
-    # The density at the edge, per unit of z, bounds what lies beyond it where it falls at least as exp(-|z|).
+    # The density at the edge bounds the mass beyond it, if the density falls at least as fast as exp(-|z|).
     beyond = (edge_sum - fine_sum - step).exp().max().item()
     if not beyond <= tolerance:
         raise SettingsError(
-            f"the grid from {-limit:g} to {limit:g} is too small: about a share {beyond:.2g} of p(x) lies beyond it; "
-            f"raise limit (or tolerance, now {tolerance:g})"
+            f"the grid from {-limit:g} to {limit:g} is too small: about {beyond:.2g} of p(x) lies outside; "
+            f"increase limit (or tolerance, now {tolerance:g})"
         )
     fine, rough = fine_sum + latents * step, coarse_sum + latents * (step + math.log(2))
     worst = (fine - rough).abs().max().item()
     if not worst <= tolerance:
         raise SettingsError(
-            f"a grid of {points} points per latent is too coarse: halving it moves log p(x) by {worst:.2g} nats; "
-            f"raise points (or tolerance, now {tolerance:g})"
+            f"a grid of {points} points per latent is too coarse: with half the points, log p(x) changes by "
+            f"{worst:.2g} nats; increase points (or tolerance, now {tolerance:g})"
         )
     return fine.to(x.dtype)

@@ -1,4 +1,4 @@
-"""Whether two VAEs are one generative model, with guides of their own."""
+"""Detection of models that share one generative model and differ in their guides only."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from pyro_vae.data.repeats import clustered_error
 
 
 def generative_hash(vae: VAE) -> str:
-    """One hash of prior and decoder: their structure and their weights, whatever the precision or the encoder.
+    """Hash the structure and weights of prior and decoder, independent of dtype and encoder.
 
-    Equal hashes mean equal p(x, z), and so equal log p(x). A prior that uses the encoder, as
-    :class:`~pyro_vae.priors.VampPrior` does, is hashed with it.
+    Equal hashes mean equal p(x, z), hence equal log p(x). If the prior uses the encoder, as
+    :class:`~pyro_vae.priors.VampPrior` does, the hash includes the encoder.
 
     Args:
         vae: a VAE.
@@ -43,7 +43,7 @@ def generative_hash(vae: VAE) -> str:
 
 
 def generative_attribute(vae: Amortised) -> dict[str, str]:
-    """The attribute of a dataset that tells the generative model; of a Pair, whose program may be any, none.
+    """Return the dataset attribute with the hash of the generative model; empty for a Pair, which has no hash.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -55,7 +55,7 @@ def generative_attribute(vae: Amortised) -> dict[str, str]:
 
 
 def _settings(module: nn.Module) -> list[tuple[str, object]]:
-    """What a module holds beside tensors, which its ``repr`` may leave out."""
+    """The plain attributes of a module, which its ``repr`` may omit."""
     plain = (bool, int, float, str, tuple)
     return [
         (name, value)
@@ -66,13 +66,13 @@ def _settings(module: nn.Module) -> list[tuple[str, object]]:
 
 @dataclass(frozen=True)
 class Guides:
-    """Two estimates of the evidence of one generative model, as by two guides.
+    """Two estimates of the evidence of one generative model, from two guides.
 
     Args:
-        best: the name of the higher one.
-        other: the name of the lower one.
-        difference: of their sums over data, in nats; its truth is 0.
-        error: its standard error over data.
+        best: the name of the model with the higher estimate.
+        other: the name of the model with the lower estimate.
+        difference: the difference between the sums over data, in nats; the true difference is 0.
+        error: the standard error of the difference over data.
 
     Example:
         >>> print(Guides("a", "b", -23.21, 1.52))
@@ -92,28 +92,29 @@ class Guides:
 
 
 def guides_of_one_model(found: Mapping[str, xr.Dataset], number: np.ndarray) -> list[Guides]:
-    """Pair each entry with the best one that has the same prior and decoder.
+    """Pair each estimate with the best estimate of the same prior and decoder.
 
     Args:
-        found: name → from :func:`pyro_vae.log_evidence`, of the same data.
+        found: the results of :func:`pyro_vae.log_evidence` for the same data, by model name.
         number: the distinct row of each datum, from :func:`pyro_vae.data.repeats.distinct_rows`.
 
     Example:
-        >>> own = xr.Dataset({"log_evidence": ("datum", [1.0, 2.0])}, attrs={"generative": "a"})
-        >>> [pair.difference for pair in guides_of_one_model({"a": own, "b": own.drop_attrs()}, np.arange(2))]
+        >>> first = xr.Dataset({"log_evidence": ("datum", [1.0, 2.0])}, attrs={"generative": "a"})
+        >>> [pair.difference for pair in guides_of_one_model({"a": first, "b": first.drop_attrs()}, np.arange(2))]
         []
-        >>> other = (own - 1).assign_attrs(own.attrs)
-        >>> [pair.difference for pair in guides_of_one_model({"a": own, "b": other}, np.arange(2))]
+        >>> second = (first - 1).assign_attrs(first.attrs)
+        >>> [pair.difference for pair in guides_of_one_model({"a": first, "b": second}, np.arange(2))]
         [-2.0]
     """
-    alike = dict[str, list[str]]()
-    for name, one in found.items():
-        if "generative" in one.attrs:
-            alike.setdefault(str(one.attrs["generative"]), []).append(name)
+    groups = dict[str, list[str]]()
+    for name, evidence in found.items():
+        if "generative" in evidence.attrs:
+            groups.setdefault(str(evidence.attrs["generative"]), []).append(name)
     pairs = []
-    for names in alike.values():
+    for names in groups.values():
         best, *others = sorted(names, key=lambda name: -float(found[name].log_evidence.sum()))
         for other in others:
-            apart = (found[other].log_evidence - found[best].log_evidence).values.astype(float)
-            pairs.append(Guides(best, other, float(apart.sum()), len(apart) * float(clustered_error(apart, number))))
+            by_datum = (found[other].log_evidence - found[best].log_evidence).values.astype(float)
+            error = len(by_datum) * float(clustered_error(by_datum, number))
+            pairs.append(Guides(best, other, float(by_datum.sum()), error))
     return pairs

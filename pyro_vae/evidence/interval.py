@@ -1,4 +1,4 @@
-"""An interval for log p(x) that allows for the tail that no draw has shown."""
+"""An interval for log p(x) that accounts for the tail of the weights beyond the largest draw."""
 
 import numpy as np
 import xarray as xr
@@ -6,27 +6,27 @@ import xarray as xr
 from pyro_vae.errors import SettingsError
 
 HEAVIEST = 0.9
-"""k̂ is held at this: nearer to 1 the interval says nothing."""
+"""The value at which k̂ is clipped; as k̂ approaches 1, the interval becomes useless."""
 
 
 def interval(found: xr.Dataset) -> xr.Dataset:
-    """Give an interval for log p(x) of each datum, longer above than below.
+    """Compute an interval for log p(x) of each datum, which is longer above than below.
 
     .. math:: \\big[\\log \\hat p - 2\\,\\mathrm{mcse}, \\;
         \\log \\hat p - \\mathrm{bias} + 2\\,\\mathrm{mcse} / (1 - \\hat k)^{3/2}\\big], \\qquad 0 \\le \\hat k \\le 0.9
 
-    A heavy tail makes nearly every estimate too low and its standard error too small. The upper end allows for that:
-    the power 3/2 was chosen by simulation, and ``docs/evidence.md`` has the measured coverage. Like the numbers that
-    it is made of, the interval knows nothing of a mode that no draw has reached.
+    With heavy-tailed weights, nearly every estimate is too low and its standard error too small, which the upper end
+    accounts for. The power 3/2 was chosen by simulation; ``docs/evidence.md`` has the measured coverage. The interval
+    does not account for a mode that no draw has reached.
 
     Args:
-        found: from :func:`pyro_vae.log_evidence`, by any method but ``"bdmc"``, with at least 25 particles.
+        found: the result of :func:`pyro_vae.log_evidence` with any method but ``"bdmc"`` and at least 25 particles.
 
     Returns:
         ``low`` and ``high`` over ``datum``, in nats.
 
     Raises:
-        SettingsError: if ``found`` has no bias, or k̂ is not known.
+        SettingsError: if ``found`` has no bias or no k̂.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -38,14 +38,16 @@ def interval(found: xr.Dataset) -> xr.Dataset:
         True
     """
     if "bias" not in found or bool(found.khat.isnull().any()):
-        raise SettingsError("found has no bias or no k̂; give an estimate other than bdmc, with at least 25 particles")
+        raise SettingsError(
+            "found has no bias or no k̂; pass an estimate by a method other than bdmc with at least 25 particles"
+        )
     low, high = ends(*(found[name].values for name in ("log_evidence", "mcse", "khat", "bias")))
     nats = {"units": "nats"}
     return xr.Dataset({"low": ("datum", low, nats), "high": ("datum", high, nats)}, {"datum": found.datum})
 
 
 def ends(value: np.ndarray, mcse: np.ndarray, khat: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute both ends of :func:`interval`.
+    """Compute the lower and the upper end of :func:`interval`.
 
     Example:
         >>> low, high = ends(*map(np.array, (0.0, 0.1, 0.0, -0.02)))

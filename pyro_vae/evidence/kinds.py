@@ -1,4 +1,4 @@
-"""Which features of p(x) are densities and which probabilities: the two cannot be compared."""
+"""Which features have a density and which a probability under a model; the two are not comparable."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ NOT_KNOWN = "not known"
 
 @torch.no_grad()
 def countable_features(vae: Amortised, rows: Rows) -> tuple[bool, ...]:
-    """Whether the values of each feature are countable: they then have a probability and not a density.
+    """Return whether the values of each feature are countable, so that they have a probability, not a density.
 
     Example:
         >>> import pyro_vae as pv
@@ -33,19 +33,19 @@ def countable_features(vae: Amortised, rows: Rows) -> tuple[bool, ...]:
     one = Rows(rows.x, rows.context).take(slice(1)).like(vae)
     with seeded(0, one.x.device), evaluating(vae, len(one)):
         sites = [site for _, site in samples(traces(vae.model, vae.guide, *one.arguments())[0]) if site["is_observed"]]
-    found = [flag for site in sites for flag in _countable(site["fn"], site["value"].numel())]
-    return tuple(found) if len(found) == rows.x[0].numel() else (all(found),) * rows.x[0].numel()
+    flags = [flag for site in sites for flag in _countable(site["fn"], site["value"].numel())]
+    return tuple(flags) if len(flags) == rows.x[0].numel() else (all(flags),) * rows.x[0].numel()
 
 
 def _countable(likelihood: Any, size: int) -> list[bool]:
-    """Whether each of so many values of a site is countable."""
+    """Whether each of the ``size`` values of a site is countable."""
     features = base(likelihood)
     parts, sizes = (features.parts, features.sizes) if isinstance(features, Side) else ([features], [size])
     return [_is_discrete(part) for part, n in zip(parts, sizes, strict=True) for _ in range(n)]
 
 
 def _is_discrete(d: Any) -> bool:
-    """Whether a distribution is of countable values; one that does not say is taken for a density."""
+    """Whether the values of a distribution are countable; False if its support is not implemented."""
     try:
         return bool(d.support.is_discrete)
     except NotImplementedError:
@@ -53,7 +53,7 @@ def _is_discrete(d: Any) -> bool:
 
 
 def kind(features: tuple[bool, ...]) -> str:
-    """What :func:`countable_features` says, in a word.
+    """Summarize :func:`countable_features` in a word.
 
     Example:
         >>> kind((True, True)), kind((True, False)), kind((False,))
@@ -62,22 +62,22 @@ def kind(features: tuple[bool, ...]) -> str:
     return "probability" if all(features) else "both" if any(features) else "density"
 
 
-def as_text(features: tuple[bool, ...]) -> str:
-    """What :func:`countable_features` says, as an attribute of a dataset: runs of equal kind.
+def encode_features(features: tuple[bool, ...]) -> str:
+    """Encode :func:`countable_features` as a dataset attribute: runs of equal kind.
 
     Example:
-        >>> as_text((False, False, True))
+        >>> encode_features((False, False, True))
         'density:2 probability:1'
     """
     return " ".join(f"{kind((value,))}:{len([*run])}" for value, run in groupby(features))
 
 
 def known_features(found: xr.Dataset, size: int) -> tuple[bool, ...] | None:
-    """Which features of saved evidence are countable, or None if it does not say so for each of them.
+    """Return whether each feature of saved evidence is countable, or None if this is unknown.
 
     Args:
-        found: from :func:`pyro_vae.log_evidence`; one that was saved before the attribute ``countable`` existed
-            has its ``kind`` only, which says it unless that is "both".
+        found: the result of :func:`pyro_vae.log_evidence`. Files from before the attribute ``countable`` existed have
+            the attribute ``kind`` only, which is enough unless it is "both".
         size: the number of features.
 
     Example:
@@ -93,11 +93,11 @@ def known_features(found: xr.Dataset, size: int) -> tuple[bool, ...] | None:
 
 
 def differing(features: Mapping[str, tuple[bool, ...] | None], columns: Sequence[str] | None = None) -> str:
-    """Name the features that are a density under one model and a probability under another; empty if there are none.
+    """Describe the features with a density under one model and a probability under another; empty if none.
 
     Args:
-        features: model → from :func:`countable_features`, or None where it is not known.
-        columns: the names of the features; otherwise they are numbered from 0.
+        features: the result of :func:`countable_features` by model, or None if it is unknown.
+        columns: the names of the features; by default, features are numbered from 0.
 
     Example:
         >>> differing({"a": (False, True, True), "b": (True, True, True)})
@@ -107,30 +107,30 @@ def differing(features: Mapping[str, tuple[bool, ...] | None], columns: Sequence
         >>> differing({"a": (False, True), "b": None})
         ''
     """
-    known = {name: own for name, own in features.items() if own is not None}
-    alike = dict[tuple[bool, ...], list[int]]()
-    for i, column in enumerate(zip(*known.values(), strict=True)):
-        if len(set(column)) > 1:
-            alike.setdefault(column, []).append(i)
-    told = []
-    for column, indices in alike.items():
-        under = {
-            value: ", ".join(name for name, own in zip(known, column, strict=True) if own == value) for value in (0, 1)
+    known = {name: flags for name, flags in features.items() if flags is not None}
+    groups = dict[tuple[bool, ...], list[int]]()
+    for i, flags in enumerate(zip(*known.values(), strict=True)):
+        if len(set(flags)) > 1:
+            groups.setdefault(flags, []).append(i)
+    descriptions = []
+    for flags, indices in groups.items():
+        models = {
+            value: ", ".join(name for name, flag in zip(known, flags, strict=True) if flag == value) for value in (0, 1)
         }
-        what = (
-            f"feature {_named(indices, columns)} is"
+        subject = (
+            f"feature {_names(indices, columns)} is"
             if len(indices) == 1
-            else f"features {_named(indices, columns)} are"
+            else f"features {_names(indices, columns)} are"
         )
-        told.append(f"{what} a density under {under[0]} and a probability under {under[1]}")
-    return "; ".join(told)
+        descriptions.append(f"{subject} a density under {models[0]} and a probability under {models[1]}")
+    return "; ".join(descriptions)
 
 
-def _named(indices: Sequence[int], columns: Sequence[str] | None, most: int = 5) -> str:
-    """Features by name, or by runs of numbers."""
+def _names(indices: Sequence[int], columns: Sequence[str] | None, most: int = 5) -> str:
+    """Features by name, or by ranges of numbers."""
     if columns is not None:
-        told = [str(columns[i]) for i in indices]
+        names = [str(columns[i]) for i in indices]
     else:
         runs = [[i for _, i in run] for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
-        told = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "")
+        names = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

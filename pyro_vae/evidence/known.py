@@ -1,4 +1,4 @@
-"""log p(x) where it is known: given, or an oracle's."""
+"""The exact or given log p(x) of data, where one is available."""
 
 import math
 from typing import Any
@@ -15,15 +15,17 @@ from pyro_vae.evidence.exact import LinearGaussian, quadrature_log_marginal
 
 
 def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, float, str]:
-    """The mean of log p(x), its standard error, and where it is from: given, an oracle's, or not known (NaN).
+    """Return the mean of log p(x), its standard error, and its source.
+
+    The source is ``"given"``, an oracle (``"linear-Gaussian"`` or ``"quadrature"``), or ``"not known"`` with NaN.
 
     Args:
-        vae: where nothing is given, a linear-Gaussian VAE or one with at most two latents has an oracle.
+        vae: a VAE; a linear-Gaussian VAE or a VAE with at most two latents has an oracle.
         rows: the data.
-        given: a dataset from :func:`log_evidence`, numbers of shape ``(datum,)``, or nothing.
+        given: a dataset from :func:`log_evidence` or numbers of shape ``(datum,)``; None to use an oracle.
 
     Raises:
-        DataError: if what is given is not one number per datum.
+        DataError: if ``given`` is not one number per datum.
 
     Example:
         >>> import pyro_vae as pv
@@ -38,24 +40,24 @@ def known_evidence(vae: Any, rows: Rows, given: Any = None) -> tuple[float, floa
     try:
         values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
     except (TypeError, ValueError) as error:
-        raise DataError("log_evidence holds what is no number; give one number per datum") from error
+        raise DataError("log_evidence holds a value that is not a number; pass one number per datum") from error
     if not np.isfinite(values).all():
-        raise DataError("log_evidence holds a value that is not finite; give one number per datum")
+        raise DataError("log_evidence holds a value that is not finite; pass one finite number per datum")
     if values.shape != (len(rows),):
-        raise DataError(f"log_evidence has shape {values.shape} for {len(rows)} data; give one number per datum")
+        raise DataError(f"log_evidence has shape {values.shape} for {len(rows)} data; pass one number per datum")
     return float(values.mean()), float(np.sqrt((mcse**2).sum()) / len(values)), "given"
 
 
 @torch.no_grad()
 def _oracle(vae: Any, rows: Rows) -> tuple[float, float, str]:
-    nothing = math.nan, math.nan, "not known"
+    unknown = math.nan, math.nan, "not known"
     if not isinstance(vae, VAE) or rows.context is not None or rows.mask is not None:
-        return nothing
+        return unknown
     try:
         return float(LinearGaussian.of(vae).log_marginal(rows.x).mean()), 0.0, "linear-Gaussian"
-    except (ModelError, SettingsError):  # a scale per feature is not its model
+    except (ModelError, SettingsError):  # such as a VAE with a scale per feature
         pass
     try:
         return float(quadrature_log_marginal(vae, rows.x).mean()), 0.0, "quadrature"
     except (ModelError, SettingsError):
-        return nothing
+        return unknown

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling: smoothed weights and the shape k̂ of their tail, datum by datum."""
+"""Pareto-smoothed importance sampling: smoothed weights and the tail shape k̂ of each datum."""
 
 import math
 
@@ -8,35 +8,35 @@ from torch import Tensor
 from pyro_vae.errors import SettingsError
 
 LEAST = 25
-"""Particles below which there is no tail to fit."""
+"""The smallest number of particles for which a tail is fitted."""
 
 GOOD, BAD = 0.5, 0.7
-"""k̂ below the first: the weights have a variance. Above the second: their mean cannot be relied on."""
+"""Thresholds of k̂: below the first, the weights have finite variance; above the second, their mean is unreliable."""
 
 CONSTANT = 1e-3
-"""The relative spread of the largest weights below which they have no tail: rounding, or a plateau."""
+"""The relative spread of the largest weights below which they are treated as constant, without a tail."""
 
 PRIOR_DRAWS, PRIOR_SHAPE = 10, 0.5
-"""The prior of k̂: so many tail draws of that shape (Vehtari et al., 2024)."""
+"""The prior of k̂: its weight, as a number of tail draws, and its shape (Vehtari et al., 2024)."""
 
 CHUNK = 2**23
-"""Numbers that one part of the fit holds at a time."""
+"""The number of array elements that the fit holds at a time."""
 
 
 def psis(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth the largest log-weights of each datum, and estimate the shape k̂ of their tail.
+    """Smooth the largest log-weights of each datum and estimate their tail shape k̂.
 
-    A k̂ below 0.5 says that q covers the posterior of that datum well enough for importance
-    sampling, above 0.7 that it does not. Weights of several data are never pooled: k̂ then grows with
-    their number though no q has changed. Where the largest weights are equal but for a thousandth, as those of
-    an exact guide are, there is no tail and k̂ is 0; where all but a few weights are 0, it is infinite. A k̂ is of
-    the draws that were made: where q misses a whole mode, no draw shows it and k̂ is small.
+    A k̂ below 0.5 means that q covers the posterior of the datum well enough for importance sampling, a k̂ above 0.7
+    that it does not. The weights of several data are not pooled, since the k̂ of pooled weights grows with their number.
+    If the largest weights agree to within 0.1 %, as for an exact guide, there is no tail and k̂ is 0; if all but a few
+    weights are 0, k̂ is infinite. k̂ depends on the draws only: if q misses a whole mode, no draw shows it and k̂ is
+    small.
 
     Args:
-        log_weights: from :func:`pyro_vae.elbo.log_weights`, shape ``(K, datum)``, K at least 25.
+        log_weights: log-weights from :func:`pyro_vae.elbo.log_weights`, shape ``(K, datum)``, K at least 25.
 
     Returns:
-        Normalised smoothed log-weights, shape ``(datum, K)``, and k̂, shape ``(datum,)``.
+        Normalized smoothed log-weights, shape ``(datum, K)``, and k̂, shape ``(datum,)``.
 
     Raises:
         SettingsError: if there are too few particles for a tail.
@@ -55,18 +55,18 @@ def psis(log_weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
         True
     """
     if len(log_weights) < LEAST:
-        raise SettingsError(f"there are {len(log_weights)} particles; the tail needs at least {LEAST}")
+        raise SettingsError(f"there are {len(log_weights)} particles; k̂ needs at least {LEAST}")
     values = log_weights.detach().double().cpu().numpy().T
     with np.errstate(all="ignore"):
         values = values - values.max(1, keepdims=True)
         size = max(1, CHUNK // (50 * tail_length(values.shape[1])))
         khat = np.concatenate([_smooth_tails(part) for part in np.split(values, range(size, len(values), size))])
-        normalised = values - np.log(np.exp(values).sum(1, keepdims=True))
-    return normalised, np.where(np.isnan(khat), np.inf, khat)
+        normalized = values - np.log(np.exp(values).sum(1, keepdims=True))
+    return normalized, np.where(np.isnan(khat), np.inf, khat)
 
 
 def tail_length(num_particles: int) -> int:
-    """How many of the largest weights the tail is fitted to: ⌈min(S/5, 3√S)⌉.
+    """Return the number of largest weights that make up the tail: ⌈min(S/5, 3√S)⌉.
 
     Example:
         >>> tail_length(100), tail_length(1000)
@@ -76,12 +76,12 @@ def tail_length(num_particles: int) -> int:
 
 
 def _smooth_tails(values: np.ndarray) -> np.ndarray:
-    """Replace the tail of each row of log-weights (of largest value 0) by quantiles in place; return each row's k̂."""
+    """Replace the tail of each row of log-weights, whose largest value is 0, by quantiles in place; return k̂."""
     tail = tail_length(values.shape[1])
     order = np.argsort(values, 1)[:, -tail - 1 :]
     largest = np.exp(np.take_along_axis(values, order, 1))
     flat = largest[:, 0] >= 1 - CONSTANT
-    steep = ~flat & ~(largest[:, _quartile(tail) + 1] > largest[:, 0])  # where the fit takes its scale
+    steep = ~flat & ~(largest[:, _quartile(tail) + 1] > largest[:, 0])  # the fit takes its scale from this quartile
     khat = np.where(steep, np.inf, 0.0)
     fitted = np.flatnonzero(~flat & ~steep)
     if not len(fitted):
@@ -97,18 +97,18 @@ def _smooth_tails(values: np.ndarray) -> np.ndarray:
 
 
 def _quartile(tail: int) -> int:
-    """The place of the first quartile among ``tail`` ordered values."""
+    """The index of the first quartile among ``tail`` ordered values."""
     return int(tail / 4 + 0.5) - 1
 
 
 def fit_pareto(excesses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a generalised Pareto distribution to each row of ordered excesses over a threshold.
+    """Fit a generalized Pareto distribution to each row of ordered excesses over a threshold.
 
     .. math:: k(\\theta) = \\frac1M \\sum_i \\log(1 - \\theta x_i), \\qquad
         \\ell(\\theta) = M [\\log(-\\theta / k(\\theta)) - k(\\theta) - 1]
 
-    θ is the mean of a grid under the profile likelihood ℓ, then the scale is ``-k(θ) / θ``. The shape is pulled to
-    ½ as by ten draws more, which steadies it where the tail is short.
+    θ is the mean of a grid under the profile likelihood ℓ, and the scale is ``-k(θ) / θ``. The shape is shrunk
+    towards ½ with the weight of ten draws, which stabilizes it for short tails.
 
     Args:
         excesses: shape ``(datum, M)``, each row in ascending order.
@@ -139,7 +139,7 @@ def fit_pareto(excesses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pareto_quantiles(probability: np.ndarray, shape: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The quantiles of a generalised Pareto distribution; NaN where its scale is not above 0."""
+    """The quantiles of a generalized Pareto distribution; NaN if its scale is not above 0."""
     exponent = -np.log1p(-probability)
     safe = np.where(shape == 0, 1.0, shape)
     excess = np.where(shape == 0, exponent, np.expm1(safe * exponent) / safe)

@@ -1,4 +1,4 @@
-"""Log-means of weights, plain and Pareto-smoothed, with their standard error, tail and bias."""
+"""Log-means of plain and Pareto-smoothed weights, with standard errors, tail shapes and biases."""
 
 import math
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from pyro_vae.elbo import log_weights
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length
 
-Found: TypeAlias = dict[str, Tensor]
-"""What is found of each datum, by name, shape ``(datum, …)``."""
+Estimates: TypeAlias = dict[str, Tensor]
+"""Named estimates for each datum, shape ``(datum, …)``."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How evidence is to be estimated.
+    """The settings of an estimate of the evidence.
 
     Args:
-        num_particles: weights per datum.
-        temperatures: distributions along a path, the last of them included.
-        leapfrog: steps of a Hamiltonian move at most.
-        tick: called after each piece of work.
+        num_particles: the number of weights per datum.
+        temperatures: the number of steps along a path.
+        leapfrog: the largest number of leapfrog steps of a Hamiltonian move.
+        tick: a function that is called after each unit of work.
     """
 
     num_particles: int
@@ -37,7 +37,7 @@ class Plan:
 
 
 def log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The logarithm of the mean weight of each datum, and its standard error.
+    """Return the logarithm of the mean weight of each datum, and its standard error.
 
     .. math:: \\log \\frac1K \\sum_k w_k, \\qquad \\mathrm{se} \\approx \\frac{\\mathrm{sd}(w)}{\\bar w \\sqrt K}
 
@@ -56,18 +56,18 @@ def log_mean(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return value, (log_weights - value).exp().std(0) / math.sqrt(len(log_weights))
 
 
-def measured(log_weights: Tensor) -> Found:
-    """Estimate log p(x) by the mean weight, with its standard error, tail and bias.
+def estimate_log_mean(log_weights: Tensor) -> Estimates:
+    """Estimate log p(x) by the log of the mean weight, with standard error, tail shape and bias.
 
     Args:
-        log_weights: independent, shape ``(K, datum)``, K at least 2.
+        log_weights: independent log-weights, shape ``(K, datum)``, K at least 2.
 
     Returns:
         ``log_evidence``, ``mcse``, ``khat`` (NaN below 25 weights), ``bias`` and ``bias_se``, shape ``(datum,)``.
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> found = measured(torch.randn(100, 3).double())
+        >>> found = estimate_log_mean(torch.randn(100, 3).double())
         >>> list(found), bool((found["bias"] < 0).all())
         (['log_evidence', 'mcse', 'khat', 'bias', 'bias_se'], True)
     """
@@ -78,7 +78,7 @@ def measured(log_weights: Tensor) -> Found:
 
 
 def tail_shape(log_weights: Tensor) -> Tensor:
-    """Estimate k̂ of each datum; NaN where there are too few weights for a tail.
+    """Estimate k̂ of each datum; NaN if there are too few weights for a tail.
 
     Example:
         >>> tail_shape(torch.zeros(24, 1)), tail_shape(torch.zeros(25, 1))
@@ -90,23 +90,24 @@ def tail_shape(log_weights: Tensor) -> Tensor:
 
 
 def bias_of_log_mean(log_weights: Tensor, khat: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure by how much the expected log of the mean weight differs from the log of the expected weight.
+    """Estimate the bias of the log of the mean weight by the jackknife.
 
-    Each weight is left out once. The jackknife's difference has the expectation
-    ``(K - 1) (bias of K - 1 weights - bias of K)``; where the bias falls as :math:`K^{-a}`, that is a times the bias:
+    Each weight is left out once. The jackknife difference has expectation
+    ``(K - 1) (bias with K - 1 weights - bias with K)``. If the bias falls as :math:`K^{-a}`, this is a times the bias:
 
     .. math:: \\mathrm{bias} = \\frac{K - 1}{a} \\Big[\\frac1K \\sum_k \\log \\bar w_{-k} - \\log \\bar w\\Big],
         \\qquad a = \\min(1, 1 / \\hat k - 1)
 
-    Weights of tail index k above ½ have no variance, and then the mean converges as sums of a stable law do, with
-    ``a = 1/k - 1``. k̂ is held at 0.7 at most: beyond it a cannot be told, and the figure is too small.
+    Weights with a tail shape k above ½ have infinite variance, and their mean converges at the rate of a stable
+    distribution, with ``a = 1/k - 1``. k̂ is clipped at 0.7; above it, a cannot be estimated and the bias is
+    underestimated.
 
     Args:
-        log_weights: independent, shape ``(K, datum)``, K at least 2.
-        khat: the shape of their tail, shape ``(datum,)``; NaN counts as 0.
+        log_weights: independent log-weights, shape ``(K, datum)``, K at least 2.
+        khat: the tail shape k̂, shape ``(datum,)``; NaN counts as 0.
 
     Returns:
-        The bias, which is negative, and its standard error (by the delta method, too small where k̂ is above ¼), in
+        The bias, which is negative, and its standard error (by the delta method; too small if k̂ is above ¼), in
         nats, shape ``(datum,)``.
 
     References:
@@ -120,11 +121,11 @@ def bias_of_log_mean(log_weights: Tensor, khat: Tensor) -> tuple[Tensor, Tensor]
     """
     number = len(log_weights)
     weights = torch.softmax(log_weights, 0)
-    left = torch.log1p(-weights)  # log of the sum without each weight, over the sum of all
+    log_rest = torch.log1p(-weights)  # log of the sum without each weight, relative to the sum of all weights
     largest = log_weights.argmax(0, keepdim=True)
     others = log_weights.scatter(0, largest, -torch.inf).logsumexp(0, keepdim=True) - log_weights.logsumexp(0)
-    left = left.scatter(0, largest, others)  # which log1p would round to minus infinity
-    jackknife = (number - 1) * (left.mean(0) - math.log1p(-1 / number))
+    log_rest = log_rest.scatter(0, largest, others)  # log1p could round it to minus infinity
+    jackknife = (number - 1) * (log_rest.mean(0) - math.log1p(-1 / number))
     power = 1 / khat.nan_to_num(0.0).clamp(GOOD, BAD) - 1
     relative = number * weights
     square = (relative**2).mean(0)
@@ -133,15 +134,15 @@ def bias_of_log_mean(log_weights: Tensor, khat: Tensor) -> tuple[Tensor, Tensor]
 
 
 def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Pareto-smooth the log-weights of each datum without normalising them, and estimate k̂.
+    """Pareto-smooth the log-weights of each datum without normalizing them, and estimate k̂.
 
-    Where the largest are one number but for a thousandth there is no tail: they are left as they are, with k̂ = 0.
+    If the largest weights agree to within 0.1 %, there is no tail: they are returned unchanged, with k̂ = 0.
 
     Args:
         log_weights: shape ``(K, datum)``, K at least 25.
 
     Returns:
-        Log-weights of the same shape, and k̂ of shape ``(datum,)``.
+        Smoothed log-weights of the same shape, and k̂ of shape ``(datum,)``.
 
     Raises:
         SettingsError: if there are too few particles for a tail.
@@ -158,16 +159,16 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """
     if len(log_weights) < LEAST:
         raise SettingsError(f"num_particles is {len(log_weights)}; a Pareto tail needs at least {LEAST}")
-    normalised, khat = psis(log_weights)
-    tail = torch.as_tensor(np.ascontiguousarray(normalised.T)).to(log_weights)
+    array, khat = psis(log_weights)
+    normalized = torch.as_tensor(np.ascontiguousarray(array.T)).to(log_weights)
     below = len(log_weights) - tail_length(len(log_weights)) - 1
-    # Smoothing keeps ranks and moves only the upper tail; what lies below it tells what normalising took away.
-    taken = log_weights.sort(0).values[below] - tail.sort(0).values[below]
-    return tail + taken, torch.as_tensor(khat).to(log_weights)
+    # Smoothing keeps ranks and changes only the upper tail, so weights below it show the normalizing constant.
+    constant = log_weights.sort(0).values[below] - normalized.sort(0).values[below]
+    return normalized + constant, torch.as_tensor(khat).to(log_weights)
 
 
 def guide_log_weights(vae: Amortised, rows: Rows, num_particles: int) -> Tensor:
-    """log w of draws from the guide, in double precision, shape ``(K, datum)``.
+    """Return the log-weights of draws from the guide in double precision, shape ``(K, datum)``.
 
     Example:
         >>> import pyro_vae as pv
@@ -178,7 +179,7 @@ def guide_log_weights(vae: Amortised, rows: Rows, num_particles: int) -> Tensor:
     return log_weights(vae.model, vae.guide, *rows.arguments(), num_particles=num_particles).double()
 
 
-def importance_weighted(vae: Amortised, rows: Rows, plan: Plan) -> Found:
+def importance_weighted(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean importance weight.
 
     Example:
@@ -187,16 +188,16 @@ def importance_weighted(vae: Amortised, rows: Rows, plan: Plan) -> Found:
         >>> list(importance_weighted(vae, Rows(torch.ones(3, 5)), Plan(4, 1, 1, lambda: None)))
         ['log_evidence', 'mcse', 'khat', 'bias', 'bias_se']
     """
-    found = measured(guide_log_weights(vae, rows, plan.num_particles))
+    estimates = estimate_log_mean(guide_log_weights(vae, rows, plan.num_particles))
     plan.tick()
-    return found
+    return estimates
 
 
-def pareto_smoothed(vae: Amortised, rows: Rows, plan: Plan) -> Found:
+def pareto_smoothed(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean of the smoothed weights.
 
-    The bias that smoothing adds is measured beside the plain mean of the same weights: their difference, whose error
-    is taken to be as large as itself.
+    The bias from smoothing is estimated by the difference to the plain mean of the same weights; its standard error is
+    taken to be as large as the difference.
 
     Example:
         >>> import pyro_vae as pv
@@ -207,13 +208,13 @@ def pareto_smoothed(vae: Amortised, rows: Rows, plan: Plan) -> Found:
     weights = guide_log_weights(vae, rows, plan.num_particles)
     smooth, khat = smoothed(weights)
     value, error = log_mean(smooth)
-    added = value - log_mean(weights)[0]
+    smoothing_bias = value - log_mean(weights)[0]
     bias, bias_error = bias_of_log_mean(weights, khat)
     plan.tick()
     return {
         "log_evidence": value,
         "mcse": error,
         "khat": khat,
-        "bias": bias + added,
-        "bias_se": torch.hypot(bias_error, added),
+        "bias": bias + smoothing_bias,
+        "bias_se": torch.hypot(bias_error, smoothing_bias),
     }

@@ -1,7 +1,7 @@
-"""Distributions of counts, scored in double precision: their terms are of the size of the count, and cancel.
+"""Distributions of counts, scored in double precision, and their zero-inflated and hurdle variants.
 
-With a count and a mean of 1e8, ``x log r - r - log x!`` is -10 and its terms are 2e9, whose digits end at 100 in
-single precision. Each tells the probability of a count above 0, which zero-inflated and hurdle counts are made of.
+Single precision is not enough, since terms of the size of the count cancel: with a count and a mean of 1e8,
+``x log r - r - log x!`` is about -10, but its terms are 2e9, which single precision resolves to about 100.
 """
 
 import math
@@ -17,7 +17,7 @@ EMPTY = torch.Size()
 
 
 class Poisson(dist.Poisson):
-    """Pyro's, given the logarithm of the rate."""
+    """Pyro's Poisson distribution, parametrized by the logarithm of the rate."""
 
     def __init__(self, log_rate: Tensor, validate_args: bool | None = None) -> None:
         self.log_rate = log_rate
@@ -37,15 +37,15 @@ class Poisson(dist.Poisson):
     @property
     def log_positive(self) -> Tensor:
         """``log P(x > 0)``."""
-        return _log_of_any(self.log_rate)
+        return _log_arrival_probability(self.log_rate)
 
     def sample_positive(self) -> Tensor:
-        """Draw counts, given that they are above 0."""
-        return 1 + torch.poisson(_rest(self.rate))
+        """Draw counts conditional on being above 0."""
+        return 1 + torch.poisson(_rate_after_first(self.rate))
 
 
 class Binomial(dist.Binomial):
-    """Pyro's, given one number of trials, which may be more than single precision counts to, and logits."""
+    """Pyro's binomial distribution, given logits and one number of trials, even above 2^24 (single precision)."""
 
     def __init__(self, trials: int, logits: Tensor, validate_args: bool | None = None) -> None:
         self.trials = trials
@@ -66,16 +66,16 @@ class Binomial(dist.Binomial):
     @property
     def log_positive(self) -> Tensor:
         """``log P(x > 0)``."""
-        return _log_of_any(math.log(self.trials) + _log_softplus(self.logits))
+        return _log_arrival_probability(math.log(self.trials) + _log_softplus(self.logits))
 
     def sample_positive(self) -> Tensor:
-        """Draw counts, given that they are above 0."""
-        rest = _rest(self.trials * F.softplus(self.logits))
-        return 1 + dist.Binomial(self.trials - 1, -torch.expm1(-rest / self.trials)).sample()
+        """Draw counts conditional on being above 0."""
+        rate = _rate_after_first(self.trials * F.softplus(self.logits))
+        return 1 + dist.Binomial(self.trials - 1, -torch.expm1(-rate / self.trials)).sample()
 
 
 class NegativeBinomial(dist.NegativeBinomial):
-    """Pyro's, given the logarithm of ``total_count``, and logits."""
+    """Pyro's negative binomial distribution, parametrized by the logarithm of ``total_count`` and logits."""
 
     def __init__(self, log_count: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:
         self.log_count = log_count
@@ -96,17 +96,17 @@ class NegativeBinomial(dist.NegativeBinomial):
     @property
     def log_positive(self) -> Tensor:
         """``log P(x > 0)``."""
-        return _log_of_any(self.log_count + _log_softplus(self.logits))
+        return _log_arrival_probability(self.log_count + _log_softplus(self.logits))
 
     def sample_positive(self) -> Tensor:
-        """Draw counts, given that they are above 0."""
-        odds = torch.expm1(_rest(self.total_count * F.softplus(self.logits)) / self.total_count)
+        """Draw counts conditional on being above 0."""
+        odds = torch.expm1(_rate_after_first(self.total_count * F.softplus(self.logits)) / self.total_count)
         return 1 + torch.poisson(odds * dist.Gamma(self.total_count + 1, 1.0).sample())
 
 
-def _log_of_any(log_rate: Tensor) -> Tensor:
-    """``log(1 - e^-t)``, the probability that a Poisson process of rate t has an arrival, given log t."""
-    rare = log_rate < -40  # where t / 2 is below the rounding of 1
+def _log_arrival_probability(log_rate: Tensor) -> Tensor:
+    """``log(1 - e^-t)``, the log-probability that a Poisson process of rate t has an arrival, given log t."""
+    rare = log_rate < -40  # where t / 2 is below the rounding error of 1
     return torch.where(rare, log_rate, log_one_minus_exp(-log_rate.clamp(min=-40).exp()))
 
 
@@ -116,23 +116,24 @@ def _log_softplus(x: Tensor) -> Tensor:
 
 
 def log_one_minus_exp(a: Tensor) -> Tensor:
-    """``log(1 - e^a)`` of a below 0, with its digits and those of its gradient (Mächler, 2012)."""
+    """``log(1 - e^a)`` for a below 0; it and its gradient are exact to rounding (Mächler, 2012)."""
     near, far = a.clamp(min=-math.log(2)), a.clamp(max=-math.log(2))
     return torch.where(a < -math.log(2), torch.log1p(-far.exp()), torch.log(-torch.expm1(near)))
 
 
-def _rest(rate: Tensor) -> Tensor:
-    """The rate that is left after the first arrival of a Poisson process of this rate, given that there is one.
+def _rate_after_first(rate: Tensor) -> Tensor:
+    """Draw the rate that remains after the first arrival of a Poisson process, conditional on an arrival.
 
-    Each count here is a process that starts at 0, with the first arrival of a Poisson process; what comes behind it is
-    a Poisson, a binomial of one trial less or a negative binomial of one more, on the time that is left. So counts
-    above 0 are drawn without a rejection, however rare they are.
+    Each distribution of counts here is a process in time whose first arrival is the first arrival of a Poisson
+    process. The number of later arrivals is Poisson, binomial with one trial less, or negative binomial with a
+    ``total_count`` larger by 1, over the remaining time. Thus counts above 0 are drawn without rejection, however rare
+    they are.
     """
     return (rate + torch.log1p(torch.rand_like(rate) * torch.expm1(-rate))).clamp(min=0)
 
 
 class _WithZeros(dist.TorchDistribution):
-    """Counts and the logits of a zero that is none of theirs; the counts are in double precision."""
+    """Base class of counts with extra zeros: logits of an extra zero, and counts in double precision."""
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012  (torch's own name and kind)
 
@@ -150,14 +151,14 @@ class _WithZeros(dist.TorchDistribution):
         return self.counts.support
 
     @property
-    def log_some(self) -> Tensor:
-        """The logarithm of the probability of no such zero."""
+    def log_no_extra(self) -> Tensor:
+        """The log-probability of no extra zero."""
         return F.logsigmoid(-self.logits.double())
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        log_positive = self.log_some + self.counts.log_prob(value.double()) + self._log_factor
+        log_positive = self.log_no_extra + self.counts.log_prob(value.double()) + self._log_factor
         return torch.where(value == 0, self._log_zero, log_positive).to(self.logits.dtype)
 
     def sample(self, sample_shape: Any = EMPTY) -> Tensor:
@@ -168,29 +169,29 @@ class _WithZeros(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return (self.log_some.exp() * self._moments[0]).to(self.logits.dtype)
+        return (self.log_no_extra.exp() * self._moments[0]).to(self.logits.dtype)
 
     @property
     def variance(self) -> Tensor:
         mean, square = self._moments
-        some = self.log_some.exp()
-        return (some * (square - some * mean**2)).to(self.logits.dtype)
+        no_extra = self.log_no_extra.exp()
+        return (no_extra * (square - no_extra * mean**2)).to(self.logits.dtype)
 
 
 class ZeroInflated(_WithZeros):
-    """Zero by the logits, else the counts, which may be zero too."""
+    """Zero with the probability that the logits give, otherwise a count, which may be zero too."""
 
     _log_factor = 0.0
 
     @property
     def _log_zero(self) -> Tensor:
-        """``log(π + (1 - π) p(0))``; where that is near 1, as the logarithm of what 1 less ``(1 - π) P(x > 0)`` is."""
-        log_other = self.log_some + self.counts.log_positive
-        log_sum = torch.logaddexp(F.logsigmoid(self.logits.double()), self.log_some + self._log_none)
-        return torch.where(log_other < -0.5, log_one_minus_exp(log_other.clamp(max=-0.5)), log_sum)
+        """``log(π + (1 - π) p(0))``, computed as ``log(1 - (1 - π) P(x > 0))`` where the probability is near 1."""
+        log_positive = self.log_no_extra + self.counts.log_positive
+        log_sum = torch.logaddexp(F.logsigmoid(self.logits.double()), self.log_no_extra + self._log_zero_count)
+        return torch.where(log_positive < -0.5, log_one_minus_exp(log_positive.clamp(max=-0.5)), log_sum)
 
     @property
-    def _log_none(self) -> Tensor:
+    def _log_zero_count(self) -> Tensor:
         return self.counts.log_prob(torch.zeros_like(self.counts.mean))
 
     def _draw(self, shape: torch.Size) -> Tensor:
@@ -198,13 +199,13 @@ class ZeroInflated(_WithZeros):
 
     @property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Of the counts: the mean and the mean square."""
+        """The mean and the mean square of the counts."""
         mean = self.counts.mean
         return mean, self.counts.variance + mean**2
 
 
 class Hurdle(_WithZeros):
-    """Zero by the logits, else the counts, given that they are above 0."""
+    """Zero with the probability that the logits give, otherwise a count above 0."""
 
     @property
     def _log_zero(self) -> Tensor:
@@ -219,7 +220,7 @@ class Hurdle(_WithZeros):
 
     @property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Of the counts above 0: the mean and the mean square."""
-        least = torch.finfo(torch.float64).tiny  # of a rate without a number in double precision the count is 1
+        """The mean and the mean square of the counts above 0."""
+        least = torch.finfo(torch.float64).tiny  # if the rate underflows, the count above 0 is 1
         positive, mean = self.counts.log_positive.exp().clamp(min=least), self.counts.mean.clamp(min=least)
         return mean / positive, (self.counts.variance.clamp(min=least) + mean**2) / positive

@@ -1,4 +1,4 @@
-"""Distributions of one feature that Pyro lacks, or has with too few digits."""
+"""Distributions of one feature that Pyro lacks or computes with too few digits."""
 
 from typing import Any
 
@@ -13,15 +13,21 @@ from pyro_vae.core.distributions import StudentT
 
 EMPTY = torch.Size()
 
-# log(sinh(h) / h) = Σ cₙ h²ⁿ; for |h| < ½ the first term left out is below 1e-15.
+# log(sinh(h) / h) = Σ cₙ h²ⁿ; for |h| < ½ the first omitted term is below 1e-15.
 SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250, 2 / 127702575, -3617 / 2605132530000)
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
-    """Torch's, given logits η, with all digits about η = 0: p(x) = exp(η x - A(η)), A = log((e^η - 1) / η)."""
+    """Torch's distribution, given logits η, but exact to rounding near η = 0.
+
+    .. math:: p(x) = \\exp(\\eta x - A(\\eta)), \\qquad A(\\eta) = \\log((e^\\eta - 1) / \\eta)
+    """
 
     def _halves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether h = η/2 is small; h where it is, else 0; h where it is not, else 1: no branch gives NaN."""
+        """Return whether h = η/2 is small, h where it is small (else 0), and h where it is not (else 1).
+
+        The replacements keep NaN out of the gradient of the unused branch.
+        """
         half = self.logits / 2
         small = half.abs() < 0.5
         return small, half.where(small, torch.zeros_like(half)), half.where(~small, torch.ones_like(half))
@@ -49,7 +55,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         series = torch.zeros_like(near)
         for n, coefficient in reversed(list(enumerate(SERIES, 1))):
             series = series * near**2 + 2 * n * (2 * n - 1) * coefficient
-        # csch² h, from e^-2|h| so that it does not overflow.
+        # csch² h from e^-2|h|, which does not overflow.
         decay = torch.exp(-2 * far.abs())
         return 0.25 * torch.where(small, series, far**-2 - 4 * decay / (1 - decay) ** 2)
 
@@ -57,25 +63,28 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         if self._validate_args:
             self._validate_sample(value)
         small, near, far = self._halves()
-        size, distance = 2 * far.abs(), torch.where(far > 0, 1 - value, value)  # from the end where p is largest
+        size, distance = 2 * far.abs(), torch.where(far > 0, 1 - value, value)  # distance from the mode
         direct = size.log() - torch.log(-torch.expm1(-size)) - size * distance
         return torch.where(small, 2 * near * (value - 0.5) - _log_sinhc(near), direct)
 
-    def _towards_zero(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-|η|, value or, where η is above 0, 1 - value: the law of 1 - x has the logit -η."""
+    def _reflect(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return whether η > 0, then -|η|, and the value, reflected to 1 - value where η > 0.
+
+        The reflection is exact: 1 - x has the same distribution with logit -η.
+        """
         logits, value = torch.broadcast_tensors(self.logits, value)
         up = logits > 0
         return up, -logits.abs(), torch.where(up, 1 - value, value)
 
     def cdf(self, value: Tensor) -> Tensor:
-        up, eta, value = self._towards_zero(value.clamp(0, 1))
+        up, eta, value = self._reflect(value.clamp(0, 1))
         flat = eta > -1e-30
         safe = eta.where(~flat, -torch.ones_like(eta))
         below = torch.where(flat, value, torch.expm1(safe * value) / torch.expm1(safe))
         return torch.where(up, 1 - below, below)
 
     def icdf(self, value: Tensor) -> Tensor:
-        up, eta, u = self._towards_zero(value)
+        up, eta, u = self._reflect(value)
         flat = eta > -1e-2
         safe = eta.where(~flat, -torch.ones_like(eta))
         series = u + eta / 2 * u * (1 - u) * (1 + eta / 3 * (1 - 2 * u))
@@ -84,7 +93,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
 
 def _log_sinhc(h: Tensor) -> Tensor:
-    """log(sinh(h) / h) of small h."""
+    """log(sinh(h) / h) for small h."""
     square, series = h**2, torch.zeros_like(h)
     for coefficient in reversed(SERIES):
         series = (series + coefficient) * square
@@ -92,7 +101,7 @@ def _log_sinhc(h: Tensor) -> Tensor:
 
 
 class Bernoulli(dist.Bernoulli):
-    """Pyro's, for bits alone, with the gradient's digits where the bit is nearly certain."""
+    """Pyro's Bernoulli distribution, for values 0 and 1 only, with an exact gradient where a bit is nearly certain."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -142,21 +151,24 @@ class Levels(dist.TorchDistribution):
         index = value.long().unsqueeze(-1)
         shape = torch.broadcast_shapes(index.shape[:-1], self.batch_shape)
         logits, index = self.logits.expand(*shape, -1), index.expand(*shape, 1)
-        # Of the odds of the other levels: where the level is nearly certain, 1 - p would have no digits left.
+        # From the odds of the other levels: where the level is nearly certain, 1 - p has no significant digits.
         others = logits - logits.gather(-1, index)
-        is_own = torch.arange(others.shape[-1], device=others.device) == index
-        return -F.softplus(others.masked_fill(is_own, -torch.inf).logsumexp(-1))
+        is_index = torch.arange(others.shape[-1], device=others.device) == index
+        return -F.softplus(others.masked_fill(is_index, -torch.inf).logsumexp(-1))
 
     def sample(self, sample_shape: Any = EMPTY) -> Tensor:
         with torch.no_grad():
             return dist.Categorical(logits=self.logits).sample(torch.Size(sample_shape)).to(self.logits.dtype)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        return _enumerated(self.indices, self.batch_shape, expand)
+        return _enumerate_values(self.indices, self.batch_shape, expand)
 
 
 class LogisticLevels(dist.TorchDistribution):
-    """One of L values 0, 1/(L-1), …, 1: a mixture of logistics on [-1, 1], rounded; parameters ``(*batch, K)``."""
+    """One of L values 0, 1/(L-1), …, 1: a rounded mixture of K logistic distributions on [-1, 1].
+
+    The parameters have shape ``(*batch, K)``.
+    """
 
     arg_constraints = {  # noqa: RUF012  (torch's own name and kind)
         "logits": constraints.real_vector,
@@ -186,11 +198,11 @@ class LogisticLevels(dist.TorchDistribution):
             self._validate_sample(value)
         last = self.levels - 1
         index = (value * last).round().unsqueeze(-1)
-        exact = torch.float64 if self.levels > 1024 else self.loc.dtype  # where bins are narrow, single is too coarse
-        centred = (2 * index.to(exact) / last - 1 - self.loc).to(self.loc.dtype)
+        dtype = torch.float64 if self.levels > 1024 else self.loc.dtype  # single precision is too coarse for many bins
+        centred = (2 * index.to(dtype) / last - 1 - self.loc).to(self.loc.dtype)
         rate = torch.exp(-self.log_scale)
         upper, lower = (centred + 1 / last) * rate, (centred - 1 / last) * rate
-        # σ(a) - σ(b) = σ(a) σ(-b) (1 - e^(b-a)), exactly and without cancellation.
+        # σ(a) - σ(b) = σ(a) σ(-b) (1 - e^(b-a)), which has no cancellation.
         inside = torch.log(-torch.expm1(-2 / last * rate))
         below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
         log_bins = torch.where(index <= 0, below, torch.where(index >= last, above, below + above + inside))
@@ -214,7 +226,7 @@ class LogisticLevels(dist.TorchDistribution):
         return torch.arange(self.levels, dtype=self.loc.dtype, device=self.loc.device) / (self.levels - 1)
 
     def _moment(self, power: int, about: Tensor | float = 0.0) -> Tensor:
-        """E[(x - about)^power], a sum over levels, one at a time so that no array is L times as large."""
+        """E[(x - about)^power], summed level by level, so that no array has L times the size."""
         total = torch.zeros(self.batch_shape, dtype=self.loc.dtype, device=self.loc.device)
         for value in self.values:
             total = total + (value - about) ** power * self.log_prob(value.expand(self.batch_shape)).exp()
@@ -229,16 +241,16 @@ class LogisticLevels(dist.TorchDistribution):
         return self._moment(2, self.mean)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        return _enumerated(self.values, self.batch_shape, expand)
+        return _enumerate_values(self.values, self.batch_shape, expand)
 
 
-def _enumerated(values: Tensor, batch_shape: torch.Size, expand: bool) -> Tensor:
+def _enumerate_values(values: Tensor, batch_shape: torch.Size, expand: bool) -> Tensor:
     values = values.reshape(-1, *(1 for _ in batch_shape))
     return values.expand(-1, *batch_shape) if expand else values
 
 
 class grid(constraints.Constraint):
-    """The values 0, 1/(levels - 1), …, 1, up to the rounding of single precision."""
+    """The values 0, 1/(levels - 1), …, 1, up to rounding in single precision."""
 
     is_discrete = True
     event_dim = 0
@@ -253,7 +265,7 @@ class grid(constraints.Constraint):
 
 
 class Side(dist.TorchDistribution):
-    """Distributions of features side by side: their last batch dimensions become one."""
+    """Independent distributions of features, concatenated along the last batch dimension."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  (torch's own name and kind)
 
@@ -261,13 +273,13 @@ class Side(dist.TorchDistribution):
         self.parts = parts
         self.sizes = [part.batch_shape[-1] for part in parts]
         batch_shape = torch.broadcast_shapes(*(part.batch_shape[:-1] for part in parts))
-        # Each part looks at its own values.
+        # Each part validates its own values.
         super().__init__(torch.Size([*batch_shape, sum(self.sizes)]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Side":
         *front, last = batch_shape
         if last != sum(self.sizes):
-            raise ValueError(f"{sum(self.sizes)} features side by side cannot be expanded to {last}")
+            raise ValueError(f"{sum(self.sizes)} concatenated features cannot be expanded to {last}")
         return Side([part.expand(torch.Size([*front, n])) for part, n in zip(self.parts, self.sizes, strict=True)])
 
     @property
@@ -298,19 +310,20 @@ class Side(dist.TorchDistribution):
         return torch.cat([part.variance for part in self.parts], -1)
 
 
-def rescaled(features: Any, center: Tensor, unit: Tensor) -> Any:
-    """The distributions of ``center + unit u`` for those of u, features of real numbers; others are as they were.
+def rescale(features: Any, center: Tensor, unit: Tensor) -> Any:
+    """Return the distributions of ``center + unit u``, given those of u, where u is a real number.
 
-    Normals stay normals, and so do the others of a location and a scale: their KL and means keep their closed forms.
+    Other distributions are returned unchanged. Normals and other location-scale families stay in their family, so
+    that means and KL divergences keep their closed forms.
 
     Example:
-        >>> d = rescaled(dist.Normal(torch.zeros(2), 0.5), torch.tensor([1.0, 0.0]), torch.tensor([10.0, 1.0]))
+        >>> d = rescale(dist.Normal(torch.zeros(2), 0.5), torch.tensor([1.0, 0.0]), torch.tensor([10.0, 1.0]))
         >>> d.loc, d.scale
         (tensor([1., 0.]), tensor([5.0000, 0.5000]))
     """
     if isinstance(features, Side):
-        shares = zip(features.parts, center.split(features.sizes, -1), unit.split(features.sizes, -1), strict=True)
-        return Side([rescaled(part, c, s) for part, c, s in shares])
+        parts = zip(features.parts, center.split(features.sizes, -1), unit.split(features.sizes, -1), strict=True)
+        return Side([rescale(part, c, s) for part, c, s in parts])
     if isinstance(features, StudentT):
         return StudentT(features.given_df, center + unit * features.loc, unit * features.scale)
     if type(features) in (dist.Normal, dist.Laplace, dist.Cauchy, dist.Gumbel):
@@ -321,7 +334,7 @@ def rescaled(features: Any, center: Tensor, unit: Tensor) -> Any:
 
 
 class _Rescaled(dist.TransformedDistribution):
-    """``center + unit u`` for a u whose law does not keep its family."""
+    """``center + unit u`` for u from a distribution outside the location-scale families above."""
 
     @property
     def mean(self) -> Tensor:

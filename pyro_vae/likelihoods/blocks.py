@@ -1,4 +1,4 @@
-"""A likelihood for tables that mix kinds of columns."""
+"""A likelihood for tables with several types of columns."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,19 +17,19 @@ Block = tuple[Callable[[nn.Module], Likelihood], int]
 
 
 class Blocks(Likelihood):
-    """Consecutive blocks of columns, each with a likelihood of its own, on the output of one network.
+    """Consecutive blocks of columns, each with its own likelihood, on the output of one network.
 
     .. math:: p(x | z) = \\prod_b p_b(x_b | f_\\Theta(z)_b)
 
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, outputs)``: the outputs of the first
-            block, then of the second, …; ``Blocks.outputs(features, blocks=blocks)`` tells how many.
-        blocks: pairs of a likelihood's class (or a function of a network, as ``partial(Categorical, levels=4)``)
-            and the number of its columns, at least 1.
+            block, then of the second, …; ``Blocks.outputs(features, blocks=blocks)`` is their number.
+        blocks: pairs of a likelihood class (or a function of a network, such as ``partial(Categorical, levels=4)``)
+            and its number of columns, at least 1.
 
     Raises:
-        SettingsError: if there is no block, or one is not such a pair.
-        ModelError: in a call, if the network's outputs are not those of all blocks.
+        SettingsError: if there is no block, or a block is not such a pair.
+        ModelError: when called, if the number of outputs does not match the blocks.
 
     References:
         | Handling Incomplete Heterogeneous Data Using VAEs (Nazábal et al., 2018), https://arxiv.org/abs/1807.03653
@@ -52,17 +52,17 @@ class Blocks(Likelihood):
 
     def __init__(self, net: nn.Module, blocks: Sequence[Block]) -> None:
         super().__init__(net)
-        self.sizes, likelihoods = _made(blocks)
+        self.sizes, likelihoods = _make_blocks(blocks)
         self.blocks = nn.ModuleList(likelihoods)
 
     @classmethod
     def outputs(cls, size: int, *, blocks: Sequence[Block] | None = None) -> int:
         if blocks is None:
-            raise SettingsError("the outputs of Blocks depend on its blocks; give blocks too")
-        sizes, likelihoods = _made(blocks)
+            raise SettingsError("the outputs of Blocks depend on its blocks; pass blocks=")
+        sizes, likelihoods = _make_blocks(blocks)
         if sum(sizes) != size:
             raise SettingsError(f"the blocks have {sum(sizes)} columns for {size} features; make them equal")
-        return sum(_shares(sizes, likelihoods))
+        return sum(_widths(sizes, likelihoods))
 
     @property
     def _members(self) -> list[Any]:
@@ -70,12 +70,12 @@ class Blocks(Likelihood):
 
     @property
     def net_outputs(self) -> int:
-        """How many numbers the network must give."""
-        return sum(_shares(self.sizes, self._members))
+        """The number of outputs that the network needs."""
+        return sum(_widths(self.sizes, self._members))
 
     @property
     def feature_support(self) -> constraints.Constraint:
-        """The values that the columns can have, block by block."""
+        """The values that the columns can take, block by block."""
         return constraints.cat([block.feature_support for block in self._members], -1, self.sizes)
 
     @property
@@ -87,54 +87,57 @@ class Blocks(Likelihood):
             raise ModelError(
                 f"the network gives {out.shape[-1]} outputs and the blocks need {self.net_outputs}; make them equal"
             )
-        shares = out.split(_shares(self.sizes, self._members), -1)
-        return Side([block.features(share) for block, share in zip(self._members, shares, strict=True)])
+        parts = out.split(_widths(self.sizes, self._members), -1)
+        return Side([block.features(part) for block, part in zip(self._members, parts, strict=True)])
 
     def real_columns(self, shape: torch.Size) -> Tensor:
-        self._refuse_width(shape[-1])
+        self._validate_width(shape[-1])
         sizes = zip(self.sizes, self._members, strict=True)
         return torch.cat([block.real_columns(torch.Size([n])) for n, block in sizes])
 
     def beyond(self, out: Tensor) -> dict[str, Tensor]:
-        shares = out.split(_shares(self.sizes, self._members), -1)
-        blocks = zip(self._members, shares, strict=True)
-        found = [(i, block, block.beyond(share)) for i, (block, share) in enumerate(blocks)]
-        return {f"{limit} in block {i}, {type(b).__name__}": over for i, b, own in found for limit, over in own.items()}
+        blocks = zip(self._members, out.split(_widths(self.sizes, self._members), -1), strict=True)
+        return {
+            f"{limit} in block {i}, {type(block).__name__}": beyond
+            for i, (block, part) in enumerate(blocks)
+            for limit, beyond in block.beyond(part).items()
+        }
 
     def refuse_columns(
         self, x: Tensor, source: str, columns: Sequence[str] | None, first: int, first_row: int = 0
     ) -> None:
-        self._refuse_width(x.shape[-1])
+        self._validate_width(x.shape[-1])
         for n, block, part in zip(self.sizes, self._members, x.split(self.sizes, -1), strict=True):
             block.refuse_columns(part, source, columns, first, first_row)
             first += n
 
-    def _refuse_width(self, columns: int) -> None:
+    def _validate_width(self, columns: int) -> None:
         if columns != sum(self.sizes):
-            raise ModelError(f"the blocks have {sum(self.sizes)} columns and the data {columns}; make them equal")
+            raise ModelError(f"the blocks have {sum(self.sizes)} columns but the data {columns}; make them equal")
 
     def extra_repr(self) -> str:
         return f"columns={self.sizes}"
 
 
-def _shares(sizes: Sequence[int], likelihoods: Any) -> list[int]:
+def _widths(sizes: Sequence[int], likelihoods: Any) -> list[int]:
+    """The number of network outputs of each block."""
     return [n * likelihood.numbers for n, likelihood in zip(sizes, likelihoods, strict=True)]
 
 
-def _made(blocks: Sequence[Block]) -> tuple[list[int], list[Likelihood]]:
+def _make_blocks(blocks: Sequence[Block]) -> tuple[list[int], list[Likelihood]]:
     if not blocks:
-        raise SettingsError("there are no blocks; give at least one pair of a likelihood and its number of columns")
+        raise SettingsError("there are no blocks; pass at least one pair of a likelihood and its number of columns")
     sizes, likelihoods = [], []
     for block in blocks:
         if not (isinstance(block, Sequence) and len(block) == 2 and callable(block[0])):
-            raise SettingsError(f"the block {block!r} is not a pair of a likelihood's class and its number of columns")
+            raise SettingsError(f"the block {block!r} is not a pair of a likelihood class and its number of columns")
         sizes.append(whole("a block's number of columns", block[1], 1))
-        likelihoods.append(_likelihood(block[0]))
+        likelihoods.append(_make_block(block[0]))
     return sizes, likelihoods
 
 
-def _likelihood(make: Any) -> Likelihood:
+def _make_block(make: Any) -> Likelihood:
     likelihood = make_likelihood(make, "a block")
     if isinstance(likelihood, Blocks):
-        raise SettingsError("a block is itself of Blocks; name its blocks in its place")
+        raise SettingsError("a block is itself a Blocks likelihood; list its blocks instead")
     return likelihood

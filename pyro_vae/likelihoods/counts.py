@@ -11,25 +11,25 @@ from pyro_vae.likelihoods import _counts
 from pyro_vae.likelihoods.base import Likelihood
 
 LIMIT = 20.0
-"""The logarithm of the largest rate; data above e^20 are refused."""
+"""The logarithm of the largest rate; data above e^20 raise an error."""
 MOST = math.floor(math.exp(LIMIT))
 
 
 class Counts(Likelihood):
-    """The base of counts, whose features tell the probability of a count above 0."""
+    """Base class of likelihoods of counts; their distributions know the probability of a count above 0."""
 
 
 class Binomial(Counts):
-    """The number of successes among a known number of trials, per feature.
+    """The number of successes among a given number of trials, per feature.
 
     .. math:: p(x | z) = \\prod_j \\binom{n}{x_j} \\lambda_j^{x_j} (1 - \\lambda_j)^{n - x_j},
         \\qquad \\lambda = \\sigma(f_\\Theta(z))
 
-    It is computed in double precision, so that its terms, of the size of n, may cancel.
+    The log-probability is computed in double precision, since its terms, of size n, cancel.
 
     Args:
-        net: the decoder network f, which gives the logits, from ``(*batch, latent)`` to ``(*batch, *features)``.
-        total_count: n, the number of trials of every feature, at least 1.
+        net: the decoder network f, from ``(*batch, latent)`` to the logits, ``(*batch, *features)``.
+        total_count: the number of trials n of every feature, at least 1.
 
     Raises:
         SettingsError: if ``total_count`` is not a whole number of at least 1.
@@ -70,7 +70,7 @@ class Binomial(Counts):
 
 
 class _Unbounded(Counts):
-    """Counts without an upper bound, but for that of the rate."""
+    """Base class of counts whose only upper bound is the largest rate."""
 
     support = constraints.integer_interval(0, MOST)
 
@@ -84,12 +84,12 @@ class Poisson(_Unbounded):
 
     .. math:: p(x | z) = \\prod_j \\frac{r_j^{x_j} e^{-r_j}}{x_j!}, \\qquad r = e^{f_\\Theta(z)}
 
-    It is computed in double precision, so that its terms, of the size of the count, may cancel.
+    The log-probability is computed in double precision, since its terms, of the size of the count, cancel.
 
     Args:
-        net: the decoder network f, which gives log-rates (of counts per datum), from ``(*batch, latent)`` to
-            ``(*batch, *features)``; they are clamped to at most 20, a rate of 4.9e8, above which no gradient flows.
-            Counts above that rate are refused.
+        net: the decoder network f, from ``(*batch, latent)`` to the log-rates (counts per datum),
+            ``(*batch, *features)``. Log-rates are clamped to at most 20, a rate of 4.9e8, above which the gradient is
+            zero. Data above this rate raise an error.
 
     References:
         | Generalized Linear Models (Nelder & Wedderburn, 1972), https://doi.org/10.2307/2344614
@@ -110,21 +110,21 @@ class Poisson(_Unbounded):
 
 
 class NegativeBinomial(_Unbounded):
-    """Counts that vary more than Poisson's: a Poisson whose rate is itself gamma-distributed.
+    """Overdispersed counts: Poisson counts with a gamma-distributed rate.
 
     .. math:: p(x | z) = \\prod_j \\frac{\\Gamma(x_j + r_j)}{x_j!\\, \\Gamma(r_j)}
         (1 - \\lambda_j)^{r_j} \\lambda_j^{x_j}, \\qquad \\lambda = \\sigma(l(z)),\\ r = e^{k(z)}
 
-    Its mean is :math:`r e^{l}`, its variance :math:`r e^{l} (1 + e^{l})`; as r grows at a given mean it
-    becomes Poisson. It is computed in double precision, as :class:`Poisson` is.
+    The mean is :math:`r e^{l}` and the variance :math:`r e^{l} (1 + e^{l})`; as r grows at a fixed mean, the
+    distribution tends to a Poisson. The log-probability is computed in double precision, as for :class:`Poisson`.
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 2 features)``: all logits l, then
-            all k; l is clamped to at most 20 and k to [-20, 20], r from 2e-9 to 4.9e8, beyond which no gradient
-            flows. Counts above 4.9e8 are refused.
+            all k. The logits are clamped to at most 20 and k to [-20, 20], r from 2e-9 to 4.9e8, beyond which the
+            gradient is zero. Data above 4.9e8 raise an error.
 
     Raises:
-        ModelError: in a call, if the network's outputs are not two for each feature.
+        ModelError: when called, if the network does not give two outputs for each feature.
 
     References:
         | Deep Generative Modeling for Single-Cell Transcriptomics (Lopez et al., 2018),

@@ -20,10 +20,10 @@ class Bernoulli(Likelihood):
 
     .. math:: p(x | z) = \\prod_j \\lambda_j^{x_j} (1 - \\lambda_j)^{1 - x_j}, \\qquad \\lambda = \\sigma(f_\\Theta(z))
 
-    Grey values in between are not for it: see :class:`ContinuousBernoulli`.
+    For grey values between 0 and 1, use :class:`ContinuousBernoulli`.
 
     Args:
-        net: the decoder network f, which gives the logits, from ``(*batch, latent)`` to ``(*batch, *features)``.
+        net: the decoder network f, from ``(*batch, latent)`` to the logits, ``(*batch, *features)``.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix C, https://arxiv.org/abs/1312.6114
@@ -46,17 +46,17 @@ class Bernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """Grey values between 0 and 1, with the normaliser that a Bernoulli for them lacks.
+    """Grey values between 0 and 1, by a Bernoulli density with its proper normalizer.
 
     .. math:: p(x | z) = \\prod_j C(\\lambda_j) \\lambda_j^{x_j} (1 - \\lambda_j)^{1 - x_j},
         \\qquad \\lambda = \\sigma(f_\\Theta(z)),
         \\quad C(\\lambda) = \\frac{2 \\tanh^{-1}(1 - 2\\lambda)}{1 - 2\\lambda}
 
-    The mean is not λ: it is :math:`\\tfrac12 + \\tfrac12 (\\coth h - 1/h)` with h half the logit. Both are
-    right in single precision about λ = ½ too, where these formulas cancel and a series takes over.
+    The mean is not λ but :math:`\\tfrac12 + \\tfrac12 (\\coth h - 1/h)`, where h is half the logit. Near λ = ½, where
+    the terms of these formulas cancel, density and mean are computed from a series and exact in single precision.
 
     Args:
-        net: the decoder network f, which gives the logits, from ``(*batch, latent)`` to ``(*batch, *features)``.
+        net: the decoder network f, from ``(*batch, latent)`` to the logits, ``(*batch, *features)``.
 
     References:
         | The Continuous Bernoulli (Loaiza-Ganem & Cunningham, 2019), https://arxiv.org/abs/1907.06845
@@ -86,16 +86,16 @@ class Categorical(Likelihood):
 
     .. math:: p(x | z) = \\prod_j \\mathrm{softmax}(f_\\Theta(z)_j)_{x_j}
 
-    Values are the indices of levels as floats; the mean is the expected index.
+    Values are indices of levels, as floats; the mean is the expected index.
 
     Args:
-        net: the decoder network f, which gives the logits, from ``(*batch, latent)`` to
-            ``(*batch, levels · features)``: the logit of level 0 for all features, then of level 1, ….
+        net: the decoder network f, from ``(*batch, latent)`` to the logits, ``(*batch, levels · features)``:
+            the logits of level 0 for all features, then of level 1, ….
         levels: the number of levels, at least 2; a feature is a whole number from 0 to ``levels - 1``.
 
     Raises:
         SettingsError: if ``levels`` is not a whole number of at least 2.
-        ModelError: in a call, if the network's outputs are not ``levels`` for each feature.
+        ModelError: when called, if the network does not give ``levels`` outputs for each feature.
 
     References:
         | Categorical Data Analysis (Agresti, 2002), chapter 7, https://doi.org/10.1002/0471249688
@@ -116,7 +116,7 @@ class Categorical(Likelihood):
     @classmethod
     def outputs(cls, size: int, *, levels: int | None = None) -> int:
         if levels is None:
-            raise SettingsError("the outputs of Categorical depend on its levels; give levels too")
+            raise SettingsError("the outputs of Categorical depend on the number of levels; pass levels=")
         return size * whole("levels", levels, 2)
 
     @property
@@ -139,26 +139,25 @@ class Categorical(Likelihood):
 
 
 class DiscretizedLogisticMixture(Likelihood):
-    """8-bit grey values, scaled to [0, 1], as a mixture of logistic laws that is rounded to the levels.
+    """8-bit grey values, scaled to [0, 1]: a mixture of logistic distributions, rounded to the levels.
 
     .. math:: p(x | z) = \\prod_j \\sum_k \\pi_{jk} \\left[\\sigma\\left(\\frac{y_j + h - m_{jk}}{s_{jk}}\\right)
         - \\sigma\\left(\\frac{y_j - h - m_{jk}}{s_{jk}}\\right)\\right], \\qquad y = 2 x - 1,\\ h = \\frac1{L - 1}
 
-    with L levels; below the first level and above the last the bins are open, so that the levels' probabilities
-    sum to one. Pixels and channels are independent given z, unlike in PixelCNN++, whose mixture this is.
+    with L levels. The bins of the first and the last level are open, so that the probabilities of all levels
+    sum to one. The mixture is that of PixelCNN++, but pixels and channels are independent given z.
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 3 · components · features)``: the
             logits of π by component, each for all features, then m, in [-1, 1] for grey values, then
-            log s, which is clamped to [-7, 7], scales from 9e-4 to 1,100, beyond which no gradient flows. With more
-            than 256 levels the least scale shrinks as their distance does: it is 0.23 h, so that one level can
-            have a probability of up to 0.97.
-        components: the number of logistic laws per feature, at least 1.
-        levels: L, at least 2; a feature is one of 0, 1/(L - 1), …, 1 (256 for 8 bits).
+            log s, which is clamped to [-7, 7], scales from 9e-4 to 1,100, beyond which the gradient is zero. With
+            more than 256 levels the smallest scale is 0.23 h, so that one level can have a probability of up to 0.97.
+        components: the number of logistic distributions per feature, at least 1.
+        levels: the number of levels L, at least 2; a feature is one of 0, 1/(L - 1), …, 1 (256 for 8 bits).
 
     Raises:
         SettingsError: if ``components`` is below 1 or ``levels`` below 2.
-        ModelError: in a call, if the network's outputs are not ``3 · components`` for each feature.
+        ModelError: when called, if the network does not give ``3 · components`` outputs for each feature.
 
     References:
         | PixelCNN++ (Salimans, Karpathy, Chen & Kingma, 2017), https://arxiv.org/abs/1701.05517
@@ -198,7 +197,7 @@ class DiscretizedLogisticMixture(Likelihood):
 
     @property
     def _limits(self) -> tuple[float, float]:
-        """The least and the largest log s."""
+        """The smallest and the largest log s."""
         return -7.0 - max(math.log((self.levels - 1) / 255), 0.0), 7.0
 
     def beyond(self, out: Tensor) -> dict[str, Tensor]:

@@ -15,33 +15,33 @@ from pyro_vae.likelihoods.base import Likelihood
 
 
 class _Scaled(GivenNumbers, Likelihood):
-    """A location from the network, and a scale that is fixed or learned, one for all features or one each."""
+    """Base class of likelihoods with a location from the network and a scale, fixed or learned."""
 
     fixed_scale: Tensor
 
     def __init__(self, net: nn.Module, scale: float, learn_scale: bool, per_feature: int | bool | None) -> None:
         super().__init__(net)
-        given, self.per_feature = above_zero("scale", scale), _number_of_features(net, per_feature)
+        scale, self.per_feature = above_zero("scale", scale), _number_of_features(net, per_feature)
         shape = () if self.per_feature is None else (self.per_feature,)
         self.learn_scale = learn_scale or self.per_feature is not None
         if self.learn_scale:
-            start = torch.full(shape, math.log(given), dtype=torch.float64)
+            start = torch.full(shape, math.log(scale), dtype=torch.float64)
             self.log_scale = nn.Parameter(self.keep("log_scale", start))
         else:
-            start = torch.tensor(given, dtype=torch.float64)
+            start = torch.tensor(scale, dtype=torch.float64)
             self.register_buffer("fixed_scale", self.keep("fixed_scale", start))
 
     @property
     def scale(self) -> Tensor:
-        """s, of shape ``()``, or ``(features,)`` where each feature has its own."""
+        """The scale s, of shape ``()``, or ``(features,)`` with one scale per feature."""
         return self.log_scale.exp() if self.learn_scale else self.fixed_scale
 
-    def located(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """The location and the scale."""
+    def loc_and_scale(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the location and the scale, given the network's output."""
         (loc,) = self.parts(out)
         if self.per_feature is not None and loc.shape[-1] != self.per_feature:
             raise ModelError(
-                f"the network gives {loc.shape[-1]} features and per_feature is {self.per_feature}; make them equal"
+                f"the network gives {loc.shape[-1]} features but per_feature is {self.per_feature}; make them equal"
             )
         return loc, self.scale
 
@@ -52,35 +52,35 @@ class _Scaled(GivenNumbers, Likelihood):
 
 
 def _number_of_features(net: nn.Module, per_feature: int | bool | None) -> int | None:
-    """The number of scales; of True, the outputs of the network's last linear layer."""
+    """The number of scales; for True, the number of outputs of the network's last linear layer."""
     if per_feature is None or per_feature is False:
         return None
     if per_feature is not True:
         return whole("per_feature, the number of features,", per_feature, 1)
     if not (layers := [layer for layer in net.modules() if isinstance(layer, nn.Linear)]):
         raise SettingsError(
-            f"per_feature is True and the network ({type(net).__name__}) has no linear layer that tells the number "
-            "of features; give that number, as per_feature=5"
+            f"per_feature is True, but the network ({type(net).__name__}) has no linear layer from which to infer the "
+            "number of features; pass the number, such as per_feature=5"
         )
     return layers[-1].out_features
 
 
 class Normal(_Scaled):
-    """The Gaussian likelihood of the note, equation (14), its variance fixed or learned.
+    """The Gaussian likelihood, equation (14) of the note, with fixed or learned variance.
 
     .. math:: p(x | z) = \\mathcal N(x | f_\\Theta(z), s^2 I)
 
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
-        scale: s, the standard deviation in units of the data, or where the VAE standardizes, of each column's own,
-            above 0; where learning starts.
-        learn_scale: whether s is a parameter of Θ, trained as ``log s``.
-        per_feature: the number of features (the size of the last dimension), to learn an s for each of
-            them; True takes the number of outputs of the network's last linear layer. By default all share one s.
+        scale: the standard deviation s, above 0, in units of the data or, if the VAE standardizes, of each column's
+            standard deviation. If s is learned, training starts here.
+        learn_scale: whether to train s, as the parameter ``log s`` of Θ.
+        per_feature: the number of features (the size of the last dimension), to learn one s per feature.
+            True infers it from the outputs of the network's last linear layer. By default all features share one s.
 
     Raises:
         SettingsError: if ``scale`` is not a finite number above 0, or ``per_feature`` below 1.
-        ModelError: in a call, if the network does not give ``per_feature`` features.
+        ModelError: when called, if the network does not give ``per_feature`` features.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -98,24 +98,24 @@ class Normal(_Scaled):
         super().__init__(net, scale, learn_scale, per_feature)
 
     def features(self, out: Tensor) -> Distribution:
-        return dist.Normal(*self.located(out))
+        return dist.Normal(*self.loc_and_scale(out))
 
 
 class HeteroscedasticNormal(Likelihood):
-    """A Gaussian likelihood whose network gives the scale of each feature too.
+    """A Gaussian likelihood whose network gives location and scale of each feature.
 
     .. math:: p(x | z) = \\prod_j \\mathcal N(x_j | m_j(z), (s_0 + e^{l_j(z)})^2)
 
-    The density has no upper bound where a scale can go to 0; ``min_scale`` above 0 gives it one.
+    With ``min_scale=0`` the density is unbounded, since the scale can approach 0; a positive ``min_scale`` bounds it.
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, 2 features)``: all m, then all l.
-        min_scale: s₀, the least standard deviation in units of the data, or where the VAE standardizes, of each
-            column's own, at least 0.
+        min_scale: the smallest standard deviation s₀, at least 0, in units of the data or, if the VAE standardizes, of
+            each column's standard deviation.
 
     Raises:
         SettingsError: if ``min_scale`` is not a finite number of at least 0.
-        ModelError: in a call, if the network's outputs are not two for each feature.
+        ModelError: when called, if the network does not give two outputs for each feature.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), appendix C, https://arxiv.org/abs/1312.6114
@@ -130,7 +130,7 @@ class HeteroscedasticNormal(Likelihood):
 
     def __init__(self, net: nn.Module, *, min_scale: float = 0.0) -> None:
         super().__init__(net)
-        self.min_scale = 0.0 if min_scale == 0 else above_zero("min_scale, where it is not 0,", min_scale)
+        self.min_scale = 0.0 if min_scale == 0 else above_zero("min_scale, if it is not 0,", min_scale)
 
     @classmethod
     def outputs(cls, size: int) -> int:
@@ -145,23 +145,23 @@ class HeteroscedasticNormal(Likelihood):
 
 
 class StudentT(_Scaled):
-    """Student's t as a likelihood, whose heavy tails forgive outliers; its scale is fixed or learned.
+    """A Student-t likelihood, robust to outliers, with a fixed or learned scale.
 
     .. math:: p(x | z) = \\prod_j t_\\nu((x_j - f_\\Theta(z)_j) / s) / s
 
-    Its variance is :math:`s^2 \\nu / (\\nu - 2)`.
+    The variance is :math:`s^2 \\nu / (\\nu - 2)`.
 
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
-        df: ν, the degrees of freedom, above 2 so that the variance is finite.
-        scale: s, in units of the data, or where the VAE standardizes, of each column's sd, above 0; where learning
-            starts.
-        learn_scale: whether s is a parameter of Θ, trained as ``log s``.
-        per_feature: the number of features, to learn an s for each of them, or True, as in :class:`Normal`.
+        df: the degrees of freedom ν, above 2, so that the variance is finite.
+        scale: the scale s, above 0, in units of the data or, if the VAE standardizes, of each column's standard
+            deviation. If s is learned, training starts here.
+        learn_scale: whether to train s, as the parameter ``log s`` of Θ.
+        per_feature: the number of features, to learn one s per feature, or True, as in :class:`Normal`.
 
     Raises:
         SettingsError: if ``scale`` is not above 0, ``df`` not above 2, or ``per_feature`` below 1.
-        ModelError: in a call, if the network does not give ``per_feature`` features.
+        ModelError: when called, if the network does not give ``per_feature`` features.
 
     References:
         | Robust Statistical Modeling Using the t Distribution (Lange, Little & Taylor, 1989),
@@ -185,30 +185,30 @@ class StudentT(_Scaled):
         super().__init__(net, scale, learn_scale, per_feature)
         self.df = above_zero("df", df)
         if self.df <= 2:
-            raise SettingsError(f"df is {df}; it must be above 2, where the variance is finite")
+            raise SettingsError(f"df is {df}; it must be above 2, so that the variance is finite")
 
     def features(self, out: Tensor) -> Distribution:
-        return _StudentT(self.df, *self.located(out))
+        return _StudentT(self.df, *self.loc_and_scale(out))
 
     def extra_repr(self) -> str:
         return f"df={self.df:.4g}, {super().extra_repr()}"
 
 
 class Laplace(_Scaled):
-    """Laplace's law as a likelihood, whose mode is a median fit; its scale is fixed or learned.
+    """A Laplace likelihood, which fits conditional medians, with a fixed or learned scale.
 
     .. math:: p(x | z) = \\prod_j \\frac{1}{2 s} e^{-|x_j - f_\\Theta(z)_j| / s}
 
     Args:
         net: the decoder network f, from ``(*batch, latent)`` to ``(*batch, *features)``.
-        scale: s, the mean absolute deviation in units of the data, or where the VAE standardizes, of each column's sd,
-            above 0; where learning starts.
-        learn_scale: whether s is a parameter of Θ, trained as ``log s``.
-        per_feature: the number of features, to learn an s for each of them, or True, as in :class:`Normal`.
+        scale: the mean absolute deviation s, above 0, in units of the data or, if the VAE standardizes, of each
+            column's standard deviation. If s is learned, training starts here.
+        learn_scale: whether to train s, as the parameter ``log s`` of Θ.
+        per_feature: the number of features, to learn one s per feature, or True, as in :class:`Normal`.
 
     Raises:
         SettingsError: if ``scale`` is not a finite number above 0, or ``per_feature`` below 1.
-        ModelError: in a call, if the network does not give ``per_feature`` features.
+        ModelError: when called, if the network does not give ``per_feature`` features.
 
     References:
         | Asymptotic Theory of Least Absolute Error Regression (Bassett & Koenker, 1978),
@@ -226,4 +226,4 @@ class Laplace(_Scaled):
         super().__init__(net, scale, learn_scale, per_feature)
 
     def features(self, out: Tensor) -> Distribution:
-        return dist.Laplace(*self.located(out))
+        return dist.Laplace(*self.loc_and_scale(out))

@@ -1,4 +1,4 @@
-"""Likelihoods of counts with more or fewer zeros than the counts' own distribution has."""
+"""Zero-inflated and hurdle likelihoods of counts."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -16,20 +16,20 @@ CountsMaker = Callable[[nn.Module], Likelihood]
 
 
 class _WithZeros(Likelihood):
-    """Counts of another likelihood, and a probability of zero beside them, on the output of one network."""
+    """Base class of counts with an extra probability of zero, both given by the output of one network."""
 
     support = constraints.dependent
     distribution: ClassVar[type[Distribution]]
 
     def __init__(self, net: nn.Module, counts: CountsMaker) -> None:
         super().__init__(net)
-        self.counts = _made(counts)
+        self.counts = _make_counts(counts)
 
     @classmethod
     def outputs(cls, size: int, *, counts: CountsMaker | None = None) -> int:
         if counts is None:
-            raise SettingsError(f"the outputs of {cls.__name__} depend on its counts; give counts too")
-        return size * (1 + _made(counts).numbers)
+            raise SettingsError(f"the outputs of {cls.__name__} depend on its counts; pass counts=")
+        return size * (1 + _make_counts(counts).numbers)
 
     @property
     def numbers(self) -> int:
@@ -45,41 +45,43 @@ class _WithZeros(Likelihood):
 
     def features(self, out: Tensor) -> Distribution:
         logits = self.parts(out)[0]
-        return self.distribution(logits, self.counts.features(self._of_counts(out).double()))
+        return self.distribution(logits, self.counts.features(self._count_outputs(out).double()))
 
     def beyond(self, out: Tensor) -> dict[str, Tensor]:
-        return self.counts.beyond(self._of_counts(out))
+        return self.counts.beyond(self._count_outputs(out))
 
-    def _of_counts(self, out: Tensor) -> Tensor:
-        """The network's output behind the logits."""
+    def _count_outputs(self, out: Tensor) -> Tensor:
+        """The network's outputs for the counts, after the logits of zero."""
         return out[..., out.shape[-1] // self.numbers :]
 
 
-def _made(counts: CountsMaker) -> Counts:
-    made = make_likelihood(counts, "counts")
-    if not isinstance(made, Counts):
-        raise SettingsError(f"counts is a {type(made).__name__}; it must be Poisson, NegativeBinomial or Binomial")
-    return made
+def _make_counts(counts: CountsMaker) -> Counts:
+    likelihood = make_likelihood(counts, "counts")
+    if not isinstance(likelihood, Counts):
+        raise SettingsError(
+            f"counts is a {type(likelihood).__name__}; it must be Poisson, NegativeBinomial or Binomial"
+        )
+    return likelihood
 
 
 class ZeroInflated(_WithZeros):
-    """Counts with zeros of another source, such as a detector that misses all.
+    """Counts with additional zeros, such as those of a detector that misses all events.
 
     .. math:: p(x | z) = \\prod_j \\left[\\pi_j 1_{x_j = 0} + (1 - \\pi_j)\\, p_c(x_j | z)\\right],
         \\qquad \\pi = \\sigma(l(z))
 
-    A zero is of either source, so there are never fewer zeros than the counts have themselves. It is computed in
-    double precision. Samples have no gradient.
+    Zeros come from both sources, so a zero is at least as probable as under the counts alone. The log-probability is
+    computed in double precision. Samples have no gradient.
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, outputs)``: the logits l of all features, then
-            the numbers that the counts take; ``ZeroInflated.outputs(features, counts=Poisson)`` tells how many.
+            the outputs for the counts; ``ZeroInflated.outputs(features, counts=Poisson)`` is their number.
         counts: the likelihood :math:`p_c`: the class Poisson, NegativeBinomial or Binomial, or a function of a
-            network, as ``partial(Binomial, total_count=8)``. Its limits apply.
+            network, such as ``partial(Binomial, total_count=8)``. Its limits apply.
 
     Raises:
-        SettingsError: if ``counts`` makes no likelihood of counts.
-        ModelError: in a call, if the network's outputs cannot be shared out among the features.
+        SettingsError: if ``counts`` does not build a likelihood of counts.
+        ModelError: when called, if the number of outputs is not a multiple of the number per feature.
 
     References:
         | Zero-Inflated Poisson Regression (Lambert, 1992), https://doi.org/10.2307/1269547
@@ -100,23 +102,23 @@ class ZeroInflated(_WithZeros):
 
 
 class Hurdle(_WithZeros):
-    """Counts whose zeros have a probability of their own, and whose other values are counts above 0.
+    """Counts with a separate probability of zero, and counts above 0 otherwise.
 
     .. math:: p(x | z) = \\prod_j \\begin{cases} \\pi_j & x_j = 0 \\\\
         (1 - \\pi_j)\\, p_c(x_j | z) / (1 - p_c(0 | z)) & x_j > 0 \\end{cases}, \\qquad \\pi = \\sigma(l(z))
 
-    Unlike under :class:`ZeroInflated`, there may be fewer zeros than the counts have themselves. It is computed in
-    double precision. Samples have no gradient.
+    Unlike under :class:`ZeroInflated`, a zero may be less probable than under the counts alone. The log-probability is
+    computed in double precision. Samples have no gradient.
 
     Args:
         net: the decoder network, from ``(*batch, latent)`` to ``(*batch, outputs)``: the logits l of all features, then
-            the numbers that the counts take; ``Hurdle.outputs(features, counts=Poisson)`` tells how many.
+            the outputs for the counts; ``Hurdle.outputs(features, counts=Poisson)`` is their number.
         counts: the likelihood :math:`p_c`: the class Poisson, NegativeBinomial or Binomial, or a function of a
-            network, as ``partial(Binomial, total_count=8)``. Its limits apply.
+            network, such as ``partial(Binomial, total_count=8)``. Its limits apply.
 
     Raises:
-        SettingsError: if ``counts`` makes no likelihood of counts.
-        ModelError: in a call, if the network's outputs cannot be shared out among the features.
+        SettingsError: if ``counts`` does not build a likelihood of counts.
+        ModelError: when called, if the number of outputs is not a multiple of the number per feature.
 
     References:
         | Specification and Testing of Some Modified Count Data Models (Mullahy, 1986),

@@ -400,9 +400,9 @@ COMPARES = [
     compare("particles 0", "--data five.npy --particles [0]", "particles is [0]", "at least 1", files=FIVE),
     compare("no estimators", "--data five.npy --elbos []", "elbos is empty", "give at least one", files=FIVE),
     compare("one held-out row", "--run run --rows 1", "rows 1", "at least 2"),
-    compare("an estimator's bad setting", "--run run --elbos [MIWAE] --particles [3]", "3 particles cannot be shared"),
+    compare("an estimator's bad setting", "--run run --elbos [MIWAE] --particles [3]", "is 3", "a multiple"),
     setting("STL without particles", "--elbo STL --elbo.num_particles 0", "STL: num_particles is 0", "at least 1"),
-    setting("groups that do not divide", "--elbo MIWAE --elbo.num_particles 5", "5 particles cannot be shared"),
+    setting("groups that do not divide", "--elbo MIWAE --elbo.num_particles 5", "num_particles is 5", "a multiple"),
     setting(
         "a warm-up longer than the training",
         "--elbo Beta --elbo.elbo ELBO --elbo.beta Linear --elbo.beta.steps 999 --epochs 2",

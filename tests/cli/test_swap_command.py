@@ -67,7 +67,7 @@ SECOND = "[StandardNormal, Laplace]"
     ("flags", "message"),
     [
         (["--likelihoods", "[Normal, Poisson]"], "data.npy: row 0, column"),
-        (["--likelihoods", "[Normal, Bernoulli]"], "and Bernoulli takes 0 and 1"),
+        (["--likelihoods", "[Normal, Bernoulli]"], "but Bernoulli takes 0 and 1"),
         (["--priors", "[StandardNormal, StudentT]", "--elbo", "AnalyticKL"], "StudentT: the KL of Normal from"),
         (["--priors", "[StandardNormal, Laplace]", "--elbo", "HandDerivedELBO"], "Laplace: HandDerivedELBO is"),
         (["--priors", SECOND, "--optimizer.lr=-1"], "optimizer: it cannot be used (Invalid learning rate: -1.0)"),
@@ -90,7 +90,7 @@ def test_what_the_file_holds_is_refused_by_its_row_there(folder, capsys):
         bad[row, 1] = -1
         np.save("bad.npy", bad)
         np.save("good.npy", x)
-        expected = f"bad.npy: row {row}, column 1 is -1, and Poisson takes"
+        expected = f"bad.npy: row {row}, column 1 is -1, but Poisson takes"
         for command in ("fit", "compare", "swap"):
             flag = ["--likelihoods", "[Poisson]"] if command == "swap" else ["--likelihood", "Poisson"]
             own = FAST if command == "swap" else FAST[:6]
@@ -112,7 +112,7 @@ def test_data_to_compare_on_are_refused_by_their_row(folder, capsys):
     capsys.readouterr()
     flags = ["--run", "trained", "--data", "other.npy", "--out", "run", "--draws", "2", "--rows", "10"]
     assert main(["compare", *flags]) == 2
-    assert "other.npy: row 30, column 2 is 0.5, and Poisson takes" in refused(capsys)
+    assert "other.npy: row 30, column 2 is 0.5, but Poisson takes" in refused(capsys)
 
 
 @pytest.mark.filterwarnings("always::pyro_vae.errors.DuplicateRowsWarning")

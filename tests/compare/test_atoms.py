@@ -31,7 +31,7 @@ def test_a_density_at_an_atom_is_warned_of(compared):
     assert "feature 2" in found.attrs["atoms"]
     assert warned[0].filename == __file__, "the line of the user"
     told = str(found) if compared is pv.compare_models else found.attrs["caution"]
-    assert "says how narrow a model is there, not which describes the data" in " ".join(told.split())
+    assert "reflects how narrow a model is there, not how well it describes the data" in " ".join(told.split())
 
 
 def test_it_is_no_comparison_and_names_the_column():
@@ -39,7 +39,7 @@ def test_it_is_no_comparison_and_names_the_column():
     with pytest.warns(AtomsWarning, match="first: grey"):
         found = judge_models(pv.compare_models(MODELS, named, num_particles=5))
     assert found.level == "bad"
-    assert "dequantise" in found.next
+    assert "dequantize" in found.next
 
 
 def test_noise_takes_the_atom_away_and_rounding_is_none():

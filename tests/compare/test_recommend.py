@@ -339,7 +339,7 @@ def test_a_plate_that_draws_its_own_rows_is_refused():
         ({"draws": "5"}, "draws is '5'"),
         ({"elbos": pv.elbo.STL()}, "elbos is a STL; give a name for each"),
         ({"elbos": [pv.elbo.STL()]}, "elbos is a list"),
-        ({"log_evidence": "a"}, "log_evidence holds what is no number"),
+        ({"log_evidence": "a"}, "log_evidence holds a value that is not a number"),
         ({"log_evidence": np.full(10, np.nan)}, "not finite"),
         ({"size": 12.5}, r"size is 12\.5"),
         ({"elbos": {"v": pv.elbo.VIMCO()}, "particles": (1,)}, "no estimator is left to compare .*VIMCO"),

@@ -51,10 +51,10 @@ def test_counts_are_better_described_by_a_binomial_than_by_a_normal():
 @pytest.mark.parametrize(
     ("likelihood", "data", "message"),
     [
-        (pv.likelihoods.Bernoulli, [[0.0, 1.0, 3.0]], "row 0, column 2 is 3, and Bernoulli takes .*Poisson"),
-        (pv.likelihoods.Poisson, [[0.0, -1.0, 3.0]], "row 0, column 1 is -1, and Poisson takes .*Normal"),
-        (partial(pv.likelihoods.Binomial, total_count=5), [[0.0, 1.5, 3.0]], "column 1 is 1.5, and Binomial takes"),
-        (partial(pv.likelihoods.Binomial, total_count=5), [[0.0, 1.0, 6.0]], "column 2 is 6, and Binomial takes"),
+        (pv.likelihoods.Bernoulli, [[0.0, 1.0, 3.0]], "row 0, column 2 is 3, but Bernoulli takes .*Poisson"),
+        (pv.likelihoods.Poisson, [[0.0, -1.0, 3.0]], "row 0, column 1 is -1, but Poisson takes .*Normal"),
+        (partial(pv.likelihoods.Binomial, total_count=5), [[0.0, 1.5, 3.0]], "column 1 is 1.5, but Binomial takes"),
+        (partial(pv.likelihoods.Binomial, total_count=5), [[0.0, 1.0, 6.0]], "column 2 is 6, but Binomial takes"),
     ],
 )
 def test_data_outside_the_support_are_refused_before_training(likelihood, data, message):
@@ -111,5 +111,5 @@ def test_a_tables_file_and_column_are_named(tmp_path, capsys):
     assert main(["fit", *flags, "--likelihood", "Poisson"]) == 2
     said = capsys.readouterr().err
     assert "counts.csv: row " in said
-    assert "column 'score' is -4, and Poisson takes" in said
+    assert "column 'score' is -4, but Poisson takes" in said
     assert not (tmp_path / "run").exists()

@@ -76,7 +76,7 @@ def test_pyros_student_t_is_not_precise_enough():
 
     class Own(pv.likelihoods.StudentT):
         def features(self, out):
-            return dist.StudentT(self.df, *self.located(out))
+            return dist.StudentT(self.df, *self.loc_and_scale(out))
 
     assert measure(Subject(partial(scaled, partial(Own, df=1e6)), subject.truth, subject.points, "")).value > 10 * BOUND
 

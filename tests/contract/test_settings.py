@@ -55,7 +55,7 @@ def test_a_sentence_that_passes_through_pyro_is_still_one_line():
     with pytest.raises(ModelError) as caught:
         pv.elbo.Trace_ELBO().loss(conditional().model, vae.guide, torch.zeros(2, 6).double())
     assert any("Trace Shapes" in str(argument) for argument in caught.value.args), "what is cut"
-    assert str(caught.value) == "this prior depends on a context and was given none; hand over context="
+    assert str(caught.value) == "this prior needs a context; pass context="
     assert str(PyroVAEError("one\ntwo")) == r"one\ntwo"
 
 

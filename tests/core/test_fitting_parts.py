@@ -116,7 +116,7 @@ def test_parts_that_do_not_fit_are_refused_in_one_sentence(misfit, caller):
     ("context", "error", "message"),
     [
         (torch.zeros(1, 3), ModelError, "was built for"),
-        (None, ModelError, "depends on a context"),
+        (None, ModelError, "needs a context"),
         ([["a"]], DataError, "context: the values have type"),
         (torch.zeros(3), DataError, "context: the shape is"),
     ],
@@ -165,7 +165,7 @@ def test_data_outside_the_support_are_refused_by_every_caller(caller, name):
     CALLERS[caller](vae, x)
     x[3, 4] = -0.5
     columns = list("abcdef")
-    with pytest.raises(DataError, match=f"^file.csv: row 3, column 'e' is -0.5, and {name} takes .*1 of 30") as caught:
+    with pytest.raises(DataError, match=f"^file.csv: row 3, column 'e' is -0.5, but {name} takes .*1 of 30") as caught:
         CALLERS[caller](vae, Data(x, columns=columns, source="file.csv"))
     assert "\n" not in str(caught.value)
     mask = torch.ones(5, 6, dtype=torch.bool)

@@ -53,7 +53,7 @@ def test_a_scale_per_feature_is_learned_for_each(member):
     x = torch.tensor([[0.1, 1.0, 5.0]], dtype=torch.float64)
     (gradient,) = torch.autograd.grad(likelihood(torch.zeros(1, 3).double()).log_prob(x).sum(), likelihood.log_scale)
     assert gradient[0] < 0 < gradient[2], "a narrow one for what is near, a wide one for what is far"
-    with pytest.raises(ModelError, match="gives 4 features and per_feature is 3"):
+    with pytest.raises(ModelError, match="gives 4 features but per_feature is 3"):
         likelihood(torch.zeros(1, 4).double())
 
 
@@ -64,7 +64,7 @@ def test_per_feature_true_takes_the_networks_outputs(member):
     assert likelihood.log_scale.shape == (5,)
     assert likelihood(torch.zeros(4, 2)).event_shape == (5,)
     assert not member(ID, per_feature=False).learn_scale
-    with pytest.raises(SettingsError, match=r"\(Identity\) has no linear layer .* give that number, as per_feature=5"):
+    with pytest.raises(SettingsError, match=r"\(Identity\) has no linear layer .* pass .* as per_feature=5"):
         member(ID, per_feature=True)
 
 
@@ -441,15 +441,15 @@ REFUSED = {
     "counts under Bernoulli": (
         pv.likelihoods.Bernoulli(ID),
         7.0,
-        "row 1, column 'b' is 7, and Bernoulli takes 0 and 1",
+        "row 1, column 'b' is 7, but Bernoulli takes 0 and 1",
     ),
-    "a negative under Poisson": (pv.likelihoods.Poisson(ID), -2.0, "is -2, and Poisson takes whole numbers from 0"),
-    "a fraction under Binomial": (pv.likelihoods.Binomial(ID, 9), 0.5, "is 0.5, and Binomial takes whole numbers .* 9"),
-    "a level beyond": (pv.likelihoods.Categorical(ID, 3), 3.0, "is 3, and Categorical takes whole numbers from 0 to 2"),
-    "a grey value above 1": (pv.likelihoods.ContinuousBernoulli(ID), 1.5, "is 1.5, and .* takes numbers from 0 to 1"),
-    "off the grid": (pv.likelihoods.DiscretizedLogisticMixture(ID), 0.3, "is 0.3, and .* the 256 values k/255"),
-    "just above 1": (pv.likelihoods.ContinuousBernoulli(ID), 1.0000001, "is 1.00000012, and"),
-    "infinite": (pv.likelihoods.Normal(ID), math.inf, "is inf, and Normal takes finite numbers"),
+    "a negative under Poisson": (pv.likelihoods.Poisson(ID), -2.0, "is -2, but Poisson takes whole numbers from 0"),
+    "a fraction under Binomial": (pv.likelihoods.Binomial(ID, 9), 0.5, "is 0.5, but Binomial takes whole numbers .* 9"),
+    "a level beyond": (pv.likelihoods.Categorical(ID, 3), 3.0, "is 3, but Categorical takes whole numbers from 0 to 2"),
+    "a grey value above 1": (pv.likelihoods.ContinuousBernoulli(ID), 1.5, "is 1.5, but .* takes numbers from 0 to 1"),
+    "off the grid": (pv.likelihoods.DiscretizedLogisticMixture(ID), 0.3, "is 0.3, but .* the 256 values k/255"),
+    "just above 1": (pv.likelihoods.ContinuousBernoulli(ID), 1.0000001, "is 1.00000012, but"),
+    "infinite": (pv.likelihoods.Normal(ID), math.inf, "is inf, but Normal takes finite numbers"),
 }
 
 
@@ -461,7 +461,7 @@ def test_data_that_cannot_be_are_refused_by_place(name):
         likelihood.refuse(x, "a.csv", ["a", "b", "c"])
     text = str(caught.value)
     assert text.startswith("a.csv: row 1, column 'b'")
-    assert "1 of 6 values is outside" in text
+    assert "1 of 6 values is invalid" in text
     assert "\n" not in text
     fitting = pv.likelihoods.taking(x)
     assert all(other in text for other in fitting if other != type(likelihood).__name__)
@@ -474,11 +474,11 @@ def test_blocks_refuse_with_their_own_column():
     x = torch.zeros(3, 5)
     blocks().refuse(x)
     x[2, 4] = -1
-    with pytest.raises(DataError, match=r"row 2, column 4 is -1, and NegativeBinomial takes .*1 of 6 values"):
+    with pytest.raises(DataError, match=r"row 2, column 4 is -1, but NegativeBinomial takes .*1 of 6 values"):
         blocks().refuse(x)
     with pytest.raises(DataError, match="column 'e' is -1"):
         blocks().refuse(x, columns=list("abcde"))
-    with pytest.raises(ModelError, match="5 columns and the data 4"):
+    with pytest.raises(ModelError, match="5 columns but the data 4"):
         blocks().refuse(x[:, :4])
 
 
@@ -521,7 +521,7 @@ def test_settings_out_of_range_are_refused(make):
 @pytest.mark.parametrize(
     ("likelihood", "message"),
     [
-        (pv.likelihoods.HeteroscedasticNormal(ID), "gives 5 outputs, HeteroscedasticNormal needs 2 for each feature"),
+        (pv.likelihoods.HeteroscedasticNormal(ID), "gives 5 outputs; .* HeteroscedasticNormal needs 2"),
         (pv.likelihoods.NegativeBinomial(ID), "NegativeBinomial needs 2"),
         (pv.likelihoods.Categorical(ID, 3), "Categorical needs 3"),
         (pv.likelihoods.DiscretizedLogisticMixture(ID), "needs 15"),

@@ -148,7 +148,7 @@ def test_contexts_that_do_not_fit_are_refused():
         quiet_fit(vae, x, context=torch.zeros(5, 3), epochs=1)
     with pytest.raises(ModelError, match="was built for 8"):
         quiet_fit(vae, x, epochs=1)
-    with pytest.raises(ModelError, match="depends on a context"):
+    with pytest.raises(ModelError, match="needs a context"):
         vae.prior()
 
 

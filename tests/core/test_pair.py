@@ -242,7 +242,7 @@ def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
         with pytest.raises(ModelError, match=r"this takes a VAE, of which it needs the"):
             ask(two)
     for method in ("ais", "ais_prior", "bdmc"):
-        with pytest.raises(ModelError, match="moves z by gradients of a prior and a decoder, which a Pair does not"):
+        with pytest.raises(ModelError, match="needs a VAE with a prior and a decoder, which a Pair does not"):
             pv.log_evidence(two, x, method=method)
     with pytest.raises(SettingsError, match="parameter 's' is in Pyro's store and of no module"):
         pv.fit(without_modules(), torch.zeros(4, 2).double(), epochs=1, **quiet)

@@ -339,7 +339,7 @@ def test_refined_works_with_every_estimator_and_trains():
 
 def test_refined_without_a_vae_is_refused_and_a_vamp_prior_is_of_its_start():
     encoder = Refined(nn.Linear(6, 6))
-    with pytest.raises(ModelError, match="make it the encoder of one first"):
+    with pytest.raises(ModelError, match="build a VAE with it"):
         encoder(torch.zeros(2, 6))
     decoder = pv.likelihoods.Normal(pv.nn.mlp(3, [], 6))
     vae = pv.VAE(prior=pv.priors.VampPrior(torch.randn(9, 6), components=2), decoder=decoder, encoder=encoder)

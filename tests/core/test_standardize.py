@@ -221,7 +221,7 @@ def test_what_cannot_be_standardized_is_refused():
         Standardize(torch.zeros(2), torch.zeros(2))
     with pytest.raises(ModelError, match=r"a row has shape \(4,\), but the standardized columns have shape \(6,\)"):
         standardizing(decoder, encoder).encoder(torch.zeros(3, 4).double())
-    with pytest.raises(ModelError, match="the blocks have 6 columns and the data 3"):
+    with pytest.raises(ModelError, match="the blocks have 6 columns but the data 3"):
         standardizing(make(LIKELIHOODS["Blocks"]), encoder, Standardize(torch.zeros(3), torch.ones(3)))
 
 

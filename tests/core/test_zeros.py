@@ -122,11 +122,11 @@ def test_the_command_line_makes_them(tmp_path, monkeypatch):
     ("make", "message"),
     [
         (lambda: L.ZeroInflated(ID, L.Normal), "counts is a Normal; it must be Poisson, NegativeBinomial or Binomial"),
-        (lambda: L.Hurdle(ID, L.Poisson(ID)), "counts is an instance of Poisson, which has a network; give the class"),
-        (lambda: L.Hurdle(ID, L.Binomial), r"counts cannot be made by Binomial .*give its settings by partial"),
+        (lambda: L.Hurdle(ID, L.Poisson(ID)), "counts is an instance of Poisson, which has its own network; pass"),
+        (lambda: L.Hurdle(ID, L.Binomial), r"counts cannot be built from Binomial .*pass its settings with partial"),
         (lambda: L.Hurdle(ID, nn.ReLU), "counts is a ReLU; it must be a likelihood"),
         (lambda: L.Hurdle(ID, partial(L.Hurdle, counts=L.Poisson)), "counts is a Hurdle; it must be Poisson"),
-        (lambda: L.Hurdle.outputs(3), "the outputs of Hurdle depend on its counts; give counts too"),
+        (lambda: L.Hurdle.outputs(3), "the outputs of Hurdle depend on its counts; pass counts="),
     ],
 )
 def test_other_counts_are_refused(make, message):
@@ -136,9 +136,9 @@ def test_other_counts_are_refused(make, message):
 
 def test_data_and_outputs_that_do_not_fit_are_refused():
     likelihood = L.ZeroInflated(ID, L.NegativeBinomial)
-    with pytest.raises(DataError, match=r"column 1 is 0\.5, and ZeroInflated takes whole numbers from 0"):
+    with pytest.raises(DataError, match=r"column 1 is 0\.5, but ZeroInflated takes whole numbers from 0"):
         likelihood.refuse(torch.tensor([[0.0, 0.5]]))
-    with pytest.raises(ModelError, match="gives 5 outputs, ZeroInflated needs 3 for each feature"):
+    with pytest.raises(ModelError, match="gives 5 outputs; it must give a multiple of 3, since ZeroInflated needs 3"):
         likelihood(torch.zeros(2, 5))
     assert L.ZeroInflated.outputs(4, counts=L.NegativeBinomial) == 12
     assert L.Hurdle.outputs(4, counts=BINOMIAL) == 8

@@ -180,7 +180,7 @@ def test_a_network_may_see_the_context_in_its_units(features):
     raw = torch.cat([numbers[..., :features], numbers[..., features:] * torch.tensor([1.0, 1e4])], -1)
     raw[..., features:] += torch.tensor([2.0, 7e4])
     torch.testing.assert_close(net(raw), inner(numbers), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ModelError, match=f"rows of {features} numbers and was built for .*a context of 2; give"):
+    with pytest.raises(ModelError, match=f"rows of {features} numbers and was built for .*a context of 2; pass"):
         net(raw[..., :features])
 
 

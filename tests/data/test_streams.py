@@ -148,7 +148,7 @@ def test_what_the_likelihood_does_not_take_is_refused_as_it_is_read(tmp_path):
     x = np.zeros((30_000, 3), np.float32)
     x[27_222, 1] = 0.5
     source = source_of(pv.data.stream(npy(x, tmp_path), block_rows=15_000), vae)
-    with pytest.raises(DataError, match=r"x\.npy: row 27222, column 1 is 0\.5, and Bernoulli takes"):
+    with pytest.raises(DataError, match=r"x\.npy: row 27222, column 1 is 0\.5, but Bernoulli takes"):
         list(source.windows(seed=0, batch_size=10))
     x[0, 0] = 3
     with pytest.raises(DataError, match=r"row 0, column 0 is 3"):

@@ -62,7 +62,7 @@ def test_a_small_shift_that_many_data_show_is_not_bad(diagnostic):
     assert float(abs(found["mean"][0]) / found.mean_se[0]) > 15
     assert finding.level == "doubtful", finding
     assert "train longer" not in str(finding)
-    assert "the mean of z[0] is 0.1" in finding.why
+    assert "the mean of z[0] differs from the prior by 0.1" in finding.why
 
 
 @pytest.mark.parametrize("bad", [{"draws": 0}, {"seed": 2**63}])

@@ -207,13 +207,13 @@ def test_by_hand_looks_again_when_a_fixed_prior_changes():
     elbo.differentiable_loss(vae.model, vae.guide, x)
     assert elbo._standard is seen, "an unchanged prior is not looked at twice"
     vae.prior.loc += 3
-    with pytest.raises(ModelError, match="another"):
+    with pytest.raises(ModelError, match="but this is not"):
         elbo.differentiable_loss(vae.model, vae.guide, x)
     vae.prior = pv.priors.StandardNormal(3).double()
     torch.manual_seed(0)
     assert elbo.differentiable_loss(vae.model, vae.guide, x) != right
     vae.prior = ShiftedPrior(3).double()
-    with pytest.raises(ModelError, match="another"):
+    with pytest.raises(ModelError, match="but this is not"):
         elbo.differentiable_loss(vae.model, vae.guide, x)
     copy.deepcopy(elbo)
 

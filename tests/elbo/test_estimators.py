@@ -279,10 +279,10 @@ def test_what_has_no_log_weight_is_refused_and_told_what_to_use():
 
     with pytest.raises(ModelError, match=r"site k is enumerated.* use TraceEnum_ELBO"):
         ELBO().loss(discrete_model, config_enumerate(discrete_guide), x)
-    with pytest.raises(ModelError, match=r"site k has a Bernoulli, which no gradient passes through.*ScoreFunction"):
+    with pytest.raises(ModelError, match=r"site k has a Bernoulli, which has no reparam.*ScoreFunction"):
         IWAE().loss(discrete_model, discrete_guide, x)
     ScoreFunction().loss(discrete_model, discrete_guide, x)
-    with pytest.raises(ModelError, match="observes nothing"):
+    with pytest.raises(ModelError, match="observes no data"):
         ELBO().loss(lambda x: discrete_guide(x), discrete_guide, x)
 
 
@@ -292,10 +292,10 @@ def test_what_has_no_log_weight_is_refused_and_told_what_to_use():
         (lambda: ELBO(0), "ELBO: num_particles is 0"),
         (lambda: IWAE(2.5), "whole number"),
         (lambda: ScoreFunction(1), "at least 2"),
-        (lambda: MIWAE(5, groups=2), "5 particles cannot be shared out to 2 groups"),
-        (lambda: MIWAE(4, groups=2).with_particles(5), "5 particles"),
+        (lambda: MIWAE(5, groups=2), "num_particles is 5; it must be a multiple"),
+        (lambda: MIWAE(4, groups=2).with_particles(5), "num_particles is 5"),
         (lambda: CIWAE(2, mix=1.5), "mix is 1.5"),
-        (lambda: Renyi(2, alpha=float("nan")), "alpha is no number"),
+        (lambda: Renyi(2, alpha=float("nan")), "alpha is NaN"),
         (lambda: Thermodynamic(4, partitions=0), "partitions is 0"),
         (lambda: Thermodynamic(4, first=1.0), "first 1.0"),
         (lambda: Beta(ELBO(), -1.0), "beta is -1"),

@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae import plots
 from pyro_vae.data import Rows
 from pyro_vae.evidence import annealed, bidirectional, judge_evidence
-from pyro_vae.evidence.annealed import PILOT_CHAINS, Path, along, moved, places, still, temperature, tuned
+from pyro_vae.evidence.annealed import PILOT_CHAINS, Path, even_positions, frozen, move, temperature, traverse, tune
 from pyro_vae.evidence.exact import quadrature_log_marginal
 from pyro_vae.evidence.weights import Plan
 
@@ -35,11 +35,11 @@ def ratios(vae, *, chains=1000, data=100, seed=0):
     """w / p(x) of each chain, averaged over the chains of each datum: independent, with mean 1."""
     torch.manual_seed(seed)
     x = MODEL.sample(data)
-    with still(vae), torch.no_grad():
-        path = Path.of(vae, Rows(x))
-        tuning = tuned(path, PLAN)
+    with frozen(vae), torch.no_grad():
+        path = Path.from_guide(vae, Rows(x))
+        tuning = tune(path, PLAN)
         start = path.at(path.q.sample((chains,)))
-        log_weights, acceptance = along(path, start, places(PLAN.temperatures), tuning, PLAN)
+        log_weights, acceptance = traverse(path, start, even_positions(PLAN.temperatures), tuning, PLAN)
     return (log_weights - MODEL.log_marginal(x)).exp().mean(0), acceptance
 
 
@@ -48,9 +48,9 @@ def test_weights_from_the_prior_are_unbiased_whatever_the_guide(make):
     """E[w / p] = 1 by 100,000 chains."""
     torch.manual_seed(0)
     vae, x, plan = make(), MODEL.sample(100), Plan(1000, 40, 3, lambda: None)
-    with still(vae), torch.no_grad():
+    with frozen(vae), torch.no_grad():
         path = Path.from_prior(vae, Rows(x))
-        log_weights, acceptance = along(path, path.at(path.draw(1000)), places(40), tuned(path, plan), plan)
+        log_weights, acceptance = traverse(path, path.at(path.draw(1000)), even_positions(40), tune(path, plan), plan)
     ratio = (log_weights - MODEL.log_marginal(x)).exp().mean(0)
     assert unbiased(ratio)
     assert acceptance.min() > 0.6
@@ -75,14 +75,14 @@ def test_weights_are_unbiased(make):
 
 def no_metropolis(monkeypatch):
     """In the run; the pilot has it."""
-    right = annealed.accepted
+    right = annealed.accept
     all_of_them = partial(torch.ones_like, dtype=torch.bool)
-    monkeypatch.setattr(annealed, "accepted", lambda r: right(r) if len(r) == PILOT_CHAINS else all_of_them(r))
+    monkeypatch.setattr(annealed, "accept", lambda r: right(r) if len(r) == PILOT_CHAINS else all_of_them(r))
 
 
 def with_other_temperatures(monkeypatch, change):
-    right = annealed.moved
-    monkeypatch.setattr(annealed, "moved", lambda path, state, beta, *rest: right(path, state, change(beta), *rest))
+    right = annealed.move
+    monkeypatch.setattr(annealed, "move", lambda path, state, beta, *rest: right(path, state, change(beta), *rest))
 
 
 def the_other_way_round(monkeypatch):
@@ -90,7 +90,7 @@ def the_other_way_round(monkeypatch):
 
 
 def one_temperature_late(monkeypatch):
-    betas = [temperature(place) for place in places(PLAN.temperatures)]
+    betas = [temperature(place) for place in even_positions(PLAN.temperatures)]
     after = dict(itertools.pairwise(betas))
     with_other_temperatures(monkeypatch, lambda beta: after.get(beta, beta))
 
@@ -102,7 +102,7 @@ def wrong_sign(monkeypatch):
 
 def adapted_in_the_run(monkeypatch):
     """Each chain's step grows where its move was likely and shrinks where it was not."""
-    right, memory = annealed.moved, {}
+    right, memory = annealed.move, {}
 
     def adapting(path, state, beta, step, *rest):
         factor = memory.setdefault(state.log_q.shape, torch.ones_like(state.log_q))
@@ -110,7 +110,7 @@ def adapted_in_the_run(monkeypatch):
         memory[state.log_q.shape] = factor * torch.where(chance > 0.75, 1.6, 0.5)
         return new, chance
 
-    monkeypatch.setattr(annealed, "moved", adapting)
+    monkeypatch.setattr(annealed, "move", adapting)
 
 
 def wrong_slope(monkeypatch):
@@ -175,7 +175,7 @@ def test_bounds_hold_the_truth_and_draw_together():
 def test_the_exact_draw_is_what_makes_the_upper_bound(monkeypatch):
     """Planted: chains from above that start at the guide's draws."""
     guess = lambda path, z, tuning, plan: path.at(path.q.sample((plan.num_particles,)))  # noqa: E731
-    monkeypatch.setattr(bidirectional, "exact_draws", guess)
+    monkeypatch.setattr(bidirectional, "spread_exact_draws", guess)
     (_, upper), _ = bounds(far(), 10, num_particles=2, leapfrog=3)
     assert z_score(upper, 0.0) < -5
 
@@ -189,23 +189,23 @@ def test_chains_from_above_come_apart():
 
 
 def test_the_chains_of_an_upper_bound_spread_over_the_posterior():
-    """All start at one exact draw; after APART moves their variance is the posterior's, after one it is not."""
+    """All start at one exact draw; after all spreading moves their variance is the posterior's, after one it is not."""
 
     def variance():
         torch.manual_seed(0)
         vae = MODEL.as_vae(diagonal=True)
-        with still(vae), torch.no_grad():
-            z, rows = bidirectional.simulated(vae, Rows(torch.zeros(400, 5).double()))
-            path = Path.of(vae, rows)
+        with frozen(vae), torch.no_grad():
+            z, rows = bidirectional.simulate(vae, Rows(torch.zeros(400, 5).double()))
+            path = Path.from_guide(vae, rows)
             plan = Plan(30, 8, 5, lambda: None)
-            return bidirectional.exact_draws(path, z, tuned(path, plan), plan).z.var(0)
+            return bidirectional.spread_exact_draws(path, z, tune(path, plan), plan).z.var(0)
 
     expected = torch.linalg.inv(MODEL.precision).diagonal()
     found = variance()
     for i in range(2):
         assert found[:, i].mean().item() == pytest.approx(expected[i].item(), rel=0.06)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bidirectional, "APART", 1)
+        patch.setattr(bidirectional, "SPREADING_MOVES", 1)
         assert (variance().mean(0) < 0.9 * expected).all(), "power"
 
 
@@ -225,12 +225,12 @@ def test_inverse_weights_from_above_are_unbiased():
     """E[p / w] = 1 for chains that start at the exact draw."""
     torch.manual_seed(0)
     vae = broken()
-    with still(vae), torch.no_grad():
-        z, rows = bidirectional.simulated(vae, Rows(torch.zeros(200, 5).double()))
-        path = Path.of(vae, rows)
-        tuning, plan = tuned(path, PLAN), Plan(100, 8, 3, lambda: None)
-        start = bidirectional.exact_draws(path, z, tuning, plan)
-        log_weights, _ = along(path, start, places(8)[::-1], tuning, plan)
+    with frozen(vae), torch.no_grad():
+        z, rows = bidirectional.simulate(vae, Rows(torch.zeros(200, 5).double()))
+        path = Path.from_guide(vae, rows)
+        tuning, plan = tune(path, PLAN), Plan(100, 8, 3, lambda: None)
+        start = bidirectional.spread_exact_draws(path, z, tuning, plan)
+        log_weights, _ = traverse(path, start, even_positions(8)[::-1], tuning, plan)
     ratio = (MODEL.log_marginal(rows.x) - log_weights).exp().mean(0)
     assert unbiased(ratio)
     assert abs(z_score(ratio, 1.1)) > 5, "power"
@@ -240,7 +240,7 @@ def test_simulated_data_are_the_models():
     """Their moments are those of the marginal."""
     vae = MODEL.as_vae()
     torch.manual_seed(0)
-    _, rows = bidirectional.simulated(vae, Rows(torch.zeros(20_000, 5).double()))
+    _, rows = bidirectional.simulate(vae, Rows(torch.zeros(20_000, 5).double()))
     variance = (MODEL.weight @ MODEL.weight.T).diagonal() + MODEL.scale**2
     for i in range(5):
         assert abs(z_score(rows.x[:, i], MODEL.bias[i])) < 5
@@ -256,8 +256,8 @@ def test_moves_leave_their_distribution_as_it_is(beta):
     """Started from f_β itself, which is normal: its moments stay; from elsewhere they are reached."""
     vae, x = broken(), MODEL.sample(1)
     torch.manual_seed(0)
-    with still(vae), torch.no_grad():
-        path = Path.of(vae, Rows(x))
+    with frozen(vae), torch.no_grad():
+        path = Path.from_guide(vae, Rows(x))
         q, p = path.q.base_dist, MODEL.posterior(x)
         precision = (1 - beta) * torch.diag(q.scale[0] ** -2) + beta * MODEL.precision
         shift = (1 - beta) * q.loc[0] * q.scale[0] ** -2 + beta * MODEL.precision @ p.mean[0]
@@ -265,7 +265,7 @@ def test_moves_leave_their_distribution_as_it_is(beta):
         for start, steps in ((exact.sample((20_000, 1)), 3), (exact.sample((20_000, 1)) * 0.5 + 0.3, 40)):
             state = path.at(start)
             for _ in range(steps):
-                state, _ = moved(path, state, beta, torch.tensor([0.8]), exact.stddev.unsqueeze(0), 4)
+                state, _ = move(path, state, beta, torch.tensor([0.8]), exact.stddev.unsqueeze(0), 4)
             apart = state.z[:, 0] - exact.mean
             assert abs(z_score(apart[:, 0], 0.0)) < 5
             assert abs(z_score(apart[:, 0] ** 2, exact.variance[0])) < 5
@@ -284,10 +284,10 @@ def test_a_move_to_where_the_decoder_is_not_finite_is_not_taken():
     x = torch.ones(4, 2).double()
     found = pv.log_evidence(vae, x, method="ais", temperatures=5, num_particles=8)
     assert not found.log_evidence.isnull().any()
-    with still(vae), torch.no_grad():
-        path = Path.of(vae, Rows(x))
+    with frozen(vae), torch.no_grad():
+        path = Path.from_guide(vae, Rows(x))
         start = path.at(-torch.rand(8, 4, 2).double())
-        wild, chance = moved(path, start, 1.0, torch.full((4,), 1e200, dtype=torch.float64), torch.ones(4, 2), 3)
+        wild, chance = move(path, start, 1.0, torch.full((4,), 1e200, dtype=torch.float64), torch.ones(4, 2), 3)
     assert torch.equal(wild.z, start.z)
     assert (chance == 0).all()
 

@@ -128,7 +128,7 @@ def test_a_vae_that_loses_to_independent_columns_is_bad():
     finding = judge_baseline(baseline(vae, x, num_particles=50))
     assert finding.level == "bad"
     assert "four fifths" in finding.why
-    assert "new data are better described by probabilistic PCA (2): see" in finding.next
+    assert "probabilistic PCA (2) describes new data better: check" in finding.next
 
 
 @pytest.mark.parametrize(("worse", "level"), [(42, "doubtful"), (33, "fine"), (12, "fine")])
@@ -174,13 +174,13 @@ def test_each_difference_has_its_error_and_ties_are_named():
     finding = judged([3.0, -0.31, 0.55], [0.47, 0.25, 0.18])
     assert finding.level == "fine"
     assert re.search(
-        r"within 2 standard errors, so not told apart: full-covariance Gaussian "
+        r"not distinguishable within 2 standard errors: full-covariance Gaussian "
         r"\(the VAE is better for \d+ of 60 data, by [+-][\d.]+ at the median and [+-][\d.]+ for datum \d+\)$",
         finding.why,
     )
     assert "+3.00 ± 0.47 over independent Gaussians, -0.31 ± 0.25 over full-covariance Gaussian" in finding.why
-    assert "(paired, s.e. over data; the ELBO -739 ± 13, -0.66 ± 0.25, +2.00 ± 0.10)" in finding.why
-    assert "told apart" not in judged([3.0, 2.0, 0.55], [0.47, 0.25, 0.18]).why
+    assert "(paired, s.e. over data; the ELBO is -739 ± 13, -0.66 ± 0.25, +2.00 ± 0.10)" in finding.why
+    assert "not distinguishable" not in judged([3.0, 2.0, 0.55], [0.47, 0.25, 0.18]).why
 
 
 @pytest.mark.parametrize(
@@ -228,5 +228,5 @@ def test_evidence_that_is_there_is_used_and_that_of_other_data_is_refused():
     found = baseline(vae, x, evidence=known)
     assert found.log_evidence.equals(known.log_evidence)
     assert found.attrs["num_particles"] == 30
-    with pytest.raises(DataError, match="evidence is of other data than x"):
+    with pytest.raises(DataError, match="evidence belongs to other data than x"):
         baseline(vae, exact.sample(30), evidence=known)

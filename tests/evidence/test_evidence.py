@@ -265,7 +265,7 @@ def test_settings_out_of_their_range_are_refused(mistake):
 @pytest.mark.parametrize("method", ["ais", "ais_prior", "bdmc"])
 def test_latents_that_cannot_be_moved_are_refused(part, kind, method):
     vae = with_part(encoder=part(), prior=part())
-    with pytest.raises(ModelError, match=f'the (encoder|prior) gives {kind} latents .*take method="iw"') as caught:
+    with pytest.raises(ModelError, match=f'the (encoder|prior) gives {kind} latents .*use method="iw"') as caught:
         pv.log_evidence(vae, X, method=method)
     assert "\n" not in str(caught.value)
     assert pv.log_evidence(vae, X, num_particles=5).log_evidence.notnull().all(), "which can"
@@ -364,9 +364,9 @@ def test_an_estimate_is_checked_against_its_own_data():
     assert np.allclose(checked.difference_se, np.hypot(found.mcse[chosen], again.mcse.values))
     assert checked.drop_dims("checked").drop_attrs().equals(found.drop_attrs()), "what was found stays"
     assert cross_check(vae, x, quick(vae, x, method="ais_prior"), temperatures=3).attrs["second"] == "ais"
-    with pytest.raises(DataError, match="found is of other data than x"):
+    with pytest.raises(DataError, match="found belongs to other data than x"):
         cross_check(vae, x[:9], found)
-    with pytest.raises(SettingsError, match="found is not an estimate of given data"):
+    with pytest.raises(SettingsError, match="found has no check from another start"):
         cross_check(vae, x, quick(vae, x, method="bdmc"))
     with pytest.raises(SettingsError, match="data is 0"):
         cross_check(vae, x, found, data=0)

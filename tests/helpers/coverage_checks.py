@@ -75,7 +75,7 @@ class Row:
         low: the measured coverage is at least this,
         high: and at most this.
         spread: limits of the root mean square of z, where the tails allow one.
-        cause: why the coverage is not nominal, where it is not; printed beside the figure.
+        cause: why the coverage is not nominal, if so; printed in the same row.
     """
 
     low: float = 0.90

@@ -235,13 +235,13 @@ def seeds_of(kind: str, number: int, *, seed: int) -> dict[str, Draws]:
 NINE = "10 blocks of draws leave 9 degrees of freedom"
 FEW = Row(0.88, 0.985, (0.8, 1.3), NINE)
 RATIOS = {"efficiency_se": Row(), "speedup_se": Row(0.95, 0.995, (0.5, 1.25), "half of the cells are 1 by definition")}
-CLOSE = Row(0.93, 1.0, (0.6, 1.25), "the error near 0 is that of a square")
+CLOSE = Row(0.93, 1.0, (0.6, 1.25), "near 0, the estimate is the root of a noisy square")
 NAMES = ("norm", "variance", "snr")
 MOMENTS = {f"gradient_{name}_se": FEW for name in NAMES}
 HIDDEN = {f"gradient_{name}_se": FEW if name == "variance" else CLOSE for name in NAMES}
-TAILS = "the error of a variance needs the fourth moment, which few draws show"
+TAILS = "the error of a variance depends on the fourth moment, which few draws reveal"
 
-RARELY = "a large gradient is rare: squared, it varies from draw to draw by six times its mean"
+RARELY = "large gradients are rare: the sd of the squared gradient over draws is six times its mean"
 
 
 def of_gradients(noise: str, norm: float, rows, seeds: int = 2) -> Study:
@@ -261,7 +261,7 @@ def of_alignments(cosine: float, row: Row) -> Study:
 
 
 def of_seconds(shape: str, words: str) -> Study:
-    return Study("compare_elbos", f"11 times, {words}", simulated_seconds(shape), {"seconds_se": Row()}, 2, quick=1)
+    return Study("compare_elbos", f"11 timings, {words}", simulated_seconds(shape), {"seconds_se": Row()}, 2, quick=1)
 
 
 def of_seeds(kind: str, words: str, number: int, row: Row) -> Study:
@@ -298,8 +298,8 @@ STUDIES = [
     of_seeds("spread", "seeds differ more than draws", 3, measured(0.81, "2 degrees of freedom")),
     of_seeds("spread", "seeds differ more than draws", 5, measured(0.88, "4 degrees of freedom")),
     of_seeds("spread", "seeds differ more than draws", 10, Row(0.88, 0.985, None, "9 degrees of freedom")),
-    of_seeds("alike", "seeds do not differ", 3, Row(0.94, 1.0, (0.6, 1.1), "the larger of two errors is taken")),
+    of_seeds("alike", "seeds do not differ", 3, Row(0.94, 1.0, (0.6, 1.1), "the larger of two errors is reported")),
     of_seeds(
-        "collapsing", "one in five collapses", 5, measured(0.67, "a third of the groups of 5 show no collapse")
+        "collapsing", "one seed in five collapses", 5, measured(0.67, "a third of the groups of 5 show no collapse")
     ),
 ]  # fmt: skip

@@ -40,7 +40,7 @@ def trends(phi: float, epochs: int, noise: float = 0.0, *, seed: int) -> dict[st
 
 def of_trends(slope: float, mean: float) -> dict[str, Row]:
     """Held to what was measured; too much is the price of not knowing how strongly iterates depend on each other."""
-    wide, narrow = "wide: φ is not known", "a short series says little about φ"
+    wide, narrow = "conservative: φ is unknown", "a short series has little information about φ"
     return {
         name: Row(figure - 0.02, min(1.0, figure + 0.02), None, wide if figure > 0.96 else narrow)
         for name, figure in {"slope_se": slope, "mean_se": mean}.items()
@@ -120,7 +120,7 @@ def _told(phi: float, epochs: int, noise: float) -> str:
 
 GAPS = ("elbo", "best_elbo", "gap", "approximation_gap", "amortisation_gap", "closed")
 FEW, SPREAD = (1.0,) * 10, (0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
-SAMPLE = "a sample variance is skewed, and its error as uncertain as itself"
+SAMPLE = "a sample variance is skewed, and its error is as uncertain as the variance"
 
 STUDIES = [
     *(
@@ -128,7 +128,7 @@ STUDIES = [
         for case, figures in TRENDS.items()
     ),
     Study(
-        "inference_gaps", "a linear-Gaussian VAE with a guide that is off, 300 steps, 400 draws", gaps_of_each_datum,
+        "inference_gaps", "a linear-Gaussian VAE with an inaccurate guide, 300 steps, 400 draws", gaps_of_each_datum,
         rows(GAPS),
     ),
     Study(

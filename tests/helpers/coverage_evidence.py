@@ -30,7 +30,7 @@ def evidence_of(vae: pv.VAE, x: torch.Tensor, log_marginal, method: str, seed: i
 
 @of_seed
 def narrow(method: str, k: float, *, seed: int) -> dict[str, Draws]:
-    """log p(x) of 200 data by a guide of tail index k."""
+    """log p(x) of 200 data by a guide with tail index k."""
     model = linear_gaussian(3, 1)
     return evidence_of(altered(model, factor=(1 - k) ** 0.5), model.sample(EACH), model.log_marginal, method, seed)
 
@@ -62,10 +62,10 @@ def two_modes(method: str, *, seed: int) -> dict[str, Draws]:
     return evidence_of(vae, x, partial(pv.exact.quadrature_log_marginal, vae, points=641), method, seed)
 
 
-TAIL = "the weights have no variance: the largest are rarely drawn, and without them estimate and error are low"
-MISSED = "the guide's draws never reach the other mode; nothing in the weights shows it, and log p(x) is low by log 2"
-MISSED_BY_SOME = "the same where the modes lie apart: data here are the model's, some with one mode"
-ONE_DRAW = "all chains from above start at one exact draw, in one mode, and the error is given that draw"
+TAIL = "the weights have infinite variance: without the rare largest weights, estimate and error are too low"
+MISSED = "no draw of the guide reaches the other mode, which the weights do not show; log p(x) is too low by log 2"
+MISSED_BY_SOME = "as above for data with two separate modes; some simulated data have one mode"
+ONE_DRAW = "all chains of the upper bound start at one exact draw, in one mode, and the error is conditional on it"
 WEIGHTED, ANNEALED = {"num_particles": 500}, {"num_particles": 16, "temperatures": 10}
 SETTINGS = {"iw": WEIGHTED, "psis": WEIGHTED, "ais": ANNEALED, "bdmc": ANNEALED}
 
@@ -75,12 +75,12 @@ def said(method: str) -> str:
 
 
 def of_narrow(method: str, k: float, row: Row | dict[str, Row]) -> Study:
-    setting, rows = f"{said(method)}, a guide of tail index {k:g}", {"mcse": row} if isinstance(row, Row) else row
+    setting, rows = f"{said(method)}, a guide with tail index {k:g}", {"mcse": row} if isinstance(row, Row) else row
     return Study("log_evidence", setting, narrow(method, k), rows, 2, quick=int(method != "bdmc"))
 
 
 def of_two_modes(method: str, rows: dict[str, Row]) -> Study:
-    return Study("log_evidence", f"{said(method)}, two modes, a guide on one", two_modes(method), rows, 2)
+    return Study("log_evidence", f"{said(method)}, two modes, one missed by the guide", two_modes(method), rows, 2)
 
 
 FEW = "16 chains are few for the error of a mean of weights, and the logarithm is skewed"

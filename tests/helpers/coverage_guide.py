@@ -92,7 +92,7 @@ def new_data(seed: int) -> dict[str, Draws]:
 
 @of_seed
 def tails_of(k: float, *, seed: int) -> dict[str, Draws]:
-    """k̂ and the effective sample size of 200 data by a guide of tail index k."""
+    """k̂ and the effective sample size of 200 data by a guide with tail index k."""
     model = linear_gaussian(3, 1)
     vae = altered(model, factor=(1 - k) ** 0.5)
     found = pv.diagnose.khat(vae, model.sample(EACH), num_particles=1000, seed=seed)
@@ -150,11 +150,11 @@ def iterates(rho: float, *, seed: int) -> dict[str, Draws]:
     return with_errors(found, {"mean": 0.0})
 
 
-SHORT = "the error is averaged over the autocorrelations that a short series allows, which is cautious"
+SHORT = "the error is averaged over the autocorrelations compatible with a short series, which is conservative"
 CAUTIOUS = Row(0.94, 1.0, None, SHORT)
-FOURTH = "the error of the mean square of weights needs their fourth moment, which is there for k below 0.25 only"
-ONE_IN_TEN = "100 draws hold such a p-value one time in ten; the Beta distribution's error of none is cautious"
-STUCK = "in one of eight repetitions all four chains are in one mode, which R̂ cannot see"
+FOURTH = "the error of the mean squared weight depends on the fourth moment, which is finite for k below 0.25 only"
+ONE_IN_TEN = "one in ten samples exceeds the statistic; otherwise the error, of a Beta distribution, is conservative"
+STUCK = "in one of eight repetitions all four chains are in one mode, which R̂ cannot detect"
 SELDOM = Row(0.9, 1.0, (0.2, 1.25), ONE_IN_TEN)
 MORE = {"khat_se": Row(), "ess_se": measured(0.69, FOURTH)}
 P = {name: Row(0.9, 1.0, None) for name in ("p_value", "joint_p_value")}
@@ -162,7 +162,7 @@ GRAINS = Row(0.9, 0.985, (0.8, 1.25))
 CHAINS = {"mean_se": Row(), "sd_se": Row(0.9, 1.0, (0.7, 1.25)), "q_mean_se": Row(), "q_sd_se": Row()}
 LOGNORMAL = {
     "mean_se": Row(),
-    "sd_se": measured(0.88, "the error of an sd needs the fourth moment, which few draws show"),
+    "sd_se": measured(0.88, "the error of an sd depends on the fourth moment, which few draws reveal"),
 }
 
 STUDIES = [
@@ -182,10 +182,10 @@ STUDIES = [
     Study("diagnose.khat", "1000 particles, tail index 0.1", tails_of(0.1), {"khat_se": Row(), "ess_se": Row()}, 2, 1),
     Study("diagnose.khat", "1000 particles, tail index 0.3", tails_of(0.3), MORE, 2),
     Study("diagnose.khat", "1000 particles, tail index 0.7", tails_of(0.7), {"khat_se": Row()}, 2),
-    Study("diagnose.khat", "25 data, half of them above", shares, {"share_se": Row()}, 5),
+    Study("diagnose.khat", "25 data, half of them above 0.5", shares, {"share_se": Row()}, 5),
     Study("diagnose.nuts", "4 chains of 250 draws, autocorrelation 0.5", chains_of(0.5), CHAINS, 2),
     Study("diagnose.nuts", "4 chains of 250 draws, autocorrelation 0.9", chains_of(0.9), CHAINS, 2),
-    Study("diagnose.nuts", "the same, lognormal", chains_of(0.5, "lognormal"), LOGNORMAL, 2),
+    Study("diagnose.nuts", "4 chains of 250 lognormal draws", chains_of(0.5, "lognormal"), LOGNORMAL, 2),
     Study("diagnose.nuts", "4 chains, each stuck in one of two modes", stuck, {"mean_se": measured(0.85, STUCK)}, 2),
     Study("diagnose.converged", "40 epochs, autocorrelation 0", iterates(0.0), {"mean_se": Row()}, 2),
     Study("diagnose.converged", "40 epochs, autocorrelation 0.5", iterates(0.5), {"mean_se": CAUTIOUS}, 2),

@@ -112,10 +112,9 @@ def paired(data: str, *, seed: int) -> dict[str, Draws]:
     return {"difference": drawn(value, error, expected(WORSE, covariance) - expected(MODEL, covariance))}
 
 
-FEW_DATA = "a difference whose distribution over data is skewed, and few data"
-RARE = "one datum in fifty decides, and a third of the sets of 50 have none or one"
-TAILED = "log p(x) of such data has the tails of t₂.₅, whose error has no variance, and few data show them"
-WORDS = {"normal": "", "t": ", data with the tails of t₅", "outliers": ", one datum in 50 far off"}
+RARE = "outliers dominate, and many samples of this size have none"
+TAILED = "log p(x) of such data has the tails of t₂.₅, so its sample variance has infinite variance"
+WORDS = {"normal": "", "t": ", data with the tails of t₅", "outliers": ", one outlier in 50 data"}
 
 
 def of_data(function: str, measure, quantities: tuple[str, str], data: str, n: int, row: Row = Row()) -> Study:  # noqa: B008
@@ -135,8 +134,8 @@ STUDIES = [
     of_data("compare_models", compared, MODELS, "t", 100),
     of_data("compare_models", compared, MODELS, "outliers", 50, Row(0.85, 0.985, None, RARE)),
     Study(
-        "compare_models", "20 data that stay, 200 particles", estimated,
-        {"mcse": Row(), "diff_mcse": Row(0.9, 1.0, (0.4, 1.25), "models share the seed, so their errors are alike")},
+        "compare_models", "20 fixed data, 200 particles", estimated,
+        {"mcse": Row(), "diff_mcse": Row(0.9, 1.0, (0.4, 1.25), "the shared seed correlates the errors of models")},
         200,
     ),
     of_data("swap.rank", ranked, RANK, "normal", 50),

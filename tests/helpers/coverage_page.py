@@ -1,7 +1,7 @@
 """Write docs/coverage.md: ``cd tests && python -m helpers.coverage_page [words]``.
 
-It measures the studies whose function or setting holds one of the words (all, if none is given), and keeps the other
-rows of the page.
+It measures the studies whose function or setting contains one of the words (by default, all studies), and keeps the
+other rows of the page.
 """
 
 import sys
@@ -20,40 +20,40 @@ Key = tuple[str, str, str]
 
 TEXT = f"""# Coverage of the standard errors
 
-Each estimate that pyro-vae prints has a standard error. This page says how often the interval of ± {WIDTH:g} standard
-errors holds the truth, which is known here: from the linear-Gaussian model, from quadrature, or by construction.
-Nominal is {NOMINAL:.0%}. `tests/contract/test_coverage.py` measures every row (the slow tests) with at least {LEAST}
-repetitions, and holds it to the limits stated there. `make coverage` writes the page.
+Each estimate that pyro-vae prints has a standard error. This page shows how often the interval of ± {WIDTH:g} standard
+errors contains the true value, which is known from the linear-Gaussian model, from quadrature, or by construction.
+The nominal coverage is {NOMINAL:.0%}. The slow tests in `tests/contract/test_coverage.py` measure each row with at
+least {LEAST} repetitions and check it against the limits stated there. `make coverage` writes the page.
 
-- **coverage**: the share of repetitions whose interval holds the truth, ± its standard error. Of a p-value: the
-  share of repetitions with p ≥ 0.05.
-- **made ÷ reported**: the root mean square of the error made in units of the error reported; 1 is right, 2 means that
-  the reported error is half of what it should be. Where tails are heavy a few repetitions make it large.
-- **k̂**: the median Pareto shape of the importance weights, where there are any.
+- **coverage**: the share of repetitions whose interval contains the true value, ± its standard error. For a p-value,
+  the share of repetitions with p ≥ 0.05.
+- **actual ÷ reported**: the root mean square of the actual error divided by the reported error. The ideal value is 1;
+  2 means that the reported error is too small by a factor of 2. With heavy tails, a few repetitions can make it large.
+- **k̂**: the median Pareto shape of the importance weights, if any.
 
-An error estimated from few numbers (10 blocks, 3 seeds) is itself uncertain. With ν degrees of freedom
-± {WIDTH:g} standard errors hold the truth as often as Student's t says: 0.81 for ν = 2, 0.88 for ν = 4, 0.92 for ν = 9.
+An error estimated from few values (10 blocks, 3 seeds) is itself uncertain. With ν degrees of freedom, the coverage of
+± {WIDTH:g} standard errors follows Student's t distribution: 0.81 for ν = 2, 0.88 for ν = 4, 0.92 for ν = 9.
 """
 
-HEADER = """| quantity | setting | repetitions | coverage | made ÷ reported | k̂ | why it is not nominal |
+HEADER = """| quantity | setting | repetitions | coverage | actual ÷ reported | k̂ | reason for the deviation |
 |---|---|---|---|---|---|---|"""
 
 
-def _shown(value: float) -> str:
+def _format(value: float) -> str:
     return "" if np.isnan(value) else "> 99" if value > 99 else f"{value:.2f}"
 
 
 def line(key: Key, found: Figures, row: Row) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     cells = [
         f"`{key[1]}`", key[2], str(found.repetitions), f"{found.coverage:.3f} ± {found.error:.3f}",
-        _shown(found.spread), _shown(found.khat), row.cause,
+        _format(found.spread), _format(found.khat), row.cause,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
 def read(text: str) -> dict[Key, Figures]:
-    """The figures of a page, by function, quantity and setting."""
+    """Parse the figures of a page, by function, quantity and setting."""
     found, function = {}, ""
     for one in text.splitlines():
         if one.startswith("## `"):
@@ -67,7 +67,7 @@ def read(text: str) -> dict[Key, Figures]:
 
 
 def page(every: Sequence[Study], found: Mapping[Key, Figures]) -> str:
-    """The whole page; rows without figures are named at its end."""
+    """Return the whole page; rows without figures are listed at its end."""
     sections: dict[str, list[str]] = {}
     for study in every:
         for key, row in zip(study.labels(), study.rows.values(), strict=True):
@@ -80,18 +80,18 @@ def page(every: Sequence[Study], found: Mapping[Key, Figures]) -> str:
 
 
 def labels(every: Iterable[Study]) -> list[Key]:
-    """All rows that the page is to have."""
+    """Return the keys of all rows that the page should have."""
     return [label for study in every for label in study.labels()]
 
 
 def unmeasured(text: str) -> set[Key]:
-    """The rows that a page names without figures."""
+    """Return the rows that a page lists without figures."""
     lines = [one[3:] for one in text.splitlines() if one.startswith("- `")]
     return {(f, q, s) for f, q, s in (one.replace("`", "").split(", ", 2) for one in lines)}
 
 
 def main(words: list[str]) -> None:
-    """Measure, and write the page after each study."""
+    """Measure the studies and write the page after each of them."""
     torch.set_num_threads(1)
     every = studies()
     for study in every:

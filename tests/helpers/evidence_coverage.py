@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pyro_vae.evidence.interval import ends
-from pyro_vae.evidence.weights import log_mean, measured, smoothed
+from pyro_vae.evidence.weights import estimate_log_mean, log_mean, smoothed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 BEGIN, END = "<!-- begin: coverage -->", "<!-- end: coverage -->"
@@ -29,7 +29,7 @@ def pareto_log_weights(shape: float, particles: int, repetitions: int, seed: int
 def entry(shape: float, particles: int, repetitions: int, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Each number of a row of the table with its standard error over repetitions; log of the mean weight is 0."""
     log_weights = pareto_log_weights(shape, particles, repetitions, seed)
-    found = {name: value.numpy() for name, value in measured(log_weights).items()}
+    found = {name: value.numpy() for name, value in estimate_log_mean(log_weights).items()}
     smooth, smooth_error = (value.numpy() for value in log_mean(smoothed(log_weights)[0]))
     low, high = ends(*(found[name] for name in ("log_evidence", "mcse", "khat", "bias")))
     columns = {

@@ -253,7 +253,7 @@ def logistic(levels: int) -> Subject:
         partial(of_network, make),
         partial(first_value, density),
         discretized(levels),
-        f"{levels:,} levels, log s from its least to 6.9",
+        f"{levels:,} levels, log s from its minimum to 6.9",
     )
 
 
@@ -330,7 +330,7 @@ def priors() -> dict[str, Subject]:
         ),
         "Flow": Subject(
             partial(flow, lambda: pv.priors.Flow(zuko.flows.MAF(2, transforms=1, hidden_features=[8]))), None,
-            [((0.0,), (0.5, -1.75)), ((0.0,), (4.0, -3.0))], "a MAF as it starts, z from -5 to 5",
+            [((0.0,), (0.5, -1.75)), ((0.0,), (4.0, -3.0))], "a MAF at initialization, z from -5 to 5",
         ),
     }  # fmt: skip
 
@@ -356,9 +356,9 @@ def posteriors() -> dict[str, Subject]:
         ),
         "Flow": Subject(
             partial(flow, maf), None, [((single(0.3),), (0.5, -1.75)), ((-2.0,), (4.0, -3.0))],
-            "a MAF as it starts, z from -5 to 5",
+            "a MAF at initialization, z from -5 to 5",
         ),
-        "Refined": Subject(partial(posterior, pv.posteriors.Refined), normal, LOCATED, f"as DiagNormal: {SCALES}"),
+        "Refined": Subject(partial(posterior, pv.posteriors.Refined), normal, LOCATED, f"as for DiagNormal: {SCALES}"),
     }  # fmt: skip
 
 
@@ -408,7 +408,7 @@ def likelihoods() -> dict[str, Subject]:
         "Blocks": Subject(
             partial(of_network, partial(pv.likelihoods.Blocks, blocks=[(pv.likelihoods.Bernoulli, 1),
                                                                        (pv.likelihoods.Poisson, 1)])),
-            blocks, exact(mixed), "as its blocks: here Bernoulli and Poisson",
+            blocks, exact(mixed), "the ranges of its blocks, here Bernoulli and Poisson",
         ),
     }  # fmt: skip
 

@@ -11,17 +11,18 @@ Key = tuple[str, str]
 
 TEXT = f"""# Precision of the densities
 
-The largest error of each log-density in single precision, over the whole range of its numbers, against the same
-density to 30 digits. `tests/contract/test_precision.py` measures every row and holds it to {BOUND:g};
-`make precision` writes the page.
+The largest error of each log-density in single precision, over the whole range of its parameters, compared with the
+same density computed to 30 digits. `tests/contract/test_precision.py` measures each row and checks that it is at most
+{BOUND:g}; `make precision` writes the page.
 
-- **log p**: nats per feature (per latent); of more than 1,000 nats, thousandths of a nat per nat, since single
-  precision has 7 digits.
-- **gradient**: by the numbers that the network gives, and by the latent for priors and posteriors; relative.
-- **bf16**: the error of log p at two points of ordinary size, nats per feature, from rounding the network's numbers
-  to bfloat16, which has 3 digits (`fit(precision="bf16")`). The densities themselves are computed in single
-  precision or better. Of a count of 1e6 under `Poisson` the error is up to 490 nats, since bfloat16 knows the log-rate
-  13.8 to 0.03: train large counts and sharp scales in float32.
+- **log p**: the error in nats per feature (per latent). Above 1,000 nats in magnitude, the error per 1,000 nats, since
+  single precision has 7 digits.
+- **gradient**: the relative error of the gradient with respect to the network's outputs, and for priors and posteriors
+  also with respect to the latent.
+- **bf16**: the error of log p in nats per feature at two typical points, if the network's outputs are rounded to
+  bfloat16, which has 3 digits (`fit(precision="bf16")`). The densities themselves are computed in single precision or
+  better. For a count of 1e6 under `Poisson`, the error is up to 490 nats, since bfloat16 resolves the log-rate 13.8 to
+  0.03 only: train large counts and small scales in float32.
 
 Counts, correlated normals and mixtures with more than 1,024 levels are computed in double precision, since their terms
 cancel.
@@ -32,12 +33,12 @@ HEADER = """| member | range | log p | gradient | bf16 |
 
 
 def line(name: str, subject: Subject, found: Figures) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     return f"| `{name}` | {subject.range} | {found.value:.0e} | {found.gradient:.0e} | {found.bf16:.2g} |"
 
 
 def page(found: Mapping[Key, Figures]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [TEXT.strip()]
     for room, subjects in SUBJECTS.items():
         lines = [line(name, subject, found[room, name]) for name, subject in subjects.items()]
@@ -46,7 +47,7 @@ def page(found: Mapping[Key, Figures]) -> str:
 
 
 def read(text: str) -> dict[Key, Figures]:
-    """The figures of a page."""
+    """Parse the figures of a page."""
     found, room = {}, ""
     for one in text.splitlines():
         if one.startswith("## `pv."):
@@ -58,7 +59,7 @@ def read(text: str) -> dict[Key, Figures]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure all densities and write the page."""
     found = {(room, name): measure(one) for room, subjects in SUBJECTS.items() for name, one in subjects.items()}
     PAGE.write_text(page(found), encoding="utf-8")
 

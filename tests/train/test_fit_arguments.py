@@ -104,7 +104,7 @@ def test_every_way_in_takes_a_class_of_an_estimator():
 def test_every_way_in_says_what_estimator_was_meant(way_in, name):
     for given, said in {
         "iwae": rf"{name} is 'iwae'; did you mean {name}=pyro_vae\.elbo\.IWAE\(\)\?",
-        3: f"{name} is 3; give one, as",
+        3: f"{name} is 3; pass, e.g.,",
         torch.optim.Adam: f"{name} is <class",
         pv.elbo.Beta: f"{name} is a class that needs settings",
     }.items():
@@ -131,7 +131,7 @@ REFUSED = [
     ({"optimizer": lambda parameters: None}, "made a NoneType of the parameters; let it make a torch optimizer"),
     ({"elbo": "iwae"}, r"elbo is 'iwae'; did you mean elbo=pyro_vae\.elbo\.IWAE\(\)\?"),
     ({"elbo": "Trace_Elbo"}, r"did you mean elbo=pyro_vae\.elbo\.Trace_ELBO\(\)"),
-    ({"elbo": 3}, "elbo is 3; give one, as .* pyro_vae.elbo has .*IWAE"),
+    ({"elbo": 3}, "elbo is 3; pass, e.g., .* pyro_vae.elbo has .*IWAE"),
     ({"elbo": pv.elbo.Beta}, "elbo is a class that needs settings"),
     ({"elbo": pv.elbo.Estimator}, "elbo is a class that needs settings"),
     ({"lr": 1e-3}, r"fit has no setting lr; give optimizer=functools\.partial\(torch\.optim\.Adam, lr=0\.001\)"),
