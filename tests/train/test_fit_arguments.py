@@ -134,7 +134,7 @@ REFUSED = [
     ({"elbo": 3}, "elbo is 3; give one, as .* pyro_vae.elbo has .*IWAE"),
     ({"elbo": pv.elbo.Beta}, "elbo is a class that needs settings"),
     ({"elbo": pv.elbo.Estimator}, "elbo is a class that needs settings"),
-    ({"lr": 1e-3}, r"fit has no setting lr; pass optimizer=functools\.partial\(torch\.optim\.Adam, lr=0\.001\)"),
+    ({"lr": 1e-3}, r"fit has no setting lr; give optimizer=functools\.partial\(torch\.optim\.Adam, lr=0\.001\)"),
     ({"epoch": 3}, r"fit has no setting epoch; did you mean epochs=3\?"),
     ({"loss": None}, "fit has no setting loss; give elbo=None"),
     ({"zzz": 1}, "fit has no setting zzz; it takes vae, data, elbo, optimizer, epochs"),
