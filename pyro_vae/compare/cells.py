@@ -51,12 +51,12 @@ class Cell:
             return self.loss.reference()
         return STL(self.particles) if self.target == "ELBO" else None
 
-    def by_hand(self) -> HandDerivedELBO | None:
+    def hand_derived(self) -> HandDerivedELBO | None:
         """Return the hand-derived ELBO with the same noise, unless the estimator has another target."""
         if isinstance(self.loss, Estimator) and self.target != "ELBO":
             return None
         vectorized = self.particles > 1 and getattr(self.loss, "vectorize_particles", False)
-        hand: Any = of_one_plate(HandDerivedELBO(self.particles, vectorize_particles=vectorized))
+        hand: Any = with_plates(HandDerivedELBO(self.particles, vectorize_particles=vectorized))
         return hand
 
 
@@ -74,20 +74,22 @@ def cells(elbos: Mapping[str, Loss], particles: Iterable[int] | None) -> tuple[l
     for name, loss in elbos.items():
         for number in [particles_of(loss)] if particles is None else particles:
             try:
-                found.append(Cell(name, number, of_one_plate(loss if particles is None else at(loss, number))))
+                found.append(
+                    Cell(name, number, with_plates(loss if particles is None else with_particles(loss, number)))
+                )
             except SettingsError as error:
                 left_out.append(f"{name} with {number}: {error}")
     return found, left_out
 
 
-def at(loss: Loss, particles: int) -> Loss:
+def with_particles(loss: Loss, particles: int) -> Loss:
     """Copy an estimator with another number of particles; Pyro's estimators then vectorize them.
 
     Raises:
         SettingsError: if the estimator does not support this number.
 
     Example:
-        >>> at(Trace_ELBO(), 4).num_particles, at(STL(), 4)
+        >>> with_particles(Trace_ELBO(), 4).num_particles, with_particles(STL(), 4)
         (4, STL(4))
     """
     if isinstance(loss, Estimator):
@@ -103,11 +105,11 @@ def at(loss: Loss, particles: int) -> Loss:
     raise SettingsError(f"{loss_name(loss)} takes no num_particles")
 
 
-def of_one_plate(loss: Loss) -> Loss:
+def with_plates(loss: Loss) -> Loss:
     """Copy an estimator with the plates of a VAE set; Pyro would draw noise to guess them at first use.
 
     Example:
-        >>> of_one_plate(Trace_ELBO()).max_plate_nesting
+        >>> with_plates(Trace_ELBO()).max_plate_nesting
         1
     """
     if not isinstance(loss, PyroELBO) or isinstance(loss, Estimator):
@@ -171,11 +173,11 @@ def step_of(subject: Subject, loss: Loss) -> None:
     torch.autograd.grad(total, list(subject.parameters.values()), allow_unused=True)
 
 
-def how_kl_is_had(loss: Loss, provenance: str) -> str:
+def kl_method(loss: Loss, provenance: str) -> str:
     """Say whether an estimator's KL is analytic, sampled or derived by hand, if known.
 
     Example:
-        >>> how_kl_is_had(STL(), "analytic"), how_kl_is_had(TraceMeanField_ELBO(), "analytic")
+        >>> kl_method(STL(), "analytic"), kl_method(TraceMeanField_ELBO(), "analytic")
         ('Monte Carlo', 'analytic')
     """
     if isinstance(loss, TraceMeanField_ELBO | AnalyticKL):

@@ -58,12 +58,12 @@ def peak_bytes(step: Callable[[], Any]) -> int:
         >>> peak_bytes(lambda: torch.zeros(1000).sum())
         4004
     """
-    with _Watch() as watch:
+    with _PeakMemory() as watch:
         step()
     return watch.peak
 
 
-class _Watch(TorchDispatchMode):
+class _PeakMemory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0

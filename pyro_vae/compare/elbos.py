@@ -9,8 +9,8 @@ import xarray as xr
 from pyro.infer import ELBO
 
 from pyro_vae.__about__ import versions
-from pyro_vae.compare.cells import cells, how_kl_is_had
-from pyro_vae.compare.measure import Comparing, Labelled, why_not
+from pyro_vae.compare.cells import cells, kl_method
+from pyro_vae.compare.measure import Measurer, Tabulator, reason_not_applicable
 from pyro_vae.compare.pair import Pair, Subject, subject_of
 from pyro_vae.compare.seeds import drawn
 from pyro_vae.compare.table import as_comparison
@@ -153,11 +153,11 @@ def compare_elbos(
     offered = default_elbos() if elbos is None else {n: as_estimator(e, f"elbos[{n!r}]") for n, e in elbos.items()}
     particles = (1,) if elbos is None and particles is None else particles
     refuse_choices(offered, particles)
-    _refuse(subject)
-    missing = why_not(subject, HandDerivedELBO())
+    _validate_subject(subject)
+    missing = reason_not_applicable(subject, HandDerivedELBO())
     chosen, left_out = cells(offered, particles)
     if elbos is None:
-        unfit = {cell.name: why for cell in chosen if (why := why_not(subject, cell.loss))}
+        unfit = {cell.name: why for cell in chosen if (why := reason_not_applicable(subject, cell.loss))}
         chosen = [cell for cell in chosen if cell.name not in unfit]
         left_out += [f"{name}: {why}" for name, why in unfit.items()]
     if not chosen:
@@ -166,10 +166,10 @@ def compare_elbos(
     most = max(cell.particles for cell in chosen)
     with subject.evaluating(most), counting("Comparing estimators", progress) as count:
         used = {"threads": torch.get_num_threads(), "device": describe_device(subject.device)}
-        found = Comparing(subject, chosen, draws, seed, by_hand=not missing, count=count).run()
+        found = Measurer(subject, chosen, draws, seed, has_hand_derived=not missing, count=count).run()
         provenance = _provenance(subject)
-    table = Labelled(chosen, list(offered), list(subject.groups())).dataset(found, truth, truth_se)
-    kl = {cell.name: how_kl_is_had(cell.loss, provenance) for cell in chosen}
+    table = Tabulator(chosen, list(offered), list(subject.groups())).dataset(found, truth, truth_se)
+    kl = {cell.name: kl_method(cell.loss, provenance) for cell in chosen}
     labelled = table.assign_coords(
         kl=("estimator", [kl[n] for n in table.estimator.values]), noise_seed=("draw", found.seeds)
     ).assign_attrs(
@@ -208,7 +208,7 @@ def refuse_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) 
         raise SettingsError(f"elbos: none of the estimators applies ({'; '.join(left_out)}); choose others")
 
 
-def _refuse(subject: Subject) -> None:
+def _validate_subject(subject: Subject) -> None:
     if subject.rows.x.dtype not in (torch.float32, torch.float64):
         raise ModelError(
             f"the VAE computes in {subject.rows.x.dtype}, too coarse to compare estimators; use vae.float() or "

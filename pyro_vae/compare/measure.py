@@ -26,7 +26,7 @@ MOMENTS = ("signal", "variance", "ratio")
 """Moments of the gradient with a jackknife error; the roots of the first and the last are reported."""
 
 
-def why_not(subject: Subject, loss: Loss) -> str:
+def reason_not_applicable(subject: Subject, loss: Loss) -> str:
     """Say why an estimator does not apply to this pair; return an empty string if it does."""
     try:
         with subject.evaluating(), seeded(0, subject.device):
@@ -37,7 +37,7 @@ def why_not(subject: Subject, loss: Loss) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurements:
     """The measurements, per cell in the order of the cells."""
 
     seeds: list[int]
@@ -61,17 +61,17 @@ def _flat(gradient: list[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Comparing:
+class Measurer:
     """Evaluate, draw by draw, and time all cells."""
 
     subject: Subject
     chosen: list[Cell]
     draws: int
     seed: int
-    by_hand: bool
+    has_hand_derived: bool
     count: Callable[[Iterator[Any], int], Iterator[Any]]
 
-    def run(self) -> Found:
+    def run(self) -> Measurements:
         generator = make_generator(self.seed)
         seeds = torch.randint(2**32, (self.draws,), generator=generator).tolist()
         others = torch.randint(2**32, (2 * self.draws,), generator=generator).tolist()
@@ -83,7 +83,7 @@ class Comparing:
             seconds, seconds_se = median_seconds(steps, self.subject.device, TIMED_REPEATS)
             peak = [peak_bytes(step) for step in steps]
         of_elbo = next((sums for cell, sums in zip(self.chosen, moments, strict=True) if cell.target == "ELBO"), None)
-        return Found(
+        return Measurements(
             seeds, np.moveaxis(np.asarray(values), 0, 1), worst[:, 0].tolist(), worst[:, 1].tolist(), moments,
             self._references(others), of_elbo, list(self.subject.groups().values()), seconds, seconds_se, peak,
         )  # fmt: skip
@@ -100,7 +100,7 @@ class Comparing:
             value, gradient = evaluate(self.subject, cell.loss, seed)
             sums.add(gradient)
             values.append(value.double().cpu().numpy())
-            hand = cell.by_hand() if self.by_hand else None
+            hand = cell.hand_derived() if self.has_hand_derived else None
             apart.append((np.nan, np.nan) if hand is None else self._apart(hand, seed, (value, gradient), references))
         return values, apart
 
@@ -123,7 +123,7 @@ class Comparing:
         return [known.get(repr(cell.reference())) for cell in self.chosen]
 
     def _average(self, reference: Estimator, seeds: list[int]) -> Moments | None:
-        if why_not(self.subject, reference):
+        if reason_not_applicable(self.subject, reference):
             return None
         moments = self._moments(len(seeds))
         for seed in self.count(iter(seeds), len(seeds)):
@@ -135,14 +135,14 @@ NATS = {"units": "nats per datum"}
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Tabulator:
     """Turn measurements per cell into a labelled dataset."""
 
     chosen: list[Cell]
     offered: list[str]
     groups: list[str]
 
-    def dataset(self, found: Found, truth: float, truth_se: float) -> xr.Dataset:
+    def dataset(self, found: Measurements, truth: float, truth_se: float) -> xr.Dataset:
         value = found.values.mean(-1)  # (cell, draw)
         spread = value.std(-1, ddof=1)
         error = spread / np.sqrt(value.shape[-1])
@@ -196,7 +196,7 @@ class Labelled:
         return table
 
 
-def _gradients(found: Found) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+def _gradients(found: Measurements) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
     """Compute signal, noise and bias of the gradient, per cell and group, with their errors."""
     per_datum, one = {"units": "nats per datum per unit of the parameters"}, {"units": "1"}
     columns: dict[str, list[Tensor]] = {}

@@ -194,7 +194,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
     hashes = row_hashes(rows)
     for name, model in models.items():
         if isinstance(model, xr.Dataset):
-            _refuse_dataset(name, model, data_hash(hashes))
+            _validate_dataset(name, model, data_hash(hashes))
         elif isinstance(model, Amortised):
             ordered = rows_for(model, x_test, source="x_test")  # the model may order the columns differently
             refuse_trained_on(model, row_hashes(ordered), getattr(x_test, "row_labels", None), name=name)
@@ -205,7 +205,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
     return rows, hashes
 
 
-def _refuse_dataset(name: str, found: xr.Dataset, expected: str) -> None:
+def _validate_dataset(name: str, found: xr.Dataset, expected: str) -> None:
     if not {"log_evidence", "mcse"} <= set(found):
         raise SettingsError(f"models[{name!r}] lacks log_evidence or mcse; pass a dataset from log_evidence")
     if found.attrs.get("method") == "bdmc":

@@ -113,7 +113,7 @@ def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
     return Subject(vae.model, vae.guide, rows, n, arguments, every, len(generative))
 
 
-def _refuse_own_subsamples(model_trace: Trace, rows: int) -> None:
+def _validate_no_subsampling(model_trace: Trace, rows: int) -> None:
     for name, site in samples(model_trace):
         for frame in site["cond_indep_stack"]:
             if frame.vectorized and frame.size < (frame.full_size or frame.size) == rows:
@@ -132,7 +132,7 @@ def _captured(pair: Pair, arguments: tuple[Any, ...]) -> list[dict[str, Tensor]]
     with torch.random.fork_rng(), torch.no_grad():
         guide_trace = poutine.trace(pair.guide).get_trace(*arguments)
         model_trace = replayed(pair.model, guide_trace, *arguments)
-    _refuse_own_subsamples(model_trace, len(arguments[0]))
+    _validate_no_subsampling(model_trace, len(arguments[0]))
     store = pyro.get_param_store()
     names = ([n for n, site in t.nodes.items() if site["type"] == "param"] for t in (model_trace, guide_trace))
     found = ({name.replace("$$$", "."): store[name].unconstrained() for name in sites} for sites in names)

@@ -109,7 +109,7 @@ def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
         )
     else:
         best, *others = candidates
-        why, sure = _why(best, others, comparison, chosen), _how_sure(best, others, comparison, chosen)
+        why, sure = _why(best, others, comparison, chosen), _certainty(best, others, comparison, chosen)
         first = f"Train with {best.called}: {why}. {sure}"
     own = [(c.estimator, c.particles) for c in candidates] or bounds.get(chosen, [])
     changes = [_changed(comparison, name, cells, chosen, own[0]) for name, cells in bounds.items() if name != chosen]
@@ -146,11 +146,11 @@ def _chosen(bounds: dict[str, list[_Cell]], target: str | None) -> str:
     return max(bounds, key=lambda name: len(bounds[name]))
 
 
-def _some(names: Sequence[str], between: str) -> str:
+def _join_some(names: Sequence[str], between: str) -> str:
     """Join the first three names, and say how many more there are.
 
     Example:
-        >>> _some("ABC", ", "), _some("ABCDE", " or ")
+        >>> _join_some("ABC", ", "), _join_some("ABCDE", " or ")
         ('A, B, C', 'A or B or C or 2 more')
     """
     more = [f"{len(names) - 3} more"] if len(names) > 3 else []
@@ -163,7 +163,7 @@ def _the(bound: str) -> str:
 
 def _changed(comparison: xr.Dataset, bound: str, cells: list[_Cell], chosen: str, base: _Cell) -> str:
     """Say what training with another bound means."""
-    named = _some([f"{name} at K = {k}" for name, k in cells], " or ")
+    named = _join_some([f"{name} at K = {k}" for name, k in cells], " or ")
     to = "" if bound == named else f" to {_the(bound)}"
     cell, reference = (comparison.sel(estimator=name, particles=k) for name, k in (cells[0], base))
     value, error = _apart(cell, reference)
@@ -242,7 +242,7 @@ def _why(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bou
     usual = next((c for c in others if c.estimator in ("Trace_ELBO", "ELBO") and c.particles == 1), None)
     if usual and np.isfinite(best.log_efficiency):
         text += f", {_times(best, usual)} times that of {usual.called}"
-    return text + _where_its_bound_lies(comparison.sel(estimator=best.estimator, particles=best.particles))
+    return text + _bound_gap(comparison.sel(estimator=best.estimator, particles=best.particles))
 
 
 def _times(best: _Candidate, usual: _Candidate) -> str:
@@ -259,7 +259,7 @@ def _signal(best: _Candidate) -> str:
     return f"carries the most signal per second, {most} in squared signal-to-noise"
 
 
-def _where_its_bound_lies(cell: xr.Dataset) -> str:
+def _bound_gap(cell: xr.Dataset) -> str:
     bias, error = cell.bias.item(), cell.bias_se.item()
     if np.isnan(bias):
         return ""
@@ -269,14 +269,14 @@ def _where_its_bound_lies(cell: xr.Dataset) -> str:
     return f"; its bound lies {apart} {'below' if bias < 0 else 'above'} log p(x)"
 
 
-def _how_sure(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:
+def _certainty(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:
     if not others:
         return f"There is no other estimator of {_the(bound)} to compare it with."
-    close = [c for c in others if not _ahead(best, c) >= SURE]
+    close = [c for c in others if not _errors_ahead(best, c) >= SURE]
     if close:
-        named = _some([c.called for c in close], ", ")
-        return f"This is not certain: {drawn(comparison)} do not separate it from {named} ({_by(best)})."
-    z = min(_ahead(best, c) for c in others)
+        named = _join_some([c.called for c in close], ", ")
+        return f"This is not certain: {drawn(comparison)} do not separate it from {named} ({_criterion(best)})."
+    z = min(_errors_ahead(best, c) for c in others)
     behind = "infinitely far behind" if np.isinf(z) else f"{z:.0f} standard errors behind"
     if doubt := _doubt(best, others, comparison):
         return f"This is not certain, although the next, {others[0].called}, is {behind}: {doubt}."
@@ -296,12 +296,12 @@ def _doubt(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset) -
     return ""
 
 
-def _by(best: _Candidate) -> str:
+def _criterion(best: _Candidate) -> str:
     """Name the criterion of significance."""
     return f"under {SURE:g} standard errors" + (", by Student's t over seeds" if len(best.each) > 1 else "")
 
 
-def _ahead(best: _Candidate, other: _Candidate) -> float:
+def _errors_ahead(best: _Candidate, other: _Candidate) -> float:
     """Compute how many standard errors apart two log efficiencies are; NaN if both are without noise.
 
     Over seeds, Student's t is converted to the normal quantile of the same tail probability, as few seeds may have a
@@ -310,10 +310,10 @@ def _ahead(best: _Candidate, other: _Candidate) -> float:
     with np.errstate(invalid="ignore", divide="ignore"):
         apart = best.each - other.each
         ratio = float(np.divide(apart.mean(), _error(apart, best.errors**2 + other.errors**2)))
-    return ratio if len(apart) == 1 else _of_normal(ratio, len(apart) - 1)
+    return ratio if len(apart) == 1 else _normal_quantile(ratio, len(apart) - 1)
 
 
-def _of_normal(ratio: float, freedom: int) -> float:
+def _normal_quantile(ratio: float, freedom: int) -> float:
     from scipy.stats import norm, t
 
     return float(np.copysign(norm.isf(t.sf(abs(ratio), freedom)), ratio))

@@ -56,12 +56,12 @@ def over_seeds(comparisons: Sequence[xr.Dataset]) -> xr.Dataset:
         >>> bool(mean.elbo_se > max(one.elbo_se for one in each))  # trainings differ more than draws do
         True
     """
-    comparisons = _seen(comparisons)
+    comparisons = _validated(comparisons)
     every = stacked([one.drop_vars(("value", "noise_seed"), errors="ignore") for one in comparisons], join="inner")
     mean = every.mean("seed", skipna=False, keep_attrs=True)
     errors = {f"{name}_se": _error(every, str(name)) for name in every if f"{name}_se" in every}
     worst = {name: every[name].max("seed", skipna=False, keep_attrs=True) for name in WORST if name in every}
-    left_out = "; ".join(dict.fromkeys([*_told("left_out", comparisons), *_not_shared(comparisons)]))
+    left_out = "; ".join(dict.fromkeys([*_distinct_values("left_out", comparisons), *_not_shared(comparisons)]))
     seeds = {f"seed_{name}": every[name] for name in BY_SEED if name in every}
     return mean.assign(errors | worst | seeds).assign_attrs(
         {**every.attrs, "seeds": _seeds(comparisons), "left_out": left_out.strip("; ")}
@@ -88,7 +88,9 @@ def stacked(comparisons: Sequence[xr.Dataset], *, join: Literal["inner", "outer"
     )  # fmt: skip
     in_order = {name: [each for each in _labels(name, every) if each in together[name].values] for name in ORDERED}
     together = together.sel({name: labels for name, labels in in_order.items() if name in together.dims})
-    return together.assign_attrs({name: "; ".join(found) for name in LISTED if len(found := _told(name, every)) > 1})
+    return together.assign_attrs(
+        {name: "; ".join(found) for name in LISTED if len(found := _distinct_values(name, every)) > 1}
+    )
 
 
 def _labels(dimension: str, comparisons: Sequence[xr.Dataset]) -> list[Any]:
@@ -97,7 +99,7 @@ def _labels(dimension: str, comparisons: Sequence[xr.Dataset]) -> list[Any]:
     return [*dict.fromkeys(label for labels in sorted(each, key=len, reverse=True) for label in labels)]
 
 
-def _told(name: str, comparisons: Sequence[xr.Dataset]) -> list[str]:
+def _distinct_values(name: str, comparisons: Sequence[xr.Dataset]) -> list[str]:
     """List the distinct values of an attribute."""
     return [*dict.fromkeys(str(one.attrs[name]) for one in comparisons if name in one.attrs)]
 
@@ -155,24 +157,24 @@ def _not_shared(comparisons: Sequence[xr.Dataset]) -> list[str]:
     return described
 
 
-def _seen(comparisons: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+def _validated(comparisons: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     """Validate that the comparisons can be averaged, and return them as a list."""
     every = [] if isinstance(comparisons, xr.Dataset) else list(comparisons)
     for i, one in enumerate(every):
-        if not (isinstance(one, xr.Dataset) and _is_of_one(one)):
+        if not (isinstance(one, xr.Dataset) and _is_single_comparison(one)):
             raise SettingsError(f"comparisons[{i}] is not a comparison of one training from pyro_vae.compare_elbos")
     if len(every) < 2:
         raise SettingsError(f"comparisons holds {max(len(every), 1)} comparison; pass a list with at least 2 seeds")
-    _refuse(every)
+    _validate_averageable(every)
     return every
 
 
-def _is_of_one(comparison: xr.Dataset) -> bool:
-    of_one = "seed" in comparison.attrs or ("seed" in comparison.coords and not comparison.seed.ndim)
-    return of_one and "datum" in comparison.dims and all(name in comparison.attrs for name in ALIKE)
+def _is_single_comparison(comparison: xr.Dataset) -> bool:
+    single = "seed" in comparison.attrs or ("seed" in comparison.coords and not comparison.seed.ndim)
+    return single and "datum" in comparison.dims and all(name in comparison.attrs for name in ALIKE)
 
 
-def _refuse(comparisons: Sequence[xr.Dataset]) -> None:
+def _validate_averageable(comparisons: Sequence[xr.Dataset]) -> None:
     """Raise if the comparisons cannot be averaged."""
     seeds = _seeds(comparisons)
     if len(set(seeds)) < len(seeds):

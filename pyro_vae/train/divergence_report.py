@@ -21,7 +21,7 @@ DRAWS = 16
 """The most draws of the sites that are inspected: an estimator may have used more than one draw."""
 ALONE = 512
 """The most rows that are tried one at a time."""
-NOT_AGAIN = "it did not recur at the same data and weights with new noise"
+NOT_REPRODUCED = "it did not recur at the same data and weights with new noise"
 """The answer where nothing was found."""
 FAR = 10.0
 """A row is reported as large if its largest value exceeds this multiple of a typical row's."""
@@ -51,19 +51,19 @@ def origin(vae: "VAE", loss: Loss, rows: Rows, *, size: int | None = None, numbe
         >>> origin(linear.as_vae(), pv.elbo.Trace_ELBO(), Rows(x), numbers=[7, 8, 9])
         'log p(z) is -inf for row 8, latent 0 (z is 2.35e+29, loc 0, scale 1); its largest value is 1e+30, ...'
     """
-    look = _Look(vae, loss, rows, len(rows) if size is None else size, numbers)
+    inspection = _Inspection(vae, loss, rows, len(rows) if size is None else size, numbers)
     if weights := broken_weights(vae):
         return weights
     buffers = [(buffer, buffer.clone()) for buffer in vae.buffers()]
     try:
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = look.sites() or look.step()
+            found = inspection.sites() or inspection.step()
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-    return found or NOT_AGAIN
+    return found or NOT_REPRODUCED
 
 
 def broken_weights(vae: "VAE") -> str:
@@ -87,7 +87,7 @@ def broken_weights(vae: "VAE") -> str:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Inspection:
     """The inspection of one batch."""
 
     vae: "VAE"
@@ -129,7 +129,7 @@ class _Look:
         if not (bad := ~log.isfinite()).any():
             return ""
         at = bad.nonzero()[0]
-        shown = _shown(site["name"], fn, value, at)
+        shown = _format_value(site["name"], fn, value, at)
         return f"log {name} is {log[tuple(at)].item():.4g}{self.place(bad, fn, kind, shown)}"
 
     def place(self, bad: Tensor, fn: Any, kind: str, shown: str = "") -> str:
@@ -208,7 +208,7 @@ class _Look:
             return False
 
 
-def _unwrapped(fn: Any) -> Any:
+def _unwrap(fn: Any) -> Any:
     """Return the base distribution, without wrappers that reshape, mask or transform it."""
     while (inner := getattr(fn, "base_dist", None)) is not None:
         fn = inner
@@ -217,7 +217,7 @@ def _unwrapped(fn: Any) -> Any:
 
 def _wrong_parameters(fn: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield the parameters of a distribution, and where each is not finite or violates its constraint."""
-    fn = _unwrapped(fn)
+    fn = _unwrap(fn)
     for name, constraint in fn.arg_constraints.items():
         if name not in vars(fn) and isinstance(getattr(type(fn), name, None), lazy_property):
             continue
@@ -238,11 +238,11 @@ def _by_feature(fn: Any, value: Tensor) -> Tensor:
     return log
 
 
-def _shown(name: str, fn: Any, value: Tensor, at: Tensor) -> str:
+def _format_value(name: str, fn: Any, value: Tensor, at: Tensor) -> str:
     """Format the value and the parameters of a log-density."""
     if len(at) != value.dim():
         return ""
-    base, index = _unwrapped(fn), tuple(at)
+    base, index = _unwrap(fn), tuple(at)
     known = {name: vars(base).get(name) for name in base.arg_constraints}
     parts = [f"{n} {p[index].item():.3g}" for n, p in known.items() if isinstance(p, Tensor) and p.shape == value.shape]
     return f" ({', '.join([f'{name} is {value[index].item():.3g}', *parts])})"

@@ -35,24 +35,24 @@ from pyro_vae.elbo.given import as_estimator
 from pyro_vae.elbo.per_datum import per_datum_elbo as per_datum_elbo
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.train.callbacks import Callback
-from pyro_vae.train.callbacks.base import refuse_callbacks
+from pyro_vae.train.callbacks.base import validate_callbacks
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.steps import Engine
-from pyro_vae.train.distributed.group import Group, joined, launched, own_device
+from pyro_vae.train.distributed.group import Group, joined, launched, process_device
 from pyro_vae.train.distributed.launch import fit_on_workers
-from pyro_vae.train.distributed.reduce import refuse_spread
+from pyro_vae.train.distributed.reduce import validate_distributable
 from pyro_vae.train.resume import Journal
 from pyro_vae.train.run import Run
 from pyro_vae.train.summary import history_table, in_one_line
-from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits, warn_of_narrow_likelihoods
+from pyro_vae.train.trial import default_batch_size, validate_batch_size, warn_of_limits, warn_of_narrow_likelihoods
 from pyro_vae.train.validate import (
     Optimizer,
-    is_made,
-    made_for,
-    refuse_engine,
-    refuse_schedules,
-    refuse_settings,
+    build_optimizer,
+    is_built,
+    validate_engine,
+    validate_schedules,
+    validate_settings,
 )
 
 EVALUATION_ROWS = 2048
@@ -225,13 +225,13 @@ def fit(
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
     vae = cast(VAE, vae)  # training only uses the methods that a Pair has too
     if whole("devices", devices, 1) > 1 and not launched():
-        if is_made(optimizer):
+        if is_built(optimizer):
             raise SettingsError(
                 "optimizer: workers cannot return the state of an optimizer instance; pass a class or function, such "
                 "as optimizer=torch.optim.Adam"
             )
         return fit_on_workers(devices, fit, vae, data, settings)
-    with one_at_a_time(), joined(own_device(device)) as group:
+    with one_at_a_time(), joined(process_device(device)) as group:
         return _fit(vae, data, group=group, **settings)
 
 
@@ -262,11 +262,11 @@ def _fit(
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = default_batch_size(len(source)) if batch_size is None else batch_size
     elbo = None if elbo is None else as_estimator(elbo)
-    refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
-    refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
-    refuse_engine(engine, clip_norm, precision)
-    refuse_callbacks(callbacks)
-    refuse_spread(vae, elbo or Trace_ELBO(), batch_size, group)
+    validate_settings(vae, elbo, epochs, batch_size, len(source), seed)
+    validate_schedules(elbo, epochs * -(-len(source) // batch_size))
+    validate_engine(engine, clip_norm, precision)
+    validate_callbacks(callbacks)
+    validate_distributable(vae, elbo or Trace_ELBO(), batch_size, group)
     validation = None
     if isinstance(validation_data, Source):
         raise SettingsError(
@@ -279,23 +279,23 @@ def _fit(
         warn_of_too_small_errors(validation, source="validation data", stacklevel=4)
     if isinstance(elbo, Estimator):
         elbo.restart()
-    chosen = own_device(device)
-    group.spread([*vae.to(chosen).parameters(), *vae.buffers()])
-    refuse_batches(vae, elbo or Trace_ELBO(), source.head().like(vae), batch_size=batch_size, size=len(source))
-    optim = WholeOptimizer(made_for(vae.to(chosen), optimizer or adam), clip_norm)
+    chosen = process_device(device)
+    group.broadcast_tensors([*vae.to(chosen).parameters(), *vae.buffers()])
+    validate_batch_size(vae, elbo or Trace_ELBO(), source.head().like(vae), batch_size=batch_size, size=len(source))
+    optim = WholeOptimizer(build_optimizer(vae.to(chosen), optimizer or adam), clip_norm)
     run = Run(
         vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
         batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks, group=group,
     )  # fmt: skip
     hashes = hashes_of(source)
     run.attributes |= {"data_hash": data_hash(hashes), "precision": precision}
-    _refuse_other_data(run)
+    _validate_same_data(run)
     processes = "" if group.alone else f"{group.ranks} processes, the first on "
     where = f"Training on {processes}{describe_device(chosen)} with {run.attributes['estimator']}"
     with (
         Journal(checkpoints, resume, group) as journal,
         display(where, epochs, epochs * run.steps_per_epoch, show=progress and group.first) as bar,
-        _stop_on_signals() as asked,
+        _stop_on_signals() as stop_requested,
         _quiet_pyro(),
         seeded(group.seed(seed), chosen),
         torch.enable_grad(),
@@ -304,18 +304,18 @@ def _fit(
         vae.trained_on = Trained.on(hashes, vae.trained_on, **named)
         run.folder = journal.saved.run if journal.saved is not None else None
         journal.find(run, bar.say)
-        run.start(epochs, engine, precision, bar, asked)
+        run.start(epochs, engine, precision, bar, stop_requested)
         journal.begin(run)
-        run.train(journal.keep)
+        run.train(journal.write_if_due)
     if group.first:
         warn_of_limits(vae, run.watched["train"])
         warn_of_narrow_likelihoods(vae, run.watched["train"], source.columns)
     return Fit(vae, run.history(), describe_device(chosen), run.ending.is_set() and not run.stopped)
 
 
-def _refuse_other_data(run: Run) -> None:
+def _validate_same_data(run: Run) -> None:
     """Raise a DataError if the processes do not have the same data."""
-    every = run.group.gathered(run.attributes["data_hash"])
+    every = run.group.all_gather(run.attributes["data_hash"])
     if other := next((rank for rank, one in enumerate(every) if one != every[0]), None):
         raise DataError(f"the data of process {other} differ from those of process 0; pass the same data to all")
 

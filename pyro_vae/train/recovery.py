@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DivergenceError
-from pyro_vae.train.divergence_report import NOT_AGAIN, broken_weights, origin
+from pyro_vae.train.divergence_report import NOT_REPRODUCED, broken_weights, origin
 
 if TYPE_CHECKING:
     from pyro_vae.train.run import Run
@@ -16,7 +16,7 @@ class NotFiniteError(DivergenceError):
     """A loss or a weight is not finite, and its origin has not been searched for yet."""
 
 
-def put_right(run: "Run", error: DivergenceError) -> None:
+def recover(run: "Run", error: DivergenceError) -> None:
     """Let a callback recover from a divergence, or end with the last good weights.
 
     Raises:
@@ -42,9 +42,9 @@ def _where(run: "Run", failed: int) -> str:
         for losses in run.stepping.along(feed, again):
             run.step += len(losses)
         if len(again) == len(segment):
-            run.tell_of_steps()
+            run.call_step_hooks()
             continue
-        if any(run.group.gathered(broken_weights(run.vae))) and run.step > run.good["progress"]["step"]:
+        if any(run.group.all_gather(broken_weights(run.vae))) and run.step > run.good["progress"]["step"]:
             run.load(run.good)  # the step before broke the weights, though its loss was finite
             return _where(run, failed - 1)
         index = segment[len(again) :][: run.batch_size]
@@ -59,5 +59,5 @@ def _origin_on_all(run: "Run", rows: Rows, index: Tensor, numbers: Tensor) -> st
     found = ""
     if len(part):
         found = origin(run.vae, run.loss, rows.take(part), size=len(run.source), numbers=numbers.tolist())
-    every = [each for each in run.group.gathered(found) if each]
-    return next((each for each in every if each != NOT_AGAIN), NOT_AGAIN)
+    every = [each for each in run.group.all_gather(found) if each]
+    return next((each for each in every if each != NOT_REPRODUCED), NOT_REPRODUCED)

@@ -16,7 +16,7 @@ from pyro_vae.core.traces import Loss, TensorELBO, particles_of
 from pyro_vae.data.fingerprint import Trained, data_hash, row_hashes
 from pyro_vae.data.streams.base import Streamed
 from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
-from pyro_vae.train.callbacks.base import in_words, made_of
+from pyro_vae.train.callbacks.base import describe_arguments, describe_value
 from pyro_vae.train.checkpoint.describe import describe_again, describe_vae
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.save_load import VAE_KEY, validate_weights
@@ -125,7 +125,7 @@ class Journal:
         if known := about["trained_on"]:
             run.vae.trained_on = Trained.from_text(known)
         run.resume(tree)
-        self.written = step, run.put_back
+        self.written = step, run.rollbacks
         run.say(f"Resuming from step {step} of {self.saved.run}")
         if (then := about.get("processes")) != run.ranks:
             run.say(f"resuming with {run.ranks} processes (started with {then}): the random draws will differ")
@@ -133,26 +133,26 @@ class Journal:
     def _newest(self) -> tuple[int, Any, dict[str, Any]] | None:
         """Read the newest checkpoint on the first process, for all."""
         found = None
-        with self.group.alike(PyroVAEError):
+        with self.group.raise_together(PyroVAEError):
             if self.saved is not None and self.group.first and (whole := self.saved.newest()) is not None:
                 found = whole[:3]
-        found = self.group.agreed(found)
+        found = self.group.broadcast(found)
         if found is not None and self.saved is not None:
             self.saved.written(found[0])
         return found
 
-    def keep(self, run: Run) -> None:
+    def write_if_due(self, run: Run) -> None:
         """Write a checkpoint when one is due, after a rollback, and at the end."""
-        now = run.step, run.put_back
+        now = run.step, run.rollbacks
         if self.saved is None or now == self.written:
             return
         due = self.saved.due(run.step) if self.group.alone else run.stepping.wanted
-        if not (due or run.over or run.put_back != self.written[1]):
+        if not (due or run.over or run.rollbacks != self.written[1]):
             return
         if broken_weights(run.vae):
             return  # the next step reports them
         state = run.state()
-        with self.group.alike(PyroVAEError):
+        with self.group.raise_together(PyroVAEError):
             if self.group.first:
                 known = run.vae.trained_on
                 about = {
@@ -177,7 +177,7 @@ def _begun_with(run: Run) -> dict[str, Any]:
     return {
         "particles": particles_of(run.loss),
         "settings of the estimator": _of_estimator(run.loss),
-        "settings of the optimizer": {name: in_words(value) for name, value in run.optimizer.defaults.items()},
+        "settings of the optimizer": {name: describe_value(value) for name, value in run.optimizer.defaults.items()},
         "schedule of the learning rate": _schedule(run.scheduler),
         "clip_norm": run.optim.clip_norm,
         "validation data": validation_hash(run),
@@ -191,29 +191,32 @@ def _of_estimator(loss: Loss) -> dict[str, str]:
     """Collect the settings of a Pyro estimator or a partial function, whose name does not contain them."""
     if isinstance(loss, partial):
         given = [*enumerate(loss.args), *loss.keywords.items()]
-        return {str(name): in_words(value) for name, value in given}
+        return {str(name): describe_value(value) for name, value in given}
     if isinstance(loss, TensorELBO) or not isinstance(loss, ELBO):
         return {}
     names = inspect.signature(type(loss)).parameters.keys() - {"max_plate_nesting"}  # set from the model
-    return {name: in_words(vars(loss)[name]) for name in sorted(names & vars(loss).keys())}
+    return {name: describe_value(vars(loss)[name]) for name in sorted(names & vars(loss).keys())}
 
 
 def _schedule(scheduler: LRScheduler | None) -> Any:
     """Collect the initial state of a learning-rate schedule."""
     if scheduler is None:
         return "none"
-    return {"class": type(scheduler).__name__, **{k: in_words(v) for k, v in scheduler.state_dict().items()}}
+    return {"class": type(scheduler).__name__, **{k: describe_value(v) for k, v in scheduler.state_dict().items()}}
 
 
 def _callbacks(run: Run) -> dict[str, Any]:
     """Collect the settings of each stateful callback, by its class."""
     found: dict[str, Any] = {}
-    for callback in run.remembering:
+    for callback in run.stateful_callbacks:
         name = type(callback).__name__
         while name in found:  # a second callback of the class
             name += "'"
         own = getattr(callback, "scheduler", None)
-        found[name] = {**made_of(callback), "its schedule": _schedule(own if isinstance(own, LRScheduler) else None)}
+        found[name] = {
+            **describe_arguments(callback),
+            "its schedule": _schedule(own if isinstance(own, LRScheduler) else None),
+        }
     return found
 
 
@@ -254,7 +257,10 @@ def _validate_settings(then: dict[str, Any], now: dict[str, Any], folder: Any) -
 
 def _validate_callbacks(run: Run, tree: Any) -> None:
     """Raise if a run had other callbacks."""
-    then, now = [name for name, _ in tree["callbacks"]], [type(callback).__name__ for callback in run.remembering]
+    then, now = (
+        [name for name, _ in tree["callbacks"]],
+        [type(callback).__name__ for callback in run.stateful_callbacks],
+    )
     if then != now:
         raise SettingsError(
             f"the run was started with the callbacks {then}, not {now}; resume it with the original callbacks"

@@ -25,14 +25,14 @@ from pyro_vae.train.callbacks._paired import difference
 from pyro_vae.train.callbacks.schedules import advance
 from pyro_vae.train.checkpoint.tensor_file import Tree
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
-from pyro_vae.train.compiled.steps import Engine, Fed, Steps
+from pyro_vae.train.compiled.steps import DeviceRows, Engine, Steps
 from pyro_vae.train.distributed.group import ALONE, Group
 from pyro_vae.train.divergence_report import broken_weights, origin
 from pyro_vae.train.overfitting import fall_of_validation, judge_overfitting
-from pyro_vae.train.recovery import NotFiniteError, put_right
+from pyro_vae.train.recovery import NotFiniteError, recover
 from pyro_vae.train.run_state import copied, restore, state_of
 
-Keep = Callable[["Run"], None]
+CheckpointHook = Callable[["Run"], None]
 """A function that is called after every few steps and may write a checkpoint."""
 
 
@@ -60,7 +60,7 @@ class Run:
         values: name → the ELBO of each watched datum after the last epoch, nats, shape ``(datum,)``. Data and noise are
             the same each time, so that differences between epochs are paired.
         good: the state after the last good epoch.
-        put_back: how often this process rolled back after a divergence.
+        rollbacks: how often this process rolled back after a divergence.
         stopped: why the training ended before its last epoch; empty if it did not.
         due: returns whether a checkpoint is due on this process.
         best: the epoch with the highest mean validation ELBO so far, and its ELBO of each datum.
@@ -105,7 +105,7 @@ class Run:
         self.stopped = ""
         self.best: tuple[int, Tensor] | None = None
         self.weights_epoch: int | None = None
-        self.last, self.put_back = 0, 0
+        self.last, self.rollbacks = 0, 0
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -130,7 +130,7 @@ class Run:
     def stop(self, reason: str) -> None:
         """End the training after the current steps."""
         self.stopped = self.stopped or reason
-        self.asked.set()
+        self.stop_requested.set()
 
     def fail(self, what: str) -> None:
         """Report a divergence.
@@ -140,14 +140,14 @@ class Run:
         """
         raise DivergenceError(what)
 
-    def start(self, epochs: int, engine: Engine, precision: str, bar: Bar, asked: threading.Event) -> None:
+    def start(self, epochs: int, engine: Engine, precision: str, bar: Bar, stop_requested: threading.Event) -> None:
         """Prepare to train up to an epoch, or until a process of the group is asked to stop."""
-        self.last, self.bar, self.asked = epochs, bar, asked
-        self.ending = asked if self.group.alone else threading.Event()
+        self.last, self.bar, self.stop_requested = epochs, bar, stop_requested
+        self.ending = stop_requested if self.group.alone else threading.Event()
         self.stepping = Steps(
             self.vae, self.loss, self.optim, size=len(self.source), batch_size=self.batch_size, engine=engine,
             precision=precision, steps=epochs * self.steps_per_epoch, say=bar.say,
-            group=self.group, wishes=lambda: (asked.is_set(), self.due()),
+            group=self.group, wishes=lambda: (stop_requested.is_set(), self.due()),
         )  # fmt: skip
         for callback in self.callbacks:
             callback.start(self)
@@ -164,24 +164,24 @@ class Run:
         """The number of steps per epoch."""
         return -(-len(self.source) // self.batch_size)
 
-    def train(self, keep: Keep) -> None:
+    def train(self, write_checkpoint: CheckpointHook) -> None:
         """Train up to the last epoch, or until something ends it."""
         if self.stopped and self.seen:  # a callback stopped within an epoch that is not evaluated yet
             self._close_epoch(whole=False)
         while not self.over:
             try:
-                whole = self._along_an_epoch(keep)
+                whole = self._along_an_epoch(write_checkpoint)
                 if not whole:  # before closing: a checkpoint must not hold the history row of a partial epoch
-                    keep(self)
+                    write_checkpoint(self)
                 if self.seen:
                     self._close_epoch(whole)
             except DivergenceError as error:
-                put_right(self, error)
-                self.put_back, self._is_good = self.put_back + 1, False
-                keep(self)  # a run that is killed now must not resume before the divergence
+                recover(self, error)
+                self.rollbacks, self._is_good = self.rollbacks + 1, False
+                write_checkpoint(self)  # a run that is killed now must not resume before the divergence
                 continue
             if whole:
-                keep(self)
+                write_checkpoint(self)
         for callback in self.callbacks:
             callback.end(self)
         if (found := fall_of_validation(self.history())) is not None:
@@ -189,7 +189,7 @@ class Run:
             if finding.level != "fine":
                 self.say(str(finding))
 
-    def _along_an_epoch(self, keep: Keep) -> bool:
+    def _along_an_epoch(self, write_checkpoint: CheckpointHook) -> bool:
         """Take the remaining steps of an epoch; return whether it is complete."""
         started = time.perf_counter() - self.seconds
         for _, feed, segment in self.segments():
@@ -198,14 +198,14 @@ class Run:
                 if self.stepping.stopped:
                     self.ending.set()
                 self.seconds = time.perf_counter() - started
-                self.tell_of_steps()  # before a checkpoint, which holds the state of the callbacks
+                self.call_step_hooks()  # before a checkpoint, which holds the state of the callbacks
                 if self.seen < len(self.source) and not self.ending.is_set():
-                    keep(self)
+                    write_checkpoint(self)
                 if self.ending.is_set():
                     return self.seen == len(self.source)
         return not self.ending.is_set()
 
-    def segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
+    def segments(self) -> Iterator[tuple[Window, DeviceRows, Tensor]]:
         """Yield the rest of an epoch in segments that end where a callback's ``step`` is due."""
         every = [callback.every for callback in self.callbacks if callback.every]
         seed = derive_seed(self.seed, "order of the data", self.epoch)
@@ -264,8 +264,8 @@ class Run:
         """Verify that all processes have the same weights, and stop all if one was stopped."""
         if self.group.alone:
             return
-        self.group.refuse_apart(self.vae.state_dict())
-        if any(reasons := self.group.gathered(self.stopped)):
+        self.group.validate_equal(self.vae.state_dict())
+        if any(reasons := self.group.all_gather(self.stopped)):
             self.stopped = next(filter(None, reasons))
             self.ending.set()
 
@@ -273,14 +273,14 @@ class Run:
         """Compute the ELBO of each datum; in a group, on the first process only."""
         if self.group.alone:
             return self._elbo(rows)
-        values: Tensor = self.group.agreed(self._elbo(rows).cpu() if self.group.first else None)
+        values: Tensor = self.group.broadcast(self._elbo(rows).cpu() if self.group.first else None)
         return values
 
     def _elbo(self, rows: Rows) -> Tensor:
         with seeded(derive_seed(self.seed, "evaluation"), self.device):  # the same noise after each epoch
             return per_datum_elbo(self.vae, rows).double()
 
-    def tell_of_steps(self) -> None:
+    def call_step_hooks(self) -> None:
         """Call the ``step`` of each callback that is due after this step."""
         for callback in self.callbacks:
             if callback.every and self.step % callback.every == 0:
@@ -294,17 +294,17 @@ class Run:
         return {**state_of(self), "good": None if self._is_good else self.good}
 
     @property
-    def remembering(self) -> list[Callback]:
+    def stateful_callbacks(self) -> list[Callback]:
         """The callbacks that define a state."""
         return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
-    def kept(self) -> Tree:
+    def copy_state(self) -> Tree:
         """Copy the current state."""
         return copied(state_of(self))
 
     def _mark_good(self) -> None:
         """Make the current state the target of a rollback."""
-        self.good, self._is_good = self.kept(), True
+        self.good, self._is_good = self.copy_state(), True
 
     def load(self, tree: Tree) -> None:
         """Restore a state, in place."""

@@ -24,13 +24,13 @@ def state_of(run: "Run") -> Tree:
         "optimizer": run.optimizer.state_dict(),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "estimator": counters(run.loss),
-        "random": run.group.gathered(random_state(run.device)),
+        "random": run.group.all_gather(random_state(run.device)),
         "progress": {
             "step": run.step, "seen": run.seen, "total": run.total, "seconds": run.seconds,
             "epochs": run.epochs, "stopped": run.stopped, "values": run.values, "best": run.best,
         },
         "engine": run.stepping.state(),
-        "callbacks": [[type(callback).__name__, callback.state()] for callback in run.remembering],
+        "callbacks": [[type(callback).__name__, callback.state()] for callback in run.stateful_callbacks],
     }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def restore(run: "Run", tree: Tree) -> None:
     run.total, run.seconds, run.epochs = progress["total"], progress["seconds"], progress["epochs"]
     run.stopped, run.values = progress["stopped"], progress["values"]
     run.best = tuple(best) if (best := progress.get("best")) else None  # a checkpoint turns tuples into lists
-    for callback, (_, state) in zip(run.remembering, tree["callbacks"], strict=True):
+    for callback, (_, state) in zip(run.stateful_callbacks, tree["callbacks"], strict=True):
         callback.load(state)
     run.stepping.moved()
 

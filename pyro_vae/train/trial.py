@@ -22,7 +22,7 @@ from pyro_vae.likelihoods import Likelihood
 LARGEST = 128
 """The largest default batch size."""
 
-LOOKED_AT = 256
+MOST_DECODED = 256
 """The most rows that are decoded to search for clamped values and narrow likelihoods."""
 
 NARROW = 1e-3
@@ -39,7 +39,7 @@ def default_batch_size(n: int) -> int:
     return _without_single_rows(n, min(LARGEST, n)) or n
 
 
-def refuse_batches(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: int, size: int) -> None:
+def validate_batch_size(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: int, size: int) -> None:
     """Raise if a training step would fail with this batch size or these components.
 
     Computes the loss in training mode on two rows and, if some batch has one row, on one row. Buffers and random
@@ -59,7 +59,7 @@ def refuse_batches(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: int, s
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
-        >>> refuse_batches(vae, pv.elbo.InfoVAE(pv.elbo.ELBO()), Rows(torch.zeros(2, 4)), batch_size=4, size=9)
+        >>> validate_batch_size(vae, pv.elbo.InfoVAE(pv.elbo.ELBO()), Rows(torch.zeros(2, 4)), batch_size=4, size=9)
         Traceback (most recent call last):
         pyro_vae.errors.SettingsError: batch_size is 4, which leaves a last batch of one of the 9 rows, ...
     """
@@ -75,7 +75,7 @@ def refuse_batches(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: int, s
     single = batch_size == 1 or size % batch_size == 1
     if single and (error := _failure(vae, loss, rows.take(slice(1)), size)):
         reason = str(error) if isinstance(error, PyroVAEError) else in_a_line(error)
-        raise SettingsError(_sentence(batch_size, size, reason)) from error
+        raise SettingsError(_describe_single_rows(batch_size, size, reason)) from error
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def warn_of_limits(vae: VAE, rows: Rows) -> None:
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> warn_of_limits(vae, Rows(torch.zeros(2, 4)))  # a Normal clamps nothing
     """
-    decoder, rows = getattr(vae, "decoder", None), rows.take(slice(LOOKED_AT))
+    decoder, rows = getattr(vae, "decoder", None), rows.take(slice(MOST_DECODED))
     if not isinstance(decoder, Likelihood) or type(decoder).beyond is Likelihood.beyond:
         return
     with torch.random.fork_rng(devices=[rows.x.device] if rows.x.is_cuda else []), evaluating(vae):
@@ -126,7 +126,7 @@ def warn_of_narrow_likelihoods(vae: VAE, rows: Rows, columns: Sequence[str] | No
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
         >>> warn_of_narrow_likelihoods(vae, Rows(torch.randn(20, 4)))  # its scale is 0.5 in each column
     """
-    decoder, rows = getattr(vae, "decoder", None), rows.take(slice(LOOKED_AT))
+    decoder, rows = getattr(vae, "decoder", None), rows.take(slice(MOST_DECODED))
     if not isinstance(decoder, Likelihood) or rows.x.dim() != 2:
         return
     real = decoder.real_columns(rows.x.shape[1:]).to(rows.x.device)
@@ -151,7 +151,7 @@ def warn_of_narrow_likelihoods(vae: VAE, rows: Rows, columns: Sequence[str] | No
         )
 
 
-def _sentence(batch_size: int, n: int, reason: str) -> str:
+def _describe_single_rows(batch_size: int, n: int, reason: str) -> str:
     """Say what is wrong with batches of one row, and which sizes avoid them."""
     if n == 1:
         return f"the data have one row, on which the VAE cannot be trained ({reason}); pass at least two"
@@ -169,7 +169,7 @@ def _without_single_rows(n: int, most: int) -> int | None:
 def _failure(vae: Amortised, loss: ELBO, rows: Rows, size: int) -> Exception | None:
     """Return the exception that computing the loss raises, if any."""
     try:
-        with _unchanged(vae, rows), torch.no_grad():
+        with _restored_state(vae, rows), torch.no_grad():
             loss.loss(vae.model, vae.guide, *rows.arguments(size))
     except Exception as error:  # a user's component may raise anything
         return error
@@ -177,7 +177,7 @@ def _failure(vae: Amortised, loss: ELBO, rows: Rows, size: int) -> Exception | N
 
 
 @contextlib.contextmanager
-def _unchanged(vae: Amortised, rows: Rows) -> Iterator[None]:
+def _restored_state(vae: Amortised, rows: Rows) -> Iterator[None]:
     """Compute in training mode inside; restore buffers and random states afterwards."""
     before = [(buffer, buffer.detach().clone()) for buffer in vae.buffers()]
     devices = [rows.x.device] if rows.x.is_cuda else []

@@ -16,15 +16,15 @@ from pyro_vae.core.traces import Loss
 from pyro_vae.elbo import Estimator
 from pyro_vae.errors import SettingsError, did_you_mean
 from pyro_vae.train.callbacks.schedules import refuse_plateau
-from pyro_vae.train.compiled.optimizers import refuse_clip_norm
-from pyro_vae.train.compiled.precision import refuse_precision
+from pyro_vae.train.compiled.optimizers import validate_clip_norm
+from pyro_vae.train.compiled.precision import validate_precision
 from pyro_vae.train.compiled.steps import ENGINES
 
-Made: TypeAlias = torch.optim.Optimizer | LRScheduler
-Optimizer: TypeAlias = Callable[[Iterable[Tensor]], Made] | Made | PyroOptim
+BuiltOptimizer: TypeAlias = torch.optim.Optimizer | LRScheduler
+Optimizer: TypeAlias = Callable[[Iterable[Tensor]], BuiltOptimizer] | BuiltOptimizer | PyroOptim
 
 
-def refuse_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
+def validate_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
     """Raise if a number is out of range, or the VAE cannot be trained.
 
     Raises:
@@ -57,7 +57,7 @@ def refuse_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: 
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to train")
 
 
-def refuse_schedules(elbo: Loss | None, steps: int) -> None:
+def validate_schedules(elbo: Loss | None, steps: int) -> None:
     """Raise if a schedule of the objective is longer than the training.
 
     Raises:
@@ -71,26 +71,26 @@ def refuse_schedules(elbo: Loss | None, steps: int) -> None:
             )
 
 
-def refuse_engine(engine: str, clip_norm: float | None, precision: str) -> None:
+def validate_engine(engine: str, clip_norm: float | None, precision: str) -> None:
     """Raise if the engine, the clipping norm or the precision is invalid.
 
     Raises:
         SettingsError: naming the valid values.
     """
-    refuse_precision(precision)
+    validate_precision(precision)
     if engine not in ENGINES:
         raise SettingsError(f"engine is {engine!r}; it must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
-    refuse_clip_norm(clip_norm)
+    validate_clip_norm(clip_norm)
 
 
-def made_for(vae: Amortised, optimizer: Any) -> Made:
+def build_optimizer(vae: Amortised, optimizer: Any) -> BuiltOptimizer:
     """Build the optimizer of all trainable parameters, or its learning-rate schedule.
 
     Raises:
         SettingsError: if the result is not an optimizer, needs a closure, holds other parameters, or has a plateau
             schedule with a relative threshold.
     """
-    made = _made([p for p in vae.parameters() if p.requires_grad], optimizer)
+    made = _build([p for p in vae.parameters() if p.requires_grad], optimizer)
     whole = getattr(made, "optimizer", made)
     if not isinstance(whole, torch.optim.Optimizer):
         raise SettingsError(
@@ -103,17 +103,17 @@ def made_for(vae: Amortised, optimizer: Any) -> Made:
     return made
 
 
-def is_made(optimizer: Any) -> bool:
+def is_built(optimizer: Any) -> bool:
     """Return whether this is an optimizer or schedule instance, with its own parameters and state."""
     return isinstance(optimizer, torch.optim.Optimizer | LRScheduler)
 
 
-def _made(parameters: list[Tensor], optimizer: Any) -> Any:
-    if is_made(optimizer):
-        return _of_these(parameters, optimizer)
+def _build(parameters: list[Tensor], optimizer: Any) -> Any:
+    if is_built(optimizer):
+        return _validated_instance(parameters, optimizer)
     if isinstance(optimizer, PyroOptim):
-        return _of_pyro(parameters, optimizer)
-    if _is_kind_of(optimizer, LRScheduler):
+        return _from_pyro(parameters, optimizer)
+    if _is_subclass(optimizer, LRScheduler):
         raise SettingsError(
             f"optimizer is {optimizer.__name__}, a schedule; pass "
             f"optimizer=lambda p: torch.optim.lr_scheduler.{optimizer.__name__}(torch.optim.Adam(p), ...)"
@@ -124,13 +124,13 @@ def _made(parameters: list[Tensor], optimizer: Any) -> Any:
     if isinstance(optimizer, float):
         line = f"functools.partial(torch.optim.Adam, lr={optimizer})"
         raise SettingsError(f"optimizer is {optimizer}; pass optimizer={line}. fit accepts {kinds}")
-    names = [name for name, value in vars(torch.optim).items() if _is_kind_of(value, torch.optim.Optimizer)]
+    names = [name for name, value in vars(torch.optim).items() if _is_subclass(value, torch.optim.Optimizer)]
     meant = did_you_mean(optimizer, names) if isinstance(optimizer, str) else ""
     advice = f"did you mean optimizer=torch.optim.{meant}?" if meant else "pass optimizer=torch.optim.Adam."
     raise SettingsError(f"optimizer is {optimizer!r}; {advice} fit accepts {kinds}")
 
 
-def _of_these(parameters: list[Tensor], made: Made) -> Made:
+def _validated_instance(parameters: list[Tensor], made: BuiltOptimizer) -> BuiltOptimizer:
     """Raise if an optimizer instance holds other parameters; move its state to the parameters' device."""
     trainable = {id(parameter) for parameter in parameters}
     whole = made if isinstance(made, torch.optim.Optimizer) else made.optimizer
@@ -145,7 +145,7 @@ def _of_these(parameters: list[Tensor], made: Made) -> Made:
     return made
 
 
-def _of_pyro(parameters: list[Tensor], optimizer: PyroOptim) -> Any:
+def _from_pyro(parameters: list[Tensor], optimizer: PyroOptim) -> Any:
     """Build one torch optimizer over all parameters from a Pyro optimizer, which has one per parameter."""
     if callable(optimizer.pt_optim_args) or callable(optimizer.pt_clip_args):
         raise SettingsError(
@@ -163,5 +163,5 @@ def _of_pyro(parameters: list[Tensor], optimizer: PyroOptim) -> Any:
     return made
 
 
-def _is_kind_of(value: Any, kind: type) -> bool:
+def _is_subclass(value: Any, kind: type) -> bool:
     return isinstance(value, type) and issubclass(value, kind) and value is not kind

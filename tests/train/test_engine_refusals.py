@@ -132,13 +132,13 @@ def test_a_backend_that_fails_is_told_in_a_sentence():
 
 def stale(monkeypatch):
     """Parameters and state are baked in as they were when traced."""
-    original = graph._lifted
+    original = graph._lift_captures
 
     def lifted(module, real):
         made = original(module, real)
         return graph.Graph(made.module, [t.detach().clone() for t in made.captured])
 
-    monkeypatch.setattr(graph, "_lifted", lifted)
+    monkeypatch.setattr(graph, "_lift_captures", lifted)
 
 
 def wrong_correction(monkeypatch):

@@ -27,7 +27,7 @@ from pyro_vae.cli import fit_command, main
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
 from pyro_vae.train.distributed.group import Group, joined, launched
 from pyro_vae.train.distributed.launch import forward_signals, launch
-from pyro_vae.train.distributed.reduce import refuse_spread
+from pyro_vae.train.distributed.reduce import validate_distributable
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -150,8 +150,8 @@ TWO = Group(0, 2)
 def test_what_couples_the_data_of_a_batch_is_refused(loss):
     vae = parallel_checks.vae()
     with pytest.raises(ModelError, match="couples the data of a batch"):
-        refuse_spread(vae, loss, 8, TWO)
-    refuse_spread(vae, loss, 8, Group())
+        validate_distributable(vae, loss, 8, TWO)
+    validate_distributable(vae, loss, 8, Group())
 
 
 def test_estimators_that_couple_are_those_whose_batches_do_not_add_up():
@@ -174,10 +174,10 @@ def test_batch_norm_and_batches_of_too_few_rows_are_refused():
     vae = parallel_checks.vae()
     vae.encoder.net = torch.nn.Sequential(torch.nn.BatchNorm1d(6), vae.encoder.net)
     with pytest.raises(ModelError, match=r"guide\.encoder\.net\.0 is a BatchNorm1d, .* use LayerNorm"):
-        refuse_spread(vae, pv.elbo.ELBO(), 8, TWO)
-    refuse_spread(vae.eval(), pv.elbo.ELBO(), 8, TWO)
+        validate_distributable(vae, pv.elbo.ELBO(), 8, TWO)
+    validate_distributable(vae.eval(), pv.elbo.ELBO(), 8, TWO)
     with pytest.raises(SettingsError, match="batch_size is 1, but 2 processes share each batch"):
-        refuse_spread(parallel_checks.vae(), pv.elbo.ELBO(), 1, TWO)
+        validate_distributable(parallel_checks.vae(), pv.elbo.ELBO(), 1, TWO)
 
 
 def test_parts_are_as_even_as_they_go():
@@ -506,6 +506,6 @@ def test_the_command_trains_under_torchrun_and_by_devices_and_one_process_writes
 def test_alone_nothing_is_started():
     with joined(torch.device("cpu")) as group:
         assert group.alone
-        assert group.agreed("a") == "a"
-        assert group.gathered(3) == [3]
+        assert group.broadcast("a") == "a"
+        assert group.all_gather(3) == [3]
     assert not torch.distributed.is_initialized()

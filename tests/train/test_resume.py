@@ -36,7 +36,7 @@ from pyro_vae.data import sources
 from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError, UnfinishedRunWarning
 from pyro_vae.train import run as train_run
 from pyro_vae.train import run_state
-from pyro_vae.train.callbacks.base import in_words, made_of
+from pyro_vae.train.callbacks.base import describe_arguments, describe_value
 from pyro_vae.train.checkpoint.rotation import locked
 from pyro_vae.train.compiled import steps
 from pyro_vae.train.fit import adam
@@ -528,8 +528,8 @@ def test_callbacks_of_other_settings_are_refused(then, now, message, tmp_path):
 def test_a_callback_of_what_has_no_words_goes_on(tmp_path):
     """An object is another in each process, and so is a function of no name; and one copied is as it was made."""
     own = copy.deepcopy(Own([1.0], judge=np.ones(3)))
-    assert made_of(own) == {"rates": "[1.0]", "judge": "ndarray"}
-    assert made_of(pickle.loads(pickle.dumps(own))) == made_of(own)  # noqa: S301
+    assert describe_arguments(own) == {"rates": "[1.0]", "judge": "ndarray"}
+    assert describe_arguments(pickle.loads(pickle.dumps(own))) == describe_arguments(own)  # noqa: S301
     with pytest.raises(Killed):
         pv.fit(vae_of(), X, progress=False, callbacks=[own, Kill(2)], checkpoints=tmp_path, epochs=2, batch_size=8)
     again = Own([1.0], judge=np.zeros(9))
@@ -546,13 +546,13 @@ class Mode(Enum):
     [(Mode.LOW, Mode.HIGH), (np.int64(1), np.int64(2)), (np.float32(1), np.float32(2)), ({1}, {2}), (b"a", b"b")],
 )
 def test_settings_of_other_kinds_are_told_apart(then, now):
-    assert in_words(then) != in_words(now)
-    assert in_words(copy.deepcopy(then)) == in_words(then)
+    assert describe_value(then) != describe_value(now)
+    assert describe_value(copy.deepcopy(then)) == describe_value(then)
 
 
 def test_equal_settings_are_told_alike():
-    assert in_words({"a": np.float64(0.1), "b": 2}) == in_words({"b": np.int64(2), "a": 0.1})
-    assert in_words({"x", "y", "z"}) == in_words(["x", "y", "z"]).replace("[", "{").replace("]", "}")
+    assert describe_value({"a": np.float64(0.1), "b": 2}) == describe_value({"b": np.int64(2), "a": 0.1})
+    assert describe_value({"x", "y", "z"}) == describe_value(["x", "y", "z"]).replace("[", "{").replace("]", "}")
 
 
 class Unmade(Own):

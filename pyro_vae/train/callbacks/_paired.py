@@ -27,7 +27,7 @@ def copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def refuse_second(run: Run, mine: Callback) -> None:
+def validate_single_restore(run: Run, mine: Callback) -> None:
     """Raise if two callbacks would each replace the weights of the VAE at the end.
 
     Raises:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
-from pyro_vae.train.callbacks._paired import copied, refuse_second
+from pyro_vae.train.callbacks._paired import copied, validate_single_restore
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
 
@@ -39,7 +39,7 @@ class Average(Callback, ABC):
 
     def start(self, run: Run) -> None:
         """Reset the state."""
-        refuse_second(run, self)
+        validate_single_restore(run, self)
         self._forget()
 
     @torch.no_grad()

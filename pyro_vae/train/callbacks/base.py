@@ -81,14 +81,14 @@ class Callback:
         """Restore a copy of what ``state`` returned; its tensors may be on the CPU."""
 
 
-def made_of(callback: Callback) -> dict[str, str]:
+def describe_arguments(callback: Callback) -> dict[str, str]:
     """Describe the arguments of a callback's constructor as text; other objects by their class.
 
     Example:
         >>> class Patient(Callback):
         ...     def __init__(self, epochs, *, judge=max, weights=None):
         ...         self.left = epochs
-        >>> made_of(Patient(5, weights=[0.5, {}]))
+        >>> describe_arguments(Patient(5, weights=[0.5, {}]))
         {'epochs': '5', 'judge': 'max', 'weights': '[0.5, {}]'}
     """
     args, kwargs = vars(callback).get("_made_of", ((), {}))
@@ -97,40 +97,42 @@ def made_of(callback: Callback) -> dict[str, str]:
     except TypeError:  # not made by its constructor
         return {}
     bound.apply_defaults()
-    return {name: in_words(value) for name, value in list(bound.arguments.items())[1:]}
+    return {name: describe_value(value) for name, value in list(bound.arguments.items())[1:]}
 
 
-def in_words(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Describe a setting as text that is equal for equal settings in every process.
 
     Example:
-        >>> in_words({"rates": (0.1, float("inf")), "made by": partial(dict, a=1), "of": object()})
+        >>> describe_value({"rates": (0.1, float("inf")), "made by": partial(dict, a=1), "of": object()})
         "{'made by': dict([], {'a': 1}), 'of': object, 'rates': [0.1, inf]}"
     """
     value = python_number(value)
     if isinstance(value, Enum):
-        return f"{type(value).__qualname__}({in_words(value.value)})"
+        return f"{type(value).__qualname__}({describe_value(value.value)})"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, partial):
-        return f"{in_words(value.func)}({in_words(value.args)}, {in_words(value.keywords)})"
+        return f"{describe_value(value.func)}({describe_value(value.args)}, {describe_value(value.keywords)})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{in_words(key)}: {in_words(item)}' for key, item in value.items()))}}}"
+        return (
+            f"{{{', '.join(sorted(f'{describe_value(key)}: {describe_value(item)}' for key, item in value.items()))}}}"
+        )
     if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(in_words, value)))}}}"
+        return f"{{{', '.join(sorted(map(describe_value, value)))}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(in_words, value))}]"
+        return f"[{', '.join(map(describe_value, value))}]"
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def refuse_callbacks(callbacks: Sequence[Callback]) -> None:
+def validate_callbacks(callbacks: Sequence[Callback]) -> None:
     """Raise unless ``callbacks`` is a list of distinct callbacks whose ``every`` is valid.
 
     Raises:
         SettingsError: naming the first invalid callback.
 
     Example:
-        >>> refuse_callbacks([Callback])
+        >>> validate_callbacks([Callback])
         Traceback (most recent call last):
         pyro_vae.errors.SettingsError: callbacks: Callback is a class; pass an instance, Callback(...)
     """

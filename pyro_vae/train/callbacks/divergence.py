@@ -45,36 +45,38 @@ class RollBack(Callback):
         if above_zero("factor", factor) > 1:
             raise SettingsError(f"factor is {factor!r}; it must be above 0 and at most 1")
         self.factor, self.times = float(factor), whole("times", times, 1)
-        self._met = self._lowered = 0
+        self._divergences = self._lowered = 0
 
     @property
     def divergences(self) -> int:
         """The number of divergences so far."""
-        return self._met
+        return self._divergences
 
     def start(self, run: Run) -> None:
         """Reset the state."""
-        self._met = self._lowered = 0
+        self._divergences = self._lowered = 0
 
     def diverged(self, run: Run, error: Exception) -> bool:
         """Roll back and lower the learning rates, at most ``times`` times."""
-        if self._met == self.times:
+        if self._divergences == self.times:
             run.say(f"RollBack: the training diverged again after {self.times} rollbacks, at {_rates(run)}; it ends.")
             return False
         run.load(run.good)  # sets _lowered: how often the rates of the good state were lowered
-        self._met += 1
-        lower_rates(run, self.factor ** (self._met - self._lowered))
-        self._lowered = self._met
-        torch.manual_seed(derive_seed(run.seed, "noise after a divergence", run.rank, run.step, self._met))
-        run.say(f"RollBack {self._met} of {self.times}: {error}; rolled back to step {run.step}, at {_rates(run)}.")
+        self._divergences += 1
+        lower_rates(run, self.factor ** (self._divergences - self._lowered))
+        self._lowered = self._divergences
+        torch.manual_seed(derive_seed(run.seed, "noise after a divergence", run.rank, run.step, self._divergences))
+        run.say(
+            f"RollBack {self._divergences} of {self.times}: {error}; rolled back to step {run.step}, at {_rates(run)}."
+        )
         return True
 
     def state(self) -> Tree:
-        return {"divergences": self._met}
+        return {"divergences": self._divergences}
 
     def load(self, state: Tree) -> None:
         self._lowered = state["divergences"]
-        self._met = max(self._met, self._lowered)
+        self._divergences = max(self._divergences, self._lowered)
 
 
 def _rates(run: Run) -> str:

@@ -60,10 +60,10 @@ class Schedule(Callback):
                 f"Schedule: scheduler made a {type(made).__name__}; make one of torch.optim.lr_scheduler that needs no "
                 "metric"
             )
-        looks, end = _looks(run, self.every or 1), getattr(made, "total_steps", None)
-        if end is not None and looks > end:
+        steps, end = _count_steps(run, self.every or 1), getattr(made, "total_steps", None)
+        if end is not None and steps > end:
             raise SettingsError(
-                f"Schedule: {type(made).__name__} ends after {end} steps, but this training takes {looks}; make the "
+                f"Schedule: {type(made).__name__} ends after {end} steps, but this training takes {steps}; make the "
                 "schedule as long"
             )
         self.scheduler = made
@@ -87,7 +87,7 @@ class Schedule(Callback):
             self.scheduler.load_state_dict(state)
 
 
-def _looks(run: Run, every: int) -> int:
+def _count_steps(run: Run, every: int) -> int:
     """Count the steps that a schedule takes in the whole training."""
     return getattr(run, "last", 0) * getattr(run, "steps_per_epoch", 0) // every * every
 

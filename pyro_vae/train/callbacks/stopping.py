@@ -7,7 +7,7 @@ from torch import Tensor
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
-from pyro_vae.train.callbacks._paired import copied, difference, refuse_second
+from pyro_vae.train.callbacks._paired import copied, difference, validate_single_restore
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
 
@@ -62,7 +62,7 @@ class EarlyStopping(Callback):
         """Raise if there are no validation data."""
         if run.watched.get("validation") is None or len(run.watched["validation"]) < 2:
             raise SettingsError("EarlyStopping needs at least two validation data; pass validation_data=")
-        refuse_second(run, self)
+        validate_single_restore(run, self)
         self._forget()
 
     def epoch(self, run: Run) -> None:

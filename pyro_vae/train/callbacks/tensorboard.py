@@ -30,7 +30,7 @@ class TensorBoard(Callback):
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._to: Path | None = None
+        self._target: Path | None = None
         self._writer: Any = None
         self._written = -1
 
@@ -39,8 +39,8 @@ class TensorBoard(Callback):
         _writer_class()
         self._close()
         run_folder = getattr(run, "folder", None)
-        self._to = self.folder or (Path(run_folder) / "tensorboard" if run_folder else None)
-        if self._to is None:
+        self._target = self.folder or (Path(run_folder) / "tensorboard" if run_folder else None)
+        if self._target is None:
             raise SettingsError("TensorBoard needs a folder, as the training has no run folder; pass folder=")
 
     def epoch(self, run: Run) -> None:
@@ -52,21 +52,21 @@ class TensorBoard(Callback):
             numbers["lr" if i == 0 else f"lr_{i}"] = float(group["lr"])
         try:
             if run.step <= self._written:
-                self._take_back(run.step)
+                self._purge(run.step)
             if self._writer is None:
-                self._writer = _writer_class()(str(self._to), purge_step=run.step)
+                self._writer = _writer_class()(str(self._target), purge_step=run.step)
             self._written = run.step
             for name, number in numbers.items():
                 self._writer.add_scalar(name, number, run.step)
             self._writer.flush()
         except OSError as error:
-            raise OutputError(f"{self._to}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(f"{self._target}: cannot be written ({error.strerror or error})") from error
 
     def end(self, run: Run) -> None:
         """Close the file."""
         self._close()
 
-    def _take_back(self, step: int) -> None:
+    def _purge(self, step: int) -> None:
         """Purge entries from this step on, in the same file: two files of the same second have no order."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 

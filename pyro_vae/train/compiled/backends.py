@@ -53,15 +53,15 @@ def compiled(graph: Graph, inputs: Sequence[Tensor], backend: Backend) -> Compil
     examples = [*graph.captured, *inputs]
     with torch.no_grad(), threads(threads_for(graph)):
         try:
-            with _quietly():
-                return _by(backend, graph.module, examples)
+            with _silence_compiler():
+                return _compile(backend, graph.module, examples)
         except Exception as error:
             what = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CompileError(f"the backend {backend} cannot compile the step: {what}") from error
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _silence_compiler() -> Iterator[None]:
     """Silence the compiler's warnings about its own internals."""
     log = logging.getLogger("torch._inductor")
     before = log.level
@@ -74,7 +74,7 @@ def _quietly() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _by(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Compiled:
+def _compile(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Compiled:
     if backend == "inductor":
         from torch import _inductor as inductor
 
@@ -96,7 +96,7 @@ def _by(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Com
     return run
 
 
-def refuse_other_results(graph: Graph, run: Compiled, inputs: Sequence[Tensor]) -> None:
+def validate_results(graph: Graph, run: Compiled, inputs: Sequence[Tensor]) -> None:
     """Raise if a compiled step and its graph differ, from the same state and noise; restore the state.
 
     The main danger is noise drawn in another order.

@@ -42,11 +42,11 @@ class CudaReplay(Replay):
             try:
                 self._graphs[steps] = _Captured(self, changing, fixed, places)
             except RuntimeError as error:
-                self._give_up(error)
+                self._stop_capturing(error)
                 return self.uncaptured(changing, fixed)
         return self._graphs[steps](changing)
 
-    def _give_up(self, error: RuntimeError) -> None:
+    def _stop_capturing(self, error: RuntimeError) -> None:
         """Stop capturing, and warn; a failed capture has computed nothing."""
         self._captures = False
         self._graphs.clear()
@@ -75,7 +75,7 @@ class _Captured:
         self.places, self.changing = places, [tensor.clone() for tensor in changing]
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with _as_before_if_it_fails(), torch.cuda.graph(self.graph):
+        with _restore_after_failure(), torch.cuda.graph(self.graph):
             self.losses = replay.uncaptured(self.changing, fixed)
 
     def __call__(self, changing: Sequence[Tensor]) -> Tensor:
@@ -86,7 +86,7 @@ class _Captured:
 
 
 @contextlib.contextmanager
-def _as_before_if_it_fails() -> Iterator[None]:
+def _restore_after_failure() -> Iterator[None]:
     """Restore the stream and the state of the generator after a failed capture."""
     stream, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
     state = generator.get_state()

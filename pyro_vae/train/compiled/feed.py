@@ -16,27 +16,28 @@ Arguments: TypeAlias = Callable[..., tuple[Sequence[Any], dict[str, Any]]]
 PLAIN = (bool, int, float, str, type(None))
 
 
-class Same:
+class SameObject:
     """A wrapper that compares by identity and keeps its object alive."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
+        return isinstance(other, SameObject) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)
 
 
-class Given:
+class CallArguments:
     """The arguments of a call of model and guide, with a placeholder for each tensor.
 
     Args:
         args, kwargs: arbitrarily nested arguments.
 
     Example:
-        >>> first, second, third = (Given((x, n), {}) for x, n in [(torch.zeros(2), 3), (torch.ones(2), 3), (1, 3)])
+        >>> pairs = [(torch.zeros(2), 3), (torch.ones(2), 3), (1, 3)]
+        >>> first, second, third = (CallArguments(pair, {}) for pair in pairs)
         >>> first == second, first == third
         (True, False)
     """
@@ -47,7 +48,9 @@ class Given:
         self.leaves, self.spec = (list(args), None) if flat else pytree.tree_flatten((args, kwargs))
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.tensors = [self.leaves[i].detach().contiguous() for i in self.places]
-        rest = ((type(v), v) if isinstance(v, PLAIN) else Same(v) for v in self.leaves if not isinstance(v, Tensor))
+        rest = (
+            (type(v), v) if isinstance(v, PLAIN) else SameObject(v) for v in self.leaves if not isinstance(v, Tensor)
+        )
         self.key = (self.spec, tuple(self.places), *rest)
 
     def __call__(self, *tensors: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -57,31 +60,31 @@ class Given:
         return (leaves, {}) if self.spec is None else pytree.tree_unflatten(leaves, self.spec)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Given) and self.key == other.key
+        return isinstance(other, CallArguments) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
-class Rowwise:
+class BatchArguments:
     """Batches as positional arguments, and constant keyword arguments."""
 
     def __init__(self, kwargs: dict[str, Any]) -> None:
         self.kwargs = kwargs
-        self.key = tuple((k, (type(v), v) if isinstance(v, PLAIN) else Same(v)) for k, v in kwargs.items())
+        self.key = tuple((k, (type(v), v) if isinstance(v, PLAIN) else SameObject(v)) for k, v in kwargs.items())
 
     def __call__(self, *batch: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
         return batch, self.kwargs
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rowwise) and self.key == other.key
+        return isinstance(other, BatchArguments) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
 @dataclass(frozen=True)
-class Gathered:
+class GatheredArguments:
     """Arguments from rows of the data, which are gathered by index inside the graph."""
 
     arguments: Arguments
@@ -106,7 +109,7 @@ class Feed:
         return rows, self.tensors
 
 
-def refuse_run(tensors: Sequence[Tensor], steps: int, batch_size: int) -> None:
+def validate_run(tensors: Sequence[Tensor], steps: int, batch_size: int) -> None:
     """Raise if the tensors differ in length, or a number is out of range."""
     lengths = {len(tensor) for tensor in tensors}
     if len(lengths) != 1 or 0 in lengths:

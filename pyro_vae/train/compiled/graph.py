@@ -80,14 +80,14 @@ def _trace_once(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
     # Fake tensors have shapes but no values: tracing computes, draws and changes nothing.
     tracer = make_fx(captured, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
-        with pyro.validation_enabled(False), _numbers_stay_tensors(), warnings.catch_warnings():
+        with pyro.validation_enabled(False), _keep_numbers_as_tensors(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = tracer(*inputs)
     except PyroVAEError:
         raise
     except Exception as error:
         raise CompileError(_why(error)) from error
-    return _lifted(module, captures.real)
+    return _lift_captures(module, captures.real)
 
 
 class _Captures(TorchDispatchMode):
@@ -129,7 +129,7 @@ class _ItemsAreTensors(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _numbers_stay_tensors() -> Iterator[None]:
+def _keep_numbers_as_tensors() -> Iterator[None]:
     """Disable what Pyro's estimators do with Python numbers: ``.item()`` and checks for NaN."""
     isnan = pyro.util.torch_isnan
     pyro.util.torch_isnan = lambda x: False
@@ -140,7 +140,7 @@ def _numbers_stay_tensors() -> Iterator[None]:
         pyro.util.torch_isnan = isnan
 
 
-def _lifted(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> Graph:
+def _lift_captures(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> Graph:
     """Turn captured tensors into inputs of the graph, before its own inputs."""
     from torch._subclasses import FakeTensor
 

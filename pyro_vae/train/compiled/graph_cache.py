@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import CompileError
-from pyro_vae.train.compiled.backends import Backend, compiled, refuse_other_results, threads_for
+from pyro_vae.train.compiled.backends import Backend, compiled, threads_for, validate_results
 from pyro_vae.train.compiled.cuda import CudaReplay
 from pyro_vae.train.compiled.graph import trace
 from pyro_vae.train.compiled.replay import Replay
@@ -59,15 +59,15 @@ class Replays:
                     f"{MOST_GRAPHS} graphs are compiled already, and the arguments have a new shape or value; "
                     "pass changing values as tensors of a fixed shape"
                 )
-            with self.group.alike(CompileError):
+            with self.group.raise_together(CompileError):
                 try:
                     graph = trace(function, inputs)
                 finally:
                     restore()
                 run = compiled(graph, inputs, self.backend)
             if self.backend != "eager":
-                with self.group.alike(CompileError):
-                    refuse_other_results(graph, run, inputs)
+                with self.group.raise_together(CompileError):
+                    validate_results(graph, run, inputs)
             kind = CudaReplay if any(t.is_cuda for t in (*graph.captured, *inputs)) else Replay
             self._made[key] = kind(run, graph.captured, threads_for(graph))
         return self._made[key]

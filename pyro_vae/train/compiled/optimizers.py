@@ -56,7 +56,7 @@ class WholeOptimizer(PyroOptim):
         self.optimizer.step()
 
 
-def refuse_clip_norm(clip_norm: float | None) -> None:
+def validate_clip_norm(clip_norm: float | None) -> None:
     """Raise if the norm is not a finite number above 0."""
     if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and 0 < clip_norm < math.inf):
         raise SettingsError(f"clip_norm is {clip_norm}; it must be a finite number above 0, or None")
@@ -115,9 +115,9 @@ class Updates:
         self.members = [member for member in _members(optim) if id(member.parameter) in known]
         self.clocks: list[Clock] = []
         for optimizer in {id(m.optimizer): m.optimizer for m in self.members}.values():
-            _refuse(optimizer)
+            _validate(optimizer)
         for member in self.members:
-            _refuse_parameter(member)
+            _validate_parameter(member)
             member.clock = self._clock_of(member)
         self.known = [(m, key, v) for m in self.members for key, v in m.state.items() if isinstance(v, Tensor)]
         self.counts = [m.state["step"] for m in self.members if "step" in m.state]
@@ -177,7 +177,7 @@ class Updates:
             torch._foreach_add_(self.counts, steps)
 
 
-def refuse_optimizer(optim: PyroOptim) -> None:
+def validate_optimizer(optim: PyroOptim) -> None:
     """Raise, before the first step, if the optimizer cannot be compiled.
 
     Raises:
@@ -188,7 +188,7 @@ def refuse_optimizer(optim: PyroOptim) -> None:
         if kind not in COMPILED:
             raise SettingsError(f"the optimizer is {getattr(kind, '__name__', kind)}; only {NAMES} can be compiled")
     elif isinstance(optim.optimizer, Optimizer):
-        _refuse(optim.optimizer)
+        _validate(optim.optimizer)
 
 
 def _members(optim: PyroOptim) -> list[Member]:
@@ -199,7 +199,7 @@ def _members(optim: PyroOptim) -> list[Member]:
     return [Member(p, one, one.param_groups[0], dict(optim._get_grad_clip_args(p) or {})) for p, one in each]
 
 
-def _refuse(optimizer: Optimizer) -> None:
+def _validate(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     if type(optimizer) not in COMPILED:
         raise SettingsError(f"the optimizer is {name}; only {NAMES} can be compiled")
@@ -210,7 +210,7 @@ def _refuse(optimizer: Optimizer) -> None:
         raise SettingsError(f"the optimizer, {name}, is differentiable=True, which cannot be compiled; turn it off")
 
 
-def _refuse_parameter(member: Member) -> None:
+def _validate_parameter(member: Member) -> None:
     parameter = member.parameter
     if parameter.is_complex():
         raise SettingsError(

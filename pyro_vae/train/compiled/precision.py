@@ -10,7 +10,7 @@ from pyro_vae.errors import SettingsError
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
-def refuse_precision(precision: str) -> None:
+def validate_precision(precision: str) -> None:
     """Raise if the precision is unknown."""
     if precision not in PRECISIONS:
         raise SettingsError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")

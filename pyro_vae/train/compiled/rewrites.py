@@ -23,9 +23,9 @@ def cheaper_products(module: fx.GraphModule) -> fx.GraphModule:
     graph = copy.deepcopy(module.graph)
     for node in list(graph.nodes):
         if node.target is aten.addmm.default and not node.kwargs:
-            _replace(graph, node, lambda bias, a, b: _minus(graph, _mm(graph, a, b), bias))
+            _replace(graph, node, lambda bias, a, b: _add_bias(graph, _mm(graph, a, b), bias))
     for node in list(graph.nodes):
-        if node.target is aten.mm.default and _narrow(*node.args):
+        if node.target is aten.mm.default and _is_narrow(*node.args):
             _replace(graph, node, lambda a, b: _t(graph, _mm(graph, _t(graph, b), _t(graph, a))))
     return fx.GraphModule(module, graph)
 
@@ -42,7 +42,7 @@ def _mm(graph: fx.Graph, a: fx.Node, b: fx.Node) -> fx.Node:
     return graph.call_function(aten.mm.default, (a, b))
 
 
-def _minus(graph: fx.Graph, product: fx.Node, bias: fx.Node) -> fx.Node:
+def _add_bias(graph: fx.Graph, product: fx.Node, bias: fx.Node) -> fx.Node:
     """Add the bias as ``product - (-bias)``: inductor would turn a sum back into ``addmm``."""
     return graph.call_function(aten.sub.Tensor, (product, graph.call_function(aten.neg.default, (bias,))))
 
@@ -51,6 +51,6 @@ def _t(graph: fx.Graph, a: fx.Node) -> fx.Node:
     return graph.call_function(aten.t.default, (a,))
 
 
-def _narrow(a: Any, b: Any) -> bool:
+def _is_narrow(a: Any, b: Any) -> bool:
     rows, columns = a.meta["val"].shape[0], b.meta["val"].shape[1]
     return 1 < columns < 4 * LANES <= rows and columns % LANES != 0 and rows % LANES == 0

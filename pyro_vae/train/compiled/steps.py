@@ -19,7 +19,7 @@ from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.precision import computing_in
 from pyro_vae.train.compiled.svi import CHUNK, CompiledSVI
 from pyro_vae.train.distributed.group import ALONE, Group
-from pyro_vae.train.distributed.reduce import Together, Wishes, no_wishes
+from pyro_vae.train.distributed.reduce import GradientAllReduce, Wishes, no_wishes
 
 Engine: TypeAlias = Literal["auto", "compiled", "eager"]
 ENGINES = ("auto", "compiled", "eager")
@@ -71,7 +71,7 @@ class RowArguments:
 
 
 @dataclass(frozen=True)
-class Fed:
+class DeviceRows:
     """Rows on the device of the steps.
 
     Args:
@@ -98,7 +98,7 @@ class Steps:
         steps: the total number of steps.
         say: prints a sentence about compiling or a change of the engine.
         group: the processes that take the steps together, each on its part of each batch.
-        wishes: returns whether this process requests a stop, and a checkpoint; see :class:`Together`.
+        wishes: returns whether this process requests a stop, and a checkpoint; see :class:`GradientAllReduce`.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class Steps:
         self.vae, self.size, self.batch_size, self.engine, self.left = vae, size, batch_size, engine, steps
         self.precision, self.say = precision, say
         self.loss, self.svi = loss, SVI(vae.model, vae.guide, optim, loss)
-        self.group, self.together = group, None
+        self.group, self.all_reduce = group, None
         if not group.alone:
             parameters = [p for p in vae.parameters() if p.requires_grad]
-            self.together = Together(group, loss, self.svi.loss_and_grads, parameters, wishes)
-            self.svi.loss_and_grads = self.together
+            self.all_reduce = GradientAllReduce(group, loss, self.svi.loss_and_grads, parameters, wishes)
+            self.svi.loss_and_grads = self.all_reduce
         self.compiled: CompiledSVI | None = None
         self.seconds: list[float] = []
         self.reason = {"eager": "requested", "compiled": "requested"}.get(engine, "too few steps for compiling to pay")
@@ -133,26 +133,26 @@ class Steps:
     @property
     def stopped(self) -> bool:
         """Whether any process of a group requested a stop before the last step; equal on all."""
-        return self.together is not None and self.together.stopped
+        return self.all_reduce is not None and self.all_reduce.stopped
 
     @property
     def wanted(self) -> bool:
         """Whether any process of a group requested a checkpoint before the last step; equal on all."""
-        return self.together is not None and self.together.wanted
+        return self.all_reduce is not None and self.all_reduce.wanted
 
     @property
     def used(self) -> str:
         """The engine of the next step."""
         return "eager" if self.compiled is None else "compiled"
 
-    def feed(self, rows: Rows) -> Fed:
+    def feed(self, rows: Rows) -> DeviceRows:
         """Prepare rows for steps."""
         rows = rows.like(self.vae)
         tensors = [t for t in (rows.x, rows.context, rows.mask) if t is not None]
         arguments = RowArguments(self.size, rows.context is not None, rows.mask is not None)
-        return Fed(rows, Feed(tensors, rows.x.device), arguments)
+        return DeviceRows(rows, Feed(tensors, rows.x.device), arguments)
 
-    def along(self, fed: Fed, order: Tensor) -> Iterator[list[float]]:
+    def along(self, fed: DeviceRows, order: Tensor) -> Iterator[list[float]]:
         """Take steps over the rows in this order; yield the losses of a few steps at a time."""
         while len(order):
             if self.compiled is None:
@@ -194,17 +194,17 @@ class Steps:
         if self.compiled is not None:
             self.compiled.moved()
 
-    def _chunk(self, fed: Fed, order: Tensor) -> Tensor:
+    def _chunk(self, fed: DeviceRows, order: Tensor) -> Tensor:
         """Take some compiled steps, on whole batches or on the last, smaller batch; return the losses."""
         assert self.compiled is not None
         batch = min(self.batch_size, len(order))
-        if self.together is None:
+        if self.all_reduce is None:
             return next(self.compiled.along(fed.feed, order, batch, fed.arguments))
-        self.together.ask()
+        self.all_reduce.ask()
         own, size = self.group.parts(order[: min(CHUNK, len(order) // batch) * batch], batch)
         return next(self.compiled.along(fed.feed, own, size, replace(fed.arguments, batch=batch)))
 
-    def _eager(self, fed: Fed, index: Tensor) -> float:
+    def _eager(self, fed: DeviceRows, index: Tensor) -> float:
         started = time.perf_counter()
         evaluations = len(index) * particles_of(self.loss)
         with (
@@ -215,7 +215,7 @@ class Steps:
         if self.engine == "auto" and len(self.seconds) < TIMED:
             self.seconds.append(time.perf_counter() - started)
             if len(self.seconds) == TIMED:
-                self._decide(self.group.agreed(statistics.median(self.seconds[TIMED // 2 :])))
+                self._decide(self.group.broadcast(statistics.median(self.seconds[TIMED // 2 :])))
         return loss
 
     def _decide(self, typical: float) -> None:
@@ -229,8 +229,8 @@ class Steps:
             self.compiled = CompiledSVI(
                 self.svi.model, self.svi.guide, self.svi.optim, self.loss, precision=self.precision
             )
-            if self.together is not None:
-                self.compiled.spread(self.together)
+            if self.all_reduce is not None:
+                self.compiled.spread(self.all_reduce)
         except (ModelError, SettingsError) as error:
             self._fall_back(error)
 

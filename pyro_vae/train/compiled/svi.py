@@ -21,12 +21,12 @@ from pyro_vae.elbo.nested import counters, losses_in
 from pyro_vae.errors import CompileError, ModelError, PyroVAEError, SettingsError
 from pyro_vae.train.compiled.backends import Backend
 from pyro_vae.train.compiled.cuda import feed_of
-from pyro_vae.train.compiled.feed import Arguments, Feed, Gathered, Given, Rowwise, refuse_run
+from pyro_vae.train.compiled.feed import Arguments, BatchArguments, CallArguments, Feed, GatheredArguments, validate_run
 from pyro_vae.train.compiled.graph_cache import Replays
-from pyro_vae.train.compiled.optimizers import Maker, Updates, WholeOptimizer, refuse_clip_norm, refuse_optimizer
-from pyro_vae.train.compiled.precision import computing_in, refuse_precision
+from pyro_vae.train.compiled.optimizers import Maker, Updates, WholeOptimizer, validate_clip_norm, validate_optimizer
+from pyro_vae.train.compiled.precision import computing_in, validate_precision
 from pyro_vae.train.compiled.watch import Watch
-from pyro_vae.train.distributed.reduce import Together
+from pyro_vae.train.distributed.reduce import GradientAllReduce
 
 CHUNK = 16
 """The steps between two returns to Python."""
@@ -94,8 +94,8 @@ class CompiledSVI(SVI):
         backend: Backend = "inductor",
         precision: str = "float32",
     ) -> None:
-        refuse_clip_norm(clip_norm)
-        refuse_precision(precision)
+        validate_clip_norm(clip_norm)
+        validate_precision(precision)
         if isinstance(optim, PyroOptim) and clip_norm is not None:
             raise SettingsError(
                 "clip_norm needs a torch optimizer: it clips the gradient of all parameters together; pass a torch "
@@ -105,23 +105,23 @@ class CompiledSVI(SVI):
         if isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss"):
             raise ModelError(f"{loss_name(loss)} has no differentiable_loss, so its step cannot be compiled; use SVI")
         whole = optim if isinstance(optim, PyroOptim) else WholeOptimizer(optim, clip_norm)
-        refuse_optimizer(whole)
+        validate_optimizer(whole)
         super().__init__(model, guide, whole, loss)
         self.estimator, self.precision = loss, precision
         self._replays = Replays(backend)
-        self._together: Together | None = None
+        self._all_reduce: GradientAllReduce | None = None
         self._updates: Updates | None = None
         self._watch = Watch(())
         self._counters: list[tuple[Tensor, float]] = []
         self._changes = 0
 
-    def spread(self, together: Together) -> None:
+    def spread(self, together: GradientAllReduce) -> None:
         """Take all following steps together with other processes, each on its own rows.
 
         Args:
             together: the all-reduce of loss and gradient.
         """
-        self.loss_and_grads = self._together = together
+        self.loss_and_grads = self._all_reduce = together
         self._replays.group = together.group
 
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -133,7 +133,7 @@ class CompiledSVI(SVI):
         Returns:
             The loss before the step.
         """
-        given = Given(args, kwargs)
+        given = CallArguments(args, kwargs)
         return self._steps(given, 1, [t.unsqueeze(0) for t in given.tensors], ())[0].item()
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -144,7 +144,7 @@ class CompiledSVI(SVI):
         """
         if self._stale():
             return super().evaluate_loss(*args, **kwargs)
-        given = Given(args, kwargs)
+        given = CallArguments(args, kwargs)
         with self._computing(), torch.no_grad():
             replay = self._replays.get(("loss", given), self._loss_of(given), (), given.tensors, self._watch.restore)
             return replay.once(given.tensors).item()
@@ -172,8 +172,8 @@ class CompiledSVI(SVI):
             DataError: if there are no data, or the tensors differ in length.
         """
         tensors = (data,) if isinstance(data, Tensor) else tuple(data)
-        refuse_run(tensors, steps, batch_size)
-        feed, rows = feed_of(tensors, self._device(tensors[0])), Rowwise(kwargs)
+        validate_run(tensors, steps, batch_size)
+        feed, rows = feed_of(tensors, self._device(tensors[0])), BatchArguments(kwargs)
         losses: list[Tensor] = []
         while (left := steps - sum(map(len, losses))) > 0:
             order = torch.randperm(len(tensors[0]), device=feed.device)
@@ -201,8 +201,8 @@ class CompiledSVI(SVI):
             chunks[0:1] = [part for part in (chunks[0][:1], chunks[0][1:]) if len(part)]
         for chunk in chunks:
             index, data = feed.chunk(chunk)
-            with _naming_a_single_row(chunk.shape[1] == 1 < batch_size):
-                losses = self._steps(Gathered(arguments), len(index), [index], data)
+            with _explain_single_row(chunk.shape[1] == 1 < batch_size):
+                losses = self._steps(GatheredArguments(arguments), len(index), [index], data)
             yield losses
 
     @property
@@ -241,8 +241,8 @@ class CompiledSVI(SVI):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         sites = met.trace.nodes
         parameters = list({id(p): p for site in sites.values() for p in [site["value"].unconstrained()]}.values())
-        if self._together is not None:  # a process without rows has no parameter sites
-            parameters = self._together.trained
+        if self._all_reduce is not None:  # a process without rows has no parameter sites
+            parameters = self._all_reduce.trained
         self.optim(parameters)
         self._updates = Updates(self.optim, parameters)
         for parameter in parameters:
@@ -271,21 +271,21 @@ class CompiledSVI(SVI):
 
     def _step_of(self, given: Arguments) -> Callable[..., Tensor]:
         """Make the whole step as a function of tensors."""
-        updates, differentiable_loss, together = self._updates, differentiable(self.estimator), self._together
+        updates, differentiable_loss, all_reduce = self._updates, differentiable(self.estimator), self._all_reduce
         assert updates is not None
 
         def step(numbers: Tensor, *tensors: Tensor) -> Tensor:
             args, kwargs = given(*tensors)
             gradients: Sequence[Tensor]
             with torch.enable_grad():
-                if together is None or len(args[0]):
+                if all_reduce is None or len(args[0]):
                     loss = differentiable_loss(self.model, self.guide, *args, **kwargs)
                     gradients = torch.autograd.grad(loss, updates.parameters, materialize_grads=True)
                 else:
                     gradients = [torch.zeros_like(p) for p in updates.parameters]
                     loss = gradients[0].new_zeros(())
-            if together is not None:
-                loss, gradients = together.traced(loss, gradients, len(args[0]))
+            if all_reduce is not None:
+                loss, gradients = all_reduce.traced(loss, gradients, len(args[0]))
             updates.apply(gradients, numbers)
             for counter, by in self._counters:
                 counter.add_(by)
@@ -310,7 +310,7 @@ class CompiledSVI(SVI):
 
 
 @contextlib.contextmanager
-def _naming_a_single_row(is_single: bool) -> Iterator[None]:
+def _explain_single_row(is_single: bool) -> Iterator[None]:
     """Raise a SettingsError about the batch size if a step fails on a last batch of one row."""
     try:
         yield

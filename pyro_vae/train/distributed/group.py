@@ -75,48 +75,48 @@ class Group:
         """
         return derive_seed(seed, "noise of training", self.rank, step)
 
-    def agreed(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Broadcast the first process's value, any picklable object, to all."""
         if self.alone:
             return value
         objects = [value]
-        with told_if_lost():
+        with reraise_lost_peer():
             dist.broadcast_object_list(objects, src=0, device=_device())
         return objects[0]
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Gather the value of each process, in the order of ranks, on all."""
         if self.alone:
             return [value]
         found: list[Any] = [None] * self.ranks
-        with told_if_lost():
+        with reraise_lost_peer():
             dist.all_gather_object(found, value)
         return found
 
     @contextmanager
-    def alike(self, kind: type[PyroVAEError]) -> Iterator[None]:
+    def raise_together(self, kind: type[PyroVAEError]) -> Iterator[None]:
         """Raise an error of this kind on all processes if it occurs inside on any of them."""
         error: PyroVAEError | None = None
         try:
             yield
         except kind as met:
             error = met
-        every = self.gathered(str(error) if error else None)
+        every = self.all_gather(str(error) if error else None)
         if error is not None:
             raise error
         if other := next((f"process {rank}: {one}" for rank, one in enumerate(every) if one is not None), None):
             raise kind(other)
 
-    def spread(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Broadcast tensors of the first process to all, in place."""
         if not self.alone:
-            with torch.no_grad(), told_if_lost():
+            with torch.no_grad(), reraise_lost_peer():
                 for tensor in tensors:
                     whole = tensor.detach().contiguous()
                     dist.broadcast(whole, src=0)
                     tensor.detach().copy_(whole)
 
-    def refuse_apart(self, tensors: dict[str, Tensor]) -> None:
+    def validate_equal(self, tensors: dict[str, Tensor]) -> None:
         """Raise if tensors are not equal, bit for bit, on all processes.
 
         Args:
@@ -127,7 +127,7 @@ class Group:
         """
         if self.alone:
             return
-        every = self.gathered({name: _digest(tensor) for name, tensor in tensors.items()})
+        every = self.all_gather({name: _digest(tensor) for name, tensor in tensors.items()})
         for rank, one in enumerate(every):
             if other := next((name for name, digest in one.items() if every[0].get(name) != digest), None):
                 raise ProcessError(
@@ -150,7 +150,7 @@ def _device() -> torch.device:
 
 
 @contextmanager
-def told_if_lost() -> Iterator[None]:
+def reraise_lost_peer() -> Iterator[None]:
     """Raise a one-sentence error if a collective fails because a peer process died.
 
     Raises:
@@ -160,7 +160,7 @@ def told_if_lost() -> Iterator[None]:
         yield
     except RuntimeError as error:  # includes DistBackendError; gloo raises a plain RuntimeError
         if any(sign in str(error) for sign in LOST) or isinstance(error, dist.DistError):
-            raise LostError("a peer process died; resume from the last checkpoint") from error
+            raise LostPeerError("a peer process died; resume from the last checkpoint") from error
         raise
 
 
@@ -168,7 +168,7 @@ LOST = ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out", "t
 """Parts of torch's messages when a collective fails because of another process."""
 
 
-class LostError(ProcessError):
+class LostPeerError(ProcessError):
     """A peer process died; report its failure, not this one."""
 
 
@@ -182,7 +182,7 @@ def writes() -> bool:
     return not launched() or os.environ["RANK"] == "0"
 
 
-def own_device(device: str | torch.device) -> torch.device:
+def process_device(device: str | torch.device) -> torch.device:
     """Choose the device of this process: with several GPUs, the one of its local rank.
 
     Args:
@@ -238,11 +238,11 @@ def joined(device: torch.device) -> Iterator[Group]:
             dist.destroy_process_group()
 
 
-def share_of_cores(processes: int) -> int:
+def threads_per_process(processes: int) -> int:
     """Compute the number of threads of each process on this machine.
 
     Example:
-        >>> share_of_cores(10**6)
+        >>> threads_per_process(10**6)
         1
     """
     if (requested := os.environ.get("OMP_NUM_THREADS", "")).isdigit():

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_vae import errors
 from pyro_vae.core.signals import ending_signals
 from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, SettingsError
-from pyro_vae.train.distributed.group import LostError, share_of_cores
+from pyro_vae.train.distributed.group import LostPeerError, threads_per_process
 
 if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
@@ -91,7 +91,7 @@ def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[
         )  # fmt: skip
         try:
             sent = pickle.dumps((function, args))  # with the launcher's pickle, workers would share the weights
-            return elastic_launch(config, _work)(sent, shared or {}, share_of_cores(workers))[0]
+            return elastic_launch(config, _work)(sent, shared or {}, threads_per_process(workers))[0]
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             raise SettingsError(
                 f"the arguments cannot be sent to workers ({error}); build them from classes and functions of a "
@@ -120,7 +120,7 @@ def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
         raise SettingsError(f"a worker cannot import an argument ({error}); define it in a module (.py)") from error
     try:
         result = function(*args, **shared)
-    except LostError:
+    except LostPeerError:
         time.sleep(GRACE)
         raise
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.nested import losses_in
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.train.distributed.group import Group, told_if_lost
+from pyro_vae.train.distributed.group import Group, reraise_lost_peer
 
 EXTRA = 4
 """The count of numbers that are reduced with the gradient: the loss, the rows and two requests."""
@@ -31,7 +31,7 @@ COUPLE = (RenyiELBO, Trace_MMD, EnergyDistance)
 """Pyro's estimators that are not a sum over the data of a batch."""
 
 
-def refuse_spread(vae: nn.Module, loss: Loss, batch_size: int, group: Group) -> None:
+def validate_distributable(vae: nn.Module, loss: Loss, batch_size: int, group: Group) -> None:
     """Raise if the loss is not a sum over data, so that parts of a batch would not add up to it.
 
     Raises:
@@ -40,7 +40,7 @@ def refuse_spread(vae: nn.Module, loss: Loss, batch_size: int, group: Group) -> 
 
     Example:
         >>> import pyro_vae as pv
-        >>> refuse_spread(torch.nn.Identity(), pv.elbo.TCVAE(pv.elbo.ELBO()), 8, Group(0, 2))
+        >>> validate_distributable(torch.nn.Identity(), pv.elbo.TCVAE(pv.elbo.ELBO()), 8, Group(0, 2))
         Traceback (most recent call last):
         pyro_vae.errors.ModelError: TCVAE(ELBO(1), beta=6) couples the data of a batch, ...
     """
@@ -64,7 +64,7 @@ def refuse_spread(vae: nn.Module, loss: Loss, batch_size: int, group: Group) -> 
             )
 
 
-class Together:
+class GradientAllReduce:
     """A ``loss_and_grads`` for a global batch of which this process has a part.
 
     .. math:: g = \\sum_r \\frac{m_r}m g_r, \\qquad \\mathcal L = \\sum_r \\frac{m_r}m \\mathcal L_r
@@ -93,7 +93,7 @@ class Together:
     ) -> None:
         self.group, self.loss, self.loss_and_grads, self.wishes = group, loss, loss_and_grads, wishes
         self.parameters, self.trained = list(parameters), list[Tensor]()
-        self.buffer = self.asked = self.answer = torch.zeros(0)
+        self.buffer = self.requests = self.answer = torch.zeros(0)
         self.views: list[Tensor] = []
 
     @property
@@ -108,7 +108,7 @@ class Together:
 
     def ask(self) -> None:
         """Write this process's requests to the buffer of the next step."""
-        for place, wish in zip(self.asked, self.wishes(), strict=False):  # before the first step the buffer is empty
+        for place, wish in zip(self.requests, self.wishes(), strict=False):  # before the first step the buffer is empty
             place.fill_(wish)
 
     def __call__(self, model: Any, guide: Any, x: Tensor, *args: Any) -> float:
@@ -134,7 +134,7 @@ class Together:
 
         dtype = self.buffer.dtype
         weighted = torch.stack([loss.detach().to(dtype), torch.ones_like(loss, dtype=dtype)]) * rows
-        parts = [*(rows * g.flatten().to(dtype) for g in gradients), weighted, self.asked]
+        parts = [*(rows * g.flatten().to(dtype) for g in gradients), weighted, self.requests]
         whole = collectives.wait_tensor(
             collectives.all_reduce(torch.cat(parts), "sum", dist.distributed_c10d._get_default_group())
         )
@@ -149,7 +149,7 @@ class Together:
         if not self.buffer.numel():
             self._begin()
         self._fill(loss, rows)
-        with told_if_lost():
+        with reraise_lost_peer():
             dist.all_reduce(self.buffer)
         whole, of, *_ = self.buffer[-EXTRA:].tolist()
         self.answer.copy_(self.buffer[-2:])
@@ -169,15 +169,15 @@ class Together:
             extra[1] = 1
             self.buffer.mul_(rows)
         self.ask()
-        extra[2:] = self.asked
+        extra[2:] = self.requests
 
     def _begin(self) -> None:
         """Allocate the buffer for the parameters that have a gradient in the first step on any process."""
-        found = self.group.gathered([p.grad is not None for p in self.parameters])
+        found = self.group.all_gather([p.grad is not None for p in self.parameters])
         self.trained = [p for p, *has in zip(self.parameters, *found, strict=True) if any(has)]
         self.buffer = flat_like(self.trained)
         self.views = views_of(self.buffer, self.trained)
-        self.asked, self.answer = torch.zeros_like(self.buffer[-2:]), torch.zeros_like(self.buffer[-2:])
+        self.requests, self.answer = torch.zeros_like(self.buffer[-2:]), torch.zeros_like(self.buffer[-2:])
 
 
 def flat_like(parameters: Sequence[Tensor]) -> Tensor:
