@@ -88,7 +88,7 @@ class Clock:
     def numbers(self, ahead: int) -> tuple[float, ...]:
         """Return lr, lr / (1 - β₁ᵗ), 1 / √(1 - β₂ᵗ), 1 - lr · decay, and the coefficients of the moving averages.
 
-        They are those of the step ``ahead`` of the next one, computed in double precision as in torch.
+        They are the numbers of the next step for ``ahead=0``, computed in double precision as in torch.
         """
         rate, at = float(self.group["lr"]), self.steps + 1 + ahead
         keep = 1 - rate * self.group["weight_decay"]
