@@ -1,4 +1,4 @@
-"""One estimator with so many particles, evaluated on one draw of the noise."""
+"""Evaluate an estimator with a number of particles on one draw of the noise."""
 
 import copy
 import inspect
@@ -24,9 +24,9 @@ class Cell:
     """An estimator with a number of particles.
 
     Args:
-        name: what the user calls it.
-        particles: K.
-        loss: ready to be evaluated.
+        name: the user's name of the estimator.
+        particles: the number of particles K.
+        loss: the estimator with K particles.
 
     Example:
         >>> Cell("mine", 2, STL(2)).target
@@ -39,29 +39,31 @@ class Cell:
 
     @property
     def target(self) -> str:
-        """The bound it estimates, or its own name where that is not known, as of a subclass of one of Pyro's."""
+        """The bound it estimates; its own name if the bound is unknown, as for a subclass of a Pyro estimator."""
         if isinstance(self.loss, Estimator):
             return self.loss.target()
         known = type(self.loss) in (Trace_ELBO, TraceMeanField_ELBO, HandDerivedELBO)
         return "ELBO" if known else f"{self.name} at K = {self.particles}"
 
     def reference(self) -> Estimator | None:
-        """Another estimator of the same bound with an unbiased gradient, if one is known."""
+        """Return another estimator of the same bound with an unbiased gradient, if one is known."""
         if isinstance(self.loss, Estimator):
             return self.loss.reference()
         return STL(self.particles) if self.target == "ELBO" else None
 
-    def by_hand(self) -> HandDerivedELBO | None:
-        """The hand-derived ELBO with the same noise, where a difference from it says something."""
+    def hand_derived(self) -> HandDerivedELBO | None:
+        """Return the hand-derived ELBO with the same noise, unless the estimator has another target."""
         if isinstance(self.loss, Estimator) and self.target != "ELBO":
             return None
         vectorized = self.particles > 1 and getattr(self.loss, "vectorize_particles", False)
-        hand: Any = of_one_plate(HandDerivedELBO(self.particles, vectorize_particles=vectorized))
+        hand: Any = with_plates(HandDerivedELBO(self.particles, vectorize_particles=vectorized))
         return hand
 
 
 def cells(elbos: Mapping[str, Loss], particles: Iterable[int] | None) -> tuple[list[Cell], list[str]]:
-    """Each estimator with each number of particles, or with its own, and which cannot be had and why.
+    """Combine estimators with numbers of particles; return the cells, and why others were left out.
+
+    With ``particles=None`` each estimator keeps its own number.
 
     Example:
         >>> found, left_out = cells({"a": STL(3)}, None)
@@ -72,20 +74,22 @@ def cells(elbos: Mapping[str, Loss], particles: Iterable[int] | None) -> tuple[l
     for name, loss in elbos.items():
         for number in [particles_of(loss)] if particles is None else particles:
             try:
-                found.append(Cell(name, number, of_one_plate(loss if particles is None else at(loss, number))))
+                found.append(
+                    Cell(name, number, with_plates(loss if particles is None else with_particles(loss, number)))
+                )
             except SettingsError as error:
                 left_out.append(f"{name} with {number}: {error}")
     return found, left_out
 
 
-def at(loss: Loss, particles: int) -> Loss:
-    """An estimator with another number of particles; Pyro's own draw them all at once then.
+def with_particles(loss: Loss, particles: int) -> Loss:
+    """Copy an estimator with another number of particles; Pyro's estimators then vectorize them.
 
     Raises:
-        SettingsError: if it cannot have that many.
+        SettingsError: if the estimator does not support this number.
 
     Example:
-        >>> at(Trace_ELBO(), 4).num_particles, at(STL(), 4)
+        >>> with_particles(Trace_ELBO(), 4).num_particles, with_particles(STL(), 4)
         (4, STL(4))
     """
     if isinstance(loss, Estimator):
@@ -101,11 +105,11 @@ def at(loss: Loss, particles: int) -> Loss:
     raise SettingsError(f"{loss_name(loss)} takes no num_particles")
 
 
-def of_one_plate(loss: Loss) -> Loss:
-    """A copy that knows the plates of a VAE: Pyro would guess them at first use, and draw noise to do so.
+def with_plates(loss: Loss) -> Loss:
+    """Copy an estimator with the plates of a VAE set; Pyro would draw noise to guess them at first use.
 
     Example:
-        >>> of_one_plate(Trace_ELBO()).max_plate_nesting
+        >>> with_plates(Trace_ELBO()).max_plate_nesting
         1
     """
     if not isinstance(loss, PyroELBO) or isinstance(loss, Estimator):
@@ -116,7 +120,7 @@ def of_one_plate(loss: Loss) -> Loss:
 
 
 def evaluate(subject: Subject, loss: Loss, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """The bound of each datum, and the gradient of minus their sum, per datum, by each parameter.
+    """Compute the bound of each datum, and the gradient of the negative bound per datum by each parameter.
 
     Raises:
         ModelError: if the estimator is not a sum over the plate of the data.
@@ -141,10 +145,10 @@ def evaluate(subject: Subject, loss: Loss, seed: int) -> tuple[Tensor, list[Tens
 
 
 def _by_scales(subject: Subject, loss: Loss, leaves: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Every term of a datum is scaled by its own weight of 1.
+    """Compute the loss per datum and the gradient, by scaling every term of a datum with a weight of 1.
 
-    The loss is linear in these weights, so its derivative by each of them is that datum's part of it:
-    one evaluation gives all parts.
+    The loss is linear in these weights, so its derivative by a weight is the datum's part of the loss: one
+    evaluation gives all parts.
     """
     x = subject.rows.x
     weights = torch.ones(len(x), dtype=x.dtype, device=x.device, requires_grad=True)
@@ -157,7 +161,7 @@ def _by_scales(subject: Subject, loss: Loss, leaves: list[Tensor]) -> tuple[Tens
 
 
 def step_of(subject: Subject, loss: Loss) -> None:
-    """One evaluation with gradient, as training makes it.
+    """Evaluate the loss and its gradient once, as in training.
 
     Example:
         >>> import pyro_vae as pv
@@ -169,11 +173,11 @@ def step_of(subject: Subject, loss: Loss) -> None:
     torch.autograd.grad(total, list(subject.parameters.values()), allow_unused=True)
 
 
-def how_kl_is_had(loss: Loss, provenance: str) -> str:
-    """Whether an estimator's KL is analytic, sampled or written out, as far as that is known.
+def kl_method(loss: Loss, provenance: str) -> str:
+    """Say whether an estimator's KL is analytic, sampled or derived by hand, if known.
 
     Example:
-        >>> how_kl_is_had(STL(), "analytic"), how_kl_is_had(TraceMeanField_ELBO(), "analytic")
+        >>> kl_method(STL(), "analytic"), kl_method(TraceMeanField_ELBO(), "analytic")
         ('Monte Carlo', 'analytic')
     """
     if isinstance(loss, TraceMeanField_ELBO | AnalyticKL):

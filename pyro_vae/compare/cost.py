@@ -1,4 +1,4 @@
-"""What one step costs: seconds, and bytes held at its peak."""
+"""Measure the cost of a step: seconds and peak memory."""
 
 import math
 import statistics
@@ -17,10 +17,10 @@ from pyro_vae.core.allocation import EagerMode
 def median_seconds(
     steps: Sequence[Callable[[], Any]], device: torch.device, repeats: int
 ) -> tuple[list[float], list[float]]:
-    """The median time of each and its error, timed in turns, so that a disturbance of the machine meets all alike.
+    """Time steps in turns, and return the median seconds of each and their standard errors.
 
-    The error is that of a median of normals, ``1.2533 σ / √n``, with σ from the spread of the middle half: it
-    does not see an outlier, as the median does not.
+    The turns spread disturbances of the machine over all steps. The error is that of a median of normals,
+    ``1.2533 σ / √n``, with σ from the interquartile range, which, like the median, is robust to outliers.
 
     Example:
         >>> [len(part) for part in median_seconds([lambda: None, lambda: None], torch.device("cpu"), 3)]
@@ -50,21 +50,21 @@ def _synchronise(device: torch.device) -> None:
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
-    """The largest sum of the tensors that one step makes and holds at a time.
+    """Measure the peak bytes of the tensors that a step allocates.
 
-    Counted tensor by tensor, alike on every device; an allocator's rounding and a kernel's own
-    workspace are not in it.
+    Tensors are counted one by one, in the same way on every device; the rounding of an allocator and the workspace
+    of a kernel are not included.
 
     Example:
         >>> peak_bytes(lambda: torch.zeros(1000).sum())
         4004
     """
-    with _Watch() as watch:
+    with _PeakMemory() as watch:
         step()
     return watch.peak
 
 
-class _Watch(EagerMode):
+class _PeakMemory(EagerMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0

@@ -1,4 +1,4 @@
-"""Moments of gradients from blocks of draws, each with an error by the jackknife over blocks."""
+"""Estimate moments of gradients from blocks of draws, with standard errors by the jackknife."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from torch import Tensor
 from pyro_vae.evidence.psis import LEAST, psis
 
 BLOCKS = 10
-"""At most so many blocks of draws; their spread gives the errors."""
+"""The most blocks of draws; the spread over blocks gives the errors."""
 
 WIDTH = 1.96
-"""So many standard errors to either side hold 95 % of a normal variable."""
+"""A normal variable lies within this many standard deviations with 95 % probability."""
 
 
 class Moments:
-    """Sums of gradients over blocks of draws: no draw is kept.
+    """Sums of gradients over blocks of draws; single gradients are not stored.
 
     Args:
-        shapes: how many numbers each parameter has.
-        draws: how many gradients will come, at least 2.
-        like: where, and in which precision, they are.
+        shapes: the number of elements of each parameter.
+        draws: the number of gradients that will be added, at least 2.
+        like: a tensor on the device of the gradients.
 
     Example:
         >>> moments = Moments([2, 1], 4, like=torch.zeros(()))
@@ -40,18 +40,18 @@ class Moments:
         self.each: list[Tensor] = []
 
     def add(self, gradient: Sequence[Tensor]) -> None:
-        """One draw's gradient, a tensor per parameter."""
+        """Add the gradient of one draw, a tensor per parameter."""
         block = self.seen * self.blocks // self.draws
         flat = torch.cat([g.flatten() for g in gradient]).double()
-        own = by_parameter(flat.square(), self.shapes)
+        square = by_parameter(flat.square(), self.shapes)
         self.sums[block] += flat
-        self.squares[block] += own
-        self.each.append(own)
+        self.squares[block] += square
+        self.each.append(square)
         self.counts[block] += 1
         self.seen += 1
 
     def without(self, block: int | None) -> tuple[Tensor, Tensor, float]:
-        """The sum, the sum of squares per parameter and the number of draws, leaving out one block or none."""
+        """Return the sum, the sum of squares per parameter and the number of draws, without one block or none."""
         keep = torch.ones(self.blocks)
         if block is not None:
             keep[block] = 0
@@ -59,12 +59,12 @@ class Moments:
         return mask @ self.sums, mask @ self.squares, float((keep.double() * self.counts).sum())
 
     def means(self) -> Tensor:
-        """The mean of each block, shape ``(block, number)``."""
+        """Return the mean of each block, shape ``(block, number)``."""
         return self.sums / self.counts.to(self.sums).unsqueeze(1)
 
 
 def by_parameter(values: Tensor, shapes: Sequence[int]) -> Tensor:
-    """The sum over the numbers of each parameter.
+    """Sum over the elements of each parameter.
 
     Example:
         >>> by_parameter(torch.tensor([1.0, 2.0, 4.0]), [2, 1])
@@ -75,7 +75,7 @@ def by_parameter(values: Tensor, shapes: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Squares:
-    """Per group: ``‖E g‖²`` without the bias of its noise, below 0 where noise hides it, and the total variance.
+    """An unbiased estimate of ``‖E g‖²``, negative where noise hides it, and the total variance, per group.
 
     Example:
         >>> Squares(torch.tensor([4.0]), torch.tensor([1.0])).ratio
@@ -92,13 +92,13 @@ class Squares:
 
 
 def root(square: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """The root of a square with a standard error, and the standard error of the root; 0 where noise hides the square.
+    """Compute the root of an estimated square, 0 where the estimate is negative, and its standard error.
 
     .. math:: \\mathrm{se} = \\frac1c \\max\\{\\sqrt{s_+ + c\\,e} - \\sqrt{s_+},\\
         \\sqrt{s_+} - \\sqrt{(s - c\\,e)_+}\\}, \\qquad c = 1.96
 
-    ± c errors of the root hold the truth at least as often as ± c errors of the square do, near 0 too, where the delta
-    method's ``e / 2√s`` does not. Far from 0 the two agree.
+    The interval of ± c errors of the root covers the truth at least as often as that of the square, also near 0, where
+    the delta method's ``e / 2√s`` fails. Far from 0 the two agree.
 
     Example:
         >>> [round(float(part), 4) for part in root(torch.tensor(4.0), torch.tensor(0.04))]
@@ -112,7 +112,7 @@ def root(square: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def squares(moments: Moments, groups: Sequence[Sequence[int]], without: int | None = None) -> Squares:
-    """Signal and noise of each group of parameters.
+    """Estimate signal and noise of each group of parameters.
 
     Example:
         >>> moments = Moments([1], 2, like=torch.zeros(()))
@@ -122,7 +122,7 @@ def squares(moments: Moments, groups: Sequence[Sequence[int]], without: int | No
     """
     total, square, count = moments.without(without)
     mean_square = by_parameter((total / count).square(), moments.shapes)
-    # Rounding leaves about 1e-16 of the square where there is no noise at all: that is none.
+    # Without noise, rounding leaves about 1e-16 of the square; treat this as 0.
     variance = (square / count - mean_square).clamp(min=0)
     variance = torch.where(variance < 1e-14 * square / count, 0.0, variance) * count / (count - 1)
     signal = mean_square - variance / count
@@ -134,11 +134,11 @@ def _over(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
 
 
 def jackknife(moments: Moments, statistic: Callable[[int | None], Tensor]) -> tuple[Tensor, Tensor]:
-    """A statistic of all draws, and its standard error by leaving out one block at a time.
+    """Compute a statistic of all draws, and its standard error by leaving out one block at a time.
 
     Args:
-        moments: for their blocks.
-        statistic: of the block that is left out, or of none.
+        moments: the moments, whose blocks are left out.
+        statistic: a function of the block to leave out, or of None.
 
     Example:
         >>> moments = Moments([1], 4, like=torch.zeros(()))
@@ -152,9 +152,9 @@ def jackknife(moments: Moments, statistic: Callable[[int | None], Tensor]) -> tu
 
 
 def tail_shapes(moments: Moments, groups: Sequence[Sequence[int]]) -> Tensor:
-    """The shape k̂ of the tail of the squared norm of a gradient, over draws, per group; NaN for too few draws.
+    """Estimate the tail shape k̂ of the squared gradient norm over draws, per group; NaN for too few draws.
 
-    Above ½ the squared norm has no variance, so that the error of a variance of gradients cannot be estimated.
+    Above ½ the squared norm has infinite variance, so the error of the gradient variance cannot be estimated.
 
     Example:
         >>> moments = Moments([1], 400, like=torch.zeros(()))
@@ -167,14 +167,14 @@ def tail_shapes(moments: Moments, groups: Sequence[Sequence[int]]) -> Tensor:
         return torch.full((len(groups),), torch.nan, dtype=torch.float64, device=moments.sums.device)
     norms = torch.stack([_over(each, groups) for each in moments.each])
     known = norms.isfinite().all(0)
-    norms = torch.where(known & (norms.sum(0) > 0), norms, 1.0)  # a gradient that is 0 has no tail
+    norms = torch.where(known & (norms.sum(0) > 0), norms, 1.0)  # a zero gradient has no tail
     return torch.where(known, torch.as_tensor(psis(norms.log())[1], device=norms.device), torch.nan)
 
 
 def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """The cosine between two mean gradients, per group, and its standard error by the jackknife.
+    """Estimate the cosine between two mean gradients, per group, and its standard error by the jackknife.
 
-    Products are of different blocks only, so that noise that both share does not count.
+    Only products of different blocks are used, so that shared noise causes no bias.
 
     Example:
         >>> a, b = (Moments([2], 4, like=torch.zeros(())) for _ in range(2))
@@ -190,27 +190,27 @@ def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) 
 
     def cosine(keep: Tensor) -> Tensor:
         a, b = one[keep], other[keep]
-        across, own, its = (_between(*pair, first.shapes, groups) for pair in ((a, b), (a, a), (b, b)))
-        return across / (own.clamp(min=0) * its.clamp(min=0)).sqrt()
+        ab, aa, bb = (_between(*pair, first.shapes, groups) for pair in ((a, b), (a, a), (b, b)))
+        return ab / (aa.clamp(min=0) * bb.clamp(min=0)).sqrt()
 
     blocks = torch.arange(len(one))
     return cosine(blocks), _spread(torch.stack([cosine(blocks[blocks != b]) for b in blocks]))
 
 
 def _between(first: Tensor, second: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
-    """The mean inner product of different rows of two tables, per group."""
+    """Compute the mean inner product of rows i ≠ j of two tables, per group."""
     m = len(first)
-    whole, own = first.sum(0) * second.sum(0), (first * second).sum(0)
-    return _over(by_parameter((whole - own) / (m * (m - 1)), shapes), groups)
+    whole, diagonal = first.sum(0) * second.sum(0), (first * second).sum(0)
+    return _over(by_parameter((whole - diagonal) / (m * (m - 1)), shapes), groups)
 
 
 def square_of_mean(blocks: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
-    """``‖E‖²`` per group by the means of blocks: the mean over pairs of different blocks, which noise does not bias.
+    """Estimate ``‖E‖²`` per group without bias, as the mean over pairs of different blocks.
 
     Args:
-        blocks: shape ``(block, number)``, at least 2.
-        shapes: how many numbers each parameter has.
-        groups: of parameters.
+        blocks: the means of blocks, shape ``(block, number)``, at least 2 blocks.
+        shapes: the number of elements of each parameter.
+        groups: the parameters of each group.
 
     Example:
         >>> square_of_mean(torch.tensor([[3.0], [1.0]]), [1], [[0]])
@@ -220,11 +220,11 @@ def square_of_mean(blocks: Tensor, shapes: Sequence[int], groups: Sequence[Seque
 
 
 def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """How far two mean gradients are apart relative to the norm of the second, per group; 0 where noise hides it.
+    """Estimate the distance of two mean gradients relative to the norm of the second, per group.
 
     Returns:
-        The relative distance, and its standard error by the jackknife, which knows the noise of the norm too; NaN
-        with fewer than 3 blocks.
+        The relative distance, 0 where noise hides it, and its standard error by the jackknife, which includes the
+        noise of the norm; NaN with fewer than 3 blocks.
 
     Example:
         >>> a, b = (Moments([1], 4, like=torch.zeros(())) for _ in range(2))
@@ -240,8 +240,8 @@ def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -
     norm = second.means()[:blocks]
     apart = first.means()[:blocks] - norm
 
-    def relative(kept: list[int]) -> Tensor:
-        of_apart, of_norm = (square_of_mean(rows[kept], first.shapes, groups) for rows in (apart, norm))
+    def relative(included: list[int]) -> Tensor:
+        of_apart, of_norm = (square_of_mean(rows[included], first.shapes, groups) for rows in (apart, norm))
         return of_apart / of_norm.clamp(min=0)
 
     every = list(range(blocks))
@@ -250,6 +250,6 @@ def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -
 
 
 def _spread(left_out: Tensor) -> Tensor:
-    """The standard error of a statistic by its values without one block at a time."""
+    """Compute the jackknife standard error from the values that leave out one block each."""
     blocks = len(left_out)
     return ((left_out - left_out.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()

@@ -1,4 +1,4 @@
-"""What :func:`pyro_vae.compare_elbos` measures: the draws of each cell, and the numbers made of them, labelled."""
+"""Measure the cells of :func:`pyro_vae.compare_elbos`, and label the results."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from pyro_vae.elbo import Estimator, HandDerivedELBO
 from pyro_vae.errors import ModelError
 
 TIMED_REPEATS = 11
-"""How often each estimator is timed; the median is reported."""
+"""The number of timings per estimator, of which the median is reported."""
 
 MOMENTS = ("signal", "variance", "ratio")
-"""Of the gradient: what has an error by the jackknife. Roots of the first and the last are reported."""
+"""Moments of the gradient with a jackknife error; the roots of the first and the last are reported."""
 
 
-def why_not(subject: Subject, loss: Loss) -> str:
-    """Why an estimator does not hold for this pair; nothing where it does."""
+def reason_not_applicable(subject: Subject, loss: Loss) -> str:
+    """Say why an estimator does not apply to this pair; return an empty string if it does."""
     try:
         with subject.evaluating(), seeded(0, subject.device):
             step_of(subject, loss)
@@ -37,8 +37,8 @@ def why_not(subject: Subject, loss: Loss) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was measured, per cell in the order of the cells."""
+class Measurements:
+    """The measurements, per cell in the order of the cells."""
 
     seeds: list[int]
     values: np.ndarray
@@ -61,17 +61,17 @@ def _flat(gradient: list[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Comparing:
-    """The draws of all cells."""
+class Measurer:
+    """Evaluate, draw by draw, and time all cells."""
 
     subject: Subject
     chosen: list[Cell]
     draws: int
     seed: int
-    by_hand: bool
+    has_hand_derived: bool
     count: Callable[[Iterator[Any], int], Iterator[Any]]
 
-    def run(self) -> Found:
+    def run(self) -> Measurements:
         generator = make_generator(self.seed)
         seeds = torch.randint(2**32, (self.draws,), generator=generator).tolist()
         others = torch.randint(2**32, (2 * self.draws,), generator=generator).tolist()
@@ -82,8 +82,8 @@ class Comparing:
         with seeded(self.seed, self.subject.device):
             seconds, seconds_se = median_seconds(steps, self.subject.device, TIMED_REPEATS)
             peak = [peak_bytes(step) for step in steps]
-        of_elbo = next((own for cell, own in zip(self.chosen, moments, strict=True) if cell.target == "ELBO"), None)
-        return Found(
+        of_elbo = next((sums for cell, sums in zip(self.chosen, moments, strict=True) if cell.target == "ELBO"), None)
+        return Measurements(
             seeds, np.moveaxis(np.asarray(values), 0, 1), worst[:, 0].tolist(), worst[:, 1].tolist(), moments,
             self._references(others), of_elbo, list(self.subject.groups().values()), seconds, seconds_se, peak,
         )  # fmt: skip
@@ -93,14 +93,14 @@ class Comparing:
         return Moments([leaf.numel() for leaf in leaves], draws, like=leaves[0])
 
     def _draw(self, seed: int, moments: list[Moments]) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
-        """One draw of every cell: the value per datum, and how it and the gradient differ from the hand-derived."""
+        """Evaluate one draw of every cell; return values per datum, and differences from the hand-derived ELBO."""
         references: dict[str, _Evaluated] = {}
         values, apart = [], []
         for cell, sums in zip(self.chosen, moments, strict=True):
             value, gradient = evaluate(self.subject, cell.loss, seed)
             sums.add(gradient)
             values.append(value.double().cpu().numpy())
-            hand = cell.by_hand() if self.by_hand else None
+            hand = cell.hand_derived() if self.has_hand_derived else None
             apart.append((np.nan, np.nan) if hand is None else self._apart(hand, seed, (value, gradient), references))
         return values, apart
 
@@ -114,7 +114,7 @@ class Comparing:
         return value.item(), ((_flat(found[1]) - flat).norm() / flat.norm()).item()
 
     def _references(self, seeds: list[int]) -> list[Moments | None]:
-        """Gradients of another unbiased estimator of each cell's bound, with noise of its own."""
+        """Sum gradients of another unbiased estimator of each cell's bound, with independent noise."""
         known: dict[str, Moments | None] = {}
         for cell in self.chosen:
             reference = cell.reference()
@@ -123,7 +123,7 @@ class Comparing:
         return [known.get(repr(cell.reference())) for cell in self.chosen]
 
     def _average(self, reference: Estimator, seeds: list[int]) -> Moments | None:
-        if why_not(self.subject, reference):
+        if reason_not_applicable(self.subject, reference):
             return None
         moments = self._moments(len(seeds))
         for seed in self.count(iter(seeds), len(seeds)):
@@ -135,14 +135,14 @@ NATS = {"units": "nats per datum"}
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """From measurements per cell to labelled arrays."""
+class Tabulator:
+    """Turn measurements per cell into a labelled dataset."""
 
     chosen: list[Cell]
     offered: list[str]
     groups: list[str]
 
-    def dataset(self, found: Found, truth: float, truth_se: float) -> xr.Dataset:
+    def dataset(self, found: Measurements, truth: float, truth_se: float) -> xr.Dataset:
         value = found.values.mean(-1)  # (cell, draw)
         spread = value.std(-1, ddof=1)
         error = spread / np.sqrt(value.shape[-1])
@@ -183,12 +183,12 @@ class Labelled:
         return sorted({cell.particles for cell in self.chosen})
 
     def _targets(self) -> list[list[str]]:
-        """What each cell estimates; empty where there is no cell."""
+        """Tabulate the bound that each cell estimates; empty where there is no cell."""
         known = {(cell.name, cell.particles): cell.target for cell in self.chosen}
         return [[known.get((name, k), "") for k in self.particles] for name in self.estimators]
 
     def _spread(self, per_cell: Any) -> np.ndarray:
-        """Numbers per cell as (estimator, particles, …), NaN where there is no cell."""
+        """Arrange numbers per cell as (estimator, particles, …), NaN where there is no cell."""
         array = np.asarray(per_cell, dtype=float)
         table = np.full((len(self.estimators), len(self.particles), *array.shape[1:]), np.nan)
         for cell, numbers in zip(self.chosen, array, strict=True):
@@ -196,8 +196,8 @@ class Labelled:
         return table
 
 
-def _gradients(found: Found) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
-    """Signal, noise and bias of the gradient, per cell and group, with their errors."""
+def _gradients(found: Measurements) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Compute signal, noise and bias of the gradient, per cell and group, with their errors."""
     per_datum, one = {"units": "nats per datum per unit of the parameters"}, {"units": "1"}
     columns: dict[str, list[Tensor]] = {}
     for sums, reference in zip(found.moments, found.references, strict=True):
@@ -234,14 +234,14 @@ def _relative_bias(sums: Moments, reference: Moments | None, groups: list[list[i
 
 
 def _with_efficiency(table: xr.Dataset) -> xr.Dataset:
-    """The numbers that decide."""
+    """Add efficiency and speedup, by which estimators are ranked."""
     with np.errstate(divide="ignore", invalid="ignore"):
         efficiency = table.gradient_snr**2 / table.seconds
         relative = np.hypot(2 * table.gradient_snr_se / table.gradient_snr, table.seconds_se / table.seconds)
         fewest = efficiency.notnull().argmax("particles")
         speedup = efficiency / efficiency.isel(particles=fewest)
         error = speedup * np.hypot(relative, relative.isel(particles=fewest))
-        error = error.where(table.particles != table.particles.isel(particles=fewest), 0 * speedup)  # it is 1 there
+        error = error.where(table.particles != table.particles.isel(particles=fewest), 0 * speedup)  # exactly 1 there
     per_second = {"units": "1/s"}
     return table.assign(
         variance_seconds=(table.gradient_variance * table.seconds).assign_attrs(

@@ -1,4 +1,4 @@
-"""Models compared by log p(x) of held-out data, in the shape of ArviZ's comparison."""
+"""Compare models by log p(x) of held-out data, in the format of ``az.compare``."""
 
 import math
 from collections.abc import Mapping
@@ -27,19 +27,19 @@ from pyro_vae.evidence.kinds import CAUTION, NOT_KNOWN, differing, kind, known_f
 from pyro_vae.evidence.psis import BAD as BAD_KHAT
 
 TIED = 2.0
-"""Models whose difference is within so many standard errors of it are not told apart."""
+"""Models are tied if their difference is within this many standard errors."""
 
 NO_BIAS = 0.1
-"""Nats, of all data together: a smaller Monte-Carlo bias does not matter, even if a difference has no error at all."""
+"""A smaller Monte-Carlo bias of the sum over data, in nats, is negligible, even for a difference without error."""
 
 FEW, CLOSE = 100, 4.0
-"""With fewer data, or a smaller difference, the normal approximation to its error is poor (Sivula et al., 2025)."""
+"""With fewer data or a smaller difference, the normal approximation of the error is poor (Sivula et al., 2025)."""
 
 CROSS_CHECK = "compare what pyro_vae.evidence.cross_check(vae, x_test, found) returns for each model"
 
 NOT_LOO = (
-    "elpd is the sum of log p(x) over held-out data; PSIS-LOO of the data's own latents would not estimate it: without "
-    "a datum its latent falls back to the prior"
+    "elpd is the sum of log p(x) over held-out data; PSIS-LOO over the latents of each datum does not estimate it: "
+    "without its datum, a latent falls back to the prior"
 )
 
 
@@ -55,71 +55,71 @@ def compare_models(
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Compare models by the evidence of held-out data, with the errors of the paired differences.
+    """Compare models by the evidence of held-out data, with errors of the paired differences.
 
     .. math:: \\mathrm{elpd}_m = \\sum_i \\log p_m(x_i), \\qquad
         \\mathrm{dse}_m = \\sqrt n \\, \\mathrm{sd}_i [\\log p_m(x_i) - \\log p_{best}(x_i)]
 
-    The table is that of ``az.compare``, but PSIS-LOO is not what it reports. LOO would weight draws of a datum's
-    own latent z by one over the likelihood of that datum; without it that latent falls back to the prior, from
-    which the posterior's draws are far, and the decoder's weights, which were fitted to the datum, stay as they
-    are. So the conditional log-likelihoods of a VAE do not estimate elpd. Here z is integrated out and the data
-    are held out, so that no correction is needed.
+    The table has the format of ``az.compare``, but does not use PSIS-LOO. LOO would weight draws of a datum's latent z
+    by the inverse likelihood of the datum. Without the datum, however, its latent falls back to the prior, far from
+    the draws of the posterior, while the decoder's weights remain fitted to the datum. Conditional
+    log-likelihoods of a VAE therefore do not estimate elpd. Here z is integrated out and the data are held out, so no
+    correction is needed.
 
-    An estimate of log p(x) is itself a random number. Its Monte-Carlo error is part of the spread over data, and so
-    of ``se`` and ``dse`` already; ``mcse`` and ``diff_mcse`` say how much of them it is. Its bias, by which
-    uneven weights make log p(x) too low, is no part of them: ``mc_bias`` estimates it. Where it matters, or k̂ is above
-    0.7, a difference may come from the guides and not from the models, and the table warns. A mode that a guide misses
-    is in none of these columns; :func:`~pyro_vae.evidence.cross_check` can show it. Two entries with the same prior and
-    decoder are one generative model, and any difference between them comes from their guides.
+    Estimates of log p(x) have a Monte-Carlo error, which is part of the spread over data, and so already included in
+    ``se`` and ``dse``; ``mcse`` and ``diff_mcse`` give its share. Their bias is not included: uneven weights make
+    log p(x) too low, and ``mc_bias`` estimates by how much. If the bias matters, or k̂ is above 0.7, a difference may
+    come from the guides rather than the models, and the table warns. None of these columns shows a mode that a guide
+    misses; :func:`~pyro_vae.evidence.cross_check` can. Two entries with the same prior and decoder are one generative
+    model, and any difference between them comes from their guides.
 
-    Rows that ``x_test`` holds several times are no independent data: a :class:`~pyro_vae.errors.DuplicateRowsWarning`
-    says so, and standard errors are clustered by distinct row. Where each row occurs r times, ``elpd_diff`` and
-    ``dse`` are both r times those of the distinct rows. Rows of few countable values, which are equal by chance,
-    do not count as duplicates.
+    Duplicate rows in ``x_test`` are not independent data: a :class:`~pyro_vae.errors.DuplicateRowsWarning` is given,
+    and standard errors are clustered by distinct row. If each row occurs r times, ``elpd_diff`` and ``dse`` are both r
+    times those of the distinct rows. Rows of few countable values, which coincide by chance, do not count as
+    duplicates.
 
-    An atom is a value that more than a fifth of the rows share exactly, such as a pixel that is 0. Where such a feature
-    is a density under all models, their difference is that of densities at one point, which can be made as large as one
-    likes by a narrow likelihood: an :class:`~pyro_vae.errors.AtomsWarning` says so, and the attribute ``atoms`` names
-    the features.
+    An atom is a value that more than a fifth of the rows share exactly, such as a pixel value of 0. If the feature
+    has a density under all models, their difference is that of densities at one point, which a narrow likelihood makes
+    arbitrarily large: an :class:`~pyro_vae.errors.AtomsWarning` is given, and the attribute ``atoms`` names the
+    features.
 
     Args:
-        models: name → VAE or Pair, or the dataset that :func:`log_evidence` made of it and of ``x_test``; at least two.
+        models: name → VAE or Pair, or its dataset from :func:`log_evidence` of ``x_test``; at least two.
         x_test: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask;
             at least two.
-        method: ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``, as in :func:`log_evidence`, like the settings
-            below.
+        method: ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``; this and the following settings are those of
+            :func:`log_evidence`.
         num_particles: draws or chains per datum.
         temperatures: of ``"ais"`` and ``"ais_prior"``.
         leapfrog: of ``"ais"`` and ``"ais_prior"``.
         seed: of the particles, the same for each model.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
-        A row per model, best first, in nats, which ``print`` shows as a table:
+        A row per model, best first, in nats; ``print`` shows a table:
 
         - ``rank``, from 0; ``elpd``, ``se``: the sum of log p(x) and its standard error over data;
-        - ``elpd_diff``, ``dse``: that minus the best model's, and the standard error of the paired differences;
-          ``p_worse``: the chance of being worse than the best, in a normal approximation;
-        - ``weight``: of the mixture of all models that gives the held-out data most probability (stacking);
+        - ``elpd_diff``, ``dse``: the difference of ``elpd`` from the best model, and the standard error of the paired
+          differences; ``p_worse``: the probability of being worse than the best, in a normal approximation;
+        - ``weight``: the model's weight in the mixture with the highest log-likelihood of the held-out data (stacking);
         - ``mcse``, ``diff_mcse``: the Monte-Carlo standard errors of ``elpd`` and ``elpd_diff``; ``mc_bias``: the
-          bias of ``elpd``, as measured by :func:`log_evidence` or else minus half the variance of its error;
-        - ``kind``: whether p(x) is a probability, a density or both; models are comparable only if each feature is of
+          bias of ``elpd``, measured by :func:`log_evidence` or else minus half the variance of its error;
+        - ``kind``: whether p(x) is a probability, a density or both; models are comparable only if each feature has
           the same kind under all of them;
-        - ``diag_diff``: ``tied`` where the difference is within two standard errors, ``N < 100`` (distinct rows) and
-          ``|elpd_diff| < 4`` where these errors are themselves uncertain; ``diag_elpd``: k̂ above 0.7, a bias that
-          matters, or another guide of the same model; ``warning``: whether there is such.
+        - ``diag_diff``: ``tied`` if the difference is within two standard errors; ``N < 100`` (distinct rows) and
+          ``|elpd_diff| < 4`` if these errors are themselves uncertain; ``diag_elpd``: k̂ above 0.7, a bias that
+          matters, or another guide of the same model; ``warning``: whether ``diag_elpd`` is not empty.
 
-        ``attrs`` hold the method, the number of data and of distinct rows, the hash of the data, the features that
-        are not comparable (``unlike``), the models whose features are not known (``not_known``), and which entries
-        are one generative model (``same_model``; ``same_model_apart`` if their difference is above two standard
+        ``attrs`` contain the method, the numbers of data and of distinct rows, the hash of the data, the features that
+        are not comparable (``unlike``), the models whose features are unknown (``not_known``), and the entries that
+        are one generative model (``same_model``; ``same_model_apart`` if their difference exceeds two standard
         errors).
 
     Raises:
-        DataError: if the data were trained on, are fewer than two, are not finite numbers in rows, or a dataset
-            is of others.
-        ModelError: if a VAE does not fit them.
-        SettingsError: if there are fewer than two models, or a setting is out of its range.
+        DataError: if the data were trained on, are fewer than two or are not finite numbers in rows, or a dataset
+            is of other data.
+        ModelError: if a VAE does not match the data.
+        SettingsError: if there are fewer than two models, or a setting is out of range.
 
     References:
         | Practical Bayesian model evaluation (Vehtari, Gelman & Gabry, 2017), https://arxiv.org/abs/1507.04544
@@ -139,7 +139,7 @@ def compare_models(
     """
     refuse_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
-        raise SettingsError("a comparison needs at least two models; give {name: vae, other: vae}")
+        raise SettingsError("models: a comparison needs at least two models; pass {name: vae, other: vae}")
     first = next((model for model in models.values() if isinstance(model, Amortised)), None)
     x_test = x_test if first is None else data_for(first, x_test, source="x_test")
     rows, hashes = _checked(models, x_test)
@@ -158,12 +158,12 @@ def compare_models(
     pairs = guides_of_one_model(found, number)
     table = ModelComparison(_table(found, number, pairs).assign(kind=pd.Series(kinds)))
     unlike = differing(features, getattr(x_test, "columns", None))
-    told = atoms(rows, features.values(), getattr(x_test, "columns", None))
-    warn_of_atoms(told, source="x_test", stacklevel=3)
+    shared = atoms(rows, features.values(), getattr(x_test, "columns", None))
+    warn_of_atoms(shared, source="x_test", stacklevel=3)
     table.attrs = {
         "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(hashes),
         "distinct": count(number), "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO,
-        "caution": CAUTION if unlike else "", "unlike": unlike, "atoms": told,
+        "caution": CAUTION if unlike else "", "unlike": unlike, "atoms": shared,
         "not_known": ", ".join(name for name, own in features.items() if own is None),
         "not_checked": "; ".join(_not_checked(found)),
         "same_model": "; ".join(str(pair) for pair in pairs), "same_model_apart": any(map(_is_apart, pairs)),
@@ -173,7 +173,7 @@ def compare_models(
 
 
 def _not_checked(found: Mapping[str, xr.Dataset]) -> list[str]:
-    """Why the estimate of each model may have missed a mode, where no second estimate agrees."""
+    """List why the estimate of a model may have missed a mode, unless a second estimate agrees."""
     parts = {name: agreement(one) for name, one in found.items()}
     return [f"{name}: {part.why}" for name, part in parts.items() if part.level != "fine"]
 
@@ -181,39 +181,39 @@ def _not_checked(found: Mapping[str, xr.Dataset]) -> list[str]:
 def _log_probability(
     found: Mapping[str, xr.Dataset], features: Mapping[str, tuple[bool, ...] | None]
 ) -> np.ndarray | None:
-    """log p of each row by the best model under which it has a probability and not a density, if there is one."""
+    """Return log p of each row under the best model that gives it a probability, not a density, if there is one."""
     each = [one.log_evidence.values.astype(float) for name, one in found.items() if all(features[name] or (False,))]
     return max(each, key=np.sum) if each else None
 
 
 def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
-    """Validate all models against the held-out rows before the first is evaluated; the rows and their hashes."""
+    """Validate all models against the held-out rows before any is evaluated; return the rows and their hashes."""
     rows = rows_of(x_test, source="x_test")
     if len(rows) < 2:
-        raise DataError("x_test holds 1 datum, which has no standard error; give at least 2")
+        raise DataError("x_test holds 1 datum; standard errors need at least 2")
     hashes = row_hashes(rows)
     for name, model in models.items():
         if isinstance(model, xr.Dataset):
-            _refuse_dataset(name, model, data_hash(hashes))
+            _validate_dataset(name, model, data_hash(hashes))
         elif isinstance(model, Amortised):
-            own = rows_for(model, x_test, source="x_test")  # its columns may be in another order
-            refuse_trained_on(model, row_hashes(own), getattr(x_test, "row_labels", None), name=name)
+            ordered = rows_for(model, x_test, source="x_test")  # the model may order the columns differently
+            refuse_trained_on(model, row_hashes(ordered), getattr(x_test, "row_labels", None), name=name)
         else:
             raise SettingsError(
-                f"models[{name!r}] is a {type(model).__name__}; give a VAE, a Pair or what log_evidence made of one"
+                f"models[{name!r}] is a {type(model).__name__}; pass a VAE, a Pair or a dataset from log_evidence"
             )
     return rows, hashes
 
 
-def _refuse_dataset(name: str, found: xr.Dataset, expected: str) -> None:
+def _validate_dataset(name: str, found: xr.Dataset, expected: str) -> None:
     if not {"log_evidence", "mcse"} <= set(found):
-        raise SettingsError(f"models[{name!r}] holds no log_evidence with mcse; give what log_evidence returned")
+        raise SettingsError(f"models[{name!r}] lacks log_evidence or mcse; pass a dataset from log_evidence")
     if found.attrs.get("method") == "bdmc":
-        raise DataError(f"the evidence of {name!r} is of data simulated from it; estimate that of x_test, as by ais")
+        raise DataError(f"models[{name!r}] is the evidence of simulated data; estimate that of x_test, such as by ais")
     if found.attrs.get("data_hash") != expected:
-        raise DataError(f"the evidence of {name!r} is of other data than x_test; estimate it of x_test")
-    if shared := found.attrs.get("trained_on"):
-        raise DataError(f"x_test overlaps the training data of model {name!r}: {shared}; use held-out data")
+        raise DataError(f"models[{name!r}] is the evidence of data other than x_test; estimate that of x_test")
+    if overlap := found.attrs.get("trained_on"):
+        raise DataError(f"x_test overlaps the training data of model {name!r} ({overlap}); use held-out data")
 
 
 def _table(found: Mapping[str, xr.Dataset], number: np.ndarray, pairs: list[Guides]) -> pd.DataFrame:
@@ -250,7 +250,7 @@ def _table(found: Mapping[str, xr.Dataset], number: np.ndarray, pairs: list[Guid
 
 
 def _bias(found: xr.Dataset, variance: float) -> float:
-    """The bias of the sum of log p(x): measured, or else to the second order in the error of the weights."""
+    """Return the bias of the sum of log p(x): as measured, or to second order in the error of the weights."""
     measured = float(found.bias.sum(skipna=False)) if "bias" in found else math.nan
     return -variance / 2 if math.isnan(measured) else measured
 
@@ -266,29 +266,29 @@ def _p_worse(difference: float, error: float) -> float:
 
 
 def _about_difference(row: pd.Series, distinct: int, share: float) -> str:
-    told = {
+    notes = {
         "tied": abs(row.elpd_diff) <= TIED * row.dse,
         f"N < {FEW}": distinct < FEW,
-        f"|elpd_diff| < {CLOSE:g}": abs(row.elpd_diff) * share < CLOSE,  # of the distinct rows
+        f"|elpd_diff| < {CLOSE:g}": abs(row.elpd_diff) * share < CLOSE,  # over distinct rows
     }
-    return "; ".join(name for name, true in told.items() if true)
+    return "; ".join(note for note, true in notes.items() if true)
 
 
 def _about_elpd(found: xr.Dataset, row: pd.Series, least: float, twin: str) -> str:
-    told = []
+    notes = []
     if "khat" in found and (heavy := int((found.khat > BAD_KHAT).sum())):
-        told.append(f"{heavy} k̂ > {BAD_KHAT}")
+        notes.append(f"{heavy} k̂ > {BAD_KHAT}")
     if abs(row.mc_bias) > max(row.dse, least, NO_BIAS):
-        told.append("mc_bias > dse")
+        notes.append("mc_bias > dse")
     if abs(row.mc_bias) > max(abs(row.elpd_diff) / 2, NO_BIAS) and row["rank"]:
-        told.append("mc_bias > half of elpd_diff")
+        notes.append("mc_bias > half of elpd_diff")
     if twin:
-        told.append(f"the model of {twin} with another guide")
-    return "; ".join(told)
+        notes.append(f"the model of {twin} with another guide")
+    return "; ".join(notes)
 
 
 def stacking_weights(each: np.ndarray) -> np.ndarray:
-    """The weights of the mixture that gives the data most probability, by expectation maximisation.
+    """Compute the stacking weights, those of the best mixture, by expectation maximization.
 
     .. math:: \\max_w \\sum_i \\log \\sum_m w_m p_m(x_i), \\qquad w_m \\ge 0, \\; \\sum_m w_m = 1
 
@@ -296,7 +296,7 @@ def stacking_weights(each: np.ndarray) -> np.ndarray:
         each: log p of each model and datum, shape ``(model, datum)``.
 
     Returns:
-        Shape ``(model,)``.
+        The weights, shape ``(model,)``.
 
     Example:
         >>> stacking_weights(np.log([[0.5, 0.5, 0.5], [0.1, 0.1, 0.1]])).round(6).tolist()
@@ -314,18 +314,18 @@ def stacking_weights(each: np.ndarray) -> np.ndarray:
 
 
 def judge_models(table: pd.DataFrame) -> Finding:
-    """Judge whether the best model of a comparison is told apart from the others.
+    """Judge whether the best model of a comparison is clearly better than the others.
 
     Args:
         table: from :func:`pyro_vae.compare_models`.
 
     Returns:
-        ``fine`` where the best is told apart from all others, and a second estimate of each agrees
-        (:func:`~pyro_vae.evidence.cross_check`). ``doubtful`` where it is tied with one, where there is no such check,
-        where k̂ or the bias of an estimate says that a difference may come from the guides and not from the models, or
-        where it is not known which features are densities. ``bad`` where a feature is a density under one model and a
-        probability under another, where densities are compared at atoms, or where one generative model with two guides
-        is told apart from itself.
+        ``fine`` if the best model is clearly better than all others, and a second estimate of each agrees
+        (:func:`~pyro_vae.evidence.cross_check`). ``doubtful`` if it is tied with another, if there is no second
+        estimate, if k̂ or the bias of an estimate indicates that a difference may come from the guides, or if it is
+        unknown which features are densities. ``bad`` if a feature is a density under one model and a probability
+        under another, if densities are compared at atoms, or if one generative model differs significantly from
+        itself under two guides.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -336,17 +336,17 @@ def judge_models(table: pd.DataFrame) -> Finding:
     """
     best, others, about = str(table.index[0]), table.iloc[1:], "model comparison"
     if table.attrs["unlike"]:
-        remedy = "compare models that take each feature for the same kind, as by dequantising counts for a density"
+        remedy = "compare models under which each feature has the same kind; for a density of counts, dequantize them"
         return Finding(about, "bad", table.attrs["unlike"], remedy)
     if table.attrs.get("atoms"):
         return Finding(about, "bad", f"{table.attrs['atoms']} where p(x) is a density under all models", REMEDY)
     tied = [str(name) for name in others.index[others.elpd_diff.abs() <= TIED * others.dse]]
-    told = "; ".join(
+    differences = "; ".join(
         f"{name} {format_estimate(row.elpd_diff, row.dse, over='', signed=True)}" for name, row in others.iterrows()
     )
-    why = f"{best} has the most evidence of {_data(table)}, in nats beside it (± over data, in pairs): {told}"
+    why = f"{best} has the highest evidence of {_data(table)}; differences (nats, ± over data, in pairs): {differences}"
     if tied:
-        why += f" (within {TIED:g} standard errors, so not told apart: {', '.join(tied)})"
+        why += f" (tied within {TIED:g} standard errors: {', '.join(tied)})"
     if table.attrs["same_model"]:
         why += f"; {table.attrs['same_model']}"
     if table.warning.any():
@@ -354,13 +354,13 @@ def judge_models(table: pd.DataFrame) -> Finding:
         warned = [
             f"{name} ({row.diag_elpd}; mc_bias {row.mc_bias:.2g})" for name, row in table[table.warning].iterrows()
         ]
-        why += f"; the difference may come from the guides, not from the models: {', '.join(warned)}"
-        return Finding(about, level, why, 'estimate by method="ais" or with more particles, or take a richer posterior')
+        why += f"; the difference may come from the guides, not the models: {', '.join(warned)}"
+        return Finding(about, level, why, 'estimate with method="ais" or more particles, or use a richer posterior')
     if table.attrs["not_known"]:
-        why += f"; which features are densities is not known of {table.attrs['not_known']}"
-        return Finding(about, "doubtful", why, "estimate its evidence again by log_evidence")
+        why += f"; it is unknown which features of {table.attrs['not_known']} are densities"
+        return Finding(about, "doubtful", why, "estimate its evidence again with log_evidence")
     if tied:
-        return Finding(about, "doubtful", why, "hold out more data, or take the simpler model")
+        return Finding(about, "doubtful", why, "hold out more data, or choose the simpler model")
     if table.attrs["not_checked"]:
         return Finding(about, "doubtful", f"{why}; {table.attrs['not_checked']}", CROSS_CHECK)
     return Finding(about, "fine", why)

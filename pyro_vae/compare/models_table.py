@@ -1,4 +1,4 @@
-"""A comparison of models as a table, for ``print``."""
+"""Print a comparison of models as a table."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ from pyro_vae.evidence.estimate import ESTIMATES
 
 COLUMNS = ("rank", "elpd", "se", "elpd_diff", "dse", "diff_mcse", "weight", "diag_diff", "diag_elpd")
 ATTRIBUTES = ("data", "distinct", "method", "unlike", "atoms")
-"""What the table needs; without it, what is left of a comparison prints as pandas prints it."""
+"""Attributes that the table needs; without them, a comparison prints like any DataFrame."""
 
 WEIGHT_ERROR = 0.1
-"""Weights are shown with two decimals."""
+"""The error that shows weights with two decimals."""
 
 
 NOTHING = 1e-3
-"""An error over draws that is a smaller share of that over data is shown as 0."""
+"""An error over draws below this fraction of the error over data is shown as 0."""
 
 CAPTION = (
-    "±: standard error over data, of differences in pairs. Draws: the standard error of the difference over draws "
-    "alone. Weight: of the mixture of all models that describes the data best."
+    "±: standard error over data; that of a difference is paired. Draws: the Monte-Carlo standard error of the "
+    "difference. Weight: in the mixture of all models that describes the data best (stacking)."
 )
 
 
 class ModelComparison(pd.DataFrame):
     """A DataFrame that ``print`` shows as a table of models, with as many digits as the errors allow.
 
-    Nothing but ``str()`` differs from ``pandas.DataFrame``, and only where all that the table shows is there.
+    Only ``str()`` differs from ``pandas.DataFrame``, and only if all columns of the table are present.
     """
 
     @property
@@ -80,7 +80,7 @@ def models_table(found: pd.DataFrame) -> Table:
 
 
 def _cells(row: Any) -> list[str]:
-    """The numbers of a model, and what to know of them."""
+    """Format the numbers and notes of a model."""
     beside = ["", ""]
     if row["rank"]:
         draws = format_rounded(row.diff_mcse, row.diff_mcse) if row.diff_mcse > NOTHING * row.dse else "0"

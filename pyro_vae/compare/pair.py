@@ -1,4 +1,4 @@
-"""What is compared: a VAE, or any Pyro model and guide; their parameters by group."""
+"""The subject of a comparison: a VAE or a Pyro model and guide, with data and grouped parameters."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,9 +32,9 @@ class Subject:
         guide: its guide.
         rows: the data, on the device and in the precision of the pair.
         size: n.
-        arguments: what model and guide are called with.
-        parameters: the leaves that are trained, by name, those of the model first.
-        generative: how many of them the model has.
+        arguments: the arguments of model and guide.
+        parameters: name → trainable leaf, those of the model first.
+        generative: the number of parameters of the model.
 
     Example:
         >>> import pyro_vae as pv
@@ -52,7 +52,7 @@ class Subject:
     generative: int
 
     def groups(self) -> dict[str, list[int]]:
-        """Which parameters are Θ, which φ, and which each named module holds itself."""
+        """Group the parameters: all, Θ, φ, and those directly in each named module."""
         names = list(self.parameters)
         found = {"all": list(range(len(names))), "Θ": list(range(self.generative))}
         found["φ"] = list(range(self.generative, len(names)))
@@ -62,14 +62,14 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the data are."""
+        """The device of the data."""
         return self.rows.x.device
 
     @contextmanager
     def evaluating(self, particles: int = 1) -> Iterator[None]:
-        """Both in evaluation mode, as far as they are modules, without Pyro's checks and with gradients.
+        """Evaluate inside with modules in evaluation mode, without Pyro's validation and with gradients.
 
-        By one thread where an evaluation of so many particles is small.
+        Uses one thread if an evaluation with this number of particles is small.
         """
         modules = [program for program in (self.model, self.guide) if isinstance(program, nn.Module)]
         weights = {id(p): p for p in (*self.parameters.values(), *(p for m in modules for p in m.parameters()))}
@@ -84,11 +84,11 @@ class Subject:
 
 
 def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
-    """A VAE or a pair with data.
+    """Combine a VAE or a pair with data.
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of a VAE's likelihood.
-        ModelError: if a VAE does not fit them.
+        ModelError: if a VAE does not match the data.
 
     Example:
         >>> import pyro_vae as pv
@@ -99,27 +99,27 @@ def subject_of(vae: VAE | Pair, x: Any, size: int | None) -> Subject:
     rows = rows_for(vae, x) if isinstance(vae, VAE) else rows_of(x)
     n = len(rows) if size is None else whole("size", size, 1)
     if torch.is_inference_mode_enabled():
-        raise ModelError("inference mode is on, where there are no gradients to compare; call this outside of it")
+        raise ModelError("inference mode has no gradients to compare; call this outside torch.inference_mode()")
     if isinstance(vae, VAE):
         rows = rows.like(vae)
         arguments = rows.arguments(n)
-        theirs = [_trainable(part) for part in (vae.model, vae.guide)]
+        parameters = [_trainable(part) for part in (vae.model, vae.guide)]
     else:
         arguments = (rows.x,) if size is None else (rows.x, size)
-        theirs = _captured(vae, arguments)
-    generative, inference = theirs
-    own = {name: p for name, p in inference.items() if all(p is not other for other in generative.values())}
-    every = {**generative, **{f"guide.{name}" if name in generative else name: p for name, p in own.items()}}
+        parameters = _captured(vae, arguments)
+    generative, inference = parameters
+    unshared = {name: p for name, p in inference.items() if all(p is not other for other in generative.values())}
+    every = {**generative, **{f"guide.{name}" if name in generative else name: p for name, p in unshared.items()}}
     return Subject(vae.model, vae.guide, rows, n, arguments, every, len(generative))
 
 
-def _refuse_own_subsamples(model_trace: Trace, rows: int) -> None:
+def _validate_no_subsampling(model_trace: Trace, rows: int) -> None:
     for name, site in samples(model_trace):
         for frame in site["cond_indep_stack"]:
             if frame.vectorized and frame.size < (frame.full_size or frame.size) == rows:
                 raise ModelError(
-                    f"site {name} is in a plate that draws {frame.size} of the {rows} rows itself, so no draw has a "
-                    "value for each; hand a batch over as x, with size="
+                    f"site {name} is in a plate that subsamples {frame.size} of the {rows} rows, so a draw does not "
+                    "cover every row; pass a batch as x, with size="
                 )
 
 
@@ -128,11 +128,11 @@ def _trainable(part: nn.Module) -> dict[str, Tensor]:
 
 
 def _captured(pair: Pair, arguments: tuple[Any, ...]) -> list[dict[str, Tensor]]:
-    """The trainable leaves behind each parameter of a model and a guide, by Pyro's names."""
+    """Collect the trainable leaves of the parameters of a model and a guide, by Pyro's names."""
     with torch.random.fork_rng(), torch.no_grad():
         guide_trace = poutine.trace(pair.guide).get_trace(*arguments)
         model_trace = replayed(pair.model, guide_trace, *arguments)
-    _refuse_own_subsamples(model_trace, len(arguments[0]))
+    _validate_no_subsampling(model_trace, len(arguments[0]))
     store = pyro.get_param_store()
     names = ([n for n, site in t.nodes.items() if site["type"] == "param"] for t in (model_trace, guide_trace))
     found = ({name.replace("$$$", "."): store[name].unconstrained() for name in sites} for sites in names)

@@ -1,4 +1,4 @@
-"""Which estimator to train with, by what was measured."""
+"""Recommend an estimator to train with, from a comparison."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.psis import BAD, LEAST
 
 SURE = 3.0
-"""Estimators this many standard errors apart are told apart."""
+"""Estimators differ significantly if they are this many standard errors apart."""
 
 ELBO = "ELBO"
-"""The bound that a recommendation is made for where the table has it."""
+"""The default bound of a recommendation, if the comparison has it."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A cell of a comparison, judged by the gradient that carries the least signal per second.
+    """A cell of a comparison, judged by the parameter group with the least signal per second.
 
     Args:
-        estimator: its name.
-        particles: how many.
-        group: of the parameters whose gradient it is.
-        each: the logarithm of its efficiency, of one seed or each of several.
-        errors: of each.
-        khat: the shape of the tail of its squared gradient over draws; NaN if not known.
-        bias: of its gradient, relative; NaN if not known.
+        estimator: the name of the estimator.
+        particles: the number of particles.
+        group: the parameter group.
+        each: the log efficiency, per seed.
+        errors: the standard errors of ``each``.
+        khat: the tail shape of the squared gradient norm over draws; NaN if unknown.
+        bias: the relative bias of the gradient; NaN if unknown.
     """
 
     estimator: str
@@ -56,30 +56,30 @@ class _Candidate:
 
 @takes_settings
 def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
-    """Say which estimator of a bound to train with, why, and how sure that is.
+    """Say which estimator of a bound to train with, why, and how certain this is.
 
     Estimators are ranked within one bound, the coordinate ``target`` of the comparison: the ELBO or, if it is not in
-    the table, the bound that has most estimators there. What counts is the signal of a step per second:
-    ``efficiency``, the squared signal-to-noise ratio of the gradient divided by the seconds it takes, of Θ or φ,
-    whichever has less. Estimators whose gradient is known, or seen here, to be biased are left out.
+    the comparison, the bound with the most estimators. The criterion is the signal of a step per second,
+    ``efficiency``: the squared signal-to-noise ratio of the gradient divided by its seconds, of Θ or φ, whichever is
+    lower. Estimators with a gradient bias that is known, or found in the comparison, are left out.
 
-    An estimator of another bound changes the objective, so it is not ranked. For each such bound a sentence says by
-    how much its value differs here, and how much a step along its gradient raises the ELBO.
+    An estimator of another bound changes the objective, so it is not ranked. For each such bound one sentence says
+    how much its value differs, and how much a step along its gradient raises the ELBO.
 
-    Nothing is sure where the bias of the best gradient is not known, or where the squared gradients have a tail so
-    heavy (k̂ above 0.7, or fewer than 25 draws to see it) that their errors cannot be trusted. Over seeds estimators
-    are told apart by Student's t, as seldom wrongly as by 3 standard errors: 3 seeds need 19 of their own errors, 5
-    need 6.6, 10 4.1.
+    The result is not certain if the bias of the best gradient is unknown, or if the squared gradients have so heavy a
+    tail (k̂ above 0.7, or fewer than 25 draws) that their errors are unreliable. Over seeds, estimators are compared by
+    Student's t at the error rate of 3 standard errors: 3 seeds need a difference of 19 of their standard errors, 5
+    seeds 6.6, and 10 seeds 4.1.
 
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`.
         target: the bound to recommend an estimator of, such as "IWAE(8)".
 
     Returns:
-        Two sentences, and one for each other bound; with a dimension ``moment``, a line of them for each.
+        Two sentences, and one for each other bound; with a dimension ``moment``, one line for each moment.
 
     Raises:
-        SettingsError: if it holds comparisons of several seeds side by side, or has no such ``target``.
+        SettingsError: if ``comparison`` stacks several seeds, or has no such ``target``.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018),
@@ -104,12 +104,12 @@ def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
     if not candidates:
         first = (
             f"No estimator can be recommended: none {f'of {_the(chosen)} ' if len(bounds) > 1 else ''}has a gradient "
-            f"whose signal stands out of its noise here. Compare with more than {drawn(comparison)}, or nearer to the "
-            "start of training."
+            f"with a signal above its noise here. Compare with more than {drawn(comparison)}, or closer to the start "
+            "of training."
         )
     else:
         best, *others = candidates
-        why, sure = _why(best, others, comparison, chosen), _how_sure(best, others, comparison, chosen)
+        why, sure = _why(best, others, comparison, chosen), _certainty(best, others, comparison, chosen)
         first = f"Train with {best.called}: {why}. {sure}"
     own = [(c.estimator, c.particles) for c in candidates] or bounds.get(chosen, [])
     changes = [_changed(comparison, name, cells, chosen, own[0]) for name, cells in bounds.items() if name != chosen]
@@ -120,7 +120,7 @@ _Cell = tuple[str, int]
 
 
 def _bounds(comparison: xr.Dataset) -> dict[str, list[_Cell]]:
-    """The cells that have numbers, by the bound they estimate."""
+    """Group the non-empty cells by the bound that they estimate."""
     found = dict[str, list[_Cell]]()
     for name in comparison.estimator.values:
         for k in comparison.particles.values:
@@ -131,7 +131,7 @@ def _bounds(comparison: xr.Dataset) -> dict[str, list[_Cell]]:
 
 
 def _target(cell: xr.Dataset) -> str:
-    """Its bound; of a comparison that was saved before there was ``target``, by ``bound``, which lacks K."""
+    """Return the cell's bound; in comparisons saved by versions without ``target``, use ``bound``, which lacks K."""
     if "target" in cell.coords:
         return str(cell.target.item())
     bound = str(cell.bound.item())
@@ -146,11 +146,11 @@ def _chosen(bounds: dict[str, list[_Cell]], target: str | None) -> str:
     return max(bounds, key=lambda name: len(bounds[name]))
 
 
-def _some(names: Sequence[str], between: str) -> str:
-    """The first three names, and how many more there are.
+def _join_some(names: Sequence[str], between: str) -> str:
+    """Join the first three names, and say how many more there are.
 
     Example:
-        >>> _some("ABC", ", "), _some("ABCDE", " or ")
+        >>> _join_some("ABC", ", "), _join_some("ABCDE", " or ")
         ('A, B, C', 'A or B or C or 2 more')
     """
     more = [f"{len(names) - 3} more"] if len(names) > 3 else []
@@ -162,11 +162,11 @@ def _the(bound: str) -> str:
 
 
 def _changed(comparison: xr.Dataset, bound: str, cells: list[_Cell], chosen: str, base: _Cell) -> str:
-    """What training with another bound means."""
-    named = _some([f"{name} at K = {k}" for name, k in cells], " or ")
+    """Say what training with another bound means."""
+    named = _join_some([f"{name} at K = {k}" for name, k in cells], " or ")
     to = "" if bound == named else f" to {_the(bound)}"
-    cell, own = (comparison.sel(estimator=name, particles=k) for name, k in (cells[0], base))
-    value, error = _apart(cell, own)
+    cell, reference = (comparison.sel(estimator=name, particles=k) for name, k in (cells[0], base))
+    value, error = _apart(cell, reference)
     text = f"Training with {named} changes the objective{to}"
     if np.isfinite(value):
         side = "above" if value > 0 else "below"
@@ -180,17 +180,17 @@ def _changed(comparison: xr.Dataset, bound: str, cells: list[_Cell], chosen: str
         error = cell.elbo_alignment_se.sel(parameter_group="all").item()
         text += (
             f", and a small step along its gradient raises the ELBO {format_estimate(share, error, over='')} times as "
-            "much as a step as long along the gradient of the ELBO"
+            "much as a step of the same length along the gradient of the ELBO"
         )
     return text + "."
 
 
-def _apart(cell: xr.Dataset, own: xr.Dataset) -> tuple[float, float]:
-    """The difference of two values and its standard error over draws, in pairs where these are known."""
+def _apart(cell: xr.Dataset, other: xr.Dataset) -> tuple[float, float]:
+    """Compute the difference of two values and its standard error over draws, paired if the draws are available."""
     if "value" in cell:
-        apart = (cell.value - own.value).values
+        apart = (cell.value - other.value).values
         return float(apart.mean()), float(apart.std(ddof=1) / np.sqrt(len(apart)))
-    return (cell.elbo - own.elbo).item(), float(np.hypot(cell.elbo_se, own.elbo_se))
+    return (cell.elbo - other.elbo).item(), float(np.hypot(cell.elbo_se, other.elbo_se))
 
 
 def _candidates(comparison: xr.Dataset, cells: list[_Cell]) -> list[_Candidate]:
@@ -212,7 +212,7 @@ def _bias(cell: xr.Dataset) -> float:
 
 
 def _candidate(cell: xr.Dataset, name: str, particles: int, group: str, bias: float) -> _Candidate:
-    """Without noise its efficiency is infinite, and sure; where its error is unknown, nothing about it is sure."""
+    """Make a candidate; an infinite efficiency (no noise) has error 0, and an unknown error counts as infinite."""
     of = "seed_efficiency" if "seed_efficiency" in cell else "efficiency"
     efficiency, error = (np.atleast_1d(cell[variable].values).astype(float) for variable in (of, f"{of}_se"))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -223,14 +223,14 @@ def _candidate(cell: xr.Dataset, name: str, particles: int, group: str, bias: fl
 
 
 def _error(each: np.ndarray, squares: np.ndarray) -> float:
-    """Of the mean over seeds of numbers whose own squared errors are known: what their spread says, if that is more."""
+    """Compute the error of a mean over seeds: from the variance over seeds or the mean squared error, if larger."""
     with np.errstate(invalid="ignore"):
-        seen = each.var(ddof=1) if len(each) > 1 else 0.0
-    return float(np.sqrt(np.fmax(seen, squares.mean()) / len(each)))
+        variance = each.var(ddof=1) if len(each) > 1 else 0.0
+    return float(np.sqrt(np.fmax(variance, squares.mean()) / len(each)))
 
 
 def _is_biased(cell: xr.Dataset) -> bool:
-    """Seen here: beyond five errors and 5 % of the gradient."""
+    """Return whether the measured bias exceeds five standard errors and 5 % of the gradient."""
     bias = cell.gradient_bias.sel(parameter_group="all")
     return bool((bias > 5 * cell.gradient_bias_se.sel(parameter_group="all")) & (bias > 0.05))
 
@@ -238,15 +238,15 @@ def _is_biased(cell: xr.Dataset) -> bool:
 def _why(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:
     among = f"of {len(others) + 1} choices for {_the(bound)} its" if others else "its"
     both = {"Θ", "φ"} <= set(comparison.parameter_group.values.tolist())
-    text = f"{among} gradient {_signal(best)}" + (f" of {best.group}, where it has less" if both else "")
+    text = f"{among} gradient {_signal(best)}" + (f" of {best.group}, the lower of the two groups" if both else "")
     usual = next((c for c in others if c.estimator in ("Trace_ELBO", "ELBO") and c.particles == 1), None)
     if usual and np.isfinite(best.log_efficiency):
         text += f", {_times(best, usual)} times that of {usual.called}"
-    return text + _where_its_bound_lies(comparison.sel(estimator=best.estimator, particles=best.particles))
+    return text + _bound_gap(comparison.sel(estimator=best.estimator, particles=best.particles))
 
 
 def _times(best: _Candidate, usual: _Candidate) -> str:
-    """The ratio of two efficiencies, whose logarithms have independent errors."""
+    """Format the ratio of two efficiencies, whose logarithms have independent errors."""
     ratio = float(np.exp(best.log_efficiency - usual.log_efficiency))
     return format_estimate(ratio, ratio * float(np.hypot(best.error, usual.error)), over="")
 
@@ -259,7 +259,7 @@ def _signal(best: _Candidate) -> str:
     return f"carries the most signal per second, {most} in squared signal-to-noise"
 
 
-def _where_its_bound_lies(cell: xr.Dataset) -> str:
+def _bound_gap(cell: xr.Dataset) -> str:
     bias, error = cell.bias.item(), cell.bias_se.item()
     if np.isnan(bias):
         return ""
@@ -269,51 +269,51 @@ def _where_its_bound_lies(cell: xr.Dataset) -> str:
     return f"; its bound lies {apart} {'below' if bias < 0 else 'above'} log p(x)"
 
 
-def _how_sure(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:
+def _certainty(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset, bound: str) -> str:
     if not others:
-        return f"There was no other estimator of {_the(bound)} to compare it with."
-    close = [c for c in others if not _ahead(best, c) >= SURE]
+        return f"There is no other estimator of {_the(bound)} to compare it with."
+    close = [c for c in others if not _errors_ahead(best, c) >= SURE]
     if close:
-        named = _some([c.called for c in close], ", ")
-        return f"This is not sure: {drawn(comparison)} do not tell it from {named} ({_by(best)})."
-    z = min(_ahead(best, c) for c in others)
-    behind = "behind by as much as can be" if np.isinf(z) else f"{z:.0f} standard errors behind"
+        named = _join_some([c.called for c in close], ", ")
+        return f"This is not certain: {drawn(comparison)} do not separate it from {named} ({_criterion(best)})."
+    z = min(_errors_ahead(best, c) for c in others)
+    behind = "infinitely far behind" if np.isinf(z) else f"{z:.0f} standard errors behind"
     if doubt := _doubt(best, others, comparison):
-        return f"This is not sure, though the next, {others[0].called}, is {behind}: {doubt}."
-    return f"This is sure by {drawn(comparison)}: the next, {others[0].called}, is {behind}."
+        return f"This is not certain, although the next, {others[0].called}, is {behind}: {doubt}."
+    return f"This is certain over {drawn(comparison)}: the next, {others[0].called}, is {behind}."
 
 
 def _doubt(best: _Candidate, others: list[_Candidate], comparison: xr.Dataset) -> str:
-    """Why standard errors do not decide; empty where they do."""
+    """Say why the standard errors are unreliable; return an empty string if they are not."""
     if np.isnan(best.bias):
-        return "the bias of its gradient is not known"
+        return "the bias of its gradient is unknown"
     if any(np.isnan(c.khat) for c in (best, *others)):
-        return f"{drawn(comparison)} are too few to see a heavy tail of the gradient; take at least {LEAST}"
+        return f"{drawn(comparison)} are too few to detect a heavy tail of the gradient; use at least {LEAST}"
     heavy = [c for c in (best, *others) if c.khat > BAD]
     if heavy:
         named = ", ".join(f"{c.called} (k̂ = {c.khat:.2f})" for c in heavy[:3])
-        return f"the squared gradient has a heavy tail, so the error of its variance is not known, with {named}"
+        return f"the squared gradient has a heavy tail, so the error of its variance is unreliable, with {named}"
     return ""
 
 
-def _by(best: _Candidate) -> str:
-    """By what they are not told apart."""
-    return f"under {SURE:g} standard errors" + (", by Student's t, as seeds are few" if len(best.each) > 1 else "")
+def _criterion(best: _Candidate) -> str:
+    """Name the criterion of significance."""
+    return f"under {SURE:g} standard errors" + (", by Student's t over seeds" if len(best.each) > 1 else "")
 
 
-def _ahead(best: _Candidate, other: _Candidate) -> float:
-    """How many standard errors apart, seed by seed, two logarithms are; NaN where both are without noise.
+def _errors_ahead(best: _Candidate, other: _Candidate) -> float:
+    """Compute how many standard errors apart two log efficiencies are; NaN if both are without noise.
 
-    Over seeds by Student's t, told as so many errors of a normal variable as are as seldom: few seeds differ little
-    by chance, and often.
+    Over seeds, Student's t is converted to the normal quantile of the same tail probability, as few seeds may have a
+    small spread by chance.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         apart = best.each - other.each
         ratio = float(np.divide(apart.mean(), _error(apart, best.errors**2 + other.errors**2)))
-    return ratio if len(apart) == 1 else _of_normal(ratio, len(apart) - 1)
+    return ratio if len(apart) == 1 else _normal_quantile(ratio, len(apart) - 1)
 
 
-def _of_normal(ratio: float, freedom: int) -> float:
+def _normal_quantile(ratio: float, freedom: int) -> float:
     from scipy.stats import norm, t
 
     return float(np.copysign(norm.isf(t.sf(abs(ratio), freedom)), ratio))

@@ -1,4 +1,4 @@
-"""Comparisons of trainings that differ in their seed alone, as one."""
+"""Combine comparisons of trainings that differ only in their seed."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,40 +9,39 @@ import xarray as xr
 from pyro_vae.errors import SettingsError
 
 WORST = ("difference", "gradient_difference", "peak_memory")
-"""What is the largest over seeds, as it is over draws."""
+"""Variables that are maxima over draws, and therefore over seeds."""
 ALIKE = ("draws", "size", "dtype")
-"""Attributes in which comparisons must agree."""
+"""Attributes that must be equal in all comparisons."""
 ORDERED = ("moment", "estimator")
-"""Dimensions whose labels have an order of their own."""
+"""Dimensions whose labels are not sorted alphabetically."""
 LISTED = ("device", "threads", "reference", "log_evidence")
-"""Attributes whose values are all listed where the comparisons differ in them."""
+"""Attributes that list all values if the comparisons differ."""
 BY_SEED = ("efficiency", "efficiency_se")
-"""What is kept of each seed, as ``seed_…``, to tell estimators apart by it."""
+"""Variables that are stored per seed, as ``seed_…``, to compare estimators in pairs."""
 
 
 def over_seeds(comparisons: Sequence[xr.Dataset]) -> xr.Dataset:
-    """The mean of comparisons of trainings that differ in their seed, with errors that hold how much these differ.
+    """Average comparisons of trainings that differ in their seed; errors include the spread over seeds.
 
     .. math:: \\bar v = \\frac1S \\sum_s v_s, \\qquad
         se^2 = \\frac1S \\max\\Big(\\tfrac1{S-1} \\sum_s (v_s - \\bar v)^2,\\ \\tfrac1S \\sum_s se_s^2\\Big)
 
-    What another training would have given too is in the error; a spread that comes out smaller than the draws of
-    each alone allow, as that of few seeds may, is not believed. Differences to the hand-derived ELBO and peak
-    memory are the largest over seeds.
+    The error thus includes the variation between trainings. The spread of few seeds may be small by chance, so it is
+    never taken as smaller than the error over draws. Differences from the hand-derived ELBO and peak memory are the
+    maxima over seeds.
 
     Args:
-        comparisons: one from :func:`pyro_vae.compare_elbos` of each training, on the same held-out data and each with
-            a ``seed`` of draws of its own, at least 2; with a dimension ``moment``, each moment by itself.
+        comparisons: at least 2 results of :func:`pyro_vae.compare_elbos`, one per training, on the same held-out data
+            and with different ``seed``; a dimension ``moment`` is averaged moment by moment.
 
     Returns:
-        A dataset as of one comparison, without the single draws (``value``, ``noise_seed``), and with
-        ``seed_efficiency`` and its error, by which :func:`pyro_vae.recommend` tells estimators apart in pairs. What
-        not every seed has, as a moment or an estimator, is left out, and the attribute ``left_out`` says so;
-        ``seeds`` are the seeds.
+        A dataset like that of one comparison, without single draws (``value``, ``noise_seed``), but with
+        ``seed_efficiency`` and its error, by which :func:`pyro_vae.recommend` compares estimators in pairs. Moments and
+        estimators that some seeds lack are left out and named in the attribute ``left_out``; ``seeds`` lists the seeds.
 
     Raises:
-        SettingsError: if there is one only, one is none of a single training, seeds of draws are alike, data, draws or
-            precision differ, or there is no moment or estimator that all have.
+        SettingsError: if there is only one comparison, one does not come from a single training, two have the same
+            seed, data, draws or precision differ, or no moment or estimator is common to all.
 
     References:
         | Deep Reinforcement Learning that Matters (Henderson et al., 2018), https://arxiv.org/abs/1709.06560
@@ -57,12 +56,12 @@ def over_seeds(comparisons: Sequence[xr.Dataset]) -> xr.Dataset:
         >>> bool(mean.elbo_se > max(one.elbo_se for one in each))  # trainings differ more than draws do
         True
     """
-    comparisons = _seen(comparisons)
+    comparisons = _validated(comparisons)
     every = stacked([one.drop_vars(("value", "noise_seed"), errors="ignore") for one in comparisons], join="inner")
     mean = every.mean("seed", skipna=False, keep_attrs=True)
     errors = {f"{name}_se": _error(every, str(name)) for name in every if f"{name}_se" in every}
     worst = {name: every[name].max("seed", skipna=False, keep_attrs=True) for name in WORST if name in every}
-    left_out = "; ".join(dict.fromkeys([*_told("left_out", comparisons), *_not_shared(comparisons)]))
+    left_out = "; ".join(dict.fromkeys([*_distinct_values("left_out", comparisons), *_not_shared(comparisons)]))
     seeds = {f"seed_{name}": every[name] for name in BY_SEED if name in every}
     return mean.assign(errors | worst | seeds).assign_attrs(
         {**every.attrs, "seeds": _seeds(comparisons), "left_out": left_out.strip("; ")}
@@ -70,11 +69,11 @@ def over_seeds(comparisons: Sequence[xr.Dataset]) -> xr.Dataset:
 
 
 def stacked(comparisons: Sequence[xr.Dataset], *, join: Literal["inner", "outer"] = "outer") -> xr.Dataset:
-    """Comparisons side by side, by ``seed``.
+    """Stack comparisons along a dimension ``seed``.
 
     Args:
-        comparisons: from :func:`pyro_vae.compare_elbos`, each of another seed.
-        join: of moments and estimators that some lack, "inner" to leave them out, "outer" for NaN.
+        comparisons: from :func:`pyro_vae.compare_elbos`, with different seeds.
+        join: moments and estimators that some comparisons lack are left out with "inner", and NaN with "outer".
 
     Example:
         >>> one = xr.Dataset({"elbo": 0.0}, attrs={"seed": 0})
@@ -89,22 +88,24 @@ def stacked(comparisons: Sequence[xr.Dataset], *, join: Literal["inner", "outer"
     )  # fmt: skip
     in_order = {name: [each for each in _labels(name, every) if each in together[name].values] for name in ORDERED}
     together = together.sel({name: labels for name, labels in in_order.items() if name in together.dims})
-    return together.assign_attrs({name: "; ".join(told) for name in LISTED if len(told := _told(name, every)) > 1})
+    return together.assign_attrs(
+        {name: "; ".join(found) for name in LISTED if len(found := _distinct_values(name, every)) > 1}
+    )
 
 
 def _labels(dimension: str, comparisons: Sequence[xr.Dataset]) -> list[Any]:
-    """Labels in the order of the one that has most of them, which joining would sort."""
+    """List the labels in the order of the comparison with the most of them; joining would sort them."""
     each = [one[dimension].values.tolist() for one in comparisons if dimension in one.dims]
-    return [*dict.fromkeys(label for own in sorted(each, key=len, reverse=True) for label in own)]
+    return [*dict.fromkeys(label for labels in sorted(each, key=len, reverse=True) for label in labels)]
 
 
-def _told(name: str, comparisons: Sequence[xr.Dataset]) -> list[str]:
-    """The different values of an attribute, each once."""
+def _distinct_values(name: str, comparisons: Sequence[xr.Dataset]) -> list[str]:
+    """List the distinct values of an attribute."""
     return [*dict.fromkeys(str(one.attrs[name]) for one in comparisons if name in one.attrs)]
 
 
 def drawn(comparison: xr.Dataset) -> str:
-    """How much a comparison rests on, in words.
+    """Say how many draws and seeds a comparison has.
 
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`, or the mean of several.
@@ -118,18 +119,18 @@ def drawn(comparison: xr.Dataset) -> str:
 
 
 def refuse_stacked(comparison: xr.Dataset) -> None:
-    """Refuse comparisons side by side where one is needed.
+    """Raise if several comparisons are stacked where one is needed.
 
     Raises:
-        SettingsError: if they are.
+        SettingsError: if ``comparison`` stacks several seeds.
 
     Example:
         >>> refuse_stacked(xr.Dataset({"elbo": 0.0}))
     """
     if "elbo" in comparison and "seed" in comparison.elbo.dims:
         raise SettingsError(
-            "the comparison holds those of several seeds side by side; take one, by .sel(seed=...), or "
-            "pyro_vae.over_seeds([each.sel(seed=s) for s in each.seed])"
+            "the comparison stacks several seeds; select one with .sel(seed=...), or average them with "
+            "pyro_vae.over_seeds([stacked.sel(seed=s) for s in stacked.seed])"
         )
 
 
@@ -138,52 +139,52 @@ def _seeds(comparisons: Sequence[xr.Dataset]) -> list[int]:
 
 
 def _error(every: xr.Dataset, name: str) -> xr.DataArray:
-    """Of the mean over seeds."""
+    """Compute the standard error of the mean over seeds."""
     known = (every[f"{name}_se"] ** 2).mean("seed", skipna=False)
     with np.errstate(invalid="ignore"):  # an efficiency without noise is infinite
-        seen = every[name].var("seed", ddof=1, skipna=False)
-    largest = xr.apply_ufunc(np.fmax, seen, known) / every.sizes["seed"]
+        variance = every[name].var("seed", ddof=1, skipna=False)
+    largest = xr.apply_ufunc(np.fmax, variance, known) / every.sizes["seed"]
     return (largest**0.5).assign_attrs(every[f"{name}_se"].attrs)
 
 
 def _not_shared(comparisons: Sequence[xr.Dataset]) -> list[str]:
-    """What one of them has and another lacks, in words."""
-    said = []
+    """Describe the labels that some comparisons have and others lack."""
+    described = []
     for dimension in ("moment", "estimator", "particles"):
         each = [one.get(dimension, xr.DataArray([])).values.tolist() for one in comparisons]
-        some = dict.fromkeys(label for own in each for label in own if any(label not in other for other in each))
-        said += [f"{dimension} {label}: not every seed has it" for label in some]
-    return said
+        some = dict.fromkeys(label for labels in each for label in labels if any(label not in other for other in each))
+        described += [f"{dimension} {label}: not in every seed" for label in some]
+    return described
 
 
-def _seen(comparisons: Sequence[xr.Dataset]) -> list[xr.Dataset]:
-    """The comparisons, seen to have a mean."""
+def _validated(comparisons: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """Validate that the comparisons can be averaged, and return them as a list."""
     every = [] if isinstance(comparisons, xr.Dataset) else list(comparisons)
     for i, one in enumerate(every):
-        if not (isinstance(one, xr.Dataset) and _is_of_one(one)):
-            raise SettingsError(f"comparisons[{i}] is none of a single training, as pyro_vae.compare_elbos gives it")
+        if not (isinstance(one, xr.Dataset) and _is_single_comparison(one)):
+            raise SettingsError(f"comparisons[{i}] is not a comparison of one training from pyro_vae.compare_elbos")
     if len(every) < 2:
-        raise SettingsError(f"there is {max(len(every), 1)} comparison; give a list of those of at least 2 seeds")
-    _refuse(every)
+        raise SettingsError(f"comparisons holds {max(len(every), 1)} comparison; pass a list with at least 2 seeds")
+    _validate_averageable(every)
     return every
 
 
-def _is_of_one(comparison: xr.Dataset) -> bool:
-    of_one = "seed" in comparison.attrs or ("seed" in comparison.coords and not comparison.seed.ndim)
-    return of_one and "datum" in comparison.dims and all(name in comparison.attrs for name in ALIKE)
+def _is_single_comparison(comparison: xr.Dataset) -> bool:
+    single = "seed" in comparison.attrs or ("seed" in comparison.coords and not comparison.seed.ndim)
+    return single and "datum" in comparison.dims and all(name in comparison.attrs for name in ALIKE)
 
 
-def _refuse(comparisons: Sequence[xr.Dataset]) -> None:
-    """Refuse comparisons that have no mean."""
+def _validate_averageable(comparisons: Sequence[xr.Dataset]) -> None:
+    """Raise if the comparisons cannot be averaged."""
     seeds = _seeds(comparisons)
     if len(set(seeds)) < len(seeds):
-        raise SettingsError(f"the comparisons have the seeds {seeds}; give each draws of its own, by another seed=")
+        raise SettingsError(f"the comparisons have the seeds {seeds}; use a different seed= for each")
     for what in ALIKE:
         if len(found := {one.attrs[what] for one in comparisons}) > 1:
-            raise SettingsError(f"the comparisons differ in {what}: {sorted(map(str, found))}; give comparisons alike")
+            raise SettingsError(f"the comparisons differ in {what}: {sorted(map(str, found))}; it must be equal in all")
     if len(found := {one.sizes["datum"] for one in comparisons}) > 1:
         raise SettingsError(f"the comparisons are of {sorted(found)} data; compare on the same held-out data")
     for what in ORDERED:
         having = [{*one[what].values.tolist()} for one in comparisons if what in one.dims]
         if having and (len(having) < len(comparisons) or not set.intersection(*having)):
-            raise SettingsError(f"the comparisons have no {what} that all have; give comparisons alike")
+            raise SettingsError(f"the comparisons have no {what} in common; compare the same ones in each training")

@@ -1,4 +1,4 @@
-"""Swap parts and see what it changes: a grid of VAEs trained alike, compared on held-out data."""
+"""Rank VAEs with different components by their evidence of held-out data."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,31 +31,30 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
 
     .. math:: \\frac1n \\sum_i \\log p(x_i), \\qquad \\Delta_m = \\frac1n \\sum_i \\log p_m(x_i) - \\log p_{best}(x_i)
 
-    The standard errors are over data (and cover the Monte-Carlo error); the error of a difference is
-    that of the paired differences. They are clustered by distinct row: rows that ``x`` holds several times are no
-    independent data, and a :class:`~pyro_vae.errors.DuplicateRowsWarning` says so. Likelihoods are comparable only
-    on one scale: a density of numbers and a probability of counts are not. Where a feature has the one under one
-    model and the other under another, the attribute ``caution`` names it.
+    The standard errors are over data (and include the Monte-Carlo error); the error of a difference is paired. They
+    are clustered by distinct row: duplicate rows in ``x`` are not independent data, and a
+    :class:`~pyro_vae.errors.DuplicateRowsWarning` is given. Densities and probabilities are not comparable: if a
+    feature has a density under one model and a probability under another, the attribute ``caution`` names it.
 
-    Where each was trained several times, with other seeds, log p(x) is the mean over these, and the errors
-    hold their spread too: :math:`\\sqrt{s_x^2 / n + s_{seed}^2 / S}`, with that of n data and of S seeds.
+    If each model was trained with several seeds, log p(x) is the mean over seeds, and the errors include the spread
+    over seeds: :math:`\\sqrt{s_x^2 / n + s_{seed}^2 / S}` for n data and S seeds.
 
     Args:
-        vaes: name → trained VAE, or as many of each that were trained alike but for their seeds.
-        x: held-out data, shape ``(datum, *features)``, at least 2 of them.
+        vaes: name → trained VAE, or a list of VAEs that differ only in their seed, of equal length for each name.
+        x: held-out data, shape ``(datum, *features)``, at least 2.
         num_particles: of the importance-weighted bound.
         seed: of the particles.
 
     Returns:
         A dataset over ``model``, best first: ``log_evidence``, ``se``, ``difference``, ``difference_se``,
-        in nats per datum; ``mcse``, the root mean square of the data's Monte-Carlo errors; ``kind``, whether the
-        numbers are of a probability, a density or both; ``seed_log_evidence``, that of each of several;
-        ``note``, empty here (see :func:`with_failures`).
+        in nats per datum; ``mcse``, the root mean square of the Monte-Carlo errors per datum; ``kind``, whether
+        p(x) is a probability, a density or both; ``seed_log_evidence``, per seed if there are several; ``note``, empty
+        (see :func:`with_failures`).
 
     Raises:
         DataError: if the data are not finite numbers in rows, outside the support of a likelihood, or were trained on.
-        ModelError: if a VAE does not fit them.
-        SettingsError: if there is no VAE, or one datum only.
+        ModelError: if a VAE does not match the data.
+        SettingsError: if there is no VAE, or only one datum.
 
     References:
         | Practical Bayesian model evaluation (Vehtari, Gelman & Gabry, 2017), https://arxiv.org/abs/1507.04544
@@ -70,32 +69,32 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
         ['right', 'wrong']
     """
     if not vaes:
-        raise SettingsError("there is no VAE to rank; give at least one")
+        raise SettingsError("vaes is empty; pass at least one VAE")
     several = {name: [vae] if isinstance(vae, VAE) else list(vae) for name, vae in vaes.items()}
-    if len(sizes := {len(own) for own in several.values()}) > 1 or 0 in sizes:
-        raise SettingsError(f"the VAEs have {sorted(sizes)} seeds; give as many of each, at least 1")
-    checked = {name: rows_for(own[0], x) for name, own in several.items()}  # before the first is evaluated
+    if len(sizes := {len(trained) for trained in several.values()}) > 1 or 0 in sizes:
+        raise SettingsError(f"vaes: the models have {sorted(sizes)} seeds; pass equally many for each, at least 1")
+    checked = {name: rows_for(trained[0], x) for name, trained in several.items()}  # before any is evaluated
     refuse_one_row(len(next(iter(checked.values()))))
-    for name, own in several.items():
-        for vae in own:
+    for name, trained in several.items():
+        for vae in trained:
             refuse_trained_on(vae, row_hashes(checked[name]), getattr(x, "row_labels", None), name=name, source="x")
-    countable = {name: countable_features(own[0], checked[name]) for name, own in several.items()}
+    countable = {name: countable_features(trained[0], checked[name]) for name, trained in several.items()}
     found = {
-        name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in own]
-        for name, own in several.items()
+        name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in trained]
+        for name, trained in several.items()
     }
-    every = np.stack([[one.log_evidence.values for one in own] for own in found.values()])  # (model, seed, datum)
+    every = np.stack([[one.log_evidence.values for one in each] for each in found.values()])  # (model, seed, datum)
     order = np.argsort(-every.mean((1, 2)), kind="stable")
     every, names = every[order], [list(found)[i] for i in order]
     each, apart = every.mean(1), (every - every[0]).mean(1)
-    own = [name for name in names if all(countable[name])]
+    probabilities = [name for name in names if all(countable[name])]
     rows = next(iter(checked.values()))
-    number = distinct_rows(rows, each[names.index(own[0])] if own else None)
+    number = distinct_rows(rows, each[names.index(probabilities[0])] if probabilities else None)
     remedy = "standard errors are clustered by distinct row"
     warn_of_duplicates(number, source="x", remedy=remedy, stacklevel=3)
     unlike = differing(countable, getattr(x, "columns", None))
-    told = atoms(rows, countable.values(), getattr(x, "columns", None)) if len(several) > 1 else ""
-    warn_of_atoms(told, source="x", stacklevel=3)
+    shared = atoms(rows, countable.values(), getattr(x, "columns", None)) if len(several) > 1 else ""
+    warn_of_atoms(shared, source="x", stacklevel=3)
     nats = {"units": "nats per datum"}
     ranked = xr.Dataset(
         {
@@ -116,10 +115,10 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
             "seeds": every.shape[1],
             "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}."
             if unlike
-            else f"{told}; {MEANING}"
-            if told
+            else f"{shared}; {MEANING}"
+            if shared
             else "",
-            "atoms": told,
+            "atoms": shared,
         },
     )
     if every.shape[1] > 1:
@@ -128,7 +127,7 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
 
 
 def _error(every: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """The standard error of the mean over seeds and data, shape ``(model,)``, of values of ``(model, seed, datum)``."""
+    """Compute the standard error of the mean over seeds and data, of values with dims ``(model, seed, datum)``."""
     seeds = every.shape[1]
     of_data = clustered_error(every.mean(1), number) ** 2
     return np.sqrt(of_data + (every.mean(2).var(1, ddof=1) / seeds if seeds > 1 else 0.0))
@@ -139,24 +138,24 @@ def _mcse(found: Sequence[xr.Dataset]) -> float:
 
 
 def refuse_one_row(rows: int) -> None:
-    """Refuse so few held-out data that a ranking has no error.
+    """Raise if there are too few held-out data for a standard error.
 
     Example:
         >>> refuse_one_row(2)
     """
     if rows < 2:
-        raise SettingsError("there is 1 held-out datum, of which no standard error can be had; give at least 2")
+        raise SettingsError("there is 1 held-out datum; standard errors need at least 2")
 
 
 def with_failures(ranked: xr.Dataset, failures: Mapping[str, str]) -> xr.Dataset:
-    """The ranking with models that could not be trained behind it, and why in ``note``.
+    """Append models that could not be trained to a ranking, with the reason in ``note``.
 
     Args:
         ranked: from :func:`rank`.
-        failures: name → what was wrong.
+        failures: name → reason of the failure.
 
     Returns:
-        The ranking, its numbers NaN where there are none and its ``note`` empty where nothing was wrong.
+        The ranking; failed models have NaN and a ``note``.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -171,7 +170,7 @@ def with_failures(ranked: xr.Dataset, failures: Mapping[str, str]) -> xr.Dataset
 
 
 def ranking_table(ranked: xr.Dataset) -> Table:
-    """The ranking, a row each, best first.
+    """Tabulate a ranking, a row per model, best first.
 
     Args:
         ranked: from :func:`rank`.
@@ -187,26 +186,25 @@ def ranking_table(ranked: xr.Dataset) -> Table:
         title=f"log p(x) per held-out datum ({ranked.attrs['data']} data{_distinct(ranked)}, "
         f"{ranked.attrs['num_particles']} particles"
         f"{f', {seeds} seeds' if (seeds := ranked.attrs['seeds']) > 1 else ''})",
-        caption=f"± standard errors over {_over(ranked)}; that of a difference is of the paired differences. "
-        f"{caution}".strip(),
+        caption=f"±: standard error over {_over(ranked)}; that of a difference is paired. {caution}".strip(),
         box=box.SIMPLE,
     )
     table.add_column("model", overflow="fold")
     table.add_column("nats", justify="right", no_wrap=True)
-    table.add_column("behind the best", justify="right", no_wrap=True)
+    table.add_column("difference from best", justify="right", no_wrap=True)
     for name in ranked.model.values:
         row = ranked.sel(model=name)
-        told = escape(f"{name} ({row.kind.item()})" if caution and row.kind.item() else str(name))
+        label = escape(f"{name} ({row.kind.item()})" if caution and row.kind.item() else str(name))
         if row.note.item():
-            table.add_row(told, "diverged", "")
+            table.add_row(label, "diverged", "")
             continue
         behind = format_estimate(row.difference.item(), row.difference_se.item(), over="") if row.difference < 0 else ""
-        table.add_row(told, format_estimate(row.log_evidence.item(), row.se.item(), over=""), behind)
+        table.add_row(label, format_estimate(row.log_evidence.item(), row.se.item(), over=""), behind)
     return table
 
 
 def _over(ranked: xr.Dataset) -> str:
-    """Over what the standard errors are."""
+    """Say what the standard errors are over."""
     return "data and seeds" if ranked.attrs["seeds"] > 1 else "data"
 
 
@@ -216,7 +214,7 @@ def _distinct(ranked: xr.Dataset) -> str:
 
 
 def ranking_figure(ranked: xr.Dataset) -> "Figure":
-    """How far each VAE lies behind the best, with two standard errors of the paired difference.
+    """Plot the difference of each VAE from the best, with two standard errors of the paired difference.
 
     Args:
         ranked: from :func:`rank`.
@@ -240,7 +238,7 @@ def ranking_figure(ranked: xr.Dataset) -> "Figure":
     best = ranked.isel(model=0)
     value = format_estimate(best.log_evidence.item(), best.se.item(), "nats per datum", over="")
     axes.set(
-        xlabel="log p(x) per held-out datum, behind the best (nats)",
+        xlabel="log p(x) per held-out datum, difference from the best (nats)",
         title=f"Best: {value} (bars: ± 2 standard errors, over {_over(ranked)})",
     )
     axes.title.set_fontsize(10)

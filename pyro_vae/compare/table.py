@@ -1,4 +1,4 @@
-"""A comparison of estimators as a table, for ``print``."""
+"""Print a comparison of estimators as a table."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,9 @@ from pyro_vae.core.format import as_text, format_estimate, format_rounded
 class Comparison(xr.Dataset):
     """A dataset that ``print`` shows as a table of estimators.
 
-    Nothing but ``str()`` differs from ``xarray.Dataset``, and only where all of the comparison is there; a selection,
-    and a dataset read from a file, print as xarray prints them. So xarray's caution about subclasses, whose type may
-    be lost in some operations, costs the table and nothing else; an accessor or a method would not reach ``print``.
+    Only ``str()`` differs from ``xarray.Dataset``, and only for a whole comparison; a selection, or a dataset read from
+    a file, prints as usual in xarray. xarray warns that operations may lose the type of a subclass; here this only
+    costs the table. An accessor or a method could not change ``print``.
     """
 
     __slots__ = ()
@@ -31,10 +31,10 @@ class Comparison(xr.Dataset):
 
 
 def as_comparison(found: xr.Dataset) -> Comparison:
-    """Make a dataset of a comparison, such as one read from a file, print as a table.
+    """Make the dataset of a comparison, such as one read from a file, print as a table.
 
     Args:
-        found: what :func:`pyro_vae.compare_elbos` or :func:`pyro_vae.over_seeds` made.
+        found: from :func:`pyro_vae.compare_elbos` or :func:`pyro_vae.over_seeds`.
 
     Example:
         >>> print(as_comparison(xr.Dataset({"a": 1})))
@@ -44,7 +44,7 @@ def as_comparison(found: xr.Dataset) -> Comparison:
 
 
 def _is_whole(found: xr.Dataset) -> bool:
-    """Return whether all that the table shows is there, of one comparison."""
+    """Return whether this is one comparison with all columns of the table."""
     needed = {"elbo", "elbo_se", "gradient_difference", "gradient_snr", "gradient_snr_se", "seconds", "seconds_se"}
     dims = {"estimator", "particles", "datum", "parameter_group"}
     return needed <= set(found) and dims <= set(found.sizes) and "seed" not in found.elbo.dims
@@ -57,7 +57,7 @@ def comparison_table(comparison: xr.Dataset) -> Table:
         comparison: from :func:`pyro_vae.compare_elbos`.
 
     Raises:
-        SettingsError: if it holds comparisons of several seeds side by side.
+        SettingsError: if ``comparison`` stacks several seeds.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -71,10 +71,10 @@ def comparison_table(comparison: xr.Dataset) -> Table:
         title=f"{comparison.sizes['datum']} data, {drawn(comparison)}, {about['dtype']}, {about['device']}",
         caption=f"±: standard error over {drawn(comparison)}, for these data. "
         "Gradient difference: from HandDerivedELBO, same noise, relative.\n"
-        "SNR: signal-to-noise of one gradient. ms: median of one evaluation with gradient"
-        f"{f', with {beside} beside it' if (beside := about.get('timed_beside')) else ''}.",
+        "SNR: signal-to-noise ratio of one gradient. ms: median of one evaluation with gradient"
+        f"{f', with {beside} running in parallel' if (beside := about.get('timed_beside')) else ''}.",
         box=box.SIMPLE,
-        padding=0,  # the box has a blank between columns; more would not fit into 80
+        padding=0,  # the box separates columns by a blank; more would exceed 80 characters
         pad_edge=False,
         show_edge=False,
     )
@@ -89,7 +89,7 @@ def comparison_table(comparison: xr.Dataset) -> Table:
 
 
 def _estimate(cell: Any, name: str) -> str:
-    """A number and its error, without the spaces for which 80 columns have no room."""
+    """Format a number and its error without spaces, to fit into 80 characters."""
     return format_estimate(cell[name].item(), cell[f"{name}_se"].item(), over="").replace(" ", "")
 
 

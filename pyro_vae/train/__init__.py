@@ -1,4 +1,4 @@
-"""Train a VAE: the loop, its callbacks, its compiled steps, its processes and its checkpoints."""
+"""Train a VAE: the training loop, callbacks, compiled steps, workers and checkpoints."""
 
 from pyro_vae.elbo.per_datum import per_datum_elbo
 from pyro_vae.train.fit import Fit, fit

@@ -1,4 +1,4 @@
-"""``fit``: data, steps, history."""
+"""Train a VAE with :func:`pyro_vae.fit`."""
 
 import signal
 import threading
@@ -35,40 +35,40 @@ from pyro_vae.elbo.given import as_estimator
 from pyro_vae.elbo.per_datum import per_datum_elbo as per_datum_elbo
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.train.callbacks import Callback
-from pyro_vae.train.callbacks.base import refuse_callbacks
+from pyro_vae.train.callbacks.base import validate_callbacks
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.steps import Engine
-from pyro_vae.train.distributed.group import Group, joined, launched, own_device
+from pyro_vae.train.distributed.group import Group, joined, launched, process_device
 from pyro_vae.train.distributed.launch import fit_on_workers
-from pyro_vae.train.distributed.reduce import refuse_spread
+from pyro_vae.train.distributed.reduce import validate_distributable
 from pyro_vae.train.resume import Journal
 from pyro_vae.train.run import Run
 from pyro_vae.train.summary import history_table, in_one_line
-from pyro_vae.train.trial import default_batch_size, refuse_batches, warn_of_limits, warn_of_narrow_likelihoods
+from pyro_vae.train.trial import default_batch_size, validate_batch_size, warn_of_limits, warn_of_narrow_likelihoods
 from pyro_vae.train.validate import (
     Optimizer,
-    is_made,
-    made_for,
-    refuse_engine,
-    refuse_schedules,
-    refuse_settings,
+    build_optimizer,
+    is_built,
+    validate_engine,
+    validate_schedules,
+    validate_settings,
 )
 
 EVALUATION_ROWS = 2048
-"""At most so many training data are evaluated after each epoch."""
+"""The most training data whose ELBO is evaluated after each epoch."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What :func:`fit` gives back.
+    """The result of :func:`fit`.
 
     Args:
-        vae: the trained VAE, the same object that was given.
+        vae: the trained VAE, the same object that was passed in.
         history: per epoch ``objective``, ``train_elbo``, ``train_elbo_se``, ``validation_elbo``,
             ``validation_elbo_se`` (nats per datum; errors over data) and ``seconds``. ``print`` shows a table of it.
-        device: where it was trained.
-        interrupted: whether Ctrl-C ended it early.
+        device: the device of the training.
+        interrupted: whether Ctrl-C ended the training early.
 
     Example:
         >>> Fit(None, xr.Dataset(), "cpu").interrupted
@@ -81,13 +81,13 @@ class Fit:
     interrupted: bool = False
 
     def __str__(self) -> str:
-        """What training came to, and a table of its epochs."""
-        told = in_one_line(self.history, self.device, interrupted=self.interrupted)
-        return f"{told}\n{as_text(history_table(self.history))}" if self.history.sizes["epoch"] else told
+        """Summarize the training in one line and a table of its epochs."""
+        summary = in_one_line(self.history, self.device, interrupted=self.interrupted)
+        return f"{summary}\n{as_text(history_table(self.history))}" if self.history.sizes["epoch"] else summary
 
 
 def adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The default optimizer: one fused Adam over all parameters, at a learning rate of 1e-3.
+    """Make the default optimizer: fused Adam over all parameters, learning rate 1e-3.
 
     References:
         | Adam (Kingma & Ba, 2014), https://arxiv.org/abs/1412.6980
@@ -104,7 +104,7 @@ _INSTEAD = {
     "weight_decay": "optimizer=functools.partial(torch.optim.AdamW, weight_decay={value})",
     **dict.fromkeys(("optim", "optimiser"), "optimizer={value}"),
     **dict.fromkeys(
-        ("scheduler", "lr_scheduler"), "optimizer=, what makes a schedule of an optimizer of the parameters"
+        ("scheduler", "lr_scheduler"), "optimizer=, a function from the parameters to a learning-rate scheduler"
     ),
     **dict.fromkeys(("loss", "estimator", "objective"), "elbo={value}"),
     **dict.fromkeys(("num_particles", "particles"), "elbo=pyro_vae.elbo.ELBO({value})"),
@@ -113,10 +113,10 @@ _INSTEAD = {
     **dict.fromkeys(("num_steps", "n_steps", "steps"), "epochs=, the passes over all data"),
     **dict.fromkeys(("verbose", "verbosity"), "progress={value}"),
     **dict.fromkeys(("validation", "val_data", "x_val"), "validation_data={value}"),
-    "on_epoch": "callbacks=[...], a pyro_vae.callbacks.Callback whose epoch(run) looks at run.vae",
+    "on_epoch": "callbacks=[...], a pyro_vae.callbacks.Callback whose epoch(run) reads run.vae",
     "random_state": "seed={value}",
 }
-"""What to write in the place of keywords that other libraries have."""
+"""What to write instead of the keywords of other libraries."""
 
 
 @partial(takes_settings, hints=_INSTEAD)
@@ -147,65 +147,64 @@ def fit(
     .. math:: \\max_{\\Theta, \\phi} \\sum_i \\mathcal L_i, \\qquad
         \\nabla \\mathcal L \\approx \\frac nm \\sum_{i \\in \\mathrm{batch}} \\nabla \\mathcal L_i
 
-    Each epoch visits every datum once, in a new order. After it the ELBO per datum is evaluated on
-    at most 2048 training data and on the validation data, with the same random numbers each time,
-    apart from those of training: watching changes nothing. Same seed, same machine, same versions: the same numbers.
-    Ctrl-C ends after the step under way, and what was learnt is kept. One process trains one VAE at a time, as
-    threads share Pyro's handlers: a second thread waits for the first. Hashes of the rows stay on the VAE
-    (``vae.trained_on``), so that :func:`pyro_vae.compare_models` can refuse them as held-out data.
+    Each epoch visits every datum once, in a new order. After each epoch, the ELBO per datum is evaluated on at most
+    2048 training data and on the validation data. This evaluation uses the same random numbers each time and leaves
+    those of the training alone. The same seed, machine and versions give the same numbers. Ctrl-C ends the training
+    after the current step and keeps the weights. One process trains one VAE at a time, because threads share Pyro's
+    handlers: a second thread waits for the first. Hashes of the rows stay on the VAE (``vae.trained_on``), so that
+    :func:`pyro_vae.compare_models` can reject them as held-out data.
 
     Args:
-        vae: trained in place, and moved to ``device``; or a :class:`pyro_vae.Pair` whose parameters are those of
-            modules.
-        data: shape ``(datum, *features)``; a tensor, an array, what numpy makes one of, or a
-            :class:`~pyro_vae.data.Data` with a context and mask of its own; torch's ``TensorDataset``, of which the
-            first tensor is taken; or a :func:`pyro_vae.data.stream`, as of a ``DataLoader``.
-        elbo: what SVI takes as ``loss=``, or a class of it; ``Trace_ELBO()`` if not given. The history's
-            ``objective`` is what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
-        optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
-            one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
-            data); :func:`~pyro_vae.train.fit.adam` if not given. A class is such a function. An optimizer or scheduler
-            that was made of the VAE's parameters is used as it is, and goes on with its state; one of ``pyro.optim``
-            gives its class and settings.
+        vae: trained in place and moved to ``device``; or a :class:`pyro_vae.Pair` whose parameters belong to modules.
+        data: shape ``(datum, *features)``: a tensor, an array or anything that numpy converts to one; a
+            :class:`~pyro_vae.data.Data` with its own context and mask; torch's ``TensorDataset``, of which the
+            first tensor is used; or a :func:`pyro_vae.data.stream`, for example of a ``DataLoader``.
+        elbo: anything that SVI accepts as ``loss=``, or its class; ``Trace_ELBO()`` by default. The history's
+            ``objective`` is what it optimizes, including any β; ``train_elbo`` is always the true ELBO.
+        optimizer: a function (a class is one) from all trainable parameters to a torch optimizer or to a learning-rate
+            scheduler of one; :func:`~pyro_vae.train.fit.adam` by default. A scheduler steps after each epoch
+            (``ReduceLROnPlateau`` on the validation ELBO, or on the training ELBO without validation data). An
+            optimizer or scheduler of the VAE's parameters is used as it is and keeps its state; an optimizer of
+            ``pyro.optim`` provides its class and settings.
         epochs: passes over the data, at least 1.
-        batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller. If not given,
-            128, or all data where there are fewer, or slightly less where 128 would leave a last batch of one row.
-            Parts or objectives that cannot be trained on one row (batch normalisation,
-            :class:`~pyro_vae.elbo.InfoVAE`) are refused such a batch before the first step.
-        validation_data: as ``data``, in memory; with a context or mask, as ``Data``.
-        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        batch_size: data per step, from 1 to all of them; the last batch of an epoch may be smaller. The default is
+            128, or all data if there are fewer, or slightly less if 128 would leave a last batch of one row. A batch
+            of one row raises before the first step if a component or the objective cannot be trained on it (batch
+            normalization, :class:`~pyro_vae.elbo.InfoVAE`).
+        validation_data: like ``data``, but in memory; with a context or mask, pass ``Data``.
+        device: ``"auto"`` is CUDA if available, else the CPU.
         seed: of the order of the data and of the samples of z.
-        progress: whether to say where it trains and to show a bar.
-        context: what prior, decoder and encoder are given besides, shape ``(datum, c)``.
-        mask: booleans of the shape of the data, true where a value was observed; missing values leave
-            the likelihood (:func:`pyro_vae.data.mask_nan` takes NaN for missing).
-        engine: ``"compiled"`` takes steps by :class:`~pyro_vae.CompiledSVI`, ``"eager"`` by Pyro's SVI, and
-            ``"auto"`` by the first where enough steps are left for compiling to pay and the step can be
-            compiled. The numbers are the same, but for rounding.
-        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
-        precision: as :class:`~pyro_vae.CompiledSVI` takes it.
-        callbacks: of :mod:`pyro_vae.callbacks`, told of what goes on.
-        checkpoints: a new run folder, in which the state of the training is kept every five minutes and at the
-            end, or :class:`~pyro_vae.Checkpoints` of one.
-        resume: a run folder, to go on from its newest whole checkpoint with the VAE, data and settings that it
-            was begun with (``epochs`` may be more): on the same machine to the same weights, bit for bit, as if
-            it had never been stopped. Checkpoints go on there too. Not in them are attributes of modules that
-            are no tensors, and the generators of Python and numpy.
+        progress: whether to print the device and show a progress bar.
+        context: additional input of prior, decoder and encoder, shape ``(datum, c)``.
+        mask: booleans of the shape of the data, true where a value was observed; the likelihood ignores missing
+            values (:func:`pyro_vae.data.mask_nan` treats NaN as missing).
+        engine: ``"compiled"`` steps with :class:`~pyro_vae.CompiledSVI`, ``"eager"`` with Pyro's SVI, and ``"auto"``
+            with the former once enough steps are left for compiling to pay, if the step can be compiled. The
+            numbers agree up to rounding.
+        clip_norm: scale the gradient of all parameters together down to at most this norm.
+        precision: as in :class:`~pyro_vae.CompiledSVI`.
+        callbacks: callbacks of :mod:`pyro_vae.callbacks` or your own.
+        checkpoints: a new run folder, to which a checkpoint is written every five minutes and at the end, or
+            :class:`~pyro_vae.Checkpoints` of a run folder.
+        resume: a run folder, whose newest intact checkpoint to resume with the same VAE, data and settings
+            (``epochs`` may be larger). On the same machine this gives the same weights, bit for bit, as an
+            uninterrupted run. New checkpoints are written to the same folder. A checkpoint does not hold module
+            attributes other than tensors, nor the generators of Python and numpy.
         devices: the number of workers on this machine that share each batch, each with its own GPU or its share of
             the cores. Arguments are pickled; tensors of the data go to shared memory. After Ctrl-C or SIGTERM, workers
-            have a minute for a last checkpoint; a second signal ends them at once. Under torchrun, which starts
-            workers on one or many machines, its workers are used and ``devices`` is not.
+            have a minute to write a last checkpoint; a second signal ends them at once. Under torchrun, its workers
+            are used, on one or many machines, and ``devices`` is ignored.
 
     Returns:
         The VAE, its labelled history and the device.
 
     Raises:
         DataError: if the data are not finite numbers in rows.
-        ModelError: if data and parts do not fit each other, or it is called inside one of Pyro's handlers.
-        SettingsError: if a setting is out of its range, or a schedule longer than the training.
-        DivergenceError: if a loss is not finite; the weights are then those after the last good epoch.
+        ModelError: if the data and the components do not match, or if called inside one of Pyro's handlers.
+        SettingsError: if a setting is out of range, or a schedule is longer than the training.
+        DivergenceError: if a loss is not finite; the VAE then has the weights after the last good epoch.
         CompileError: if ``engine`` is ``"compiled"`` and the step cannot be compiled.
-        ProcessError: if one of several processes dies; the others are then stopped.
+        ProcessError: if one of several processes dies; the others are stopped.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -224,15 +223,15 @@ def fit(
         True
     """
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
-    vae = cast(VAE, vae)  # of which training uses what a Pair has too
+    vae = cast(VAE, vae)  # training only uses the methods that a Pair has too
     if whole("devices", devices, 1) > 1 and not launched():
-        if is_made(optimizer):
+        if is_built(optimizer):
             raise SettingsError(
-                "the optimizer has a state, which workers would not bring back; give what makes one, as "
-                "optimizer=torch.optim.Adam"
+                "optimizer: workers cannot return the state of an optimizer instance; pass a class or function, such "
+                "as optimizer=torch.optim.Adam"
             )
         return fit_on_workers(devices, fit, vae, data, settings)
-    with one_at_a_time(), joined(own_device(device)) as group:
+    with one_at_a_time(), joined(process_device(device)) as group:
         return _fit(vae, data, group=group, **settings)
 
 
@@ -259,20 +258,20 @@ def _fit(
     resume: str | Path | None,
     devices: int,
 ) -> Fit:
-    """The training of one process, alone or one of a group."""
+    """Train in this process, alone or as one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = default_batch_size(len(source)) if batch_size is None else batch_size
     elbo = None if elbo is None else as_estimator(elbo)
-    refuse_settings(vae, elbo, epochs, batch_size, len(source), seed)
-    refuse_schedules(elbo, epochs * -(-len(source) // batch_size))
-    refuse_engine(engine, clip_norm, precision)
-    refuse_callbacks(callbacks)
-    refuse_spread(vae, elbo or Trace_ELBO(), batch_size, group)
+    validate_settings(vae, elbo, epochs, batch_size, len(source), seed)
+    validate_schedules(elbo, epochs * -(-len(source) // batch_size))
+    validate_engine(engine, clip_norm, precision)
+    validate_callbacks(callbacks)
+    validate_distributable(vae, elbo or Trace_ELBO(), batch_size, group)
     validation = None
     if isinstance(validation_data, Source):
         raise SettingsError(
-            "validation_data is a stream, and all of them are looked at after each epoch; give rows that lie in "
-            f"memory, as its sample({EVALUATION_ROWS})"
+            "validation_data is a stream, but all validation data are evaluated after each epoch; pass rows in "
+            f"memory, such as its sample({EVALUATION_ROWS})"
         )
     if validation_data is not None:
         validation_data = data_like(source, validation_data, source="validation data")
@@ -280,23 +279,23 @@ def _fit(
         warn_of_too_small_errors(validation, source="validation data", stacklevel=4)
     if isinstance(elbo, Estimator):
         elbo.restart()
-    chosen = own_device(device)
-    group.spread([*vae.to(chosen).parameters(), *vae.buffers()])
-    refuse_batches(vae, elbo or Trace_ELBO(), source.head().like(vae), batch_size=batch_size, size=len(source))
-    optim = WholeOptimizer(made_for(vae.to(chosen), optimizer or adam), clip_norm)
+    chosen = process_device(device)
+    group.broadcast_tensors([*vae.to(chosen).parameters(), *vae.buffers()])
+    validate_batch_size(vae, elbo or Trace_ELBO(), source.head().like(vae), batch_size=batch_size, size=len(source))
+    optim = WholeOptimizer(build_optimizer(vae.to(chosen), optimizer or adam), clip_norm)
     run = Run(
         vae, source.like(vae), _watched(vae, source, validation), elbo or Trace_ELBO(), optim,
         batch_size=batch_size, seed=seed, device=chosen, callbacks=callbacks, group=group,
     )  # fmt: skip
     hashes = hashes_of(source)
     run.attributes |= {"data_hash": data_hash(hashes), "precision": precision}
-    _refuse_other_data(run)
+    _validate_same_data(run)
     processes = "" if group.alone else f"{group.ranks} processes, the first on "
-    where = f"Training on {processes}{describe_device(chosen)} by {run.attributes['estimator']}"
+    where = f"Training on {processes}{describe_device(chosen)} with {run.attributes['estimator']}"
     with (
         Journal(checkpoints, resume, group) as journal,
         display(where, epochs, epochs * run.steps_per_epoch, show=progress and group.first) as bar,
-        _stop_on_signals() as asked,
+        _stop_on_signals() as stop_requested,
         _quiet_pyro(),
         seeded(group.seed(seed), chosen),
         torch.enable_grad(),
@@ -305,31 +304,31 @@ def _fit(
         vae.trained_on = Trained.on(hashes, vae.trained_on, **named)
         run.folder = journal.saved.run if journal.saved is not None else None
         journal.find(run, bar.say)
-        run.start(epochs, engine, precision, bar, asked)
+        run.start(epochs, engine, precision, bar, stop_requested)
         journal.begin(run)
-        run.train(journal.keep)
+        run.train(journal.write_if_due)
     if group.first:
         warn_of_limits(vae, run.watched["train"])
         warn_of_narrow_likelihoods(vae, run.watched["train"], source.columns)
     return Fit(vae, run.history(), describe_device(chosen), run.ending.is_set() and not run.stopped)
 
 
-def _refuse_other_data(run: Run) -> None:
-    """Refuse processes that were not given the same data."""
-    every = run.group.gathered(run.attributes["data_hash"])
+def _validate_same_data(run: Run) -> None:
+    """Raise a DataError if the processes do not have the same data."""
+    every = run.group.all_gather(run.attributes["data_hash"])
     if other := next((rank for rank, one in enumerate(every) if one != every[0]), None):
-        raise DataError(f"process {other} was given other data than process 0; give all of them the same")
+        raise DataError(f"the data of process {other} differ from those of process 0; pass the same data to all")
 
 
 def _watched(vae: VAE, source: Source, validation: Rows | None) -> dict[str, Rows]:
-    """Data whose ELBO is looked at after each epoch."""
+    """Select the data whose ELBO is evaluated after each epoch."""
     watched = {"train": source.sample(EVALUATION_ROWS).like(vae)}
     return watched if validation is None else {**watched, "validation": validation.like(vae)}
 
 
 @contextmanager
 def _quiet_pyro() -> Iterator[None]:
-    """Without Pyro's checks at every step; what they look for is looked for here, once, or in the loss."""
+    """Disable Pyro's checks at every step: ``fit`` makes them once, or on the loss."""
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")
         yield
@@ -337,7 +336,7 @@ def _quiet_pyro() -> Iterator[None]:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that the first signal to end sets, so that no step is left half done; a second one interrupts."""
+    """Yield an event that the first termination signal sets, so that the step completes; a second one interrupts."""
     ending = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield ending

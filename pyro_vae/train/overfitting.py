@@ -1,4 +1,4 @@
-"""Does the validation ELBO fall while training goes on? Measure it by paired differences, and judge it."""
+"""Measure by paired differences whether the validation ELBO fell during training, and judge it."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from pyro_vae.core.validation import above_zero
 from pyro_vae.errors import DataError
 
 NATS = 0.1
-"""A fall of less, in nats per datum, is not called overfitting."""
+"""A smaller fall, in nats per datum, does not count as overfitting."""
 
 ERRORS = 2.0
-"""A fall stands out where it is more than so many standard errors."""
+"""A fall of more than this many standard errors is significant."""
 
 LAST = 10
-"""At most so many epochs at the end are averaged over."""
+"""The most epochs at the end that are averaged over."""
 
 
 def overfitting(history: xr.Dataset | None, *, nats: float = NATS) -> xr.Dataset:
@@ -27,20 +27,21 @@ def overfitting(history: xr.Dataset | None, *, nats: float = NATS) -> xr.Dataset
     .. math:: f = \\frac1{|E|} \\sum_{e \\in E} \\frac1n \\sum_i (\\mathcal L_{i, e^*} - \\mathcal L_{i, e})
 
     E holds the last epochs after the best one, e*, at most 10. Each datum is compared with itself, evaluated
-    with the same noise, so that what makes one datum harder than another leaves the difference. The standard error
-    is over the validation data; that of the mean over E is at most the mean of theirs.
+    with the same noise, so that differences in difficulty between data cancel. The standard error is over the
+    validation data; the standard error of the mean over E is at most the mean of those of its epochs.
 
-    The best epoch is the highest of many, so noise alone gives a small fall: ``nats`` is the least that counts.
+    The best epoch has the highest ELBO of many, so noise alone gives a small fall: ``nats`` is the smallest fall that
+    counts.
 
     Args:
         history: of a fit with validation data.
-        nats: the least fall that counts, in nats per datum, above 0.
+        nats: the smallest fall that counts, in nats per datum, above 0.
 
     Returns:
         A dataset of ``fall`` and ``fall_se`` of the last weights, ``best_epoch``, ``kept_epoch`` (the epoch whose
-        weights the VAE has, 0 if they are of none), ``kept_fall`` and ``kept_fall_se`` (of those weights),
-        ``train_rise`` (of the training ELBO since the best epoch) and ``train_above`` (how far the training ELBO, made
-        during the last epochs, lies above the validation ELBO after them); and ``below_best``, ``below_best_se`` and
+        weights the VAE has, 0 if they belong to no single epoch), ``kept_fall`` and ``kept_fall_se`` (of those
+        weights), ``train_rise`` (of the training ELBO since the best epoch) and ``train_above`` (how far the training
+        ELBO of the last epochs lies above their validation ELBO); and ``below_best``, ``below_best_se`` and
         ``validation_elbo`` over ``epoch``.
 
     Raises:
@@ -62,12 +63,12 @@ def overfitting(history: xr.Dataset | None, *, nats: float = NATS) -> xr.Dataset
     above_zero("nats", nats)
     found = None if history is None else fall_of_validation(history, nats=nats)
     if found is None:
-        raise DataError("the history has no paired differences of a validation ELBO; give fit validation_data")
+        raise DataError("the history has no paired differences of a validation ELBO; pass validation_data= to fit")
     return found
 
 
 def fall_of_validation(history: xr.Dataset, *, nats: float = NATS) -> xr.Dataset | None:
-    """:func:`overfitting`, or None where the history lacks what it takes.
+    """Do what :func:`overfitting` does; return None if the history lacks the data for it.
 
     Example:
         >>> fall_of_validation(xr.Dataset({"train_elbo": ("epoch", [1.0])})) is None
@@ -100,7 +101,7 @@ def fall_of_validation(history: xr.Dataset, *, nats: float = NATS) -> xr.Dataset
 
 
 def overfits(found: xr.Dataset) -> bool:
-    """Whether the last weights are worse for validation data than the best ones, beyond error and threshold.
+    """Return whether the validation ELBO fell by more than its error and the threshold.
 
     Example:
         >>> overfits(xr.Dataset({"fall": 7.0, "fall_se": 0.5}, attrs={"threshold_nats": 0.1, "errors": 2.0}))
@@ -110,14 +111,14 @@ def overfits(found: xr.Dataset) -> bool:
 
 
 def judge_overfitting(found: xr.Dataset) -> Finding:
-    """Is the VAE worse for new data than it was earlier in its training?
+    """Judge whether the VAE is worse on new data than it was earlier in its training.
 
     Args:
         found: from :func:`overfitting`.
 
     Returns:
-        ``"bad"`` where the fall is above the threshold by more than 2 standard errors, ``"doubtful"`` where it is above
-        the threshold and above 2 standard errors, else ``"fine"``; ``"fine"`` too where the VAE has the weights of an
+        ``"bad"`` if the fall exceeds the threshold by more than 2 standard errors, ``"doubtful"`` if it exceeds both
+        the threshold and 2 standard errors, else ``"fine"``; also ``"fine"`` if the VAE has the weights of an
         earlier epoch.
 
     Example:
@@ -130,32 +131,32 @@ def judge_overfitting(found: xr.Dataset) -> Finding:
     """
     fall, error, nats = float(found.fall), float(found.fall_se), found.attrs["threshold_nats"]
     best, epochs, kept = int(found.best_epoch), found.sizes["epoch"], int(found.kept_epoch)
-    told = f"{format_estimate(fall, error, over='')} nats per datum (paired differences, error over validation data)"
+    by = f"{format_estimate(fall, error, over='')} nats per datum (paired differences, error over validation data)"
     if 0 < kept < epochs and not found.kept_fall > max(nats, ERRORS * float(found.kept_fall_se)):
-        why = f"the weights are those after epoch {kept}, which the validation ELBO chose"
-        why += (
-            f"; from its best, after epoch {best}, to the end it fell by {told}. Data that chose the weights flatter "
+        why = (
+            f"the weights are those after epoch {kept}, selected by the validation ELBO, which fell by {by} from its "
+            f"best, after epoch {best}, to the end. The validation ELBO of selected weights is too high: hold out "
+            "other data for a final number"
         )
-        why += "them: hold out others for a last number"
         return Finding("overfitting", "fine", why)
-    apart = f"training data ended {found.train_above:+.2g} nats from it"
+    apart = f"the training ELBO ended {found.train_above:+.2g} nats from it"
     if best == epochs:
         why = f"the validation ELBO was best after the last of {epochs} epochs"
         return Finding("overfitting", "fine", f"{why}; {apart}")
     if not overfits(found):
-        why = f"the validation ELBO ended {told} below that of epoch {best}, its best of {epochs} (threshold {nats:g})"
+        why = f"the validation ELBO ended {by} below that of epoch {best}, its best of {epochs} (threshold {nats:g})"
         return Finding("overfitting", "fine", f"{why}; {apart}")
     level: Level = "bad" if fall - ERRORS * error > nats else "doubtful"
     rise = float(found.train_rise)
     why = (
-        f"the validation ELBO was best after epoch {best} of {epochs} and has fallen by {told} since, while that of "
-        f"training data {'rose' if rise > 0 else 'fell'} by {abs(rise):.2g}; {apart}"
+        f"the validation ELBO was best after epoch {best} of {epochs} and has fallen by {by} since, while the "
+        f"training ELBO {'rose' if rise > 0 else 'fell'} by {abs(rise):.2g}; {apart}"
     )
     return Finding("overfitting", level, why, STOP if rise > 0 else LOWER)
 
 
 STOP = (
-    "keep the weights of the best epoch (callbacks.EarlyStopping does), or give it more data, a smaller network or "
-    "weight decay; more epochs make it worse"
+    "keep the weights of the best epoch (callbacks.EarlyStopping), or use more data, a smaller network or weight "
+    "decay; more epochs make it worse"
 )
-LOWER = "lower the learning rate, since training data lose too; keep the best weights by callbacks.EarlyStopping"
+LOWER = "lower the learning rate, since the training ELBO fell too; keep the best weights with callbacks.EarlyStopping"

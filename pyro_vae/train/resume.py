@@ -1,4 +1,4 @@
-"""Write the checkpoints of a run while it trains, and resume it from them, if nothing that matters has changed."""
+"""Write the checkpoints of a run, and resume the run from them if its settings are unchanged."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pyro_vae.core.traces import Loss, TensorELBO, particles_of
 from pyro_vae.data.fingerprint import Trained, data_hash, row_hashes
 from pyro_vae.data.streams.base import Streamed
 from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
-from pyro_vae.train.callbacks.base import in_words, made_of
+from pyro_vae.train.callbacks.base import describe_arguments, describe_value
 from pyro_vae.train.checkpoint.describe import describe_again, describe_vae
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.save_load import VAE_KEY, validate_weights
@@ -26,22 +26,22 @@ from pyro_vae.train.divergence_report import broken_weights
 from pyro_vae.train.run import Run
 
 MUST_AGREE = ("estimator", "optimizer", "batch_size", "data", "data_hash", "seed", "precision")
-"""Attributes that a resumed run must have in common with its beginning."""
+"""Attributes that must be equal in a resumed run."""
 
 STATE = 2
-"""The number of what a checkpoint holds; a run of another number cannot be resumed."""
+"""The version of the training state in a checkpoint; other versions cannot be resumed."""
 
 
 class Journal:
-    """The checkpoints of a run, if it has any.
+    """Write and read the checkpoints of a run, if it has a run folder.
 
     Args:
-        checkpoints: a new run folder, or how often to write checkpoints and where.
+        checkpoints: a new run folder, or the schedule and folder of the checkpoints.
         resume: a run folder with checkpoints, to resume.
-        group: the processes that train together; only the first writes, and it reads for all.
+        group: the processes that train together; only the first writes, and reads for all.
 
     Raises:
-        SettingsError: if the two are of different folders.
+        SettingsError: if the two name different folders.
         OutputError: if the folder cannot be written, or another run writes to it.
     """
 
@@ -52,7 +52,7 @@ class Journal:
         self.saved = given if given is None or isinstance(given, Checkpoints) else Checkpoints(given)
         self.resumes = resume is not None
         if self.resumes and self.saved is not None and self.saved.run != Path(str(resume)):
-            raise SettingsError(f"resume is {resume}, and checkpoints are to go to {self.saved.run}; give one folder")
+            raise SettingsError(f"resume is {resume}, but checkpoints go to {self.saved.run}; use the same folder")
         self.written, self.group = (-1, 0), group
         self.begun_with: dict[str, Any] = {}
         self.found: tuple[int, Any, dict[str, Any]] | None = None
@@ -61,7 +61,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         if self.saved is not None and self.group.first:
             if self.resumes and not self.saved.run.is_dir():
-                raise DataError(f"{self.saved.run}: is no folder, so no run can go on there; give the folder of a run")
+                raise DataError(f"{self.saved.run}: not a folder, so there is no run to resume; pass a run folder")
             make_folder(self.saved.run)
             self._held.enter_context(self.saved.locked())
         return self
@@ -70,12 +70,12 @@ class Journal:
         self._held.close()
 
     def find(self, run: Run, say: Callable[[str], None]) -> None:
-        """Find the newest whole checkpoint, if there is one, and validate the run against it.
+        """Find the newest intact checkpoint, if any, and validate the run against it.
 
         Raises:
-            OutputError: if a new run finds checkpoints of another.
-            DataError: if no checkpoint is whole, or they are of another architecture or of an earlier pyro-vae.
-            SettingsError: if the run was begun with other settings.
+            OutputError: if a new run finds checkpoints of another run.
+            DataError: if no checkpoint is intact, or if it has another architecture or an earlier pyro-vae wrote it.
+            SettingsError: if the run was started with other settings.
         """
         if self.saved is None:
             return
@@ -84,17 +84,17 @@ class Journal:
         self.found = self._newest()
         if self.found is None:
             if self.resumes:
-                say(f"{self.saved.run} holds no checkpoint yet; training begins at its first step")
+                say(f"{self.saved.run} holds no checkpoint yet; training starts from step 0")
             return
         if not self.resumes:
             raise OutputError(
-                f"{self.saved.run}: already holds checkpoints of a run; go on from them with resume, "
-                "or choose another folder"
+                f"{self.saved.run}: already holds checkpoints of a run; resume it with resume=, or choose another "
+                "folder"
             )
         _, tree, about = self.found
         if about.get("state") != STATE:
             raise DataError(
-                f"{self.saved.run} was begun by an earlier pyro-vae, whose runs this one cannot resume; load its "
+                f"{self.saved.run} was started by an earlier pyro-vae and cannot be resumed by this version; load its "
                 "weights with pyro_vae.load, and train them in a new run"
             )
         own = {name: run.attributes[name] for name in MUST_AGREE}
@@ -108,51 +108,51 @@ class Journal:
         """Resume from the checkpoint that was found.
 
         Raises:
-            SettingsError: if no checkpoint can hold the state of the run, or its callbacks had other settings.
+            SettingsError: if a checkpoint cannot hold the state of the run, or its callbacks had other settings.
         """
         if self.saved is None:
             return
-        callbacks = {"callbacks": _callbacks(run)}  # known once they have begun, as Schedule then makes its own
+        callbacks = {"callbacks": _callbacks(run)}  # known only after their start, where Schedule makes its scheduler
         self.begun_with |= callbacks
         if self.found is not None:
             _validate_settings(self.found[2]["begun_with"], callbacks, self.saved.run)
-        encode(run.state())  # now, and not at the first checkpoint, after minutes
+        encode(run.state())  # fail now, not at the first checkpoint minutes later
         run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
         if self.found is None:
             return
         step, tree, about = self.found
-        self.found = None  # all that it holds is in the run now
+        self.found = None  # free the memory: the run now holds the state
         if known := about["trained_on"]:
             run.vae.trained_on = Trained.from_text(known)
         run.resume(tree)
-        self.written = step, run.put_back
-        run.say(f"Going on from step {step} of {self.saved.run}")
+        self.written = step, run.rollbacks
+        run.say(f"Resuming from step {step} of {self.saved.run}")
         if (then := about.get("processes")) != run.ranks:
             run.say(f"resuming with {run.ranks} processes (started with {then}): the random draws will differ")
 
     def _newest(self) -> tuple[int, Any, dict[str, Any]] | None:
-        """Have the first process read the newest checkpoint, for all."""
+        """Read the newest checkpoint on the first process, for all."""
         found = None
-        with self.group.alike(PyroVAEError):
+        with self.group.raise_together(PyroVAEError):
             if self.saved is not None and self.group.first and (whole := self.saved.newest()) is not None:
                 found = whole[:3]
-        found = self.group.agreed(found)
+        found = self.group.broadcast(found)
         if found is not None and self.saved is not None:
             self.saved.written(found[0])
         return found
 
-    def keep(self, run: Run) -> None:
-        """Write a checkpoint where one is due, after training was put back, and at the end."""
-        now = run.step, run.put_back
+    def write_if_due(self, run: Run) -> None:
+        """Write a checkpoint when one is due, after a rollback, and at the end."""
+        now = run.step, run.rollbacks
         if self.saved is None or now == self.written:
             return
         due = self.saved.due(run.step) if self.group.alone else run.stepping.wanted
-        if not (due or run.over or run.put_back != self.written[1]):
+        if not (due or run.over or run.rollbacks != self.written[1]):
             return
         if broken_weights(run.vae):
-            return  # the next step will say so
+            return  # the next step reports them
         state = run.state()
-        with self.group.alike(PyroVAEError):
+        with self.group.raise_together(PyroVAEError):
             if self.group.first:
                 known = run.vae.trained_on
                 about = {
@@ -167,17 +167,17 @@ class Journal:
 
 
 def validation_hash(run: Run) -> str:
-    """The hash of the validation data of a run."""
+    """Hash the validation data of a run."""
     held_out = run.watched.get("validation")
     return "none" if held_out is None else data_hash(row_hashes(held_out))
 
 
 def _begun_with(run: Run) -> dict[str, Any]:
-    """Further settings that a resumed run must have in common with its beginning."""
+    """Collect further settings that must be equal in a resumed run."""
     return {
         "particles": particles_of(run.loss),
         "settings of the estimator": _of_estimator(run.loss),
-        "settings of the optimizer": {name: in_words(value) for name, value in run.optimizer.defaults.items()},
+        "settings of the optimizer": {name: describe_value(value) for name, value in run.optimizer.defaults.items()},
         "schedule of the learning rate": _schedule(run.scheduler),
         "clip_norm": run.optim.clip_norm,
         "validation data": validation_hash(run),
@@ -188,43 +188,46 @@ def _begun_with(run: Run) -> dict[str, Any]:
 
 
 def _of_estimator(loss: Loss) -> dict[str, str]:
-    """The settings of an estimator of Pyro or of a partial function, whose name does not tell them."""
+    """Collect the settings of a Pyro estimator or a partial function, whose name does not contain them."""
     if isinstance(loss, partial):
         given = [*enumerate(loss.args), *loss.keywords.items()]
-        return {str(name): in_words(value) for name, value in given}
+        return {str(name): describe_value(value) for name, value in given}
     if isinstance(loss, TensorELBO) or not isinstance(loss, ELBO):
         return {}
-    names = inspect.signature(type(loss)).parameters.keys() - {"max_plate_nesting"}  # which a model settles
-    return {name: in_words(vars(loss)[name]) for name in sorted(names & vars(loss).keys())}
+    names = inspect.signature(type(loss)).parameters.keys() - {"max_plate_nesting"}  # set from the model
+    return {name: describe_value(vars(loss)[name]) for name in sorted(names & vars(loss).keys())}
 
 
 def _schedule(scheduler: LRScheduler | None) -> Any:
-    """All that a schedule begins with."""
+    """Collect the initial state of a learning-rate schedule."""
     if scheduler is None:
         return "none"
-    return {"class": type(scheduler).__name__, **{k: in_words(v) for k, v in scheduler.state_dict().items()}}
+    return {"class": type(scheduler).__name__, **{k: describe_value(v) for k, v in scheduler.state_dict().items()}}
 
 
 def _callbacks(run: Run) -> dict[str, Any]:
-    """The settings of each callback that has a state, by its class."""
+    """Collect the settings of each stateful callback, by its class."""
     found: dict[str, Any] = {}
-    for callback in run.remembering:
+    for callback in run.stateful_callbacks:
         name = type(callback).__name__
-        while name in found:  # a second of its class
+        while name in found:  # a second callback of the class
             name += "'"
         own = getattr(callback, "scheduler", None)
-        found[name] = {**made_of(callback), "its schedule": _schedule(own if isinstance(own, LRScheduler) else None)}
+        found[name] = {
+            **describe_arguments(callback),
+            "its schedule": _schedule(own if isinstance(own, LRScheduler) else None),
+        }
     return found
 
 
 def _validate_parts(now: Any, then: Any, folder: Any) -> None:
     """Raise if a VAE has other components, or other settings of them, even where its weights have the same shapes."""
     if then is not None and now is not None and (other := _other(then["made"], now["made"], "vae")):
-        raise SettingsError(f"{folder} was begun with {other}; resume it with the VAE that it had")
+        raise SettingsError(f"{folder} was started with {other}; resume it with the original VAE")
 
 
 def _other(then: Any, now: Any, where: str) -> str:
-    """Where two descriptions differ, or nothing; tensors are only compared by their shapes, as they are trained."""
+    """Say where two descriptions differ, or return an empty string; of tensors, compare only the shapes."""
     if isinstance(then, Tensor) and isinstance(now, Tensor):
         return "" if then.shape == now.shape else f"{where} of shape {tuple(then.shape)}, not {tuple(now.shape)}"
     if isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys():
@@ -240,24 +243,27 @@ def _place(where: str, key: Any) -> str:
     return where if key in ("module", "modules", "arguments", "attributes", "class") else f"{where}.{key}"
 
 
-def _short(told: Any) -> str:
-    kind = told.get("class") if isinstance(told, dict) else None
-    return str(kind or told)[:80]
+def _short(value: Any) -> str:
+    kind = value.get("class") if isinstance(value, dict) else None
+    return str(kind or value)[:80]
 
 
 def _validate_settings(then: dict[str, Any], now: dict[str, Any], folder: Any) -> None:
-    """Raise if settings are not those that a run was begun with."""
+    """Raise if a setting differs from the one that a run was started with."""
     for name, value in now.items():
         if name in then and (other := _other(then[name], value, name)):
-            raise SettingsError(f"{folder} was begun with {other}; resume it with what it had")
+            raise SettingsError(f"{folder} was started with {other}; resume it with the original settings")
 
 
 def _validate_callbacks(run: Run, tree: Any) -> None:
     """Raise if a run had other callbacks."""
-    then, now = [name for name, _ in tree["callbacks"]], [type(callback).__name__ for callback in run.remembering]
+    then, now = (
+        [name for name, _ in tree["callbacks"]],
+        [type(callback).__name__ for callback in run.stateful_callbacks],
+    )
     if then != now:
         raise SettingsError(
-            f"the run was begun with the callbacks {then}, and is to go on with {now}; give those it had"
+            f"the run was started with the callbacks {then}, not {now}; resume it with the original callbacks"
         )
 
 
@@ -265,4 +271,7 @@ def _tell_other_versions(run: Run, about: dict[str, Any], folder: Any, say: Call
     changed = [name for name in (*__about__.versions(), "device") if about.get(name) != run.attributes[name]]
     if changed:
         name = changed[0]
-        say(f"{folder} was begun with {name} {about.get(name)}; with {run.attributes[name]} bits may differ")
+        say(
+            f"{folder} was started with {name} {about.get(name)}; with {run.attributes[name]} the numbers may differ "
+            "in the last bits"
+        )

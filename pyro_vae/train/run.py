@@ -1,4 +1,4 @@
-"""``Run``: what a training run is made of, its steps, its state, and what is done when it goes wrong."""
+"""``Run``: one training run, its steps, its state and its callbacks."""
 
 import math
 import threading
@@ -25,48 +25,48 @@ from pyro_vae.train.callbacks._paired import difference
 from pyro_vae.train.callbacks.schedules import advance
 from pyro_vae.train.checkpoint.tensor_file import Tree
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
-from pyro_vae.train.compiled.steps import Engine, Fed, Steps
+from pyro_vae.train.compiled.steps import DeviceRows, Engine, Steps
 from pyro_vae.train.distributed.group import ALONE, Group
 from pyro_vae.train.divergence_report import broken_weights, origin
 from pyro_vae.train.overfitting import fall_of_validation, judge_overfitting
-from pyro_vae.train.recovery import NotFiniteError, put_right
+from pyro_vae.train.recovery import NotFiniteError, recover
 from pyro_vae.train.run_state import copied, restore, state_of
 
-Keep = Callable[["Run"], None]
-"""What is told after each few steps, and may write a checkpoint."""
+CheckpointHook = Callable[["Run"], None]
+"""A function that is called after every few steps and may write a checkpoint."""
 
 
 class Run:
     """One training run, as callbacks see it.
 
     Args:
-        vae: what is trained, in place.
-        source: the training data, as the VAE takes them.
-        watched: data by name, whose ELBO is evaluated after each epoch.
-        loss: what is minimised.
-        optim: by what.
+        vae: the VAE, trained in place.
+        source: the training data, on the device and in the precision of the VAE.
+        watched: name → data whose ELBO is evaluated after each epoch.
+        loss: the loss to minimize.
+        optim: the optimizer.
         batch_size: data per step.
         seed: of the order of the data and of the noise.
-        device: where.
-        callbacks: told of what goes on.
+        device: the device of the training.
+        callbacks: the callbacks, in the order in which they are called.
         group: the processes that train together.
 
     Attributes:
-        rank: which of them this is, from 0; the first alone writes.
-        ranks: how many they are.
-        step: steps taken.
-        epoch: the epoch under way, from 1, or the last.
+        rank: the rank of this process, from 0; only the first writes.
+        ranks: the number of processes.
+        step: the number of steps taken.
+        epoch: the current epoch, from 1, or the last.
         epochs: the rows of the history.
-        values: of what is watched, the ELBO of each datum after the last epoch, nats, shape ``(datum,)``: of the same
-            data with the same noise each time, so that differences between epochs are paired.
+        values: name → the ELBO of each watched datum after the last epoch, nats, shape ``(datum,)``. Data and noise are
+            the same each time, so that differences between epochs are paired.
         good: the state after the last good epoch.
-        put_back: how often this process has put training back after a divergence.
-        stopped: why training was ended before its last epoch, or nothing.
-        due: whether it is time for a checkpoint, as this process has it.
-        best: the highest mean validation ELBO so far: after which epoch, and the ELBO of each datum then.
-        weights_epoch: the epoch whose weights the VAE has at the end, where a callback put others than the last into
-            it; 0 where they are of no single epoch.
-        folder: that of the run, if it has one.
+        rollbacks: how often this process rolled back after a divergence.
+        stopped: why the training ended before its last epoch; empty if it did not.
+        due: returns whether a checkpoint is due on this process.
+        best: the epoch with the highest mean validation ELBO so far, and its ELBO of each datum.
+        weights_epoch: the epoch whose weights the VAE has at the end, if a callback replaced the last ones; 0 if they
+            belong to no single epoch.
+        folder: the run folder, if there is one.
     """
 
     folder: Path | None = None
@@ -105,7 +105,7 @@ class Run:
         self.stopped = ""
         self.best: tuple[int, Tensor] | None = None
         self.weights_epoch: int | None = None
-        self.last, self.put_back = 0, 0
+        self.last, self.rollbacks = 0, 0
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -115,39 +115,39 @@ class Run:
 
     @property
     def scheduler(self) -> LRScheduler | None:
-        """Of the learning rate, if there is one."""
+        """The learning-rate scheduler, if there is one."""
         return self.optim.made if isinstance(self.optim.made, LRScheduler) else None
 
     @property
     def epoch(self) -> int:
-        """The epoch under way, from 1, or the last."""
+        """The current epoch, from 1, or the last."""
         return min(len(self.epochs) + 1, self.last)
 
     def say(self, sentence: str) -> None:
-        """A sentence above the bar."""
+        """Print a sentence above the progress bar."""
         self.bar.say(sentence)
 
     def stop(self, reason: str) -> None:
-        """End training after the steps under way."""
+        """End the training after the current steps."""
         self.stopped = self.stopped or reason
-        self.asked.set()
+        self.stop_requested.set()
 
     def fail(self, what: str) -> None:
-        """Have this taken as divergence.
+        """Report a divergence.
 
         Raises:
             DivergenceError: always.
         """
         raise DivergenceError(what)
 
-    def start(self, epochs: int, engine: Engine, precision: str, bar: Bar, asked: threading.Event) -> None:
-        """Make ready to train for so many epochs, or until this process or another of its group is asked to stop."""
-        self.last, self.bar, self.asked = epochs, bar, asked
-        self.ending = asked if self.group.alone else threading.Event()
+    def start(self, epochs: int, engine: Engine, precision: str, bar: Bar, stop_requested: threading.Event) -> None:
+        """Prepare to train up to an epoch, or until a process of the group is asked to stop."""
+        self.last, self.bar, self.stop_requested = epochs, bar, stop_requested
+        self.ending = stop_requested if self.group.alone else threading.Event()
         self.stepping = Steps(
             self.vae, self.loss, self.optim, size=len(self.source), batch_size=self.batch_size, engine=engine,
             precision=precision, steps=epochs * self.steps_per_epoch, say=bar.say,
-            group=self.group, wishes=lambda: (asked.is_set(), self.due()),
+            group=self.group, wishes=lambda: (stop_requested.is_set(), self.due()),
         )  # fmt: skip
         for callback in self.callbacks:
             callback.start(self)
@@ -155,33 +155,33 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether no step is to follow."""
-        stopped = self.group.alone and bool(self.stopped)  # in a group the next step has the others know first
+        """Whether the last step was taken."""
+        stopped = self.group.alone and bool(self.stopped)  # in a group, the next step must tell the others first
         return self.ending.is_set() or stopped or len(self.epochs) >= self.last
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many steps an epoch has."""
+        """The number of steps per epoch."""
         return -(-len(self.source) // self.batch_size)
 
-    def train(self, keep: Keep) -> None:
+    def train(self, write_checkpoint: CheckpointHook) -> None:
         """Train up to the last epoch, or until something ends it."""
-        if self.stopped and self.seen:  # by a callback, within an epoch that this process has not looked at yet
+        if self.stopped and self.seen:  # a callback stopped within an epoch that is not evaluated yet
             self._close_epoch(whole=False)
         while not self.over:
             try:
-                whole = self._along_an_epoch(keep)
-                if not whole:  # what is kept must not hold the row of a part of an epoch
-                    keep(self)
+                whole = self._along_an_epoch(write_checkpoint)
+                if not whole:  # before closing: a checkpoint must not hold the history row of a partial epoch
+                    write_checkpoint(self)
                 if self.seen:
                     self._close_epoch(whole)
             except DivergenceError as error:
-                put_right(self, error)
-                self.put_back, self._is_good = self.put_back + 1, False
-                keep(self)  # so that one that is killed does not diverge again
+                recover(self, error)
+                self.rollbacks, self._is_good = self.rollbacks + 1, False
+                write_checkpoint(self)  # a run that is killed now must not resume before the divergence
                 continue
             if whole:
-                keep(self)
+                write_checkpoint(self)
         for callback in self.callbacks:
             callback.end(self)
         if (found := fall_of_validation(self.history())) is not None:
@@ -189,8 +189,8 @@ class Run:
             if finding.level != "fine":
                 self.say(str(finding))
 
-    def _along_an_epoch(self, keep: Keep) -> bool:
-        """The steps of an epoch that are left; whether it came to its end."""
+    def _along_an_epoch(self, write_checkpoint: CheckpointHook) -> bool:
+        """Take the remaining steps of an epoch; return whether it is complete."""
         started = time.perf_counter() - self.seconds
         for _, feed, segment in self.segments():
             for losses in self.stepping.along(feed, segment):
@@ -198,15 +198,15 @@ class Run:
                 if self.stepping.stopped:
                     self.ending.set()
                 self.seconds = time.perf_counter() - started
-                self.tell_of_steps()  # before a checkpoint, which is to hold what they make of it
+                self.call_step_hooks()  # before a checkpoint, which holds the state of the callbacks
                 if self.seen < len(self.source) and not self.ending.is_set():
-                    keep(self)
+                    write_checkpoint(self)
                 if self.ending.is_set():
                     return self.seen == len(self.source)
         return not self.ending.is_set()
 
-    def segments(self) -> Iterator[tuple[Window, Fed, Tensor]]:
-        """What is left of an epoch, in pieces that end where a callback wants to be told."""
+    def segments(self) -> Iterator[tuple[Window, DeviceRows, Tensor]]:
+        """Yield the rest of an epoch in segments that end where a callback's ``step`` is due."""
         every = [callback.every for callback in self.callbacks if callback.every]
         seed = derive_seed(self.seed, "order of the data", self.epoch)
         for window in self.source.windows(seed=seed, batch_size=self.batch_size, skip=self.seen):
@@ -249,7 +249,7 @@ class Run:
         self._mark_good()
 
     def _below_best(self) -> dict[str, float]:
-        """How far the validation ELBO lies below its best so far, by paired differences."""
+        """Measure how far the validation ELBO lies below its best so far, by paired differences."""
         values = self.values.get("validation")
         if values is None:
             return {}
@@ -261,57 +261,57 @@ class Run:
         return {"validation_below_best": fall, "validation_below_best_se": error}
 
     def _agree(self) -> None:
-        """See that all processes still train one VAE, and end together where one was stopped."""
+        """Verify that all processes have the same weights, and stop all if one was stopped."""
         if self.group.alone:
             return
-        self.group.refuse_apart(self.vae.state_dict())
-        if any(reasons := self.group.gathered(self.stopped)):
+        self.group.validate_equal(self.vae.state_dict())
+        if any(reasons := self.group.all_gather(self.stopped)):
             self.stopped = next(filter(None, reasons))
             self.ending.set()
 
     def _elbo_on_first(self, rows: Rows) -> Tensor:
-        """The ELBO of each datum, of many processes by the first alone."""
+        """Compute the ELBO of each datum; in a group, on the first process only."""
         if self.group.alone:
             return self._elbo(rows)
-        values: Tensor = self.group.agreed(self._elbo(rows).cpu() if self.group.first else None)
+        values: Tensor = self.group.broadcast(self._elbo(rows).cpu() if self.group.first else None)
         return values
 
     def _elbo(self, rows: Rows) -> Tensor:
         with seeded(derive_seed(self.seed, "evaluation"), self.device):  # the same noise after each epoch
             return per_datum_elbo(self.vae, rows).double()
 
-    def tell_of_steps(self) -> None:
-        """Segments end where a callback wants to be told, and nowhere within."""
+    def call_step_hooks(self) -> None:
+        """Call the ``step`` of each callback that is due after this step."""
         for callback in self.callbacks:
             if callback.every and self.step % callback.every == 0:
                 callback.step(self)
 
     def state(self) -> Tree:
-        """All that training goes on from, as a tree of tensors and plain values; views, not copies.
+        """Collect the state to resume from, as a tree of tensors and plain values; views, not copies.
 
-        The last good state, which a later divergence goes back to, is part of it where it is another.
+        If the last good state, the target of a rollback, differs from the current state, it is included.
         """
         return {**state_of(self), "good": None if self._is_good else self.good}
 
     @property
-    def remembering(self) -> list[Callback]:
-        """The callbacks that have a state."""
+    def stateful_callbacks(self) -> list[Callback]:
+        """The callbacks that define a state."""
         return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
-    def kept(self) -> Tree:
-        """A copy of the state of now."""
+    def copy_state(self) -> Tree:
+        """Copy the current state."""
         return copied(state_of(self))
 
     def _mark_good(self) -> None:
-        """Have a divergence go back to the state of now."""
-        self.good, self._is_good = self.kept(), True
+        """Make the current state the target of a rollback."""
+        self.good, self._is_good = self.copy_state(), True
 
     def load(self, tree: Tree) -> None:
-        """Go back, or on, to a state, in place."""
+        """Restore a state, in place."""
         restore(self, tree)
 
     def resume(self, tree: Tree) -> None:
-        """Go on from a state of an earlier process, by the engine that it had."""
+        """Resume from the state of an earlier process, with the same engine."""
         self.load(tree)
         rows = self.source.head(self.batch_size).like(self.vae)
         if self.stepping.load(tree["engine"], rows):
@@ -324,7 +324,7 @@ class Run:
         self.bar.resumed(len(self.epochs), self.step)
 
     def history(self) -> xr.Dataset:
-        """The epochs so far, labelled."""
+        """Return the labelled history of the epochs so far."""
         columns = ["objective", *(f"{name}_elbo{end}" for name in self.watched for end in ("", "_se"))]
         if "validation" in self.watched:
             columns += ["validation_below_best", "validation_below_best_se"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def state_of(run: "Run") -> Tree:
-    """Collect all that a run goes on from, but its last good state; tensors are views, not copies."""
+    """Collect the state that a run resumes from, without its last good state; tensors are views, not copies."""
     scheduler = run.scheduler
     return {
         "weights": dict(run.vae.state_dict()),
@@ -24,18 +24,18 @@ def state_of(run: "Run") -> Tree:
         "optimizer": run.optimizer.state_dict(),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "estimator": counters(run.loss),
-        "random": run.group.gathered(random_state(run.device)),
+        "random": run.group.all_gather(random_state(run.device)),
         "progress": {
             "step": run.step, "seen": run.seen, "total": run.total, "seconds": run.seconds,
             "epochs": run.epochs, "stopped": run.stopped, "values": run.values, "best": run.best,
         },
         "engine": run.stepping.state(),
-        "callbacks": [[type(callback).__name__, callback.state()] for callback in run.remembering],
+        "callbacks": [[type(callback).__name__, callback.state()] for callback in run.stateful_callbacks],
     }  # fmt: skip
 
 
 def copied(state: Tree) -> Tree:
-    """Copy a state, but for the rows of the history, which never change and may be many."""
+    """Copy a state, except the rows of the history, which never change and may be many."""
     epochs = state["progress"]["epochs"]
     return copy.deepcopy(state, {id(epochs): list(epochs)})
 
@@ -45,9 +45,9 @@ def restore(run: "Run", tree: Tree) -> None:
     tree = copied(tree)
     with torch.no_grad():
         run.vae.load_state_dict(_changed(tree["weights"], run.vae.state_dict()), strict=False)
-        own = unsaved(run.vae)
-        for name, value in _changed(tree["buffers"], own).items():
-            own[name].copy_(value)
+        buffers = unsaved(run.vae)
+        for name, value in _changed(tree["buffers"], buffers).items():
+            buffers[name].copy_(value)
         load_optimizer(run.optimizer, tree["optimizer"])
         for counter, value in zip(counters(run.loss), tree["estimator"], strict=True):
             counter.copy_(value)
@@ -61,18 +61,18 @@ def restore(run: "Run", tree: Tree) -> None:
     run.step, run.seen = progress["step"], progress["seen"]
     run.total, run.seconds, run.epochs = progress["total"], progress["seconds"], progress["epochs"]
     run.stopped, run.values = progress["stopped"], progress["values"]
-    run.best = tuple(best) if (best := progress.get("best")) else None  # a checkpoint makes lists of tuples
-    for callback, (_, state) in zip(run.remembering, tree["callbacks"], strict=True):
+    run.best = tuple(best) if (best := progress.get("best")) else None  # a checkpoint turns tuples into lists
+    for callback, (_, state) in zip(run.stateful_callbacks, tree["callbacks"], strict=True):
         callback.load(state)
     run.stepping.moved()
 
 
-def _changed(tensors: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Only tensors whose bits differ; writing to the others would invalidate caches keyed on ``_version``."""
-    return {name: value for name, value in tensors.items() if name in own and not _alike(value, own[name])}
+def _changed(tensors: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Select the tensors whose bits differ; writing to the others would invalidate caches keyed on ``_version``."""
+    return {name: value for name, value in tensors.items() if name in current and not _equal(value, current[name])}
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _equal(one: Any, other: Any) -> bool:
     return isinstance(one, Tensor) and isinstance(other, Tensor) and same_bits(one, other)
 
 
@@ -86,9 +86,9 @@ def load_optimizer(optimizer: Optimizer, tree: Tree) -> None:
     filled = {parameter: dict(values) for parameter, values in optimizer.state.items()}
     for parameter, values in filled.items():
         for name, value in values.items():
-            own = before.get(parameter, {}).get(name)
-            if isinstance(own, Tensor) and isinstance(value, Tensor) and own.shape == value.shape:
-                values[name] = own.copy_(value)
+            current = before.get(parameter, {}).get(name)
+            if isinstance(current, Tensor) and isinstance(value, Tensor) and current.shape == value.shape:
+                values[name] = current.copy_(value)
     state.clear()
     state.update(filled)
     optimizer.param_groups, optimizer.state = groups, state
@@ -101,7 +101,7 @@ def random_state(device: torch.device) -> Tree:
 
 
 def set_random_state(tree: Tree, device: torch.device) -> None:
-    """Set torch's generators; that of CUDA only where the state has one."""
+    """Set torch's generators; that of CUDA only if the state has one."""
     torch.set_rng_state(tree["cpu"])
     if device.type == "cuda" and tree["cuda"] is not None:
         torch.cuda.set_rng_state(tree["cuda"], device)

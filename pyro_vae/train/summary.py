@@ -1,4 +1,4 @@
-"""What a training came to: in one line, and as a table of its epochs."""
+"""Summarize a training in one line and as a table of its epochs."""
 
 import numpy as np
 import xarray as xr
@@ -8,7 +8,7 @@ from rich.table import Table
 from pyro_vae.core.format import format_estimate, format_rounded
 
 ROWS = 10
-"""At most so many epochs stand in the table, spread evenly, with the first and the last among them."""
+"""The most epochs in the table, spread evenly and including the first and the last."""
 
 
 def in_one_line(history: xr.Dataset, device: str, *, interrupted: bool = False) -> str:
@@ -16,8 +16,8 @@ def in_one_line(history: xr.Dataset, device: str, *, interrupted: bool = False) 
 
     Args:
         history: of a fit.
-        device: where it was trained.
-        interrupted: whether Ctrl-C ended it early.
+        device: the device of the training.
+        interrupted: whether Ctrl-C ended the training early.
 
     Example:
         >>> history = xr.Dataset({"train_elbo": ("epoch", [-1.0]), "train_elbo_se": ("epoch", [0.12]),
@@ -28,16 +28,15 @@ def in_one_line(history: xr.Dataset, device: str, *, interrupted: bool = False) 
     if not history.sizes["epoch"]:
         return "Interrupted before the first step was taken"
     epochs = history.sizes["epoch"]
-    kept = history.attrs.get("weights_epoch", 0) or epochs
-    last = history.isel(epoch=kept - 1)
+    chosen = history.attrs.get("weights_epoch", 0) or epochs
+    last = history.isel(epoch=chosen - 1)
     parts = [
         f"{_elbo(last, part)} nats in {label}"
         for part, label in (("train", "training"), ("validation", "validation"))
         if f"{part}_elbo" in last
     ]
-    which = f", with the weights after epoch {kept}, which the validation data chose" if kept != epochs else ""
+    which = f", with the weights after epoch {chosen}, selected on the validation data" if chosen != epochs else ""
     ended = "Interrupted after" if interrupted else "Trained for"
-    which = f", with the weights after epoch {kept}, which the validation data chose" if kept != epochs else ""
     return (
         f"{ended} {epochs} epoch{'s' * (epochs != 1)} on {device} in {history.seconds.sum().item():.1f} s{which}: "
         f"ELBO per datum {', '.join(parts)} (over data)"
@@ -60,7 +59,7 @@ def history_table(history: xr.Dataset) -> Table:
     watched = [part for part in ("train", "validation") if f"{part}_elbo" in history]
     table = Table(
         title="nats per datum, ± standard error over data",
-        caption="objective: what was maximised, averaged over the steps of the epoch",
+        caption="objective: the maximized objective, averaged over the steps of the epoch",
         box=box.SIMPLE,
     )
     for heading in ("epoch", "objective", *(f"{part} ELBO" for part in watched), "seconds"):

@@ -1,4 +1,4 @@
-"""What ``fit`` refuses of its settings before anything is begun."""
+"""Validate the settings of ``fit`` before it starts."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -16,19 +16,19 @@ from pyro_vae.core.traces import Loss
 from pyro_vae.elbo import Estimator
 from pyro_vae.errors import SettingsError, did_you_mean
 from pyro_vae.train.callbacks.schedules import refuse_plateau
-from pyro_vae.train.compiled.optimizers import refuse_clip_norm
-from pyro_vae.train.compiled.precision import refuse_precision
+from pyro_vae.train.compiled.optimizers import validate_clip_norm
+from pyro_vae.train.compiled.precision import validate_precision
 from pyro_vae.train.compiled.steps import ENGINES
 
-Made: TypeAlias = torch.optim.Optimizer | LRScheduler
-Optimizer: TypeAlias = Callable[[Iterable[Tensor]], Made] | Made | PyroOptim
+BuiltOptimizer: TypeAlias = torch.optim.Optimizer | LRScheduler
+Optimizer: TypeAlias = Callable[[Iterable[Tensor]], BuiltOptimizer] | BuiltOptimizer | PyroOptim
 
 
-def refuse_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
-    """Refuse numbers that are out of their range, and what cannot be trained.
+def validate_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
+    """Raise if a number is out of range, or the VAE cannot be trained.
 
     Raises:
-        SettingsError: naming the first.
+        SettingsError: naming the first invalid setting.
     """
     for name, number in {"epochs": epochs, "batch_size": batch_size}.items():
         if not isinstance(number, int):
@@ -39,79 +39,83 @@ def refuse_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: 
         raise SettingsError(f"batch_size is {batch_size}; it must be from 1 to the number of training data, {n}")
     refuse_seed(seed)
     if getattr(elbo, "num_particles", 1) < 1:
-        raise SettingsError(f"elbo: num_particles is {elbo.num_particles}; it must be at least 1")  # type: ignore[union-attr]
+        number = elbo.num_particles  # type: ignore[union-attr]
+        raise SettingsError(f"elbo: num_particles is {number}; it must be at least 1")
     if isinstance(elbo, RenyiELBO) and batch_size < n:
-        raise SettingsError(f"Pyro's RenyiELBO is no bound on minibatches: n/m enters inside its logarithm; take {n}")
+        raise SettingsError(
+            "elbo: Pyro's RenyiELBO is not a bound on minibatches, as n/m enters inside its logarithm; "
+            f"pass batch_size={n}"
+        )
     if torch.is_inference_mode_enabled():
-        raise SettingsError("inference mode is on, where nothing can be trained; call fit outside of it")
+        raise SettingsError("fit cannot train in inference mode; call it outside torch.inference_mode()")
     if loose := getattr(vae, "loose", []):
         raise SettingsError(
-            f"parameter {loose[0]!r} is in Pyro's store and of no module, so it can be neither saved nor put back; "
-            "make model and guide modules (pyro.nn.PyroModule) that have it, or train by pyro.infer.SVI"
+            f"parameter {loose[0]!r} is in Pyro's parameter store but in no module, so fit can neither save nor "
+            "restore it; make model and guide modules (pyro.nn.PyroModule) that own it, or train with pyro.infer.SVI"
         )
     if not any(p.requires_grad for p in vae.parameters()):
-        raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")
+        raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to train")
 
 
-def refuse_schedules(elbo: Loss | None, steps: int) -> None:
-    """Refuse a schedule of the objective that is longer than the training.
+def validate_schedules(elbo: Loss | None, steps: int) -> None:
+    """Raise if a schedule of the objective is longer than the training.
 
     Raises:
-        SettingsError: naming it.
+        SettingsError: naming the schedule.
     """
     for schedule in elbo.schedules() if isinstance(elbo, Estimator) else ():
         if schedule.steps > steps:
             raise SettingsError(
-                f"elbo: {schedule} would end after {schedule.steps} steps, and training has {steps}, so it would end "
-                "before its objective is the one that was meant; shorten it or train longer"
+                f"elbo: {schedule} ends after {schedule.steps} steps, but training has only {steps} and would never "
+                "reach the final objective; shorten the schedule or train longer"
             )
 
 
-def refuse_engine(engine: str, clip_norm: float | None, precision: str) -> None:
-    """Refuse an engine, a norm or a precision that there is not.
+def validate_engine(engine: str, clip_norm: float | None, precision: str) -> None:
+    """Raise if the engine, the clipping norm or the precision is invalid.
 
     Raises:
-        SettingsError: naming those that there are.
+        SettingsError: naming the valid values.
     """
-    refuse_precision(precision)
+    validate_precision(precision)
     if engine not in ENGINES:
         raise SettingsError(f"engine is {engine!r}; it must be {', '.join(ENGINES[:-1])} or {ENGINES[-1]}")
-    refuse_clip_norm(clip_norm)
+    validate_clip_norm(clip_norm)
 
 
-def made_for(vae: Amortised, optimizer: Any) -> Made:
-    """The optimizer of all that is to be trained, or its schedule.
+def build_optimizer(vae: Amortised, optimizer: Any) -> BuiltOptimizer:
+    """Build the optimizer of all trainable parameters, or its learning-rate schedule.
 
     Raises:
-        SettingsError: if it is none, takes no step by itself, is of other parameters, or its schedule looks at shares
-            of a loss.
+        SettingsError: if the result is not an optimizer, needs a closure, holds other parameters, or has a plateau
+            schedule with a relative threshold.
     """
-    made = _made([p for p in vae.parameters() if p.requires_grad], optimizer)
+    made = _build([p for p in vae.parameters() if p.requires_grad], optimizer)
     whole = getattr(made, "optimizer", made)
     if not isinstance(whole, torch.optim.Optimizer):
         raise SettingsError(
-            f"optimizer made a {type(made).__name__} of the parameters; let it make a torch optimizer, as "
-            "optimizer=torch.optim.Adam does"
+            f"optimizer returned a {type(made).__name__}; it must return a torch optimizer, such as "
+            "optimizer=torch.optim.Adam"
         )
     if isinstance(whole, torch.optim.LBFGS):
-        raise SettingsError("LBFGS needs a closure and noise that is fixed; take Adam, or another that steps alone")
+        raise SettingsError("optimizer: LBFGS needs a closure and fixed noise; use Adam or another without a closure")
     refuse_plateau(made)
     return made
 
 
-def is_made(optimizer: Any) -> bool:
-    """Whether this is an optimizer already, or its schedule, with parameters and a state of its own."""
+def is_built(optimizer: Any) -> bool:
+    """Return whether this is an optimizer or schedule instance, with its own parameters and state."""
     return isinstance(optimizer, torch.optim.Optimizer | LRScheduler)
 
 
-def _made(parameters: list[Tensor], optimizer: Any) -> Any:
-    if is_made(optimizer):
-        return _of_these(parameters, optimizer)
+def _build(parameters: list[Tensor], optimizer: Any) -> Any:
+    if is_built(optimizer):
+        return _validated_instance(parameters, optimizer)
     if isinstance(optimizer, PyroOptim):
-        return _of_pyro(parameters, optimizer)
-    if _is_kind_of(optimizer, LRScheduler):
+        return _from_pyro(parameters, optimizer)
+    if _is_subclass(optimizer, LRScheduler):
         raise SettingsError(
-            f"optimizer is {optimizer.__name__}, a schedule; give "
+            f"optimizer is {optimizer.__name__}, a schedule; pass "
             f"optimizer=lambda p: torch.optim.lr_scheduler.{optimizer.__name__}(torch.optim.Adam(p), ...)"
         )
     if callable(optimizer):
@@ -119,39 +123,39 @@ def _made(parameters: list[Tensor], optimizer: Any) -> Any:
     kinds = "a class, a function from parameters to a torch optimizer, or an optimizer of the VAE's parameters"
     if isinstance(optimizer, float):
         line = f"functools.partial(torch.optim.Adam, lr={optimizer})"
-        raise SettingsError(f"optimizer is {optimizer}; give optimizer={line}: {kinds}")
-    names = [name for name, value in vars(torch.optim).items() if _is_kind_of(value, torch.optim.Optimizer)]
+        raise SettingsError(f"optimizer is {optimizer}; pass optimizer={line}. fit accepts {kinds}")
+    names = [name for name, value in vars(torch.optim).items() if _is_subclass(value, torch.optim.Optimizer)]
     meant = did_you_mean(optimizer, names) if isinstance(optimizer, str) else ""
-    asked = f"did you mean optimizer=torch.optim.{meant}?" if meant else "give optimizer=torch.optim.Adam."
-    raise SettingsError(f"optimizer is {optimizer!r}; {asked} fit takes {kinds}")
+    advice = f"did you mean optimizer=torch.optim.{meant}?" if meant else "pass optimizer=torch.optim.Adam."
+    raise SettingsError(f"optimizer is {optimizer!r}; {advice} fit accepts {kinds}")
 
 
-def _of_these(parameters: list[Tensor], made: Made) -> Made:
-    """An optimizer that was made before, seen to hold parameters of the VAE, its state on their device."""
-    own = {id(parameter) for parameter in parameters}
+def _validated_instance(parameters: list[Tensor], made: BuiltOptimizer) -> BuiltOptimizer:
+    """Raise if an optimizer instance holds other parameters; move its state to the parameters' device."""
+    trainable = {id(parameter) for parameter in parameters}
     whole = made if isinstance(made, torch.optim.Optimizer) else made.optimizer
     held = [p for group in whole.param_groups for p in group["params"] if p.requires_grad]
-    if not {id(parameter) for parameter in held} <= own:
+    if not {id(parameter) for parameter in held} <= trainable:
         raise SettingsError(
-            "the optimizer holds parameters that are not of this VAE, as those of a copy are not; make it of "
-            "vae.parameters(), or give what makes it, as optimizer=torch.optim.Adam"
+            "the optimizer holds parameters of another VAE, perhaps of a copy; build it from vae.parameters(), or pass "
+            "a class or function, such as optimizer=torch.optim.Adam"
         )
     if whole.state:
-        whole.load_state_dict(whole.state_dict())  # which moves it to where the parameters are
+        whole.load_state_dict(whole.state_dict())  # moves the state to the device of the parameters
     return made
 
 
-def _of_pyro(parameters: list[Tensor], optimizer: PyroOptim) -> Any:
-    """The torch optimizer of all parameters that one of Pyro's makes of each."""
+def _from_pyro(parameters: list[Tensor], optimizer: PyroOptim) -> Any:
+    """Build one torch optimizer over all parameters from a Pyro optimizer, which has one per parameter."""
     if callable(optimizer.pt_optim_args) or callable(optimizer.pt_clip_args):
         raise SettingsError(
-            "optimizer is one of Pyro's with settings by the parameters' names; give a function from parameters to a "
-            "torch optimizer with groups"
+            "optimizer is a Pyro optimizer with settings per parameter name; pass a function from parameters to a "
+            "torch optimizer with parameter groups"
         )
     if optimizer.pt_clip_args:
         raise SettingsError(
-            f"optimizer is one of Pyro's that clips each tensor by itself ({optimizer.pt_clip_args}); leave that out, "
-            "and give fit clip_norm=, which scales the gradient of all parameters together"
+            f"optimizer is a Pyro optimizer that clips each tensor separately ({optimizer.pt_clip_args}); remove this, "
+            "and pass clip_norm= to fit, which scales the gradient of all parameters together"
         )
     made = optimizer.pt_optim_constructor(parameters, **optimizer.pt_optim_args)
     if isinstance(optimizer, PyroLRScheduler):
@@ -159,5 +163,5 @@ def _of_pyro(parameters: list[Tensor], optimizer: PyroOptim) -> Any:
     return made
 
 
-def _is_kind_of(value: Any, kind: type) -> bool:
+def _is_subclass(value: Any, kind: type) -> bool:
     return isinstance(value, type) and issubclass(value, kind) and value is not kind

@@ -358,7 +358,7 @@ SETTINGS = [
     setting("a scale of no class", "--likelihood.scale 1", "likelihood: no class is named, got 1", HELP),
     setting(
         "a learning rate that diverges", "--optimizer torch.optim.SGD --optimizer.lr 1e30",
-        "the loss became nan at step 2 (epoch 1)", "weights kept are the initial ones", "lower the learning rate",
+        "the loss became nan at step 2 (epoch 1)", "the VAE now has its initial weights", "lower the learning rate",
         left=frozenset(DIVERGED | {"run.json"}),
     ),
     setting("a negative learning rate", "--optimizer.lr=-1", "optimizer: ", "learning rate: -1.0", "change its"),
@@ -398,7 +398,7 @@ COMPARES = [
     compare("draws 1", "--run run --draws 1", "draws is 1", "at least 2"),
     compare("draws 1 before a training", "--data five.npy --draws 1", "draws is 1", "at least 2", files=FIVE),
     compare("particles 0", "--data five.npy --particles [0]", "particles is [0]", "at least 1", files=FIVE),
-    compare("no estimators", "--data five.npy --elbos []", "elbos is empty", "give at least one", files=FIVE),
+    compare("no estimators", "--data five.npy --elbos []", "elbos is empty", "pass at least one", files=FIVE),
     compare("one held-out row", "--run run --rows 1", "rows 1", "at least 2"),
     compare("an estimator's bad setting", "--run run --elbos [MIWAE] --particles [3]", "is 3", "a multiple"),
     setting("STL without particles", "--elbo STL --elbo.num_particles 0", "STL: num_particles is 0", "at least 1"),
@@ -406,7 +406,7 @@ COMPARES = [
     setting(
         "a warm-up longer than the training",
         "--elbo Beta --elbo.elbo ELBO --elbo.beta Linear --elbo.beta.steps 999 --epochs 2",
-        "would end after 999 steps, and training has 8",
+        "ends after 999 steps, but training has only 8",
     ),
     compare("precision float16", "--run run --precision float16", "precision is float16", "float32 or float64"),
     compare("missing data", "--run run --data gone.npy", "gone.npy: no such file", "give the path"),
@@ -420,19 +420,19 @@ COMPARES = [
     damaged("a run whose config.yaml is empty", "config.yaml", meant(b""), "not a table of settings", "copy the run"),
     damaged("a run whose config.yaml is of bytes", "config.yaml", meant(bytes(range(256))), "'utf-8'", "copy the run"),
     compare("a run without its list", "--run run", "config.yaml: is not in ", "copy", files={"run/SHA256SUMS": b""}),
-    damaged("a run without weights", "weights.safetensors", Path.unlink, "No such file", "give the path"),
-    damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "is damaged", "bytes and not", "copy it again"),
-    damaged("weights of bytes", "weights.safetensors", b"x" * 100, "is damaged, or no file of weights", "copy it"),
-    damaged("weights that lack one", "weights.safetensors", weights(one_less), "another architecture", "is missing"),
+    damaged("a run without weights", "weights.safetensors", Path.unlink, "No such file", "pass a file"),
+    damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "damaged", "bytes instead of", "copy it again"),
+    damaged("weights of bytes", "weights.safetensors", b"x" * 100, "or not a weights or checkpoint file", "copy it"),
+    damaged("weights that lack one", "weights.safetensors", weights(one_less), "missing weight", "pass a VAE built"),
     damaged(
         "weights of another shape", "weights.safetensors",
         weights(lambda w: w.update({"model.decoder.net.0.bias": torch.zeros(9)})),
-        "another architecture", "model.decoder.net.0.bias is 9 float32 and not 4 float32",
+        "the architecture differs", "model.decoder.net.0.bias is 9 float32, not 4 float32",
     ),
     damaged(
         "weights that are NaN", "weights.safetensors",
         weights(lambda w: w["model.decoder.log_scale"].fill_(torch.nan)),
-        "model.decoder.log_scale are not all finite", "train again",
+        "weight model.decoder.log_scale is not finite", "train again",
     ),
 ]  # fmt: skip
 

@@ -28,7 +28,7 @@ def test_callbacks_schedules_clipping_and_precision_are_flags(folder):
     optimizer = ["--optimizer", "SGD", "--optimizer.lr", "1e-30", "--clip_norm", "0.5", "--precision", "bf16"]
     assert main([*FLAGS, *callbacks, *schedule, *optimizer, "--epochs", "20"]) == 0
     history = xr.load_dataset(folder / "run" / "history.nc")
-    assert "EarlyStopping: after epoch 4" in history.attrs["stopped"]
+    assert "EarlyStopping: by epoch 4" in history.attrs["stopped"]
     assert history.attrs["precision"] == "bf16"
     assert [rate for _, rate in scalars(folder / "run" / "tensorboard")["lr"]] == [
         single(1e-30 * 0.5**epoch) for epoch in range(4)
@@ -45,7 +45,7 @@ def test_a_log_without_tensorboard_is_refused_before_anything_is_done(folder, mo
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert main([*FLAGS, "--callbacks+=TensorBoard"]) == 2
     error = capsys.readouterr().err
-    assert "tensorboard is not installed, which TensorBoard writes by; pip install 'pyro-vae[logs]'" in error
+    assert "TensorBoard needs the tensorboard package, which is not installed; pip install 'pyro-vae[logs]'" in error
     assert "Traceback" not in error
     assert not (folder / "run").exists()
 
@@ -54,7 +54,7 @@ def test_a_log_without_tensorboard_is_refused_before_anything_is_done(folder, mo
     ("flags", "sentence"),
     [
         (["--callbacks+=EarlyStopping", "--callbacks.patience=0"], "patience is 0; it must be a whole number"),
-        (["--callbacks", "[EarlyStopping, EMA]"], "give all but one of them restore=False"),
+        (["--callbacks", "[EarlyStopping, EMA]"], "pass restore=False to all but one of them"),
         (["--callbacks+=Early"], "there is no class Early"),
         (["--scheduler", "ReduceLROnPlateau"], "set threshold_mode='abs'"),
         (["--scheduler", "OneCycleLR", "--scheduler.max_lr", "0.1"], "scheduler: it cannot be used"),

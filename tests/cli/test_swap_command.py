@@ -73,7 +73,7 @@ SECOND = "[StandardNormal, Laplace]"
         (["--priors", SECOND, "--optimizer.lr=-1"], "optimizer: it cannot be used (Invalid learning rate: -1.0)"),
         (["--priors", "[StandardNormal, StandardNormal]"], "priors holds pyro_vae.priors.StandardNormal twice"),
         (["--likelihoods", "[Normal, {class_path: Normal, init_args: {scale: 1.0}}]"], "Normal twice; leave one out"),
-        (["--held_out", "0.01"], "there is 1 held-out datum, of which no standard error can be had; give at least 2"),
+        (["--held_out", "0.01"], "there is 1 held-out datum; standard errors need at least 2"),
     ],
 )
 def test_what_is_wrong_with_one_combination_is_found_before_any_is_trained(flags, message, folder, trained, capsys):

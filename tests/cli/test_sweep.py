@@ -170,7 +170,7 @@ def test_the_error_of_a_ranking_holds_how_much_trainings_differ():
     assert single.se.sel(model="b").item() == pytest.approx(ranked.se.sel(model="b").item(), rel=1e-9)
     assert expected > 1.4 * apart.mean(0).std(ddof=1) / 10, "the trainings do differ"
     assert "3 seeds" in ranking_table(ranked).title
-    with pytest.raises(SettingsError, match="the VAEs have \\[1, 3\\] seeds; give as many of each"):
+    with pytest.raises(SettingsError, match="the models have \\[1, 3\\] seeds; pass equally many for each"):
         rank({"a": models["a"], "b": models["b"][0]}, x)
 
 

@@ -135,7 +135,7 @@ def test_it_works_without_gradients_around_it_and_refuses_where_there_can_be_non
     vae, x = small_vae(), torch.randn(10, 6)
     with torch.no_grad():
         assert pv.compare_elbos(vae, x, draws=2).sel(estimator="TraceMeanField_ELBO").difference < 1e-12
-    with pytest.raises(ModelError, match="too coarse to compare in"):
+    with pytest.raises(ModelError, match="too coarse to compare estimators"):
         pv.compare_elbos(small_vae().to(torch.bfloat16), x, draws=2)
     vae.requires_grad_(False)
     with pytest.raises(ModelError, match="every parameter is frozen"):
@@ -283,7 +283,7 @@ def test_the_recommendation_is_the_cell_with_the_most_signal_per_second_and_says
     sure = pv.recommend(slow_b)
     assert sure.startswith(f"Train with {named}: of 4 choices")
     vague = pv.recommend(slow_b.assign(efficiency_se=slow_b.efficiency))
-    assert "This is not sure: 100 draws do not tell it from" in vague
+    assert "This is not certain: 100 draws do not separate it from" in vague
     hidden = pv.recommend(slow_b.assign(efficiency=0 * slow_b.efficiency))
     assert hidden.startswith("No estimator can be recommended")
     for text in (sure, vague, hidden):

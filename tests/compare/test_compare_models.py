@@ -112,7 +112,7 @@ def test_ties_are_told_as_ties(x):
     close = pv.compare_models({"a": RIGHT.as_vae(), "b": near.as_vae()}, x)
     assert 0 < -close.elpd_diff.iloc[1] < 2 * close.dse.iloc[1]
     assert "tied" in close.diag_diff.iloc[1]
-    assert "not told apart" in judge_models(close).why
+    assert "tied within 2 standard errors" in judge_models(close).why
 
 
 def test_monte_carlo_errors_have_columns_of_their_own(x):
@@ -158,10 +158,10 @@ def test_estimates_made_before_are_taken(x):
     expected = pv.compare_models(vaes, x)[numbers]
     for given in (found, mixed):
         assert pv.compare_models(given, x)[numbers].equals(expected)
-    with pytest.raises(DataError, match="the evidence of 'right' is of other data than x_test"):
+    with pytest.raises(DataError, match="'right'] is the evidence of data other than x_test"):
         pv.compare_models(found, x[:100])
     simulated = pv.log_evidence(vaes["right"], x, method="bdmc", temperatures=1, num_particles=2)
-    with pytest.raises(DataError, match="simulated from it"):
+    with pytest.raises(DataError, match="is the evidence of simulated data"):
         pv.compare_models(found | {"right": simulated}, x)
 
 
@@ -263,7 +263,7 @@ def test_what_is_missing_is_part_of_the_row_and_is_no_0():
     assert np.array_equal(seen, other), "what is missing may hold anything"
     vae = bernoulli()
     few = pv.log_evidence(vae, Data(torch.zeros(4, 5), mask=torch.rand(4, 5) > 0.4), num_particles=2)
-    with pytest.raises(DataError, match="of 'few' is of other data than x_test"):
+    with pytest.raises(DataError, match="'few'] is the evidence of data other than x_test"):
         pv.compare_models({"few": few, "vae": vae}, torch.zeros(4, 5))
 
 
@@ -277,7 +277,7 @@ def test_what_is_known_of_a_vae_is_known_of_its_evidence():
     assert judge_models(pv.compare_models(found, x)).level == "bad"
     models["density"].trained_on = Trained.on(row_hashes(Rows(x)))
     found["density"] = pv.log_evidence(models["density"], x, num_particles=20)
-    with pytest.raises(DataError, match="x_test overlaps the training data of model 'density': 30 of its 30 rows"):
+    with pytest.raises(DataError, match=r"x_test overlaps the training data of model 'density' \(30 of its 30 rows"):
         pv.compare_models(found, x)
 
 
@@ -357,7 +357,7 @@ def test_saved_evidence_says_the_kind_of_each_feature_or_that_it_is_not_known(sw
     assert table.kind.to_dict() == {"a": "not known", "b": "not known"}
     judged = judge_models(table)
     assert judged.level == "doubtful"
-    assert "which features are densities is not known of a, b" in judged.why or table.warning.any()
+    assert "it is unknown which features of a, b are densities" in judged.why or table.warning.any()
     assert table.attrs["not_known"] == "a, b"
 
 
@@ -460,7 +460,7 @@ def test_two_guides_of_one_model_are_named_as_such(x):
     apart = table.elpd["narrow"] - table.elpd["exact"]
     assert f"narrow and exact are one generative model: their difference, {apart:.3g}" in judged.why
     assert "comes from their guides" in judged.why
-    assert "may come from the guides, not from the models: narrow (" in judged.why
+    assert "may come from the guides, not the models: narrow (" in judged.why
     saved = {
         name: pv.log_evidence(vae, x, num_particles=25) for name, vae in {"n": narrow, "e": RIGHT.as_vae()}.items()
     }
@@ -484,7 +484,7 @@ def test_a_measured_bias_as_large_as_the_difference_is_warned_of():
     assert table.diag_elpd["biased"] == "mc_bias > dse; mc_bias > half of elpd_diff"
     judged = judge_models(table)
     assert judged.level == "doubtful"
-    assert "not from the models: biased (mc_bias > dse; mc_bias > half of elpd_diff; mc_bias -60)" in judged.why
+    assert "not the models: biased (mc_bias > dse; mc_bias > half of elpd_diff; mc_bias -60)" in judged.why
     small = biased.assign(bias=biased.bias / 100)
     assert not pv.compare_models({"own": own, "biased": small}, x).warning.any()
     unknown = biased.assign(bias=biased.bias * np.nan, mcse=own.mcse * 0 + 0.1)
@@ -529,7 +529,7 @@ MISTAKES = {
     "no evidence": (
         lambda x: pv.compare_models({"a": VAE, "b": pv.fit(small_vae(5), x, epochs=1, progress=False).history}, x),
         SettingsError,
-        "holds no log_evidence",
+        "lacks log_evidence",
     ),
 }
 

@@ -45,15 +45,15 @@ def judged(efficiency, error):
 @pytest.mark.parametrize(
     ("efficiency", "error", "says"),
     [
-        ([4.0, 2.0], [0.1, 0.1], "sure by 20 draws: the next, e1 at K = 1, is 12 standard errors behind"),
-        ([4.0, 3.9], [0.1, 0.1], "not sure: 20 draws do not tell it from e1 at K = 1"),
+        ([4.0, 2.0], [0.1, 0.1], "certain over 20 draws: the next, e1 at K = 1, is 12 standard errors behind"),
+        ([4.0, 3.9], [0.1, 0.1], "not certain: 20 draws do not separate it from e1 at K = 1"),
         ([4.0, 2.0], [np.nan, np.nan], "± ? in squared signal-to-noise"),
-        ([4.0, 2.0], [np.nan, 0.1], "This is not sure"),
+        ([4.0, 2.0], [np.nan, 0.1], "This is not certain"),
         ([np.inf, 2.0], [np.nan, 0.1], "Train with e0 at K = 1: of 2 choices for the ELBO its gradient has no noise"),
-        ([np.inf, 2.0], [np.nan, 0.1], "behind by as much as can be"),
-        ([np.inf, np.inf], [np.nan, np.nan], "This is not sure"),
+        ([np.inf, 2.0], [np.nan, 0.1], "infinitely far behind"),
+        ([np.inf, np.inf], [np.nan, np.nan], "This is not certain"),
         ([4.0], [0.1], "Train with e0 at K = 1: its gradient carries"),
-        ([4.0], [0.1], "There was no other estimator of the ELBO to compare it with."),
+        ([4.0], [0.1], "There is no other estimator of the ELBO to compare it with."),
         ([0.0, np.nan], [0.1, 0.1], "No estimator can be recommended"),
     ],
 )
@@ -74,10 +74,13 @@ def test_the_weaker_of_theta_and_phi_decides():
 @pytest.mark.parametrize(
     ("number", "says"),
     [
-        ({"gradient_bias": np.nan}, "12 standard errors behind: the bias of its gradient is not known"),
-        ({"gradient_khat": np.nan}, "20 draws are too few to see a heavy tail of the gradient; take at least 25"),
-        ({"gradient_khat": 0.71}, "heavy tail, so the error of its variance is not known, with e0 at K = 1 (k̂ = 0.71)"),
-        ({"gradient_khat": 0.69}, "This is sure by 20 draws"),
+        ({"gradient_bias": np.nan}, "12 standard errors behind: the bias of its gradient is unknown"),
+        ({"gradient_khat": np.nan}, "20 draws are too few to detect a heavy tail of the gradient; use at least 25"),
+        (
+            {"gradient_khat": 0.71},
+            "heavy tail, so the error of its variance is unreliable, with e0 at K = 1 (k̂ = 0.71)",
+        ),
+        ({"gradient_khat": 0.69}, "This is certain over 20 draws"),
     ],
 )
 def test_nothing_is_sure_where_errors_do_not_say_it(number, says):
@@ -88,8 +91,8 @@ def test_nothing_is_sure_where_errors_do_not_say_it(number, says):
     )
     assert says in said
     assert said.startswith("Train with e0 at K = 1")
-    if "sure by" not in says:
-        assert "This is not sure, though the next, e1 at K = 1, is" in said
+    if "certain over" not in says:
+        assert "This is not certain, although the next, e1 at K = 1, is" in said
 
 
 class Heavy(pv.elbo.STL):
@@ -111,11 +114,11 @@ def test_a_heavy_tail_is_seen_and_makes_nothing_sure():
     light = heavy.sel(estimator=[*two])
     assert (light.gradient_khat.sel(parameter_group=["Θ", "φ"]) < 0.7).all()
     quiet = light.assign(efficiency_se=0.05 * light.efficiency)  # of times that a busy machine does not blur
-    assert "This is sure by 100 draws" in pv.recommend(quiet)
+    assert "This is certain over 100 draws" in pv.recommend(quiet)
     assert (heavy.gradient_khat.sel(estimator="heavy", parameter_group=["Θ", "φ"]) > 0.7).all()
     said = pv.recommend(heavy.assign(efficiency_se=1e-3 * heavy.efficiency))  # an error that saw no outlier
-    assert "This is not sure, though the next" in said
-    assert "heavy tail, so the error of its variance is not known, with heavy at K = 2" in said
+    assert "This is not certain, although the next" in said
+    assert "heavy tail, so the error of its variance is unreliable, with heavy at K = 2" in said
 
 
 # --- One bound at a time ---
@@ -260,7 +263,7 @@ def test_each_moment_has_its_line():
 def test_two_draws_are_not_sure_of_anything():
     said = pv.recommend(compared(draws=2))
     assert "nan" not in said
-    assert "This is sure" not in said
+    assert "This is certain" not in said
 
 
 def test_noise_of_the_clock_is_in_the_error_of_what_decides(monkeypatch):
@@ -324,7 +327,7 @@ def test_a_plate_that_draws_its_own_rows_is_refused():
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
     x = torch.randn(5, 2)
-    with pytest.raises(ModelError, match="a plate that draws 2 of the 5 rows itself"):
+    with pytest.raises(ModelError, match="a plate that subsamples 2 of the 5 rows"):
         pv.compare_elbos(pv.Pair(model, guide), x, {"e": pv.elbo.ELBO()}, draws=4)
     assert pv.elbo.IWAE(4).loss(model, guide, x).isfinite(), "to train with, it is fine"
 
@@ -332,17 +335,17 @@ def test_a_plate_that_draws_its_own_rows_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"particles": 8}, "particles is 8; give a sequence"),
+        ({"particles": 8}, "particles is 8; pass a sequence"),
         ({"particles": [True]}, r"particles is \[True\]"),
         ({"particles": [1.5]}, r"particles is \[1\.5\]"),
         ({"draws": 2.5}, r"draws is 2\.5"),
         ({"draws": "5"}, "draws is '5'"),
-        ({"elbos": pv.elbo.STL()}, "elbos is a STL; give a name for each"),
+        ({"elbos": pv.elbo.STL()}, "elbos is a STL; pass a dict of estimators"),
         ({"elbos": [pv.elbo.STL()]}, "elbos is a list"),
         ({"log_evidence": "a"}, "log_evidence holds a value that is not a number"),
         ({"log_evidence": np.full(10, np.nan)}, "not finite"),
         ({"size": 12.5}, r"size is 12\.5"),
-        ({"elbos": {"v": pv.elbo.VIMCO()}, "particles": (1,)}, "no estimator is left to compare .*VIMCO"),
+        ({"elbos": {"v": pv.elbo.VIMCO()}, "particles": (1,)}, "none of the estimators applies .*VIMCO"),
     ],
 )
 def test_bad_settings_of_a_comparison_are_one_sentence(settings, message):

@@ -105,16 +105,18 @@ def test_estimators_are_told_apart_seed_by_seed():
     """Trainings whose efficiencies differ tenfold, one estimator twice as good in each: sure, by pairs alone."""
     told = pv.recommend(pv.over_seeds(judged([4, 2], [40, 20], [0.4, 0.2], error=0.01)))
     assert told.startswith("Train with e0 at K = 1")
-    assert "sure by 5 draws of each of 3 seeds: the next, e1 at K = 1, is 4 standard errors behind" in told
+    assert "certain over 5 draws of each of 3 seeds: the next, e1 at K = 1, is 4 standard errors behind" in told
     told = pv.recommend(pv.over_seeds(judged([4, 2], [40, 20], [0.4, 0.2], error=0.05)))
-    assert "not tell it from e1 at K = 1 (under 3 standard errors, by Student's t, as seeds are few)" in told
+    assert "not separate it from e1 at K = 1 (under 3 standard errors, by Student's t over seeds)" in told
     told = pv.recommend(pv.over_seeds(judged([4, 2], [20, 40], [0.4, 0.2], error=0.05)))
-    assert "not sure: 5 draws of each of 3 seeds do not tell it from e1" in told, "the one is not best with each seed"
+    assert "not certain: 5 draws of each of 3 seeds do not separate it from e1" in told, (
+        "the one is not best with each seed"
+    )
     told = pv.recommend(pv.over_seeds(judged([np.inf, 2], [np.inf, 2], error=0.05)))
     assert "gradient has no noise" in told
-    assert "is behind by as much as can be" in told
+    assert "is infinitely far behind" in told
     told = pv.recommend(pv.over_seeds(judged([4, 2], [40, 20], [0.4, 0.2], error=0.5)))
-    assert "not sure" in told, "seeds that agree by chance do not make noisy draws sure"
+    assert "not certain" in told, "seeds that agree by chance do not make noisy draws sure"
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
@@ -146,7 +148,7 @@ def test_moments_stay_in_their_order_and_what_is_read_back_has_a_mean(tmp_path):
     stacked([first, second]).to_netcdf(tmp_path / "seeds.nc", engine="h5netcdf")
     with xr.open_dataset(tmp_path / "seeds.nc", engine="h5netcdf") as each:
         again = pv.over_seeds([each.sel(seed=seed) for seed in each.seed])
-        with pytest.raises(SettingsError, match="several seeds side by side; take one"):
+        with pytest.raises(SettingsError, match="stacks several seeds; select one"):
             pv.recommend(each)
     assert again.efficiency.equals(pv.over_seeds([first, second]).efficiency)
     assert pv.recommend(again) == pv.recommend(pv.over_seeds([first, second]))
@@ -164,24 +166,24 @@ def test_what_not_every_seed_has_is_left_out_and_named():
     first, second = judged([4, 2], [4, 2], error=0.1)
     mean = pv.over_seeds([first, second.isel(estimator=[0])])
     assert mean.estimator.values.tolist() == ["e0"]
-    assert "estimator e1: not every seed has it" in mean.attrs["left_out"]
+    assert "estimator e1: not in every seed" in mean.attrs["left_out"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda each: each[:1], "there is 1 comparison; give a list of those of at least 2 seeds"),
-        (lambda each: [each[0], each[0]], "the seeds [0, 0]; give each draws of its own, by another seed="),
-        (lambda each: [each[0], each[1].assign_attrs(draws=7)], "differ in draws: ['7', '9']; give comparisons alike"),
+        (lambda each: each[:1], "comparisons holds 1 comparison; pass a list with at least 2 seeds"),
+        (lambda each: [each[0], each[0]], "the seeds [0, 0]; use a different seed= for each"),
+        (lambda each: [each[0], each[1].assign_attrs(draws=7)], "differ in draws: ['7', '9']; it must be equal in all"),
         (
             lambda each: [each[0], each[1].isel(datum=slice(3))],
             "are of [3, 5] data; compare on the same held-out data",
         ),
-        (lambda each: [each[0], each[1].expand_dims(moment=["end"])], "have no moment that all have"),
-        (lambda each: [each[0], each[1].assign_coords(estimator=[7, 8])], "have no estimator that all have"),
-        (lambda each: [each[0], "the other"], "comparisons[1] is none of a single training"),
-        (lambda each: [pv.over_seeds(each), each[0]], "comparisons[0] is none of a single training"),
-        (lambda each: stacked(each), "give a list of those of at least 2 seeds"),
+        (lambda each: [each[0], each[1].expand_dims(moment=["end"])], "have no moment in common"),
+        (lambda each: [each[0], each[1].assign_coords(estimator=[7, 8])], "have no estimator in common"),
+        (lambda each: [each[0], "the other"], "comparisons[1] is not a comparison of one training"),
+        (lambda each: [pv.over_seeds(each), each[0]], "comparisons[0] is not a comparison of one training"),
+        (lambda each: stacked(each), "pass a list with at least 2 seeds"),
     ],
     ids=["one", "the same twice", "other draws", "other data", "moments", "estimators", "no data", "a mean", "no list"],
 )
@@ -291,7 +293,7 @@ def test_a_seed_whose_numbers_are_not_finite_leaves_a_comparison(folder, capsys)
     assert code == 0
     assert mean.elbo.isnull().all()
     assert {"seeds.nc", "config.yaml"} <= {path.name for path in Path("run").iterdir()}
-    assert "are not compared: they are no finite numbers here" in capsys.readouterr().out.replace("\n", " ")
+    assert "cannot be compared: they are not finite" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_an_estimator_that_does_not_hold_is_refused_before_training(folder, capsys, monkeypatch):

@@ -44,7 +44,7 @@ def test_ranking_gives_paired_differences():
     assert ranked.difference_se.values[1] == pytest.approx(apart.std().item() / 20, rel=1e-9)
     assert ranked.difference_se[1] < ranked.se[1] / 2, "pairing is what makes it sharp"
     assert abs(z_score(apart, ranked.difference.values[1])) < 1e-6
-    with pytest.raises(SettingsError, match="no VAE to rank"):
+    with pytest.raises(SettingsError, match="vaes is empty"):
         rank({}, x)
     with pytest.raises(SettingsError, match="num_particles is 1"):
         pv.log_evidence(right.as_vae(), x, num_particles=1)
@@ -74,7 +74,7 @@ likelihoods:
     )
     assert main(["swap", "--config", "swap.yaml", "--out", "run"]) == 0
     shown = capsys.readouterr().out
-    assert "behind the best" in shown
+    assert "difference from best" in shown
     with xr.open_dataset("run/ranking.nc", engine="h5netcdf") as ranked:
         assert ranked.sizes == {"model": 6, "datum": 60}
         assert (np.diff(ranked.log_evidence) <= 0).all()

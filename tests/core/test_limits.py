@@ -99,7 +99,7 @@ def counts_vae(log_rate):
 def test_training_that_ends_at_a_limit_warns():
     settings = {"epochs": 1, "progress": False, "device": "cpu", "engine": "eager"}
     x = torch.poisson(torch.full((12, 3), 4.0))
-    with pytest.warns(UserWarning, match="Poisson: for 12 of 12 training rows the network gives log-rates above 20"):
+    with pytest.warns(UserWarning, match="Poisson: for 12 of 12 training rows the network outputs log-rates above 20"):
         pv.fit(counts_vae(40.0), x, **settings)
     pv.fit(counts_vae(1.0), x, **settings)  # warnings are errors here
 
@@ -122,7 +122,7 @@ def test_a_density_without_bound_is_reported_and_named(dull, standardize):
     torch.manual_seed(0)
     x, told = Data(constant_beside_noise(dull), columns=["real", "dull"]), UnboundedDensityWarning
     for learned, expected in (
-        (True, pytest.warns(told, match=r"1 of 2 columns \('dull'\) is less than 0\.001 times")),
+        (True, pytest.warns(told, match=r"1 of 2 columns \('dull'\) has an sd below 0\.001 times")),
         (False, contextlib.nullcontext()),
     ):
         with warnings.catch_warnings():

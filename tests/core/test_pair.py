@@ -197,7 +197,7 @@ def test_a_datatree_has_a_variable_for_each_site(factor, posterior, x):
 def test_a_pair_is_saved_and_put_into_another(tmp_path, x):
     both = disturbed()
     trained = pv.Pair(both.model, both.guide)
-    with pytest.warns(WeightsOnlyWarning, match=r"holds the weights only.* load it with into="):
+    with pytest.warns(WeightsOnlyWarning, match=r"contains only the weights.* load them with into="):
         pv.save(trained, tmp_path / "pair.safetensors")
     other = TwoLayers()
     pv.load(tmp_path / "pair.safetensors", into=(again := pv.Pair(other.model, other.guide)))
@@ -244,7 +244,7 @@ def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
     for method in ("ais", "ais_prior", "bdmc"):
         with pytest.raises(ModelError, match="needs a VAE with a prior and a decoder, which a Pair does not"):
             pv.log_evidence(two, x, method=method)
-    with pytest.raises(SettingsError, match="parameter 's' is in Pyro's store and of no module"):
+    with pytest.raises(SettingsError, match="parameter 's' is in Pyro's parameter store but in no module"):
         pv.fit(without_modules(), torch.zeros(4, 2).double(), epochs=1, **quiet)
     pyro.clear_param_store()
     own = TwoLayers()

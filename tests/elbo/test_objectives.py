@@ -168,7 +168,7 @@ def test_fit_logs_the_true_elbo_beside_the_annealed_objective_and_refuses_a_long
         assert history.objective[0] > history.train_elbo[0] + 0.5, "β is small at first: each fit starts anew"
         assert abs(history.objective[-1] - history.train_elbo[-1]) < 1
     assert history.attrs["estimator"] == "Beta(ELBO(1), beta=Linear(steps=20, start=0, end=1))"
-    with pytest.raises(SettingsError, match="would end after 21 steps, and training has 20"):
+    with pytest.raises(SettingsError, match="ends after 21 steps, but training has only 20"):
         quiet_fit(small_vae(), x, elbo=Beta(ELBO(), Linear(21)), epochs=10, batch_size=50)
 
 

@@ -15,7 +15,7 @@ from pyro_vae.errors import CompileError, DataError, ProcessError
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.steps import Steps
 from pyro_vae.train.distributed.group import joined, launched
-from pyro_vae.train.distributed.reduce import refuse_spread
+from pyro_vae.train.distributed.reduce import validate_distributable
 
 FEATURES, LATENTS, ROWS, BATCH, SIZE = 6, 2, 23, 8, 90
 """The last batch of an epoch has 7 rows: 4 for one of two processes and 3 for the other."""
@@ -66,7 +66,7 @@ def data(rows=ROWS, dtype=torch.float64):
 
 def stepping(group, made, loss, *, engine="eager", clip_norm=None, lr=0.01, kind=torch.optim.Adam, wishes=None):
     """Steps of training on ``SIZE`` data, of which the batches are some."""
-    refuse_spread(made, loss, BATCH, group)
+    validate_distributable(made, loss, BATCH, group)
     optim = WholeOptimizer(kind([p for p in made.parameters() if p.requires_grad], lr=lr), clip_norm)
     given = {} if wishes is None else {"wishes": wishes}
     return Steps(
@@ -107,7 +107,7 @@ def along(group, engine, epochs, rows=ROWS):
     for epoch in range(epochs):
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(epoch))
         losses += [loss for some in steps.along(fed, order) for loss in some]
-    group.refuse_apart(made.state_dict())
+    group.validate_equal(made.state_dict())
     return losses, flat(made), steps.used
 
 
@@ -132,14 +132,14 @@ def noise(group):
     for epoch in range(17):
         for _ in steps.along(fed, torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))):
             pass
-    return group.gathered((drawn, flat(made)))
+    return group.all_gather((drawn, flat(made)))
 
 
 def drifting(group):
     """What is said of weights that are not the same, and of an error of one process."""
     said = []
     for call in (
-        lambda: group.refuse_apart({"same": torch.zeros(2), "other": torch.full((2,), float(group.rank))}),
+        lambda: group.validate_equal({"same": torch.zeros(2), "other": torch.full((2,), float(group.rank))}),
         lambda: _failing(group),
     ):
         try:
@@ -147,12 +147,12 @@ def drifting(group):
         except (ProcessError, CompileError) as error:
             said.append(str(error))
     tensor = torch.full((2, 2), float(group.rank)).T
-    group.spread([tensor])
-    return said, tensor.tolist(), group.agreed(group.rank)
+    group.broadcast_tensors([tensor])
+    return said, tensor.tolist(), group.broadcast(group.rank)
 
 
 def _failing(group):
-    with group.alike(CompileError):
+    with group.raise_together(CompileError):
         if group.rank == 1:
             raise CompileError("no compiler here")
 
@@ -164,7 +164,7 @@ def rolling(group):
         made, data(60, torch.float32), batch_size=8, epochs=3, seed=4, progress=False, device="cpu", engine="eager",
         callbacks=[roll_back, breaks := BreaksOne(11)],
     )  # fmt: skip
-    return group.gathered((flat(made), roll_back.divergences, came.history.sizes["epoch"], breaks.noise))
+    return group.all_gather((flat(made), roll_back.divergences, came.history.sizes["epoch"], breaks.noise))
 
 
 def every(group, weights, table):
@@ -182,7 +182,7 @@ def flat(module):
 def of_all(call, *args, **shared):
     """What ``call(group, ...)`` gives on each process of the group."""
     with joined(torch.device("cpu")) as group, pyro.validation_enabled(False):
-        return group.gathered(call(group, *args, **shared))
+        return group.all_gather(call(group, *args, **shared))
 
 
 def misbehaving(how):
@@ -190,7 +190,7 @@ def misbehaving(how):
     with joined(torch.device("cpu")) as group:
         if how == "waits":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        group.gathered(None)
+        group.all_gather(None)
         if group.rank == 1:
             if how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -202,7 +202,7 @@ def misbehaving(how):
         if how == "waits":
             print("waiting", flush=True)
         for _ in range(600):
-            group.gathered(None)
+            group.all_gather(None)
             time.sleep(0.1)
 
 

@@ -180,7 +180,7 @@ def test_swa_is_the_mean_from_an_epoch_on(every, steps):
         run.run_epoch()
     expected = torch.stack(run.path)[torch.tensor(steps) - 1].mean(0)
     assert torch.allclose(flat(run.close().vae), expected, rtol=0, atol=1e-12)
-    assert f"the average of {len(steps)} along" in run.said[0]
+    assert f"the average of {len(steps)} samples" in run.said[0]
 
 
 def test_averages_are_those_of_torch():
@@ -218,14 +218,14 @@ def test_what_was_not_averaged_is_left_alone():
     run = StandIn(SWA(9)).run_epoch()
     before = flat(run.vae)
     assert torch.equal(flat(run.close().vae), before)
-    assert run.said == ["SWA: the training ended before there was anything to average."]
+    assert run.said == ["SWA: the training ended before the first sample of the weights."]
     kept = StandIn(EMA(0.9, every=1, restore=False)).run_epoch()
     before = flat(kept.vae)
     assert torch.equal(flat(kept.close().vae), before)
 
 
 def test_two_that_would_end_with_other_weights_are_refused():
-    with pytest.raises(SettingsError, match="EarlyStopping would end with the weights of the best epoch, and EMA"):
+    with pytest.raises(SettingsError, match="EarlyStopping restores the weights of the best epoch at the end, and EMA"):
         StandIn(EarlyStopping(), EMA(restore=False), EMA())
     StandIn(EarlyStopping(), EMA(restore=False), SWA(1, restore=False))
 
@@ -250,7 +250,7 @@ BASE = 100 * torch.randn(80, generator=torch.Generator().manual_seed(1), dtype=t
 def test_an_elbo_that_stays_is_stopped_after_exactly_the_patience(patience):
     epochs, run = stopped_at(EarlyStopping(patience), lambda epoch: BASE)
     assert epochs == patience + 1
-    assert f"has for {patience} epochs not been better than that of epoch 1" in run.stopped
+    assert f"errors of the difference for {patience} epochs" in run.stopped
 
 
 def test_growth_far_below_the_error_of_the_elbo_is_seen_and_goes_on():
@@ -307,7 +307,7 @@ def test_the_best_weights_come_back_in_place():
     assert [p.data_ptr() for p in run.vae.parameters()] == places
     (said,) = run.said
     assert said.startswith(
-        "EarlyStopping: the weights are those after epoch 2 of 4; none later was better by more than "
+        "EarlyStopping: the VAE has the weights after epoch 2 of 4; no later epoch was better by more than "
     )
 
 
@@ -333,7 +333,7 @@ def test_early_stopping_needs_validation_data():
         def watched(self, value):
             pass
 
-    with pytest.raises(SettingsError, match="EarlyStopping needs validation data"):
+    with pytest.raises(SettingsError, match="EarlyStopping needs at least two validation data"):
         Without(EarlyStopping())
 
 
@@ -398,7 +398,9 @@ def test_a_roll_back_goes_to_the_good_state_and_says_where_it_came_from():
     run.run_epoch()
     assert run.callbacks[0].diverged(run, DivergenceError("the loss became nan at step 7: by row 12"))
     assert torch.equal(flat(run.vae), good)
-    expected = "RollBack 1 of 2: the loss became nan at step 7: by row 12; back to step 10, at a learning rate of 0.05."
+    expected = (
+        "RollBack 1 of 2: the loss became nan at step 7: by row 12; rolled back to step 10, at a learning rate of 0.05."
+    )
     assert run.said == [expected]
 
 
@@ -455,15 +457,15 @@ def test_a_roll_back_lowers_the_rates_of_a_schedule_by_steps():
 
 def test_schedules_that_cannot_be_are_refused():
     make = SCHEDULES["StepLR"]
-    with pytest.raises(SettingsError, match="two schedules would set one learning rate"):
+    with pytest.raises(SettingsError, match="two schedules would set the same learning rate"):
         StandIn(Schedule(make), scheduler=make)
-    with pytest.raises(SettingsError, match="two schedules would set one learning rate"):
+    with pytest.raises(SettingsError, match="two schedules would set the same learning rate"):
         StandIn(Schedule(make), Schedule(make))
     with pytest.raises(SettingsError, match="made a ReduceLROnPlateau"):
         StandIn(Schedule(lambda o: lr_scheduler.ReduceLROnPlateau(o)))
-    with pytest.raises(SettingsError, match="it cannot be made"):
+    with pytest.raises(SettingsError, match="cannot make the schedule"):
         StandIn(Schedule(lambda o: lr_scheduler.OneCycleLR(o, 0.1)))
-    with pytest.raises(SettingsError, match="at its end"):
+    with pytest.raises(SettingsError, match="the schedule has ended by step"):
         StandIn(Schedule(lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=3))).run_epoch()
 
 

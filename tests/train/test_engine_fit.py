@@ -100,7 +100,7 @@ class Looking(nn.Module):
     ("change", "message"),
     [
         ({"optimizer": lambda ps: torch.optim.RMSprop(ps, lr=1e-3)}, "the optimizer is RMSprop"),
-        ({}, r"at test_engine_\w+.py:\d+: Python reads a value"),
+        ({}, r"at test_engine_\w+.py:\d+: Python reads the value"),
     ],
     ids=["optimizer", "model"],
 )
@@ -115,7 +115,7 @@ def test_fit_goes_on_uncompiled_and_says_why(change, message, traced_only, monke
     monkeypatch.setattr(steps, "COMPILE_SECONDS", 1e-3)
     result = pv.fit(vae(), X, epochs=30, batch_size=BATCH, **change)
     said = " ".join(capsys.readouterr().err.split())
-    assert "Training goes on without compiling: the " in said
+    assert "Training continues without compiling: the " in said
     with pytest.raises((CompileError, SettingsError), match=message):
         quiet_fit(vae(), X, engine="compiled", **change)
     assert result.history.attrs["engine"] == "eager"

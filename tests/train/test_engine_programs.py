@@ -130,11 +130,11 @@ def test_pyros_other_optimizers_and_hooks_are_refused_by_name():
     hooked.register_step_post_hook(lambda *_: None)
     with pytest.raises(SettingsError, match="Adam, has hooks"):
         pv.CompiledSVI(vae.model, vae.guide, hooked, Trace_ELBO())
-    with pytest.raises(SettingsError, match="clip_args of their own"):
+    with pytest.raises(SettingsError, match="clip_args of the Pyro optimizer"):
         pv.CompiledSVI(vae.model, vae.guide, pyro.optim.Adam({}), Trace_ELBO(), clip_norm=1.0)
     with pytest.raises(SettingsError, match="clip_norm is -1"):
         pv.CompiledSVI(vae.model, vae.guide, adam(vae.parameters()), Trace_ELBO(), clip_norm=-1)
-    with pytest.raises(SettingsError, match="precision is double"):
+    with pytest.raises(SettingsError, match="precision is 'double'"):
         pv.CompiledSVI(vae.model, vae.guide, adam(vae.parameters()), Trace_ELBO(), precision="double")
 
 

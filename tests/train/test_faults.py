@@ -192,7 +192,7 @@ def test_a_second_run_in_the_folder_is_refused_in_a_sentence(run, capsys):
         (run / ".history.nc.part-77").write_bytes(b"half")
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         assert main(["fit", "--resume", str(run)]) == 2
-        assert "another run is writing to this folder; wait for its end" in capsys.readouterr().err
+        assert "another run is writing to this folder; wait until it ends" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert main(["fit", "--resume", str(run)]) == 0
     assert not list(run.glob(".*"))

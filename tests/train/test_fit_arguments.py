@@ -116,19 +116,19 @@ def test_every_way_in_says_what_estimator_was_meant(way_in, name):
 
 def test_estimators_without_names_are_told_how_to_name_them():
     for given, said in ((pv.elbo.STL, "the class STL"), (pv.elbo.STL(), "a STL"), ([pv.elbo.STL()], "a list")):
-        with pytest.raises(SettingsError, match=f"elbos is {said}; give a name for each"):
+        with pytest.raises(SettingsError, match=f"elbos is {said}; pass a dict of estimators"):
             pv.compare_elbos(small_vae(), X, given)
 
 
 REFUSED = [
     ({"optimizer": "adam"}, r"optimizer is 'adam'; did you mean optimizer=torch\.optim\.Adam\?"),
-    ({"optimizer": "what"}, r"optimizer is 'what'; give optimizer=torch\.optim\.Adam"),
-    ({"optimizer": 1e-3}, r"give optimizer=functools\.partial\(torch\.optim\.Adam, lr=0\.001\)"),
-    ({"optimizer": torch.optim.lr_scheduler.StepLR}, "StepLR, a schedule; give optimizer=lambda p:"),
-    ({"optimizer": pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 1.0})}, "give fit clip_norm="),
-    ({"optimizer": pyro.optim.Adam(lambda name: {"lr": 0.1})}, "by the parameters' names"),
-    ({"optimizer": torch.optim.Adam(small_vae().parameters())}, "not of this VAE.*vae.parameters"),
-    ({"optimizer": lambda parameters: None}, "made a NoneType of the parameters; let it make a torch optimizer"),
+    ({"optimizer": "what"}, r"optimizer is 'what'; pass optimizer=torch\.optim\.Adam"),
+    ({"optimizer": 1e-3}, r"pass optimizer=functools\.partial\(torch\.optim\.Adam, lr=0\.001\)"),
+    ({"optimizer": torch.optim.lr_scheduler.StepLR}, "StepLR, a schedule; pass optimizer=lambda p:"),
+    ({"optimizer": pyro.optim.Adam({"lr": 0.1}, {"clip_norm": 1.0})}, "pass clip_norm= to fit"),
+    ({"optimizer": pyro.optim.Adam(lambda name: {"lr": 0.1})}, "settings per parameter name"),
+    ({"optimizer": torch.optim.Adam(small_vae().parameters())}, "of another VAE.*vae.parameters"),
+    ({"optimizer": lambda parameters: None}, "returned a NoneType; it must return a torch optimizer"),
     ({"elbo": "iwae"}, r"elbo is 'iwae'; did you mean elbo=pyro_vae\.elbo\.IWAE\(\)\?"),
     ({"elbo": "Trace_Elbo"}, r"did you mean elbo=pyro_vae\.elbo\.Trace_ELBO\(\)"),
     ({"elbo": 3}, "elbo is 3; pass, e.g., .* pyro_vae.elbo has .*IWAE"),
@@ -153,7 +153,7 @@ def test_what_is_not_taken_is_told_in_one_sentence(settings, sentence):
 
 def test_an_optimizer_with_a_state_is_refused_by_workers():
     vae = small_vae()
-    with pytest.raises(SettingsError, match="which workers would not bring back"):
+    with pytest.raises(SettingsError, match="workers cannot return the state"):
         quiet_fit(vae, X, optimizer=adam(vae.parameters()), devices=2)
 
 

@@ -130,15 +130,17 @@ def test_the_fall_of_the_weights_that_are_kept_is_that_of_their_epoch(epoch, fal
 
 def test_what_is_said_where_the_last_epoch_is_the_best_or_the_best_is_kept():
     last = judge_overfitting(overfitting(history([1.0, 2.0, 3.0], [0, 0, 0])))
-    told = "the validation ELBO was best after the last of 3 epochs; training data ended -1 nats from it"
+    told = "the validation ELBO was best after the last of 3 epochs; the training ELBO ended -1 nats from it"
     assert (last.level, last.why) == ("fine", told)
     kept = judge_overfitting(overfitting(history([1.0, 3.0, 2.0], [0, 0, 1.0], 0.25, weights_epoch=2)))
-    assert "those after epoch 2, which the validation ELBO chose" in kept.why
-    assert kept.why.endswith("Data that chose the weights flatter them: hold out others for a last number")
+    assert "those after epoch 2, selected by the validation ELBO" in kept.why
+    assert kept.why.endswith(
+        "The validation ELBO of selected weights is too high: hold out other data for a final number"
+    )
 
 
 def test_a_history_without_validation_is_refused():
-    with pytest.raises(DataError, match="give fit validation_data"):
+    with pytest.raises(DataError, match="pass validation_data= to fit"):
         overfitting(history([1.0], [0.0]).drop_vars("validation_below_best"))
 
 
@@ -163,7 +165,7 @@ def test_the_command_line_stops_by_the_validation_elbo_and_keeps_the_best_weight
     assert "EarlyStopping" in told.attrs["stopped"]
     kept = told.attrs["weights_epoch"]
     assert 0 < kept <= told.sizes["epoch"] - 40
-    assert f"with the weights after epoch {kept}, which the validation data chose" in capsys.readouterr().out
+    assert f"with the weights after epoch {kept}, selected on the validation data" in capsys.readouterr().out
     assert judge_overfitting(overfitting(told)).level == "fine"
     assert main(["fit", "--resume", "run", "--epochs", "400"]) == 2
     assert "ends by its validation ELBO, not by epochs; raise --steps" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from pyro_vae.cli import fit_command, main
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
 from pyro_vae.train.distributed.group import Group, joined, launched
 from pyro_vae.train.distributed.launch import forward_signals, launch
-from pyro_vae.train.distributed.reduce import refuse_spread
+from pyro_vae.train.distributed.reduce import validate_distributable
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -117,7 +117,7 @@ def test_both_are_rolled_back_where_one_was_broken(two):
 def test_processes_that_fall_apart_are_told_of(two):
     for found in two:
         (apart, elsewhere), spread, agreed = found[5]
-        assert apart.startswith("other is not the same on process 1 as on process 0")
+        assert apart.startswith("other differs between process 1 and process 0")
         assert elsewhere in ("no compiler here", "process 1: no compiler here")
         assert spread == [[0.0, 0.0], [0.0, 0.0]]
         assert agreed == 0
@@ -150,8 +150,8 @@ TWO = Group(0, 2)
 def test_what_couples_the_data_of_a_batch_is_refused(loss):
     vae = parallel_checks.vae()
     with pytest.raises(ModelError, match="couples the data of a batch"):
-        refuse_spread(vae, loss, 8, TWO)
-    refuse_spread(vae, loss, 8, Group())
+        validate_distributable(vae, loss, 8, TWO)
+    validate_distributable(vae, loss, 8, Group())
 
 
 def test_estimators_that_couple_are_those_whose_batches_do_not_add_up():
@@ -173,11 +173,11 @@ def _couples(loss, vae, x):
 def test_batch_norm_and_batches_of_too_few_rows_are_refused():
     vae = parallel_checks.vae()
     vae.encoder.net = torch.nn.Sequential(torch.nn.BatchNorm1d(6), vae.encoder.net)
-    with pytest.raises(ModelError, match=r"guide\.encoder\.net\.0 is a BatchNorm1d, .* take LayerNorm"):
-        refuse_spread(vae, pv.elbo.ELBO(), 8, TWO)
-    refuse_spread(vae.eval(), pv.elbo.ELBO(), 8, TWO)
-    with pytest.raises(SettingsError, match="batch_size is 1 and there are 2 processes"):
-        refuse_spread(parallel_checks.vae(), pv.elbo.ELBO(), 1, TWO)
+    with pytest.raises(ModelError, match=r"guide\.encoder\.net\.0 is a BatchNorm1d, .* use LayerNorm"):
+        validate_distributable(vae, pv.elbo.ELBO(), 8, TWO)
+    validate_distributable(vae.eval(), pv.elbo.ELBO(), 8, TWO)
+    with pytest.raises(SettingsError, match="batch_size is 1, but 2 processes share each batch"):
+        validate_distributable(parallel_checks.vae(), pv.elbo.ELBO(), 1, TWO)
 
 
 def test_parts_are_as_even_as_they_go():
@@ -201,7 +201,7 @@ def test_parts_are_as_even_as_they_go():
         pytest.param(
             "dies",
             ProcessError,
-            r"process 1 of 2 was ended by SIGKILL, .* others were stopped; go on from the last",
+            r"process 1 of 2 was ended by SIGKILL, .* others were stopped; resume from the last",
             marks=pytest.mark.slow,
         ),
         ("refuses", DataError, "there is no row 3"),
@@ -278,7 +278,7 @@ def test_processes_that_wait_for_each_other_end_by_a_second_signal(tmp_path):
     started = time.monotonic()
     _, err = hang.communicate(timeout=300)
     assert time.monotonic() - started < 20
-    assert "KeyboardInterrupt: the processes were killed; go on from the last checkpoint" in err
+    assert "KeyboardInterrupt: the processes were killed; resume from the last checkpoint" in err
 
 
 @pytest.mark.slow
@@ -338,7 +338,9 @@ def test_arguments_that_workers_cannot_get_are_refused(settings, message):
 
 def test_a_worker_that_imports_the_script_starts_no_workers(monkeypatch):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
-    with pytest.raises(SettingsError, match="workers import this script: put the code that runs under if __name__ =="):
+    with pytest.raises(
+        SettingsError, match="workers import this script; move the code that starts them under if __name__ =="
+    ):
         launch(2, print)
 
 
@@ -358,8 +360,8 @@ def test_a_script_without_a_guard_and_a_class_of_a_console_get_a_sentence(tmp_pa
         "pv.fit(parallel_checks.vae(), parallel_checks.data(), devices=2, batch_size=8)\n"
     )
     _, err = run("script.py", cwd=tmp_path).communicate(timeout=300)
-    assert "SettingsError: workers import this script: put the code that runs under if __name__" in err
-    assert "ended with exit code 1 (before it began; its output has the reason)" in err.splitlines()[-1]
+    assert "SettingsError: devices: workers import this script; move the code that starts them under if __name__" in err
+    assert "ended with exit code 1 (before it started; its output gives the reason)" in err.splitlines()[-1]
     console = (
         "import pyro_vae as pv; from helpers import parallel_checks\n"
         "class Own(pv.elbo.ELBO): pass\n"
@@ -452,7 +454,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path):
 @pytest.mark.slow
 def test_a_buffer_that_drifts_is_told_of():
     vae = parallel_checks.vae(torch.float32, FallingApart)
-    with pytest.raises(ProcessError, match=r"guide\.encoder\.seen is not the same on process 1"):
+    with pytest.raises(ProcessError, match=r"guide\.encoder\.seen differs between process 1"):
         pv.fit(vae, parallel_checks.data(dtype=torch.float32), devices=2, **{**SETTINGS, "epochs": 1, "batch_size": 8})
 
 
@@ -467,7 +469,7 @@ def test_a_divergence_comes_back_with_the_last_good_weights(monkeypatch):
     monkeypatch.setattr("pyro_vae.train.distributed.launch.launch", here)
     vae, x = digits_vae(), digits()[0]
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    with pytest.raises(pv.errors.DivergenceError, match="the weights kept are the initial ones") as told:
+    with pytest.raises(pv.errors.DivergenceError, match="the VAE now has its initial weights") as told:
         pv.fit(vae, x[:120], devices=2, optimizer=partial(torch.optim.SGD, lr=1e12), **{**SETTINGS, "epochs": 1})
     assert told.value.history is not None
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
@@ -477,7 +479,7 @@ def test_a_divergence_comes_back_with_the_last_good_weights(monkeypatch):
 def test_weights_that_one_process_alone_has_broken_end_all():
     """All look for where it came from by the same steps: otherwise each waits for the other."""
     made, x = parallel_checks.vae(torch.float32), parallel_checks.data(60, torch.float32)
-    with pytest.raises(pv.errors.DivergenceError, match="the weights kept are the initial ones"):
+    with pytest.raises(pv.errors.DivergenceError, match="the VAE now has its initial weights"):
         pv.fit(made, x, devices=2, callbacks=[parallel_checks.BreaksOne()], **{**SETTINGS, "batch_size": 8})
 
 
@@ -493,7 +495,7 @@ def test_the_command_trains_under_torchrun_and_by_devices_and_one_process_writes
     assert err.count("Training on 2 processes") == 1
     assert main(["fit", "--resume", "run", "--epochs", "3", "--devices", "2"]) == 0
     err = capfd.readouterr().err
-    assert "Going on from step 4 of run" in err
+    assert "Resuming from step 4 of run" in err
     assert err.count("Training on 2 processes") == 1
     assert "Traceback" not in err
     monkeypatch.setattr(fit_command, "launch", lambda *_: pytest.fail("processes were started for nothing"))
@@ -504,6 +506,6 @@ def test_the_command_trains_under_torchrun_and_by_devices_and_one_process_writes
 def test_alone_nothing_is_started():
     with joined(torch.device("cpu")) as group:
         assert group.alone
-        assert group.agreed("a") == "a"
-        assert group.gathered(3) == [3]
+        assert group.broadcast("a") == "a"
+        assert group.all_gather(3) == [3]
     assert not torch.distributed.is_initialized()

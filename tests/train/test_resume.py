@@ -36,7 +36,7 @@ from pyro_vae.data import sources
 from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError, UnfinishedRunWarning
 from pyro_vae.train import run as train_run
 from pyro_vae.train import run_state
-from pyro_vae.train.callbacks.base import in_words, made_of
+from pyro_vae.train.callbacks.base import describe_arguments, describe_value
 from pyro_vae.train.checkpoint.rotation import locked
 from pyro_vae.train.compiled import steps
 from pyro_vae.train.fit import adam
@@ -408,22 +408,25 @@ def test_what_is_forgotten_is_seen(plant, tmp_path, traced_only, monkeypatch, wh
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"elbo": pv.elbo.AnalyticKL}, "was begun with estimator Trace_ELBO, not AnalyticKL"),
-        ({"optimizer": partial(SGD, lr=1e-4)}, "was begun with optimizer Adam, not SGD"),
-        ({"data": X + 1}, "was begun with data_hash"),
-        ({"data": X[:32]}, "was begun with data 40, not 32"),
-        ({"seed": 5}, "was begun with seed 0, not 5"),
-        ({"precision": "bf16"}, "was begun with precision float32, not bf16"),
-        ({"clip_norm": 0.1}, "was begun with clip_norm None, not 0.1"),
-        ({"elbo": partial(pv.elbo.Trace_ELBO, num_particles=2)}, "was begun with particles 1, not 2"),
-        ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was begun with settings of the optimizer\.lr 0\.001, "),
-        ({"optimizer": lambda ps: lr_scheduler.StepLR(adam(ps), 2)}, "was begun with schedule .* none, not S"),
-        ({"validation_data": X}, "was begun with validation data none, not"),
+        ({"elbo": pv.elbo.AnalyticKL}, "was started with estimator Trace_ELBO, not AnalyticKL"),
+        ({"optimizer": partial(SGD, lr=1e-4)}, "was started with optimizer Adam, not SGD"),
+        ({"data": X + 1}, "was started with data_hash"),
+        ({"data": X[:32]}, "was started with data 40, not 32"),
+        ({"seed": 5}, "was started with seed 0, not 5"),
+        ({"precision": "bf16"}, "was started with precision float32, not bf16"),
+        ({"clip_norm": 0.1}, "was started with clip_norm None, not 0.1"),
+        ({"elbo": partial(pv.elbo.Trace_ELBO, num_particles=2)}, "was started with particles 1, not 2"),
+        ({"optimizer": partial(Adam, lr=0.1, fused=True)}, r"was started with settings of the optimizer\.lr 0\.001, "),
+        ({"optimizer": lambda ps: lr_scheduler.StepLR(adam(ps), 2)}, "was started with schedule .* none, not S"),
+        ({"validation_data": X}, "was started with validation data none, not"),
         (
             {"elbo": partial(pv.elbo.Trace_ELBO, vectorize_particles=True)},
             r"the estimator\.vectorize_particles False, n",
         ),
-        ({"data": pv.data.stream(X)}, "was begun with order of the data in memory, not streamed, 40 rows to a window"),
+        (
+            {"data": pv.data.stream(X)},
+            "was started with order of the data in memory, not streamed, 40 rows to a window",
+        ),
     ],
 )
 def test_other_settings_are_refused(other, message, tmp_path):
@@ -462,7 +465,9 @@ def test_another_number_of_threads_is_told_of():
     now, told = {**pv.__about__.versions(), "device": "CPU (2 threads)"}, []
     for device in ("CPU (2 threads)", "CPU (1 thread)"):
         _tell_other_versions(SimpleNamespace(attributes=now), {**now, "device": device}, "run", told.append)
-    assert told == ["run was begun with device CPU (1 thread); with CPU (2 threads) bits may differ"]
+    assert told == [
+        "run was started with device CPU (1 thread); with CPU (2 threads) the numbers may differ in the last bits"
+    ]
 
 
 class Own(pv.callbacks.Callback):
@@ -502,7 +507,7 @@ def cycle(top):
             partial(pv.callbacks.Schedule, lambda o: cycle(0.2)(o)),
             r"Schedule\.its schedule\.base_lrs \[0\.00",
         ),
-        (pv.callbacks.RollBack, partial(Own, []), r"callbacks \['RollBack'\], and is to go on with \['Own'\]"),
+        (pv.callbacks.RollBack, partial(Own, []), r"callbacks \['RollBack'\], not \['Own'\]"),
     ],
 )
 def test_callbacks_of_other_settings_are_refused(then, now, message, tmp_path):
@@ -523,8 +528,8 @@ def test_callbacks_of_other_settings_are_refused(then, now, message, tmp_path):
 def test_a_callback_of_what_has_no_words_goes_on(tmp_path):
     """An object is another in each process, and so is a function of no name; and one copied is as it was made."""
     own = copy.deepcopy(Own([1.0], judge=np.ones(3)))
-    assert made_of(own) == {"rates": "[1.0]", "judge": "ndarray"}
-    assert made_of(pickle.loads(pickle.dumps(own))) == made_of(own)  # noqa: S301
+    assert describe_arguments(own) == {"rates": "[1.0]", "judge": "ndarray"}
+    assert describe_arguments(pickle.loads(pickle.dumps(own))) == describe_arguments(own)  # noqa: S301
     with pytest.raises(Killed):
         pv.fit(vae_of(), X, progress=False, callbacks=[own, Kill(2)], checkpoints=tmp_path, epochs=2, batch_size=8)
     again = Own([1.0], judge=np.zeros(9))
@@ -541,13 +546,13 @@ class Mode(Enum):
     [(Mode.LOW, Mode.HIGH), (np.int64(1), np.int64(2)), (np.float32(1), np.float32(2)), ({1}, {2}), (b"a", b"b")],
 )
 def test_settings_of_other_kinds_are_told_apart(then, now):
-    assert in_words(then) != in_words(now)
-    assert in_words(copy.deepcopy(then)) == in_words(then)
+    assert describe_value(then) != describe_value(now)
+    assert describe_value(copy.deepcopy(then)) == describe_value(then)
 
 
 def test_equal_settings_are_told_alike():
-    assert in_words({"a": np.float64(0.1), "b": 2}) == in_words({"b": np.int64(2), "a": 0.1})
-    assert in_words({"x", "y", "z"}) == in_words(["x", "y", "z"]).replace("[", "{").replace("]", "}")
+    assert describe_value({"a": np.float64(0.1), "b": 2}) == describe_value({"b": np.int64(2), "a": 0.1})
+    assert describe_value({"x", "y", "z"}) == describe_value(["x", "y", "z"]).replace("[", "{").replace("]", "}")
 
 
 class Unmade(Own):
@@ -574,7 +579,7 @@ class NoMethod(pv.callbacks.Callback):
 
 
 def test_a_hook_that_is_no_method_is_refused():
-    with pytest.raises(SettingsError, match="callbacks: state of NoMethod is no method; make it one"):
+    with pytest.raises(SettingsError, match=r"callbacks: NoMethod\.state is not a method; define it as one"):
         pv.fit(vae_of(), X, progress=False, callbacks=[NoMethod()], epochs=1)
 
 
@@ -613,14 +618,14 @@ def with_other_dropout(vae):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (wider, DataError, "the weights are of another architecture"),
-        (frozen, SettingsError, "was begun with frozen parameters"),
+        (wider, DataError, "the architecture differs"),
+        (frozen, SettingsError, "was started with frozen parameters"),
         (
             with_frozen_means,
             SettingsError,
-            r"was begun with parts in evaluation mode \[\], not .*encoder\.net\.0'",
+            r"was started with parts in evaluation mode \[\], not .*encoder\.net\.0'",
         ),
-        (of_another_prior, DataError, "the weights are of another architecture"),
+        (of_another_prior, DataError, "the architecture differs"),
         (of_another_activation, SettingsError, r"vae\.decoder.*net.* torch\.nn\..*, not torch\.nn\.Tanh"),
         (with_other_dropout, SettingsError, r"vae\.encoder.*p 0\.1, not 0\.5"),
     ],
@@ -638,7 +643,7 @@ def test_another_vae_is_refused(change, error, message, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_is_refused_and_not_made(tmp_path):
-    with pytest.raises(DataError, match="is no folder, so no run can go on there; give the folder of a run"):
+    with pytest.raises(DataError, match="not a folder, so there is no run to resume; pass a run folder"):
         pv.fit(vae_of(), X, progress=False, resume=tmp_path / "tpyo")
     assert not list(tmp_path.iterdir())
 
@@ -656,7 +661,7 @@ class Odd:
 def test_a_state_that_no_file_holds_is_refused_at_the_start_and_only_where_it_is_to_be_kept(tmp_path):
     settings = {"optimizer": lambda ps: lr_scheduler.LambdaLR(Adam(ps), Odd()), "epochs": 2}
     trained(None, **settings)
-    with pytest.raises(SettingsError, match="of the state is a ndarray, which no file of weights holds"):
+    with pytest.raises(SettingsError, match="of the state is a ndarray, which cannot be stored"):
         trained(tmp_path, killed_at=1, **settings)
 
 
@@ -677,7 +682,7 @@ def test_the_rows_of_a_long_history_are_not_copied_each_epoch(monkeypatch):
 def test_a_new_run_writes_into_no_others_folder(tmp_path):
     killed(tmp_path, 8)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
-    with pytest.raises(OutputError, match="already holds checkpoints of a run; go on from them with resume"):
+    with pytest.raises(OutputError, match="already holds checkpoints of a run; resume it with resume="):
         trained(tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
 
@@ -738,9 +743,7 @@ def test_a_run_that_went_on_and_was_killed_is_loaded_as_it_had_ended_with_a_warn
         patched.setattr(train_run.Run, "_close_epoch", close)
         with pytest.raises(Killed):
             main(["fit", "--resume", "run", "--epochs", "5", "--checkpoint_steps", "1"])
-    message = (
-        r"run/weights.safetensors: is of step 8, where the run had ended; it has gone on since, to step 15 .* or load"
-    )
+    message = r"run/weights.safetensors: has the weights of step 8, but the run was resumed, reached step 15 .* or load"
     with pytest.warns(UnfinishedRunWarning, match=message) as told:
         found = pv.load("run")
     assert all(torch.equal(ended[name], value) for name, value in found.state_dict().items())
@@ -750,7 +753,7 @@ def test_a_run_that_went_on_and_was_killed_is_loaded_as_it_had_ended_with_a_warn
     capsys.readouterr()
     _, again, _, _ = trained_run("run", None)
     assert capsys.readouterr().err.startswith(
-        "pyro-vae: run/weights.safetensors: is of step 8, where the run had ended"
+        "pyro-vae: run/weights.safetensors: has the weights of step 8, but the run was resumed"
     )
     assert all(torch.equal(ended[name], value) for name, value in again.state_dict().items())
     assert main(["fit", "--resume", "run"]) == 0
@@ -802,8 +805,8 @@ def test_the_command_goes_on_with_data_that_were_moved(tmp_path, monkeypatch, ca
         for where, message in (
             ({}, "x.npy: is no longer there; name where it is now with --data"),
             ({"--data": here["--data"]}, "held.npy: is no longer there; name where it is now with --validation_data"),
-            ({**here, "--data": "other.npy"}, f"{run} was begun with data_hash"),
-            ({**here, "--validation_data": "other.npy"}, f"{run} was begun with validation"),
+            ({**here, "--data": "other.npy"}, "with data_hash"),
+            ({**here, "--validation_data": "other.npy"}, "with validation"),
         ):
             assert main([*again, "--resume", run, *flags(where)]) == 2
             error = capsys.readouterr().err

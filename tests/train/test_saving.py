@@ -188,10 +188,11 @@ def test_a_class_of_the_users_is_made_only_when_handed_over(tmp_path):
     assert_the_same(vae, there_and_back(vae, tmp_path, classes=[MyPrior]))
     for classes in ((), [Opaque]):
         with pytest.raises(
-            DataError, match=r"made of .*test_saving\.MyPrior, a class that is not of this library; .*hand it"
+            DataError,
+            match=r"contains .*test_saving\.MyPrior, a class that is not part of this library; .*pass classes",
         ):
             load(tmp_path / "vae.safetensors", classes=classes)
-    with pytest.raises(SettingsError, match="must hold classes of modules"):
+    with pytest.raises(SettingsError, match="must hold module classes"):
         load(tmp_path / "vae.safetensors", classes=["MyPrior"])
 
 
@@ -243,16 +244,16 @@ def test_an_attribute_that_was_changed_is_seen(name, tmp_path):
     vae.encoder.net = Configured(FEATURES, 2 * LATENTS).double()
     assert_the_same(vae, there_and_back(vae, tmp_path, classes=[Configured]))
     setattr(vae.encoder.net, name, CHANGED[name])
-    with pytest.warns(WeightsOnlyWarning, match=f"{name} was changed after it was made"):
+    with pytest.warns(WeightsOnlyWarning, match=f"{name} was changed after construction"):
         save(vae, tmp_path / "b")
 
 
 UNDESCRIBED = {
-    with_attribute: "vae.model.prior.df was changed after it was made",
-    with_network: "vae.encoder.net is of Opaque, which keeps no attribute of the name of its argument size",
+    with_attribute: "vae.model.prior.df was changed after construction",
+    with_network: "vae.encoder.net is a Opaque, which does not store its argument size as an attribute",
     with_hook: "vae.guide.encoder.net._forward_hooks was changed",
-    with_tied_weights: "shared otherwise",
-    with_parametrization: "do not agree on whether it has guide.encoder.net.0.parametrizations",
+    with_tied_weights: "how they are shared, differ",
+    with_parametrization: "disagree on whether it has guide.encoder.net.0.parametrizations",
     with_function: "vae.guide.encoder.net.extra was changed",
 }
 
@@ -260,10 +261,10 @@ UNDESCRIBED = {
 @pytest.mark.parametrize("change", UNDESCRIBED, ids=lambda change: change.__name__)
 def test_what_has_no_description_is_saved_as_weights_and_says_so(change, tmp_path):
     vae, path = change(vae_of()), tmp_path / "vae.safetensors"
-    with pytest.warns(WeightsOnlyWarning, match="holds the weights only, as ") as caught:
+    with pytest.warns(WeightsOnlyWarning, match="contains only the weights, as ") as caught:
         save(vae, path)
     assert UNDESCRIBED[change] in str(caught[0].message)
-    with pytest.raises(DataError, match="holds weights only; load them into a VAE made as that one was, by into="):
+    with pytest.raises(DataError, match="contains only weights; pass into=, a VAE built like the saved one"):
         load(path)
     again = change(vae_of())
     with torch.no_grad():
@@ -277,13 +278,13 @@ def test_what_has_no_description_is_saved_as_weights_and_says_so(change, tmp_pat
 def test_another_architecture_is_refused_and_left_as_it_was(tmp_path):
     save(vae_of(), tmp_path / "a")
     for other, said in (
-        (vae_of("Normal"), "model.prior.loc is missing"),
-        (vae_of("StandardNormal", "Bernoulli"), "model.decoder.fixed_scale is unexpected"),
-        (vae_of().float(), "is a single float64 and not a single float32"),
+        (vae_of("Normal"), "missing weight model.prior.loc"),
+        (vae_of("StandardNormal", "Bernoulli"), "unexpected weight model.decoder.fixed_scale"),
+        (vae_of().float(), "is a single float64, not a single float32"),
         (vae_of(likelihood="Categorical"), "unexpected"),
     ):
         before = copy.deepcopy(other.state_dict())
-        with pytest.raises(DataError, match="the weights are of another architecture") as caught:
+        with pytest.raises(DataError, match="the architecture differs") as caught:
             load(tmp_path / "a", into=other)
         assert said in str(caught.value)
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in before.items())
@@ -322,9 +323,9 @@ def test_a_module_that_is_no_vae_is_refused(tmp_path):
 
 def test_what_holds_no_vae_is_refused(tmp_path):
     write_tree(tmp_path / "a", [1, 2])
-    with pytest.raises(DataError, match="holds no VAE"):
+    with pytest.raises(DataError, match="contains no VAE"):
         load(tmp_path / "a")
-    with pytest.raises(DataError, match=r"holds no weights.safetensors and no checkpoint"):
+    with pytest.raises(DataError, match=r"contains no weights.safetensors and no checkpoint"):
         load(tmp_path)
     with pytest.raises(OutputError, match="cannot be written"):
         save(vae_of(), tmp_path / "no" / "a")
@@ -415,7 +416,9 @@ def test_a_damaged_file_of_the_first_format_is_refused(tmp_path):
 
 def test_a_run_of_the_first_format_is_loaded_and_not_resumed():
     vae = load(SAVED / "run")
-    with pytest.raises(DataError, match="was begun by an earlier pyro-vae, whose runs this one cannot resume; load"):
+    with pytest.raises(
+        DataError, match="was started by an earlier pyro-vae and cannot be resumed by this version; load"
+    ):
         pv.fit(vae, torch.tensor([[0.0, 1.0, 1.0, 2.0], [1.0, 0.0, 0.0, 1.0]]), resume=SAVED / "run", progress=False)
 
 
@@ -425,5 +428,5 @@ def test_weights_that_are_not_numbers_are_refused(whole, tmp_path):
     with torch.no_grad():
         vae.decoder.net[0].bias[1] = torch.nan
     save(vae, tmp_path / "vae.safetensors")
-    with pytest.raises(DataError, match=r"weights in model\.decoder\.net\.0\.bias are not all finite"):
+    with pytest.raises(DataError, match=r"weight model\.decoder\.net\.0\.bias is not finite"):
         load(tmp_path / "vae.safetensors", **({} if whole else {"into": vae_of()}))

@@ -73,7 +73,7 @@ def test_it_is_saved_and_loaded(name, tmp_path):
     x = vae.decoder(z).sample()
     assert torch.equal(vae.decoder(z).log_prob(x), again.decoder(z).log_prob(x))
     if handed:
-        with pytest.raises(DataError, match=rf"made of .*{handed[0].__name__}, a class that is not of this library"):
+        with pytest.raises(DataError, match=rf"contains .*{handed[0].__name__}, a class that is not part of this"):
             pv.load(tmp_path / "vae.safetensors")
 
 
@@ -88,14 +88,14 @@ def test_no_other_function_is_loaded(function, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WeightsOnlyWarning)
         pv.save(vae_of(own(activation=function)), tmp_path / "vae.safetensors")
-    with pytest.raises(DataError, match=r"weights only|not of this library"):
+    with pytest.raises(DataError, match=r"contains only weights|not part of this library"):
         pv.load(tmp_path / "vae.safetensors", classes=[Own])
 
 
 def test_only_classes_of_parts_and_functions_are_handed_over(tmp_path):
     pv.save(vae_of(own()), tmp_path / "vae.safetensors")
     for wrong in ("Own", dict, eval):
-        with pytest.raises(SettingsError, match="must hold classes of modules"):
+        with pytest.raises(SettingsError, match="must hold module classes"):
             pv.load(tmp_path / "vae.safetensors", classes=[wrong])
 
 

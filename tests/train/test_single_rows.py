@@ -60,9 +60,9 @@ def test_by_default_no_batch_has_one_row():
 
 
 def test_every_batch_of_one_row_is_refused():
-    with pytest.raises(SettingsError, match=r"batch_size is 1: every batch has one row, .* pass batch_size=3$"):
+    with pytest.raises(SettingsError, match=r"batch_size is 1, which makes batches of one row, .* pass batch_size=3$"):
         fit(vae_of(encoder=normalised()), 3, 1)
-    with pytest.raises(SettingsError, match=r"the data are one row, .* give at least two"):
+    with pytest.raises(SettingsError, match=r"the data have one row, .* pass at least two"):
         fit(vae_of(encoder=normalised()), 1, 1)
 
 
@@ -83,7 +83,9 @@ def test_parts_are_tried_in_training_mode():
                 raise ValueError("expected 2D input")
             return self.layer(z)
 
-    with pytest.raises(ModelError, match=r"2 rows in training mode \(ValueError: expected 2D input\); make the parts"):
+    with pytest.raises(
+        ModelError, match=r"2 rows in training mode \(ValueError: expected 2D input\); make the components"
+    ):
         fit(vae_of(decoder=Decoder()), 16, 8, pv.elbo.ELBO(3))
 
 

@@ -193,7 +193,7 @@ def test_a_diverging_rate_stops_at_its_step_and_keeps_the_last_good_weights():
 def test_divergence_in_the_very_last_step_is_seen():
     vae = small_vae()
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
-    with pytest.raises(DivergenceError, match="the initial ones"):
+    with pytest.raises(DivergenceError, match="its initial weights"):
         quiet_fit(vae, torch.randn(40, 6), optimizer=partial(torch.optim.SGD, lr=1e300), epochs=1, batch_size=40)
     assert all(torch.equal(before[name], p) for name, p in vae.named_parameters())
 
@@ -292,7 +292,7 @@ def test_few_data_make_one_batch():
         ({"batch_size": 21}, "batch_size is 21"),
         ({"epochs": 2.5}, "epochs is 2.5; it must be a whole number"),
         ({"seed": 2**64}, "between -2\\*\\*62"),
-        ({"elbo": pyro.infer.RenyiELBO(alpha=0, num_particles=2)}, "RenyiELBO is no bound on minibatches"),
+        ({"elbo": pyro.infer.RenyiELBO(alpha=0, num_particles=2)}, "RenyiELBO is not a bound on minibatches"),
         ({"elbo": pv.elbo.Trace_ELBO(num_particles=0)}, "num_particles is 0"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS needs a closure"),
         ({"device": "meta"}, "device meta is not available"),

@@ -126,9 +126,7 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file.FORMAT", 3)
     write_tree(tmp_path / "a", {})
     monkeypatch.undo()
-    with pytest.raises(
-        DataError, match=r"is of format 3, and this pyro-vae knows formats up to 2; read it with a newer"
-    ):
+    with pytest.raises(DataError, match=r"has format 3, but this pyro-vae reads formats up to 2; use a newer"):
         read_tree(tmp_path / "a")
 
 
@@ -223,12 +221,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(tmp_path):
     assert (step, tree, about, path) == (20, {"step": 20}, {"step": 20}, paths[1])
     assert len(said) == 1
     assert "step-000000030.safetensors: is damaged" in said[0]
-    assert said[0].endswith("the checkpoint before it is taken")
+    assert said[0].endswith("trying the previous checkpoint")
     checkpoints.write(25, {}, {})
     assert names(tmp_path) == [10, 20, 25], "the damaged one is of a step that comes again"
     for path in (tmp_path / "checkpoints").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of its 3 checkpoints is whole"):
+    with pytest.raises(DataError, match="none of the 3 checkpoints is intact"):
         checkpoints.newest()
 
 
@@ -257,7 +255,7 @@ def test_a_second_run_in_one_folder_is_refused_and_a_killed_one_lets_go(tmp_path
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(OutputError, match="another run is writing to this folder; wait for its end"),
+            pytest.raises(OutputError, match="another run is writing to this folder; wait until it ends"),
             locked(tmp_path),
         ):
             pass
@@ -276,4 +274,4 @@ def test_without_locks_a_sentence_says_so(tmp_path, monkeypatch):
     with locked(tmp_path, said.append), locked(tmp_path, said.append):
         pass
     assert len(said) == 2
-    assert "its file system has no locks (Operation not supported)" in said[0]
+    assert "the file system has no locks (Operation not supported)" in said[0]

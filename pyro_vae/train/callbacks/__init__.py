@@ -1,4 +1,4 @@
-"""What looks after a training: callbacks of :func:`pyro_vae.fit`."""
+"""Callbacks of :func:`pyro_vae.fit`."""
 
 from pyro_vae.train.callbacks.averages import EMA, SWA
 from pyro_vae.train.callbacks.base import Callback

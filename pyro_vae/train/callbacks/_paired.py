@@ -1,4 +1,4 @@
-"""Two evaluations of the same data with the same noise, and weights kept for later."""
+"""Helpers of callbacks: paired differences, copies of weights, and a check for conflicting callbacks."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pyro_vae.train.callbacks.base import Callback, Run
 
 
 def difference(values: Tensor, than: Tensor) -> tuple[float, float]:
-    """The mean of paired differences and its standard error, NaN for one pair alone.
+    """Compute the mean of paired differences and its standard error, NaN for a single pair.
 
     Example:
         >>> import torch
@@ -23,20 +23,20 @@ def difference(values: Tensor, than: Tensor) -> tuple[float, float]:
 
 
 def copied(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights and buffers, by name."""
+    """Copy the weights and buffers, by name."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def refuse_second(run: Run, mine: Callback) -> None:
-    """Refuse two callbacks that would each put other weights into the VAE at the end.
+def validate_single_restore(run: Run, mine: Callback) -> None:
+    """Raise if two callbacks would each replace the weights of the VAE at the end.
 
     Raises:
-        SettingsError: naming both.
+        SettingsError: naming both callbacks.
     """
     callbacks: Sequence[Callback] = getattr(run, "callbacks", ())
     others = [other for other in callbacks if other is not mine and other.final]
     if mine.final and others:
         raise SettingsError(
-            f"{type(mine).__name__} would end with {mine.final}, and {type(others[0]).__name__} with "
-            f"{others[0].final}; give all but one of them restore=False"
+            f"callbacks: {type(mine).__name__} restores {mine.final} at the end, and {type(others[0]).__name__} "
+            f"restores {others[0].final}; pass restore=False to all but one of them"
         )

@@ -1,4 +1,4 @@
-"""``EMA`` and ``SWA``: averages of the weights along the training."""
+"""``EMA`` and ``SWA``: averages of the weights during the training."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
-from pyro_vae.train.callbacks._paired import copied, refuse_second
+from pyro_vae.train.callbacks._paired import copied, validate_single_restore
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
 
 class Average(Callback, ABC):
-    """The base of averages of weights: what each look at them counts, and the average put into the VAE at the end.
+    """The base class of averages of the weights; a subclass defines the weight of each sample.
 
     .. math:: \\bar\\theta_k = \\bar\\theta_{k-1} + w_k (\\theta_{t_k} - \\bar\\theta_{k-1}), \\qquad w_1 = 1
 
-    Buffers that are numbers, as the running means of batch norm, are averaged too; whole numbers among
-    them stay as they are at the end. The history's ELBOs are of the weights as they are trained.
+    Floating-point buffers, such as the running means of batch norm, are averaged too; integer buffers keep their last
+    values. The ELBOs of the history use the current weights, not the average.
 
     Args:
-        restore: whether the VAE gets the average at the end; if not, it is in ``averaged_state`` only.
+        restore: whether the VAE gets the average at the end; if not, the average is only in ``averaged_state``.
     """
 
     def __init__(self, *, restore: bool = True) -> None:
@@ -35,36 +35,36 @@ class Average(Callback, ABC):
 
     @abstractmethod
     def weight(self, look: int) -> float:
-        """What the given look counts in the average up to it, counted from 1; 1 for the first."""
+        """Return the weight of a sample in the average so far; samples count from 1, and the first has weight 1."""
 
     def start(self, run: Run) -> None:
-        """Forget an earlier training."""
-        refuse_second(run, self)
+        """Reset the state."""
+        validate_single_restore(run, self)
         self._forget()
 
     @torch.no_grad()
     def look(self, run: Run) -> None:
-        """Take the weights as they are into the average."""
+        """Add the current weights to the average."""
         self.looks += 1
         now = run.vae.state_dict()
         if self.looks == 1:
             self.averaged_state = copied(run.vae)
             return
         names = [name for name, value in now.items() if value.is_floating_point()]
-        # Of a checkpoint they lie on the CPU.
+        # Averages from a checkpoint are on the CPU.
         averages = [self.averaged_state[name].to(now[name].device) for name in names]
         self.averaged_state.update(zip(names, averages, strict=True))
         torch._foreach_lerp_(averages, [now[name] for name in names], self.weight(self.looks))
 
     def end(self, run: Run) -> None:
-        """Put the average into the VAE, in place."""
+        """Load the average into the VAE, in place."""
         if self.looks == 0:
-            run.say(f"{type(self).__name__}: the training ended before there was anything to average.")
+            run.say(f"{type(self).__name__}: the training ended before the first sample of the weights.")
         elif self.restore:
             numbers = {name: value for name, value in self.averaged_state.items() if value.is_floating_point()}
             run.vae.load_state_dict({**run.vae.state_dict(), **numbers})
             run.weights_epoch = 0
-            run.say(f"{type(self).__name__}: the weights are now the average of {self.looks} along the training.")
+            run.say(f"{type(self).__name__}: the VAE has the average of {self.looks} samples of the weights.")
 
     def state(self) -> Tree:
         return {"looks": self.looks, "average": self.averaged_state}
@@ -74,17 +74,17 @@ class Average(Callback, ABC):
 
 
 class EMA(Average):
-    """The exponential moving average of the weights, without the share of where they started.
+    """The exponential moving average of the weights, corrected for its initial bias.
 
     .. math:: \\bar\\theta = \\sum_k d^{e (K - k)} \\theta_{ke} \\Big/ \\sum_k d^{e (K - k)}
 
     Args:
-        decay: d per step, above 0 and below 1; half of it is of the last log 2 / (1 - d) steps, of 693 for 0.999.
-        every: e, so many steps between two looks at the weights; between 16 of them hardly anything changes.
-        restore: whether the VAE gets the average at the end; if not, it is in ``averaged_state`` only.
+        decay: d per step, above 0 and below 1; the half-life is log 2 / (1 - d) steps, 693 for 0.999.
+        every: e, the steps between two samples of the weights, which hardly change within 16 steps.
+        restore: whether the VAE gets the average at the end; if not, the average is only in ``averaged_state``.
 
     Raises:
-        SettingsError: if a setting is out of its range; at the start, if another callback would end with other weights.
+        SettingsError: if a setting is out of range; at the start, if another callback also restores weights.
 
     References:
         | Acceleration of Stochastic Approximation by Averaging (Polyak & Juditsky, 1992),
@@ -109,25 +109,24 @@ class EMA(Average):
         return math.expm1(self._rate) / math.expm1(self._rate * look)
 
     def step(self, run: Run) -> None:
-        """Look at the weights."""
+        """Add the current weights."""
         self.look(run)
 
 
 class SWA(Average):
-    """Stochastic weight averaging: the plain mean of the weights from some epoch on.
+    """Stochastic weight averaging: the mean of the weights from a given epoch on.
 
     .. math:: \\bar\\theta = \\frac1K \\sum_k \\theta_{t_k}
 
-    It is made for a rate that stays high, or goes up and down: ``torch.optim.swa_utils.SWALR`` is such
-    a schedule.
+    Use it with a constant high or a cyclical learning rate, such as ``torch.optim.swa_utils.SWALR``.
 
     Args:
-        start: the first epoch that counts, from 1.
-        every: so many steps between two looks at the weights; after each epoch if not given.
-        restore: whether the VAE gets the average at the end; if not, it is in ``averaged_state`` only.
+        start: the first epoch to average over, from 1.
+        every: the steps between two samples of the weights; by default one sample after each epoch.
+        restore: whether the VAE gets the average at the end; if not, the average is only in ``averaged_state``.
 
     Raises:
-        SettingsError: if a setting is out of its range; at the start, if another callback would end with other weights.
+        SettingsError: if a setting is out of range; at the start, if another callback also restores weights.
 
     References:
         | Averaging Weights Leads to Wider Optima and Better Generalization (Izmailov et al., 2018),
@@ -147,11 +146,11 @@ class SWA(Average):
         return 1 / look
 
     def step(self, run: Run) -> None:
-        """Look at the weights, from the first epoch that counts."""
+        """Add the current weights, from epoch ``start`` on."""
         if run.epoch >= self.first:
             self.look(run)
 
     def epoch(self, run: Run) -> None:
-        """Look at the weights, if that is not done at steps."""
+        """Add the current weights, from epoch ``start`` on, unless ``every`` is given."""
         if self.every is None and len(run.epochs) >= self.first:
             self.look(run)

@@ -1,4 +1,4 @@
-"""``Callback``: what is told of a training while it goes on."""
+"""``Callback``: the base class of callbacks, and the description of their settings."""
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,18 +19,17 @@ __all__ = ["Callback", "Run", "Tree"]
 
 
 class Callback:
-    """What :func:`pyro_vae.fit` tells of a training while it goes on; every hook may be left out.
+    """The base class of callbacks, whose hooks :func:`pyro_vae.fit` calls during the training.
 
-    ``start`` comes first; where a training is resumed or put back, ``load`` comes after it. What a
-    checkpoint is to hold of a callback is in its ``state``; one that has a state must be made of the same
-    numbers, words, and lists of them, where a training is resumed. A hook may stop the training by
-    ``run.stop(reason)``, say a sentence by ``run.say(sentence)``, and change weights in place; it draws
-    no random numbers of its own.
+    Override the hooks that you need. ``start`` is called first; if a training is resumed or rolled back, ``load``
+    follows. A checkpoint stores the return value of ``state``. To resume a training, construct a callback that has a
+    state with the same arguments. A hook may stop the training with ``run.stop(reason)``, print a sentence with
+    ``run.say(sentence)``, and change weights in place; it must not draw random numbers.
 
     Attributes:
-        every: ``step`` is called after every so many steps, counted from the first of the training; never
-            if None. Compiled steps are taken up to 16 at a time; a smaller number makes them fewer. After a
-            divergence some steps are taken once more, to see where it came from, and then undone by ``load``.
+        every: the number of steps between two calls of ``step``, counted from the start of the training; None for no
+            calls. Compiled steps run in chunks of up to 16; a smaller ``every`` makes the chunks smaller. After a
+            divergence some steps are repeated to find its origin, and then undone by ``load``.
 
     Example:
         >>> class Epochs(Callback):
@@ -50,104 +49,108 @@ class Callback:
 
     every: int | None = None
     final: str = ""
-    """Which weights it puts into the VAE at the end, in words, if it does; one callback of a training may."""
+    """The weights that the callback restores at the end, in words; empty if none. Only one callback may restore."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep what it is made of, so that a checkpoint can tell it; copies keep it too."""
+        """Store the constructor's arguments for checkpoints; copies have them too."""
         callback = super().__new__(cls)
         vars(callback)["_made_of"] = args, kwargs
         return callback
 
     def start(self, run: Run) -> None:
-        """Before the first step: refuse what cannot be, and forget an earlier training."""
+        """Run before the first step: validate the settings and reset the state."""
 
     def step(self, run: Run) -> None:
-        """After every so many steps."""
+        """Run after every ``every`` steps."""
 
     def epoch(self, run: Run) -> None:
-        """After each epoch and its evaluation."""
+        """Run after each epoch and its evaluation."""
 
     def diverged(self, run: Run, error: Exception) -> bool:
-        """When a loss or an ELBO is not finite or out of bounds: true if it is put right, and training goes on."""
+        """Run after a divergence; return true to continue the training, after recovering from it."""
         return False
 
     def end(self, run: Run) -> None:
-        """After the last step, however it came to be the last; what it changes is in no checkpoint."""
+        """Run after the last step, also of a stopped training; checkpoints do not hold its changes."""
 
     def state(self) -> Tree:
-        """What it remembers, for a checkpoint."""
+        """Return the state to store in a checkpoint."""
         return {}
 
     def load(self, state: Tree) -> None:
-        """Remember what ``state`` of a callback of the same settings gave: a copy, whose tensors may lie on the CPU."""
+        """Restore a copy of what ``state`` returned; its tensors may be on the CPU."""
 
 
-def made_of(callback: Callback) -> dict[str, str]:
-    """The arguments of a callback's constructor, each in words; an object without words counts by its class.
+def describe_arguments(callback: Callback) -> dict[str, str]:
+    """Describe the arguments of a callback's constructor as text; other objects by their class.
 
     Example:
         >>> class Patient(Callback):
         ...     def __init__(self, epochs, *, judge=max, weights=None):
         ...         self.left = epochs
-        >>> made_of(Patient(5, weights=[0.5, {}]))
+        >>> describe_arguments(Patient(5, weights=[0.5, {}]))
         {'epochs': '5', 'judge': 'max', 'weights': '[0.5, {}]'}
     """
     args, kwargs = vars(callback).get("_made_of", ((), {}))
     try:
         bound = inspect.signature(type(callback).__init__).bind(callback, *args, **kwargs)
-    except TypeError:  # of one that was not made by its constructor
+    except TypeError:  # not made by its constructor
         return {}
     bound.apply_defaults()
-    return {name: in_words(value) for name, value in list(bound.arguments.items())[1:]}
+    return {name: describe_value(value) for name, value in list(bound.arguments.items())[1:]}
 
 
-def in_words(value: Any) -> str:
-    """A setting as text, the same for equal ones in each process.
+def describe_value(value: Any) -> str:
+    """Describe a setting as text that is equal for equal settings in every process.
 
     Example:
-        >>> in_words({"rates": (0.1, float("inf")), "made by": partial(dict, a=1), "of": object()})
+        >>> describe_value({"rates": (0.1, float("inf")), "made by": partial(dict, a=1), "of": object()})
         "{'made by': dict([], {'a': 1}), 'of': object, 'rates': [0.1, inf]}"
     """
     value = python_number(value)
     if isinstance(value, Enum):
-        return f"{type(value).__qualname__}({in_words(value.value)})"
+        return f"{type(value).__qualname__}({describe_value(value.value)})"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if isinstance(value, partial):
-        return f"{in_words(value.func)}({in_words(value.args)}, {in_words(value.keywords)})"
+        return f"{describe_value(value.func)}({describe_value(value.args)}, {describe_value(value.keywords)})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{in_words(key)}: {in_words(item)}' for key, item in value.items()))}}}"
+        return (
+            f"{{{', '.join(sorted(f'{describe_value(key)}: {describe_value(item)}' for key, item in value.items()))}}}"
+        )
     if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(in_words, value)))}}}"
+        return f"{{{', '.join(sorted(map(describe_value, value)))}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(in_words, value))}]"
+        return f"[{', '.join(map(describe_value, value))}]"
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def refuse_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse what is no list of callbacks, one that is given twice, and steps that cannot be counted.
+def validate_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise unless ``callbacks`` is a list of distinct callbacks whose ``every`` is valid.
 
     Raises:
-        SettingsError: saying which.
+        SettingsError: naming the first invalid callback.
 
     Example:
-        >>> refuse_callbacks([Callback])
+        >>> validate_callbacks([Callback])
         Traceback (most recent call last):
-        pyro_vae.errors.SettingsError: callbacks: Callback is a class; give an instance, Callback(...)
+        pyro_vae.errors.SettingsError: callbacks: Callback is a class; pass an instance, Callback(...)
     """
     if not isinstance(callbacks, Iterable):
-        raise SettingsError(f"callbacks is a {type(callbacks).__name__}; give a list of callbacks")
+        raise SettingsError(f"callbacks is a {type(callbacks).__name__}; pass a list of callbacks")
     for callback in callbacks:
         if isinstance(callback, type):
             raise SettingsError(
-                f"callbacks: {callback.__name__} is a class; give an instance, {callback.__name__}(...)"
+                f"callbacks: {callback.__name__} is a class; pass an instance, {callback.__name__}(...)"
             )
         if not isinstance(callback, Callback):
-            raise SettingsError(f"callbacks: a {type(callback).__name__} is no pyro_vae.callbacks.Callback; derive it")
+            raise SettingsError(
+                f"callbacks: {type(callback).__name__} is not a Callback; subclass pyro_vae.callbacks.Callback"
+            )
         for name in (name for name in dir(Callback) if inspect.isfunction(vars(Callback).get(name))):
             if not callable(getattr(type(callback), name)):
-                raise SettingsError(f"callbacks: {name} of {type(callback).__name__} is no method; make it one")
+                raise SettingsError(f"callbacks: {type(callback).__name__}.{name} is not a method; define it as one")
         if callback.every is not None:
             whole(f"every of {type(callback).__name__}", callback.every, 1)
     if len({*map(id, callbacks)}) < len(callbacks):
-        raise SettingsError("callbacks: one is given twice, and would be told of each step twice; make two of them")
+        raise SettingsError("callbacks: the same instance is listed twice; pass two instances")

@@ -1,4 +1,4 @@
-"""What is done when a training diverges, ``RollBack``, and what else counts as that, ``Explosion``."""
+"""``RollBack``: recover from a divergence; ``Explosion``: report a finite but very low ELBO as one."""
 
 import math
 from collections.abc import Iterator
@@ -12,28 +12,28 @@ from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
 OF_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
-"""The rates of a group of parameters: the present one, and those that a schedule works with."""
+"""The keys of learning rates in a parameter group: the current rate, and the rates that schedules use."""
 OF_SCHEDULES = ("base_lrs", "max_lrs", "_last_lr")
-"""The rates that a schedule keeps to itself."""
+"""The attributes of learning rates in a schedule."""
 
 
 class RollBack(Callback):
-    """After a divergence, back to the last good state with lower rates and new noise.
+    """Roll back to the last good state after a divergence, with lower learning rates and new noise.
 
     .. math:: \\eta \\leftarrow f \\, \\eta
 
-    The last good state is that after the last epoch whose ELBO was finite, or the start. All learning
-    rates are multiplied by f, those that a schedule works with included, so that it does not undo it. The
-    noise then comes from another seed, derived from that of the training, the step of the good state and the
-    number of divergences: the same settings give the same numbers again. The order of the data is as before.
-    A checkpoint is written at once; within an epoch it holds the last good state too, and is twice as large.
+    The last good state is the one after the last epoch with a finite ELBO, or the start. All learning rates are
+    multiplied by f, including those stored in schedules, which would otherwise undo the change. The new noise seed
+    is derived from the seed of the training, the step of the good state and the number of divergences, so that the
+    training stays reproducible. The order of the data does not change. A checkpoint is written at once; within an
+    epoch it also holds the last good state and is twice as large.
 
     Args:
         factor: f, above 0 and at most 1.
-        times: so many divergences are put right, at least 1; the next one ends the training.
+        times: the number of divergences to recover from, at least 1; the next one ends the training.
 
     Raises:
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of range.
 
     Example:
         >>> RollBack(0.1, times=2).state()
@@ -45,36 +45,38 @@ class RollBack(Callback):
         if above_zero("factor", factor) > 1:
             raise SettingsError(f"factor is {factor!r}; it must be above 0 and at most 1")
         self.factor, self.times = float(factor), whole("times", times, 1)
-        self._met = self._lowered = 0
+        self._divergences = self._lowered = 0
 
     @property
     def divergences(self) -> int:
-        """How many there were."""
-        return self._met
+        """The number of divergences so far."""
+        return self._divergences
 
     def start(self, run: Run) -> None:
-        """Forget an earlier training."""
-        self._met = self._lowered = 0
+        """Reset the state."""
+        self._divergences = self._lowered = 0
 
     def diverged(self, run: Run, error: Exception) -> bool:
-        """Go back and lower the rates, if that was not done too often."""
-        if self._met == self.times:
-            run.say(f"RollBack: it has diverged after {self.times} times already, at {_rates(run)}, and ends.")
+        """Roll back and lower the learning rates, at most ``times`` times."""
+        if self._divergences == self.times:
+            run.say(f"RollBack: the training diverged again after {self.times} rollbacks, at {_rates(run)}; it ends.")
             return False
-        run.load(run.good)  # of a good state the rates are as often lowered as it remembers
-        self._met += 1
-        lower_rates(run, self.factor ** (self._met - self._lowered))
-        self._lowered = self._met
-        torch.manual_seed(derive_seed(run.seed, "noise after a divergence", run.rank, run.step, self._met))
-        run.say(f"RollBack {self._met} of {self.times}: {error}; back to step {run.step}, at {_rates(run)}.")
+        run.load(run.good)  # sets _lowered: how often the rates of the good state were lowered
+        self._divergences += 1
+        lower_rates(run, self.factor ** (self._divergences - self._lowered))
+        self._lowered = self._divergences
+        torch.manual_seed(derive_seed(run.seed, "noise after a divergence", run.rank, run.step, self._divergences))
+        run.say(
+            f"RollBack {self._divergences} of {self.times}: {error}; rolled back to step {run.step}, at {_rates(run)}."
+        )
         return True
 
     def state(self) -> Tree:
-        return {"divergences": self._met}
+        return {"divergences": self._divergences}
 
     def load(self, state: Tree) -> None:
         self._lowered = state["divergences"]
-        self._met = max(self._met, self._lowered)
+        self._divergences = max(self._divergences, self._lowered)
 
 
 def _rates(run: Run) -> str:
@@ -83,7 +85,7 @@ def _rates(run: Run) -> str:
 
 
 def lower_rates(run: Run, factor: float) -> None:
-    """Multiply all learning rates, and those that schedules work with."""
+    """Multiply all learning rates, including those stored in schedules."""
     schedules = [run.scheduler, *(getattr(callback, "scheduler", None) for callback in getattr(run, "callbacks", ()))]
     for group in run.optimizer.param_groups:
         group.update({name: group[name] * factor for name in OF_GROUPS if name in group})
@@ -94,26 +96,26 @@ def lower_rates(run: Run, factor: float) -> None:
 
 
 def _nested(schedule: Any) -> Iterator[Any]:
-    """A schedule and those that it is made of."""
+    """Yield a schedule and its inner schedules."""
     yield schedule
     for inner in getattr(schedule, "_schedulers", ()):
         yield from _nested(inner)
 
 
 class Explosion(Callback):
-    """Takes a loss that is finite but far out for a divergence.
+    """Report a divergence when the training ELBO falls far below its best, though it is finite.
 
     .. math:: \\bar{\\mathcal L}_t < \\bar{\\mathcal L}^* - c \\, \\mathrm{sd}(\\mathcal L^*)
 
-    After each epoch the mean ELBO of training data is compared with that of the best epoch; the spread
-    from datum to datum in that epoch is the measure of what is far. Without :class:`RollBack` it ends the
-    training. An annealed KL lowers the ELBO on purpose while it is small: take a larger c then.
+    After each epoch the mean training ELBO is compared with that of the best epoch, in units of the standard
+    deviation over data in that epoch. Without :class:`RollBack` the divergence ends the training. An annealed KL
+    lowers the ELBO on purpose while its weight is small: use a larger c then.
 
     Args:
-        spreads: c, the standard deviations of the ELBO of a datum that are too far, above 0.
+        spreads: c, the tolerated fall in standard deviations of the ELBO of a datum, above 0.
 
     Raises:
-        SettingsError: if a setting is out of its range.
+        SettingsError: if a setting is out of range.
 
     Example:
         >>> Explosion(5.0).state()
@@ -130,7 +132,7 @@ class Explosion(Callback):
         self.spread, self.at = 0.0, 0
 
     def start(self, run: Run) -> None:
-        """Forget an earlier training."""
+        """Reset the state."""
         self._forget()
 
     def epoch(self, run: Run) -> None:
@@ -139,8 +141,8 @@ class Explosion(Callback):
         mean = values.mean().item()
         if self.best is not None and not mean >= self.best - self.spreads * self.spread:
             run.fail(
-                f"the ELBO fell to {mean:.4g} nats per datum in epoch {epoch}, more than {self.spreads:g} times the "
-                f"spread of a datum, {self.spread:.4g}, below the {self.best:.4g} of epoch {self.at}"
+                f"the ELBO fell to {mean:.4g} nats per datum in epoch {epoch}, more than {self.spreads:g} standard "
+                f"deviations over data ({self.spread:.4g}) below the {self.best:.4g} of epoch {self.at}"
             )
         if self.best is None or mean > self.best:
             spread = values.std().item() if len(values) > 1 else math.inf

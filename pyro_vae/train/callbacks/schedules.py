@@ -1,4 +1,4 @@
-"""``Schedule``: learning rates that change from step to step; and how schedules go on after each epoch."""
+"""``Schedule``: a learning-rate schedule that advances with each step; and epoch schedules of ``fit``."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -14,19 +14,20 @@ ScheduleMaker: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 class Schedule(Callback):
-    """A learning-rate schedule of torch that goes on with each step, where ``fit``'s goes on with each epoch.
+    """A learning-rate schedule of torch that advances with each step.
 
-    A schedule is made for steps or for epochs: ``OneCycleLR``, ``CyclicLR`` and warm-ups for steps. Give
-    one for epochs as ``optimizer=`` of :func:`pyro_vae.fit`, which takes what makes one.
+    Use it for schedules over steps, such as ``OneCycleLR``, ``CyclicLR`` and warm-ups. Pass a schedule over epochs
+    as ``optimizer=`` of :func:`pyro_vae.fit`.
 
     Args:
-        scheduler: what makes it of the optimizer; its numbers, as ``total_steps``, count steps.
-        every: so many steps share one rate, the schedule then goes on by as many. With 1 each step has its
-            own, and a compiled step must then come back to Python each time, which takes some 0.1 ms.
+        scheduler: a function from the optimizer to the scheduler, whose settings, such as ``total_steps``, count
+            steps.
+        every: the number of steps that share a rate; the schedule then advances by as many. With 1, each step has its
+            own rate, and each compiled step returns to Python, which takes about 0.1 ms.
 
     Raises:
-        SettingsError: if a setting is out of its range; at the start, if the optimizer has a schedule already, or
-            it is none that steps alone.
+        SettingsError: if a setting is out of range; at the start, if the optimizer has a schedule already, or if
+            ``scheduler`` makes something other than a torch schedule that needs no metric.
 
     References:
         | Super-Convergence (Smith & Topin, 2017), https://arxiv.org/abs/1708.07120
@@ -44,34 +45,39 @@ class Schedule(Callback):
         self.scheduler: LRScheduler | None = None
 
     def start(self, run: Run) -> None:
-        """Make it, which sets the first rate."""
+        """Make the schedule, which sets the first rate."""
         others = [other for other in getattr(run, "callbacks", ()) if isinstance(other, Schedule) and other is not self]
         if run.scheduler is not None or others:
-            raise SettingsError("two schedules would set one learning rate; give a plain optimizer and one Schedule")
+            raise SettingsError(
+                "callbacks: two schedules would set the same learning rate; pass a plain optimizer and one Schedule"
+            )
         try:
             made = self.make(run.optimizer)
         except (TypeError, ValueError) as error:
-            raise SettingsError(f"Schedule: it cannot be made ({error}); change its settings") from error
+            raise SettingsError(f"Schedule: cannot make the schedule ({error}); change its settings") from error
         if not isinstance(made, LRScheduler) or isinstance(made, ReduceLROnPlateau):
             raise SettingsError(
-                f"Schedule made a {type(made).__name__}; make one of torch.optim.lr_scheduler that steps alone"
+                f"Schedule: scheduler made a {type(made).__name__}; make one of torch.optim.lr_scheduler that needs no "
+                "metric"
             )
-        looks, end = _looks(run, self.every or 1), getattr(made, "total_steps", None)
-        if end is not None and looks > end:
+        steps, end = _count_steps(run, self.every or 1), getattr(made, "total_steps", None)
+        if end is not None and steps > end:
             raise SettingsError(
-                f"Schedule: {type(made).__name__} ends after {end} steps, and goes on by {looks} in this training; "
-                "make it as long"
+                f"Schedule: {type(made).__name__} ends after {end} steps, but this training takes {steps}; make the "
+                "schedule as long"
             )
         self.scheduler = made
 
     def step(self, run: Run) -> None:
-        """Go on by as many steps as were taken."""
+        """Advance by the number of steps taken."""
         assert self.scheduler is not None
         try:
             for _ in range(self.every or 1):
                 self.scheduler.step()
         except ValueError as error:
-            raise SettingsError(f"Schedule: at step {run.step} it is at its end ({error}); make it longer") from error
+            raise SettingsError(
+                f"Schedule: the schedule has ended by step {run.step} ({error}); make it longer"
+            ) from error
 
     def state(self) -> Tree:
         return {} if self.scheduler is None else self.scheduler.state_dict()
@@ -81,32 +87,32 @@ class Schedule(Callback):
             self.scheduler.load_state_dict(state)
 
 
-def _looks(run: Run, every: int) -> int:
-    """How many steps a schedule takes in a whole training."""
+def _count_steps(run: Run, every: int) -> int:
+    """Count the steps that a schedule takes in the whole training."""
     return getattr(run, "last", 0) * getattr(run, "steps_per_epoch", 0) // every * every
 
 
 def refuse_plateau(scheduler: object) -> None:
-    """Refuse a ``ReduceLROnPlateau`` whose threshold is a share of a loss: minus an ELBO may be below 0.
+    """Raise for a ``ReduceLROnPlateau`` with a relative threshold: the negative ELBO may be below 0.
 
-    Torch would then take what is a little worse for better, and at a plateau the rate would never be reduced.
+    Torch would then count slightly worse epochs as better, and never reduce the rate at a plateau.
 
     Raises:
-        SettingsError: saying what to set.
+        SettingsError: naming the setting to change.
     """
     if isinstance(scheduler, ReduceLROnPlateau) and scheduler.threshold_mode == "rel" and scheduler.threshold:
         raise SettingsError(
-            "ReduceLROnPlateau: threshold_mode='rel' is made for losses above 0, and minus an ELBO may be below; "
-            "set threshold_mode='abs', where threshold is in nats per datum"
+            "ReduceLROnPlateau: threshold_mode='rel' needs a positive loss, but the negative ELBO may be below 0; "
+            "set threshold_mode='abs', with threshold in nats per datum"
         )
 
 
 def advance(scheduler: LRScheduler, elbo: float) -> None:
-    """Have a schedule go on after an epoch, which ended at this ELBO.
+    """Advance a schedule after an epoch that ended with this ELBO.
 
     Args:
-        scheduler: of torch.
-        elbo: of validation data, or of training data where there are none, nats per datum.
+        scheduler: a torch schedule.
+        elbo: the validation ELBO, or the training ELBO without validation data, nats per datum.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""``EarlyStopping``: stop training when the validation ELBO no longer rises, and keep the best weights."""
+"""``EarlyStopping``: stop when the validation ELBO no longer rises, and restore the best weights."""
 
 import math
 
@@ -7,35 +7,34 @@ from torch import Tensor
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
-from pyro_vae.train.callbacks._paired import copied, difference, refuse_second
+from pyro_vae.train.callbacks._paired import copied, difference, validate_single_restore
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
 
 class EarlyStopping(Callback):
-    """Stops when the validation ELBO has not grown for some epochs by more than its own error.
+    """Stop when the validation ELBO has not risen significantly for some epochs.
 
     .. math:: d_i = \\mathcal L_i - \\mathcal L_i^*, \\qquad
         \\text{better:}\\ \\bar d > c \\, \\mathrm{sd}(d) / \\sqrt n
 
-    The ELBO of each validation datum is compared with that of the best epoch so far, with the same
-    noise: what makes one datum harder than another leaves the difference, and its error is far below
-    that of the ELBO itself. Growth that is too slow for one epoch counts once it has summed up, since
-    the best epoch stays what all are compared with. An epoch whose ELBO is not finite is not better.
+    The ELBO of each validation datum is compared with its ELBO in the best epoch so far, with the same noise.
+    Differences in difficulty between data cancel, so the error of the mean difference is far below that of the
+    ELBO itself. A rise too slow for one epoch counts once it has added up, because every epoch is compared with the
+    best one. An epoch whose ELBO is not finite is not better.
 
-    It stops once there was no better epoch for ``patience`` epochs and for ``steps`` steps, whichever is longer. A
-    small data set has few steps in an epoch, so that epochs alone would stop it before it has begun. The validation
-    data choose the epoch, so the ELBO of these data is a little too high there.
+    The training stops after ``patience`` epochs and ``steps`` steps without a better epoch, whichever is longer. With
+    a small data set an epoch has few steps, and ``patience`` alone would stop too early. Because the validation data
+    select the epoch, their ELBO is slightly too high there.
 
     Args:
-        patience: so many epochs without a better one, at least 1.
-        steps: and so many steps without a better epoch, at least 0.
-        errors: c, the standard errors that better means, at least 0.
-        restore: whether the VAE gets the weights of the best epoch at the end, also of a training that came
-            to its last epoch.
+        patience: the number of epochs without a better one, at least 1.
+        steps: the least number of steps without a better epoch, at least 0.
+        errors: c, the standard errors by which a better epoch must exceed the best one, at least 0.
+        restore: whether the VAE gets the weights of the best epoch at the end, even if the training was not stopped.
 
     Raises:
-        SettingsError: if a setting is out of its range; at the start, if there are not two validation data, or
-            another callback would end with other weights.
+        SettingsError: if a setting is out of range; at the start, if there are fewer than two validation data, or if
+            another callback also restores weights.
 
     References:
         | Early Stopping - But When? (Prechelt, 1998), https://doi.org/10.1007/3-540-49430-8_3
@@ -60,10 +59,10 @@ class EarlyStopping(Callback):
         self.weights: dict[str, Tensor] = {}
 
     def start(self, run: Run) -> None:
-        """Refuse to begin without validation data."""
+        """Raise if there are no validation data."""
         if run.watched.get("validation") is None or len(run.watched["validation"]) < 2:
-            raise SettingsError("EarlyStopping needs validation data to judge by, at least two; give validation_data")
-        refuse_second(run, self)
+            raise SettingsError("EarlyStopping needs at least two validation data; pass validation_data=")
+        validate_single_restore(run, self)
         self._forget()
 
     def epoch(self, run: Run) -> None:
@@ -86,19 +85,19 @@ class EarlyStopping(Callback):
     def _reason(self, epoch: int, mean: float, error: float) -> str:
         best = "" if self.values is None else f" ({_mean(self.values)})"
         return (
-            f"EarlyStopping: after epoch {epoch} the validation ELBO has for {self.waited} epochs not been better than "
-            f"that of epoch {self.best}{best} by more than {self.errors:g} standard errors of the difference; "
+            f"EarlyStopping: by epoch {epoch}, the validation ELBO has not exceeded that of epoch {self.best}{best} by "
+            f"more than {self.errors:g} standard errors of the difference for {self.waited} epochs; "
             f"the last difference is {format_estimate(mean, error, over='data, in pairs')}"
         )
 
     def end(self, run: Run) -> None:
-        """Put back the weights of the best epoch, in place."""
+        """Restore the weights of the best epoch, in place."""
         if self.weights and self.best != len(run.epochs):
             run.vae.load_state_dict(self.weights)
             run.weights_epoch = self.best
             run.say(
-                f"EarlyStopping: the weights are those after epoch {self.best} of {len(run.epochs)}; none later was "
-                f"better by more than {self.errors:g} standard errors."
+                f"EarlyStopping: the VAE has the weights after epoch {self.best} of {len(run.epochs)}; no later epoch "
+                f"was better by more than {self.errors:g} standard errors."
             )
 
     def state(self) -> Tree:

@@ -1,4 +1,4 @@
-"""``TensorBoard``: the history in a file that TensorBoard shows."""
+"""``TensorBoard``: write the history for TensorBoard."""
 
 import warnings
 from pathlib import Path
@@ -9,18 +9,18 @@ from pyro_vae.train.callbacks.base import Callback, Run
 
 
 class TensorBoard(Callback):
-    """Writes the history to a file that TensorBoard shows, after each epoch, by the number of steps taken.
+    """Write the history to a TensorBoard file after each epoch, indexed by the step.
 
-    The names are those of the history: ``objective``, ``train_elbo``, ``validation_elbo`` and their errors
-    ``_se`` in nats per datum, and ``seconds``; ``lr`` is the learning rate (``lr_1``, … of further groups of
-    parameters). Numbers there are of single precision. Where training is resumed or rolled back, what had been
-    written of later steps is taken back. The file is written as things go: it may say more than a checkpoint.
+    The tags are the names of the history: ``objective``, ``train_elbo``, ``validation_elbo`` and their errors
+    ``_se`` in nats per datum, and ``seconds``; ``lr`` is the learning rate (``lr_1``, … for further parameter
+    groups). TensorBoard stores single precision. After a resume or a rollback, entries of later steps are purged. The
+    file may contain epochs after the newest checkpoint.
 
     Args:
-        folder: made if it is not there; if not given, ``tensorboard`` in the run's folder.
+        folder: created if it does not exist; by default ``tensorboard`` in the run folder.
 
     Raises:
-        SettingsError: at the start, if tensorboard is not installed, or there is no folder.
+        SettingsError: at the start, if tensorboard is not installed, or if there is no folder.
         OutputError: if the folder cannot be written.
 
     Example:
@@ -30,18 +30,18 @@ class TensorBoard(Callback):
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
-        self._to: Path | None = None
+        self._target: Path | None = None
         self._writer: Any = None
         self._written = -1
 
     def start(self, run: Run) -> None:
-        """See that there is a folder, and what can write to it."""
+        """Choose the folder, and raise if there is none or tensorboard is not installed."""
         _writer_class()
         self._close()
-        own = getattr(run, "folder", None)
-        self._to = self.folder or (Path(own) / "tensorboard" if own else None)
-        if self._to is None:
-            raise SettingsError("TensorBoard needs a folder where the training has none; give TensorBoard(folder)")
+        run_folder = getattr(run, "folder", None)
+        self._target = self.folder or (Path(run_folder) / "tensorboard" if run_folder else None)
+        if self._target is None:
+            raise SettingsError("TensorBoard needs a folder, as the training has no run folder; pass folder=")
 
     def epoch(self, run: Run) -> None:
         """Write the epoch's numbers."""
@@ -52,22 +52,22 @@ class TensorBoard(Callback):
             numbers["lr" if i == 0 else f"lr_{i}"] = float(group["lr"])
         try:
             if run.step <= self._written:
-                self._take_back(run.step)
+                self._purge(run.step)
             if self._writer is None:
-                self._writer = _writer_class()(str(self._to), purge_step=run.step)
+                self._writer = _writer_class()(str(self._target), purge_step=run.step)
             self._written = run.step
             for name, number in numbers.items():
                 self._writer.add_scalar(name, number, run.step)
             self._writer.flush()
         except OSError as error:
-            raise OutputError(f"{self._to}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(f"{self._target}: cannot be written ({error.strerror or error})") from error
 
     def end(self, run: Run) -> None:
         """Close the file."""
         self._close()
 
-    def _take_back(self, step: int) -> None:
-        """Say that training starts again at this step, as a new file would: two files of one second have no order."""
+    def _purge(self, step: int) -> None:
+        """Purge entries from this step on, in the same file: two files of the same second have no order."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self._writer.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
@@ -81,10 +81,10 @@ class TensorBoard(Callback):
 def _writer_class() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it imports
+            warnings.simplefilter("ignore")  # warnings of its imports
             from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise SettingsError(
-            "tensorboard is not installed, which TensorBoard writes by; pip install 'pyro-vae[logs]'"
+            "TensorBoard needs the tensorboard package, which is not installed; pip install 'pyro-vae[logs]'"
         ) from error
     return SummaryWriter

@@ -1,4 +1,4 @@
-"""Write a VAE or a whole training to files, and read it back."""
+"""Save a VAE or the state of a training to files, and load it."""
 
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.save_load import load, save

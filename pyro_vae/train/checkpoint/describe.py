@@ -1,4 +1,4 @@
-"""Describe a VAE as classes and their arguments, from which it can be built again; a description holds no code."""
+"""Describe a VAE as classes and arguments, from which it can be rebuilt; a description holds no code."""
 
 import inspect
 from collections import OrderedDict
@@ -22,11 +22,11 @@ _NOT_COMPARED = {"_parameters", "_buffers", "_modules", "training", "_made_of", 
 
 
 class _Undescribed(Exception):
-    """What has no description, and why."""
+    """An object has no description; the message says why."""
 
 
 def describe_vae(vae: VAE) -> tuple[Tree, str]:
-    """Describe a VAE and build it on trial: the description, or None, and why there is none, or nothing."""
+    """Describe a VAE and verify that it can be rebuilt; return the description or None, and the reason for None."""
     describer = _Describer()
     try:
         tree = describer.vae(vae)
@@ -38,7 +38,7 @@ def describe_vae(vae: VAE) -> tuple[Tree, str]:
 
 
 def describe_again(vae: VAE) -> Tree:
-    """Describe a VAE whose description was tried before; None where that fails by now."""
+    """Describe a VAE without verifying the description; return None if it has none."""
     try:
         return _Describer().vae(vae)
     except _Undescribed:
@@ -46,13 +46,13 @@ def describe_again(vae: VAE) -> Tree:
 
 
 def unsaved(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that ``state_dict()`` leaves out, under each of their names."""
+    """Collect the non-persistent buffers, which ``state_dict()`` omits, under each of their names."""
     saved = module.state_dict().keys()
     return {name: value for name, value in module.named_buffers(remove_duplicate=False) if name not in saved}
 
 
 class _Describer:
-    """Modules as classes and arguments; a module that was met before is told by its number."""
+    """Describe modules as classes and arguments; a repeated module is described by its number."""
 
     def __init__(self) -> None:
         self.known: dict[int, int] = {}
@@ -78,7 +78,7 @@ class _Describer:
         return path_of(cls)
 
     def _maker(self, function: Any, where: str) -> str:
-        """The path of a class or function; a function of the user's is to be handed to ``load``, as a class is."""
+        """Return the path of a class or function; ``load`` needs the user's own functions in ``classes``."""
         if isinstance(function, type):
             return self._path(function)
         if path := function_path(function):
@@ -96,10 +96,10 @@ class _Describer:
         return {"arguments": self._values(_arguments(module, where), where)}
 
     def _flow(self, module: nn.Module, where: str) -> dict[str, Tree]:
-        """Flows keep no arguments of their constructors, but plain attributes."""
-        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        """Describe a zuko module by its attributes, as it does not store its constructor's arguments."""
+        attributes = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
         return {
-            "attributes": self._values(own, where),
+            "attributes": self._values(attributes, where),
             "parameters": dict(module._parameters),
             "buffers": dict(module._buffers),
             "unsaved": sorted(module._non_persistent_buffers_set),
@@ -140,18 +140,18 @@ class _Describer:
 
 
 def _arguments(module: nn.Module, where: str) -> dict[str, Any]:
-    """The arguments that a module was made of: those that a component keeps, else attributes of the same names."""
+    """Return a module's constructor arguments: as stored by a component, else from attributes of the same names."""
     signature = inspect.signature(type(module).__init__)
     parameters = list(signature.parameters.values())[1:]
     if (made_of := vars(module).get("_made_of")) is None:
         return dict(_read_back(module, parameters, where))
     if {p.kind for p in parameters} & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
-        raise _Undescribed(f"{where} is of {type(module).__name__}, whose arguments have no names")
+        raise _Undescribed(f"{where} is a {type(module).__name__}, whose arguments have no names")
     bound = signature.bind(module, *made_of[0], **made_of[1])
     given = {**dict(zip((p.name for p in parameters), bound.args[1:], strict=False)), **bound.kwargs}
     for name, value in given.items():
         if isinstance(value, nn.Module) and isinstance(now := getattr(module, name, None), nn.Module):
-            given[name] = now  # a network that was put in the place of another
+            given[name] = now  # the network may have been replaced
     return given
 
 
@@ -161,40 +161,40 @@ def _read_back(module: nn.Module, parameters: list[inspect.Parameter], where: st
             continue
         value = getattr(module, parameter.name, parameter.empty)
         if isinstance(parameter.default, bool) and (value is None or isinstance(value, Tensor)):
-            value = value is not None  # bias, of which the attribute is the tensor
+            value = value is not None  # bias: the argument is a bool, the attribute a tensor
         if value is not parameter.empty:
             yield parameter.name, value
         elif parameter.default is parameter.empty:
             raise _Undescribed(
-                f"{where} is of {type(module).__name__}, which keeps no attribute of the name of its argument "
-                f"{parameter.name}"
+                f"{where} is a {type(module).__name__}, which does not store its argument {parameter.name} as an "
+                "attribute of the same name"
             )
 
 
 def _difference(one: nn.Module, other: nn.Module) -> str:
-    """How a VAE differs from the one that its description makes, or nothing."""
+    """Say how a VAE differs from the one rebuilt from its description; return an empty string if it does not."""
     mine, theirs = (dict(vae.named_modules(remove_duplicate=False)) for vae in (one, other))
     if _shared(mine) != _shared(theirs) or _shared(dict(named_tensors(one))) != _shared(dict(named_tensors(other))):
-        return "its modules or tensors are not those that its constructors make, or are shared otherwise"
+        return "its modules or tensors, or how they are shared, differ from what its constructors make"
     for name, module in mine.items():
         again, where = theirs[name], f"vae.{name}".rstrip(".")
         if type(module) is not type(again):
-            return f"{where} is a {type(module).__name__}, and its arguments make a {type(again).__name__}"
-        kept, made = _attributes(module), _attributes(again)
-        for key in {**kept, **made}:
-            if not _equal(kept.get(key, ...), made.get(key, ...)):
-                return f"{where}.{key} was changed after it was made, or cannot be compared"
+            return f"{where} is a {type(module).__name__}, but its arguments make a {type(again).__name__}"
+        current, rebuilt = _attributes(module), _attributes(again)
+        for key in {**current, **rebuilt}:
+            if not _equal(current.get(key, ...), rebuilt.get(key, ...)):
+                return f"{where}.{key} was changed after construction, or cannot be compared"
     return ""
 
 
 def _shared(named: dict[str, Any]) -> dict[str, str]:
-    """Each name by the first that has the same object."""
+    """Map each name to the first name of the same object."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in named.items()}
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps besides tensors and modules; what is private in parts of the library is no state."""
+    """Collect a module's attributes other than tensors and modules; private ones of this library are not state."""
     ours = path_of(type(module)).startswith("pyro_vae.")
     hidden = {name for name in vars(module) if ours and name.startswith("_") and name not in _OF_EVERY_MODULE}
     return {name: value for name, value in vars(module).items() if name not in _NOT_COMPARED | hidden}

@@ -1,4 +1,4 @@
-"""Build a VAE from its description, of classes that may be named; a description holds no code."""
+"""Build a VAE from its description, using allowed classes only; a description holds no code."""
 
 import importlib
 import sys
@@ -20,10 +20,10 @@ from pyro_vae.nn import conv_decoder, conv_encoder, mlp
 from pyro_vae.train.checkpoint.tensor_file import Tree
 
 MAKERS = "torch.nn", "pyro_vae", "zuko"
-"""Packages whose modules a description may name."""
+"""Packages whose ``nn.Module`` classes a description may name."""
 
 PIECES = "zuko", "torch.distributions", "pyro.distributions"
-"""Packages whose distributions and transforms may be named besides."""
+"""Packages whose distributions and transforms a description may also name."""
 
 FUNCTIONS = {f"pyro_vae.nn.{function.__name__}": function for function in (mlp, conv_encoder, conv_decoder)} | {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -34,18 +34,19 @@ FUNCTIONS = {f"pyro_vae.nn.{function.__name__}": function for function in (mlp, 
     )
     if hasattr(module, name)
 }  # fmt: skip
-"""Functions that may be named; of torch no others, as some read and write files."""
+"""Functions that a description may name; no others of torch, as some read and write files."""
 
 
 SPARE_BYTES = 2**28
-"""A VAE may take so many bytes more than twice its weights while it is built."""
+"""The bytes that building a VAE may take beyond twice its weights."""
 
 
 def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = ()) -> VAE:
     """Build the VAE of a description and fill it with weights.
 
     Raises:
-        DataError: if it names a class that is neither of :data:`MAKERS` nor among ``classes``, or cannot be built.
+        DataError: if the description names a class that is neither in :data:`MAKERS` nor in ``classes``, or if the VAE
+            cannot be built.
     """
     try:
         most = 2 * sum(value.nbytes for value in weights.values() if isinstance(value, Tensor)) + SPARE_BYTES
@@ -59,47 +60,47 @@ def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = (
             module.training = name not in tree["evaluating"]
     except DataError:
         raise
-    except Exception as error:  # a class may be the user's own, and raise anything
-        raise DataError(f"it cannot be made again ({in_a_line(error)})") from error
+    except Exception as error:  # a user's class may raise anything
+        raise DataError(f"the VAE cannot be rebuilt ({in_a_line(error)})") from error
     if not isinstance(vae, VAE):
-        raise DataError(f"it describes a {type(vae).__name__}, which is no VAE")
+        raise DataError(f"describes a {type(vae).__name__}, not a VAE")
     return vae
 
 
 def function_path(function: Any) -> str:
-    """The path of one of :data:`FUNCTIONS`, or nothing."""
+    """Return the path of one of :data:`FUNCTIONS`, or an empty string."""
     return next((path for path, known in FUNCTIONS.items() if known is function), "")
 
 
 def path_of(cls: Any) -> str:
-    """The shortest path under which a class, or a function, is exported, as ``torch.nn.Linear``."""
-    names, own = cls.__module__.split("."), cls.__qualname__
+    """Return the shortest path that exports a class or function, such as ``torch.nn.Linear``."""
+    names, name = cls.__module__.split("."), cls.__qualname__
     for i in range(1, len(names)):
         module = ".".join(names[:i])
-        if getattr(sys.modules.get(module), own, None) is cls:
-            return f"{module}.{own}"
-    return f"{cls.__module__}.{own}"
+        if getattr(sys.modules.get(module), name, None) is cls:
+            return f"{module}.{name}"
+    return f"{cls.__module__}.{name}"
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters and buffers, under each of their names."""
+    """Yield all parameters and buffers, under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
 
 def _fill(vae: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put tensors in their places, in their own precision."""
-    own = dict(named_tensors(vae))
-    if odd := sorted({*own} ^ {name for name in tensors if not name.endswith("_extra_state")}):
-        raise DataError(f"its constructors and its weights do not agree on whether it has {odd[0]}")
-    for name, tensor in own.items():
+    """Fill a VAE with tensors, in their precision."""
+    current = dict(named_tensors(vae))
+    if odd := sorted({*current} ^ {name for name in tensors if not name.endswith("_extra_state")}):
+        raise DataError(f"its constructors and its weights disagree on whether it has {odd[0]}")
+    for name, tensor in current.items():
         if tensors[name].shape != tensor.shape:
-            raise ValueError(f"{name} is of shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
         tensor.data = tensors[name].detach().cpu().clone()
 
 
 class _Maker:
-    """The modules of a description, in its order."""
+    """Build the modules of a description, in its order."""
 
     def __init__(self, classes: Iterable[type]) -> None:
         self.made: list[nn.Module] = []
@@ -122,7 +123,7 @@ class _Maker:
         return cls(*self.value(tree.get("positional", [])), **named)
 
     def _restored(self, cls: Any, tree: Tree) -> nn.Module:
-        """A flow of its attributes, without its constructor."""
+        """Rebuild a zuko module from its attributes, without calling its constructor."""
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         for name, value in tree["attributes"].items():
@@ -140,43 +141,42 @@ class _Maker:
             return [self.value(item) for item in tree]
         if not isinstance(tree, dict):
             return tree
-        ((kind, told),) = tree.items()
+        ((kind, content),) = tree.items()
         match kind:
             case "module":
-                return self.module(told)
+                return self.module(content)
             case "class":
-                return self._class(told, (nn.Module, Distribution, Transform))
+                return self._class(content, (nn.Module, Distribution, Transform))
             case "dtype":
-                return {str(dtype): dtype for dtype in _DTYPES}[f"torch.{told}"]
+                return {str(dtype): dtype for dtype in _DTYPES}[f"torch.{content}"]
             case "function":
-                return self._function(told)
+                return self._function(content)
             case "partial":
-                path, positional, named = told
-                made = {key: self.value(item) for key, item in named}
-                return partial(self._function(path), *self.value(positional), **made)
+                path, positional, named = content
+                keywords = {key: self.value(item) for key, item in named}
+                return partial(self._function(path), *self.value(positional), **keywords)
             case "tuple":
-                return tuple(self.value(told))
+                return tuple(self.value(content))
             case "dict":
-                return dict(self.value(told))
-        raise DataError(f"it holds a {kind!r}, which no description has")
+                return dict(self.value(content))
+        raise DataError(f"contains the unknown kind {kind!r}")
 
     def _function(self, path: str) -> Any:
-        """What makes a part, by its path: a function that may be named, or as :meth:`_class`."""
+        """Return an allowed function by its path, or else a class by :meth:`_class`."""
         return FUNCTIONS.get(path) or self._class(path, (nn.Module, Distribution, Transform))
 
     def _class(self, path: str, bases: tuple[type, ...]) -> Any:
-        """A class by its path: one of the user's, or of the packages that may be named."""
+        """Return a class by its path: one of the user's, or one of an allowed package."""
         if handed := next((cls for cls in self.classes if _is_called(cls, path)), None):
             return handed
         module, _, name = path.rpartition(".")
         if not is_under(module, MAKERS + PIECES):
             raise DataError(
-                f"it is made of {path}, a class that is not of this library; if you trust it, hand it over, as "
-                f"classes=[{name}]"
+                f"contains {path}, a class that is not part of this library; if you trust it, pass classes=[{name}]"
             )
         found = part_called(module, name)
         if not (isinstance(found, type) and issubclass(found, bases if is_under(module, PIECES) else nn.Module)):
-            raise DataError(f"it is made of {path}, which is no part that this version has")
+            raise DataError(f"contains {path}, which this version of the library does not have")
         return found
 
 
@@ -184,19 +184,19 @@ _DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dt
 
 
 def is_under(module: str, packages: tuple[str, ...]) -> bool:
-    """Whether a module, or what it holds, is of one of some packages."""
+    """Return whether a module belongs to one of the packages."""
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
 def _is_called(cls: Any, path: str) -> bool:
-    """Whether a path means a class; the name of a script does not matter."""
+    """Return whether a path names a class; in a script, the name of the module does not matter."""
     if path_of(cls) == path:
         return True
     return "__main__" in (cls.__module__, path.partition(".")[0]) and path.endswith(f".{cls.__qualname__}")
 
 
 def part_called(module: str, name: str) -> Any:
-    """What a module has; only modules of this library and zuko are imported for it."""
+    """Return an attribute of a module; only modules of this library and zuko are imported."""
     if is_under(module, ("zuko",)):
         _import_zuko()
     if is_under(module, ("pyro_vae",)):
@@ -206,11 +206,11 @@ def part_called(module: str, name: str) -> Any:
 
 
 def _import_zuko() -> None:
-    """Import zuko and undo that it switches the validation of all distributions off."""
+    """Import zuko and restore the validation of distributions, which zuko switches off."""
     before = Distribution._validate_args
     try:
         import zuko  # noqa: F401
     except ImportError as error:
-        raise DataError("it is made of flows of zuko, which is not installed: pip install pyro-vae[flows]") from error
+        raise DataError("contains flows of zuko, which is not installed; pip install pyro-vae[flows]") from error
     finally:
         Distribution.set_default_validate_args(before)

@@ -17,10 +17,10 @@ from pyro_vae.errors import DataError, OutputError, printable
 from pyro_vae.train.checkpoint.tensor_file import Tree, make_folder, read_tree, unwritable, write_tree
 
 FOLDER = "checkpoints"
-"""The folder of the checkpoints in a run folder."""
+"""The subfolder of a run folder that holds the checkpoints."""
 
 LOCK = ".lock"
-"""The file in a run folder that a run holds locked."""
+"""The lock file in a run folder."""
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
@@ -30,20 +30,20 @@ def _warn(sentence: str) -> None:
 
 
 class Checkpoints:
-    """The training state of a run every so many steps or minutes, each in a file with a checksum.
+    """The checkpoints of a run, written at intervals of steps or minutes, each in a file with a checksum.
 
-    The step in a file's name orders the checkpoints, and a clock that only goes forward counts the minutes, so a
-    wrong clock changes nothing.
+    Checkpoints are ordered by the step in the file name, and minutes are counted by a monotonic clock, so a wrong
+    system clock does no harm.
 
     Args:
-        folder: the run folder; the checkpoints lie in its ``checkpoints``, which the first of them makes.
-        steps: write one after every so many steps, at least 1; not if None.
-        minutes: write one after so many minutes, above 0; not if None.
-        keep: how many of the newest to keep, at least 1.
-        say: called with a sentence about each damaged file that is passed over.
+        folder: the run folder; the checkpoints are in its subfolder ``checkpoints``, created with the first one.
+        steps: the steps between two checkpoints, at least 1; None to ignore steps.
+        minutes: the minutes between two checkpoints, above 0; None to ignore time.
+        keep: the number of newest checkpoints to keep, at least 1.
+        say: called with a sentence about each damaged file that is skipped.
 
     Raises:
-        SettingsError: if a number is out of its range.
+        SettingsError: if a number is out of range.
 
     Example:
         >>> import tempfile
@@ -87,24 +87,24 @@ class Checkpoints:
                 self._locked = False
 
     def due(self, step: int) -> bool:
-        """Whether to write one now, after so many steps."""
+        """Return whether a checkpoint is due after this step."""
         if self.steps is not None and step // self.steps > self._step // self.steps:
             return True
         return self.minutes is not None and time.monotonic() - self._at >= 60 * self.minutes
 
     def written(self, step: int) -> None:
-        """Count from this step on, and from now."""
+        """Restart the counts of steps and minutes."""
         self._step, self._at = step, time.monotonic()
 
     def write(self, step: int, tree: Tree, about: dict[str, Any]) -> Path:
-        """Write one; then delete the oldest beyond ``keep``, and those of later steps, before which this run went back.
+        """Write a checkpoint; delete the oldest beyond ``keep``, and those of later steps that a rollback undid.
 
         Raises:
-            OutputError: if it cannot be written; those before it stay as they are.
+            OutputError: if the file cannot be written; earlier checkpoints are not changed.
         """
         path = self.folder / f"step-{step:09d}.safetensors"
         make_folder(self.folder)
-        _clear(self.folder)  # of a run that was killed while it wrote; only one writes here
+        _clear(self.folder)  # partial files of a killed run; no other run writes here
         write_tree(path, tree, {**about, "step": step})
         self.written(step)
         files = self.files()
@@ -115,10 +115,10 @@ class Checkpoints:
         return path
 
     def newest(self) -> tuple[int, Tree, dict[str, Any], Path] | None:
-        """Read the newest whole checkpoint: its step, state, ``about`` and path; None if there is no file.
+        """Read the newest intact checkpoint: its step, state, ``about`` and path; None if there is no file.
 
         Raises:
-            DataError: if there are files and none is whole.
+            DataError: if there are files, but none is intact.
         """
         validate_run_folder(self.folder)
         files, wrong = self.files(), None
@@ -126,33 +126,33 @@ class Checkpoints:
             try:
                 tree, about = read_tree(path)
                 if about.get("step") != step:
-                    raise DataError(f"{path}: holds step {about.get('step')}, which is not that of its name; rename it")
+                    raise DataError(f"{path}: holds step {about.get('step')}, unlike its name; rename the file")
             except DataError as error:
                 wrong = wrong or error
                 if path != next(iter(files.values())):
-                    self.say(f"{error}; the checkpoint before it is taken")
+                    self.say(f"{error}; trying the previous checkpoint")
                 continue
             self.written(step)
             return step, tree, about, path
         if wrong is None:
             return None
-        raise DataError(f"{self.folder}: none of its {len(files)} checkpoints is whole; {wrong}")
+        raise DataError(f"{self.folder}: none of the {len(files)} checkpoints is intact; {wrong}")
 
     def files(self) -> dict[int, Path]:
-        """The files by their step, the oldest first."""
+        """Return step → file, oldest first."""
         if self.folder.is_symlink():
-            raise DataError(f"{self.folder}: is a link; put a copy of the folder itself there")
+            raise DataError(f"{self.folder}: is a symbolic link; replace it with a copy of the folder")
         try:
             found = {int(match[1]): path for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))}
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise DataError(f"{self.folder}: cannot be read ({error.strerror}); see to its permissions") from error
+            raise DataError(f"{self.folder}: cannot be read ({error.strerror}); check its permissions") from error
         return dict(sorted(found.items()))
 
 
 def _clear(folder: Path) -> None:
-    """Remove files that were never written to their end; only the holder of the lock may do so."""
+    """Remove partially written files; only the holder of the lock may do so."""
     for part in folder.glob(".*.part-*"):
         with contextlib.suppress(OSError):
             part.unlink()
@@ -160,7 +160,7 @@ def _clear(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | Path, say: Callable[[str], None] = _warn) -> Iterator[None]:
-    """Keep every other run out of a run folder until the process ends, and remove files that were left half-written.
+    """Lock a run folder against other runs, and remove partially written files.
 
     Raises:
         OutputError: if another run holds the lock, or the folder cannot be written.
@@ -172,16 +172,16 @@ def locked(folder: str | Path, say: Callable[[str], None] = _warn) -> Iterator[N
         lock.acquire()
     except Timeout as error:
         raise OutputError(
-            f"{folder}: another run is writing to this folder; wait for its end, or choose another folder"
+            f"{folder}: another run is writing to this folder; wait until it ends, or choose another folder"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.ENOLCK):
             raise unwritable(folder / LOCK, error) from error
-        say(f"{folder}: its file system has no locks ({error.strerror}); start no second run there")
+        say(f"{folder}: the file system has no locks ({error.strerror}); do not start a second run there")
     try:
         _clear(folder)
         yield
     finally:
         with contextlib.suppress(OSError):
-            (folder / LOCK).unlink()  # while it is held: who locks a file that has lost its name tries anew
+            (folder / LOCK).unlink()  # before the release: a process that locks an unlinked file retries
         lock.release()

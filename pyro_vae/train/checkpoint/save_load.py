@@ -1,4 +1,4 @@
-"""Save a VAE to one file and load it; a file is whole or refused, and no code in it is ever run."""
+"""Save a VAE to one file and load it; damaged files are rejected, and no code in a file is ever run."""
 
 import inspect
 import warnings
@@ -19,27 +19,27 @@ from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.tensor_file import Tree, read_tree, write_tree
 
 VAE_KEY, WEIGHTS_KEY = "vae", "weights"
-"""Where a checkpoint holds the description and the weights; a saved VAE holds its weights by their own names."""
+"""The keys of the description and the weights in a checkpoint; a saved VAE has its weights at the top level."""
 
 WEIGHTS_FILE = "weights.safetensors"
-"""What a finished run folder holds."""
+"""The file of the final weights in a run folder."""
 
 
 def save(vae: VAE, path: str | Path) -> None:
-    """Save a VAE: its weights, what it is made of and what it was trained on, in one safetensors file.
+    """Save a VAE to one safetensors file: weights, architecture and hashes of the training data.
 
-    The file has a checksum and is written whole or not at all. It describes the VAE by the classes of its
-    components and the arguments they were made of: plain values, tensors, classes, partials and modules. A class of
-    your own is named, and :func:`load` uses it only if you hand it over. The weights have the names of
-    ``vae.state_dict()``, for other programs.
+    The file has a checksum and is written atomically. It describes the VAE by the classes of its components and
+    their constructor arguments: plain values, tensors, classes, partials and modules. Your own classes are stored by
+    name, and :func:`load` uses them only if you pass them. The weights have the names of ``vae.state_dict()``, so that
+    other programs can read them.
 
     Args:
-        vae: any; a VAE with a part that has no description is saved as weights only, and a
-            :class:`~pyro_vae.errors.WeightsOnlyWarning` names the part.
-        path: of the file; an existing one is replaced.
+        vae: any VAE; if a component has no description, only the weights are saved, and a
+            :class:`~pyro_vae.errors.WeightsOnlyWarning` names the component.
+        path: the file; an existing file is replaced.
 
     Raises:
-        OutputError: if the file cannot be written; an existing one stays.
+        OutputError: if the file cannot be written; an existing file is kept.
 
     References:
         | safetensors (Hugging Face), https://github.com/huggingface/safetensors
@@ -62,32 +62,32 @@ def save(vae: VAE, path: str | Path) -> None:
 
 
 def write_vae(vae: VAE, path: str | Path, step: int | None = None) -> str:
-    """Do what :func:`save` does, for a run that has ended at a step; a sentence, if only the weights were saved."""
+    """Save a VAE as :func:`save` does, with the last step of its run; return why only the weights were saved."""
     described, why = describe_vae(vae)
     known = vae.trained_on.as_text() if vae.trained_on else None
     about = {"kind": "VAE", "versions": __about__.versions(), "trained_on": known, "step": step}
     write_tree(path, {**vae.state_dict(), VAE_KEY: described}, about)
-    return f"holds the weights only, as {why}; load it with into=, a VAE made as this one" if why else ""
+    return f"contains only the weights, as {why}; load them with into=, a VAE built like this one" if why else ""
 
 
 def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = ()) -> VAE:
     """Load a VAE that :func:`save` or a run wrote; no code in a file is ever run.
 
-    A file may only name classes of this library, of ``torch.nn`` and of zuko, and those that you hand over.
+    A file may only name classes of this library, of ``torch.nn`` and of zuko, and the ones in ``classes``.
 
     Args:
-        path: of the file, or a run folder: its ``weights.safetensors``, or its newest whole checkpoint if the run has
-            not ended yet. If the run was resumed since and has not ended again, the weights are those of its last
-            end, and a :class:`~pyro_vae.errors.UnfinishedRunWarning` says where the newer ones are.
-        into: a VAE of the same architecture to fill with the weights; one that does not fit is left as it is.
-        classes: of your own, that the VAE may be made of, and functions that its partials call.
+        path: a file, or a run folder: its ``weights.safetensors``, or its newest intact checkpoint if the run has not
+            ended. If the run was resumed after its end and has not ended again, the weights are those of its last end,
+            and a :class:`~pyro_vae.errors.UnfinishedRunWarning` names the file of the newer weights.
+        into: a VAE of the same architecture to fill with the weights; if it does not match, it is not changed.
+        classes: your own classes that the VAE contains, and functions that its partials call.
 
     Returns:
-        The VAE, on the CPU in the precision in which it was saved; ``into``, if that was given.
+        The VAE, on the CPU in the saved precision; ``into``, if given.
 
     Raises:
-        DataError: if the file is damaged, of a newer format, of another architecture or of unknown classes, or holds
-            no description; or if a weight is not a number.
+        DataError: if the file is damaged, has a newer format, another architecture, unknown classes or no description;
+            or if a weight is not finite.
         SettingsError: if ``classes`` holds anything but classes and functions.
 
     Example:
@@ -97,12 +97,12 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
     """
     classes = list(classes)
     if wrong := [cls for cls in classes if not (_is_class(cls) or inspect.isfunction(cls))]:
-        raise SettingsError(f"classes holds {wrong[0]!r}; it must hold classes of modules, as [MyPrior], or functions")
+        raise SettingsError(f"classes holds {wrong[0]!r}; it must hold module classes, such as MyPrior, or functions")
     path, described, weights, about = _read(Path(path))
-    if told := _gone_on(path, about):
-        warnings.warn(told, UnfinishedRunWarning, stacklevel=2)
+    if warning := _resumed_since(path, about):
+        warnings.warn(warning, UnfinishedRunWarning, stacklevel=2)
     if bad := [name for name, weight in weights.items() if isinstance(weight, Tensor) and weight.isnan().any()]:
-        raise DataError(f"{path}: the weights in {bad[0]} are not all finite numbers; train again")
+        raise DataError(f"{path}: weight {bad[0]} is not finite; train again")
     known = about.get("trained_on")
     trained_on = Trained.from_text(known) if known else None
     if into is not None:
@@ -111,7 +111,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
         into.load_state_dict(weights)
         vae = into
     elif described is None:
-        raise DataError(f"{path}: holds weights only; load them into a VAE made as that one was, by into=")
+        raise DataError(f"{path}: contains only weights; pass into=, a VAE built like the saved one")
     else:
         try:
             vae = make_vae(described, weights, classes)
@@ -124,7 +124,7 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
 
 def _validate_finite(path: Path, weights: dict[str, Tensor]) -> None:
     if bad := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
-        raise DataError(f"{path}: the weights in {bad} are not all finite numbers; train again")
+        raise DataError(f"{path}: weight {bad} is not finite; train again")
 
 
 def _is_class(value: Any) -> bool:
@@ -132,11 +132,11 @@ def _is_class(value: Any) -> bool:
 
 
 def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
-    """Find and read a file: its path, the description or None, the weights and ``about``."""
+    """Find and read a file; return its path, the description or None, the weights and ``about``."""
     if path.is_dir() and not (path / WEIGHTS_FILE).exists():
         found = Checkpoints(path).newest()
         if found is None:
-            raise DataError(f"{path}: holds no {WEIGHTS_FILE} and no checkpoint; give the folder of a run, or a file")
+            raise DataError(f"{path}: contains no {WEIGHTS_FILE} and no checkpoint; pass a run folder or a file")
         _, tree, about, path = found
     else:
         path = path / WEIGHTS_FILE if path.is_dir() else path
@@ -145,40 +145,38 @@ def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
         return path, tree.pop(VAE_KEY, None), tree, about
     if isinstance(tree, dict) and WEIGHTS_KEY in tree:
         return path, tree.get(VAE_KEY), tree[WEIGHTS_KEY], about
-    raise DataError(f"{path}: holds no VAE; give a file that pv.save or a run wrote")
+    raise DataError(f"{path}: contains no VAE; pass a file that pv.save or a run wrote")
 
 
-def _gone_on(path: Path, about: dict[str, Any]) -> str:
-    """Say so, if the run of these weights was resumed and has not ended again."""
+def _resumed_since(path: Path, about: dict[str, Any]) -> str:
+    """Say so if the run of these weights was resumed and has not ended again."""
     step = about.get("step")
     if path.name != WEIGHTS_FILE or step is None:
         return ""
     try:
         files = Checkpoints(path.parent).files()
-    except DataError:  # which are not what was asked for
+    except DataError:  # the checkpoints were not requested
         return ""
     if not files or (newest := max(files)) <= step:
         return ""
     return (
-        f"{path}: is of step {step}, where the run had ended; it has gone on since, to step {newest} at least, and has "
-        f"not ended again: end it (pyro-vae fit --resume {path.parent}), or load {files[newest]}"
+        f"{path}: has the weights of step {step}, but the run was resumed, reached step {newest} or later and has not "
+        f"ended again; finish it (pyro-vae fit --resume {path.parent}), or load {files[newest]}"
     )
 
 
 def validate_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
-    """Raise a DataError that names the first weight that is not of this VAE's architecture."""
-    own = vae.state_dict()
-    lacks = [f"{name} is missing" for name in own if name not in weights]
-    more = [f"{name} is unexpected" for name in weights if name not in own]
-    other = [
-        f"{name} is {_kind(weights[name])} and not {_kind(value)}"
-        for name, value in own.items()
+    """Raise a DataError that names the first weight that does not match the VAE's architecture."""
+    expected = vae.state_dict()
+    missing = [f"missing weight {name}" for name in expected if name not in weights]
+    unexpected = [f"unexpected weight {name}" for name in weights if name not in expected]
+    different = [
+        f"weight {name} is {_kind(weights[name])}, not {_kind(value)}"
+        for name, value in expected.items()
         if name in weights and _kind(weights[name]) != _kind(value)
     ]
-    if wrong := [*lacks, *more, *other]:
-        raise DataError(
-            f"{path}: the weights are of another architecture ({wrong[0]}); give a VAE made as that one was"
-        )
+    if wrong := [*missing, *unexpected, *different]:
+        raise DataError(f"{path}: the architecture differs ({wrong[0]}); pass a VAE built like the saved one")
 
 
 def _kind(value: Any) -> str:
@@ -189,4 +187,4 @@ def _kind(value: Any) -> str:
 
 def _of_version(about: dict[str, Any]) -> str:
     then = {**about, **about.get("versions", {})}.get("pyro_vae")
-    return f" (it was written by pyro-vae {then}, and this is {__about__.__version__})" if then else ""
+    return f" (written by pyro-vae {then}; this is {__about__.__version__})" if then else ""

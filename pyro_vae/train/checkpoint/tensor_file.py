@@ -1,4 +1,4 @@
-"""Write nested states of tensors and numbers to safetensors files, each of which is whole or refused."""
+"""Write nested states of tensors and numbers to safetensors files with a checksum, and read them."""
 
 import contextlib
 import errno
@@ -25,13 +25,13 @@ Tree: TypeAlias = Any
 """Nested dicts, lists and tuples of tensors, ints, floats (NaN and infinities too), bools, strings and None."""
 
 FORMAT = 2
-"""The number of this format; a file of a higher one is refused."""
+"""The version of this format; files of newer formats are rejected."""
 
 LARGEST_HEADER = 100 * 2**20
-"""The most bytes of a header, as safetensors has it."""
+"""The largest header in bytes, the limit of safetensors."""
 
 KIND = "pyro_vae"
-"""The name of the JSON in a file's metadata."""
+"""The metadata key of the JSON."""
 
 _ZEROS = b"0" * 64
 _START = b'{"__metadata__":{"pyro_vae":"{\\"sha256\\":\\"'
@@ -45,13 +45,13 @@ _ADVICE = {
 
 
 def write_tree(path: str | Path, tree: Tree, about: dict[str, Any] | None = None) -> None:
-    """Write a tree as one safetensors file, which replaces an existing one when it is safely on disk.
+    """Write a tree to a safetensors file, which replaces an existing one once it is safely on disk.
 
-    The metadata hold the structure and ``about`` as JSON, and the SHA-256 of every other byte of the file.
+    The metadata contain the structure and ``about`` as JSON, and the SHA-256 of every other byte of the file.
 
     Raises:
-        OutputError: if the file cannot be written; nothing is left of it, and an existing file stays.
-        SettingsError: if the tree holds what no file can hold.
+        OutputError: if the file cannot be written; no partial file remains, and an existing file is kept.
+        SettingsError: if the tree holds a value that cannot be stored.
     """
     encoded, tensors = encode(tree)
     described = {"sha256": _ZEROS.decode(), "format": FORMAT, "about": about or {}, "tree": encoded}
@@ -64,10 +64,10 @@ def write_tree(path: str | Path, tree: Tree, about: dict[str, Any] | None = None
 
 
 def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
-    """Read a tree, its tensors on the CPU, and ``about``; every byte is checked, and nothing is ever run.
+    """Read a tree, with tensors on the CPU, and ``about``; verify every byte and run no code.
 
     Raises:
-        DataError: if the file cannot be read, is damaged, of a newer format or not of this library.
+        DataError: if the file cannot be read, is damaged, has a newer format or was not written by this library.
     """
     data = _read_whole(Path(path))
     _validate_checksum(path, data)
@@ -79,33 +79,33 @@ def read_tree(path: str | Path) -> tuple[Tree, dict[str, Any]]:
             _validate_sharing(described["tree"], tensors)
             return decode(described["tree"], tensors), dict(described["about"])
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        kind = type(error).__name__  # the checksum holds, and yet the file is not ours
+        kind = type(error).__name__  # the checksum is right, but the content is not ours
         raise DataError(f"{path}: was not written by pyro-vae ({kind}: {error}); copy it again") from error
     raise DataError(
-        f"{path}: is of format {described['format']}, and this pyro-vae knows formats up to {FORMAT}; "
-        "read it with a newer pyro-vae"
+        f"{path}: has format {described['format']}, but this pyro-vae reads formats up to {FORMAT}; "
+        "use a newer pyro-vae"
     )
 
 
 def _read_whole(path: Path) -> bytearray:
-    """The bytes of a file, if it begins as one of ours and is as long as its header says."""
+    """Read a file after verifying its first bytes and its length against the header."""
     try:
-        size = validate_regular(path, links=True, advice="give the path of a file that pyro-vae wrote")
+        size = validate_regular(path, links=True, advice="pass a file that pyro-vae wrote")
         with open(path, "rb") as file:
             start = file.read(8 + len(_START))
             _checksum_of(path, start)
             length = int.from_bytes(start[:8], "little")
             if length > LARGEST_HEADER:
-                raise DataError(f"{path}: is damaged, as its header takes {in_bytes(length)}; copy it again")
+                raise DataError(f"{path}: is damaged (header of {in_bytes(length)}); copy it again")
             header = json.loads((start + file.read(8 + length - len(start)))[8 : 8 + length])
             end = max([of["data_offsets"][1] for name, of in header.items() if name != "__metadata__"], default=0)
         validate_size(path, size, free_memory())
         if size != 8 + length + end:
-            raise DataError(f"{path}: is damaged, as it has {size} bytes and not {8 + length + end}; copy it again")
+            raise DataError(f"{path}: is damaged ({size} bytes instead of {8 + length + end}); copy it again")
         return bytearray(path.read_bytes())
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); give the path of a file that pyro-vae wrote") from error
+        raise DataError(f"{path}: cannot be read ({reason}); pass a file that pyro-vae wrote") from error
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -113,10 +113,10 @@ def _read_whole(path: Path) -> bytearray:
 
 
 def _validate_sharing(tree: Any, tensors: dict[str, Tensor]) -> None:
-    """Validate that a file does not name the same tensors so often that copies of them would fill the memory."""
+    """Raise if copies of repeatedly named tensors would fill the memory."""
     stored = sum(tensor.nbytes for tensor in tensors.values())
     if (named := _named_bytes(tree, tensors)) > 4 * stored + 2**28:
-        raise ValueError(f"it names {named / 2**30:.1f} GiB of tensors, and holds {stored / 2**30:.1f}")
+        raise ValueError(f"names {named / 2**30:.1f} GiB of tensors, but stores {stored / 2**30:.1f} GiB")
 
 
 def _named_bytes(value: Any, tensors: dict[str, Tensor]) -> int:
@@ -130,18 +130,18 @@ def _named_bytes(value: Any, tensors: dict[str, Tensor]) -> int:
 
 
 def _checksum_of(path: str | Path, data: bytes | bytearray) -> tuple[slice, Callable[..., Any]]:
-    """Where the checksum of a file stands, and of which kind it is; format 1 had another."""
+    """Return the place and the algorithm of a file's checksum; format 1 had another algorithm."""
     for start, algorithm in ((_START, hashlib.sha256), (_START_OF_FORMAT_1, _blake2b)):
         if data[8 : 8 + len(start)] == start:
             return slice(8 + len(start), 8 + len(start) + len(_ZEROS)), algorithm
-    raise DataError(f"{path}: is damaged, or no file of weights or a checkpoint of pyro-vae; copy it again")
+    raise DataError(f"{path}: is damaged, or not a weights or checkpoint file of pyro-vae; copy it again")
 
 
 def _validate_checksum(path: str | Path, data: bytearray) -> None:
     place, algorithm = _checksum_of(path, data)
     checksum, data[place] = bytes(data[place]), _ZEROS
     if algorithm(data).hexdigest().encode() != checksum:
-        raise DataError(f"{path}: is damaged, as its checksum differs from that of its bytes; copy it again")
+        raise DataError(f"{path}: is damaged (wrong checksum); copy it again")
 
 
 def _blake2b(data: bytearray) -> Any:
@@ -149,20 +149,20 @@ def _blake2b(data: bytearray) -> Any:
 
 
 def encode(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
-    """Split a tree into JSON and named tensors; a SettingsError names what no file can hold."""
+    """Split a tree into JSON and named tensors; a SettingsError names a value that cannot be stored."""
     encoder = _Encoder()
     return encoder.encoded(tree), encoder.tensors
 
 
 class _Encoder:
-    """JSON of a tree, in which an object with ``$`` stands for what JSON has no word for, and its tensors."""
+    """Encode a tree as JSON and tensors; objects with the key ``$`` encode types that JSON lacks."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
 
     def encoded(self, value: Tree, place: tuple[str, ...] = ()) -> Any:
-        """JSON of a value at a place in the tree."""
+        """Encode the value at a place in the tree."""
         if isinstance(value, np.generic):
             value = value.item()
         if value is None or isinstance(value, bool | str):
@@ -183,27 +183,27 @@ class _Encoder:
             return {"$": "counter" if isinstance(value, Counter) else "dict", "items": [*map(list, named.items())]}
         where = ".".join(place) or "the tree"
         raise SettingsError(
-            f"{where} of the state is a {type(value).__name__}, which no file of weights holds; "
+            f"{where} of the state is a {type(value).__name__}, which cannot be stored; "
             "make it a tensor, a number, a string, or a list or dict of them"
         )
 
     def _name(self, tensor: Tensor, place: tuple[str, ...]) -> str:
         if tensor.is_complex() or tensor.layout != torch.strided:
             kind = f"a tensor of {tensor.layout}, {tensor.dtype}"
-            raise SettingsError(f"{'.'.join(place)} of the state is {kind}; make it a dense one of real numbers")
+            raise SettingsError(f"{'.'.join(place)} of the state is {kind}; make it a dense, real tensor")
         memory = tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg()
         if tensor.numel() and memory in self._names:
             return self._names[memory]
-        name = (".".join(place) or "tensor").encode("utf-8", "replace").decode()  # half a character is no name there
+        name = (".".join(place) or "tensor").encode("utf-8", "replace").decode()  # safetensors needs valid UTF-8
         while name in self.tensors or name == "__metadata__":
             name += "'"
-        own = tensor.detach().cpu().resolve_neg()
-        self.tensors[name] = own.clone(memory_format=torch.contiguous_format)  # safetensors refuses what shares memory
+        dense = tensor.detach().cpu().resolve_neg()
+        self.tensors[name] = dense.clone(memory_format=torch.contiguous_format)  # safetensors rejects shared memory
         return self._names.setdefault(memory, name)
 
 
 def decode(value: Any, tensors: dict[str, Tensor]) -> Tree:
-    """Put JSON and named tensors together again; no two tensors of the tree share memory."""
+    """Rebuild a tree from JSON and named tensors; no two tensors of the tree share memory."""
     if isinstance(value, list):
         return [decode(item, tensors) for item in value]
     if not isinstance(value, dict):
@@ -221,11 +221,11 @@ def decode(value: Any, tensors: dict[str, Tensor]) -> Tree:
             items = {key: decode(item, tensors) for key, item in value["items"]}
             return Counter(items) if kind == "counter" else items
         case other:
-            raise ValueError(f"{other!r} is no kind of value")
+            raise ValueError(f"unknown kind of value {other!r}")
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal to the bit, NaN and signs of zeros too."""
+    """Return whether two tensors are equal bit for bit, including NaN and signed zeros."""
     if (one.dtype, one.shape) != (other.dtype, other.shape) or {one.layout, other.layout} != {torch.strided}:
         return False
     first, second = (tensor.to(other.device).contiguous().flatten().view(torch.uint8) for tensor in (one, other))
@@ -234,14 +234,15 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 @contextlib.contextmanager
 def staged(path: str | Path, ready: Callable[[Path], None] = lambda part: None) -> Iterator[Path]:
-    """Give a path to write to, which becomes ``path`` when its bytes are safely on disk, and else is removed.
+    """Yield a temporary path to write to, which replaces ``path`` once it is safely on disk.
 
-    Just before, ``ready`` is called with it. An OutputError says why it cannot be written.
+    ``ready`` is called with the temporary path just before. After an error the file is removed, and an OutputError
+    says why it cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     with contextlib.suppress(OSError):
-        part.unlink()  # a link that lies there would be written through
+        part.unlink()  # writing would follow a link of this name
     try:
         yield part
         with open(part, "rb+") as file:
@@ -249,7 +250,7 @@ def staged(path: str | Path, ready: Callable[[Path], None] = lambda part: None) 
         ready(part)
         os.replace(part, path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # HDF5 raises the second where closing a file fails
+    except (OSError, RuntimeError) as error:  # HDF5 raises a RuntimeError if closing a file fails
         raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
@@ -257,7 +258,7 @@ def staged(path: str | Path, ready: Callable[[Path], None] = lambda part: None) 
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can be asked for it
+    with contextlib.suppress(OSError):  # not every file system supports it
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -266,18 +267,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless they exist; an OutputError says why it cannot be made."""
+    """Create a folder and its parents; an OutputError says why it cannot be created."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
+    except (OSError, ValueError) as error:  # ValueError: an invalid path
         raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: Exception) -> OutputError:
-    """Say why a file could not be written."""
-    if isinstance(error, OutputError):  # of the file staged in its place
+    """Make an OutputError that says why a file cannot be written."""
+    if isinstance(error, OutputError):  # about the temporary file
         error = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    told = re.search(r"errno = (\d+)", str(error))  # HDF5 hides it in its words
-    number = int(told[1]) if told else getattr(error, "errno", None)
+    match = re.search(r"errno = (\d+)", str(error))  # HDF5 gives it in the message only
+    number = int(match[1]) if match else getattr(error, "errno", None)
     why = os.strerror(number) if number else str(error).splitlines()[0]
     return OutputError(f"{path}: cannot be written ({why}); {_ADVICE.get(number or 0, 'choose another folder')}")

@@ -1,4 +1,4 @@
-"""A training step traced once, compiled, and replayed."""
+"""Trace a training step once, compile it and replay it."""
 
 from pyro_vae.train.compiled.svi import CompiledSVI
 

@@ -1,4 +1,4 @@
-"""From a graph to something that runs fast, and seeing that it does the same."""
+"""Compile a traced graph with a backend, and verify that the results agree."""
 
 import contextlib
 import logging
@@ -18,51 +18,51 @@ Compiled: TypeAlias = Callable[[list[Tensor]], Tensor]
 Backend: TypeAlias = str | Callable[[fx.GraphModule, list[Tensor]], Callable[..., Any]]
 
 INDUCTOR = {
-    # The same numbers as without compiling, in the same order: torch's own generators, kernels in the graph's order.
+    # Draw the same random numbers as without compiling: torch's generators, kernels in the graph's order.
     "fallback_random": True,
     "reorder_for_peak_memory": False,
-    # Compile here, without worker processes that outlive the call.
+    # Compile in this process: worker processes would outlive the call.
     "compile_threads": 1,
 }
 ON_CPU = {
-    # The whole graph in C++, where Python would call each kernel: half the time of a small step.
+    # Run the whole graph in C++, without a Python call per kernel: half the time of a small step.
     "cpp_wrapper": True,
-    # Made once for all programs, but in longer than they save in one.
+    # Precompiling the headers takes longer than it saves.
     "cpp_cache_precompile_headers": False,
-    # The processor's vectors are those that it names; trying each with a program of its own takes seconds.
+    # Trust the vector instructions that the CPU reports; testing each with a program takes seconds.
     "cpp.vec_isa_ok": True,
 }
 
 
 def threads_for(graph: Graph) -> int:
-    """How many threads a graph is compiled for, and run by: one, or as many as torch is set to."""
+    """Return the number of threads to compile and run a graph with: one, or torch's setting."""
     return threads_for_operations(graph.flops())
 
 
 def compiled(graph: Graph, inputs: Sequence[Tensor], backend: Backend) -> Compiled:
-    """``graph`` by a backend, as a function of one list: what the graph captured, and its inputs.
+    """Compile a graph with a backend, as a function of one list: captured tensors and inputs.
 
     Args:
-        graph: the graph, which changes what it captured.
-        inputs: examples of its inputs.
-        backend: a name that ``torch.compile`` knows, or a function as it takes.
+        graph: the graph, which may change its captured tensors.
+        inputs: example inputs.
+        backend: a name or a function, as for ``torch.compile``.
 
     Raises:
-        CompileError: if it cannot be compiled.
+        CompileError: if the graph cannot be compiled.
     """
     examples = [*graph.captured, *inputs]
     with torch.no_grad(), threads(threads_for(graph)):
         try:
-            with _quietly():
-                return _by(backend, graph.module, examples)
+            with _silence_compiler():
+                return _compile(backend, graph.module, examples)
         except Exception as error:
             what = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise CompileError(f"the backend {backend} cannot compile the step: {what}") from error
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the compiler's warnings, which are about itself."""
+def _silence_compiler() -> Iterator[None]:
+    """Silence the compiler's warnings about its own internals."""
     log = logging.getLogger("torch._inductor")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -74,7 +74,7 @@ def _quietly() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _by(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Compiled:
+def _compile(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Compiled:
     if backend == "inductor":
         from torch import _inductor as inductor
 
@@ -96,18 +96,18 @@ def _by(backend: Backend, module: fx.GraphModule, examples: list[Tensor]) -> Com
     return run
 
 
-def refuse_other_results(graph: Graph, run: Compiled, inputs: Sequence[Tensor]) -> None:
-    """One step from the same state and with the same noise, compiled and as the graph says; the state stays.
+def validate_results(graph: Graph, run: Compiled, inputs: Sequence[Tensor]) -> None:
+    """Raise if a compiled step and its graph differ, from the same state and noise; restore the state.
 
-    What it guards against, above all, is noise drawn in another order.
+    The main danger is noise drawn in another order.
 
     Args:
         graph: the graph.
-        run: it, compiled.
-        inputs: examples of its inputs.
+        run: the compiled graph.
+        inputs: example inputs.
 
     Raises:
-        CompileError: if what comes out is not what the graph says.
+        CompileError: if the results differ.
     """
     examples = [*graph.captured, *inputs]
     devices = list({tensor.device for tensor in examples if tensor.is_cuda})
@@ -128,16 +128,16 @@ def _compare(graph: Graph, run: Compiled, examples: list[Tensor], devices: list[
             if not torch.equal(tensor, value):
                 tensor.detach().copy_(value)
     pairs = [pair for pair in zip(*results, strict=True) if pair[0].is_floating_point()]
-    scale = sum(float(said.double().norm()) for said, _ in pairs)
-    if not all(_close(said, found, scale) for said, found in pairs):
-        raise CompileError("the compiled step gives other numbers than the traced one; train uncompiled")
+    scale = sum(float(expected.double().norm()) for expected, _ in pairs)
+    if not all(_close(expected, actual, scale) for expected, actual in pairs):
+        raise CompileError("the compiled step and the traced step give different numbers; train without compiling")
 
 
-def _close(said: Tensor, found: Tensor, scale: float) -> bool:
-    """Up to rounding, of a tensor as a whole; what is nothing but rounding beside ``scale`` may be anything."""
-    if not bool(said.isfinite().all()):
-        return bool((said.isfinite() == found.isfinite()).all())
+def _close(expected: Tensor, actual: Tensor, scale: float) -> bool:
+    """Return whether two tensors agree in norm up to rounding, relative to their norm or to ``scale``."""
+    if not bool(expected.isfinite().all()):
+        return bool((expected.isfinite() == actual.isfinite()).all())
     coarse = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
-    precise = said.dtype in (torch.float32, torch.float64) and not coarse
-    bound = (1e-2 if precise else 0.2) * said.double().norm() + 100 * torch.finfo(said.dtype).eps * scale
-    return bool((said.double() - found.double()).norm() <= bound)
+    precise = expected.dtype in (torch.float32, torch.float64) and not coarse
+    bound = (1e-2 if precise else 0.2) * expected.double().norm() + 100 * torch.finfo(expected.dtype).eps * scale
+    return bool((expected.double() - actual.double()).norm() <= bound)

@@ -1,4 +1,4 @@
-"""On a GPU: steps captured as one CUDA graph, and data streamed to it where they do not fit."""
+"""Capture steps as CUDA graphs, and stream data that do not fit in GPU memory."""
 
 import contextlib
 import warnings
@@ -13,18 +13,18 @@ from pyro_vae.train.compiled.feed import Feed
 from pyro_vae.train.compiled.replay import Replay
 
 WARM_UPS = 3
-"""Steps taken before capturing, so that libraries have made what a capture must not make."""
+"""The steps before capturing, in which libraries allocate what they may not allocate during a capture."""
 
 SHARE = 0.5
-"""Of the memory that is free, the data may take so much; more is streamed."""
+"""The fraction of free GPU memory that data may take; larger data are streamed."""
 
 
 class CudaReplay(Replay):
     """A replay that launches all kernels of several steps at once.
 
-    A CUDA graph reads and writes where it did when it was captured: what changes from step to step is
-    copied to a place of its own first, and a graph is captured anew where another tensor moved. A step
-    that cannot be captured is launched kernel by kernel, after a warning.
+    A CUDA graph uses the memory addresses of its capture: inputs that change from step to step are copied to fixed
+    buffers first, and a graph is captured again if another tensor has moved. A step that cannot be captured is
+    launched kernel by kernel, after a warning.
     """
 
     def __init__(self, run: Compiled, captured: list[Tensor], threads: int = 1) -> None:
@@ -42,24 +42,24 @@ class CudaReplay(Replay):
             try:
                 self._graphs[steps] = _Captured(self, changing, fixed, places)
             except RuntimeError as error:
-                self._give_up(error)
+                self._stop_capturing(error)
                 return self.uncaptured(changing, fixed)
         return self._graphs[steps](changing)
 
-    def _give_up(self, error: RuntimeError) -> None:
-        """Capture no more; what was recorded so far has computed nothing."""
+    def _stop_capturing(self, error: RuntimeError) -> None:
+        """Stop capturing, and warn; a failed capture has computed nothing."""
         self._captures = False
         self._graphs.clear()
-        first = error.__context__ or error  # ending a broken capture fails too
+        first = error.__context__ or error  # ending the failed capture raises too
         why = str(first).splitlines()[0].rstrip(".")
         warnings.warn(
-            f"the training step cannot be captured as a CUDA graph, so its kernels are launched one by one: {why}",
+            f"the training step cannot be captured as a CUDA graph, so its kernels are launched separately: {why}",
             UncapturedStepWarning,
             stacklevel=2,
         )
 
     def uncaptured(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
-        """The steps, kernel by kernel."""
+        """Take the steps kernel by kernel."""
         return super().__call__(changing, fixed)
 
 
@@ -69,13 +69,13 @@ class _Captured:
     def __init__(
         self, replay: CudaReplay, changing: Sequence[Tensor], fixed: Sequence[Tensor], places: list[int]
     ) -> None:
-        # Single numbers in main memory are constants, which a graph may take in.
+        # Scalars in main memory are constants, which a graph may contain.
         if any(tensor.numel() > 1 and not tensor.is_cuda for tensor in (*replay.captured, *changing, *fixed)):
-            raise RuntimeError("it uses a tensor in main memory; move it to the GPU")
+            raise RuntimeError("it uses a tensor in main memory; move the tensor to the GPU")
         self.places, self.changing = places, [tensor.clone() for tensor in changing]
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with _as_before_if_it_fails(), torch.cuda.graph(self.graph):
+        with _restore_after_failure(), torch.cuda.graph(self.graph):
             self.losses = replay.uncaptured(self.changing, fixed)
 
     def __call__(self, changing: Sequence[Tensor]) -> Tensor:
@@ -86,8 +86,8 @@ class _Captured:
 
 
 @contextlib.contextmanager
-def _as_before_if_it_fails() -> Iterator[None]:
-    """Undo what a failed capture leaves behind: its stream, and a generator that still counts as captured."""
+def _restore_after_failure() -> Iterator[None]:
+    """Restore the stream and the state of the generator after a failed capture."""
     stream, generator = torch.cuda.current_stream(), torch.cuda.default_generators[torch.cuda.current_device()]
     state = generator.get_state()
     try:
@@ -101,18 +101,18 @@ def _as_before_if_it_fails() -> Iterator[None]:
 
 
 def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
-    """Whether data may lie in the memory of a GPU."""
+    """Return whether data fit in the memory of a GPU."""
     free, _ = torch.cuda.mem_get_info(device)
     return sum(t.numel() * t.element_size() for t in tensors if t.device != device) < SHARE * free
 
 
 def streamed(tensors: Sequence[Tensor], device: torch.device) -> Feed:
-    """Data that stay in main memory, a chunk of rows at a time copied to a GPU."""
+    """Make a feed of data in main memory, copied to a GPU in chunks of rows."""
     return _Streamed(tensors, device)
 
 
 class _Streamed(Feed):
-    """Rows are gathered into pinned memory, copied beside the computation, and then put where graphs read."""
+    """Gather rows into pinned memory, copy them on a second stream, and place them in the buffers of the graphs."""
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         self.tensors, self.device = [tensor.detach().cpu() for tensor in tensors], device
@@ -136,7 +136,7 @@ class _Streamed(Feed):
 
 
 def feed_of(tensors: Sequence[Tensor], device: torch.device) -> Feed:
-    """The data on a device, or streamed to it where they are too many."""
+    """Make a feed of data on a device, or streamed to it if they do not fit."""
     if device.type != "cuda":
         return Feed(tensors, device)
     return Feed(tensors, device) if fits(tensors, device) else streamed(tensors, device)

@@ -1,4 +1,4 @@
-"""What each step is given: arguments as they come, or rows of data that stay in place."""
+"""Supply the arguments of each step: the arguments of a call, or rows of resident data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,32 +11,33 @@ from torch.utils import _pytree as pytree
 from pyro_vae.errors import DataError, SettingsError
 
 Arguments: TypeAlias = Callable[..., tuple[Sequence[Any], dict[str, Any]]]
-"""Of the tensors of a step, the arguments of model and guide; equal where a trace of one holds for the other."""
+"""A function from the tensors of a step to the arguments of model and guide; equal functions share a trace."""
 
 PLAIN = (bool, int, float, str, type(None))
 
 
-class Same:
-    """Equal to another when they hold the same object, which they keep alive."""
+class SameObject:
+    """A wrapper that compares by identity and keeps its object alive."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.value is self.value
+        return isinstance(other, SameObject) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)
 
 
-class Given:
-    """Arguments of model and guide as they were given, with a place for each tensor among them.
+class CallArguments:
+    """The arguments of a call of model and guide, with a placeholder for each tensor.
 
     Args:
-        args, kwargs: nested as they like.
+        args, kwargs: arbitrarily nested arguments.
 
     Example:
-        >>> first, second, third = (Given((x, n), {}) for x, n in [(torch.zeros(2), 3), (torch.ones(2), 3), (1, 3)])
+        >>> pairs = [(torch.zeros(2), 3), (torch.ones(2), 3), (1, 3)]
+        >>> first, second, third = (CallArguments(pair, {}) for pair in pairs)
         >>> first == second, first == third
         (True, False)
     """
@@ -47,7 +48,9 @@ class Given:
         self.leaves, self.spec = (list(args), None) if flat else pytree.tree_flatten((args, kwargs))
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.tensors = [self.leaves[i].detach().contiguous() for i in self.places]
-        rest = ((type(v), v) if isinstance(v, PLAIN) else Same(v) for v in self.leaves if not isinstance(v, Tensor))
+        rest = (
+            (type(v), v) if isinstance(v, PLAIN) else SameObject(v) for v in self.leaves if not isinstance(v, Tensor)
+        )
         self.key = (self.spec, tuple(self.places), *rest)
 
     def __call__(self, *tensors: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -57,32 +60,32 @@ class Given:
         return (leaves, {}) if self.spec is None else pytree.tree_unflatten(leaves, self.spec)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Given) and self.key == other.key
+        return isinstance(other, CallArguments) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
-class Rowwise:
-    """Batches as positional arguments, and others that stay as they are."""
+class BatchArguments:
+    """Batches as positional arguments, and constant keyword arguments."""
 
     def __init__(self, kwargs: dict[str, Any]) -> None:
         self.kwargs = kwargs
-        self.key = tuple((k, (type(v), v) if isinstance(v, PLAIN) else Same(v)) for k, v in kwargs.items())
+        self.key = tuple((k, (type(v), v) if isinstance(v, PLAIN) else SameObject(v)) for k, v in kwargs.items())
 
     def __call__(self, *batch: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:
         return batch, self.kwargs
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rowwise) and self.key == other.key
+        return isinstance(other, BatchArguments) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """Arguments made of rows: given their indices and the data, inside the graph."""
+class GatheredArguments:
+    """Arguments from rows of the data, which are gathered by index inside the graph."""
 
     arguments: Arguments
 
@@ -91,10 +94,10 @@ class Gathered:
 
 
 class Feed:
-    """Data that stay where they are, on the device where the steps are taken.
+    """Data that stay on the device of the steps.
 
     Args:
-        tensors: of one length.
+        tensors: tensors of equal length.
         device: the device.
     """
 
@@ -102,15 +105,15 @@ class Feed:
         self.tensors, self.device = [tensor.detach().to(device).contiguous() for tensor in tensors], device
 
     def chunk(self, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """For indices of rows, shape ``(steps, batch)``, such indices and the tensors that they index."""
+        """Return indices of rows, shape ``(steps, batch)``, and the tensors that they index."""
         return rows, self.tensors
 
 
-def refuse_run(tensors: Sequence[Tensor], steps: int, batch_size: int) -> None:
-    """Refuse data of several lengths, and numbers out of their range."""
+def validate_run(tensors: Sequence[Tensor], steps: int, batch_size: int) -> None:
+    """Raise if the tensors differ in length, or a number is out of range."""
     lengths = {len(tensor) for tensor in tensors}
     if len(lengths) != 1 or 0 in lengths:
-        raise DataError(f"the data have {sorted(lengths) or 'no'} rows; give tensors of one length, at least 1")
+        raise DataError(f"the data have {sorted(lengths) or 'no'} rows; pass tensors of equal length, at least 1")
     if not isinstance(steps, int) or steps < 1:
         raise SettingsError(f"steps is {steps}; it must be a whole number of at least 1")
     if not isinstance(batch_size, int) or not 1 <= batch_size <= max(lengths):

@@ -1,4 +1,4 @@
-"""A function of tensors as a graph: traced at dispatch, below Pyro's handlers, with all it captures as inputs."""
+"""Trace a function of tensors to a graph, below Pyro's handlers, with captured tensors as inputs."""
 
 import contextlib
 import traceback
@@ -24,17 +24,16 @@ class Graph:
     """A traced function.
 
     Args:
-        module: called with ``captured`` and then the function's own inputs, it gives what the function gave, as
-            the only element of a tuple.
-        captured: the tensors that the function used besides its inputs: parameters, buffers, the state of
-            an optimizer, constants. They are inputs of the graph, so none is baked in, and it may change them.
+        module: called with ``captured`` and then the function's inputs; returns a tuple of the function's result.
+        captured: the tensors that the function uses besides its inputs: parameters, buffers, optimizer state and
+            constants. They are inputs of the graph, not constants in it, and the graph may change them.
     """
 
     module: fx.GraphModule
     captured: list[Tensor]
 
     def flops(self) -> int:
-        """The operations of its products of matrices and convolutions, a multiplication and an addition each."""
+        """Count the floating-point operations of matrix products and convolutions, two per multiply-add."""
         from torch.utils.flop_counter import flop_registry
 
         def value(argument: Any) -> Any:
@@ -50,22 +49,22 @@ class Graph:
 
 
 def trace(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
-    """Trace ``function(*inputs)`` to a graph without computing anything; twice, to see that it is the same.
+    """Trace ``function(*inputs)`` to a graph without computing; trace twice to verify that it is static.
 
     Raises:
-        CompileError: if it cannot be traced, or what it does depends on more than its tensors' shapes.
+        CompileError: if the function cannot be traced, or depends on more than the shapes of its tensors.
     """
     first, second = _trace_once(function, inputs), _trace_once(function, inputs)
     pairs = zip(first.captured, second.captured, strict=False)
     if first.module.code != second.module.code or not all(_same(*pair) for pair in pairs):
         raise CompileError(
-            "the model or guide does something else each time it runs, so no compiled step stands for it"
+            "the model or guide does not have a static structure: two traces differ, so its step cannot be compiled"
         )
     return first
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
-    """The same tensor, or two constants of one value."""
+    """Return whether two captured tensors are the same tensor, or constants of the same value."""
     return first is second or (first.shape == second.shape and bool(((first == second) | first.isnan()).all()))
 
 
@@ -78,21 +77,21 @@ def _trace_once(function: Callable[..., Any], inputs: list[Tensor]) -> Graph:
         with captures:
             return function(*tensors)
 
-    # A fake tensor has a shape and no numbers: nothing is computed, drawn or changed.
+    # Fake tensors have shapes but no values: tracing computes, draws and changes nothing.
     tracer = make_fx(captured, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
-        with pyro.validation_enabled(False), _numbers_stay_tensors(), warnings.catch_warnings():
+        with pyro.validation_enabled(False), _keep_numbers_as_tensors(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = tracer(*inputs)
     except PyroVAEError:
         raise
     except Exception as error:
         raise CompileError(_why(error)) from error
-    return _lifted(module, captures.real)
+    return _lift_captures(module, captures.real)
 
 
 class _Captures(TorchDispatchMode):
-    """Fakes each tensor that the function takes from elsewhere; left real, small ones would be computed with."""
+    """Replace each captured tensor by a fake one; small real tensors would be computed with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +100,7 @@ class _Captures(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from torch._guards import detect_fake_mode
 
-        if func is not torch.ops.aten.lift_fresh.default:  # which takes constants, just made
+        if func is not torch.ops.aten.lift_fresh.default:  # its arguments are new constants
             mode = detect_fake_mode()
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: self._fake(t, mode), (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -112,37 +111,37 @@ class _Captures(TorchDispatchMode):
 
         if isinstance(tensor, FakeTensor):
             return tensor
-        with disable_proxy_modes_tracing():  # making a view's fake is no part of the step
+        with disable_proxy_modes_tracing():  # making the fake of a view is not part of the step
             fake: Tensor = mode.from_tensor(tensor)
         self.real[id(fake)] = tensor, fake
         return fake
 
 
 class _ItemsAreTensors(TorchFunctionMode):
-    """Gives ``x.item()`` as a tensor without a graph: a number of the trace would be the same at every step."""
+    """Return ``x.item()`` as a detached tensor: a number would be a constant of the trace."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:
             return args[0].detach()
-        if func is torch._is_all_true:  # a distribution that was made to validate its arguments does so itself
+        if func is torch._is_all_true:  # read by distributions that validate their arguments
             return True
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def _numbers_stay_tensors() -> Iterator[None]:
-    """Without what Pyro's estimators do with numbers: ``.item()``, and asking whether one is NaN."""
-    ask = pyro.util.torch_isnan
+def _keep_numbers_as_tensors() -> Iterator[None]:
+    """Disable what Pyro's estimators do with Python numbers: ``.item()`` and checks for NaN."""
+    isnan = pyro.util.torch_isnan
     pyro.util.torch_isnan = lambda x: False
     try:
         with _ItemsAreTensors():
             yield
     finally:
-        pyro.util.torch_isnan = ask
+        pyro.util.torch_isnan = isnan
 
 
-def _lifted(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> Graph:
-    """The graph with an input in the place of each tensor that it captured, those before its own."""
+def _lift_captures(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> Graph:
+    """Turn captured tensors into inputs of the graph, before its own inputs."""
     from torch._subclasses import FakeTensor
 
     graph = module.graph
@@ -152,11 +151,11 @@ def _lifted(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> G
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(module, node.target)
         if not isinstance(tensor, Tensor):
-            raise CompileError(f"the step holds a {type(tensor).__name__}, an operator that is not traced through")
+            raise CompileError(f"the step contains a {type(tensor).__name__}, an operator that cannot be traced")
         if id(tensor) in real:
             tensor = real[id(tensor)][0]
         elif isinstance(tensor, FakeTensor):
-            raise CompileError("the step uses a tensor that an earlier step made and Python kept; make it a buffer")
+            raise CompileError("the step uses a Python reference to a tensor of an earlier step; make it a buffer")
         if id(tensor) not in placeholders:
             with graph.inserting_before(first):
                 placeholders[id(tensor)] = graph.placeholder(f"captured_{len(captured)}")
@@ -171,24 +170,24 @@ def _lifted(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]]) -> G
 
 
 def _why(error: Exception) -> str:
-    """One sentence on what could not be traced, and where in the user's code."""
+    """Say in one sentence what could not be traced, and where in the user's code."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
-        what = "Python reads a value of a tensor there (as bool(), float() or int() do)"
+        what = "Python reads the value of a tensor (with bool(), float() or int(), for example)"
     elif isinstance(error, DynamicOutputShapeException):
-        what = f"the shape of what {error.func} gives depends on values there"
+        what = f"the shape of the result of {error.func} depends on values"
     else:
         what = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return f"the step cannot be traced at {_place(error)}: {what}"
 
 
 def _place(error: Exception) -> str:
-    """The innermost line that belongs neither to torch, Pyro nor this engine; else to Pyro."""
+    """Find the innermost line outside torch, Pyro and this engine; else the innermost line of Pyro."""
     torchs, pyros, here = (Path(part).parent for part in (torch.__file__, pyro.__file__, __file__))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
     outer = [f for f in frames if not Path(f.filename).is_relative_to(torchs)]
-    own = [f for f in outer if not any(Path(f.filename).is_relative_to(folder) for folder in (pyros, here))]
-    chosen = (own or [f for f in outer if Path(f.filename).is_relative_to(pyros)] or frames)[-1]
+    users = [f for f in outer if not any(Path(f.filename).is_relative_to(folder) for folder in (pyros, here))]
+    chosen = (users or [f for f in outer if Path(f.filename).is_relative_to(pyros)] or frames)[-1]
     return f"{Path(chosen.filename).name}:{chosen.lineno}"

@@ -1,4 +1,4 @@
-"""Keep compiled graphs by the shapes and values that they hold for."""
+"""Cache compiled graphs by the shapes and values of their arguments."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import CompileError
-from pyro_vae.train.compiled.backends import Backend, compiled, refuse_other_results, threads_for
+from pyro_vae.train.compiled.backends import Backend, compiled, threads_for, validate_results
 from pyro_vae.train.compiled.cuda import CudaReplay
 from pyro_vae.train.compiled.graph import trace
 from pyro_vae.train.compiled.replay import Replay
 from pyro_vae.train.distributed.group import ALONE, Group
 
 MOST_GRAPHS = 16
-"""So many shapes and values of arguments are compiled; more are not static structure."""
+"""The most shapes and values of arguments that are compiled; more indicate that the structure is not static."""
 
 
 class Replays:
-    """The replays made so far, by what they hold for.
+    """The cache of replays.
 
     Args:
-        backend: what compiles them.
-        group: the processes that make them together: what one cannot compile, none does.
+        backend: the backend that compiles the graphs.
+        group: the processes that compile together: if one fails, all fail.
     """
 
     def __init__(self, backend: Backend, group: Group = ALONE) -> None:
@@ -30,7 +30,7 @@ class Replays:
         self._made: dict[Hashable, Replay] = {}
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Empty the cache."""
         self._made.clear()
 
     def get(
@@ -41,14 +41,14 @@ class Replays:
         fixed: Sequence[Tensor],
         restore: Callable[[], Any],
     ) -> Replay:
-        """The replay of ``function`` for these inputs, made where there is none for ``key``.
+        """Return the replay of ``function`` for these inputs; compile it if ``key`` is new.
 
         Args:
-            key: what the trace depends on besides the tensors' shapes.
-            function: takes one row of each tensor of ``changing``, and then ``fixed``.
-            changing: one row per step.
-            fixed: the same in each step.
-            restore: puts back what tracing moves.
+            key: what the trace depends on, besides the shapes of the tensors.
+            function: a function of one row of each tensor of ``changing``, followed by ``fixed``.
+            changing: tensors with one row per step.
+            fixed: tensors that are the same in each step.
+            restore: restores the values that tracing replaced.
         """
         inputs = [*(tensor[0] for tensor in changing), *fixed]
         ambient = torch.get_num_threads(), *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
@@ -56,18 +56,18 @@ class Replays:
         if key not in self._made:
             if len(self._made) >= MOST_GRAPHS:
                 raise CompileError(
-                    f"{MOST_GRAPHS} graphs are compiled already, and the arguments are of a new shape or value; "
-                    "hand over what changes as a tensor of one shape"
+                    f"{MOST_GRAPHS} graphs are compiled already, and the arguments have a new shape or value; "
+                    "pass changing values as tensors of a fixed shape"
                 )
-            with self.group.alike(CompileError):
+            with self.group.raise_together(CompileError):
                 try:
                     graph = trace(function, inputs)
                 finally:
                     restore()
                 run = compiled(graph, inputs, self.backend)
             if self.backend != "eager":
-                with self.group.alike(CompileError):
-                    refuse_other_results(graph, run, inputs)
+                with self.group.raise_together(CompileError):
+                    validate_results(graph, run, inputs)
             kind = CudaReplay if any(t.is_cuda for t in (*graph.captured, *inputs)) else Replay
             self._made[key] = kind(run, graph.captured, threads_for(graph))
         return self._made[key]

@@ -1,4 +1,4 @@
-"""Updates of Adam, AdamW and SGD as operations on tensors, with the state where torch's optimizers keep it."""
+"""Updates of Adam, AdamW and SGD as tensor operations on the state of torch's optimizers."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,16 +22,16 @@ COMPILED = (Adam, AdamW, SGD)
 NAMES = "Adam, AdamW and SGD"
 
 NUMBERS = 7
-"""What each clock gives for a step; see :meth:`Clock.numbers`."""
+"""The count of numbers per clock and step; see :meth:`Clock.numbers`."""
 
 
 class WholeOptimizer(PyroOptim):
-    """One torch optimizer over all parameters, where Pyro makes one per tensor.
+    """One torch optimizer over all parameters; Pyro makes one per tensor.
 
     Args:
-        optimizer: a torch optimizer, or what makes one (or a learning-rate scheduler of one) of the
-            parameters, in the order in which the parameter store met them.
-        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
+        optimizer: a torch optimizer, or a function from the parameters, in the order of the parameter store, to an
+            optimizer or a learning-rate scheduler.
+        clip_norm: scale the gradient of all parameters together down to at most this norm.
     """
 
     def __init__(self, optimizer: Optimizer | LRScheduler | Maker, clip_norm: float | None = None) -> None:
@@ -41,30 +41,30 @@ class WholeOptimizer(PyroOptim):
 
     @property
     def optimizer(self) -> Any:
-        """The torch optimizer, or before the first step what is to make it."""
+        """The torch optimizer; before the first step, perhaps the function that makes it."""
         return getattr(self.made, "optimizer", self.made)
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(self.optimizer, Optimizer):
-            met = set(params)  # SVI gives a set, so the order is the store's
+            used = set(params)  # SVI passes a set, which has no order; use that of the store
             every = dict.fromkeys(p for _, p in pyro.get_param_store().named_parameters())
-            self.made = self.made([p for p in every if p in met])
+            self.made = self.made([p for p in every if p in used])
             if not isinstance(self.optimizer, Optimizer):
-                raise SettingsError(f"optim made a {type(self.made).__name__} of the parameters; make a torch.optim")
+                raise SettingsError(f"optim returned a {type(self.made).__name__}; it must return a torch optimizer")
         if self.clip_norm is not None:
             clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm)
         self.optimizer.step()
 
 
-def refuse_clip_norm(clip_norm: float | None) -> None:
-    """Refuse a norm that nothing can be scaled down to."""
+def validate_clip_norm(clip_norm: float | None) -> None:
+    """Raise if the norm is not a finite number above 0."""
     if clip_norm is not None and not (isinstance(clip_norm, (int, float)) and 0 < clip_norm < math.inf):
         raise SettingsError(f"clip_norm is {clip_norm}; it must be a finite number above 0, or None")
 
 
 @dataclass
 class Member:
-    """A parameter, the torch optimizer and group that it belongs to, and how Pyro clips its gradient."""
+    """A parameter with its torch optimizer, parameter group and Pyro's settings of gradient clipping."""
 
     parameter: Tensor
     optimizer: Optimizer
@@ -74,21 +74,21 @@ class Member:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """Where torch keeps what it knows of the parameter's past."""
+        """The optimizer's state of the parameter."""
         return self.optimizer.state[self.parameter]
 
 
 @dataclass
 class Clock:
-    """The steps that the parameters of one group have taken."""
+    """The step count of the parameters of one group."""
 
     group: Group
     steps: int
 
     def numbers(self, ahead: int) -> tuple[float, ...]:
-        """Those of a step to come, 0 for the next: lr, lr / (1 - β₁ᵗ), 1 / √(1 - β₂ᵗ), 1 - lr · decay, and averages'.
+        """Return lr, lr / (1 - β₁ᵗ), 1 / √(1 - β₂ᵗ), 1 - lr · decay, and the coefficients of the moving averages.
 
-        They are computed in double precision, as torch computes them, and may change from step to step.
+        They are the numbers of the next step for ``ahead=0``, computed in double precision as in torch.
         """
         rate, at = float(self.group["lr"]), self.steps + 1 + ahead
         keep = 1 - rate * self.group["weight_decay"]
@@ -99,14 +99,14 @@ class Clock:
 
 
 class Updates:
-    """What an optimizer does to its parameters in a step.
+    """The update of an optimizer, as tensor operations.
 
     Args:
-        optim: a :class:`WholeOptimizer`, or a ``PyroOptim`` of Adam, AdamW or SGD, that has taken a step.
-        trained: the parameters that had a gradient in it.
+        optim: a :class:`WholeOptimizer`, or a ``PyroOptim`` of Adam, AdamW or SGD, after its first step.
+        trained: the parameters that had a gradient in that step.
 
     Raises:
-        SettingsError: if it is another, or does more than its update.
+        SettingsError: if it is another optimizer, has hooks, or is differentiable.
     """
 
     def __init__(self, optim: PyroOptim, trained: Sequence[Tensor]) -> None:
@@ -115,16 +115,16 @@ class Updates:
         self.members = [member for member in _members(optim) if id(member.parameter) in known]
         self.clocks: list[Clock] = []
         for optimizer in {id(m.optimizer): m.optimizer for m in self.members}.values():
-            _refuse(optimizer)
+            _validate(optimizer)
         for member in self.members:
-            _refuse_parameter(member)
+            _validate_parameter(member)
             member.clock = self._clock_of(member)
-        self.known = [(m, name, own) for m in self.members for name, own in m.state.items() if isinstance(own, Tensor)]
+        self.known = [(m, key, v) for m in self.members for key, v in m.state.items() if isinstance(v, Tensor)]
         self.counts = [m.state["step"] for m in self.members if "step" in m.state]
 
     def recount(self) -> bool:
-        """Take the counts of steps from the optimizer's state, where that is still the same tensors."""
-        if not all(member.optimizer.state[member.parameter].get(name) is own for member, name, own in self.known):
+        """Read the step counts from the optimizer's state; return false if its tensors were replaced."""
+        if not all(member.optimizer.state[member.parameter].get(key) is value for member, key, value in self.known):
             return False
         for member in self.members:
             self.clocks[member.clock].steps = int(member.state["step"]) if "step" in member.state else 0
@@ -140,88 +140,93 @@ class Updates:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What is trained, in the optimizer's order."""
+        """The trained parameters, in the optimizer's order."""
         return [member.parameter for member in self.members]
 
     def spaces(self) -> list[tuple[str, dict[str, Any], list[str]]]:
-        """What of the optimizers a trace bakes in, as a :class:`~pyro_vae.train.compiled.watch.Watch` takes it."""
+        """List the settings that are constants of a trace, for :class:`~pyro_vae.train.compiled.watch.Watch`."""
         groups = {id(m.group): m.group for m in self.members}.values()
         fixed = ("weight_decay", "decoupled_weight_decay", "eps", "amsgrad", "maximize", "nesterov", "dampening")
         settings = [("param_groups", group, [name for name in fixed if name in group]) for group in groups]
-        states = {id(m.optimizer): m.optimizer for m in self.members}.values()
-        return [*settings, *((type(own).__name__, vars(own), ["state"]) for own in states)]
+        optimizers = {id(m.optimizer): m.optimizer for m in self.members}.values()
+        return [*settings, *((type(each).__name__, vars(each), ["state"]) for each in optimizers)]
 
     def numbers(self, steps: int) -> Tensor:
-        """What changes from step to step but not with the gradient, shape ``(steps, numbers)``."""
+        """Compute the coefficients of the next steps, shape ``(steps, numbers)``."""
         rows = [[n for clock in self.clocks for n in clock.numbers(ahead)] for ahead in range(steps)]
         precisions = {p.dtype for p in self.parameters}
         return torch.tensor(rows, dtype=precisions.pop() if len(precisions) == 1 else torch.float64)
 
     def apply(self, gradients: Sequence[Tensor], numbers: Tensor) -> None:
-        """Change the parameters and the state in place, as the optimizer's own step would."""
+        """Update the parameters and the state in place, like the optimizer's own step."""
         gradients = [_clipped(m, g) for m, g in zip(self.members, gradients, strict=True)]
         if self.clip_norm is not None:
             total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
             scale = (self.clip_norm / (total + 1e-6)).clamp(max=1.0)
             gradients = [g * scale for g in gradients]
         for member, gradient in zip(self.members, gradients, strict=True):
-            own = numbers[NUMBERS * member.clock :][:NUMBERS].to(gradient.dtype).unbind()
+            coefficients = numbers[NUMBERS * member.clock :][:NUMBERS].to(gradient.dtype).unbind()
             rule = _sgd if isinstance(member.optimizer, SGD) else _adam
-            rule(member, -gradient if member.group["maximize"] else gradient, own)
+            rule(member, -gradient if member.group["maximize"] else gradient, coefficients)
 
     def advance(self, steps: int) -> None:
-        """Count steps taken."""
+        """Add steps to the step counts."""
         for clock in self.clocks:
             clock.steps += steps
         if self.counts:
             torch._foreach_add_(self.counts, steps)
 
 
-def refuse_optimizer(optim: PyroOptim) -> None:
-    """Refuse, before a step is taken, an optimizer that is not compiled.
+def validate_optimizer(optim: PyroOptim) -> None:
+    """Raise, before the first step, if the optimizer cannot be compiled.
 
     Raises:
-        SettingsError: naming it.
+        SettingsError: naming the optimizer.
     """
     if not isinstance(optim, WholeOptimizer):
         kind = optim.pt_optim_constructor
         if kind not in COMPILED:
-            raise SettingsError(f"the optimizer is {getattr(kind, '__name__', kind)}; {NAMES} are compiled")
+            raise SettingsError(f"the optimizer is {getattr(kind, '__name__', kind)}; only {NAMES} can be compiled")
     elif isinstance(optim.optimizer, Optimizer):
-        _refuse(optim.optimizer)
+        _validate(optim.optimizer)
 
 
 def _members(optim: PyroOptim) -> list[Member]:
     if isinstance(optim, WholeOptimizer):
         whole = optim.optimizer
         return [Member(p, whole, group, {}) for group in whole.param_groups for p in group["params"]]
-    each = [(p, getattr(own, "optimizer", own)) for p, own in optim.optim_objs.items()]
-    return [Member(p, own, own.param_groups[0], dict(optim._get_grad_clip_args(p) or {})) for p, own in each]
+    each = [(p, getattr(one, "optimizer", one)) for p, one in optim.optim_objs.items()]
+    return [Member(p, one, one.param_groups[0], dict(optim._get_grad_clip_args(p) or {})) for p, one in each]
 
 
-def _refuse(optimizer: Optimizer) -> None:
+def _validate(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     if type(optimizer) not in COMPILED:
-        raise SettingsError(f"the optimizer is {name}; {NAMES} are compiled")
+        raise SettingsError(f"the optimizer is {name}; only {NAMES} can be compiled")
     hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
     if hooks:
         raise SettingsError(f"the optimizer, {name}, has hooks, which a compiled step does not call; remove them")
     if any(group.get("differentiable") for group in optimizer.param_groups):
-        raise SettingsError(f"the optimizer, {name}, is differentiable=True, which a compiled step is not")
+        raise SettingsError(f"the optimizer, {name}, is differentiable=True, which cannot be compiled; turn it off")
 
 
-def _refuse_parameter(member: Member) -> None:
+def _validate_parameter(member: Member) -> None:
     parameter = member.parameter
     if parameter.is_complex():
-        raise SettingsError(f"a parameter of shape {tuple(parameter.shape)} is complex, which is not compiled")
+        raise SettingsError(
+            f"a parameter of shape {tuple(parameter.shape)} is complex; only real parameters can be compiled"
+        )
     if getattr(parameter, "_post_accumulate_grad_hooks", None):
-        raise SettingsError(f"a parameter of shape {tuple(parameter.shape)} has a hook on its accumulated gradient")
+        raise SettingsError(
+            f"a parameter of shape {tuple(parameter.shape)} has a hook on its accumulated gradient, which a compiled "
+            "step does not call; remove it"
+        )
 
 
 def _clipped(member: Member, gradient: Tensor) -> Tensor:
-    """As Pyro's optimizers clip: the norm first, then each value."""
+    """Clip a gradient like Pyro's optimizers: first its norm, then each value."""
     if gradient.layout != torch.strided:
-        raise CompileError("a gradient is sparse, which is not compiled; make it dense")
+        raise CompileError("a gradient is sparse; only dense gradients can be compiled")
     if (norm := member.clip.get("clip_norm")) is not None:
         gradient = gradient * (norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
     if (value := member.clip.get("clip_value")) is not None:
@@ -230,7 +235,7 @@ def _clipped(member: Member, gradient: Tensor) -> Tensor:
 
 
 def _adam(member: Member, gradient: Tensor, numbers: Sequence[Tensor]) -> None:
-    """Adam (Kingma & Ba, 2014), AdamW (Loshchilov & Hutter, 2017) and AMSGrad (Reddi et al., 2018)."""
+    """Apply Adam (Kingma & Ba, 2014), AdamW (Loshchilov & Hutter, 2017) or AMSGrad (Reddi et al., 2018)."""
     parameter, group, state = member.parameter, member.group, member.state
     _, size, root, keep, first, second, rest = numbers
     if decay := group["weight_decay"]:
@@ -248,12 +253,12 @@ def _adam(member: Member, gradient: Tensor, numbers: Sequence[Tensor]) -> None:
 
 
 def _sgd(member: Member, gradient: Tensor, numbers: Sequence[Tensor]) -> None:
-    """Stochastic gradient descent with momentum, also Nesterov's (Sutskever et al., 2013)."""
+    """Apply SGD with momentum, optionally Nesterov's (Sutskever et al., 2013)."""
     parameter, group, (rate, _, _, _, momentum, *_) = member.parameter, member.group, numbers
     if decay := group["weight_decay"]:
         gradient = gradient + decay * parameter
     if group["momentum"]:
-        # Not add_(gradient, alpha=…): where the gradient is a matrix product, inductor drops alpha.
+        # Not add_(gradient, alpha=…): if the gradient is a matrix product, inductor drops alpha.
         buffer = member.state["momentum_buffer"].mul_(momentum).add_((1 - group["dampening"]) * gradient)
         gradient = gradient + momentum * buffer if group["nesterov"] else buffer
     parameter.sub_(rate * gradient)

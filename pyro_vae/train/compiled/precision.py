@@ -1,4 +1,4 @@
-"""Coarser arithmetic, on request."""
+"""Compute in TF32 or bfloat16 on request."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from pyro_vae.errors import SettingsError
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
-def refuse_precision(precision: str) -> None:
-    """Refuse a precision that is none of three."""
+def validate_precision(precision: str) -> None:
+    """Raise if the precision is unknown."""
     if precision not in PRECISIONS:
-        raise SettingsError(f"precision is {precision}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+        raise SettingsError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
 
 
 @contextlib.contextmanager
 def computing_in(precision: str, device: str) -> Iterator[None]:
-    """Matrix products in TF32, or autocast to bfloat16, inside; the parameters' own precision otherwise."""
+    """Use TF32 matrix products or autocast to bfloat16 inside; by default the parameters' precision."""
     if precision == "bf16":
-        # The cache would hand one trace's tensors to the next.
+        # The cache would pass tensors of one trace to the next.
         with torch.autocast(device, torch.bfloat16, cache_enabled=False):
             yield
         return

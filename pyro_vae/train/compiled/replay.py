@@ -12,12 +12,12 @@ from pyro_vae.train.compiled.backends import Compiled
 
 @dataclass
 class Replay:
-    """A compiled function of (what it captured, what changes from step to step, what does not).
+    """A compiled function of captured tensors, inputs that change from step to step, and fixed inputs.
 
     Args:
-        run: takes all of them in one list, and gives the loss.
-        captured: parameters, buffers, state of the optimizer, constants.
-        threads: how many it was compiled for.
+        run: a function from the list of all these tensors to the loss.
+        captured: parameters, buffers, optimizer state and constants.
+        threads: the number of threads that it was compiled for.
     """
 
     run: Compiled
@@ -25,12 +25,12 @@ class Replay:
     threads: int = 1
 
     def once(self, inputs: Sequence[Tensor]) -> Tensor:
-        """What the function gives, of inputs that need no rows taken of them."""
+        """Call the function once with these inputs."""
         with threads(self.threads):
             return self.run([*self.captured, *inputs])
 
     def __call__(self, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
-        """The losses of steps, shape ``(steps,)``: each tensor of ``changing`` has one row per step."""
+        """Take one step per row of the tensors in ``changing``; return the losses, shape ``(steps,)``."""
         rows = zip(*(tensor.unbind() for tensor in changing), strict=True)
         with threads(self.threads):
             return torch.stack([self.run([*self.captured, *row, *fixed]) for row in rows])

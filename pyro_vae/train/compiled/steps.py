@@ -1,4 +1,4 @@
-"""The steps of ``fit``: Pyro's own, or compiled where that pays."""
+"""Take the steps of ``fit`` with Pyro's SVI, or compiled if compiling pays."""
 
 import statistics
 import time
@@ -19,27 +19,28 @@ from pyro_vae.train.compiled.optimizers import WholeOptimizer
 from pyro_vae.train.compiled.precision import computing_in
 from pyro_vae.train.compiled.svi import CHUNK, CompiledSVI
 from pyro_vae.train.distributed.group import ALONE, Group
-from pyro_vae.train.distributed.reduce import Together, Wishes, no_wishes
+from pyro_vae.train.distributed.reduce import GradientAllReduce, Wishes, no_wishes
 
 Engine: TypeAlias = Literal["auto", "compiled", "eager"]
 ENGINES = ("auto", "compiled", "eager")
 
 COMPILE_SECONDS = 15.0
-"""What compiling may take."""
+"""The expected seconds of compiling."""
 HANDLERS_SECONDS = 3e-3
-"""At most so much of a step is taken for Python's share of it ..."""
+"""The most seconds of a step that are attributed to Python."""
 SAVED = 0.6
-"""... and this share of that is expected to be saved."""
+"""The fraction of Python's time that compiling is expected to save."""
 TIMED = 40
-"""After so many steps ``auto`` looks at what the last half of them took."""
+"""The steps after which ``auto`` decides, from the times of the last half of them."""
 
 
 def steps_that_pay(step_seconds: float) -> float:
-    """How many steps must be left for compiling to pay, where an uncompiled one takes so long.
+    """Compute how many steps must be left for compiling to pay.
 
     .. math:: n \\, s \\min(t, t_h) > T
 
-    with T = 15 s to compile, t_h = 3 ms for Python's share of a step at most and s = 0.6 of it saved.
+    with T = 15 s to compile, t the seconds of an uncompiled step, t_h = 3 ms the most of it that is Python's, and
+    s = 0.6 the fraction that compiling saves.
 
     Example:
         >>> round(steps_that_pay(2e-3)), round(steps_that_pay(1.0))
@@ -50,13 +51,12 @@ def steps_that_pay(step_seconds: float) -> float:
 
 @dataclass(frozen=True)
 class RowArguments:
-    """Of batches of x and, where there are any, context and mask, the arguments of model and guide.
+    """Make the arguments of model and guide from batches of x and, if present, context and mask.
 
     Args:
         size: the n of n/m.
         context, mask: whether there is one.
-        batch: of how many rows the batch is that these are part of, where processes share it: with another number
-            of rows on one of them, all of them trace their step anew.
+        batch: the rows of the global batch, if processes share it; all of them retrace the step when it changes.
     """
 
     size: int
@@ -71,13 +71,13 @@ class RowArguments:
 
 
 @dataclass(frozen=True)
-class Fed:
-    """Rows where the steps are taken.
+class DeviceRows:
+    """Rows on the device of the steps.
 
     Args:
-        rows: on the device of the VAE.
+        rows: the rows, on the device of the VAE.
         feed: their tensors, for compiled steps.
-        arguments: of a batch of those.
+        arguments: makes the arguments of model and guide from a batch.
     """
 
     rows: Rows
@@ -86,19 +86,19 @@ class Fed:
 
 
 class Steps:
-    """Steps of training a VAE, by one of two engines that give the same numbers.
+    """The training steps, by one of two engines that give the same numbers.
 
     Args:
-        vae, loss, optim: what is trained, by what.
+        vae, loss, optim: the VAE to train, the loss and the optimizer.
         size: the n of n/m.
         batch_size: data per step.
-        engine: ``"eager"`` is Pyro's SVI, ``"compiled"`` is :class:`CompiledSVI`, and ``"auto"`` the second
-            as soon as more steps are left than :func:`steps_that_pay`, if it can be compiled at all.
-        precision: as :class:`CompiledSVI` takes it.
-        steps: how many there will be.
-        say: told, in a sentence, what takes a while or goes another way.
-        group: the processes that take them together, each on its part of each batch.
-        wishes: whether this process wants all to stop, and whether a checkpoint; see :class:`Together`.
+        engine: ``"eager"`` is Pyro's SVI, ``"compiled"`` is :class:`CompiledSVI`, and ``"auto"`` switches to the
+            latter once more steps are left than :func:`steps_that_pay`, if the step can be compiled.
+        precision: as in :class:`CompiledSVI`.
+        steps: the total number of steps.
+        say: prints a sentence about compiling or a change of the engine.
+        group: the processes that take the steps together, each on its part of each batch.
+        wishes: returns whether this process requests a stop, and a checkpoint; see :class:`GradientAllReduce`.
     """
 
     def __init__(
@@ -119,41 +119,41 @@ class Steps:
         self.vae, self.size, self.batch_size, self.engine, self.left = vae, size, batch_size, engine, steps
         self.precision, self.say = precision, say
         self.loss, self.svi = loss, SVI(vae.model, vae.guide, optim, loss)
-        self.group, self.together = group, None
+        self.group, self.all_reduce = group, None
         if not group.alone:
             parameters = [p for p in vae.parameters() if p.requires_grad]
-            self.together = Together(group, loss, self.svi.loss_and_grads, parameters, wishes)
-            self.svi.loss_and_grads = self.together
+            self.all_reduce = GradientAllReduce(group, loss, self.svi.loss_and_grads, parameters, wishes)
+            self.svi.loss_and_grads = self.all_reduce
         self.compiled: CompiledSVI | None = None
         self.seconds: list[float] = []
-        self.reason = {"eager": "asked for", "compiled": "asked for"}.get(engine, "too few steps for compiling to pay")
+        self.reason = {"eager": "requested", "compiled": "requested"}.get(engine, "too few steps for compiling to pay")
         if engine == "compiled":
             self._compile()
 
     @property
     def stopped(self) -> bool:
-        """Whether any process of a group wanted to stop before the last step; the same on all."""
-        return self.together is not None and self.together.stopped
+        """Whether any process of a group requested a stop before the last step; equal on all."""
+        return self.all_reduce is not None and self.all_reduce.stopped
 
     @property
     def wanted(self) -> bool:
-        """Whether any process of a group wanted a checkpoint before the last step; the same on all."""
-        return self.together is not None and self.together.wanted
+        """Whether any process of a group requested a checkpoint before the last step; equal on all."""
+        return self.all_reduce is not None and self.all_reduce.wanted
 
     @property
     def used(self) -> str:
         """The engine of the next step."""
         return "eager" if self.compiled is None else "compiled"
 
-    def feed(self, rows: Rows) -> Fed:
-        """Rows made ready to be taken steps along."""
+    def feed(self, rows: Rows) -> DeviceRows:
+        """Prepare rows for steps."""
         rows = rows.like(self.vae)
         tensors = [t for t in (rows.x, rows.context, rows.mask) if t is not None]
         arguments = RowArguments(self.size, rows.context is not None, rows.mask is not None)
-        return Fed(rows, Feed(tensors, rows.x.device), arguments)
+        return DeviceRows(rows, Feed(tensors, rows.x.device), arguments)
 
-    def along(self, fed: Fed, order: Tensor) -> Iterator[list[float]]:
-        """Steps along rows in this order; the losses, some steps at a time."""
+    def along(self, fed: DeviceRows, order: Tensor) -> Iterator[list[float]]:
+        """Take steps over the rows in this order; yield the losses of a few steps at a time."""
         while len(order):
             if self.compiled is None:
                 losses = [self._eager(fed, self.group.part(order[: self.batch_size]))]
@@ -168,16 +168,16 @@ class Steps:
             yield losses
 
     def state(self) -> dict[str, Any]:
-        """What another process needs to take the same steps."""
+        """Return the state that another process needs to take the same steps."""
         begun = self.compiled is not None and self.compiled.begun
         return {"used": self.used, "reason": self.reason, "seconds": self.seconds, "left": self.left, "begun": begun}
 
     def load(self, state: dict[str, Any], rows: Rows) -> bool:
-        """Go on from :meth:`state` of another process; whether a step was taken, whose traces are to be undone.
+        """Restore :meth:`state`; return whether this took a step, whose effects the caller must undo.
 
         Args:
-            state: of the other process.
-            rows: some of the data.
+            state: the state of another process.
+            rows: a batch of the data.
         """
         self.seconds, self.reason, self.left = list(state["seconds"]), state["reason"], state["left"]
         if state["used"] == "compiled" and self.compiled is None:
@@ -190,21 +190,21 @@ class Steps:
         return True
 
     def moved(self) -> None:
-        """Take notice that weights and the optimizer's state were put back, in place."""
+        """Update after weights and the optimizer's state were restored in place."""
         if self.compiled is not None:
             self.compiled.moved()
 
-    def _chunk(self, fed: Fed, order: Tensor) -> Tensor:
-        """The losses of some compiled steps, of whole batches or of the last."""
+    def _chunk(self, fed: DeviceRows, order: Tensor) -> Tensor:
+        """Take some compiled steps, on whole batches or on the last, smaller batch; return the losses."""
         assert self.compiled is not None
         batch = min(self.batch_size, len(order))
-        if self.together is None:
+        if self.all_reduce is None:
             return next(self.compiled.along(fed.feed, order, batch, fed.arguments))
-        self.together.ask()
+        self.all_reduce.ask()
         own, size = self.group.parts(order[: min(CHUNK, len(order) // batch) * batch], batch)
         return next(self.compiled.along(fed.feed, own, size, replace(fed.arguments, batch=batch)))
 
-    def _eager(self, fed: Fed, index: Tensor) -> float:
+    def _eager(self, fed: DeviceRows, index: Tensor) -> float:
         started = time.perf_counter()
         evaluations = len(index) * particles_of(self.loss)
         with (
@@ -215,7 +215,7 @@ class Steps:
         if self.engine == "auto" and len(self.seconds) < TIMED:
             self.seconds.append(time.perf_counter() - started)
             if len(self.seconds) == TIMED:
-                self._decide(self.group.agreed(statistics.median(self.seconds[TIMED // 2 :])))
+                self._decide(self.group.broadcast(statistics.median(self.seconds[TIMED // 2 :])))
         return loss
 
     def _decide(self, typical: float) -> None:
@@ -224,13 +224,13 @@ class Steps:
             self._compile()
 
     def _compile(self) -> None:
-        self.say("Compiling the training step, which takes some 10 seconds ...")
+        self.say("Compiling the training step; this takes about 10 seconds ...")
         try:
             self.compiled = CompiledSVI(
                 self.svi.model, self.svi.guide, self.svi.optim, self.loss, precision=self.precision
             )
-            if self.together is not None:
-                self.compiled.spread(self.together)
+            if self.all_reduce is not None:
+                self.compiled.spread(self.all_reduce)
         except (ModelError, SettingsError) as error:
             self._fall_back(error)
 
@@ -238,4 +238,4 @@ class Steps:
         if self.engine == "compiled":
             raise error
         self.compiled, self.reason = None, str(error)
-        self.say(f"Training goes on without compiling: {error}.")
+        self.say(f"Training continues without compiling: {error}.")

@@ -1,4 +1,4 @@
-"""``CompiledSVI``: Pyro's SVI with its step traced, compiled and replayed."""
+"""``CompiledSVI``: Pyro's SVI with a traced, compiled and replayed step."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,47 +21,46 @@ from pyro_vae.elbo.nested import counters, losses_in
 from pyro_vae.errors import CompileError, ModelError, PyroVAEError, SettingsError
 from pyro_vae.train.compiled.backends import Backend
 from pyro_vae.train.compiled.cuda import feed_of
-from pyro_vae.train.compiled.feed import Arguments, Feed, Gathered, Given, Rowwise, refuse_run
+from pyro_vae.train.compiled.feed import Arguments, BatchArguments, CallArguments, Feed, GatheredArguments, validate_run
 from pyro_vae.train.compiled.graph_cache import Replays
-from pyro_vae.train.compiled.optimizers import Maker, Updates, WholeOptimizer, refuse_clip_norm, refuse_optimizer
-from pyro_vae.train.compiled.precision import computing_in, refuse_precision
+from pyro_vae.train.compiled.optimizers import Maker, Updates, WholeOptimizer, validate_clip_norm, validate_optimizer
+from pyro_vae.train.compiled.precision import computing_in, validate_precision
 from pyro_vae.train.compiled.watch import Watch
-from pyro_vae.train.distributed.reduce import Together
+from pyro_vae.train.distributed.reduce import GradientAllReduce
 
 CHUNK = 16
-"""So many steps are taken between two looks at what they came to."""
+"""The steps between two returns to Python."""
 
 MOST_CHANGES = 16
-"""So often something that a trace has baked in may change."""
+"""The most changes of values that are constants of a trace."""
 
 
 class CompiledSVI(SVI):
-    """Pyro's ``SVI``, its step traced once per shape, compiled and replayed: ELBO, gradient and update as one graph.
+    """Pyro's ``SVI`` with ELBO, gradient and update compiled to one graph per shape.
 
     .. math:: \\theta_{t+1} = u(\\theta_t, \\nabla_\\theta \\hat{\\mathcal L}(x_t, \\epsilon_t; \\theta_t))
 
-    The first step is Pyro's own: it makes the parameters and the optimizer's state, and checks what
-    Pyro's validation checks. From the second on, Pyro's handlers do not run. With the same seed the
-    noise is the same and so are the losses, but for rounding. Model and guide must be of static
-    structure: what they do may depend on shapes, on numbers among the arguments and on the attributes
-    of modules and of the loss (after a change of these there is a new first step), and on nothing else
-    that Python sees.
+    The first step is Pyro's own: it creates the parameters and the optimizer's state, and runs Pyro's validation.
+    From the second step on, Pyro's handlers do not run. The same seed gives the same noise as ``SVI``, and the same
+    losses up to rounding. Model and guide must have a static structure: they may depend on shapes, on numbers among
+    the arguments and on attributes of modules and of the loss (a change of these leads to a new first step), but on
+    no other Python state.
 
     Args:
         model: a Pyro model.
         guide: its guide.
-        optim: Adam, AdamW or SGD: a torch optimizer, what makes one of the parameters, or one of
-            ``pyro.optim``. Its state stays where it is without compiling, and its learning rate may change.
-        loss: a Pyro ELBO with a ``differentiable_loss``, the class of one, or a function of (model, guide, ...).
-        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
-        backend: as ``torch.compile`` takes it; ``"eager"`` replays the trace without compiling it.
-        precision: ``"float32"`` computes in the parameters' own precision, ``"tf32"`` allows matrix
-            products in TF32 on CUDA, ``"bf16"`` casts to bfloat16 where autocast does.
+        optim: Adam, AdamW or SGD: a torch optimizer, a function from the parameters to one, or an optimizer of
+            ``pyro.optim``. Its state stays in the optimizer, and its learning rate may change.
+        loss: a Pyro ELBO with a ``differentiable_loss``, its class, or a function of (model, guide, ...).
+        clip_norm: scale the gradient of all parameters together down to at most this norm.
+        backend: as in ``torch.compile``; ``"eager"`` replays the trace without compiling it.
+        precision: ``"float32"`` computes in the parameters' precision, ``"tf32"`` allows TF32 matrix
+            products on CUDA, ``"bf16"`` casts to bfloat16 where autocast does.
 
     Raises:
-        SettingsError: if the optimizer is another, or a setting is out of its range.
+        SettingsError: if the optimizer is not supported, or a setting is out of range.
         ModelError: if the loss has no ``differentiable_loss``.
-        CompileError: at a step, if it cannot be traced or compiled; nothing has then changed.
+        CompileError: at a step, if it cannot be traced or compiled; nothing has changed then.
 
     References:
         | Automated Variational Inference in Probabilistic Programming (Wingate & Weber, 2013),
@@ -95,85 +94,86 @@ class CompiledSVI(SVI):
         backend: Backend = "inductor",
         precision: str = "float32",
     ) -> None:
-        refuse_clip_norm(clip_norm)
-        refuse_precision(precision)
+        validate_clip_norm(clip_norm)
+        validate_precision(precision)
         if isinstance(optim, PyroOptim) and clip_norm is not None:
             raise SettingsError(
-                "clip_norm is of all parameters together; Pyro's optimizers have clip_args of their own"
+                "clip_norm needs a torch optimizer: it clips the gradient of all parameters together; pass a torch "
+                "optimizer, or use the clip_args of the Pyro optimizer"
             )
         loss = as_estimator(loss, "loss")
         if isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss"):
             raise ModelError(f"{loss_name(loss)} has no differentiable_loss, so its step cannot be compiled; use SVI")
         whole = optim if isinstance(optim, PyroOptim) else WholeOptimizer(optim, clip_norm)
-        refuse_optimizer(whole)
+        validate_optimizer(whole)
         super().__init__(model, guide, whole, loss)
         self.estimator, self.precision = loss, precision
         self._replays = Replays(backend)
-        self._together: Together | None = None
+        self._all_reduce: GradientAllReduce | None = None
         self._updates: Updates | None = None
         self._watch = Watch(())
         self._counters: list[tuple[Tensor, float]] = []
         self._changes = 0
 
-    def spread(self, together: Together) -> None:
-        """From now on, take steps together with other processes, each with rows of its own.
+    def spread(self, together: GradientAllReduce) -> None:
+        """Take all following steps together with other processes, each on its own rows.
 
         Args:
-            together: what adds up loss and gradient.
+            together: the all-reduce of loss and gradient.
         """
-        self.loss_and_grads = self._together = together
+        self.loss_and_grads = self._all_reduce = together
         self._replays.group = together.group
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Take a gradient step.
 
         Args:
-            args, kwargs: handed to model and guide.
+            args, kwargs: passed to model and guide.
 
         Returns:
             The loss before the step.
         """
-        given = Given(args, kwargs)
+        given = CallArguments(args, kwargs)
         return self._steps(given, 1, [t.unsqueeze(0) for t in given.tensors], ())[0].item()
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """The loss, with nothing trained.
+        """Evaluate the loss without a gradient step.
 
         Args:
-            args, kwargs: handed to model and guide.
+            args, kwargs: passed to model and guide.
         """
         if self._stale():
             return super().evaluate_loss(*args, **kwargs)
-        given = Given(args, kwargs)
+        given = CallArguments(args, kwargs)
         with self._computing(), torch.no_grad():
             replay = self._replays.get(("loss", given), self._loss_of(given), (), given.tensors, self._watch.restore)
             return replay.once(given.tensors).item()
 
     @takes_settings
     def run(self, data: Tensor | Sequence[Tensor], *, steps: int, batch_size: int, **kwargs: Any) -> Tensor:
-        """Take many steps, each on the next rows of data that stay in place, in a new order in each pass.
+        """Take many steps on resident data, in a new order in each pass over them.
 
         .. math:: \\text{batch } t = x_{\\pi(tm)}, \\dots, x_{\\pi(tm + m - 1)}
 
-        The last batch of a pass over the data may be smaller; batch normalisation fails where it has one row. Where
-        the parameters are on a GPU the data are moved there, or streamed where they do not fit.
+        The last batch of a pass may be smaller; batch normalization fails if it has one row. If the parameters are on
+        a GPU, the data are moved there, or streamed if they do not fit.
 
         Args:
-            data: shape ``(datum, ...)``, or several such tensors, which model and guide are given side by side.
-            steps: how many, at least 1.
+            data: shape ``(datum, ...)``, or several such tensors, passed to model and guide as positional arguments.
+            steps: the number of steps, at least 1.
             batch_size: rows per step, from 1 to all.
-            kwargs: handed to model and guide as they are, as ``size=len(data)``.
+            kwargs: passed to model and guide unchanged, such as ``size=len(data)``.
 
         Returns:
             The loss before each step, shape ``(steps,)``.
 
         Raises:
-            SettingsError: if a number is out of its range.
-            DataError: if there are no data, or tensors of several lengths.
+            SettingsError: if a number is out of range.
+            DataError: if there are no data, or the tensors differ in length.
         """
         tensors = (data,) if isinstance(data, Tensor) else tuple(data)
-        refuse_run(tensors, steps, batch_size)
-        feed, rows = feed_of(tensors, self._device(tensors[0])), Rowwise(kwargs)
+        validate_run(tensors, steps, batch_size)
+        feed, rows = feed_of(tensors, self._device(tensors[0])), BatchArguments(kwargs)
         losses: list[Tensor] = []
         while (left := steps - sum(map(len, losses))) > 0:
             order = torch.randperm(len(tensors[0]), device=feed.device)
@@ -181,42 +181,43 @@ class CompiledSVI(SVI):
         return torch.cat(losses)
 
     def along(self, feed: Feed, order: Tensor, batch_size: int, arguments: Arguments) -> Iterator[Tensor]:
-        """Steps on the rows of ``feed`` that ``order`` names, batch after batch, the last perhaps smaller.
+        """Take steps over the rows of ``feed`` in the given order; the last batch may be smaller.
 
         Args:
             feed: the data.
             order: indices of rows.
             batch_size: rows per step.
-            arguments: hashable; of one batch of each tensor of the feed, the arguments of model and guide.
+            arguments: a hashable function from one batch of each tensor of the feed to the arguments of model and
+                guide.
 
         Returns:
-            The losses, some at a time.
+            An iterator over the losses of a few steps at a time.
         """
         whole = len(order) // batch_size * batch_size if batch_size else 0
         chunks = [*order[:whole].view(-1, batch_size).split(CHUNK)] if whole else []
-        if whole < len(order) or not batch_size:  # no rows are a step too, where other processes have some
+        if whole < len(order) or not batch_size:  # an empty batch is a step too, if other processes have rows
             chunks.append(order[whole:].unsqueeze(0))
         if chunks and self._stale():
             chunks[0:1] = [part for part in (chunks[0][:1], chunks[0][1:]) if len(part)]
         for chunk in chunks:
             index, data = feed.chunk(chunk)
-            with _naming_a_single_row(chunk.shape[1] == 1 < batch_size):
-                losses = self._steps(Gathered(arguments), len(index), [index], data)
+            with _explain_single_row(chunk.shape[1] == 1 < batch_size):
+                losses = self._steps(GatheredArguments(arguments), len(index), [index], data)
             yield losses
 
     @property
     def begun(self) -> bool:
-        """Whether the first step, which is Pyro's own, was taken."""
+        """Whether the first step, Pyro's own, was taken."""
         return self._updates is not None
 
     def moved(self) -> None:
-        """Take notice that parameters, and what the optimizer knows of them, were changed in place by other hands."""
+        """Update after parameters or the optimizer's state were changed in place from outside."""
         if self._updates is not None and not self._updates.recount():
             self._updates = None
             self._replays.clear()
 
     def _steps(self, given: Arguments, steps: int, changing: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensor:
-        """The losses of steps, each with one row of each tensor of ``changing``."""
+        """Take one step per row of the tensors in ``changing``; return the losses."""
         if self._stale():
             first = self._first(*given(*(tensor[0] for tensor in changing), *fixed))
             rest = [tensor[1:] for tensor in changing]
@@ -231,8 +232,8 @@ class CompiledSVI(SVI):
         return losses
 
     def _first(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-        """A step as ``pyro.infer.SVI`` takes it; what it meets is what the following steps are made of."""
-        for owner in losses_in(self.estimator):  # a CUDA graph would read a count in main memory once and for all
+        """Take a step like ``pyro.infer.SVI``, and record the parameters and values for the compiled steps."""
+        for owner in losses_in(self.estimator):  # in a CUDA graph, a counter in main memory would be a constant
             if isinstance(getattr(owner, "step", None), Tensor):
                 owner.step = owner.step.to(self._device(owner.step))
         before = [(counter, counter.item()) for counter in counters(self.estimator)]
@@ -240,8 +241,8 @@ class CompiledSVI(SVI):
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         sites = met.trace.nodes
         parameters = list({id(p): p for site in sites.values() for p in [site["value"].unconstrained()]}.values())
-        if self._together is not None:  # a process without rows met none
-            parameters = self._together.trained
+        if self._all_reduce is not None:  # a process without rows has no parameter sites
+            parameters = self._all_reduce.trained
         self.optim(parameters)
         self._updates = Updates(self.optim, parameters)
         for parameter in parameters:
@@ -254,37 +255,37 @@ class CompiledSVI(SVI):
         return torch.as_tensor(loss, dtype=like.dtype, device=like.device).detach().reshape(1)
 
     def _stale(self) -> bool:
-        """Whether the next step must be Pyro's own: there was none, what it met has changed, or a handler is around."""
+        """Return whether the next step must be Pyro's own: the first, after a change, or inside a handler."""
         if runtime._PYRO_STACK:
             return True
         if self._updates is not None and (what := self._watch.changed()):
             self._changes += 1
             if self._changes > MOST_CHANGES:
                 raise CompileError(
-                    f"{what} has changed, and {MOST_CHANGES} such changes were traced anew; "
-                    "make what changes a buffer, or a tensor among the arguments"
+                    f"{what} has changed again, after {MOST_CHANGES} changes that were retraced; "
+                    "make it a buffer, or pass it as a tensor argument"
                 )
             self._updates = None
             self._replays.clear()
         return self._updates is None
 
     def _step_of(self, given: Arguments) -> Callable[..., Tensor]:
-        """The whole step as a function of tensors."""
-        updates, differentiable_loss, together = self._updates, differentiable(self.estimator), self._together
+        """Make the whole step as a function of tensors."""
+        updates, differentiable_loss, all_reduce = self._updates, differentiable(self.estimator), self._all_reduce
         assert updates is not None
 
         def step(numbers: Tensor, *tensors: Tensor) -> Tensor:
             args, kwargs = given(*tensors)
             gradients: Sequence[Tensor]
             with torch.enable_grad():
-                if together is None or len(args[0]):
+                if all_reduce is None or len(args[0]):
                     loss = differentiable_loss(self.model, self.guide, *args, **kwargs)
                     gradients = torch.autograd.grad(loss, updates.parameters, materialize_grads=True)
                 else:
                     gradients = [torch.zeros_like(p) for p in updates.parameters]
                     loss = gradients[0].new_zeros(())
-            if together is not None:
-                loss, gradients = together.traced(loss, gradients, len(args[0]))
+            if all_reduce is not None:
+                loss, gradients = all_reduce.traced(loss, gradients, len(args[0]))
             updates.apply(gradients, numbers)
             for counter, by in self._counters:
                 counter.add_(by)
@@ -300,7 +301,7 @@ class CompiledSVI(SVI):
         return loss
 
     def _device(self, data: Tensor) -> torch.device:
-        """Where the parameters are, as far as that can be told before the first step."""
+        """Return the device of the parameters, or of the data if model and guide are not modules."""
         known = (p for part in (self.model, self.guide) for p in getattr(part, "parameters", tuple)())
         return next(known, data).device
 
@@ -309,15 +310,15 @@ class CompiledSVI(SVI):
 
 
 @contextlib.contextmanager
-def _naming_a_single_row(is_single: bool) -> Iterator[None]:
-    """Name the size of the batch in what a step on a last batch of one row raises."""
+def _explain_single_row(is_single: bool) -> Iterator[None]:
+    """Raise a SettingsError about the batch size if a step fails on a last batch of one row."""
     try:
         yield
-    except Exception as error:  # the parts may be the user's own, and raise anything
+    except Exception as error:  # a user's component may raise anything
         if not is_single:
             raise
         reason = str(error) if isinstance(error, PyroVAEError) else in_a_line(error)
         raise SettingsError(
-            f"the step fails on the last batch of a pass, which has one row ({reason}); "
-            "choose a batch_size that leaves no batch of one row, or cut the data by a row"
+            f"the step failed on the last batch of a pass, which has one row ({reason}); "
+            "choose a batch_size that leaves no batch of one row, or drop one row of the data"
         ) from error

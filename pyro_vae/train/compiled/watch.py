@@ -1,4 +1,4 @@
-"""The Python values that a trace has baked in: seen to change, they make it stale."""
+"""Watch the Python values that are constants of a trace: a change makes the trace stale."""
 
 import functools
 import inspect
@@ -12,15 +12,15 @@ from pyro_vae.errors import CompileError
 
 Namespace = dict[str, Any]
 PLAIN = (bool, int, float, str, type(None))
-"""Types of values that a trace bakes in and that can be compared at each step."""
+"""Types of constants that can be compared at each step."""
 
 
 class Watch:
-    """What a model, a guide, a loss and an optimizer are made of: structure and plain values.
+    """The structure and plain values of a model, a guide, a loss and an optimizer.
 
     Args:
-        roots: model, guide and loss; of functions, the modules and plain values that they name are seen too.
-        others: further namespaces: what to call each, it, and the names in it that matter.
+        roots: model, guide and loss; for functions, the modules and plain values that they use are watched too.
+        others: further namespaces as (owner, namespace, watched names).
     """
 
     def __init__(self, roots: Iterable[Any], others: Iterable[tuple[str, Namespace, Iterable[str]]] = ()) -> None:
@@ -40,7 +40,7 @@ class Watch:
         self._places += [(owner, space, name, space.get(name)) for owner, space, names in others for name in names]
 
     def changed(self) -> str:
-        """The name of a value that is another than when this was made, or nothing."""
+        """Return the name of a value that has changed, or an empty string."""
         for owner, space, name, then in self._places:
             now = space.get(name)
             if now is not then and (not isinstance(then, PLAIN) or now != then):
@@ -48,11 +48,11 @@ class Watch:
         return ""
 
     def restore(self) -> None:
-        """Put back what tracing has put in the place of a value.
+        """Restore the values that tracing replaced.
 
         Raises:
-            CompileError: if that was a number, a buffer or a public tensor: the step is another at each call, or
-                leaves something behind that a compiled one would not. Private tensors are taken for caches.
+            CompileError: if tracing replaced a number, a buffer or a public tensor: a compiled step would not repeat
+                this side effect. Private tensors are assumed to be caches.
         """
         moved = [
             (owner, space, name, then)
@@ -65,8 +65,8 @@ class Watch:
         for owner, _, name, then in moved:
             if isinstance(then, PLAIN) or (isinstance(then, Tensor) and not name.startswith("_")):
                 raise CompileError(
-                    f"{owner}.{name} gets a new value at every step, which a compiled step would not see; "
-                    "make it a buffer that is changed in place"
+                    f"{owner}.{name} gets a new value at every step, which a compiled step would miss; "
+                    "make it a buffer and change it in place"
                 )
 
 
@@ -82,7 +82,7 @@ def _modules_of(root: Any) -> Iterator[nn.Module]:
 
 
 def _function_of(root: Any) -> Any:
-    """The Python function at the bottom of a callable; none for a module, whose attributes are watched."""
+    """Return the Python function inside a callable; None for a module, whose attributes are watched."""
     while isinstance(root, functools.partial):
         root = root.func
     root = getattr(root, "__func__", root)
@@ -90,7 +90,7 @@ def _function_of(root: Any) -> Any:
 
 
 def _named_by(function: Any) -> list[tuple[str, Namespace, Namespace]]:
-    """The plain global values that a function names."""
+    """List the plain global values that a function uses."""
     if function is None:
         return []
     space = function.__globals__

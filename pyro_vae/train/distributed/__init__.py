@@ -1,4 +1,4 @@
-"""Many devices: processes that train one VAE together."""
+"""Train one VAE with several processes."""
 
 from pyro_vae.train.distributed.group import Group, joined
 

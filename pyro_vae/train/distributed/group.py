@@ -1,4 +1,4 @@
-"""The processes that train one VAE together, and what they tell each other."""
+"""``Group``: the processes that train one VAE together, and their collectives."""
 
 import hashlib
 import math
@@ -17,16 +17,16 @@ from pyro_vae.core.device import choose_device, derive_seed
 from pyro_vae.errors import ProcessError, PyroVAEError, SettingsError
 
 PATIENCE = timedelta(minutes=30)
-"""So long a process waits for the others before it gives them up."""
+"""How long a process waits for the others before it fails."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train one VAE; alone, a process has nobody to tell anything.
+    """The processes that train one VAE; with a single process, collectives do nothing.
 
     Args:
-        rank: which of them this is, from 0; the first alone writes and shows progress.
-        ranks: how many they are.
+        rank: the rank of this process, from 0; only the first writes and shows progress.
+        ranks: the number of processes.
 
     Example:
         >>> Group().first, Group(1, 3).part(torch.arange(7))
@@ -43,15 +43,15 @@ class Group:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other."""
+        """Whether this is the only process."""
         return self.ranks == 1
 
     def part(self, index: Tensor) -> Tensor:
-        """Of the rows of a global batch those of this process: as many as of any other, or one more or less."""
+        """Return this process's rows of a global batch; the numbers of rows of processes differ by at most one."""
         return index if self.alone else index.tensor_split(self.ranks)[self.rank]
 
     def parts(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
-        """Of whole global batches, one after the other, the rows of this process, and how many of each.
+        """Return this process's rows of consecutive whole global batches, and its rows per batch.
 
         Example:
             >>> Group(1, 2).parts(torch.arange(8), 4)
@@ -59,15 +59,15 @@ class Group:
         """
         if self.alone:
             return order, batch_size
-        own = order.view(-1, batch_size).tensor_split(self.ranks, 1)[self.rank]
-        return own.flatten(), own.shape[1]
+        rows = order.view(-1, batch_size).tensor_split(self.ranks, 1)[self.rank]
+        return rows.flatten(), rows.shape[1]
 
     def seed(self, seed: int, step: int = 0) -> int:
-        """Derive the seed of the noise that this process draws from a step on.
+        """Derive the seed of this process's noise from a step on.
 
         Args:
-            seed: of the training.
-            step: the steps taken before.
+            seed: the seed of the training.
+            step: the number of steps taken before.
 
         Example:
             >>> len({Group(rank, 2).seed(seed, step) for rank in (0, 1) for seed in (7, 8) for step in (0, 100)})
@@ -75,64 +75,64 @@ class Group:
         """
         return derive_seed(seed, "noise of training", self.rank, step)
 
-    def agreed(self, value: Any) -> Any:
-        """What the first process has, on all of them: numbers, sentences, nested as they like."""
+    def broadcast(self, value: Any) -> Any:
+        """Broadcast the first process's value, any picklable object, to all."""
         if self.alone:
             return value
-        held = [value]
-        with told_if_lost():
-            dist.broadcast_object_list(held, src=0, device=_device())
-        return held[0]
+        objects = [value]
+        with reraise_lost_peer():
+            dist.broadcast_object_list(objects, src=0, device=_device())
+        return objects[0]
 
-    def gathered(self, value: Any) -> list[Any]:
-        """What each process has, in the order of their ranks, on all of them."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Gather the value of each process, in the order of ranks, on all."""
         if self.alone:
             return [value]
         found: list[Any] = [None] * self.ranks
-        with told_if_lost():
+        with reraise_lost_peer():
             dist.all_gather_object(found, value)
         return found
 
     @contextmanager
-    def alike(self, kind: type[PyroVAEError]) -> Iterator[None]:
-        """An error of this kind that one process meets inside is raised on all of them."""
+    def raise_together(self, kind: type[PyroVAEError]) -> Iterator[None]:
+        """Raise an error of this kind on all processes if it occurs inside on any of them."""
         error: PyroVAEError | None = None
         try:
             yield
         except kind as met:
             error = met
-        every = self.gathered(str(error) if error else None)
+        every = self.all_gather(str(error) if error else None)
         if error is not None:
             raise error
         if other := next((f"process {rank}: {one}" for rank, one in enumerate(every) if one is not None), None):
             raise kind(other)
 
-    def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Give all processes the values that tensors have on the first, in place."""
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Broadcast tensors of the first process to all, in place."""
         if not self.alone:
-            with torch.no_grad(), told_if_lost():
+            with torch.no_grad(), reraise_lost_peer():
                 for tensor in tensors:
                     whole = tensor.detach().contiguous()
                     dist.broadcast(whole, src=0)
                     tensor.detach().copy_(whole)
 
-    def refuse_apart(self, tensors: dict[str, Tensor]) -> None:
-        """Refuse tensors that are not the same to the bit on all processes.
+    def validate_equal(self, tensors: dict[str, Tensor]) -> None:
+        """Raise if tensors are not equal, bit for bit, on all processes.
 
         Args:
-            tensors: name → tensor, as a state dict has them.
+            tensors: name → tensor, such as a state dict.
 
         Raises:
-            ProcessError: naming the first that is another.
+            ProcessError: naming the first tensor that differs.
         """
         if self.alone:
             return
-        every = self.gathered({name: _digest(tensor) for name, tensor in tensors.items()})
+        every = self.all_gather({name: _digest(tensor) for name, tensor in tensors.items()})
         for rank, one in enumerate(every):
             if other := next((name for name, digest in one.items() if every[0].get(name) != digest), None):
                 raise ProcessError(
-                    f"{other} is not the same on process {rank} as on process 0, though all of them train one VAE; "
-                    "what a module changes by itself while it trains must not depend on its batch (devices=1 allows it)"
+                    f"{other} differs between process {rank} and process 0, which train the same VAE; buffers that a "
+                    "module updates must not depend on its batch (use devices=1 otherwise)"
                 )
 
 
@@ -145,48 +145,48 @@ def _digest(tensor: Tensor) -> bytes:
 
 
 def _device() -> torch.device:
-    """Where objects are sent from: NCCL sends what is on the GPU only."""
+    """Return the device from which objects are sent: NCCL only sends from the GPU."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 @contextmanager
-def told_if_lost() -> Iterator[None]:
-    """A process that is gone is told of in a sentence.
+def reraise_lost_peer() -> Iterator[None]:
+    """Raise a one-sentence error if a collective fails because a peer process died.
 
     Raises:
-        ProcessError: where a collective fails.
+        ProcessError: if a collective fails.
     """
     try:
         yield
-    except RuntimeError as error:  # DistBackendError is one; gloo raises it bare
+    except RuntimeError as error:  # includes DistBackendError; gloo raises a plain RuntimeError
         if any(sign in str(error) for sign in LOST) or isinstance(error, dist.DistError):
-            raise LostError("another of the processes is gone; go on from the last checkpoint") from error
+            raise LostPeerError("a peer process died; resume from the last checkpoint") from error
         raise
 
 
 LOST = ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out", "timeout", "Broken pipe", "Socket")
-"""What torch's messages hold where a collective fails because of another process."""
+"""Parts of torch's messages when a collective fails because of another process."""
 
 
-class LostError(ProcessError):
-    """Another process is gone: the one that is to be told of is that."""
+class LostPeerError(ProcessError):
+    """A peer process died; report its failure, not this one."""
 
 
 def launched() -> bool:
-    """Whether torchrun, or what sets the same environment, has started this process as one of several."""
+    """Return whether torchrun, or a launcher with the same environment, started this process as one of several."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ) and os.environ["WORLD_SIZE"] != "1"
 
 
 def writes() -> bool:
-    """Whether this process is the one that writes results: the first of those that torchrun has started."""
+    """Return whether this process writes results: the only one, or the first that torchrun started."""
     return not launched() or os.environ["RANK"] == "0"
 
 
-def own_device(device: str | torch.device) -> torch.device:
-    """The device of this process: of several GPUs that of its local rank.
+def process_device(device: str | torch.device) -> torch.device:
+    """Choose the device of this process: with several GPUs, the one of its local rank.
 
     Args:
-        device: ``"auto"``, or what ``torch.device`` takes; an index is that of a machine with one process.
+        device: ``"auto"``, or an argument of ``torch.device``; an index is only used with a single process.
 
     Raises:
         SettingsError: if there are fewer GPUs than processes.
@@ -197,8 +197,8 @@ def own_device(device: str | torch.device) -> torch.device:
     local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= there:
         raise SettingsError(
-            f"there are {int(os.environ.get('LOCAL_WORLD_SIZE', local + 1))} processes on this machine and {there} "
-            "GPUs; take devices of at most that, or device='cpu'"
+            f"there are {int(os.environ.get('LOCAL_WORLD_SIZE', local + 1))} processes on this machine but only "
+            f"{there} GPUs; start at most one process per GPU, or use device='cpu'"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
@@ -206,13 +206,13 @@ def own_device(device: str | torch.device) -> torch.device:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """The group that torchrun's environment names, for as long as it is needed; alone where it names none.
+    """Join the process group of torchrun's environment, and leave it at the end; without one, stay alone.
 
     Args:
-        device: of this process; GPUs talk by NCCL, processors by gloo.
+        device: the device of this process; GPUs communicate over NCCL, CPUs over gloo.
 
     Raises:
-        ProcessError: if the others cannot be met.
+        ProcessError: if the other processes cannot be reached.
 
     Example:
         >>> with joined(torch.device("cpu")) as group:
@@ -228,8 +228,8 @@ def joined(device: torch.device) -> Iterator[Group]:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise ProcessError(
-                f"process {os.environ['RANK']} cannot meet the others at {os.environ['MASTER_ADDR']}:"
-                f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); look at the address and the firewall"
+                f"process {os.environ['RANK']} cannot reach the others at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); check the address and the firewall"
             ) from error
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
@@ -238,15 +238,15 @@ def joined(device: torch.device) -> Iterator[Group]:
             dist.destroy_process_group()
 
 
-def share_of_cores(processes: int) -> int:
-    """How many threads each of so many processes on this machine is to have.
+def threads_per_process(processes: int) -> int:
+    """Compute the number of threads of each process on this machine.
 
     Example:
-        >>> share_of_cores(10**6)
+        >>> threads_per_process(10**6)
         1
     """
-    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-        return max(1, int(asked))
-    known = getattr(os, "sched_getaffinity", None)
-    cores = len(known(0)) if known else os.cpu_count() or 1
+    if (requested := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(requested))
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, math.floor(cores / processes))

@@ -1,4 +1,4 @@
-"""Start workers on this machine by torchrun's launcher, and report how they ended."""
+"""Start workers on this machine with torchrun's launcher, and report how they ended."""
 
 import dataclasses
 import logging
@@ -21,24 +21,24 @@ from torch import Tensor
 from pyro_vae import errors
 from pyro_vae.core.signals import ending_signals
 from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, SettingsError
-from pyro_vae.train.distributed.group import LostError, share_of_cores
+from pyro_vae.train.distributed.group import LostPeerError, threads_per_process
 
 if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
     from pyro_vae.train.fit import Fit
 
 GRACE = 2.0
-"""Seconds that a worker waits after it lost a peer, so that the launcher meets the failure of the peer first."""
+"""The seconds that a worker waits after losing a peer, so that the launcher sees the peer's failure first."""
 
 ENDING = 60.0
-"""Seconds that workers have for a last checkpoint after SIGINT or SIGTERM."""
+"""The seconds that workers have for a last checkpoint after SIGINT or SIGTERM."""
 
 SHARED = ("validation_data", "context", "mask")
-"""Arguments of ``fit`` whose tensors, as those of ``data``, are in memory once for all workers."""
+"""Arguments of ``fit`` whose tensors, like those of ``data``, all workers share in memory."""
 
 
 def fit_on_workers(workers: int, fit: "Callable[..., Fit]", vae: "VAE", data: Any, settings: dict[str, Any]) -> "Fit":
-    """Run ``fit`` on several workers, and give their weights to ``vae``, after a divergence too."""
+    """Run ``fit`` on several workers, and load their weights into ``vae``, also after a divergence."""
     shared = {"data": data, **{name: settings.pop(name) for name in SHARED}}
     weights, vae.trained_on, result = launch(workers, _fit, fit, vae, settings, shared=shared)
     vae.load_state_dict(weights)
@@ -50,7 +50,7 @@ def fit_on_workers(workers: int, fit: "Callable[..., Fit]", vae: "VAE", data: An
 def _fit(
     fit: "Callable[..., Fit]", vae: "VAE", settings: dict[str, Any], **shared: Any
 ) -> tuple[dict[str, Tensor], Any, Any]:
-    """Train on one worker: the weights, the hashes of the rows, and the fit or its divergence."""
+    """Train on one worker; return the weights, the hashes of the rows, and the fit or its divergence."""
     result: Any
     try:
         result = dataclasses.replace(fit(vae, **settings, **shared), vae=None)  # type: ignore[arg-type]
@@ -60,11 +60,11 @@ def _fit(
 
 
 def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[str, Any] | None = None) -> Any:
-    """Call ``function`` on each of several workers, which find each other by torchrun's environment.
+    """Call a function on each of several workers, which connect through torchrun's environment.
 
     Args:
-        workers: their number, at least 1.
-        function: of a module that workers can import.
+        workers: the number of workers, at least 1.
+        function: a function of a module that workers can import.
         args: its arguments, which are pickled.
         shared: its keyword arguments, whose tensors go to shared memory; workers must not write to them.
 
@@ -74,7 +74,7 @@ def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[
     Raises:
         PyroVAEError: if a worker raises an error of this library.
         SettingsError: if an argument cannot be sent to a worker.
-        ProcessError: if a worker dies; the others are then stopped.
+        ProcessError: if a worker dies; the others are stopped.
         KeyboardInterrupt: if workers were killed after a signal.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
@@ -87,24 +87,26 @@ def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[
             min_nodes=1, max_nodes=1, nproc_per_node=workers, max_restarts=0, run_id=uuid.uuid4().hex,
             rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=dict.fromkeys(range(1, workers), Std.ALL)),
-            signals_to_handle="",  # forward_signals does, and leaves workers the time for a checkpoint
+            signals_to_handle="",  # forward_signals handles them, and leaves workers time for a checkpoint
         )  # fmt: skip
         try:
-            sent = pickle.dumps((function, args))  # the launcher's own pickle would let workers share the weights
-            return elastic_launch(config, _work)(sent, shared or {}, share_of_cores(workers))[0]
+            sent = pickle.dumps((function, args))  # with the launcher's pickle, workers would share the weights
+            return elastic_launch(config, _work)(sent, shared or {}, threads_per_process(workers))[0]
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
             raise SettingsError(
                 f"the arguments cannot be sent to workers ({error}); build them from classes and functions of a "
-                "module, as functools.partial(torch.optim.Adam, lr=1e-3), or use devices=1"
+                "module, such as functools.partial(torch.optim.Adam, lr=1e-3), or use devices=1"
             ) from error
         except ChildFailedError as error:
             raise _failure(*error.get_first_failure(), workers, bool(received)) from error
 
 
 def validate_main_guard() -> None:
-    """Refuse to start workers from a worker that is still importing the user's script."""
+    """Raise if a worker that is importing the user's script starts workers itself."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SettingsError('workers import this script: put the code that runs under if __name__ == "__main__":')
+        raise SettingsError(
+            'devices: workers import this script; move the code that starts them under if __name__ == "__main__":'
+        )
 
 
 def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
@@ -113,49 +115,49 @@ def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
     _exit_if_orphaned()
     torch.set_num_threads(threads)
     try:
-        function, args = pickle.loads(sent)  # noqa: S301  (of the process that launched this one)
+        function, args = pickle.loads(sent)  # noqa: S301  (sent by the launching process)
     except (AttributeError, ImportError) as error:
         raise SettingsError(f"a worker cannot import an argument ({error}); define it in a module (.py)") from error
     try:
         result = function(*args, **shared)
-    except LostError:
+    except LostPeerError:
         time.sleep(GRACE)
         raise
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)  # torch would take it for a success without a result, and wait
+        sys.exit(128 + signal.SIGINT)  # torch would treat it as a success without a result, and wait
     _exit_if_orphaned()
     return result if os.environ["RANK"] == "0" else None
 
 
 def _exit_if_orphaned() -> None:
-    """Exit if the launching process is gone, which torch would wait for."""
+    """Exit if the launching process has died; torch would wait for it."""
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         sys.exit(1)
 
 
 def _failure(rank: int, failure: Any, workers: int, interrupted: bool) -> BaseException:
-    """The error of a worker: its own if this library has it, else how the worker ended."""
+    """Make the error of a failed worker: its own if it is of this library, else how the worker ended."""
     message = failure.error_file_data["message"]
-    text: str = message["message"] if isinstance(message, dict) else "before it began; its output has the reason"
+    text: str = message["message"] if isinstance(message, dict) else "before it started; its output gives the reason"
     name, _, reason = text.partition(": ")
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, PyroVAEError):
         return kind(reason)
     if interrupted:
-        return KeyboardInterrupt("the processes were killed; go on from the last checkpoint (resume)")
+        return KeyboardInterrupt("the processes were killed; resume from the last checkpoint")
     how = f"ended with exit code {failure.exitcode} ({text.splitlines()[0]})"
     if failure.exitcode < 0:
-        how = f"was ended by {failure.signal_name()}" + ", as when memory runs out" * (failure.exitcode == -9)
+        how = f"was ended by {failure.signal_name()}" + ", perhaps for lack of memory" * (failure.exitcode == -9)
     return ProcessError(
         f"process {rank} of {workers} {how}, and the others were stopped; "
-        "go on from the last checkpoint (resume), or start again"
+        "resume from the last checkpoint, or start again"
     )
 
 
 @contextmanager
 def forward_signals() -> Iterator[list[int]]:
-    """Ask workers to end when a signal asks for it; kill them at a second one or after :data:`ENDING` seconds."""
+    """Forward a termination signal to workers; kill them at a second one or after :data:`ENDING` seconds."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -182,7 +184,7 @@ def forward_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Silence the launcher's log, a page for what is told here in a sentence."""
+    """Silence the launcher's log, which prints a page for an error that is one sentence here."""
     names = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:

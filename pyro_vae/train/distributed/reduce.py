@@ -1,4 +1,4 @@
-"""Loss and gradient of a global batch, whose rows are spread over processes."""
+"""All-reduce the loss and gradient of a global batch whose rows are distributed over processes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -10,38 +10,37 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_vae.core.traces import Loss, loss_name
-from pyro_vae.core.vae import VAE
 from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.nested import losses_in
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.train.distributed.group import Group, told_if_lost
+from pyro_vae.train.distributed.group import Group, reraise_lost_peer
 
 EXTRA = 4
-"""What goes with the gradient: the loss, the rows, and two wishes."""
+"""The count of numbers that are reduced with the gradient: the loss, the rows and two requests."""
 
 Wishes: TypeAlias = Callable[[], tuple[bool, bool]]
-"""Whether a process wants all to stop, and whether a checkpoint."""
+"""A function that returns whether a process requests a stop of all, and whether a checkpoint."""
 
 
 def no_wishes() -> tuple[bool, bool]:
-    """Neither to stop nor for a checkpoint."""
+    """Request neither a stop nor a checkpoint."""
     return False, False
 
 
 COUPLE = (RenyiELBO, Trace_MMD, EnergyDistance)
-"""Estimators of Pyro that are no sum over the data of a batch."""
+"""Pyro's estimators that are not a sum over the data of a batch."""
 
 
-def refuse_spread(vae: nn.Module, loss: Loss, batch_size: int, group: Group) -> None:
-    """Refuse what is not a sum over data, so that slices of a batch do not add up to it.
+def validate_distributable(vae: nn.Module, loss: Loss, batch_size: int, group: Group) -> None:
+    """Raise if the loss is not a sum over data, so that parts of a batch would not add up to it.
 
     Raises:
         SettingsError: if there are more processes than rows in a batch.
-        ModelError: if an estimator or a module couples the data of a batch.
+        ModelError: if the estimator or a module couples the data of a batch.
 
     Example:
         >>> import pyro_vae as pv
-        >>> refuse_spread(torch.nn.Identity(), pv.elbo.TCVAE(pv.elbo.ELBO()), 8, Group(0, 2))
+        >>> validate_distributable(torch.nn.Identity(), pv.elbo.TCVAE(pv.elbo.ELBO()), 8, Group(0, 2))
         Traceback (most recent call last):
         pyro_vae.errors.ModelError: TCVAE(ELBO(1), beta=6) couples the data of a batch, ...
     """
@@ -49,39 +48,39 @@ def refuse_spread(vae: nn.Module, loss: Loss, batch_size: int, group: Group) -> 
         return
     if batch_size < group.ranks:
         raise SettingsError(
-            f"batch_size is {batch_size} and there are {group.ranks} processes, which share each batch; "
-            "take as many rows, or fewer devices"
+            f"batch_size is {batch_size}, but {group.ranks} processes share each batch; use a batch_size of at least "
+            f"{group.ranks}, or fewer devices"
         )
     if isinstance(loss, COUPLE) or any(getattr(one, "couples_data", False) for one in losses_in(loss)):
         raise ModelError(
-            f"{loss_name(loss)} couples the data of a batch, so the batch cannot be spread over {group.ranks} "
-            "processes; take devices=1, or another objective"
+            f"{loss_name(loss)} couples the data of a batch, so the batch cannot be distributed over {group.ranks} "
+            "processes; use devices=1, or another objective"
         )
     for name, module in vae.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise ModelError(
-                f"{name} is a {type(module).__name__}, whose statistics are of the batch, so it cannot be spread over "
-                f"{group.ranks} processes; take LayerNorm or GroupNorm, or devices=1"
+                f"{name} is a {type(module).__name__}, whose statistics couple the data of a batch, so the batch "
+                f"cannot be distributed over {group.ranks} processes; use LayerNorm, GroupNorm or devices=1"
             )
 
 
-class Together:
-    """What ``loss_and_grads`` is, for a global batch of which this process holds a slice.
+class GradientAllReduce:
+    """A ``loss_and_grads`` for a global batch of which this process has a part.
 
     .. math:: g = \\sum_r \\frac{m_r}m g_r, \\qquad \\mathcal L = \\sum_r \\frac{m_r}m \\mathcal L_r
 
-    with g_r of rank r's m_r rows, which stand for n as all m rows do (``size=n``). Gradient, loss, rows and the
-    processes' wishes are added up in one all-reduce per step.
+    where g_r is the gradient of rank r on its m_r rows, scaled to all n data (``size=n``). Gradient, loss, row count
+    and the processes' requests are summed in one all-reduce per step.
 
     Args:
         group: the processes.
         loss: the estimator.
         loss_and_grads: its function of (model, guide, x, ...).
-        parameters: those that are trained, in the same order on each process.
-        wishes: of this process, asked for before each step or each few compiled ones.
+        parameters: the trained parameters, in the same order on each process.
+        wishes: returns the requests of this process; called before each step or chunk of compiled steps.
 
     Attributes:
-        stopped, wanted: whether any process wanted to stop, or a checkpoint, before the last step; the same on all.
+        stopped, wanted: whether any process requested a stop, or a checkpoint, before the last step; equal on all.
     """
 
     def __init__(
@@ -94,26 +93,26 @@ class Together:
     ) -> None:
         self.group, self.loss, self.loss_and_grads, self.wishes = group, loss, loss_and_grads, wishes
         self.parameters, self.trained = list(parameters), list[Tensor]()
-        self.buffer = self.asked = self.answer = torch.zeros(0)
+        self.buffer = self.requests = self.answer = torch.zeros(0)
         self.views: list[Tensor] = []
 
     @property
     def stopped(self) -> bool:
-        """Whether any process wanted to stop."""
+        """Whether any process requested a stop."""
         return len(self.answer) > 0 and bool(self.answer[0] > 0)
 
     @property
     def wanted(self) -> bool:
-        """Whether any process wanted a checkpoint."""
+        """Whether any process requested a checkpoint."""
         return len(self.answer) > 0 and bool(self.answer[1] > 0)
 
     def ask(self) -> None:
-        """Have the next step tell the others what this process wants."""
-        for place, wish in zip(self.asked, self.wishes(), strict=False):  # before the first step there is no place
+        """Write this process's requests to the buffer of the next step."""
+        for place, wish in zip(self.requests, self.wishes(), strict=False):  # before the first step the buffer is empty
             place.fill_(wish)
 
     def __call__(self, model: Any, guide: Any, x: Tensor, *args: Any) -> float:
-        """The loss of the global batch; its gradient is in ``.grad`` of each parameter, on each process."""
+        """Return the loss of the global batch; its gradient is in ``.grad`` of each parameter, on each process."""
         for parameter in self.parameters:
             parameter.grad = None
         loss: Any = 0.0
@@ -124,18 +123,18 @@ class Together:
         return self._reduced(loss, len(x))
 
     def traced(self, loss: Tensor, gradients: Sequence[Tensor], rows: int) -> tuple[Tensor, list[Tensor]]:
-        """The same as operations that a graph takes: loss and gradients of all rows, of those of this process.
+        """Reduce loss and gradients with operations that can be traced to a graph.
 
         Args:
-            loss: of its rows.
-            gradients: of its rows.
-            rows: how many they are.
+            loss: the loss of this process's rows.
+            gradients: the gradients of these rows.
+            rows: the number of these rows.
         """
         from torch.distributed import _functional_collectives as collectives
 
         dtype = self.buffer.dtype
-        told = torch.stack([loss.detach().to(dtype), torch.ones_like(loss, dtype=dtype)]) * rows
-        parts = [*(rows * g.flatten().to(dtype) for g in gradients), told, self.asked]
+        weighted = torch.stack([loss.detach().to(dtype), torch.ones_like(loss, dtype=dtype)]) * rows
+        parts = [*(rows * g.flatten().to(dtype) for g in gradients), weighted, self.requests]
         whole = collectives.wait_tensor(
             collectives.all_reduce(torch.cat(parts), "sum", dist.distributed_c10d._get_default_group())
         )
@@ -150,7 +149,7 @@ class Together:
         if not self.buffer.numel():
             self._begin()
         self._fill(loss, rows)
-        with told_if_lost():
+        with reraise_lost_peer():
             dist.all_reduce(self.buffer)
         whole, of, *_ = self.buffer[-EXTRA:].tolist()
         self.answer.copy_(self.buffer[-2:])
@@ -170,19 +169,19 @@ class Together:
             extra[1] = 1
             self.buffer.mul_(rows)
         self.ask()
-        extra[2:] = self.asked
+        extra[2:] = self.requests
 
     def _begin(self) -> None:
-        """A place for each parameter that has a gradient in the first step, on any process."""
-        found = self.group.gathered([p.grad is not None for p in self.parameters])
+        """Allocate the buffer for the parameters that have a gradient in the first step on any process."""
+        found = self.group.all_gather([p.grad is not None for p in self.parameters])
         self.trained = [p for p, *has in zip(self.parameters, *found, strict=True) if any(has)]
         self.buffer = flat_like(self.trained)
         self.views = views_of(self.buffer, self.trained)
-        self.asked, self.answer = torch.zeros_like(self.buffer[-2:]), torch.zeros_like(self.buffer[-2:])
+        self.requests, self.answer = torch.zeros_like(self.buffer[-2:]), torch.zeros_like(self.buffer[-2:])
 
 
 def flat_like(parameters: Sequence[Tensor]) -> Tensor:
-    """A vector for all gradients and what goes with them, in the widest of their precisions."""
+    """Allocate a vector for all gradients and the extra numbers, in the widest precision among them."""
     widest = torch.float32
     for parameter in parameters:
         widest = torch.promote_types(widest, parameter.dtype)
@@ -190,11 +189,6 @@ def flat_like(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The vector cut up, in the parameters' shapes."""
+    """Split the vector into views with the shapes of the parameters."""
     pieces = flat[: len(flat) - EXTRA].split([p.numel() for p in parameters])
     return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
-
-
-def spread_parts(vae: VAE, group: Group) -> None:
-    """Weights and buffers of the first process, on all of them."""
-    group.spread([*vae.parameters(), *vae.buffers()])
