@@ -20,7 +20,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from pyro_vae.cli import main
-from pyro_vae.cli.checksums import put, sum_of
+from pyro_vae.cli.checksums import compute_checksum, record_checksum
 from pyro_vae.train.checkpoint.tensor_file import read_tree, write_tree
 
 Content = bytes | Callable[[Path], object] | None
@@ -194,7 +194,7 @@ def meant(content: Content) -> Content:
 
     def write(path: Path) -> None:
         plant(path, content)
-        put(path.parent, path.name, sum_of(path))
+        record_checksum(path.parent, path.name, compute_checksum(path))
 
     return write
 
@@ -327,7 +327,7 @@ SETTINGS = [
     setting("epochs 0", "--epochs 0", "epochs is 0", "at least 1"),
     setting("a word for epochs", "--epochs many", "epochs: expected int, got many", HELP),
     setting("latent_dim 0", "--latent_dim 0", "latent_dim is 0", "at least 1"),
-    setting("latent_dim beyond any memory", f"--latent_dim {10**15}", "no VAE can be made", "memory", "change them"),
+    setting("latent_dim beyond any memory", f"--latent_dim {10**15}", "cannot build a VAE", "memory", "change them"),
     setting("a hidden layer of width 0", "--hidden [4,0]", "one of the sizes [0, 4, 8, 3] is 0", "at least 1"),
     setting("held_out 0", "--held_out 0", "held-out fraction is 0.0", FRACTION),
     setting("held_out 1", "--held_out 1", "held-out fraction is 1.0", FRACTION),
@@ -354,7 +354,7 @@ SETTINGS = [
     setting("an optimizer of sparse gradients", "--optimizer SparseAdam", "does not support dense", "change its"),
     setting("an unknown prior", "--prior Cauchy", "prior: there is no class Cauchy", HELP),
     setting("a prior of no module", "--prior nowhere.Prior", "prior: No module named 'nowhere'", HELP),
-    setting("a base class for a prior", "--prior Prior", "no VAE can be made", "change them, latent_dim 8"),
+    setting("a base class for a prior", "--prior Prior", "cannot build a VAE", "change them, latent_dim 8"),
     setting("a prior for a likelihood", "--likelihood pyro_vae.priors.Prior", "Prior"),
     setting("a setting that a prior has not", "--prior.what 3", "prior: no class is named", "option 'what'", HELP),
     setting("an unknown estimator", "--elbo Nope", "elbo: there is no class Nope", HELP),
@@ -402,7 +402,7 @@ COMPARES = [
         "data of other columns than the run's", "--run run --data five.npy",
         "five.npy: a row has 5 numbers", "3 in ", "same columns", files=FIVE,
     ),
-    damaged("a run whose config.yaml is damaged", "config.yaml", b"data: [", "is not as it was written", "copy the"),
+    damaged("a run whose config.yaml is damaged", "config.yaml", b"data: [", "has changed since it was", "copy the"),
     damaged("a run whose config.yaml is wrong", "config.yaml", meant(b"data: ["), "not the settings of a run", "copy"),
     damaged("a run whose config.yaml is empty", "config.yaml", meant(b""), "not a table of settings", "copy the run"),
     damaged("a run whose config.yaml is of bytes", "config.yaml", meant(bytes(range(256))), "'utf-8'", "copy the run"),

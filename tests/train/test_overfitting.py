@@ -166,7 +166,7 @@ def test_the_command_line_stops_by_the_validation_elbo_and_keeps_the_best_weight
     assert f"with the weights after epoch {kept}, which the validation data chose" in capsys.readouterr().out
     assert judge_overfitting(overfitting(told)).level == "fine"
     assert main(["fit", "--resume", "run", "--epochs", "400"]) == 2
-    assert "ends by its validation ELBO, not by epochs; raise --steps" in capsys.readouterr().err
+    assert "stops by its validation ELBO, not after a number of epochs; raise --steps" in capsys.readouterr().err
 
 
 def test_of_the_kept_weights_fall_and_error_are_those_of_one_epoch():
