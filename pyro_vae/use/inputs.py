@@ -127,9 +127,7 @@ def read(
 
 def _streamed(vae: "VAE", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
     if context is not None or mask is not None:
-        raise SettingsError(
-            f"{data.source}: a stream holds its own context and mask; pass them to pyro_vae.data.stream"
-        )
+        raise SettingsError(f"{data.source}: a stream holds its own context and mask; pass them where it is made")
     expected = given_names(Names.of(vae).columns)
     if (columns := given_names(data.columns)) and expected and columns != expected:
         raise DataError(

@@ -225,7 +225,7 @@ def test_what_cannot_be_is_refused():
     vae = MODEL.as_vae()
     with pytest.raises(SettingsError, match="draws is 1"):
         collapse(vae, MODEL.sample(3), draws=1)
-    with pytest.raises(DataError, match="there is one datum only"):
+    with pytest.raises(DataError, match="there is only one datum"):
         collapse(vae, MODEL.sample(1))
 
 

@@ -78,7 +78,7 @@ def test_figures_name_the_row(labelled):
 
 def test_labels_that_are_not_one_per_row_are_refused(labelled):
     vae, _, x, names = labelled
-    with pytest.raises(pv.errors.DataError, match="there are 11 row labels for 12 rows; give one for each"):
+    with pytest.raises(pv.errors.DataError, match="there are 11 row labels for 12 rows; pass one for each"):
         khat(vae, pv.data.Data(x, row_labels=names[:11]), num_particles=50)
 
 
