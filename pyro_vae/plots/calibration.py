@@ -147,8 +147,8 @@ def _chosen(found: xr.Dataset) -> str:
         return ""
     shown = int((found.family == "column").sum())
     return (
-        f"\nthe {shown} of {found.attrs['column_statistics']} statistics of columns that are farthest off: each p-value "
-        f"is for one statistic; joint {format_p(float(found.column_p_value), found.sizes['draw'])}"
+        f"\nthe {shown} of {found.attrs['column_statistics']} statistics of columns that are farthest off: each "
+        f"p-value is for one statistic; joint {format_p(float(found.column_p_value), found.sizes['draw'])}"
     )
 
 
