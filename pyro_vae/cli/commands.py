@@ -47,7 +47,7 @@ def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, d
     Args:
         out: a new folder for the results; by default runs/demo, with a number added if that name is taken.
         epochs: passes over the training data.
-        seed: of the split, the initial weights, the order of the data and the noise.
+        seed: the seed of the split, the initial weights, the order of the data and the noise.
         device: auto (CUDA if available), cpu or cuda.
     """
 
@@ -107,7 +107,7 @@ def check_settings(
         out: a new folder for the report; by default RUN/check, with a number added if that name is taken.
         rows: the largest number of held-out rows to check.
         budget: the time limit in seconds; diagnostics that would exceed the remaining time are skipped and listed.
-        seed: of all draws.
+        seed: the seed of all draws.
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
@@ -132,7 +132,7 @@ def encode_settings(
             that name is taken.
         missing: the codes for a missing value in --data, as for fit; by default those of the run.
         draws: the number of draws for each row, used if the mean of q(z|x) has no closed form.
-        seed: of all draws.
+        seed: the seed of all draws.
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
@@ -157,7 +157,7 @@ def reconstruct_settings(
             added if that name is taken.
         missing: the codes for a missing value in --data, as for fit; by default those of the run.
         draws: the number of draws of z for each row.
-        seed: of all draws.
+        seed: the seed of all draws.
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
@@ -183,7 +183,7 @@ def impute_settings(
         missing: the codes for a missing value in --data, as for fit, in addition to empty cells and NaN; by default
             those of the run.
         draws: the number of draws of z for each row with a missing value.
-        seed: of all draws.
+        seed: the seed of all draws.
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
@@ -206,7 +206,7 @@ def sample_settings(
         data: for a conditional VAE, a table with the context columns, matched by name: one row is drawn for each
             context, or all n rows for a single context.
         out: a new file, .csv, .parquet or .npy; by default RUN/sample.csv, with a number added if that name is taken.
-        seed: of all draws.
+        seed: the seed of all draws.
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
@@ -235,7 +235,7 @@ def score_settings(
         method: the estimator of log p(x), as in pyro_vae.log_evidence.
         num_particles: draws or chains per row for log p(x); by default 500 draws or 32 chains.
         draws: draws of z per row for the ELBO and the reconstruction.
-        seed: of all draws.
+        seed: the seed of all draws.
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """

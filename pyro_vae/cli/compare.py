@@ -46,9 +46,9 @@ QUIET = Console(quiet=True)
 """The console for the tables of single seeds, which are not shown."""
 
 
-def run_compare(asked: Namespace) -> int:
+def run_compare(arguments: Namespace) -> int:
     """Compare estimators at the start, middle and end of training."""
-    settings = _resolve(asked)
+    settings = _resolve(arguments)
     _validate_settings(settings)
     if settings.run is not None:
         return _compare_run(settings)
@@ -66,7 +66,7 @@ def run_compare(asked: Namespace) -> int:
     validate_held_out(settings, data)
     _validate_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
-        return _compare_seeds(settings, seeds, data, resumes=settings is not asked)
+        return _compare_seeds(settings, seeds, data, resumes=settings is not arguments)
     seeded_settings, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
     with RunFolder(folder_for("compare", settings.out)) as run, saving_after_divergence(seeded_settings, vae, run):
         moments, fitted = _train(seeded_settings, vae, data)
@@ -76,14 +76,14 @@ def run_compare(asked: Namespace) -> int:
     return 0
 
 
-def _resolve(asked: Namespace) -> Namespace:
+def _resolve(arguments: Namespace) -> Namespace:
     """Return the settings, or those of RUN if RUN is an interrupted comparison over seeds."""
-    if "resume" in asked:
-        return stopped_sweep("compare", compare_settings, asked.resume, asked.workers, asked.trust)
-    if asked.run is not None and is_sweep(asked.run):
-        _validate_no_training_settings(asked)
-        return stopped_sweep("compare", compare_settings, asked.run, trust=asked.trust)
-    return asked
+    if "resume" in arguments:
+        return stopped_sweep("compare", compare_settings, arguments.resume, arguments.workers, arguments.trust)
+    if arguments.run is not None and is_sweep(arguments.run):
+        _validate_no_training_settings(arguments)
+        return stopped_sweep("compare", compare_settings, arguments.run, trust=arguments.trust)
+    return arguments
 
 
 def _validate_settings(settings: Namespace) -> None:
@@ -183,8 +183,8 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
 def _compare_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, resumes: bool) -> int:
     """Compare with each seed, and average over the seeds whose training finished."""
     with sweep_folder("compare", settings.out, goes_on=resumes) as run:
-        kept = KeptJobs(run, "compare", compare_settings, settings, data)
-        sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, kept)
+        finished = KeptJobs(run, "compare", compare_settings, settings, data)
+        sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, finished)
         found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]
         diverged = [f"{job}: {why}" for job, why in sweep.failures.items()]
         if not found and sweep.interrupted:
@@ -205,14 +205,14 @@ def _compare_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, resum
     return 130 if sweep.interrupted else 0
 
 
-def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, kept: KeptJobs) -> Sweep:
+def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, finished: KeptJobs) -> Sweep:
     """Compare with the seeds that have not finished yet, and write each comparison as soon as it is computed."""
     places = places_of("seeds", jobs)
-    done = {job: _read(path) for job, place in places.items() if (path := kept.path(place, "comparison.nc"))}
+    done = {job: _read(path) for job, place in places.items() if (path := finished.path(place, "comparison.nc"))}
     tell_done(len(done), len(jobs))
 
     def keep(job: str, comparison: xr.Dataset) -> None:
-        kept.folder(places[job]).dataset("comparison.nc", comparison)
+        finished.folder(places[job]).dataset("comparison.nc", comparison)
 
     sweep = run_jobs(settings, compare_one, {job: jobs[job] for job in jobs if job not in done}, data, keep)
     sweep.results = {**done, **sweep.results}

@@ -82,7 +82,7 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
     Args:
         out: a new folder for the results; by default runs/demo, with a number added if that name is taken.
         epochs: passes over the training data.
-        seed: of the split, the initial weights, the order of the data and the noise.
+        seed: the seed of the split, the initial weights, the order of the data and the noise.
         device: auto (CUDA if available), cpu or cuda.
 
     Returns:

@@ -16,22 +16,22 @@ from pyro_vae.train.distributed.group import launched, writes
 from pyro_vae.train.distributed.launch import launch
 
 
-def run_fit(asked: Namespace) -> int:
+def run_fit(arguments: Namespace) -> int:
     """Train, and write the results to the run folder."""
-    if "resume" not in asked:
-        if asked.out is None and launched():
+    if "resume" not in arguments:
+        if arguments.out is None and launched():
             raise SettingsError("out is not given, and each worker would choose its own folder; give --out")
-        asked.out = folder_for("fit", asked.out)
-    if whole("devices", asked.devices, 1) > 1 and not launched():
-        if "resume" not in asked:
-            with RunFolder(asked.out):  # raises before the workers start, which takes seconds
+        arguments.out = folder_for("fit", arguments.out)
+    if whole("devices", arguments.devices, 1) > 1 and not launched():
+        if "resume" not in arguments:
+            with RunFolder(arguments.out):  # raises before the workers start, which takes seconds
                 pass
-        with interruptible(asked.get("resume") or asked.out):
-            code: int = launch(asked.devices, run_fit, asked)
+        with interruptible(arguments.get("resume") or arguments.out):
+            code: int = launch(arguments.devices, run_fit, arguments)
         return code
-    resume, settings = asked.get("resume"), _resolve(asked)
+    resume, settings = arguments.get("resume"), _resolve(arguments)
     vae, data = build_untrained(settings, resume)
-    checkpoints = Checkpoints(settings.out, steps=asked.checkpoint_steps, minutes=asked.checkpoint_minutes)
+    checkpoints = Checkpoints(settings.out, steps=arguments.checkpoint_steps, minutes=arguments.checkpoint_minutes)
     if not writes():
         callbacks = [WriteSettings(None, settings)]
         result = train(settings, vae, data, checkpoints=checkpoints, resume=resume, callbacks=callbacks)
@@ -55,19 +55,21 @@ def run_fit(asked: Namespace) -> int:
     return 130 if result.interrupted else 0
 
 
-def _resolve(asked: Namespace) -> Namespace:
+def _resolve(arguments: Namespace) -> Namespace:
     """Return the settings to train with: those of the command line, or of the run that resumes."""
-    if "resume" not in asked:
-        return asked
-    settings = settings_of(asked.resume, asked.trust)
-    settings.out = asked.resume
-    if asked.epochs is not None and settings.epochs is None:
-        raise SettingsError(f"{asked.resume} stops by its validation ELBO, not after a number of epochs; raise --steps")
-    if asked.steps is not None and settings.epochs is not None:
-        raise SettingsError(f"{asked.resume} has {settings.epochs} epochs; raise --epochs, or leave --steps out")
+    if "resume" not in arguments:
+        return arguments
+    settings = settings_of(arguments.resume, arguments.trust)
+    settings.out = arguments.resume
+    if arguments.epochs is not None and settings.epochs is None:
+        raise SettingsError(
+            f"{arguments.resume} stops by its validation ELBO, not after a number of epochs; raise --steps"
+        )
+    if arguments.steps is not None and settings.epochs is not None:
+        raise SettingsError(f"{arguments.resume} has {settings.epochs} epochs; raise --epochs, or leave --steps out")
     for name in ("data", "validation_data", "epochs", "steps", "device"):
-        if asked[name] is not None:
-            settings[name] = asked[name]
+        if arguments[name] is not None:
+            settings[name] = arguments[name]
         elif "data" in name and settings[name] and not Path(settings[name]).exists():
             raise DataError(f"{settings[name]}: no longer exists; give its new path with --{name}")
     return settings

@@ -137,13 +137,13 @@ def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, se
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> vae, x = linear.as_vae(), linear.sample(20)
         >>> show_baseline(Fit(vae, xr.Dataset(), "cpu"), Data(x[:10]), Data(x[10:]), Console(width=400))
-        Beside simple models ... log p(x) of 10 data ...
+        Comparison with simple models ... log p(x) of 10 data ...
     """
     shown = held_out.rows(torch.arange(min(len(held_out.x), BASELINE_ROWS)))
     if len(shown.x) < 2:
         return
     finding = judge_baseline(baseline(fit.vae, shown, train=train, num_particles=BASELINE_PARTICLES, seed=seed))
-    console.print(f"Beside simple models ({finding.level}): {finding.why}.", soft_wrap=True)
+    console.print(f"Comparison with simple models ({finding.level}): {finding.why}.", soft_wrap=True)
     if finding.next:
         console.print(f"Next: {finding.next}.", soft_wrap=True)
 

@@ -111,12 +111,13 @@ def fit_settings(
         batch_size: rows per step; by default 128, or all rows if there are fewer, or slightly fewer than 128 if the
             last batch would hold a single row.
         device: auto (CUDA if available), cpu or cuda.
-        seed: of the split, the initial weights, the order of the data and the noise.
-        split_seed: of the split alone; by default --seed.
+        seed: the seed of the split, the initial weights, the order of the data and the noise.
+        split_seed: the seed of the split alone; by default --seed.
         engine: auto (compiles the step if the run is long enough to repay it), compiled or eager.
         scheduler: a class of torch.optim.lr_scheduler, called with the optimizer; it steps after each epoch.
         clip_norm: the largest norm of the gradient of all parameters; larger gradients are scaled down to it.
-        precision: of the arithmetic; tf32 (matrix products on CUDA) and bf16 are coarser. The weights stay float32.
+        precision: the precision of the arithmetic; tf32 (matrix products on CUDA) and bf16 are coarser. The weights
+            stay float32.
         callbacks: classes of pyro_vae.callbacks, e.g. "[EarlyStopping, RollBack]", with settings in a YAML file or as
             --callbacks+=EarlyStopping --callbacks.patience 5.
     """
@@ -187,12 +188,12 @@ def compare_settings(
     Args:
         run: a run folder that pyro-vae fit wrote, to compare at its start and end. Without it, a VAE is trained first,
             as by fit, and compared in the middle too.
-        elbos: the estimators, e.g. "[ELBO, IWAE, DReG]", or with settings in a YAML file; by default Pyro's two, the
-            hand-derived one, STL, IWAE, DReG, Renyi and Thermodynamic.
+        elbos: the estimators, e.g. "[ELBO, IWAE, DReG]", or with settings in a YAML file; by default Trace_ELBO,
+            TraceMeanField_ELBO, HandDerivedELBO, STL, IWAE, DReG, Renyi and Thermodynamic.
         particles: the numbers of particles to compare each estimator with.
         draws: the number of independent draws of the noise.
         rows: the largest number of held-out rows to use.
-        precision: float64 shows agreement to the last digits; training uses float32.
+        precision: the precision of the comparison: float64 shows agreement to the last digits; training uses float32.
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
@@ -209,7 +210,7 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"data", "precision"})
-        parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")
+        parser.add_argument("--data", type=str | None, help="data, as for fit; by default the held-out data of --run")
     return parser
 
 

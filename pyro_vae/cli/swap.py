@@ -53,10 +53,14 @@ class Trained:
     interrupted: bool = False
 
 
-def run_swap(asked: Namespace) -> int:
+def run_swap(arguments: Namespace) -> int:
     """Train every combination of components, and rank them by held-out evidence."""
-    resumes = "resume" in asked
-    settings = stopped_sweep("swap", swap_settings, asked.resume, asked.workers, asked.trust) if resumes else asked
+    resumes = "resume" in arguments
+    settings = (
+        stopped_sweep("swap", swap_settings, arguments.resume, arguments.workers, arguments.trust)
+        if resumes
+        else arguments
+    )
     refuse_particles(settings.particles)
     seeds = seeds_of(settings)
     data = load_data(settings)
@@ -67,15 +71,15 @@ def run_swap(asked: Namespace) -> int:
         _validate(settings, name, vae, data)
     validate_held_out(settings, data)
     with sweep_folder("swap", settings.out, goes_on=resumes) as run:
-        kept = KeptJobs(run, "swap", swap_settings, settings, data)
-        trained = _train_grid(settings, [*vaes], seeds, data, kept)
+        finished = KeptJobs(run, "swap", swap_settings, settings, data)
+        trained = _train_grid(settings, [*vaes], seeds, data, finished)
         if trained.interrupted:
             done = f"{len(trained.vaes)} of {len(vaes)} combinations"
             say(f"interrupted: {done} are trained and ranked, the others are left out")
         if trained.interrupted and is_sweep(run.path):
             say(f"resume with pyro-vae swap {run.path}")
         if trained.vaes:
-            _write(trained, data.held_out, kept)
+            _write(trained, data.held_out, finished)
         elif not trained.interrupted:
             raise DivergenceError(
                 f"every combination diverged; the first error: {next(iter(trained.diverged.values()))}"
@@ -123,20 +127,20 @@ def _validate(settings: Namespace, name: str, vae: VAE, data: Loaded) -> None:
         raise ModelError(f"{name}: {error}") from error
 
 
-def _train_grid(settings: Namespace, names: list[str], seeds: list[int], data: Loaded, kept: KeptJobs) -> Trained:
+def _train_grid(settings: Namespace, names: list[str], seeds: list[int], data: Loaded, finished: KeptJobs) -> Trained:
     """Train the VAEs that have not been written yet, and write each one; continue after a divergence."""
     jobs = {_job_name(name, seed, seeds): (name, seed) for name in names for seed in seeds}
     places, parts = places_of("models", jobs), _combinations(settings)
     done = {
         job: _load_vae(settings, *jobs[job], data, path)
         for job, place in places.items()
-        if (path := kept.path(place, WEIGHTS))
+        if (path := finished.path(place, WEIGHTS))
     }
     tell_done(len(done), len(jobs))
 
     def keep(job: str, result: tuple[VAE, xr.Dataset]) -> None:
         name, seed = jobs[job]
-        _write_vae(kept.folder(places[job]), with_seed(settings, seed), parts[name], *result)
+        _write_vae(finished.folder(places[job]), with_seed(settings, seed), parts[name], *result)
 
     sweep = run_jobs(settings, train_one, {job: jobs[job] for job in jobs if job not in done}, data, keep)
     sweep.results = {**done, **{job: vae for job, (vae, _) in sweep.results.items()}}
@@ -195,14 +199,14 @@ def train_one(settings: Namespace, name: str, seed: int, data: Loaded | None) ->
     return Outcome((returned, fitted.history), interrupted=fitted.interrupted)
 
 
-def _write(trained: Trained, held_out: Data, kept: KeptJobs) -> None:
-    settings, run = kept.settings, kept.run
+def _write(trained: Trained, held_out: Data, finished: KeptJobs) -> None:
+    settings, run = finished.settings, finished.run
     ranked = rank(trained.vaes, held_out, num_particles=settings.particles, seed=settings.seed)
     ranked = with_failures(ranked, trained.diverged)
     folders = [", ".join(trained.folders.get(str(name), [])) for name in ranked.model.values]
     ranked = ranked.assign(folder=("model", folders))
     Console().print(ranking_table(ranked))
-    kept.write_settings()
+    finished.write_settings()
     run.dataset("ranking.nc", ranked)
     run.text("ranking.csv", _as_csv(ranked))
     run.figure("ranking.png", ranking_figure(ranked))

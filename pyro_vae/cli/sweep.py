@@ -139,7 +139,7 @@ def _in_turn(settings: Namespace, function: Job, jobs: Jobs, data: Loaded) -> Ou
 
 
 def _side_by_side(settings: Namespace, function: Job, jobs: Jobs) -> Outcomes:
-    """Run the jobs in workers, each with its share of the cores, and yield each outcome as soon as it is there."""
+    """Run the jobs in workers, each with its share of the cores, and yield each outcome as soon as it arrives."""
     import joblib
 
     tell(f"{len(jobs)} trainings, side by side")

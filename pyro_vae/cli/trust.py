@@ -57,7 +57,7 @@ class Trust:
         Example:
             >>> Trust(Path("run/config.yaml")).validate({"prior": {"class_path": "os.system"}}, {})
             Traceback (most recent call last):
-            pyro_vae.errors.SettingsError: run/config.yaml: the setting prior names os.system, which is no part ...
+            pyro_vae.errors.SettingsError: run/config.yaml: the setting prior names os.system, which is not a class ...
         """
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise SettingsError(f"{self.config}: not a table of settings, as a run writes it; copy the run again")
@@ -106,8 +106,8 @@ class Trust:
         found = part_called(module, name) if is_under(module, PACKAGES) else None
         if not (isinstance(found, type) and issubclass(found, KINDS) and is_under(found.__module__, PACKAGES)):
             raise SettingsError(
-                f"{self.config}: the setting {where} names {path}, which is no part of a VAE or a training that "
-                f"pyro_vae, torch or zuko has; if it is your own and you trust it, {self.advice} {path.split('.')[0]}"
+                f"{self.config}: the setting {where} names {path}, which is not a class of pyro_vae, torch or zuko for "
+                f"VAEs or training; if it is your own and you trust it, {self.advice} {path.split('.')[0]}"
             )
         return found
 
