@@ -348,9 +348,9 @@ SETTINGS = [
         "the loss became nan at step 2 (epoch 1)", "weights kept are the initial ones", "lower the learning rate",
         left=frozenset(DIVERGED | {"run.json"}),
     ),
-    setting("a negative learning rate", "--optimizer.lr=-1", "optimizer: ", "learning rate: -1.0", "change its"),
+    setting("a negative learning rate", "--optimizer.lr=-1", "the optimizer cannot be used", "learning rate: -1.0", "change its"),
     setting("a word for the learning rate", "--optimizer.lr x", "optimizer: lr: expected float, got x", HELP),
-    setting("an optimizer that needs a closure", "--optimizer LBFGS", "optimizer: ", "'closure'", "change its"),
+    setting("an optimizer that needs a closure", "--optimizer LBFGS", "the optimizer cannot be used", "'closure'", "change its"),
     setting("an optimizer of sparse gradients", "--optimizer SparseAdam", "does not support dense", "change its"),
     setting("an unknown prior", "--prior Cauchy", "prior: there is no class Cauchy", HELP),
     setting("a prior of no module", "--prior nowhere.Prior", "prior: No module named 'nowhere'", HELP),
@@ -378,9 +378,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 COMPARES = [
-    compare("a missing run", "--run gone", "gone: holds no config.yaml", "give the folder of a run"),
-    compare("a folder that is no run", "--run held", "held: holds no config.yaml", "give the folder", files=HELD),
-    compare("a file for a run", "--run plain", "plain: holds no config.yaml", "give the folder", files=PLAIN),
+    compare("a missing run", "--run gone", "gone: holds no config.yaml", "give a run folder"),
+    compare("a folder that is no run", "--run held", "held: holds no config.yaml", "give a run folder", files=HELD),
+    compare("a file for a run", "--run plain", "plain: holds no config.yaml", "give a run folder", files=PLAIN),
     compare("neither run nor data", "", "compare needs RUN", "or --data"),
     compare("draws 1", "--run run --draws 1", "draws is 1", "at least 2"),
     compare("draws 1 before a training", "--data five.npy --draws 1", "draws is 1", "at least 2", files=FIVE),
@@ -406,7 +406,7 @@ COMPARES = [
     damaged("a run whose config.yaml is wrong", "config.yaml", meant(b"data: ["), "not the settings of a run", "copy"),
     damaged("a run whose config.yaml is empty", "config.yaml", meant(b""), "not a table of settings", "copy the run"),
     damaged("a run whose config.yaml is of bytes", "config.yaml", meant(bytes(range(256))), "'utf-8'", "copy the run"),
-    compare("a run without its list", "--run run", "config.yaml: is not in ", "copy", files={"run/SHA256SUMS": b""}),
+    compare("a run without its list", "--run run", "config.yaml: has no checksum in ", "copy", files={"run/SHA256SUMS": b""}),
     damaged("a run without weights", "weights.safetensors", Path.unlink, "No such file", "give the path"),
     damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "is damaged", "bytes and not", "copy it again"),
     damaged("weights of bytes", "weights.safetensors", b"x" * 100, "is damaged, or no file of weights", "copy it"),

@@ -110,7 +110,7 @@ def test_the_verdict_is_printed_and_says_what_it_rests_on(capsys):
     tree = pv.check(*broken("narrow"), gold=0, budget=3)
     printed = capsys.readouterr().out
     assert printed.startswith("Verdict: ")
-    assert "by 60 data" in printed
+    assert "on 60 data" in printed
     assert all(finding.why in printed for finding in findings(tree))
 
 
@@ -237,7 +237,7 @@ def test_findings_name_the_rows_of_the_user(monkeypatch):
     khat = tree["khat"].khat
     worst = khat.datum.values[khat.values.argmax()]
     assert worst.startswith("patient ")
-    assert f"the worst datum {worst} with" in finding.why
+    assert f"the worst is datum {worst} with" in finding.why
     assert khat.datum.values[0] == tree["posterior"].datum.values[0] == "patient 59"
     assert "the first of them row patient 59" in conclusion(tree)
     numbered = pv.data.Data(x).rows(torch.tensor([7, 3])).rows(torch.tensor([1]))
@@ -287,7 +287,7 @@ def test_the_conclusion_says_that_validation_data_chose_the_weights(capsys):
     history = xr.Dataset({"train_elbo": ("epoch", np.zeros(9))}, {"epoch": range(1, 10)})
     for kept, told in ((4, True), (9, False), (0, False)):
         tree = pv.check(vae, x, gold=0, budget=1e-9, draws=4, history=history.assign_attrs(weights_epoch=kept))
-        assert ("chose the weights (epoch 4): if they are these data" in conclusion(tree)) == told
+        assert ("chose the weights (epoch 4): if these are the same data" in conclusion(tree)) == told
     assert "chose the weights" in capsys.readouterr().out
 
 

@@ -91,7 +91,7 @@ def test_one_bad_datum_is_found_and_the_others_are_not_pooled_with_it():
     assert (found.khat.drop_sel(datum=4) == 0).all()
     finding = judge_khat(found)
     assert finding.level == "doubtful"
-    assert "the worst datum 4 with" in finding.why
+    assert "the worst is datum 4 with" in finding.why
 
 
 def test_missing_values_and_contexts_are_seen():
@@ -228,7 +228,7 @@ def test_the_figure_shows_what_is_infinite():
     found = khat(model.as_vae(diagonal=True), model.sample(4), num_particles=100)
     found.khat[2] = found.khat_se[2] = np.inf
     pv_plots().khat(found).canvas.draw()
-    assert "the worst datum 2 with inf" in judge_khat(found).why
+    assert "the worst is datum 2 with inf" in judge_khat(found).why
 
 
 def pv_plots():

@@ -262,7 +262,7 @@ def test_what_is_said_has_errors_and_no_digits_beyond_them():
     assert finding.why.startswith("the mean log p(x|z) is "), "no 'of 1 statistics'"
     assert re.search(r"; two-sided, p is at most 0\.\d+ \(doubtful below 0\.05\)", finding.why)
     assert "the share of zeros of a (1.0, in replicates 0 ± 0)" in finding.why
-    assert re.search(r"for all of them p < 0.005, corrected for those of the table p is at most 0\.01 ", finding.why)
+    assert re.search(r"for all of them p < 0.005, corrected for those of the table, p is at most 0\.01 ", finding.why)
     right = judge_predictive_check(prior_check(MODEL.as_vae(), MODEL.sample(30), draws=200))
     assert re.search(r"for all of them p = 0\.\d+ ± 0\.0\d+ \(over 200 draws\)", right.why)
 
