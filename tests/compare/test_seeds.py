@@ -258,14 +258,14 @@ def test_a_seed_that_cannot_be_evaluated_takes_no_other_with_it(folder, capsys, 
     from pyro_vae.cli import compare as cli_compare
     from pyro_vae.errors import ModelError
 
-    compared = cli_compare._compared
+    compared = cli_compare._compare_moments
 
     def fails_with_1(settings, *arguments, **more):
         if settings.seed == 1:
             raise ModelError("the encoder cannot be called")
         return compared(settings, *arguments, **more)
 
-    monkeypatch.setattr(cli_compare, "_compared", fails_with_1)
+    monkeypatch.setattr(cli_compare, "_compare_moments", fails_with_1)
     monkeypatch.setattr(RunFolder, "figure", lambda *_: None)
     code, mean = compare("run", "--seeds", "[0, 1]", "--epochs", "1")
     assert code == 0
@@ -319,7 +319,7 @@ def test_a_seed_that_is_interrupted_is_not_compared(folder, monkeypatch):
         return dataclasses.replace(trained(settings, *arguments, **more), interrupted=True)
 
     monkeypatch.setattr(cli_compare, "train", interrupted)
-    monkeypatch.setattr(cli_compare, "_compared", lambda *_, **__: compared.append(1))
+    monkeypatch.setattr(cli_compare, "_compare_moments", lambda *_, **__: compared.append(1))
     assert main(["compare", "--data", "data.npy", "--out", "none", *FAST, *ONE, "--seeds", "[0, 1]"]) == 130
     assert not compared
 

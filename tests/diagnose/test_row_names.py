@@ -58,7 +58,7 @@ def test_findings_and_errors_of_direct_calls_name_the_row(labelled):
     assert "of datum patient 9, by " in judge_nuts(far).why
     huge = given["a table"].copy()
     huge.loc["patient 5"] = 1e30
-    with pytest.raises(pv.errors.ModelError, match="datum patient 5 has importance weights"):
+    with pytest.raises(pv.errors.ModelError, match="the importance weights of datum patient 5 are all 0"):
         khat(copy.deepcopy(vae).float(), huge, num_particles=50)
     vae = copy.deepcopy(vae)
     vae.trained_on = Trained.on(row_hashes(Rows(x[3:])))
@@ -78,7 +78,7 @@ def test_figures_name_the_row(labelled):
 
 def test_labels_that_are_not_one_per_row_are_refused(labelled):
     vae, _, x, names = labelled
-    with pytest.raises(pv.errors.DataError, match="there are 11 row labels for 12 rows; pass one for each"):
+    with pytest.raises(pv.errors.DataError, match="there are 11 row labels for 12 rows; give one for each"):
         khat(vae, pv.data.Data(x, row_labels=names[:11]), num_particles=50)
 
 

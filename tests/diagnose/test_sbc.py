@@ -172,7 +172,7 @@ def test_masks_reach_the_simulations():
     assert judge_sbc(sbc(vae, mask=mask.numpy())).level == "fine"
     with pytest.raises(DataError, match=r"mask has shape \(4,\) per datum, but the model's data \(5,\)"):
         sbc(vae, mask=mask[:, :4])
-    with pytest.raises(DataError, match="give booleans"):
+    with pytest.raises(DataError, match="pass booleans"):
         sbc(vae, mask=mask.double())
     with pytest.raises(DataError, match="50 contexts and 7 masks"):
         sbc(vae, mask=mask, context=torch.randn(50, 2))
@@ -252,7 +252,7 @@ def test_widths_that_cancel_in_the_mean_are_still_told():
 
 
 def test_means_far_off_are_not_called_narrow_only():
-    assert "or its means are off" in judge_sbc(sbc(altered(MODEL, bias=1.5))).next
+    assert "or its means are far off" in judge_sbc(sbc(altered(MODEL, bias=1.5))).next
 
 
 def test_a_mask_of_no_rows_is_refused():
@@ -277,7 +277,7 @@ def test_the_joint_p_value_pays_for_every_quantity():
 def test_a_simulation_takes_context_and_mask_of_one_row_and_all_rows_are_taken():
     mask = torch.tensor([[True, False], [False, True], [True, True]])
     context = torch.arange(3.0).unsqueeze(1)
-    rows = calibration._given(MODEL.as_vae(), context, mask, 100)
+    rows = calibration._sample_contexts(MODEL.as_vae(), context, mask, 100)
     row = rows.context[:, 0].long()
     assert set(row.tolist()) == {0, 1, 2}
     assert torch.equal(rows.mask, mask[row])
