@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae.cli.checksums import SUMS, listed, validate_unchanged
+from pyro_vae.cli.checksums import SUMS, read_checksums, validate_unchanged
 from pyro_vae.errors import PyroVAEError
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.save_load import load
@@ -29,7 +29,7 @@ def state(tree: object) -> object:
 def readers(run: Path) -> dict[str, Callable[[], object]]:
     """By name, what is read of a run folder, in a form that can be compared; each is what the commands read it by."""
     found: dict[str, Callable[[], object]] = {}
-    for name in dict(listed(run)):
+    for name in dict(read_checksums(run)):
         found[name] = lambda path=run / name: (validate_unchanged(path), path.read_bytes())
     found["the VAE"] = lambda: state(dict(load(run).state_dict()))
     for path in sorted((run / "checkpoints").glob("step-*")):

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from pyro_vae.cli import main
-from pyro_vae.cli.checksums import put, sum_of
+from pyro_vae.cli.checksums import compute_checksum, record_checksum
 from pyro_vae.train.checkpoint.tensor_file import read_tree, write_tree
 
 REFUSED, RIGHT, WRONG = "refused", "right", "wrong"
@@ -88,7 +88,7 @@ def _settings(**changed: Any) -> Change:
 def _text(name: str, text: str) -> Change:
     def change(run: Path) -> None:
         (run / name).write_text(text)
-        put(run, name, sum_of(run / name))
+        record_checksum(run, name, compute_checksum(run / name))
 
     return change
 
@@ -177,14 +177,14 @@ def _layer(path: str, **arguments: Any) -> Change:
 def _history(run: Path) -> None:
     with h5py.File(run / "history.nc", "a") as file:
         file.create_dataset("many", (2 * 10**9,), "f8", chunks=(10**6,), compression="gzip")
-    put(run, "history.nc", sum_of(run / "history.nc"))
+    record_checksum(run, "history.nc", compute_checksum(run / "history.nc"))
 
 
 def _elsewhere(run: Path) -> None:
     with h5py.File(run / "history.nc", "a") as file:
         del file["step"]
         file["step"] = h5py.ExternalLink("/etc/hostname", "x")
-    put(run, "history.nc", sum_of(run / "history.nc"))
+    record_checksum(run, "history.nc", compute_checksum(run / "history.nc"))
 
 
 def bombs() -> Iterator[Hostile]:

@@ -1,4 +1,4 @@
-"""``--likelihood auto``: the likelihoods that the columns of the data suggest, as settings of a run."""
+"""``--likelihood auto``: choose the likelihoods that the columns of the data suggest."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from pyro_vae.likelihoods import Blocks
 from pyro_vae.train.distributed.group import writes
 
 AUTO = "auto"
-"""The setting that asks for it."""
+"""The value of ``--likelihood``."""
 
 
 def settle_likelihood(settings: Namespace, data: Data) -> None:
-    """Set the likelihood that the data suggest where ``auto`` is asked for, and print it.
+    """Replace ``likelihood: auto`` by the likelihoods that the data suggest, and print them.
 
-    The settings then name classes, so that a run is made again without another look at the data.
+    The settings then name classes, so that a repeated run uses the same likelihoods.
 
     Example:
         >>> import torch
@@ -31,8 +31,8 @@ def settle_likelihood(settings: Namespace, data: Data) -> None:
     if settings.likelihood != AUTO:
         return
     suggestion = suggest(data)
-    described = {"data": settings.data, "likelihood": as_setting(suggestion)}
-    settings.likelihood = training().parse_object(described).likelihood
+    chosen = {"data": settings.data, "likelihood": as_setting(suggestion)}
+    settings.likelihood = training().parse_object(chosen).likelihood
     if writes():
         for kind in suggestion.kinds:
             reason = f" ({kind.reason})" if len(kind.columns) == 1 else ""
@@ -41,7 +41,7 @@ def settle_likelihood(settings: Namespace, data: Data) -> None:
 
 
 def as_setting(suggestion: Suggestion) -> dict[str, Any]:
-    """Describe proposed likelihoods as a YAML file does: one class, or blocks of several.
+    """Write proposed likelihoods as a setting of a YAML file: one class, or blocks of several.
 
     Example:
         >>> as_setting(suggest({"a": [0, 1], "b": [1, 0]}))
@@ -49,11 +49,11 @@ def as_setting(suggestion: Suggestion) -> dict[str, Any]:
     """
     kinds = suggestion.kinds
     if len(kinds) == 1:
-        return _described(kinds[0])
-    blocks = [[_described(kind), len(kind.columns)] for kind in kinds]
+        return _class_setting(kinds[0])
+    blocks = [[_class_setting(kind), len(kind.columns)] for kind in kinds]
     return {"class_path": f"pyro_vae.likelihoods.{Blocks.__name__}", "init_args": {"blocks": blocks}}
 
 
-def _described(kind: Proposal) -> dict[str, Any]:
-    named: dict[str, Any] = {"class_path": f"pyro_vae.likelihoods.{kind.likelihood.__name__}"}
-    return named | ({"init_args": kind.settings} if kind.settings else {})
+def _class_setting(kind: Proposal) -> dict[str, Any]:
+    setting: dict[str, Any] = {"class_path": f"pyro_vae.likelihoods.{kind.likelihood.__name__}"}
+    return setting | ({"init_args": kind.settings} if kind.settings else {})

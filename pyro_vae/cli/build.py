@@ -1,4 +1,4 @@
-"""VAEs made of settings: their parts, as wide as they must be, and what a part is called."""
+"""Build VAEs from settings, with networks of the right width, and name their components."""
 
 import importlib
 import inspect
@@ -26,19 +26,20 @@ from pyro_vae.priors import ContextNormal
 from pyro_vae.use.makers import class_of, count_outputs, learned_normal
 
 Part = tuple[Any, Namespace | type | None]
-"""A maker of a part, and the settings it was made of."""
+"""A function that makes a component, and the settings it came from."""
 
 
 def build(settings: Namespace, train: Data, most: int | None = None) -> VAE:
-    """The VAE that the settings describe, its networks as wide as its parts need them.
+    """Build the VAE that the settings describe, with networks as wide as its components need.
 
     Args:
         settings: of ``pyro-vae fit``.
-        train: the data, for their width and for parts that start from them.
-        most: bytes that it may take; by default a quarter of the free memory, since training takes four times as much.
+        train: the training data, for the number of columns and for components that are initialized from data.
+        most: the memory limit in bytes; by default a quarter of the free memory, since training takes four times as
+            much as the VAE.
 
     Raises:
-        SettingsError: if a part or a network cannot be made of its settings.
+        SettingsError: if a component or a network cannot be built from its settings.
 
     Example:
         >>> from pyro_vae.cli.settings import training
@@ -54,19 +55,19 @@ def build(settings: Namespace, train: Data, most: int | None = None) -> VAE:
 def assemble(
     settings: Namespace, train: Data, prior: Part, likelihood: Part, posterior: Part, most: int | None = None
 ) -> VAE:
-    """The VAE of these parts.
+    """Build the VAE with these components.
 
     Raises:
-        SettingsError: if a part or a network cannot be made of its settings.
+        SettingsError: if a component or a network cannot be built from its settings.
     """
     latents, hidden, features = settings.latent_dim, list(settings.hidden), train.x.shape[1]
-    given = _contexts(settings, train)
+    context_of = _contexts(settings, train)
     try:
         limit = AllocationLimit(free_memory() // 4 if most is None else most)
         with seeded(settings.seed, torch.device("cpu")), limit:
-            made_prior = prior[0](_of_prior(_class_of(prior), settings, train))
-            decoder_net = _net(latents, hidden[::-1], _outputs(likelihood, features), given["decoder"])
-            encoder_net = _net(features, hidden, _outputs(posterior, latents), given["encoder"])
+            made_prior = prior[0](_prior_argument(_class_of(prior), settings, train))
+            decoder_net = _net(latents, hidden[::-1], _outputs(likelihood, features), context_of["decoder"])
+            encoder_net = _net(features, hidden, _outputs(posterior, latents), context_of["encoder"])
             decoder = (likelihood[0] or learned_normal)(decoder_net)
             encoder = posterior[0](encoder_net)
             return VAE(prior=made_prior, decoder=decoder, encoder=encoder, standardize=_units(settings, train, decoder))
@@ -74,11 +75,13 @@ def assemble(
         raise
     except (MemoryError, RuntimeError, TypeError, ValueError) as error:
         sizes = f"latent_dim {latents} and hidden {hidden}"
-        raise SettingsError(f"no VAE can be made of these parts ({first_line(error)}); change them, {sizes}") from error
+        raise SettingsError(
+            f"cannot build a VAE from these components ({first_line(error)}); change them, {sizes}"
+        ) from error
 
 
 def _units(settings: Namespace, train: Data, decoder: Likelihood) -> Standardize | None:
-    """The units of the columns, if they are to be standardized and some are of real numbers."""
+    """Return the standardization of the real columns, or None if there are none or it is switched off."""
     return units_for(decoder, train) if settings.standardize and train.image_shape is None else None
 
 
@@ -87,9 +90,9 @@ class Context:
     """The context of a network.
 
     Args:
-        size: how many numbers it has, 0 where there is none.
-        seen: whether the network sees them.
-        units: in which it sees them; as they are, if not given.
+        size: the number of context values, 0 without a context.
+        seen: whether the network sees the context.
+        units: the standardization of the context; None for raw values.
     """
 
     size: int
@@ -98,20 +101,20 @@ class Context:
 
 
 def _contexts(settings: Namespace, train: Data) -> dict[str, Context]:
-    """The context of each network."""
-    networks, asked = ("encoder", "decoder"), as_list(settings.context_to) or []
-    if not asked or {*asked} - {*networks}:
+    """Return the context of each network."""
+    networks, chosen = ("encoder", "decoder"), as_list(settings.context_to) or []
+    if not chosen or {*chosen} - {*networks}:
         raise SettingsError(
             f"context_to is {settings.context_to!r}; name encoder, decoder or both (the prior ContextNormal always "
             "takes the context)"
         )
     size = 0 if train.context is None else train.context.shape[1]
     units = context_units(train) if settings.standardize else None
-    return {name: Context(size, name in asked, units) for name in networks}
+    return {name: Context(size, name in chosen, units) for name in networks}
 
 
 def _net(features: int, hidden: list[int], outputs: int, context: Context) -> Module:
-    """A network that sees the context in standard units; one that is not to see it drops it."""
+    """Build a network that standardizes its context, or drops it if the network must not see it."""
     net = nn.mlp(features + context.size * context.seen, hidden, outputs)
     if not context.size:
         return net
@@ -120,8 +123,8 @@ def _net(features: int, hidden: list[int], outputs: int, context: Context) -> Mo
     return net if context.units is None else nn.StandardizedContext(net, features, context.units)
 
 
-def _of_prior(cls: Any, settings: Namespace, train: Data) -> Any:
-    """What a class of priors is made of: the number of latents, data, or a network of the context."""
+def _prior_argument(cls: Any, settings: Namespace, train: Data) -> Any:
+    """Return the argument of a class of priors: the number of latents, the data, or a network of the context."""
     if getattr(cls, "takes_data", False):
         return train
     if not (isinstance(cls, type) and issubclass(cls, ContextNormal)):
@@ -133,7 +136,7 @@ def _of_prior(cls: Any, settings: Namespace, train: Data) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or its kind where it says nothing.
+    """Return the first line of an error message, or the type of the error if it has no message.
 
     Example:
         >>> first_line(MemoryError())
@@ -145,25 +148,25 @@ def first_line(error: Exception) -> str:
 def _class_of(part: Part) -> Any:
     if part[1] is None:
         return class_of(learned_normal)
-    return part[1] if isinstance(part[1], type) else _found(part[1].class_path)  # a type is a default
+    return part[1] if isinstance(part[1], type) else _import_class(part[1].class_path)  # a type is a default
 
 
-def _found(path: str) -> Any:
+def _import_class(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def _outputs(part: Part, size: int) -> int:
-    """How many numbers the network of a part gives, as its class and its settings say."""
-    # The maker holds the settings as the class is given them, where those of the parser still name classes.
+    """Count the outputs that a component needs from its network."""
+    # The maker holds the arguments of the class; the settings of the parser may still name classes in their place.
     return count_outputs(part[0], size, cls=_class_of(part))
 
 
 def names_of(parts: Sequence[Part], among: str) -> list[str]:
-    """What parts are called: by their class, by the path of that where it would not do, and their own settings.
+    """Name components by class and settings that differ from the defaults; equal class names get their module.
 
     Raises:
-        SettingsError: if two are the same.
+        SettingsError: if two components have the same name.
 
     Example:
         >>> names_of([(None, None)], "likelihoods")
@@ -180,19 +183,19 @@ def _name_of(part: Part, *, path: bool = False) -> str:
     if part[1] is None:
         return f"{Normal.__name__}(learn_scale=True)"
     cls = _class_of(part)
-    given = part[1].get("init_args", Namespace()) if isinstance(part[1], Namespace) else Namespace()
-    return (f"{cls.__module__}.{cls.__qualname__}" if path else cls.__name__) + _own(cls, vars(given))
+    arguments = part[1].get("init_args", Namespace()) if isinstance(part[1], Namespace) else Namespace()
+    return (f"{cls.__module__}.{cls.__qualname__}" if path else cls.__name__) + _format_arguments(cls, vars(arguments))
 
 
-def _own(cls: Any, given: dict[str, Any]) -> str:
-    """The settings that are not the defaults of a class."""
+def _format_arguments(cls: Any, arguments: dict[str, Any]) -> str:
+    """Format the arguments that differ from the defaults of a class."""
     defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
-    own = ", ".join(f"{name}={_said(value)}" for name, value in given.items() if value != defaults.get(name))
-    return f"({own})" if own else ""
+    changed = [f"{name}={_format(value)}" for name, value in arguments.items() if value != defaults.get(name)]
+    return f"({', '.join(changed)})" if changed else ""
 
 
-def _said(value: Any) -> str:
-    """A setting in words; it may name classes itself, as that of blocks does."""
+def _format(value: Any) -> str:
+    """Format an argument; it may name classes itself, as the blocks of Blocks do."""
     if isinstance(value, Namespace) and "class_path" in value:
         return _name_of((None, value))
-    return f"[{', '.join(map(_said, value))}]" if isinstance(value, list | tuple) else str(value)
+    return f"[{', '.join(map(_format, value))}]" if isinstance(value, list | tuple) else str(value)

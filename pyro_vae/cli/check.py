@@ -1,4 +1,4 @@
-"""``pyro-vae check``: a trained VAE looked at from all sides, and a report."""
+"""``pyro-vae check``: run the diagnostics of a trained VAE and write a report."""
 
 import shlex
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 from jsonargparse import Namespace
 
-from pyro_vae.cli.checksums import listed, validate_unchanged
+from pyro_vae.cli.checksums import read_checksums, validate_unchanged
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.core.format import Console
@@ -41,7 +41,7 @@ def run_check(settings: Namespace) -> int:
 
 
 def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
-    """Which data and rows were checked, and the commands that trained and checked."""
+    """Describe the data, the rows and the commands that trained and checked the VAE."""
     own = {name: settings.get(name) for name in ("rows", "budget", "seed", "data", "missing", "trust")}
     flags = [text for name, value in own.items() if value is not None for text in (f"--{name}", str(value))]
     check_again = shlex.join(["pyro-vae", "check", str(settings.run), *flags])
@@ -55,7 +55,7 @@ def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
 
 def _history(folder: Path) -> xr.Dataset | None:
     path = folder / "history.nc"
-    if not path.is_file() and path.name not in dict(listed(folder)):
+    if not path.is_file() and path.name not in dict(read_checksums(folder)):
         return None
     validate_unchanged(path)
     validate_hdf5(path)
@@ -65,5 +65,5 @@ def _history(folder: Path) -> xr.Dataset | None:
     except Exception as error:  # what xarray and h5netcdf raise has no common base
         raise DataError(f"{path}: the history cannot be read ({error}); copy the run again") from error
     if not is_history(found):
-        raise DataError(f"{path}: not the history of a run, as it holds no ELBO by epoch; copy the run again")
+        raise DataError(f"{path}: not the history of a run (it has no ELBO by epoch); copy the run again")
     return found

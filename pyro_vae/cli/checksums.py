@@ -1,4 +1,4 @@
-"""List the SHA-256 of each file of a run folder, in a file that ``sha256sum -c`` checks too."""
+"""Record the SHA-256 checksum of each file of a run folder, in a file that ``sha256sum -c`` can check."""
 
 import hashlib
 import os
@@ -9,44 +9,44 @@ from pyro_vae.errors import DataError
 from pyro_vae.train.checkpoint.tensor_file import staged
 
 SUMS = "SHA256SUMS"
-"""The file of the list."""
+"""The file of the checksums."""
 
 
-def sum_of(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal digits."""
+def compute_checksum(path: Path) -> str:
+    """Compute the SHA-256 checksum of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listed(folder: Path) -> list[tuple[str, str]]:
-    """Read the names and checksums of a list; a file that was just to be replaced is there twice, before and after."""
+def read_checksums(folder: Path) -> list[tuple[str, str]]:
+    """Read the names and checksums; a file has two while it is being replaced, the old and the new one."""
     if not os.path.lexists(folder / SUMS):
         return []
     lines = read_text(folder / SUMS, errors="replace").splitlines()
     return [(name, digest) for digest, mark, name in (line.partition("  ") for line in lines) if mark]
 
 
-def put(folder: Path, name: str, digest: str, *, replaces: bool = False) -> None:
-    """List the checksum of a file, beside that of the file which it ``replaces`` and is still there."""
-    others = [line for line in listed(folder) if line[0] != name or (replaces and line[1] != digest)]
+def record_checksum(folder: Path, name: str, digest: str, *, replaces: bool = False) -> None:
+    """Record the checksum of a file; with ``replaces``, keep that of the old file too, which is still there."""
+    others = [line for line in read_checksums(folder) if line[0] != name or (replaces and line[1] != digest)]
     with staged(folder / SUMS) as part:
         part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted([*others, (name, digest)])))
 
 
 def validate_unchanged(path: Path) -> None:
-    """Raise a DataError if a file of a run folder is gone, not on the list, or not as the run wrote it."""
+    """Raise a DataError if a file of a run folder is missing, has no checksum, or has changed since it was written."""
     validate_size(path, validate_regular(path), LARGEST_FILE)
-    wanted = {digest for name, digest in listed(path.parent) if name == path.name}
-    if not wanted:
+    recorded = {digest for name, digest in read_checksums(path.parent) if name == path.name}
+    if not recorded:
         raise DataError(
-            f"{path}: is not in {path.parent / SUMS}, so nothing tells whether it is whole; copy the run again"
+            f"{path}: has no checksum in {path.parent / SUMS}, so damage cannot be detected; copy the run again"
         )
     try:
-        found = sum_of(path)
+        checksum = compute_checksum(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); copy the run again") from error
-    if found not in wanted:
+    if checksum not in recorded:
         raise DataError(
-            f"{path}: is not as it was written; copy the run again, or, if you changed it yourself, put its new "
-            f"sum (sha256sum {path.name}) in {SUMS}"
+            f"{path}: has changed since it was written; copy the run again, or, if you changed it yourself, put its "
+            f"new checksum (sha256sum {path.name}) in {SUMS}"
         )

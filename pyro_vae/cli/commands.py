@@ -1,4 +1,4 @@
-"""The commands and their parsers, without importing what a command needs in order to run."""
+"""The commands and their parsers; importing this module does not import what the commands need to run."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,44 +11,44 @@ from pyro_vae.__about__ import __version__
 from pyro_vae.cli.parsers import STRICT, parser_of
 
 COMMANDS = {
-    "demo": "Train the note's VAE on handwritten digits, compare its ELBOs, check them, and draw it all.",
+    "demo": "Train the note's VAE on handwritten digits, compare and check its ELBOs, and draw the figures.",
     "fit": "Train a VAE on your data, and write its weights, history and figures to a new folder.",
-    "compare": "Compare estimators at the start, the middle and the end of training: which one to train with?",
-    "swap": "Train every combination of parts on your data, and rank them by the evidence of held-out data.",
-    "check": "Check a trained VAE's posteriors and predictions, and write a report to look at.",
+    "compare": "Compare estimators at the start, middle and end of training, to choose one to train with.",
+    "swap": "Train every combination of components on your data, and rank them by held-out evidence.",
+    "check": "Check a trained VAE's posteriors and predictions, and write an HTML report.",
 }
 """The name of each command, and what it does."""
 
 EPILOGUE = """
 Examples:
   pyro-vae demo
-  pyro-vae fit --data table.csv --out runs/first --latent_dim 4  (until the validation ELBO stops rising)
+  pyro-vae fit --data table.csv --out runs/first --latent_dim 4  (trains until the validation ELBO stops rising)
   pyro-vae fit --data table.csv --out runs/second --epochs 200
   pyro-vae fit --data mnist/ --out runs/mnist --hidden [400] --optimizer.lr 1e-3
-  pyro-vae fit runs/first                    (after a stop: on to the same weights; or further, with --epochs 400)
+  pyro-vae fit runs/first                    (resumes an interrupted run; with --epochs 400, trains for longer)
   pyro-vae compare runs/first
   pyro-vae compare --data table.csv --out runs/seeds --seeds "[0, 1, 2]" --workers 3
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
-  pyro-vae swap runs/swap                    (after a stop: trains what is left; so does compare runs/seeds)
+  pyro-vae swap runs/swap                    (resumes an interrupted sweep; so does compare runs/seeds)
   pyro-vae check runs/first
   pyro-vae encode runs/first --data new.csv --out latents.csv
   pyro-vae impute runs/first --data gaps.csv --missing "NA,-999" --out filled.parquet
-  pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
+  pyro-vae fit --print_config > fit.yaml     (edit the file, then: pyro-vae fit --config fit.yaml)
 
-A run folder is given right after the command: fit and swap go on with it, the others look at it or use it. (In full:
---resume RUN and --run RUN.) Without --out, results go to runs/COMMAND, or, of a run, to RUN/COMMAND; if that is taken,
-to the next free name.
+Give a run folder right after the command: fit and swap resume it, the other commands read it (long forms: --resume RUN
+and --run RUN). Without --out, results go to runs/COMMAND, or to RUN/COMMAND for a command that reads a run; if that
+name is taken, a number is added.
 """
 
 
 def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: str = "auto") -> None:
-    """Train the note's VAE on handwritten digits, compare its ELBOs, check them, and draw it all.
+    """Train the note's VAE on handwritten digits, compare and check its ELBOs, and draw the figures.
 
     Args:
-        out: a new folder for the results; by default runs/demo, or the next free name.
+        out: a new folder for the results; by default runs/demo, with a number added if that name is taken.
         epochs: passes over the training data.
-        seed: of the split, the weights, the order of the data and the noise.
-        device: auto (CUDA where there is one), cpu or cuda.
+        seed: the seed of the split, the initial weights, the order of the data and the noise.
+        device: auto (CUDA if available), cpu or cuda.
     """
 
 
@@ -62,28 +62,28 @@ def resume_settings(
     device: str | None = None,
     trust: str | None = None,
 ) -> None:
-    """Go on with a run that was stopped or killed, from its newest whole checkpoint.
+    """Resume a run that was stopped or killed, from its newest valid checkpoint.
 
     Args:
-        resume: the folder of the run.
-        data: where its data are now, if they were moved; they must be the same rows.
-        validation_data: the same of its held-out data.
-        epochs: passes over the data, those before included; by default as many as it was begun with.
-        steps: the new limit on all steps of the run, if it stops by its validation ELBO.
-        device: auto, cpu or cuda; by default the one it was begun on. Another gives slightly different numbers.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        resume: the run folder.
+        data: the new path of the data, if they were moved; the rows must be the same.
+        validation_data: the new path of the held-out data, if they were moved.
+        epochs: the total number of passes over the data, including those already done; by default that of the run.
+        steps: the new limit on the total number of steps, for a run that stops by its validation ELBO.
+        device: auto, cpu or cuda; by default that of the run. Another device gives slightly different numbers.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
 def resume_sweep_settings(resume: str, *, workers: int | None = None, trust: str | None = None) -> None:
-    """Go on with a swap, or a compare over seeds, that was stopped or killed; the trainings that are done are kept.
+    """Resume a swap, or a compare over seeds, that was stopped or killed; finished trainings are not repeated.
 
     Args:
         resume: the folder of its results.
-        workers: how many trainings run at the same time; by default as before.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        workers: how many trainings run at the same time; by default as many as before.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -98,18 +98,18 @@ def check_settings(
     seed: int = 0,
     trust: str | None = None,
 ) -> None:
-    """Check a trained VAE's posteriors and predictions, and write a report to look at.
+    """Check a trained VAE's posteriors and predictions, and write an HTML report.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote.
+        run: a run folder that pyro-vae fit wrote.
         data: held-out data, as for fit; by default those of the run.
-        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
-        out: a new folder for the report; by default RUN/check, or the next free name.
-        rows: at most so many of the held-out data.
-        budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
-        seed: of all draws.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        missing: the codes for a missing value in --data, as for fit; by default those of the run.
+        out: a new folder for the report; by default RUN/check, with a number added if that name is taken.
+        rows: the largest number of held-out rows to check.
+        budget: the time limit in seconds; diagnostics that would exceed the remaining time are skipped and listed.
+        seed: the seed of all draws.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -123,18 +123,18 @@ def encode_settings(
     seed: int = 0,
     trust: str | None = None,
 ) -> None:
-    """Write the latents of data, the mean and standard deviation of q(z|x), to a table.
+    """Encode data: write the mean and standard deviation of q(z|x) to a table.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote.
-        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data.
-        out: a new file for the table, .csv, .parquet or .npy (which holds z alone); by default RUN/encode.csv, or the
-            next free name.
-        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
-        draws: for each row, where q(z|x) has no mean in closed form.
-        seed: of all draws.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        run: a run folder that pyro-vae fit wrote.
+        data: data with the columns of the run, matched by name; by default the run's held-out data.
+        out: a new file, .csv, .parquet or .npy (which holds only z); by default RUN/encode.csv, with a number added if
+            that name is taken.
+        missing: the codes for a missing value in --data, as for fit; by default those of the run.
+        draws: the number of draws for each row, used if the mean of q(z|x) has no closed form.
+        seed: the seed of all draws.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -148,18 +148,18 @@ def reconstruct_settings(
     seed: int = 0,
     trust: str | None = None,
 ) -> None:
-    """Write what a trained VAE expects of each feature, given the whole row, to a table.
+    """Reconstruct data: write the posterior predictive mean of each feature to a table.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote.
-        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data.
-        out: a new file for the table, .csv, .parquet or .npy (which holds x alone); by default RUN/reconstruct.csv, or
-            the next free name.
-        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
-        draws: of z for each row.
-        seed: of all draws.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        run: a run folder that pyro-vae fit wrote.
+        data: data with the columns of the run, matched by name; by default the run's held-out data.
+        out: a new file, .csv, .parquet or .npy (which holds only x); by default RUN/reconstruct.csv, with a number
+            added if that name is taken.
+        missing: the codes for a missing value in --data, as for fit; by default those of the run.
+        draws: the number of draws of z for each row.
+        seed: the seed of all draws.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -173,19 +173,19 @@ def impute_settings(
     seed: int = 0,
     trust: str | None = None,
 ) -> None:
-    """Fill in the missing values of data by what a trained VAE expects of them, and write the table.
+    """Impute missing values by their mean given the observed values, and write the completed table.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote.
-        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data.
-        out: a new file for the table, .csv, .parquet or .npy (which holds x alone); by default RUN/impute.csv, or the
-            next free name.
-        missing: values of --data that say that a value is missing, as for fit, besides empty cells and NaN; by default
+        run: a run folder that pyro-vae fit wrote.
+        data: data with the columns of the run, matched by name; by default the run's held-out data.
+        out: a new file, .csv, .parquet or .npy (which holds only x); by default RUN/impute.csv, with a number added if
+            that name is taken.
+        missing: the codes for a missing value in --data, as for fit, in addition to empty cells and NaN; by default
             those of the run.
-        draws: of z for each row in which something is missing.
-        seed: of all draws.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        draws: the number of draws of z for each row with a missing value.
+        seed: the seed of all draws.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -198,17 +198,17 @@ def sample_settings(
     seed: int = 0,
     trust: str | None = None,
 ) -> None:
-    """Draw new rows from a trained VAE, and write them to a table.
+    """Sample new rows from a trained VAE, and write them to a table.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote.
-        n: how many rows; by default 1000, or one for each row of --data.
-        data: of a run with a context, a table with its context columns, found by name: a row is drawn in the context
-            of each; if the table has one row, all n in its context.
-        out: a new file for the table, .csv, .parquet or .npy; by default RUN/sample.csv, or the next free name.
-        seed: of all draws.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        run: a run folder that pyro-vae fit wrote.
+        n: the number of rows; by default 1000, or one for each row of --data.
+        data: for a conditional VAE, a table with the context columns, matched by name: one row is drawn for each
+            context, or all n rows for a single context.
+        out: a new file, .csv, .parquet or .npy; by default RUN/sample.csv, with a number added if that name is taken.
+        seed: the seed of all draws.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -224,20 +224,20 @@ def score_settings(
     seed: int = 0,
     trust: str | None = None,
 ) -> None:
-    """Write log p(x) of each row, its ELBO and its reconstruction, and how unusual it is, to a table.
+    """Score data: write log p(x), the ELBO, the reconstruction and a p-value of each row to a table.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote.
-        data: as for fit, with the columns of the run, which are found by name; by default the run's held-out data. Rows
-            that were not trained on get a p-value, by comparison with the run's held-out data: small for anomalies.
-        out: a new file for the table, .csv, .parquet or .npy; by default RUN/score.csv, or the next free name.
-        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
-        method: of log p(x), as in pyro_vae.log_evidence.
+        run: a run folder that pyro-vae fit wrote.
+        data: data with the columns of the run, matched by name; by default the run's held-out data. New rows also get
+            a p-value, by comparison with the run's held-out data: a small p-value marks an anomaly.
+        out: a new file, .csv, .parquet or .npy; by default RUN/score.csv, with a number added if that name is taken.
+        missing: the codes for a missing value in --data, as for fit; by default those of the run.
+        method: the estimator of log p(x), as in pyro_vae.log_evidence.
         num_particles: draws or chains per row for log p(x); by default 500 draws or 32 chains.
-        draws: for each row, for its ELBO and its reconstruction.
-        seed: of all draws.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        draws: draws of z per row for the ELBO and the reconstruction.
+        seed: the seed of all draws.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -248,30 +248,30 @@ TABLES: dict[str, Callable[..., None]] = {
     "sample": sample_settings,
     "score": score_settings,
 }
-"""The commands that write a table, each by the function of :mod:`pyro_vae` that has its name, and their settings."""
+"""The commands that write a table, and their settings; each calls the function of :mod:`pyro_vae` with its name."""
 
 COMMANDS |= {name: (settings.__doc__ or "").splitlines()[0] for name, settings in TABLES.items()}
 
 RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume", "check": "--run"} | dict.fromkeys(
     TABLES, "--run"
 )
-"""The flag of the run folder that stands right after a command."""
+"""The flag for a run folder that is given right after a command."""
 
 
 def parser(flags: Sequence[str] = ()) -> ArgumentParser:
-    """The command line, in which only the command that the flags begin with has its settings."""
+    """Return the parser of the command line; only the command at the start of ``flags`` gets its settings."""
     about = sys.modules["pyro_vae"].__doc__
     program = ArgumentParser(prog="pyro-vae", description=about, epilog=EPILOGUE, version=__version__, **STRICT)
     program.formatter_class = _keep_lines(program.formatter_class)
     commands = program.add_subcommands(dest="command", required=True)
     for name, text in COMMANDS.items():
-        asked = [*flags[:1]] == [name]
-        commands.add_subcommand(name, _parser_of(name, flags) if asked else ArgumentParser(**STRICT), help=text)
+        is_chosen = [*flags[:1]] == [name]
+        commands.add_subcommand(name, _parser_of(name, flags) if is_chosen else ArgumentParser(**STRICT), help=text)
     return program
 
 
 def options(flags: Sequence[str]) -> list[str]:
-    """The names of the commands, or of the settings of the one that the flags begin with."""
+    """Return the names of the commands, or of the settings of the command at the start of ``flags``."""
     if not flags or flags[0] not in COMMANDS:
         return list(COMMANDS)
     every = (option for action in _parser_of(flags[0], flags)._actions for option in action.option_strings)
@@ -279,7 +279,7 @@ def options(flags: Sequence[str]) -> list[str]:
 
 
 def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
-    """The settings of a command; ``fit --resume`` has others than a new run, which brings its own."""
+    """Return the parser of a command; a run that is resumed has its settings already, and takes fewer."""
     if name == "demo":
         return parser_of(demo_settings)
     if name == "check":
@@ -300,7 +300,7 @@ def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
 
 
 def with_named_run(flags: Sequence[str]) -> list[str]:
-    """Name the run folder by its flag where it is given by its place, right after the command or at the end.
+    """Put the flag before a run folder that is given without it, right after the command or at the end.
 
     Example:
         >>> with_named_run(["check", "runs/first", "--rows", "50"])
@@ -320,7 +320,7 @@ def with_named_run(flags: Sequence[str]) -> list[str]:
 
 
 def _keep_lines(formatter: type) -> type:
-    """The formatter, but leaving the examples as they are typed."""
+    """Return a formatter that keeps the line breaks of the examples."""
 
     class Formatter(formatter):
         def _fill_text(self, text: str, width: int, indent: str) -> str:

@@ -1,4 +1,4 @@
-"""``pyro-vae compare``: estimators along a training, or along several that differ in their seed."""
+"""``pyro-vae compare``: compare estimators along one training, or along several with different seeds."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,16 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build
-from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, refuse_overlap, report_reading, train, trained_run
+from pyro_vae.cli.fit import (
+    Loaded,
+    load_data,
+    report_reading,
+    saving_after_divergence,
+    train,
+    trained_run,
+    validate_held_out,
+    validate_training,
+)
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
@@ -34,49 +43,51 @@ from pyro_vae.train.fit import Fit
 from pyro_vae.train.summary import in_one_line
 
 QUIET = Console(quiet=True)
-"""Where tables of one seed of several go."""
+"""The console for the tables of single seeds, which are not shown."""
 
 
-def run_compare(asked: Namespace) -> int:
-    """Estimators at the start, the middle and the end of training."""
-    settings = _settled(asked)
-    _refuse(settings)
+def run_compare(arguments: Namespace) -> int:
+    """Compare estimators at the start, middle and end of training."""
+    settings = _resolve(arguments)
+    _validate_settings(settings)
     if settings.run is not None:
-        return _of_run(settings)
+        return _compare_run(settings)
     if settings.data is None:
-        raise SettingsError("compare needs RUN, a folder that pyro-vae fit wrote, or --data to train on first")
+        raise SettingsError("compare needs RUN, a run folder that pyro-vae fit wrote, or --data to train a VAE on")
     seeds = seeds_of(settings)
     if len(seeds) == 1 and is_side_by_side(settings):
-        raise SettingsError("there is one training and nothing beside it; give --seeds, or no --workers and --cluster")
-    data = loaded(settings)
+        raise SettingsError(
+            "--workers and --cluster need several trainings, and there is one; pass --seeds, or leave them out"
+        )
+    data = load_data(settings)
     report_reading(*data.files)
     settle_likelihood(settings, data.files[0])
-    vaes = {seed: _untrained(with_seed(settings, seed), data) for seed in seeds}
-    refuse_overlap(settings, data)
-    _refuse_estimators(settings, vaes[seeds[0]], data.held_out)
+    vaes = {seed: _build_untrained(with_seed(settings, seed), data) for seed in seeds}
+    validate_held_out(settings, data)
+    _validate_estimators(settings, vaes[seeds[0]], data.held_out)
     if len(seeds) > 1:
-        return _of_seeds(settings, seeds, data, goes_on=settings is not asked)
-    own, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
-    with RunFolder(folder_for("compare", settings.out)) as run, keeping(own, vae, run):
-        moments, fitted = _trained(own, vae, data)
+        return _compare_seeds(settings, seeds, data, resumes=settings is not arguments)
+    seeded_settings, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
+    with RunFolder(folder_for("compare", settings.out)) as run, saving_after_divergence(seeded_settings, vae, run):
+        moments, fitted = _train(seeded_settings, vae, data)
         show_fit(fitted, Console())
-        _write(settings, _compared(own, moments, data.held_out, Console()), run)
+        _write(settings, _compare_moments(seeded_settings, moments, data.held_out, Console()), run)
         run.show(Console())
     return 0
 
 
-def _settled(asked: Namespace) -> Namespace:
-    """Return the settings, or those of RUN if RUN is a comparison over seeds that was stopped."""
-    if "resume" in asked:
-        return stopped_sweep("compare", compare_settings, asked.resume, asked.workers, asked.trust)
-    if asked.run is not None and is_sweep(asked.run):
-        _refuse_training_settings(asked)
-        return stopped_sweep("compare", compare_settings, asked.run, trust=asked.trust)
-    return asked
+def _resolve(arguments: Namespace) -> Namespace:
+    """Return the settings, or those of RUN if RUN is an interrupted comparison over seeds."""
+    if "resume" in arguments:
+        return stopped_sweep("compare", compare_settings, arguments.resume, arguments.workers, arguments.trust)
+    if arguments.run is not None and is_sweep(arguments.run):
+        _validate_no_training_settings(arguments)
+        return stopped_sweep("compare", compare_settings, arguments.run, trust=arguments.trust)
+    return arguments
 
 
-def _refuse(settings: Namespace) -> None:
-    """Refuse, before anything is read, what nothing can be made of."""
+def _validate_settings(settings: Namespace) -> None:
+    """Raise a SettingsError before the data are read, if a setting is out of its range."""
     if settings.precision not in ("float32", "float64"):
         raise SettingsError(f"precision is {settings.precision}; it must be float32 or float64")
     if settings.draws < 2 or settings.rows < 2:
@@ -90,32 +101,32 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
     return None if made is None else {called(loss): loss for loss in made}
 
 
-def _of_run(settings: Namespace) -> int:
-    _refuse_training_settings(settings)
+def _compare_run(settings: Namespace) -> int:
+    _validate_no_training_settings(settings)
     first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing, settings.trust)
     with RunFolder(folder_for("compare", settings.out, settings.run)) as run:
-        _write(settings, _compared(settings, {"start": first, "end": vae}, held_out, Console()), run)
+        _write(settings, _compare_moments(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
     return 0
 
 
-def _refuse_training_settings(settings: Namespace) -> None:
-    """A trained run is as it is: a setting that would be ignored is refused."""
+def _validate_no_training_settings(settings: Namespace) -> None:
+    """Raise a SettingsError for a training setting, which has no effect on a trained run."""
     defaults, used = command("compare", compare_settings).get_defaults(), {"run", "data", "missing", "out", *OF_COMPARE}
     changed = [name for name, value in settings.items(branches=False) if value != defaults.get(name)]
     ignored = sorted({name.split(".")[0] for name in changed} - used - {"config", "seed"})
     if ignored:
-        raise SettingsError(f"RUN brings its own {', '.join(ignored)}; leave --{ignored[0]} out, or leave RUN out")
+        raise SettingsError(f"RUN already sets {', '.join(ignored)}; leave --{ignored[0]} out, or leave RUN out")
 
 
-def _untrained(settings: Namespace, data: Loaded) -> VAE:
+def _build_untrained(settings: Namespace, data: Loaded) -> VAE:
     vae = build(settings, data.train)
-    refuse(settings, vae, data)
+    validate_training(settings, vae, data)
     return vae
 
 
-def _refuse_estimators(settings: Namespace, vae: VAE, held_out: Data) -> None:
-    """Refuse an estimator that does not hold for the VAE before it is trained, and not after."""
+def _validate_estimators(settings: Namespace, vae: VAE, held_out: Data) -> None:
+    """Raise a ModelError before training, if an estimator is not valid for the VAE."""
     if (elbos := _elbos(settings)) is None:
         return
     subject = subject_of(vae, held_out.rows(torch.arange(min(len(held_out.x), 2))), None)
@@ -124,8 +135,8 @@ def _refuse_estimators(settings: Namespace, vae: VAE, held_out: Data) -> None:
             step_of(subject, cell.loss)
 
 
-def _trained(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = True) -> tuple[dict[str, VAE], Fit]:
-    """Train, and what was kept on the way, by its moment."""
+def _train(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = True) -> tuple[dict[str, VAE], Fit]:
+    """Train, and return copies of the VAE at the start, middle and end."""
     moments = {"start": copy.deepcopy(vae)}
     copies: dict[int, VAE] = {}
     fitted = train(settings, vae, data, callbacks=[_Halfway(copies, settings.epochs)], progress=progress)
@@ -137,7 +148,7 @@ def _trained(settings: Namespace, vae: VAE, data: Loaded, *, progress: bool = Tr
 
 
 class _Halfway(Callback):
-    """Keeps a copy of the VAE in the middle of training, or after epochs 1, 2, 4, … where its end is not known."""
+    """Copies the VAE in the middle of training, or after epochs 1, 2, 4, … if the number of epochs is unknown."""
 
     def __init__(self, copies: dict[int, VAE], epochs: int | None) -> None:
         self.copies, self.epochs = copies, epochs
@@ -148,15 +159,15 @@ class _Halfway(Callback):
             self.copies[epoch] = copy.deepcopy(run.vae)
 
 
-def _compared(
+def _compare_moments(
     settings: Namespace, moments: dict[str, VAE], held_out: Data, console: Console, *, progress: bool = True
 ) -> xr.Dataset:
-    """The comparison of each moment, shown as it is had."""
+    """Compare the estimators at each moment, and print each comparison."""
     shown, tables = held_out.rows(torch.arange(min(len(held_out.x), settings.rows))), []
     for moment, vae in moments.items():
-        judged = in_double(vae) if settings.precision == "float64" else vae
+        converted = in_double(vae) if settings.precision == "float64" else vae
         comparison = compare_elbos(
-            judged, shown, _elbos(settings), particles=settings.particles, draws=settings.draws, seed=settings.seed,
+            converted, shown, _elbos(settings), particles=settings.particles, draws=settings.draws, seed=settings.seed,
             progress=progress,
         )  # fmt: skip
         _show(moment, comparison, console)
@@ -169,21 +180,21 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
     show_comparison(comparison, console)
 
 
-def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, goes_on: bool) -> int:
-    """The mean over seeds of those that came to their end."""
-    with sweep_folder("compare", settings.out, goes_on=goes_on) as run:
-        kept = KeptJobs(run, "compare", compare_settings, settings, data)
-        sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, kept)
+def _compare_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, resumes: bool) -> int:
+    """Compare with each seed, and average over the seeds whose training finished."""
+    with sweep_folder("compare", settings.out, goes_on=resumes) as run:
+        finished = KeptJobs(run, "compare", compare_settings, settings, data)
+        sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, finished)
         found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]
         diverged = [f"{job}: {why}" for job, why in sweep.failures.items()]
         if not found and sweep.interrupted:
             raise KeyboardInterrupt
         if not found:
-            raise DivergenceError(f"every seed failed, the first so: {diverged[0]}")
+            raise DivergenceError(f"every seed failed; the first error: {diverged[0]}")
         if sweep.interrupted:
-            say(f"go on with pyro-vae compare {run.path}")
+            say(f"resume with pyro-vae compare {run.path}")
         if len(found) < len(seeds):
-            say(f"of {len(seeds)} seeds {len(found)} came to the end, and no other is in the comparison")
+            say(f"{len(found)} of {len(seeds)} seeds finished; the comparison leaves the others out")
         about = {"diverged": "; ".join(diverged), "timed_beside": "other seeds" if is_side_by_side(settings) else ""}
         mean = (over_seeds(found) if len(found) > 1 else found[0]).assign_attrs(about)
         for i, moment in enumerate(mean.moment.values):
@@ -194,14 +205,14 @@ def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, goes_on: b
     return 130 if sweep.interrupted else 0
 
 
-def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, kept: KeptJobs) -> Sweep:
-    """Compare with the seeds that are not done yet, and keep each comparison as soon as it is made."""
+def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, finished: KeptJobs) -> Sweep:
+    """Compare with the seeds that have not finished yet, and write each comparison as soon as it is computed."""
     places = places_of("seeds", jobs)
-    done = {job: _read(path) for job, place in places.items() if (path := kept.path(place, "comparison.nc"))}
+    done = {job: _read(path) for job, place in places.items() if (path := finished.path(place, "comparison.nc"))}
     tell_done(len(done), len(jobs))
 
     def keep(job: str, comparison: xr.Dataset) -> None:
-        kept.folder(places[job]).dataset("comparison.nc", comparison)
+        finished.folder(places[job]).dataset("comparison.nc", comparison)
 
     sweep = run_jobs(settings, compare_one, {job: jobs[job] for job in jobs if job not in done}, data, keep)
     sweep.results = {**done, **sweep.results}
@@ -223,16 +234,16 @@ def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:
     Args:
         settings: of ``pyro-vae compare``.
         seed: of weights, order and noise.
-        data: None in a worker, which then loads them.
+        data: None in a worker, which loads the data itself.
     """
-    here, data, own = data is not None, data or loaded(settings), with_seed(settings, seed)
+    is_local, data, settings = data is not None, data or load_data(settings), with_seed(settings, seed)
     try:
-        moments, fitted = _trained(own, build(own, data.train), data, progress=here)
-        if fitted.interrupted:  # which is in no mean
+        moments, fitted = _train(settings, build(settings, data.train), data, progress=is_local)
+        if fitted.interrupted:  # the mean has only finished trainings
             return Outcome(interrupted=True)
         message = in_one_line(fitted.history, fitted.device)
-        return Outcome(_compared(own, moments, data.held_out, QUIET, progress=here), message)
-    except (DivergenceError, ModelError) as error:  # the second where what it was trained to cannot be evaluated
+        return Outcome(_compare_moments(settings, moments, data.held_out, QUIET, progress=is_local), message)
+    except (DivergenceError, ModelError) as error:  # ModelError: the trained VAE cannot be evaluated
         return Outcome(failure=str(error))
 
 

@@ -1,4 +1,4 @@
-"""The main job, shown on real data: the note's VAE, its two ELBOs, and an exact check."""
+"""``pyro-vae demo``: train the note's VAE on real data, compare its two ELBOs, and check the ELBO exactly."""
 
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,12 @@ from pyro_vae.train.fit import fit
 
 
 def note_vae(features: int, latents: int, hidden: list[int]) -> VAE:
-    """The VAE of the note: N(0, I) prior, Gaussian likelihood with learned s, diagonal normal guide.
+    """Build the VAE of the note: N(0, I) prior, Gaussian likelihood with learned s, diagonal normal guide.
 
     Args:
-        features: D, numbers per datum.
-        latents: d.
-        hidden: widths of the hidden layers of both networks; none makes it linear.
+        features: D, the number of features.
+        latents: d, the number of latents.
+        hidden: widths of the hidden layers of both networks; an empty list makes the VAE linear.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
@@ -41,16 +41,16 @@ def note_vae(features: int, latents: int, hidden: list[int]) -> VAE:
 
 
 def linear_check(x: torch.Tensor, *, latents: int = 2, epochs: int = 80, seed: int = 0) -> tuple[float, float]:
-    """Train a linear VAE by SVI, and give its ELBO and the best there can be.
+    """Train a linear VAE by SVI, and compute its ELBO and the largest possible one.
 
-    With linear networks the model is probabilistic PCA, and its optimal guide is in the family, so
-    the trained ELBO must come up to the maximum of the log-likelihood. Both are exact, not sampled.
+    With linear networks the model is probabilistic PCA, and the variational family contains its posterior, so
+    the trained ELBO must reach the maximum of the log-likelihood. Both are exact, not sampled.
 
     Args:
         x: data, shape ``(datum, feature)``.
-        latents: d.
-        epochs: at each of six falling learning rates.
-        seed: of weights, order and noise.
+        latents: d, the number of latents.
+        epochs: the number of epochs at each of six decreasing learning rates.
+        seed: of the initial weights, the order of the data and the noise.
 
     Returns:
         The trained ELBO and the largest log-likelihood of probabilistic PCA, in nats per datum.
@@ -77,13 +77,13 @@ def linear_check(x: torch.Tensor, *, latents: int = 2, epochs: int = 80, seed: i
 
 
 def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: str = "auto") -> Path:
-    """Train the note's VAE on handwritten digits, compare its ELBOs, check them, and draw it all.
+    """Train the note's VAE on handwritten digits, compare and check its ELBOs, and draw the figures.
 
     Args:
-        out: the folder for the results; by default runs/demo, or the next free name.
+        out: a new folder for the results; by default runs/demo, with a number added if that name is taken.
         epochs: passes over the training data.
-        seed: of the split, the weights, the order of the data and the noise.
-        device: auto (CUDA where there is one), cpu or cuda.
+        seed: the seed of the split, the initial weights, the order of the data and the noise.
+        device: auto (CUDA if available), cpu or cuda.
 
     Returns:
         The folder.
@@ -111,7 +111,7 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
 
 
 def run_demo(settings: Namespace) -> int:
-    """``pyro-vae demo``."""
+    """Run the demo with the settings of ``pyro-vae demo``."""
     demo(settings.out, epochs=settings.epochs, seed=settings.seed, device=settings.device)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: data, what is refused of them, and the training."""
+"""Load data, validate settings and train, for all commands that train or read a run."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ from pyro_vae.train.fit import Fit, fit
 from pyro_vae.train.resume import validation_hash
 
 ABOUT = "run.json"
-"""Where versions, seed and the hash of the data stand."""
+"""The file with the versions, the seed and the hash of the data."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Loaded:
     """The data of a command.
 
     Args:
-        train: to train on.
-        held_out: to judge by.
-        files: the same as they lie in their files, so that a row is told by its number there.
-        stream: what to train on, where ``train`` are only some rows of it.
+        train: the training data.
+        held_out: the held-out data.
+        files: the data in the order of their files, so that messages give the row numbers of the file.
+        stream: the training data as a stream, of which ``train`` holds only some rows.
     """
 
     train: Data
@@ -74,13 +74,13 @@ class Loaded:
 
 
 STREAMED_BYTES = 2**30
-"""Files of more are not read into memory."""
+"""Larger files are streamed instead of read into memory."""
 SHOWN_ROWS = 2048
-"""Of what is streamed, so many are looked at before."""
+"""The number of rows of a stream that are read before training, to initialize the VAE and validate the settings."""
 
 
 def streamed(path: Path) -> bool:
-    """Whether data are streamed: those of a folder of Parquet files, of Zarr, and of large files.
+    """Return whether the data are streamed: a folder of Parquet files, a Zarr store, or a large file.
 
     Example:
         >>> streamed(Path("nowhere.npy"))
@@ -91,15 +91,15 @@ def streamed(path: Path) -> bool:
     return path.suffix.lower() in (".npy", ".parquet") and path.is_file() and path.stat().st_size > STREAMED_BYTES
 
 
-def loaded(settings: Namespace) -> Loaded:
-    """The data that settings name, split where no held-out ones are named.
+def load_data(settings: Namespace) -> Loaded:
+    """Load the data that the settings name, and split off held-out data if the settings name none.
 
     Raises:
-        DataError: if they cannot be read, or are not of as many columns.
+        DataError: if the data cannot be read, or the held-out data have another number of columns.
     """
     if streamed(Path(settings.data)):
         return _streamed(settings)
-    data = load(settings.data, **_reading(settings))
+    data = load(settings.data, **_reading_options(settings))
     new = settings.validation_data
     held_out = read_like(new, settings, data) if new else load_held_out(settings.data)
     if held_out is None:
@@ -109,87 +109,79 @@ def loaded(settings: Namespace) -> Loaded:
 
 
 READING = ("index", "label", "drop", "columns", "missing", "context", "sep", "decimal", "header", "key")
-"""The settings of how a file is read."""
+"""The settings that say how to read a file."""
 
 
-def _reading(settings: Namespace) -> dict[str, Any]:
+def _reading_options(settings: Namespace) -> dict[str, Any]:
     return {name: settings[name] for name in READING if settings.get(name) is not None}
 
 
 def read_like(path: str, settings: Namespace, like: Data) -> Data:
-    """Read new data as those of a run, with its columns and categories by their names.
+    """Read new data like those of a run, with the same columns and categories, matched by name.
 
     Args:
-        path: of the data.
+        path: of the new data.
         settings: of the run.
         like: data of the run, or data without rows that have its columns and categories.
 
     Raises:
-        DataError: if they cannot be read, or are of other columns.
+        DataError: if the data cannot be read, or have other columns.
     """
-    asked = _reading(settings)
-    if Path(path).suffix != Path(settings.data).suffix:  # what only that kind of file has is found anew
-        asked = {name: value for name, value in asked.items() if name not in ("sep", "decimal", "header", "key")}
-    data = load(path, like=like, **asked)
+    options = _reading_options(settings)
+    if Path(path).suffix != Path(settings.data).suffix:  # detect the format of another type of file again
+        options = {name: value for name, value in options.items() if name not in ("sep", "decimal", "header", "key")}
+    data = load(path, like=like, **options)
     if len(like.x):
-        refuse_other_width(data, like)
+        _validate_width(data, like)
     return data
 
 
 def report_reading(*data: Data) -> None:
-    """Print one line for each file: what was read and what was inferred."""
+    """Print a line for each file: what was read, and which options were detected."""
     for one in data:
         if one.said:
             Console().print(f"{one.source}: {one.said}", soft_wrap=True)
 
 
 def _streamed(settings: Namespace) -> Loaded:
-    if asked := _reading(settings):
-        raise SettingsError(
-            f"{settings.data}: is streamed, to which --{next(iter(asked))} does not apply; leave it out"
-        )
+    if options := _reading_options(settings):
+        raise SettingsError(f"{settings.data}: --{next(iter(options))} does not apply to streamed data; leave it out")
     if not settings.validation_data:
-        raise DataError(
-            f"{settings.data}: is streamed, and no share of it is held out; name held-out data with --validation_data"
-        )
-    every = stream(settings.data)
-    some = Data(every.sample(SHOWN_ROWS).x, columns=every.columns, source=every.source)
+        raise DataError(f"{settings.data}: streamed data are not split; name held-out data with --validation_data")
+    whole_stream = stream(settings.data)
+    some = Data(whole_stream.sample(SHOWN_ROWS).x, columns=whole_stream.columns, source=whole_stream.source)
     held_out = read_like(settings.validation_data, settings, some)
-    return Loaded(some, held_out, files=(some, held_out), stream=every)
+    return Loaded(some, held_out, files=(some, held_out), stream=whole_stream)
 
 
-def refuse_other_width(data: Data, of: Data) -> None:
-    """Refuse data of other columns than others have.
-
-    Raises:
-        DataError: naming both.
-    """
-    mine, theirs = data.x.shape[1], of.x.shape[1]
-    if mine != theirs:
+def _validate_width(data: Data, like: Data) -> None:
+    """Raise a DataError if two data sets have different numbers of columns."""
+    width, expected = data.x.shape[1], like.x.shape[1]
+    if width != expected:
         raise DataError(
-            f"{data.source}: a row has {mine} numbers, and {theirs} in {of.source}; give data of the same columns"
+            f"{data.source}: a row has {width} numbers, and {expected} in {like.source}; give data of the same columns"
         )
 
 
-def untrained(settings: Namespace, folder: str | None = None) -> tuple[VAE, Loaded]:
-    """The VAE and the data, seen to fit each other and the optimizer; the settings then name the likelihood.
+def build_untrained(settings: Namespace, folder: str | None = None) -> tuple[VAE, Loaded]:
+    """Load the data, build the VAE and validate both; ``likelihood: auto`` is replaced in the settings.
 
     Args:
         settings: of a training.
-        folder: of the run that goes on.
+        folder: of the run that resumes.
     """
-    data = loaded(settings)
+    data = load_data(settings)
     if writes():
         report_reading(*data.files)
     settle_likelihood(settings, data.files[0])
     vae = build(settings, data.train, None if folder is None else stored_bytes(Path(folder)))
-    refuse(settings, vae, data)
-    refuse_overlap(settings, data)
+    validate_training(settings, vae, data)
+    validate_held_out(settings, data)
     return vae, data
 
 
-def refuse_overlap(settings: Namespace, data: Loaded) -> None:
-    """Refuse held-out data of which most rows are training data, and print if some are.
+def validate_held_out(settings: Namespace, data: Loaded) -> None:
+    """Raise if most held-out rows are training data, and print a warning if some are.
 
     Raises:
         DataError: with the number of such rows.
@@ -197,61 +189,61 @@ def refuse_overlap(settings: Namespace, data: Loaded) -> None:
     if not settings.validation_data or data.stream is not None:
         return
     known, hashes = Trained.on(row_hashes(rows_of(data.train))), row_hashes(rows_of(data.held_out))
-    told = overlap(known, hashes, data.held_out.row_labels)
-    if told and np.isin(hashes, known.rows).mean() > 0.5:
-        raise DataError(f"{settings.validation_data}: {told}, are training data; give rows that --data does not hold")
-    if told and writes():
-        print(printable(f"pyro-vae: {settings.validation_data}: {told}, are training data"), file=sys.stderr)
+    shared = overlap(known, hashes, data.held_out.row_labels)
+    if shared and np.isin(hashes, known.rows).mean() > 0.5:
+        raise DataError(f"{settings.validation_data}: {shared}, are training data; give rows that --data does not hold")
+    if shared and writes():
+        print(printable(f"pyro-vae: {settings.validation_data}: {shared}, are training data"), file=sys.stderr)
 
 
-def refuse(settings: Namespace, vae: VAE, data: Loaded) -> None:
-    """Refuse what training would refuse: data by their place in the file, and an optimizer's settings.
+def validate_training(settings: Namespace, vae: VAE, data: Loaded) -> None:
+    """Raise the errors that training would raise, for data by their place in the file.
 
     Raises:
         DataError: if data are outside the support of the likelihood.
-        ModelError: if the parts do not fit each other or the data.
-        SettingsError: if the optimizer cannot be used.
+        ModelError: if the components do not fit each other or the data.
+        SettingsError: if the optimizer or the scheduler cannot be used.
     """
     for file in data.files:
         rows_for(vae, file)
     made = instances(settings)
-    _refuse_optimizer(made.optimizer, copy.deepcopy(vae))
-    _refuse_scheduler(made, copy.deepcopy(vae))
+    _validate_optimizer(made.optimizer, copy.deepcopy(vae))
+    _validate_scheduler(made, copy.deepcopy(vae))
 
 
-def _refuse_optimizer(optimizer: Any, vae: VAE) -> None:
-    """Try a step on a copy: torch's optimizers refuse settings when made, and networks when they step."""
+def _validate_optimizer(optimizer: Any, vae: VAE) -> None:
+    """Take a step on a copy: torch's optimizers reject settings when created, but parameters only when they step."""
     try:
         for parameter in vae.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer(list(vae.parameters())).step()
     except (RuntimeError, TypeError, ValueError) as error:
-        raise SettingsError(f"optimizer: it cannot be used ({first_line(error)}); change its settings") from error
+        raise SettingsError(f"the optimizer cannot be used ({first_line(error)}); change its settings") from error
 
 
-def _refuse_scheduler(made: Namespace, vae: VAE) -> None:
+def _validate_scheduler(made: Namespace, vae: VAE) -> None:
     try:
         optimizer = _optimizer(made)(list(vae.parameters()))
-        optimizer.state_dict()  # which checkpoints hold
+        optimizer.state_dict()  # as for a checkpoint
         refuse_plateau(optimizer)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
-        raise SettingsError(f"scheduler: it cannot be used ({first_line(error)}); change its settings") from error
+        raise SettingsError(f"the scheduler cannot be used ({first_line(error)}); change its settings") from error
 
 
 def _optimizer(made: Namespace) -> Any:
-    """What makes the optimizer, or a schedule of it."""
+    """Return a function that makes the optimizer, or its scheduler."""
     if made.scheduler is None:
         return made.optimizer
     return lambda parameters: made.scheduler(made.optimizer(parameters))
 
 
-def refuse_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
-    """Evaluate the estimator on two rows, as it refuses a pair that it does not hold for when it meets it.
+def validate_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
+    """Evaluate the estimator on two rows, to find out whether it is valid for the VAE.
 
     Raises:
-        ModelError: if it does.
+        ModelError: if the estimator is not valid for the VAE.
     """
     elbo = instances(settings).elbo or Trace_ELBO()
     rows = rows_of(data).take(slice(2)).like(vae)
@@ -260,18 +252,18 @@ def refuse_estimator(settings: Namespace, vae: VAE, data: Data) -> None:
 
 
 def train(settings: Namespace, vae: VAE, data: Loaded, **more: Any) -> Fit:
-    """Train as settings say.
+    """Train a VAE with the settings of a command.
 
     Args:
         settings: of ``pyro-vae fit``.
-        vae: what is trained.
-        data: to train on, and to watch.
-        more: of :func:`~pyro_vae.fit`, besides what the settings say.
+        vae: the VAE, which is trained in place.
+        data: the training and validation data.
+        more: further arguments of :func:`~pyro_vae.fit`.
     """
     made = instances(settings)
-    own = list(made.callbacks or ())
-    # What begins the folder is to come last.
-    callbacks = [*own, *_stopping(settings, own), *more.pop("callbacks", ())]
+    chosen = list(made.callbacks or ())
+    # The callback that writes the first files of the run folder comes last.
+    callbacks = [*chosen, *_stopping(settings, chosen), *more.pop("callbacks", ())]
     return fit(
         vae, data.train if data.stream is None else data.stream, validation_data=data.held_out,
         elbo=made.elbo or Trace_ELBO(), optimizer=_optimizer(made), epochs=epochs_of(settings, data),
@@ -281,7 +273,7 @@ def train(settings: Namespace, vae: VAE, data: Loaded, **more: Any) -> Fit:
 
 
 def epochs_of(settings: Namespace, data: Loaded) -> int:
-    """How many epochs training has at most: those asked for, or as many as hold the steps.
+    """Return the largest number of epochs: the setting, or as many as are needed for all steps.
 
     Example:
         >>> rows = Data(torch.zeros(300, 2))
@@ -296,7 +288,7 @@ def epochs_of(settings: Namespace, data: Loaded) -> int:
 
 
 def _stopping(settings: Namespace, callbacks: Sequence[Callback]) -> list[Callback]:
-    """What ends training where no number of epochs is asked for, unless the user chose how."""
+    """Return the default early stopping, unless the settings have a number of epochs or an EarlyStopping."""
     if settings.epochs is not None or any(isinstance(callback, EarlyStopping) for callback in callbacks):
         return []
     patience = whole("patience", settings.patience, 1)
@@ -304,30 +296,30 @@ def _stopping(settings: Namespace, callbacks: Sequence[Callback]) -> list[Callba
 
 
 def settings_of(folder: str | Path, trust: str | None = None) -> Namespace:
-    """The settings of the run in a folder.
+    """Read the settings of a run folder.
 
     Args:
         folder: of the run.
-        trust: packages and folders of the user's own that they may name, as ``"mypackage,logs"``.
+        trust: the user's own packages and folders that the settings may name, e.g. ``"mypackage,logs"``.
 
     Raises:
-        DataError: if the folder is not of a run, or its settings are not whole.
-        SettingsError: if they name code that may not be run.
+        DataError: if the folder is not a run folder, or its settings are damaged.
+        SettingsError: if the settings name code that is not trusted.
     """
     config = Path(folder) / "config.yaml"
     if not os.path.lexists(config):
-        raise DataError(f"{folder}: holds no config.yaml; give the folder of a run that pyro-vae fit wrote")
+        raise DataError(f"{folder}: holds no config.yaml; give a run folder that pyro-vae fit wrote")
     settings = read_settings(config, training(), trust)
-    if "\nstandardize:" not in read_text(config):  # of a version that could not
+    if "\nstandardize:" not in read_text(config):  # written by a version that did not standardize
         settings.standardize = False
     return settings
 
 
 def load_weights(folder: str, into: VAE | None = None) -> VAE:
-    """Load the VAE of a run folder, and say on stderr if the run has gone on since.
+    """Load the VAE of a run folder, and warn on stderr if the run was resumed since its weights were written.
 
     Raises:
-        DataError: if it cannot be read, or not without ``into``.
+        DataError: if the weights cannot be read, or only with ``into``.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnfinishedRunWarning)
@@ -336,7 +328,7 @@ def load_weights(folder: str, into: VAE | None = None) -> VAE:
 
 
 def stored_bytes(folder: Path) -> int | None:
-    """How many bytes the VAE of a run may take, as its largest file of weights shows; None where it has none."""
+    """Return the memory limit in bytes for the VAE of a run, from its largest file of weights, or None without one."""
     paths = [*Checkpoints(folder).files().values(), folder / "weights.safetensors"]
     sizes = [path.lstat().st_size for path in paths if os.path.lexists(path)]
     return 2 * max(sizes) + SPARE_BYTES if sizes else None
@@ -345,23 +337,26 @@ def stored_bytes(folder: Path) -> int | None:
 def trained_run(
     folder: str, data: str | None, missing: str | None = None, trust: str | None = None
 ) -> tuple[VAE, VAE, Data, Data]:
-    """The VAE of a run folder, before and after, data to judge it by (its held-out ones, or those given), and its own.
+    """Load the VAE of a run folder and data to evaluate it on.
 
     Args:
         folder: of the run.
-        data: the path of data; None for those of the run.
-        missing: values of ``data`` that say that a value is missing; those of the run if not given.
-        trust: packages and folders of the user's own that the settings may name.
+        data: the path of the data; None for the held-out data of the run.
+        missing: codes for a missing value in ``data``; by default those of the run.
+        trust: the user's own packages and folders that the settings may name.
+
+    Returns:
+        The VAE before training, the trained VAE, the data to evaluate it on, and its training data.
 
     Raises:
-        DataError: if the folder is not of a run, or the data are of other columns.
+        DataError: if the folder is not a run folder, or the data have other columns.
         SettingsError: if ``missing`` is given without ``data``.
     """
     if missing is not None and data is None:
-        raise SettingsError("missing says how --data is read; give --data, or leave --missing out")
+        raise SettingsError("--missing applies to --data, which is not given; give --data, or leave --missing out")
     settings = settings_of(folder, trust)
-    of_run = loaded(settings)
-    with warnings.catch_warnings(action="ignore", category=ConstantColumnsWarning):  # fit has named them
+    of_run = load_data(settings)
+    with warnings.catch_warnings(action="ignore", category=ConstantColumnsWarning):  # fit has warned already
         first = build(settings, of_run.train, stored_bytes(Path(folder)))
     vae = load_weights(folder, into=copy.deepcopy(first))
     if data is None:
@@ -369,23 +364,23 @@ def trained_run(
     settings.missing = settings.missing if missing is None else missing
     held_out = read_like(data, settings, of_run.files[0])
     report_reading(held_out)
-    rows_for(vae, held_out)  # all of them, though only some are looked at
+    rows_for(vae, held_out)  # validates all rows, of which the caller may use only some
     return first, vae, held_out, of_run.train
 
 
-def _refuse_other_data(run: Any, about: Path) -> None:
-    """Refuse other data than a run was begun with, which was killed before its first checkpoint."""
+def _validate_same_data(run: Any, about: Path) -> None:
+    """Raise a SettingsError if a run that was killed before its first checkpoint is resumed with other data."""
     validate_unchanged(about)
-    begun = read_json(about)
+    recorded = read_json(about)
     for name, now in {"data_hash": run.attributes["data_hash"], "validation_hash": validation_hash(run)}.items():
-        if (then := begun.get(name, now)) != now:
-            raise SettingsError(f"{about.parent} was begun with {name} {then}, not {now}; resume it with its data")
+        if (then := recorded.get(name, now)) != now:
+            raise SettingsError(f"{about.parent} was started with {name} {then}, not {now}; resume it with its data")
 
 
-class Begin(Callback):
-    """Writes the settings of a run, and what else it depends on, when nothing is left that could refuse it.
+class WriteSettings(Callback):
+    """Writes the settings, versions and data hashes of a run when training starts, after everything is validated.
 
-    Where there is no folder, it writes nothing.
+    Without a folder, it writes nothing.
     """
 
     def __init__(self, run: RunFolder | None, settings: Namespace) -> None:
@@ -395,17 +390,17 @@ class Begin(Callback):
         if self.folder is None:
             return
         about = self.folder.path / ABOUT
-        if not about.exists():  # of one that goes on, how it was begun
-            kept = {name: value for name, value in run.attributes.items() if name != "device"}
-            self.folder.text(ABOUT, json.dumps({**kept, "validation_hash": validation_hash(run)}, indent=2) + "\n")
-        elif not Checkpoints(self.folder.path).files():  # which would tell too
-            _refuse_other_data(run, about)
+        if not about.exists():  # a run that resumes has it already
+            recorded = {name: value for name, value in run.attributes.items() if name != "device"}
+            self.folder.text(ABOUT, json.dumps({**recorded, "validation_hash": validation_hash(run)}, indent=2) + "\n")
+        elif not Checkpoints(self.folder.path).files():  # a checkpoint validates the data itself
+            _validate_same_data(run, about)
         self.folder.text("config.yaml", as_yaml(self.settings))
 
 
 @contextmanager
-def keeping(settings: Namespace, vae: VAE, run: RunFolder) -> Iterator[None]:
-    """After a divergence inside, the run folder still gets the settings, the last good weights and the history."""
+def saving_after_divergence(settings: Namespace, vae: VAE, run: RunFolder) -> Iterator[None]:
+    """Write the settings, the last good weights and the history if training diverges inside the block."""
     try:
         yield
     except DivergenceError as error:

@@ -1,4 +1,4 @@
-"""Stop as Ctrl-C does, and say how to go on."""
+"""Stop on SIGTERM and SIGHUP as on Ctrl-C, and print how to resume."""
 
 import signal
 import sys
@@ -12,27 +12,27 @@ from pyro_vae.errors import printable
 
 @contextmanager
 def interruptible(folder: str) -> Iterator[None]:
-    """While results are written too, SIGTERM and SIGHUP interrupt as Ctrl-C does, and then it is said how to go on."""
+    """Interrupt on SIGTERM and SIGHUP as on Ctrl-C, and then print how to resume the run."""
     with terminable():
         try:
             yield
         except KeyboardInterrupt:
             if (Path(folder) / "config.yaml").exists():
-                print(printable(f"pyro-vae: go on with pyro-vae fit --resume {folder}"), file=sys.stderr)
+                print(printable(f"pyro-vae: resume with pyro-vae fit --resume {folder}"), file=sys.stderr)
             raise
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does."""
+    """Interrupt on SIGTERM and SIGHUP as on Ctrl-C, inside the block."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     main_thread = threading.current_thread() is threading.main_thread()
-    # As core/signals.py has it, which would import torch before the help is shown.
-    heard = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
-    before = {number: signal.signal(number, interrupt) for number in heard if main_thread}
+    # Repeats core/signals.py, whose import would load torch before --help is printed.
+    signals = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, interrupt) for number in signals if main_thread}
     try:
         yield
     finally:

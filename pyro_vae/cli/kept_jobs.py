@@ -1,4 +1,4 @@
-"""Keep each finished job of a sweep in the folder of the sweep, so that one that was killed goes on with them."""
+"""Write each finished job of a sweep to the folder of the sweep, so that an interrupted sweep can resume."""
 
 import json
 import re
@@ -38,23 +38,23 @@ def is_sweep(folder: str | Path) -> bool:
 def stopped_sweep(
     name: str, function: Callable[..., Any], folder: str, workers: int | None = None, trust: str | None = None
 ) -> Namespace:
-    """Read the settings of a sweep that goes on.
+    """Read the settings of a sweep that resumes.
 
     Args:
         name: of the command.
-        function: whose signature the settings have.
+        function: the function whose arguments are the settings.
         folder: of the sweep.
-        workers: another number of workers than it was begun with.
-        trust: packages and folders of the user's own that the settings may name.
+        workers: a new number of workers; by default that of the sweep.
+        trust: the user's own packages and folders that the settings may name.
 
     Raises:
-        DataError: if the folder is not of a sweep of this command, or its settings are not whole.
+        DataError: if the folder is not of a sweep of this command, or its settings are damaged.
     """
     config = Path(folder) / "config.yaml"
     if not is_sweep(folder):
-        raise DataError(f"{folder}: holds no {ABOUT}; give the folder of a pyro-vae {name} that was stopped")
+        raise DataError(f"{folder}: holds no {ABOUT}; give the folder of an interrupted pyro-vae {name}")
     if (other := _about(Path(folder))["command"]) != name:
-        raise DataError(f"{folder}: is of pyro-vae {other}; go on with pyro-vae {other} {folder}")
+        raise DataError(f"{folder}: was written by pyro-vae {other}; resume with pyro-vae {other} {folder}")
     settings = read_settings(config, command(name, function), trust)
     settings.out = str(folder)
     settings.workers = workers or settings.workers
@@ -62,7 +62,7 @@ def stopped_sweep(
 
 
 def _about(folder: Path) -> dict[str, str]:
-    """What marks the folder of a sweep, seen to be undamaged."""
+    """Read and validate the file that marks the folder of a sweep."""
     validate_unchanged(folder / ABOUT)
     about = {name: str(value) for name, value in read_json(folder / ABOUT).items()}
     if not {"command", "data_hash"} <= {*about}:
@@ -71,23 +71,23 @@ def _about(folder: Path) -> dict[str, str]:
 
 
 def sweep_folder(name: str, out: str | None, *, goes_on: bool) -> RunFolder:
-    """Return the folder of a sweep: a new one, or that of one that goes on."""
+    """Return the folder of a sweep, a new one unless the sweep resumes."""
     folder = folder_for(name, out)
     return RunFolder.again(folder) if goes_on else RunFolder(folder)
 
 
 def tell_done(done: int, jobs: int) -> None:
-    """Print how many trainings a sweep that goes on has already."""
+    """Print how many trainings of a resumed sweep have finished already."""
     if done:
         tell(f"{done} of {jobs} trainings are done already")
 
 
 def places_of(kind: str, jobs: Iterable[str]) -> dict[str, str]:
-    """Name the folder of each job, within that of the sweep.
+    """Name the folder of each job, relative to that of the sweep.
 
     Args:
-        kind: of what is kept, the folder of all of them.
-        jobs: their names.
+        kind: the name of the folder that holds the folders of all jobs.
+        jobs: the names of the jobs.
 
     Example:
         >>> places_of("models", ["StudentT(df=4.0)", "Laplace · DiagNormal"])
@@ -105,12 +105,12 @@ class KeptJobs:
     Args:
         run: the folder of the sweep.
         name: of the command.
-        function: whose signature the settings have.
+        function: the function whose arguments are the settings.
         settings: of the sweep.
-        data: what it trains on; a sweep that goes on must have the same.
+        data: the data of the sweep; a sweep that resumes must have the same.
 
     Raises:
-        SettingsError: if the sweep was begun with other data.
+        SettingsError: if the sweep was started with other data.
     """
 
     run: RunFolder
@@ -122,14 +122,14 @@ class KeptJobs:
     def __post_init__(self) -> None:
         if is_sweep(self.run.path) and _about(self.run.path)["data_hash"] != self._data_hash():
             raise SettingsError(
-                f"{self.run.path} was begun with other data than {self.settings.data}; give it the same"
+                f"{self.run.path} was started with other data than {self.settings.data}; resume it with the same data"
             )
 
     def _data_hash(self) -> str:
         return data_hash(np.concatenate([row_hashes(rows_of(file)) for file in self.data.files]))
 
     def folder(self, place: str) -> RunFolder:
-        """Return the folder to write a finished job to; before the first, the settings of the sweep are written."""
+        """Return the folder to write a finished job to; write the settings of the sweep before the first job."""
         if not is_sweep(self.run.path):
             self.write_settings()
             about = {"command": self.name, "data_hash": self._data_hash()}
@@ -137,7 +137,7 @@ class KeptJobs:
         return self.run.within(place)
 
     def write_settings(self) -> None:
-        """Write the settings, from which the sweep goes on or can be made again."""
+        """Write the settings, from which the sweep can be resumed or repeated."""
         self.run.text("config.yaml", command(self.name, self.function).dump(with_absolute_paths(self.settings)))
 
     def path(self, place: str, file: str) -> Path | None:

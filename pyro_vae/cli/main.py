@@ -1,4 +1,4 @@
-"""The command line: ``pyro-vae demo | fit | compare | swap | check``, and those that write tables."""
+"""The entry point of the command line ``pyro-vae``."""
 
 import argparse
 import io
@@ -31,22 +31,21 @@ from pyro_vae.errors import (
     printable,
 )
 
-SAID_PLAINLY = (
+USER_WARNINGS = (
     AtomsWarning, CalibrationWarning, ConstantColumnsWarning, DuplicateRowsWarning, PrecisionWarning,
     UnboundedDensityWarning, UncapturedStepWarning,
 )  # fmt: skip
-"""Warnings that are for the user."""
+"""Warnings to print in one sentence, without the line of code that raised them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: as typed; those of the process if not given.
+        arguments: the command line; by default ``sys.argv[1:]``. Without arguments, the help is printed.
 
     Returns:
-        The exit code: 0, also without arguments, which prints the help; 2 for an error in one sentence on stderr; 130
-        after Ctrl-C.
+        The exit code: 0 on success, 2 after an error (printed on stderr in one sentence), 130 after Ctrl-C.
 
     Example:
         >>> main(["fit", "--data", "nowhere.csv", "--out", "nowhere"])
@@ -58,17 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not flags:
         parser().print_help()
         return 0
-    _encode_anything()
+    _replace_unencodable()
     try:
-        with _own_classes(), terminable(), _plain_warnings():
+        with _importable_folder(), terminable(), _plain_warnings():
             _validate_configs(flags)
             settings = parser(flags).parse_args(flags)
             return _run(settings.command, settings[settings.command])
     except argparse.ArgumentError as error:
         command = f"{typed[0]} " if typed and typed[0] in COMMANDS else ""
-        told = printable(plain(error))
-        meant = suggestion(told, options(flags))
-        print(f"pyro-vae: {told}{meant}; see pyro-vae {command}--help".replace("?; see", "? See"), file=sys.stderr)
+        message = printable(plain(error))
+        advice = suggestion(message, options(flags))
+        print(f"pyro-vae: {message}{advice}; see pyro-vae {command}--help".replace("?; see", "? See"), file=sys.stderr)
         return 2
     except PyroVAEError as error:
         print(f"pyro-vae: {error}", file=sys.stderr)
@@ -78,18 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _encode_anything() -> None:
-    """Let streams that cannot hold a character, as those of the C locale, write its code instead."""
+def _replace_unencodable() -> None:
+    """Let streams that cannot encode a character, such as those of the C locale, write its code instead."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _validate_configs(flags: Sequence[str]) -> None:
-    """Validate files of --config that lie in a run folder as strictly as where the run goes on."""
-    named = [value for flag, value in itertools.pairwise([*flags, ""]) if flag == "--config"]
-    named += [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
-    for config in map(Path, named):
+    """Validate files of --config that lie in a run folder, as strictly as when the run resumes."""
+    configs = [value for flag, value in itertools.pairwise([*flags, ""]) if flag == "--config"]
+    configs += [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
+    for config in map(Path, configs):
         if (config.parent / "SHA256SUMS").exists():
             from pyro_vae.cli.saved_settings import read_text, validate_settings
 
@@ -127,8 +126,8 @@ def _run(command: str, settings: Namespace) -> int:
 
 
 @contextmanager
-def _own_classes() -> Iterator[None]:
-    """The current folder among the places of modules, as ``python -m`` has it: there the user's own classes lie."""
+def _importable_folder() -> Iterator[None]:
+    """Put the current folder on ``sys.path``, as ``python -m`` does, so that the user's own classes can be imported."""
     here = os.getcwd()
     known = here in sys.path or "" in sys.path
     if not known:
@@ -142,12 +141,12 @@ def _own_classes() -> Iterator[None]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings that are for the user, as one sentence on stderr, as errors are."""
+    """Print warnings for the user in one sentence on stderr, like errors."""
     shown = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], filename: str, *where: Any, **more: Any) -> None:
         ours = category is UserWarning and Path(filename).is_relative_to(Path(pyro_vae.__file__).parent)
-        if ours or issubclass(category, SAID_PLAINLY):
+        if ours or issubclass(category, USER_WARNINGS):
             print(f"pyro-vae: {printable(str(message))}", file=sys.stderr)
         else:
             shown(message, category, filename, *where, **more)

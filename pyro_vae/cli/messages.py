@@ -1,4 +1,4 @@
-"""How a mistake in a setting is told in one sentence."""
+"""Shorten the parser's error messages to one sentence."""
 
 import re
 
@@ -8,10 +8,10 @@ from pyro_vae.errors import PyroVAEError, SettingsError
 
 
 def instantiated(parser: ArgumentParser, settings: Namespace) -> Namespace:
-    """The settings with objects where there were names of classes.
+    """Replace the names of classes in settings by objects.
 
     Raises:
-        SettingsError: what a class says of its settings, where the parser would wrap it.
+        SettingsError: the error that a class raises for its settings, without the parser's wrapping.
     """
     try:
         return parser.instantiate(settings)
@@ -22,7 +22,7 @@ def instantiated(parser: ArgumentParser, settings: Namespace) -> Namespace:
         raise SettingsError(str(reason) if reason else plain(error)) from error
 
 
-# From the parser's way of speaking to plain words, in this order.
+# Replacements, in this order, that shorten the parser's messages.
 PLAINER = (
     (r"- Expected a <class 'NoneType'>", ""),
     (r"Does not validate .*?Errors:\s*- (.*?)\n\s*(?:- |Given).*?Given value: ([^\n]*)", r"\1. Got value: \2"),
@@ -45,7 +45,7 @@ PLAINER = (
 
 
 def plain(error: Exception) -> str:
-    """What a parser has to say, in one line."""
+    """Rewrite the error of a parser in one line."""
     text = str(error)
     for pattern, plainer in PLAINER:
         text = re.sub(pattern, plainer, text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""Parsers of flags and YAML files, made of the signature and the docstring of a function."""
+"""Parsers of flags and YAML files, built from the signature and the docstring of a function."""
 
 import argparse
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pyro_vae.cli.messages import plain
 
-# Errors are raised, to be told in one sentence; a setting is named in full.
+# Errors are raised, so that main can print them in one sentence; abbreviations would make new settings ambiguous.
 STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
 
 
 class ConfigFile(ActionConfigFile):
-    """The flag ``--config``, which names the file when something is wrong in it."""
+    """The flag ``--config``, whose error messages name the file."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
@@ -23,7 +23,7 @@ class ConfigFile(ActionConfigFile):
 
 
 def parser_of(function: Callable[..., Any]) -> ArgumentParser:
-    """The settings that a function takes, by flags or a YAML file."""
+    """Return a parser of the arguments of a function, from flags or a YAML file."""
     parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
     parser.add_function_arguments(function, as_positional=False)

@@ -1,4 +1,4 @@
-"""What a person sees at the end of a run: a table, a sentence, and files."""
+"""Print and write the results of a run: tables, summaries, weights and figures."""
 
 import copy
 from typing import Any
@@ -19,11 +19,11 @@ from pyro_vae.train.fit import Fit
 from pyro_vae.train.summary import in_one_line
 
 BASELINE_ROWS, BASELINE_PARTICLES = 512, 100
-"""At most so many held-out rows, with so many particles each, are compared with baselines at the end of a fit."""
+"""The largest number of held-out rows, and the particles for each, to compare with baselines after a fit."""
 
 
 def show_comparison(comparison: xr.Dataset, console: Console) -> None:
-    """Print the table, where Pyro's analytic-KL ELBO is in it the verdict, and which estimator to train with.
+    """Print the table, the verdict on Pyro's analytic-KL ELBO if it is included, and a recommended estimator.
 
     Example:
         >>> import io, pyro_vae as pv, torch
@@ -40,11 +40,11 @@ def show_comparison(comparison: xr.Dataset, console: Console) -> None:
 
 
 def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
-    """Write history, weights and figures of a fit.
+    """Write the history, weights and figures of a fit.
 
     Args:
-        run: where to.
-        fit: what was trained.
+        run: the folder to write to.
+        fit: the result of training.
         held_out: data for the figures.
 
     Example:
@@ -70,7 +70,7 @@ def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
 
 
 def write_held_out_rows(run: RunFolder, data: Loaded) -> None:
-    """Write which rows of the file were held out, one a line, where training split the file.
+    """Write the numbers of the held-out rows, one per line, if the rows were split off from the training file.
 
     Example:
         >>> import tempfile
@@ -94,7 +94,7 @@ def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
     """Write a comparison and its figures.
 
     Args:
-        run: where to.
+        run: the folder to write to.
         comparison: from :func:`pyro_vae.compare_elbos`.
 
     Example:
@@ -117,7 +117,7 @@ def save_comparison(run: RunFolder, comparison: xr.Dataset) -> None:
 
 
 def show_fit(fit: Fit, console: Console) -> None:
-    """Print what training came to.
+    """Print a summary of training.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -130,26 +130,26 @@ def show_fit(fit: Fit, console: Console) -> None:
 
 
 def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, seed: int = 0) -> None:
-    """Print how the held-out log-likelihood compares with that of simple models.
+    """Print a comparison of the held-out log-likelihood with those of simple models.
 
     Example:
         >>> import pyro_vae as pv, torch
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> vae, x = linear.as_vae(), linear.sample(20)
         >>> show_baseline(Fit(vae, xr.Dataset(), "cpu"), Data(x[:10]), Data(x[10:]), Console(width=400))
-        Beside simple models ... log p(x) of 10 data ...
+        Comparison with simple models ... log p(x) of 10 data ...
     """
     shown = held_out.rows(torch.arange(min(len(held_out.x), BASELINE_ROWS)))
     if len(shown.x) < 2:
         return
     finding = judge_baseline(baseline(fit.vae, shown, train=train, num_particles=BASELINE_PARTICLES, seed=seed))
-    console.print(f"Beside simple models ({finding.level}): {finding.why}.", soft_wrap=True)
+    console.print(f"Comparison with simple models ({finding.level}): {finding.why}.", soft_wrap=True)
     if finding.next:
         console.print(f"Next: {finding.next}.", soft_wrap=True)
 
 
 def in_double(vae: VAE) -> VAE:
-    """A copy in double precision, where agreement shows to the last digits.
+    """Copy a VAE in double precision, in which estimators agree to the last digits.
 
     Example:
         >>> import pyro_vae as pv, torch

@@ -1,4 +1,4 @@
-"""Run folders: written whole or not at all, and never over anything."""
+"""Run folders, whose files are written atomically and never overwrite an earlier run."""
 
 import sys
 import tempfile
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from pyro_vae.cli.checksums import SUMS, put, sum_of
+from pyro_vae.cli.checksums import SUMS, compute_checksum, record_checksum
 from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import OutputError, printable
@@ -25,10 +25,11 @@ class RunFolder:
     """A new folder for the results of one run.
 
     Args:
-        path: made if it is not there; it must hold nothing but what a run has left that was killed as it began.
+        path: of the folder, which is created if it does not exist. It must be empty, except for the files of a run
+            that was killed before its first checkpoint.
 
     Raises:
-        OutputError: if it cannot be made or written, or holds anything already.
+        OutputError: if the folder cannot be created or written, or holds other files.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -43,8 +44,8 @@ class RunFolder:
         self.made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _clear_begun(self.path)
-            held = next(self.path.iterdir(), None)
+            _remove_abandoned(self.path)
+            existing = next(self.path.iterdir(), None)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OutputError:
@@ -52,15 +53,17 @@ class RunFolder:
         except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{self.path}: cannot be written ({reason}); choose another folder") from error
-        if held is not None:
-            raise OutputError(f"{self.path}: already holds {held.name}; nothing is overwritten, choose another folder")
+        if existing is not None:
+            raise OutputError(
+                f"{self.path}: already holds {existing.name}; nothing is overwritten, choose another folder"
+            )
 
     @classmethod
     def again(cls, path: str | Path) -> "RunFolder":
-        """The folder of a run that goes on: what it wrote before gives way to what it writes now.
+        """Open the folder of a run that resumes; files that it writes again replace the old ones.
 
         Args:
-            path: of a run.
+            path: of the run folder.
 
         Example:
             >>> with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +74,7 @@ class RunFolder:
         return run
 
     def within(self, name: str) -> "RunFolder":
-        """Return a folder in this one, which is made if it is not there."""
+        """Return a subfolder, which is created if it does not exist."""
         path = self.path / name
         path.mkdir(parents=True, exist_ok=True)
         return RunFolder.again(path)
@@ -80,22 +83,24 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """An error before the first result leaves no empty folder behind."""
+        """Remove the folder if an error left it empty."""
         if self.made and not any(self.path.iterdir()):
             self.path.rmdir()
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """Give a path to write to, which becomes ``name`` once it is written; its checksum is listed just before."""
+        """Yield a temporary path, rename it to ``name`` after the block, and record its checksum just before."""
         path = self.path / name
         replaces = path.exists()
-        with staged(path, lambda part: put(self.path, name, sum_of(part), replaces=replaces)) as part:
+        with staged(
+            path, lambda part: record_checksum(self.path, name, compute_checksum(part), replaces=replaces)
+        ) as part:
             yield part
-        if replaces:  # one killed before this can still be read
-            put(self.path, name, sum_of(path))
+        if replaces:  # until here both checksums are valid, so that a kill leaves a readable folder
+            record_checksum(self.path, name, compute_checksum(path))
 
     def show(self, console: Console) -> None:
-        """Print what the folder holds."""
+        """Print the files of the folder."""
         names = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
         console.print(f"Written to {self.path}: {names}", soft_wrap=True)
 
@@ -115,7 +120,7 @@ class RunFolder:
             figure.savefig(path, format="png", dpi=130)
 
     def weights(self, name: str, vae: VAE, step: int | None = None) -> None:
-        """Write a VAE, as :func:`pyro_vae.save` does, and at which step a run has ended with it."""
+        """Write a VAE, as :func:`pyro_vae.save` does, and the step at which its run ended."""
         with self.file(name) as path:
             why = write_vae(vae, path, step)
         if why:
@@ -123,11 +128,11 @@ class RunFolder:
 
 
 BEGUN = {LOCK, SUMS, "run.json"}
-"""Files that a run writes before ``config.yaml``, with which it can be resumed."""
+"""Files that a run writes before ``config.yaml``, which it needs to resume."""
 
 
-def _clear_begun(folder: Path) -> None:
-    """Remove what a run has left that was killed before it could be resumed; none of its work is in it."""
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the files of a run that was killed before it could be resumed; they hold no results."""
     names = {path.name for path in folder.iterdir()}
     unfinished = {name for name in names if name.startswith(".") and ".part-" in name}
     if names and names <= BEGUN | unfinished:
@@ -137,15 +142,15 @@ def _clear_begun(folder: Path) -> None:
 
 
 def folder_for(command: str, out: str | None, run: str | None = None) -> str:
-    """Return the folder that the results of a command go to.
+    """Return the folder for the results of a command.
 
     Args:
         command: its name.
-        out: the folder that the user named; it is returned as it is.
-        run: the run that the command looks at.
+        out: the folder that the user named, which is returned unchanged.
+        run: the run folder that the command reads.
 
     Returns:
-        By default ``runs/COMMAND``, of a run ``RUN/COMMAND``, or the next free name.
+        By default ``runs/COMMAND``, or ``RUN/COMMAND`` if the command reads a run; a number is added if it exists.
 
     Example:
         >>> folder_for("fit", "mine")
@@ -155,7 +160,7 @@ def folder_for(command: str, out: str | None, run: str | None = None) -> str:
 
 
 def first_free(path: Path) -> Path:
-    """``path``, or ``path-2``, ``path-3``, … if that is there already.
+    """Return ``path``, or the first of ``path-2``, ``path-3``, … that does not exist.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:

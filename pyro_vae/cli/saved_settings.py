@@ -1,4 +1,4 @@
-"""Read the settings of a run folder, which a stranger may have written."""
+"""Read the settings of a run folder from an untrusted source."""
 
 import argparse
 import sys
@@ -17,20 +17,20 @@ from pyro_vae.data.memory import as_list
 from pyro_vae.errors import DataError
 
 DEEPEST, MOST_VALUES = 64, 10**5
-"""The most levels of settings, and the most values once aliases are written out."""
+"""The largest depth of settings, and the largest number of values with aliases expanded."""
 
 
 def read_settings(config: Path, parser: ArgumentParser, trust: str | None = None) -> Namespace:
-    """Read the settings of a run folder; nothing that they name is imported before it is known to be harmless.
+    """Read the settings of a run folder; they are validated before any class that they name is imported.
 
     Args:
         config: the file.
         parser: of the settings.
-        trust: packages of the user's own, and folders, that they may name besides, as ``"mypackage,logs"``.
+        trust: the user's own packages and folders that the settings may name, e.g. ``"mypackage,logs"``.
 
     Raises:
         DataError: if the file is damaged, or holds no settings.
-        SettingsError: if they name what may not be run.
+        SettingsError: if the settings name code that is not trusted.
     """
     validate_run_folder(config.parent)
     validate_unchanged(config)
@@ -43,13 +43,13 @@ def read_settings(config: Path, parser: ArgumentParser, trust: str | None = None
 
 
 def validate_settings(config: Path, text: str, trust: str | None = None, **advice: str) -> None:
-    """Raise a SettingsError or DataError if settings of a run folder are too many, or name what may not be run."""
-    _refuse_code(config.parent)
+    """Raise a SettingsError or DataError if the settings of a run folder are too large or name untrusted code."""
+    _validate_no_code(config.parent)
     Trust(config, as_list(trust) or [], **advice).validate(read_yaml(config, text), _hints())
 
 
 def _hints() -> dict[str, Any]:
-    """The settings of all commands that train, and their types."""
+    """Return the types of the settings of all commands that train."""
     functions = (
         settings.compare_settings, settings.swap_settings, settings.spread_settings, settings.run_settings,
         settings.fit_settings,
@@ -57,23 +57,23 @@ def _hints() -> dict[str, Any]:
     return {name: hint for function in functions for name, hint in get_type_hints(function).items()}
 
 
-def _refuse_code(folder: Path) -> None:
-    """Refuse a run folder that Python would import from, as it looks for modules where the command is called."""
+def _validate_no_code(folder: Path) -> None:
+    """Raise a DataError if the run folder holds code and is on ``sys.path``, as the current folder is."""
     here = folder.resolve()
     if any(Path(place or ".").resolve().is_relative_to(here) for place in sys.path):
         code = next((path for ending in ("py", "pyc", "so") for path in here.rglob(f"*.{ending}")), None)
         if code is not None:
             raise DataError(
-                f"{folder}: holds code, {code.relative_to(here)}, and no code of a run folder is run; "
+                f"{folder}: holds code ({code.relative_to(here)}), which is never run from a run folder; "
                 "call the command from another folder"
             )
 
 
 def read_yaml(path: Path, text: str) -> Any:
-    """Read the text of a YAML file, once its levels and its values, aliases written out, are counted.
+    """Parse YAML, after validating its depth and its number of values with aliases expanded.
 
     Raises:
-        DataError: if there are too many, or it is no YAML.
+        DataError: if the text is too large, or is not YAML.
 
     Example:
         >>> read_yaml(Path("a.yaml"), "epochs: 3")
@@ -89,7 +89,7 @@ def read_yaml(path: Path, text: str) -> Any:
 
 
 def _validate_counts(path: Path, text: str) -> None:
-    levels: list[list[Any]] = [[None, 0]]  # of each its anchor and how many values it holds
+    levels: list[list[Any]] = [[None, 0]]  # the anchor and the number of values of each open collection
     sizes: dict[str | None, int] = {}
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -104,6 +104,5 @@ def _validate_counts(path: Path, text: str) -> None:
             levels[-1][1] += 1
         if len(levels) > DEEPEST or levels[-1][1] > MOST_VALUES:
             raise DataError(
-                f"{path}: holds more than {MOST_VALUES:,} values or {DEEPEST} levels of them, which no settings do; "
-                "shorten it"
+                f"{path}: has more than {MOST_VALUES:,} values or {DEEPEST} levels, too many for settings; shorten it"
             )

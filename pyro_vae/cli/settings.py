@@ -1,4 +1,4 @@
-"""What can be set, from the command line or a YAML file, of the commands that train."""
+"""The settings of the commands that train, from the command line or a YAML file."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from pyro.infer import ELBO
 
-from pyro_vae import elbo as _estimators  # noqa: F401  (found by the names of their classes)
+from pyro_vae import elbo as _estimators  # noqa: F401  (so that the parser finds the estimators by class name)
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.parsers import parser_of
 from pyro_vae.likelihoods import Likelihood
@@ -71,52 +71,54 @@ def fit_settings(
 
     Args:
         data: a .csv, .tsv or .txt file (also gzipped or zipped), a .parquet, .npy, .npz, .mat or .h5ad file, an IDX
-            file of images, MNIST's folder, or a folder of images (subfolders are labels); a folder of Parquet files, of
-            Zarr, and a .npy or .parquet file of more than 1 GiB are streamed, which takes --validation_data.
-        out: a new folder for the results; by default runs/COMMAND (of a run, RUN/COMMAND), or the next free name.
-        validation_data: held-out data, as --data; by default a random share of --data (MNIST: its test images).
-        held_out: that share, between 0 and 1.
-        index: the column of the row labels, "" for none; by default a first column without a name, if it is unique.
-        label: the column of the labels, for colours in figures only.
-        drop: columns to leave out, as "id,date".
-        columns: columns to take; by default all others.
-        missing: values that say that a value is missing, as "NA,?,-999"; nan for NaN and empty cells alone, which are
-            always among them. By default a missing value is refused.
-        context: columns that are no data, but given to the networks besides, as "age,sex": numbers standardized inside
-            the model, in sds of the training data (--standardize false: as they are), categories one-hot.
-        context_to: the networks that see them, encoder, decoder or both; the prior pyro_vae.priors.ContextNormal does,
-            too.
-        sep: what stands between the columns of a text file, one character, tabs or spaces; found by default.
-        decimal: its decimal point, a point or a comma; found by default.
-        header: whether its first line names the columns; found by default.
+            file of images, MNIST's folder, or a folder of images (its subfolders are the labels). A folder of Parquet
+            files, a Zarr store, and a .npy or .parquet file above 1 GiB are streamed and need --validation_data.
+        out: a new folder for the results; by default runs/COMMAND (RUN/COMMAND for a command that reads a run), with a
+            number added if that name is taken.
+        validation_data: held-out data, as --data; by default a random share of --data (for MNIST, its test images).
+        held_out: the share of --data to hold out, between 0 and 1.
+        index: the column of row labels, "" for none; by default the first column if it has no name and unique values.
+        label: the column of class labels, used only to colour figures.
+        drop: columns to drop, e.g. "id,date".
+        columns: columns to use; by default all others.
+        missing: codes for a missing value, e.g. "NA,?,-999"; NaN and empty cells are always missing too, and "nan"
+            means those alone. By default, missing values are an error.
+        context: context columns, e.g. "age,sex": the VAE conditions on them and does not model them. Numbers are
+            standardized by the training data (unless --standardize false), categories are one-hot encoded.
+        context_to: the networks that see the context: encoder, decoder or both. The prior
+            pyro_vae.priors.ContextNormal always sees it.
+        sep: the separator of a text file: one character, tabs or spaces; detected by default.
+        decimal: the decimal separator of a text file, a point or a comma; detected by default.
+        header: whether the first line of a text file names the columns; detected by default.
         key: the array of a .npz or .mat file, by default x or the only one; or the layer of an .h5ad file, by default
             its X.
         latent_dim: the number of latents.
-        hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
+        hidden: the widths of the encoder's hidden layers; the decoder has them in reverse order.
         prior: the class of p(z), called with the number of latents.
-        likelihood: the class of p(x|z), called with the decoder network; by default a Normal whose scale is learned.
-            auto takes what each column suggests (counts, categories, heavy tails, …) and says so.
+        likelihood: the class of p(x|z), called with the decoder network; by default a Normal with a learned scale. auto
+            chooses a likelihood for each column (counts, categories, heavy tails, …) and prints the choice.
         posterior: the class of q(z|x), called with the encoder network.
-        standardize: whether the networks see and describe columns of real numbers, and see context columns of numbers,
-            by their distance from the mean, in sds of the training data; the density remains one of the data in their
-            own units, and the scale of a likelihood is in those sds. Images are left alone.
-        elbo: the estimator; Trace_ELBO if not given.
+        standardize: whether the networks work with standardized real columns and context columns (mean 0 and standard
+            deviation 1 in the training data). Densities stay in the units of the data; the scale of a likelihood is in
+            standard deviations. Images are never standardized.
+        elbo: the estimator; by default Trace_ELBO.
         optimizer: a class of torch.optim, called with the parameters.
-        epochs: passes over the data, all of which are made. By default training ends when the validation ELBO stops
-            rising, and the weights are those of the best epoch: it ends after --patience steps, and 10 epochs, in which
-            no epoch was better than the best by more than one standard error of the paired difference.
-        steps: at most so many, where --epochs is not given.
-        patience: steps without a better validation ELBO that end training, where --epochs is not given.
-        batch_size: data per step; by default 128, or all data where there are fewer, or slightly less where 128 would
-            leave a last batch of one row.
-        device: auto (CUDA where there is one), cpu or cuda.
-        seed: of the split, the weights, the order of the data and the noise.
-        split_seed: of the split alone; by default --seed.
-        engine: auto (compiles the step where the run is long enough for it to pay), compiled or eager.
-        scheduler: a class of torch.optim.lr_scheduler, called with the optimizer, that goes on after each epoch.
-        clip_norm: the gradient of all parameters together is scaled down to at most this norm.
-        precision: of the arithmetic; tf32 (matrix products on CUDA) and bf16 are coarser, the weights stay as they are.
-        callbacks: classes of pyro_vae.callbacks, as "[EarlyStopping, RollBack]", with settings in a YAML file or as
+        epochs: a fixed number of passes over the data. By default, training stops when the validation ELBO stops
+            rising (no epoch in the last --patience steps, and at least 10 epochs, beat the best one by more than one
+            standard error of the paired difference), and keeps the weights of the best epoch.
+        steps: the largest number of steps, if --epochs is not given.
+        patience: the number of steps without a better validation ELBO before training stops, if --epochs is not given.
+        batch_size: rows per step; by default 128, or all rows if there are fewer, or slightly fewer than 128 if the
+            last batch would hold a single row.
+        device: auto (CUDA if available), cpu or cuda.
+        seed: the seed of the split, the initial weights, the order of the data and the noise.
+        split_seed: the seed of the split alone; by default --seed.
+        engine: auto (compiles the step if the run is long enough to repay it), compiled or eager.
+        scheduler: a class of torch.optim.lr_scheduler, called with the optimizer; it steps after each epoch.
+        clip_norm: the largest norm of the gradient of all parameters; larger gradients are scaled down to it.
+        precision: the precision of the arithmetic; tf32 (matrix products on CUDA) and bf16 are coarser. The weights
+            stay float32.
+        callbacks: classes of pyro_vae.callbacks, e.g. "[EarlyStopping, RollBack]", with settings in a YAML file or as
             --callbacks+=EarlyStopping --callbacks.patience 5.
     """
 
@@ -127,14 +129,14 @@ def run_settings(
     checkpoint_minutes: float | None = 5.0,
     devices: int = 1,
 ) -> None:
-    """How a run is kept, and on how many devices it goes on.
+    """When to write checkpoints, and on how many devices to train.
 
     Args:
-        checkpoint_steps: keep the state of the training after every so many steps.
-        checkpoint_minutes: keep it after every so many minutes; and at the end.
-        devices: workers on this machine that share each batch, one per GPU or share of the cores; for several machines,
-            torchrun --nnodes M --nproc-per-node N -m pyro_vae fit. After Ctrl-C or SIGTERM, workers have a minute
-            for a last checkpoint; a second signal ends them at once.
+        checkpoint_steps: the number of steps between checkpoints.
+        checkpoint_minutes: the number of minutes between checkpoints; one more is written at the end.
+        devices: the number of workers on this machine that share each batch, one per GPU or share of the cores. For
+            several machines, use torchrun --nnodes M --nproc-per-node N -m pyro_vae fit. After Ctrl-C or SIGTERM,
+            workers have a minute to write a last checkpoint; a second signal ends them at once.
     """
 
 
@@ -145,13 +147,13 @@ def swap_settings(
     *,
     particles: int = 500,
 ) -> None:
-    """Train every combination of parts on your data, and rank them by the evidence of held-out data.
+    """Train every combination of components on your data, and rank them by held-out evidence.
 
     Args:
-        priors: classes of p(z), as "[StandardNormal, Laplace]" or, with settings, in a YAML file.
-        likelihoods: classes of p(x|z); by default a Normal whose scale is learned.
+        priors: classes of p(z), e.g. "[StandardNormal, Laplace]", or with settings in a YAML file.
+        likelihoods: classes of p(x|z); by default a Normal with a learned scale.
         posteriors: classes of q(z|x).
-        particles: of the importance-weighted bound on log p(x).
+        particles: the number of particles of the importance-weighted bound on log p(x).
     """
 
 
@@ -161,13 +163,13 @@ def spread_settings(
     workers: int = 1,
     cluster: str | None = None,
 ) -> None:
-    """With which seeds to train, and how many at a time.
+    """Which seeds to train with, and how many trainings to run at the same time.
 
     Args:
-        seeds: train once per seed, as "[0, 1, 2]", so that the errors hold how much trainings differ too; by default
-            once, with --seed.
-        workers: train so many side by side, each in a process with its share of the cores.
-        cluster: train side by side on a Ray cluster, begun by ray start --head: its address, or auto.
+        seeds: train once per seed, e.g. "[0, 1, 2]", so that the standard errors include the variation between
+            trainings; by default once, with --seed.
+        workers: the number of trainings to run at the same time, each in a process with its share of the cores.
+        cluster: the address of a Ray cluster (started by ray start --head) to run the trainings on, or auto.
     """
 
 
@@ -181,24 +183,24 @@ def compare_settings(
     precision: str = "float64",
     trust: str | None = None,
 ) -> None:
-    """Compare estimators at the start, the middle and the end of training: which one to train with?
+    """Compare estimators at the start, middle and end of training, to choose one to train with.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote, compared at its start and end; without it a VAE is
-            trained first, as fit would, and compared in the middle too.
-        elbos: the estimators, as "[ELBO, IWAE, DReG]" or, with settings, in a YAML file; by default Pyro's two, the
-            hand-derived one, STL, IWAE, DReG, Renyi and Thermodynamic.
-        particles: the numbers of particles to compare each with.
-        draws: independent draws of the noise.
-        rows: at most so many of the held-out data.
-        precision: float64 shows agreement to the last digits; float32 is what training uses.
-        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
-            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+        run: a run folder that pyro-vae fit wrote, to compare at its start and end. Without it, a VAE is trained first,
+            as by fit, and compared in the middle too.
+        elbos: the estimators, e.g. "[ELBO, IWAE, DReG]", or with settings in a YAML file; by default Trace_ELBO,
+            TraceMeanField_ELBO, HandDerivedELBO, STL, IWAE, DReG, Renyi and Thermodynamic.
+        particles: the numbers of particles to compare each estimator with.
+        draws: the number of independent draws of the noise.
+        rows: the largest number of held-out rows to use.
+        precision: the precision of the comparison: float64 shows agreement to the last digits; training uses float32.
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
 def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
-    """The settings of one command: those of its function, and of a fit where it trains."""
+    """Return the parser of a command: the settings of its function, and those of ``fit`` if it trains."""
     parser = parser_of(function)
     if name == "fit":
         parser.add_function_arguments(run_settings, as_positional=False)
@@ -208,44 +210,45 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"data", "precision"})
-        parser.add_argument("--data", type=str | None, help="as for fit; by default the held-out data of --run")
+        parser.add_argument("--data", type=str | None, help="data, as for fit; by default the held-out data of --run")
     return parser
 
 
 def without(settings: Namespace, *names: str) -> Namespace:
-    """A copy of settings that lacks some."""
-    kept = copy.deepcopy(settings)
+    """Copy settings, without some of them."""
+    others = copy.deepcopy(settings)
     for name in names:
-        kept.pop(name, None)
-    return kept
+        others.pop(name, None)
+    return others
 
 
 def training() -> ArgumentParser:
-    """The settings of a training, wherever it is done."""
+    """Return the parser of the settings of a training, which all commands that train share."""
     return command("training", fit_settings)
 
 
 def of_training(settings: Namespace) -> Namespace:
-    """The settings of a training among those of a command."""
-    kept = without(settings, *OF_COMPARE, *OF_SWAP, *OF_SPREAD, *OF_RUN)
-    kept.precision = "float32" if "elbos" in settings else settings.precision  # that of compare is of what it compares
-    return kept
+    """Return the settings of a training among those of a command."""
+    selected = without(settings, *OF_COMPARE, *OF_SWAP, *OF_SPREAD, *OF_RUN)
+    # The precision of compare concerns the comparison, not the training.
+    selected.precision = "float32" if "elbos" in settings else settings.precision
+    return selected
 
 
 def instances(settings: Namespace) -> Namespace:
-    """The settings of a fit, with the makers of parts where there were names of classes."""
+    """Return the settings of a training, with the names of classes replaced by functions that make components."""
     return instantiated(training(), of_training(settings))
 
 
 def with_absolute_paths(settings: Namespace) -> Namespace:
-    """A copy of settings that holds wherever it is read."""
-    kept = without(settings, "config", "trust")
+    """Copy settings with absolute paths, so that they mean the same in any folder."""
+    absolute = without(settings, "config", "trust")
     for name in ("data", "validation_data", "run"):
-        if kept.get(name):
-            kept[name] = str(Path(kept[name]).resolve())
-    return kept
+        if absolute.get(name):
+            absolute[name] = str(Path(absolute[name]).resolve())
+    return absolute
 
 
 def as_yaml(settings: Namespace) -> str:
-    """The settings of a fit, from which the run can be made again."""
+    """Write the settings of a training as YAML, from which the run can be repeated."""
     return training().dump(of_training(with_absolute_paths(settings)))

@@ -1,4 +1,4 @@
-"""What was probably meant by a mistake on the command line, as the flag to type."""
+"""Suggest the flag, command or class that was probably meant by a mistake on the command line."""
 
 import inspect
 import re
@@ -16,20 +16,20 @@ MEMBERS = {
     "optimizer": ("torch.optim", "torch.optim", "Optimizer"),
     "scheduler": ("torch.optim.lr_scheduler", "torch.optim.lr_scheduler", "LRScheduler"),
 }
-"""Where the classes are that a setting names, and their base."""
+"""For each setting that names a class: the module of the classes, and the module and name of their base class."""
 
 ELSEWHERE = {
     "lr": "optimizer.lr", "learning_rate": "optimizer.lr", "weight_decay": "optimizer.weight_decay",
     "num_epochs": "epochs", "num_particles": "elbo.num_particles", "loss": "elbo", "output": "out",
 }  # fmt: skip
-"""Names that other programs give to settings."""
+"""Names that other programs use for these settings."""
 
 
-def suggestion(told: str, options: Collection[str]) -> str:
-    """What to add to a mistake told in words: the flag that was meant, or the members that there are.
+def suggestion(message: str, options: Collection[str]) -> str:
+    """Return a suggestion to append to an error message: the flag that was meant, or the available classes.
 
     Args:
-        told: from :func:`pyro_vae.cli.messages.plain`.
+        message: from :func:`pyro_vae.cli.messages.plain`.
         options: the flags of the command, without their dashes.
 
     Example:
@@ -38,21 +38,21 @@ def suggestion(told: str, options: Collection[str]) -> str:
         >>> suggestion("hidden: expected list, got 64", [])
         '; write --hidden [64]'
     """
-    if flag := re.search(r"nrecognized arguments: --([\w.]+)", told):
+    if flag := re.search(r"nrecognized arguments: --([\w.]+)", message):
         meant = ELSEWHERE.get(flag[1]) or did_you_mean(flag[1], options)
         return f"; did you mean --{meant}?" if meant else ""
-    if choice := re.search(r"invalid choice: '(\w+)'", told):
+    if choice := re.search(r"invalid choice: '(\w+)'", message):
         meant = "fit" if choice[1] == "train" else did_you_mean(choice[1], options)
         return f"; did you mean pyro-vae {meant}?" if meant else ""
-    if literal := re.search(r"(\w+): Expected a typing\.Literal\[(.*?)\], got (\w+)", told):
+    if literal := re.search(r"(\w+): Expected a typing\.Literal\[(.*?)\], got (\w+)", message):
         meant = did_you_mean(literal[3], re.findall(r"\w+", literal[2]))
         return f"; did you mean --{literal[1]} {meant}?" if meant else ""
-    if option := re.search(r"(\w+): no class is named that has an option '(\w+)'", told):
+    if option := re.search(r"(\w+): no class is named that has an option '(\w+)'", message):
         meant = did_you_mean(option[2], _settings_of(option[1]))
         return f"; did you mean --{option[1]}.{meant}?" if meant else ""
-    if given := re.search(r"(\w+): expected list, got ([\w.,]+)$", told):
+    if given := re.search(r"(\w+): expected list, got ([\w.,]+)$", message):
         return f"; write --{given[1]} [{given[2]}]"
-    if named := re.search(r"(\w+): there is no class ([\w.]+)", told):
+    if named := re.search(r"(\w+): there is no class ([\w.]+)", message):
         names = members(named[1].removesuffix("s"))
         if meant := did_you_mean(named[2].rpartition(".")[2], names):
             return f"; did you mean {meant}?"
@@ -61,13 +61,13 @@ def suggestion(told: str, options: Collection[str]) -> str:
 
 
 def _settings_of(setting: str) -> set[str]:
-    """The settings of all classes that a setting may name."""
+    """Return the arguments of all classes that a setting may name."""
     home = sys.modules[MEMBERS[setting][0]] if setting in MEMBERS else None
     return {each for name in members(setting) for each in inspect.signature(getattr(home, name)).parameters}
 
 
 def members(setting: str) -> list[str]:
-    """The classes that a setting may name, of this library or of torch."""
+    """List the classes of this library or of torch that a setting may name."""
     if setting not in MEMBERS:
         return []
     place, home, name = MEMBERS[setting]

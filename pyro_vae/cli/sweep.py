@@ -92,19 +92,21 @@ def is_side_by_side(settings: Namespace) -> bool:
 
 
 def run_jobs(settings: Namespace, function: Job, jobs: Jobs, data: Loaded, keep: Keep | None = None) -> Sweep:
-    """Run each job, past those that fail and until Ctrl-C; in turn and side by side the results are equal.
+    """Run each job; continue after a failure, and stop at Ctrl-C.
+
+    The results do not depend on the number of workers.
 
     Args:
         settings: of a command with ``workers`` and ``cluster``.
-        function: of a module, called as ``function(settings, *arguments, data)``; in a worker ``data`` is None, and
-            the function loads it from the settings.
-        jobs: name → arguments.
-        data: as loaded from the settings.
-        keep: called with the name and the result of each job as soon as it is finished.
+        function: a function of a module, called as ``function(settings, *arguments, data)``; in a worker ``data`` is
+            None, and the function loads the data from the settings.
+        jobs: the arguments of each job, by name.
+        data: the data of the settings.
+        keep: called with the name and the result of each job as soon as it has finished.
 
     Raises:
         ProcessError: if a worker dies.
-        SettingsError: if there is no such cluster.
+        SettingsError: if the cluster does not answer.
     """
     sweep = Sweep()
     if not jobs:
@@ -137,7 +139,7 @@ def _in_turn(settings: Namespace, function: Job, jobs: Jobs, data: Loaded) -> Ou
 
 
 def _side_by_side(settings: Namespace, function: Job, jobs: Jobs) -> Outcomes:
-    """Run the jobs in workers, each with its share of the cores, and yield the outcomes as they come."""
+    """Run the jobs in workers, each with its share of the cores, and yield each outcome as soon as it arrives."""
     import joblib
 
     tell(f"{len(jobs)} trainings, side by side")
@@ -154,12 +156,12 @@ def _side_by_side(settings: Namespace, function: Job, jobs: Jobs) -> Outcomes:
                 yield job, outcome
         finally:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # joblib's advice where jobs under way are ended
+                warnings.simplefilter("ignore")  # joblib warns when running jobs are stopped
                 outcomes.close()
 
 
 def _work(job: str, function: Job, settings: Namespace, *arguments: Any) -> tuple[str, Outcome]:
-    """Run a job in a worker, which ends with the command and leaves Ctrl-C to it."""
+    """Run a job in a worker, which dies with the main process and does not receive its Ctrl-C."""
     if settings.cluster is None:
         torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
         os.setpgid(0, 0)
@@ -199,9 +201,9 @@ def _cluster(address: str) -> Iterator[int]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise SettingsError(
-            f"cluster {address}: Ray does not answer there ({what}); start it by ray start --head"
+            f"cluster {address}: Ray does not answer ({what}); start it with ray start --head"
         ) from error
-    # Its results do come as they are done, which joblib does not expect of a pool.
+    # Ray returns results as they finish, which joblib assumes no pool can do.
     generating = type("Generating", (RayBackend,), {"supports_return_generator": True})
     joblib.register_parallel_backend("ray", generating)
     try:
@@ -213,14 +215,14 @@ def _cluster(address: str) -> Iterator[int]:
         ray.shutdown()
 
 
-AGAIN = "start again, with fewer side by side if memory was short"
+AGAIN = "start again, with fewer workers if memory ran out"
 
 
-def tell(what: str) -> None:
-    """Print how far the sweep has come."""
-    Console(stderr=True).print(what, soft_wrap=True)
+def tell(message: str) -> None:
+    """Print the progress of a sweep on stderr."""
+    Console(stderr=True).print(message, soft_wrap=True)
 
 
-def say(what: str) -> None:
-    """Print what did not go as it was asked."""
-    print(f"pyro-vae: {printable(what)}", file=sys.stderr)
+def say(message: str) -> None:
+    """Print a failure or a stop of a sweep on stderr."""
+    print(f"pyro-vae: {printable(message)}", file=sys.stderr)

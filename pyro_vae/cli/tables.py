@@ -1,4 +1,4 @@
-"""``pyro-vae encode | reconstruct | impute | sample | score``: what a trained VAE is used for, written to a table."""
+"""``pyro-vae encode | reconstruct | impute | sample | score``: apply a trained VAE and write the result to a table."""
 
 import inspect
 from collections.abc import Callable
@@ -34,9 +34,9 @@ def _write_parquet(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _write_npy(dataset: xr.Dataset, path: Path) -> None:
-    own = next((dataset[name].values for name in ("x", "z") if name in dataset), None)
+    main = next((dataset[name].values for name in ("x", "z") if name in dataset), None)
     with open(path, "wb") as file:
-        np.save(file, as_table(dataset, decode=False).to_numpy(float) if own is None else own, allow_pickle=False)
+        np.save(file, as_table(dataset, decode=False).to_numpy(float) if main is None else main, allow_pickle=False)
 
 
 WRITERS: dict[str, Callable[[xr.Dataset, Path], None]] = {
@@ -44,20 +44,20 @@ WRITERS: dict[str, Callable[[xr.Dataset, Path], None]] = {
     ".parquet": _write_parquet,
     ".npy": _write_npy,
 }
-"""How a table is written, by the ending of its file; .npy holds only numbers, and of each row only x or z."""
+"""The functions that write a table, by the extension of its file; a .npy file holds only x or z."""
 
 UNUSUAL = 0.05
-"""Rows with a p-value of at most this are counted."""
+"""The p-value at or below which a row is counted as unusual."""
 
 SAMPLES = 1000
-"""How many rows are drawn where neither a number nor contexts are given."""
+"""The number of rows to draw if neither a number nor contexts are given."""
 
 NOT_PASSED = ("run", "data", "out", "missing", "n", "config", "trust")
-"""Settings of a command that its function has no arguments for, or by position."""
+"""Settings of a command that are not passed to its function as keyword arguments."""
 
 
 def run_table(command: str, settings: Namespace) -> int:
-    """Call the function of a command, and write the table that it gives.
+    """Call the function of a command, and write the table that it returns.
 
     Args:
         command: the name of the function in :mod:`pyro_vae`.
@@ -71,57 +71,55 @@ def run_table(command: str, settings: Namespace) -> int:
         vae = _vae(settings.run, settings.trust)
         options["context"], labels = _contexts(settings, vae)
         rows = SAMPLES if settings.data is None else len(options["context"])
-        given = rows if settings.n is None else settings.n
+        argument = rows if settings.n is None else settings.n
     else:
-        vae, given = _vae_and_data(settings, command)
+        vae, argument = _vae_and_data(settings, command)
         if settings.data is not None and "held_out" in inspect.signature(function).parameters:
-            options["held_out"] = _held_out(settings, vae, given)
-    found = function(vae, given, progress=True, **options)
+            options["held_out"] = _held_out(settings, vae, argument)
+    found = function(vae, argument, progress=True, **options)
     if labels is not None and len(labels) == found.sizes["datum"]:
         found = found.assign_coords(datum=labels)
-    with staged(path, lambda _: _refuse_existing(path)) as part:
+    with staged(path, lambda _: _validate_new(path)) as part:
         WRITERS[path.suffix.lower()](found, part)
     _report(found, path)
     return 0
 
 
 def _destination(command: str, out: str | None, run: str) -> Path:
-    """The file to write: the one that was asked for, or the next free ``RUN/COMMAND.csv``."""
+    """Return the file to write: ``out``, or ``RUN/COMMAND.csv`` with a number added if it exists."""
     if out is None:
         names = (Path(run) / f"{command}{'' if i == 1 else f'-{i}'}.csv" for i in range(1, 10**6))
         return next(path for path in names if not path.exists())
     path = Path(out)
     if path.suffix.lower() not in WRITERS:
-        raise SettingsError(
-            f"out is {out}, of which the ending does not say what to write; end it in .csv, .parquet or .npy"
-        )
-    _refuse_existing(path)
+        raise SettingsError(f"out is {out}, whose file type is unknown; use the extension .csv, .parquet or .npy")
+    _validate_new(path)
     if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; make it, or choose another")
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it, or choose another")
     return path
 
 
-def _refuse_existing(path: Path) -> None:
+def _validate_new(path: Path) -> None:
     if path.exists():
-        raise OutputError(f"{path}: is there already, and nothing is overwritten; choose another name")
+        raise OutputError(f"{path}: already exists, and nothing is overwritten; choose another name")
 
 
 def _vae(run: str, trust: str | None) -> VAE:
-    """The VAE of a run, made from its data only where its weights do not say what it is made of."""
+    """Load the VAE of a run, from its weights alone unless it has classes that they cannot describe."""
     settings_of(run, trust)
     try:
         return load_weights(run)
-    except DataError:  # of classes of the user's own, which the settings name
+    except DataError:  # the user's own classes, which only the settings name
         return trained_run(run, None, trust=trust)[1]
 
 
 def _contexts(settings: Namespace, vae: VAE) -> tuple[Tensor | None, np.ndarray | None]:
-    """The contexts of the rows of --data, of which no other columns are read, and the row labels."""
+    """Read the contexts and the row labels of --data, whose other columns are ignored."""
     if settings.data is None:
         return None, None
     known, of_run = vae.trained_on, settings_of(settings.run, settings.trust)
     if known is None or not known.context_columns:
-        raise SettingsError(f"data is {settings.data}, and the run {settings.run} has no context; leave --data out")
+        raise SettingsError(f"--data {settings.data}: the run {settings.run} has no context; leave --data out")
     of_run.context = of_run.drop = of_run.label = of_run.missing = None
     of_run.columns = [*known.context_columns]
     like = Data(torch.empty(0), columns=known.context_columns, categories=known.categories, source=of_run.data)
@@ -133,10 +131,10 @@ def _contexts(settings: Namespace, vae: VAE) -> tuple[Tensor | None, np.ndarray 
 
 
 def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Streamed]:
-    """The VAE of a run, and the data to use it on."""
+    """Load the VAE of a run, and the data to apply it to."""
     if settings.data is None:
         if settings.missing is not None:
-            raise SettingsError("missing is of --data, which is not given; name the data too, or leave --missing out")
+            raise SettingsError("--missing applies to --data, which is not given; give --data, or leave --missing out")
         _, vae, held_out, _ = trained_run(settings.run, None, trust=settings.trust)
         return vae, held_out
     of_run = settings_of(settings.run, settings.trust)
@@ -157,33 +155,33 @@ def _vae_and_data(settings: Namespace, command: str) -> tuple[VAE, Data | Stream
 
 
 def _held_out(settings: Namespace, vae: VAE, data: Any) -> Data | None:
-    """The held-out data of a run, to compare data with; none where some of these were trained on."""
-    if told := trained_on(vae, row_hashes(rows_for(vae, data))):
-        Console().print(f"No p-values: {told}; give rows that were not", soft_wrap=True)
+    """Return the held-out data of a run, to compare with; None if some of ``data`` are training data."""
+    if training_rows := trained_on(vae, row_hashes(rows_for(vae, data))):
+        Console().print(f"No p-values: {training_rows}; give rows that were not", soft_wrap=True)
         return None
     return trained_run(settings.run, None, trust=settings.trust)[2]
 
 
 def _stream(settings: Namespace, vae: VAE, command: str) -> Streamed:
-    """Data that are too large for memory, of Parquet with the columns of the run."""
+    """Stream data that are too large for memory; Parquet columns are matched by name."""
     if settings.missing is not None:
-        raise SettingsError(f"{settings.data}: is streamed, to which --missing does not apply; leave it out")
+        raise SettingsError(f"{settings.data}: --missing does not apply to streamed data; leave it out")
     columns = None if vae.trained_on is None else vae.trained_on.columns
     by_name = columns is not None and Path(settings.data).suffix.lower() != ".npy"
     return stream(settings.data, columns=columns if by_name else None, nan_is_missing=command == "impute")
 
 
 def _report(found: xr.Dataset, path: Path) -> None:
-    """Say what was written, and of what the answer cannot be relied on."""
-    say: Any = Console(soft_wrap=True).print
+    """Print what was written, and how many rows are unreliable or unusual."""
+    print_line: Any = Console(soft_wrap=True).print
     if "khat" in found and (bad := int((found.khat > BAD).sum())):
         number = int(found.khat.notnull().sum())
-        say(f"Of {number} rows with a khat {bad} cannot be relied on: theirs is above {BAD}")
+        print_line(f"{bad} of {number} rows with a khat are unreliable: their khat is above {BAD}")
     if "p_value" in found:
         smallest = 1 / (1 + int(found.held_out_rows.max()))
-        say(
+        print_line(
             f"p-values by comparison with {found.attrs['held_out']} held-out rows (so none below {smallest:.2g}): "
-            f"{int((found.p_value <= UNUSUAL).sum())} of {found.sizes['datum']} rows at {UNUSUAL} or below, "
-            f"where chance has {UNUSUAL * found.sizes['datum']:.3g} at most"
+            f"{int((found.p_value <= UNUSUAL).sum())} of {found.sizes['datum']} rows at {UNUSUAL} or below; "
+            f"at most {UNUSUAL * found.sizes['datum']:.3g} are expected by chance"
         )
-    say(f"Written to {path}: {found.sizes['datum']} rows")
+    print_line(f"Written to {path}: {found.sizes['datum']} rows")

@@ -1,4 +1,4 @@
-"""Validate the settings of a run folder before anything that they name is imported: no code of the folder is run."""
+"""Validate the settings of a run folder before any class that they name is imported, so that no code of it runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ KINDS = nn.Module, ELBO, Optimizer, LRScheduler, Callback
 """The kinds of these classes; priors, likelihoods and posteriors are modules."""
 
 PLAIN = str, int, float, bool, Path, NoneType, Ellipsis
-"""Types of settings for which nothing is ever imported."""
+"""Types of settings that never import a class."""
 
 NEVER_SAVED = "config", "trust"
-"""Settings that no run folder holds: another file of settings, and what the user trusts."""
+"""Settings that are never written to a run folder."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What the settings of a run folder may name: parts of this library, of torch and of zuko, and what users trust.
+    """The classes that the settings of a run folder may name: those of this library, torch, zuko and trusted packages.
 
     Args:
         config: the file of the settings, in the run folder.
-        trusted: packages of the user's own, and folders outside the run folder that callbacks may write to, as
+        trusted: the user's own packages, and folders outside the run folder that callbacks may write to, e.g.
             ``["mypackage", "logs"]``.
-        advice: how to trust a package or a folder, whose name follows.
+        advice: how to trust a package or a folder; its name is appended.
     """
 
     config: Path
@@ -49,20 +49,20 @@ class Trust:
 
         Args:
             settings: as read from YAML.
-            hints: of each setting its type.
+            hints: the type of each setting.
 
         Raises:
-            SettingsError: if they name anything else.
+            SettingsError: if a setting names another class, or a folder that is not trusted.
 
         Example:
             >>> Trust(Path("run/config.yaml")).validate({"prior": {"class_path": "os.system"}}, {})
             Traceback (most recent call last):
-            pyro_vae.errors.SettingsError: run/config.yaml: the setting prior names os.system, which is no part ...
+            pyro_vae.errors.SettingsError: run/config.yaml: the setting prior names os.system, which is not a class ...
         """
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise SettingsError(f"{self.config}: not a table of settings, as a run writes it; copy the run again")
         if odd := next((name for name in settings if name in NEVER_SAVED or not name.isidentifier()), None):
-            raise SettingsError(f"{self.config}: {odd!r} is no setting of a run; copy the run again")
+            raise SettingsError(f"{self.config}: {odd!r} is not a setting of a run; copy the run again")
         self._validate_arguments(settings, hints, "", writes=False)
 
     def _validate_arguments(self, given: Any, hints: Mapping[str, Any], where: str, *, writes: bool) -> None:
@@ -106,8 +106,8 @@ class Trust:
         found = part_called(module, name) if is_under(module, PACKAGES) else None
         if not (isinstance(found, type) and issubclass(found, KINDS) and is_under(found.__module__, PACKAGES)):
             raise SettingsError(
-                f"{self.config}: the setting {where} names {path}, which is no part of a VAE or a training that "
-                f"pyro_vae, torch or zuko has; if it is your own and you trust it, {self.advice} {path.split('.')[0]}"
+                f"{self.config}: the setting {where} names {path}, which is not a class of pyro_vae, torch or zuko for "
+                f"VAEs or training; if it is your own and you trust it, {self.advice} {path.split('.')[0]}"
             )
         return found
 
@@ -117,13 +117,13 @@ class Trust:
         here, parts = self.config.parent.resolve(), path.split(".")
         for name in parts[:-1]:
             spec = PathFinder.find_spec(name, places)
-            if spec is None:  # a class, or a module of another kind, as built-in ones
+            if spec is None:  # a class, or a built-in module
                 return
             places = [str(place) for place in spec.submodule_search_locations or ()]
             for place in [*places, *([spec.origin] if spec.has_location and spec.origin else [])]:
                 if Path(place).resolve().is_relative_to(here):
                     raise SettingsError(
-                        f"{self.config}: {path} is code of the run folder itself, which is never run; move it elsewhere"
+                        f"{self.config}: {path} is code inside the run folder, which is never run; move it elsewhere"
                     )
             if not places:
                 return
@@ -132,7 +132,7 @@ class Trust:
         to = Path(path).resolve()
         if not any(to.is_relative_to(folder.resolve()) for folder in (self.config.parent, *map(Path, self.trusted))):
             raise SettingsError(
-                f"{self.config}: the setting {where} writes to {path}, outside the run folder; if you want that, "
+                f"{self.config}: the setting {where} writes to {path}, outside the run folder; to allow this, "
                 f"{self.advice} {path}"
             )
 
@@ -146,7 +146,7 @@ def _is_number(text: str) -> bool:
 
 
 def _parts(hint: Any) -> list[Any]:
-    """The types that a type consists of."""
+    """List the types that a compound type consists of."""
     origin = get_origin(hint)
     if origin is Literal:
         return [str]
@@ -160,7 +160,7 @@ def _is_plain(hint: Any) -> bool:
 
 
 def _hints_of(cls: Any) -> dict[str, Any]:
-    """The types of the arguments of a class, where they can be known."""
+    """Return the types of the arguments of a class, as far as they are annotated."""
     if not isinstance(cls, type):
         return {}
     try:

@@ -1,4 +1,4 @@
-"""How good is q(z|x)? Each diagnostic gives labelled data, and a finding in words."""
+"""Diagnostics of a trained VAE; each returns a labelled data set, and a finding in words."""
 
 from pyro_vae.core.finding import Finding
 from pyro_vae.diagnose.calibration import judge_reconstructions, judge_sbc, sbc
@@ -42,24 +42,23 @@ __all__ = [
 ]
 
 SIMULATIONS = 500
-"""Of the calibration."""
+"""The number of simulations for calibration."""
 CHAINS, WARMUP, DRAWS = 4, 200, 250
-"""Chains of NUTS for each datum, and the transitions of each."""
+"""The number of chains of NUTS for each datum, and the transitions of each."""
 LEAPFROGS, GRADIENT = 8, 3e-3
-"""Gradients of one transition of NUTS, about, and the seconds that each takes, most of them Python's."""
+"""The approximate number of gradients per transition of NUTS, and the seconds per gradient, mostly overhead."""
 SECOND_CHAINS, SECOND_GRADIENTS = 16 * 32, 480
-"""Chains of the second estimate of the evidence, and the gradients that each takes."""
+"""The number of chains of the second estimate of the evidence, and the gradients of each."""
 FEWEST_FITTED = 20
-"""Held-out data that baselines are fitted to, where the training data are not given."""
+"""The fewest held-out data that baselines can be fitted to, if the training data are not given."""
 GAPS = 50_000
-"""Evaluations that optimising q takes for each datum, where a gradient counts as three."""
+"""The evaluations to optimise q for each datum, where a gradient counts as three."""
 
-Q_IS_OFF = "q(z|x) is not p(z|x)"
-DATA_DIFFER = "the model makes other data than these"
-"""Faults that several diagnostics see, each in its own way."""
+Q_IS_OFF = "q(z|x) differs from p(z|x)"
+DATA_DIFFER = "the model generates data that differ from these"
+"""Faults that several diagnostics detect."""
 
-# In the order of what matters most for the time it takes: what is about the user's data before what is about the
-# model's own.
+# In the order of importance for the time they take: diagnostics on the user's data before those on simulated data.
 DIAGNOSTICS = (
     Diagnostic(
         name="khat",
@@ -80,12 +79,12 @@ DIAGNOSTICS = (
     ),
     Diagnostic(
         name="baseline",
-        about="Simple models beside the VAE",
+        about="Comparison with simple models",
         run=lambda given: baseline(given.vae, given.x, train=given.train, evidence=given.log_evidence, seed=given.seed),
         judge=judge_baseline,
         seconds=lambda given: given.each_datum * PARTICLES,
         applies=lambda given: given.train is not None or len(given.rows) >= FEWEST_FITTED,
-        needs=f"the training data, as train=, or {FEWEST_FITTED} held-out data",
+        needs=f"the training data (train=) or {FEWEST_FITTED} held-out data",
     ),
     Diagnostic(
         name="reconstructions",
@@ -97,7 +96,7 @@ DIAGNOSTICS = (
     ),
     Diagnostic(
         name="predictive_check",
-        about="Posterior predictive",
+        about="Posterior predictive check",
         run=lambda given: predictive_check(given.vae, given.x, draws=5 * given.draws, seed=given.seed),
         judge=judge_predictive_check,
         seconds=lambda given: given.each_datum * 5 * given.draws,
@@ -105,7 +104,7 @@ DIAGNOSTICS = (
     ),
     Diagnostic(
         name="prior_check",
-        about="New data sets of the model",
+        about="Prior predictive check",
         run=lambda given: prior_check(given.vae, given.x, draws=5 * given.draws, seed=given.seed),
         judge=judge_predictive_check,
         seconds=lambda given: given.each_datum * 5 * given.draws,

@@ -1,15 +1,15 @@
-"""Are ranks uniform? Simultaneous bands for their ECDF, and p-values."""
+"""Test whether ranks are uniform: simultaneous bands for their ECDF, and p-values."""
 
 from functools import lru_cache
 
 import numpy as np
 
 DRAWS = 10_000
-"""Sets of uniform ranks that the law of the statistic is known from."""
+"""The number of sets of uniform ranks that are simulated for the null distribution."""
 
 
 def counts_below(ranks: np.ndarray, levels: int) -> np.ndarray:
-    """How many ranks lie below 1, 2, …, ``levels - 1``; ranks ``(simulation, …)`` go from 0 to ``levels - 1``.
+    """Count the ranks below 1, 2, …, ``levels - 1``; ranks ``(simulation, …)`` go from 0 to ``levels - 1``.
 
     Example:
         >>> counts_below(np.array([0, 2, 2, 1]), 3)
@@ -21,7 +21,7 @@ def counts_below(ranks: np.ndarray, levels: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def tails(number: int, levels: int) -> np.ndarray:
-    """Twice the smaller binomial tail of each count, shape ``(levels - 1, number + 1)``.
+    """Compute twice the smaller binomial tail of each count, shape ``(levels - 1, number + 1)``.
 
     .. math:: t_{ir} = 2 \\min\\{P(B_i \\le r), P(B_i \\ge r)\\}, \\qquad
         B_i \\sim \\mathrm{Bin}(n, i / \\mathrm{levels})
@@ -38,7 +38,7 @@ def tails(number: int, levels: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def null(number: int, levels: int) -> np.ndarray:
-    """The least tail of :func:`tails` along the ECDF of uniform ranks, many times over, sorted.
+    """Simulate the smallest tail of :func:`tails` along the ECDF of uniform ranks, sorted.
 
     Example:
         >>> null(20, 5).shape
@@ -51,14 +51,14 @@ def null(number: int, levels: int) -> np.ndarray:
 
 
 def p_value(counts: np.ndarray, number: int) -> tuple[float, float]:
-    """How rarely the ECDF of uniform ranks strays so far anywhere, and the standard error of that number.
+    """Return the probability that the ECDF of uniform ranks deviates as far anywhere, and its standard error.
 
-    The rarest tail along the ECDF is held against its law under uniform ranks. Where none of the simulated sets
-    strayed so far, the sum of the tails at all places bounds the p-value, and its error is 0.
+    The smallest tail along the ECDF is compared with its distribution under uniform ranks. If no simulated set
+    deviates as far, the sum of the tails at all places bounds the p-value, and its error is 0.
 
     Args:
         counts: from :func:`counts_below`, shape ``(levels - 1,)``.
-        number: of ranks.
+        number: the number of ranks.
 
     Example:
         >>> p_value(np.array([5, 10, 15]), 20)[0] > 0.9, p_value(np.array([20, 20, 20]), 20)[0] < 1e-10
@@ -66,15 +66,15 @@ def p_value(counts: np.ndarray, number: int) -> tuple[float, float]:
     """
     places = len(counts)
     least = tails(number, places + 1)[np.arange(places), counts].min()
-    law = null(number, places + 1)
-    p = (1 + np.searchsorted(law, least * (1 + 1e-9), side="right")) / (1 + len(law))
-    if places * least < 1 / (1 + len(law)):
+    simulated = null(number, places + 1)
+    p = (1 + np.searchsorted(simulated, least * (1 + 1e-9), side="right")) / (1 + len(simulated))
+    if places * least < 1 / (1 + len(simulated)):
         return float(places * least), 0.0
-    return float(p), float(np.sqrt(p * (1 - p) / len(law)))
+    return float(p), float(np.sqrt(p * (1 - p) / len(simulated)))
 
 
 def band(number: int, levels: int, miss: float) -> tuple[np.ndarray, np.ndarray]:
-    """The least and largest counts of a band that uniform ranks leave anywhere with probability ``miss``.
+    """Return the lower and upper counts of a band that uniform ranks leave anywhere with probability ``miss``.
 
     Example:
         >>> low, high = band(100, 4, 0.05)

@@ -1,4 +1,4 @@
-"""Is q calibrated for data that the model makes, anew or near the user's? Simulation-based calibration."""
+"""Simulation-based calibration of q, on data from the model or on reconstructions of the user's data."""
 
 from typing import Any
 
@@ -23,19 +23,19 @@ from pyro_vae.diagnose import _ecdf
 from pyro_vae.errors import DataError
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Of the central intervals whose coverage is counted."""
+"""The levels of the central intervals whose coverage is estimated."""
 
 MISS = 0.05
-"""How often the band of a quantity is left by an exact guide."""
+"""The probability that the ECDF of an exact guide leaves the band of a quantity."""
 
 DOUBTFUL, BAD = 0.05, 0.001
-"""p-values below which a guide is called doubtful, and, where the effect is large too, bad."""
+"""The p-values below which a guide is doubtful, and, if the effect is large too, bad."""
 
 HELD, APART = 0.8, 0.25
-"""A large effect: 90 % intervals that hold less than this share, or an ECDF of ranks this far from uniform."""
+"""A large effect: 90 % intervals with a coverage below HELD, or an ECDF of ranks APART or more from uniform."""
 
 NEAR = 0.05
-"""90 % intervals on reconstructions that miss 90 % by less are fine."""
+"""On reconstructions, 90 % intervals are fine if their coverage differs from 90 % by less."""
 
 LIKELIHOOD = "log p(x|z)"
 
@@ -53,46 +53,48 @@ def sbc(
     seed: int = 0,
     chunk: int = 2**20,
 ) -> xr.Dataset:
-    """Simulation-based calibration of the guide, and the coverage of its intervals.
+    """Run simulation-based calibration of the guide, and estimate the coverage of its intervals.
 
     .. math:: z \\sim p(z), \\; x \\sim p(x | z), \\; z_l \\sim q(z | x): \\quad
         \\mathrm{rank} \\, t(z, x) = \\#\\{l : t(z_l, x) < t(z, x)\\} \\sim U\\{0, …, L\\}
 
     If q is the posterior, the rank of any quantity t is uniform. The quantities are each latent, and the
-    log-likelihood log p(x|z): the ranks of latents alone are uniform for q = prior too, which has not looked at x.
-    The guide is amortised, so nothing is fitted again. Ties are ranked at random.
+    log-likelihood log p(x|z): the ranks of latents alone are uniform for q = prior too, which ignores x.
+    The guide is amortised, so that nothing is fitted again. Ties are ranked at random.
 
-    It is tested with the ECDF of each quantity's ranks: the rarest of its binomial tails is held against what
-    uniform ranks give, which yields a p-value and a band that an exact guide's ECDF leaves with probability 0.05.
+    The test uses the ECDF of each quantity's ranks: the smallest of its binomial tails is compared with its
+    distribution for uniform ranks, which yields a p-value and a band that the ECDF of an exact guide leaves with
+    probability 0.05.
 
-    All of this is about data that the model makes. Where these do not look like the user's data, nothing is said about
-    q(z|x) of the user's; k̂ and the inference gaps are. With ``around``, z is drawn from q(z|x_i) of the user's data
-    instead of the prior, and x is a reconstruction: data near the user's. Such ranks are uniform only where q is exact
-    and the mixture of q(z|x_i) over the data is the prior, so coverage is what to read, not the p-value.
+    The result holds for data from the model. If these differ from the user's data, it says nothing about q(z|x) of the
+    user's data; k̂ and the inference gaps do. With ``around``, z is drawn from q(z|x_i) of the user's data instead of
+    the prior, and x is a reconstruction, close to the user's data. These ranks are uniform only if q is exact and the
+    mixture of q(z|x_i) over the data is the prior, so use the coverage, not the p-value.
 
     Args:
         vae: a VAE.
-        simulations: how many z and x are drawn, at least 20; what can be told grows as its square root.
-        draws: L, draws from q for each, at least 9; the ranks have L + 1 values.
-        around: data to reconstruct, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with a context and
-            mask of its own, of which each simulation takes one row at random.
-        context: the contexts of a conditional VAE, shape ``(datum, c)``, of which each simulation takes one at random.
-        mask: true where a value is observed, shape ``(datum, *features)``, of which each simulation takes one at
-            random, in the same row as its context; what it misses must not hang on the values themselves.
+        simulations: the number of pairs (z, x), at least 20; the errors fall as its square root.
+        draws: L, the number of draws from q for each pair, at least 9; the ranks have L + 1 values.
+        around: data to reconstruct, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and
+            mask; each simulation uses a random row.
+        context: the contexts of a conditional VAE, shape ``(datum, c)``; each simulation uses a random row.
+        mask: true where a value is observed, shape ``(datum, *features)``; each simulation uses a random row, the same
+            as for the context. Values must be missing independently of the values themselves.
         seed: of all draws.
-        chunk: about so many numbers at a time, on a GPU 64 times as many.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU).
 
     Returns:
         A dataset of ``rank`` over ``simulation`` and ``quantity``; ``p_value`` and ``p_value_se`` over ``quantity``,
-        and ``joint_p_value``, the smallest times the number of quantities; ``ecdf_difference``, ``band_low`` and
-        ``band_high`` over ``quantile``, how far the ECDF of the ranks lies above that of uniform ones; ``coverage``
-        and ``coverage_se`` over ``level``, how often the central interval of q holds the quantity, and
-        ``expected_coverage`` and ``expected_coverage_se``, the mean over latents. These errors are those of a Beta
-        distribution, one hit and one miss more than were seen, so that a share of all or none has an error too.
+        and ``joint_p_value``, the smallest p-value times the number of quantities; ``ecdf_difference``, ``band_low``
+        and ``band_high`` over ``quantile``, the ECDF of the ranks minus that of uniform ranks, and its band;
+        ``coverage`` and ``coverage_se`` over ``level``, the share of simulations in which the central interval of q
+        contains the quantity, and ``expected_coverage`` and ``expected_coverage_se``, the mean over latents. These
+        errors are those of a Beta distribution with one more hit and one more miss, so that a share of 0 or 1 has an
+        error too.
 
     Raises:
-        DataError: if contexts or masks are not what is asked for.
-        ModelError: if the parts of the VAE do not fit each other.
+        DataError: if contexts or masks have the wrong type or shape.
+        ModelError: if the components of the VAE do not fit each other.
         SettingsError: if a number is too small.
 
     References:
@@ -116,7 +118,7 @@ def sbc(
     device, parts = vae.like(torch.zeros(())).device, []
     with seeded(seed, device), evaluating(vae, draws * simulations):
         if around is None:
-            given = _given(vae, context, mask, simulations)
+            given = _sample_contexts(vae, context, mask, simulations)
             z = latents(vae, given)
         else:
             rows = rows_for(vae, around, context=context, mask=mask).like(vae)
@@ -125,7 +127,7 @@ def sbc(
         x = called("decoder", vae.decoder, z, *given.given).sample()
         if given.mask is not None and given.mask.shape != x.shape:
             raise DataError(
-                f"mask has shape {tuple(given.mask.shape[1:])} per datum, the model's data {tuple(x.shape[1:])}"
+                f"mask has shape {tuple(given.mask.shape[1:])} per datum, but the model's data {tuple(x.shape[1:])}"
             )
         vae.check(x, given.context)
         rows = Rows(observed(x, given.mask), given.context, given.mask)
@@ -140,27 +142,27 @@ def sbc(
     )
 
 
-def _given(vae: VAE, context: Any, mask: Any, number: int) -> Rows:
-    """A context and a mask for each simulation, both of the same row; x is left empty."""
-    nothing = torch.empty(number, 0)
+def _sample_contexts(vae: VAE, context: Any, mask: Any, number: int) -> Rows:
+    """Sample a context and a mask for each simulation, both from the same row; x is left empty."""
+    empty = torch.empty(number, 0)
     if context is None and mask is None:
-        return Rows(nothing)
+        return Rows(empty)
     context = None if context is None else vae.like(as_tensor(context, source="context"))
     device = vae.like(torch.zeros(())).device
     mask = None if mask is None else torch.as_tensor(mask, device=device)
     if mask is not None and (mask.dtype != torch.bool or mask.dim() < 2):
-        raise DataError(f"mask is of {mask.dtype} and shape {tuple(mask.shape)}; give booleans, one row per datum")
+        raise DataError(f"mask has type {mask.dtype} and shape {tuple(mask.shape)}; pass booleans, one row per datum")
     if context is not None and mask is not None and len(context) != len(mask):
-        raise DataError(f"there are {len(context)} contexts and {len(mask)} masks; give one of each per datum")
+        raise DataError(f"there are {len(context)} contexts and {len(mask)} masks; pass one of each per datum")
     known = mask if context is None else context
     if mask is not None and not mask.numel():
-        raise DataError(f"mask has shape {tuple(mask.shape)}; give at least one row and one feature")
+        raise DataError(f"mask has shape {tuple(mask.shape)}; pass at least one row and one feature")
     index = torch.randint(len(known), (number,), device=device)
-    return Rows(nothing, *(None if value is None else value[index] for value in (context, mask)))
+    return Rows(empty, *(None if value is None else value[index] for value in (context, mask)))
 
 
 def _ranks(vae: VAE, rows: Rows, truth: Tensor, draws: int) -> Tensor:
-    """The rank of each quantity among the draws of q, shape ``(datum, quantity)``."""
+    """Rank each quantity among the draws of q, shape ``(datum, quantity)``."""
     q = vae.posterior(rows)
     z = torch.cat([truth.unsqueeze(0), q.sample((draws,))])
     scores = vae.likelihood(z, rows).log_prob(rows.x)
@@ -177,12 +179,11 @@ def _summary(ranks: np.ndarray, within: np.ndarray, draws: int) -> xr.Dataset:
     quantile = np.arange(1, draws + 1) / (draws + 1)
     low, high = _ecdf.band(number, draws + 1, MISS)
     share = {"units": "share of the simulations"}
-    places = (ranks + within) / (draws + 1)  # uniform if the ranks are
+    places = (ranks + within) / (draws + 1)  # uniform on [0, 1] if the ranks are uniform
     inside = np.abs(places[..., None] - 0.5) <= np.array(LEVELS) / 2
     coverage, latent = inside.mean(0), inside[:, :-1].mean(1)
-    with_two = np.concatenate(
-        [latent, [np.zeros(len(LEVELS)), np.ones(len(LEVELS))]]
-    )  # so that all or none has an error
+    # One more hit and one more miss, so that a coverage of 0 or 1 has an error too.
+    with_two = np.concatenate([latent, [np.zeros(len(LEVELS)), np.ones(len(LEVELS))]])
     middle = (number * coverage + 1) / (number + 2)
     found = {
         "rank": (("simulation", "quantity"), ranks, {"units": f"draws of {draws} below"}),
@@ -204,18 +205,18 @@ def _summary(ranks: np.ndarray, within: np.ndarray, draws: int) -> xr.Dataset:
 
 
 def judge_sbc(found: xr.Dataset) -> Finding:
-    """Is the guide calibrated for data that the model makes, and by how much does it miss?
+    """Judge whether the guide is calibrated on data from the model.
 
-    A p-value falls with the number of simulations however small the miss, so it says only that there is one. How bad
-    that is depends on the effect: the coverage of 90 % intervals, and how far the ECDF of the ranks is from uniform.
+    With enough simulations, the p-value is small for any deviation, so it only shows that there is one. Its severity is
+    the effect: the coverage of 90 % intervals, and the distance of the ECDF of the ranks from uniform.
 
     Args:
         found: from :func:`sbc`.
 
     Returns:
-        Fine where the joint p-value is at least 0.05, as it is for 95 % of the seeds or more if q is exact; bad where
-        it is below 0.001 and 90 % intervals of a latent hold less than 80 %, or the ECDF of a quantity is more than
-        0.25 off; else doubtful.
+        Fine if the joint p-value is at least 0.05 (if q is exact, for at least 95 % of the seeds); bad if it is below
+        0.001 and the coverage of 90 % intervals of a latent is below 80 %, or the ECDF of a quantity is more than 0.25
+        from uniform; else doubtful.
 
     Example:
         >>> import pyro_vae as pv
@@ -230,22 +231,22 @@ def judge_sbc(found: xr.Dataset) -> Finding:
     large = float(found.coverage.sel(level=0.9)[least]) < HELD or apart > APART
     level: Level = "fine" if p >= DOUBTFUL else "bad" if p < BAD and large else "doubtful"
     why = (
-        f"on data drawn from the model, not yours, {_held(found, least)}; the ranks of {worst.quantity.item()} are the "
-        f"farthest from uniform, their ECDF by up to {apart:.2g}; {format_p(p)} for all {found.sizes['quantity']} "
-        f"quantities in {number} simulations (doubtful below {DOUBTFUL}; bad below {BAD} with an interval that holds "
-        f"less than {HELD:.0%} or an ECDF {APART} off)"
+        f"on data from the model, not yours, {_coverage(found, least)}; the ranks of {worst.quantity.item()} are the "
+        f"farthest from uniform, with a distance of up to {apart:.2g} of their ECDF; {format_p(p)} for all "
+        f"{found.sizes['quantity']} quantities in {number} simulations (doubtful below {DOUBTFUL}; bad below {BAD} if "
+        f"a coverage is below {HELD:.0%} or an ECDF more than {APART} from uniform)"
     )
     return Finding("calibration (SBC)", level, why, "" if level == "fine" else _advice(found))
 
 
 def judge_reconstructions(found: xr.Dataset) -> Finding:
-    """Do q's intervals hold the latents of data near the user's?
+    """Judge whether q's intervals contain the latents of reconstructions of the user's data.
 
     Args:
         found: from :func:`sbc` with ``around``.
 
     Returns:
-        By the mean over latents of the share that 90 % intervals hold: fine within 5 % of 90 %, bad below 80 % by more
+        By the mean over latents of the coverage of 90 % intervals: fine within 5 % of 90 %, bad below 80 % by more
         than 2 standard errors, else doubtful.
 
     Example:
@@ -256,47 +257,47 @@ def judge_reconstructions(found: xr.Dataset) -> Finding:
         'fine'
     """
     wide = found.sel(level=0.9)
-    held, error = float(wide.expected_coverage), float(wide.expected_coverage_se)
-    level: Level = "bad" if held + 2 * error < HELD else "fine" if abs(held - 0.9) <= NEAR else "doubtful"
-    why = f"on reconstructions of these data {_held(found, int(wide.coverage.values[:-1].argmin()))}"
+    mean, error = float(wide.expected_coverage), float(wide.expected_coverage_se)
+    level: Level = "bad" if mean + 2 * error < HELD else "fine" if abs(mean - 0.9) <= NEAR else "doubtful"
+    why = f"on reconstructions of these data, {_coverage(found, int(wide.coverage.values[:-1].argmin()))}"
     why += f" (fine within {100 * NEAR:.0f} % of 90 %, bad below {HELD:.0%}; {found.attrs['simulations']} simulations)"
     return Finding("coverage on reconstructions", level, why, "" if level == "fine" else _advice(found))
 
 
-def _held(found: xr.Dataset, least: int) -> str:
-    """The coverage of 90 % intervals: over all latents, and of the worst."""
+def _coverage(found: xr.Dataset, least: int) -> str:
+    """Describe the coverage of 90 % intervals: the mean over latents, and that of the worst latent."""
     wide = found.sel(level=0.9)
-    of_all = format_estimate(100 * float(wide.expected_coverage), 100 * float(wide.expected_coverage_se), "%", over="")
-    told = f"90 % intervals hold the latents in {of_all} of the simulations"
+    mean = format_estimate(100 * float(wide.expected_coverage), 100 * float(wide.expected_coverage_se), "%", over="")
+    text = f"90 % intervals contain the latents in {mean} of the simulations"
     if found.sizes["quantity"] > 2:
         share, error = 100 * float(wide.coverage[least]), 100 * float(wide.coverage_se[least])
-        told += f" (least of all {found.quantity.values[least]}, in {format_estimate(share, error, '%', over='')})"
-    return told
+        text += f" (worst: {found.quantity.values[least]}, in {format_estimate(share, error, '%', over='')})"
+    return text
 
 
 def _advice(found: xr.Dataset) -> str:
     if level_of_latents(found) >= DOUBTFUL:
         return (
-            "the latents' ranks alone are uniform, so q is too like the prior or misses correlations: take a "
-            "posterior with correlations (FullNormal, Flow), or train on where the validation ELBO still rises"
+            "the ranks of the latents are uniform, so q is too close to the prior or misses correlations: use a "
+            "posterior with correlations (FullNormal, Flow), or train longer if the validation ELBO still rises"
         )
     wide = found.sel(level=0.9)
     worst = int(np.abs(wide.coverage.values[:-1] - 0.9).argmax())
     off = float(wide.coverage[worst] - 0.9)
     if abs(off) < 3 * float(wide.coverage_se[worst]):
         return (
-            "the widths are about right, so q's means are off: make the encoder larger, or train on where the "
+            "the widths of q are about right, so its means are off: use a larger encoder, or train longer if the "
             "validation ELBO still rises"
         )
-    kind = "narrow, or its means are off by much" if off < 0 else "wide"
+    kind = "narrow, or its means are far off" if off < 0 else "wide"
     return (
-        f"q of {found.quantity.values[worst]} is too {kind}: a richer posterior (FullNormal, Flow, Refined), or "
-        "training on draws of the model too"
+        f"q of {found.quantity.values[worst]} is too {kind}: use a richer posterior (FullNormal, Flow, Refined), or "
+        "train on draws from the model too"
     )
 
 
 def level_of_latents(found: xr.Dataset) -> float:
-    """The joint p-value of the latents alone, which q = prior passes too.
+    """Return the joint p-value of the latents alone, which is large for q = prior too.
 
     Example:
         >>> level_of_latents(xr.Dataset({"p_value": ("quantity", [0.5, 0.01, 1e-9])}))

@@ -1,4 +1,4 @@
-"""``check``: all diagnostics of a VAE on held-out data, within a budget, and a verdict."""
+"""``check``: run all diagnostics of a VAE on held-out data within a time budget, and print a verdict."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -23,19 +23,19 @@ from pyro_vae.elbo import log_weights
 from pyro_vae.errors import DataError, SettingsError
 
 PILOT = 32
-"""Particles of the trial that measures what an evaluation costs."""
+"""The number of particles to measure the time of an evaluation with."""
 FEWEST_DRAWS = 4
 """A p-value uses at least 5 times this many replicated data sets."""
 
 
 OF_Q = ("khat", "reconstructions", "sbc")
-"""Diagnostics that see that q is off; the inference gaps see why."""
-WHY = "see inference gaps below, which tell what the family of q loses from what its encoder does"
+"""Diagnostics that detect that q is wrong; the inference gaps show the reason."""
+WHY = "see the inference gaps below, which separate the loss of the family of q from that of the encoder"
 
 
 @dataclass
 class Checked:
-    """What has been found so far."""
+    """The results so far."""
 
     groups: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
@@ -55,34 +55,35 @@ def check(
     seed: int = 0,
     progress: bool = False,
 ) -> xr.DataTree:
-    """Look at a trained VAE from all sides, and say what is fine, what is not, how sure that is, and what to try next.
+    """Run all diagnostics of a trained VAE, and print what is fine, what is not, and what to try next.
 
     .. math:: q(z|x) \\approx p(z|x)? \\qquad \\tilde x \\sim x? \\qquad z \\text{ used}? \\qquad \\text{converged}?
 
     The workflow of Gelman et al.: the importance weights of q, simulation-based calibration,
     posterior and prior predictive checks, collapse, the inference gaps, NUTS as a gold standard for a few data, and
-    the training's own history. The verdict is printed.
+    the convergence of training. The verdict is printed.
 
     Args:
         vae: a trained VAE.
         x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context, mask and row
-            labels, by which findings name data; at least two, and a few hundred are enough. Where they were trained
-            on, the verdict says so.
-        history: of the fit, to see whether it had converged.
-        train: what the VAE was trained on, for the baselines; otherwise these are fitted to other parts of ``x``.
-        gold: so many of the first data are given to NUTS.
-        draws: of the posterior of each datum in the groups for ArviZ; five times as many replicated data sets.
-        budget: seconds. What is expected to take longer than what is left of them is left out, by name.
+            labels, by which findings name data; at least two, and a few hundred are enough. The verdict says if some
+            are training data.
+        history: the history of the fit, to judge convergence.
+        train: the training data, for the baselines; by default these are fitted to other parts of ``x``.
+        gold: the number of data to sample with NUTS, the first of ``x``.
+        draws: the number of posterior draws per datum in the groups for ArviZ; there are five times as many replicated
+            data sets.
+        budget: the time limit in seconds. Diagnostics that would exceed the remaining time are left out and listed.
         seed: of all draws.
-        progress: say what is being done.
+        progress: whether to print each diagnostic before it runs.
 
     Returns:
-        ArviZ's groups as :func:`~pyro_vae.to_datatree` gives them, a group for each diagnostic, and
+        ArviZ's groups from :func:`~pyro_vae.to_datatree`, a group for each diagnostic, and
         ``findings`` (about, level, why, next).
 
     Raises:
-        DataError: if the data are fewer than two, not finite numbers in rows, or outside the support of the
-            likelihood.
+        DataError: if there are fewer than two data, or the data are not finite numbers in rows or are outside the
+            support of the likelihood.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a setting is out of its range.
 
@@ -102,60 +103,60 @@ def check(
     whole("gold", gold, 0)
     whole("draws", draws, FEWEST_DRAWS)
     above_zero("budget", budget)
-    _refuse_history(history)
+    _validate_history(history)
     x = data_for(vae, x)
     given, console = rows_for(vae, x), Console(stderr=True, quiet=not progress)
     if len(given) < 2:
-        raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
+        raise DataError("there is only one datum; pass at least 2, since most diagnostics need a spread over data")
     warn_of_too_small_errors(given, source="x", stacklevel=3)
     rows = given.like(vae)
     started, found = time.perf_counter(), Checked()
-    evaluation, gold = _seconds_of_an_evaluation(vae, rows, seed), min(gold, len(rows))
-    given_to_each = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed, train)
+    evaluation, gold = _measure_evaluation(vae, rows, seed), min(gold, len(rows))
+    check_input = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed, train)
     for diagnostic in DIAGNOSTICS:
-        if not diagnostic.applies(given_to_each):
-            found.left_out += [f"{diagnostic.about} (it takes {diagnostic.needs})"] if diagnostic.needs else []
+        if not diagnostic.applies(check_input):
+            found.left_out += [f"{diagnostic.about} (needs {diagnostic.needs})"] if diagnostic.needs else []
             continue
-        seconds = diagnostic.seconds(given_to_each)
+        seconds = diagnostic.seconds(check_input)
         title = f"{diagnostic.about} (about {seconds:.0f} s)"
-        if seconds > max(budget / 50, budget - (time.perf_counter() - started)):  # what takes next to nothing is run
+        if seconds > max(budget / 50, budget - (time.perf_counter() - started)):  # always run the fast diagnostics
             found.left_out.append(title)
             continue
         console.print(f"{title} ...")
-        found.groups[diagnostic.name] = diagnostic.run(given_to_each)
+        found.groups[diagnostic.name] = diagnostic.run(check_input)
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
-    found.findings = _with_one_remedy(found.findings)
+    found.findings = _defer_to_gaps(found.findings)
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), getattr(x, "row_labels", None)))
-    table.attrs |= {"model": _in_words(vae), "chosen_epoch": _chosen_epoch(history)}
+    table.attrs |= {"model": _describe(vae), "chosen_epoch": _chosen_epoch(history)}
     arviz = to_datatree(vae, x, draws=draws, prior_draws=draws, seed=seed)
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), soft_wrap=True)
     return tree
 
 
-def _with_one_remedy(found: dict[str, Finding]) -> dict[str, Finding]:
-    """Have the gaps alone say how to mend q, where they say that family or encoder is at fault."""
+def _defer_to_gaps(found: dict[str, Finding]) -> dict[str, Finding]:
+    """Replace the advice on q by a reference to the gaps, if these find a fault of the family or the encoder."""
     if "gaps" not in found or found["gaps"].level == "fine":
         return found
     return {name: replace(one, next=WHY) if one.next and name in OF_Q else one for name, one in found.items()}
 
 
 def _chosen_epoch(history: xr.Dataset | None) -> int:
-    """The epoch before the last whose weights validation data chose; 0 if they chose none."""
-    kept = 0 if history is None else int(history.attrs.get("weights_epoch", 0))
-    return kept if history is not None and kept < history.sizes["epoch"] else 0
+    """Return the epoch whose weights validation data chose, or 0 if it is the last one or none was chosen."""
+    chosen = 0 if history is None else int(history.attrs.get("weights_epoch", 0))
+    return chosen if history is not None and chosen < history.sizes["epoch"] else 0
 
 
-def _in_words(vae: VAE) -> str:
-    """The parts of a VAE and its size."""
+def _describe(vae: VAE) -> str:
+    """Describe the components of a VAE and its size."""
     parts = {"prior": vae.prior, "likelihood": vae.decoder, "posterior": vae.encoder}
     named = ", ".join(f"{role} {type(part).__name__}" for role, part in parts.items())
     return f"{named}; {sum(parameter.numel() for parameter in vae.parameters()):,} parameters"
 
 
 @torch.no_grad()
-def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
-    """Of log p(x, z) - log q(z | x) for one datum and one z, among many; the best of five trials."""
+def _measure_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
+    """Measure the seconds to evaluate log p(x, z) - log q(z | x) for one z of one datum; the best of five trials."""
     part, seconds = rows.take(slice(100)), []
     with seeded(seed, rows.x.device), evaluating(vae, PILOT * len(part)):
         for _ in range(5):
@@ -166,7 +167,7 @@ def _seconds_of_an_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
 
 
 def is_history(found: Any) -> bool:
-    """Whether something is the history of a fit, or of its iterates.
+    """Return whether an object is the history of a fit, or of its iterates.
 
     Example:
         >>> is_history(xr.Dataset({"train_elbo": ("epoch", [1.0])})), is_history(xr.Dataset())
@@ -175,12 +176,12 @@ def is_history(found: Any) -> bool:
     return isinstance(found, xr.Dataset) and "epoch" in found.sizes and bool({"train_elbo", "value"} & set(found))
 
 
-def _refuse_history(history: Any) -> None:
-    """Refuse what is no history, before anything is run."""
+def _validate_history(history: Any) -> None:
+    """Raise a SettingsError if the history is not one, before any diagnostic runs."""
     if history is None:
         return
     if not is_history(history):
-        raise SettingsError("history holds no ELBO by epoch; give the history of what fit returned, or None")
+        raise SettingsError("history holds no ELBO by epoch; pass the history of a fit, or None")
 
 
 def _as_dataset(found: Checked, seed: int, data: int, trained: str = "") -> xr.Dataset:
@@ -194,7 +195,7 @@ def _as_dataset(found: Checked, seed: int, data: int, trained: str = "") -> xr.D
 
 
 def findings(tree: xr.DataTree) -> list[Finding]:
-    """What :func:`check` found, as it is kept in its tree.
+    """Return the findings of :func:`check` from its tree.
 
     Example:
         >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
@@ -208,49 +209,52 @@ def findings(tree: xr.DataTree) -> list[Finding]:
 
 
 def verdict(tree: xr.DataTree) -> str:
-    """The conclusion of :func:`check`: how many of the questions are answered well, then each answer.
+    """Return the conclusion of :func:`check`, followed by each finding.
 
     Example:
         >>> one = Checked(findings={"q": Finding("q", "fine", "x")})
         >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
         >>> print(verdict(tree))
-        Verdict: of 1 question 1 is fine, by 9 data.
+        Verdict: 1 of 1 diagnostics is fine, on 9 data.
         fine      q: x
     """
     return "\n".join([conclusion(tree), *map(str, findings(tree))])
 
 
 def conclusion(tree: xr.DataTree) -> str:
-    """The first line of the verdict.
+    """Return the first line of the verdict.
 
     Example:
         >>> one = Checked(findings={"q": Finding("q", "bad", "x")})
         >>> tree = xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)})
         >>> conclusion(tree)
-        'Verdict: of 1 question 0 are fine; bad: q, by 9 data.'
+        'Verdict: 0 of 1 diagnostics are fine, on 9 data; bad: q.'
     """
     every, about = findings(tree), tree["findings"].attrs
     fine = sum(finding.level == "fine" for finding in every)
-    parts = [f"of {len(every)} question{'s' * (len(every) != 1)} {fine} {'is' if fine == 1 else 'are'} fine"]
+    parts = [f"{fine} of {len(every)} diagnostics {'is' if fine == 1 else 'are'} fine, on {about['data']} data"]
     for level in "bad", "doubtful":
         if named := [f.about for f in every if f.level == level]:
             parts.append(f"{level}: {', '.join(named)}")
-    text = f"Verdict: {'; '.join(parts)}, by {about['data']} data."
+    text = f"Verdict: {'; '.join(parts)}."
     text += "".join(
-        f" {views[0].upper()}{views[1:]} see one fault: {fault}." for fault, views in _seen_by_several(tree).items()
+        f" {names[0].upper()}{names[1:]} point to one fault: {fault}." for fault, names in _shared_faults(tree).items()
     )
     if about.get("trained_on"):
-        text += f" They were trained on ({about['trained_on']}): new data may fare worse."
+        text += f" Training data are among them ({about['trained_on']}): results on new data may be worse."
     if chosen := about.get("chosen_epoch"):
-        text += f" Validation data chose the weights (epoch {chosen}): if they are these data, new data may fare worse."
+        text += (
+            f" Validation data chose the weights (epoch {chosen}): if these are the same data, results on new data may "
+            "be worse."
+        )
     return f"{text} Left out: {about['left_out']}." if about["left_out"] else text
 
 
-def _seen_by_several(tree: xr.DataTree) -> dict[str, str]:
-    """Each fault that more than one finding sees, with their names, so that it is not counted as several."""
+def _shared_faults(tree: xr.DataTree) -> dict[str, str]:
+    """Return each fault that several findings detect, with their names, so that it is not counted several times."""
     groups, faults = tree["findings"].group.values, {one.name: one.fault for one in DIAGNOSTICS if one.fault}
-    views: dict[str, list[str]] = {}
+    detected: dict[str, list[str]] = {}
     for group, finding in zip(groups, findings(tree), strict=True):
         if finding.level != "fine" and group in faults:
-            views.setdefault(faults[group], []).append(finding.about)
-    return {fault: f"{', '.join(names[:-1])} and {names[-1]}" for fault, names in views.items() if len(names) > 1}
+            detected.setdefault(faults[group], []).append(finding.about)
+    return {fault: f"{', '.join(names[:-1])} and {names[-1]}" for fault, names in detected.items() if len(names) > 1}

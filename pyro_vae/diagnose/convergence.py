@@ -1,4 +1,4 @@
-"""Has SVI converged? Its iterates as chains."""
+"""Judge whether SVI has converged, from its iterates as chains."""
 
 import copy
 from dataclasses import dataclass
@@ -24,54 +24,53 @@ from pyro_vae.train.callbacks.base import Callback, Run, Tree
 from pyro_vae.train.overfitting import ERRORS, NATS, fall_of_validation
 
 RHAT = 1.1
-"""R̂ of iterates up to which they count as draws of one place."""
+"""The largest R̂ of iterates that counts as stationary."""
 
 LEAST = 10
-"""So many iterates are needed at the end of a run for a trend with an error."""
+"""The fewest iterates at the end of a run for a trend with an error."""
 
 MOST = 30
-"""A series longer than this is averaged over so many blocks before its error is estimated."""
+"""The number of blocks that a longer series is averaged over before its error is estimated."""
 
 PHIS = 40
-"""Autocorrelations that the error of a trend is averaged over."""
+"""The number of autocorrelations that the error of a trend is averaged over."""
 
 BLOCKS = 16
-"""At most so many sums of weights are held; where there are more epochs, each holds several."""
+"""The largest number of stored means of weights; with more epochs, each is a mean over several."""
 
 INVARIANT = ("elbo", "log_likelihood", "kl")
-"""What does not depend on how the latents are turned, so that runs of several seeds can be compared by it."""
+"""Quantities that are invariant to rotations of the latents, so that runs with different seeds can be compared."""
 
 
 @dataclass
 class _Block:
-    """The mean weights of epochs that follow each other."""
+    """The mean weights over consecutive epochs."""
 
     first: int
     count: int
     mean: list[Tensor]
 
-    def with_next(self, other: "_Block") -> "_Block":
+    def merge(self, other: "_Block") -> "_Block":
         share = other.count / (self.count + other.count)
         mean = [torch.lerp(a, b, share) for a, b in zip(self.mean, other.mean, strict=True)]
         return _Block(self.first, self.count + other.count, mean)
 
 
 class Iterates(Callback):
-    """What training goes through, epoch by epoch: one of the ``callbacks`` of :func:`pyro_vae.fit`.
+    """Records the iterates during training; one of the ``callbacks`` of :func:`pyro_vae.fit`.
 
-    After each epoch it looks at the VAE on the same data with the same random numbers, so that all that moves is
-    the weights. It notes the ELBO, the expected log-likelihood and the KL (which are alike for all VAEs that say the
-    same, however their latents are turned), and of this run's own the means of q for some data and a few weights. A
-    training that is resumed goes on with what was noted; at most 16 means of weights are kept. When training has ended
-    it takes the history too, for :func:`converged` to see the validation ELBO: name it after callbacks that choose the
-    weights, such as EarlyStopping.
+    After each epoch it evaluates the VAE on the same data with the same random numbers, so that only the weights
+    change. It records the ELBO, the expected log-likelihood and the KL (which are invariant to rotations of the
+    latents), and, for this run alone, the means of q for some data and a few weights. A resumed training continues the
+    record; at most 16 means of weights are stored. At the end of training it also stores the history, with the
+    validation ELBO for :func:`converged`: list it after callbacks that choose the weights, such as EarlyStopping.
 
     Args:
-        x: data to look at: a tensor, an array or :class:`~pyro_vae.data.Data`; at most ``data`` rows are taken.
-        data: how many rows, drawn by the seed.
-        num_particles: draws of z for each, at least 1.
-        weights: how many weights to note, drawn by the seed.
-        seed: of rows, weights and draws of z. Runs that are to be compared need the same.
+        x: data to evaluate on: a tensor, an array or :class:`~pyro_vae.data.Data`; at most ``data`` rows are used.
+        data: the number of rows, chosen at random.
+        num_particles: the number of draws of z for each row, at least 1.
+        weights: the number of weights to record, chosen at random.
+        seed: of rows, weights and draws of z. Runs to be compared need the same seed.
 
     Raises:
         SettingsError: if a setting is out of its range.
@@ -110,15 +109,15 @@ class Iterates(Callback):
         return f"Iterates(epochs={len(self.epochs)})"
 
     def start(self, run: Run) -> None:
-        """Forget an earlier training, and choose what to look at."""
+        """Discard the record of an earlier training, and choose rows and weights."""
         self.begin(run.vae)
 
     def epoch(self, run: Run) -> None:
-        """Look at the VAE after an epoch."""
+        """Record the VAE after an epoch."""
         self.look(len(run.epochs))
 
     def end(self, run: Run) -> None:
-        """Keep the history of the training."""
+        """Store the history of the training."""
         self.fitted = run.history()
 
     def state(self) -> Tree:
@@ -127,16 +126,16 @@ class Iterates(Callback):
 
     def load(self, state: Tree) -> None:
         self.epochs, self._values, self._own = list(state["epochs"]), list(state["values"]), list(state["own"])
-        self._blocks = [_Block(first, count, self._placed(mean)) for first, count, mean in state["blocks"]]
+        self._blocks = [_Block(first, count, self._to_device(mean)) for first, count, mean in state["blocks"]]
 
-    def _placed(self, weights: list[Tensor]) -> list[Tensor]:
-        """Weights on the device of the VAE's; of a checkpoint they lie on the CPU."""
+    def _to_device(self, weights: list[Tensor]) -> list[Tensor]:
+        """Move weights from a checkpoint to the devices of the VAE's weights."""
         assert self._vae is not None
-        return [mean.to(own.device) for mean, own in zip(weights, _trained(self._vae).values(), strict=True)]
+        return [mean.to(p.device) for mean, p in zip(weights, _trainable(self._vae).values(), strict=True)]
 
     @torch.no_grad()
     def look(self, epoch: int) -> None:
-        """Note what the VAE is after an epoch."""
+        """Record the VAE after an epoch."""
         assert self._vae is not None
         vae = self._vae
         at_once = self.sizes["num_particles"] * len(self._rows)
@@ -145,7 +144,7 @@ class Iterates(Callback):
             few = self._rows.take(slice(0, 8))
             means = vae.posterior(few).mean
         elbo, likelihood = w.log.double().mean().item(), w.likelihood.double().mean().item()
-        weights = [p.detach().clone() for p in _trained(vae).values()]
+        weights = [p.detach().clone() for p in _trainable(vae).values()]
         flat = torch.cat([p.flatten() for p in weights])
         self._values.append([elbo, likelihood, likelihood - elbo])
         self._own.append(torch.cat([means.flatten(), flat[self._index]]).double().cpu())
@@ -155,34 +154,34 @@ class Iterates(Callback):
             self._halve()
 
     def begin(self, vae: VAE) -> None:
-        """Choose which rows and weights of a VAE to look at; what was noted of another is forgotten."""
+        """Choose the rows and weights of a VAE to record, and discard the record of another VAE."""
         self._forget()
         rows = rows_for(vae, self.x).like(vae)
         generator = make_generator(self.seed)
         self._rows: Rows = rows.take(torch.randperm(len(rows), generator=generator)[: self.sizes["data"]])
-        total = sum(p.numel() for p in _trained(vae).values())
+        total = sum(p.numel() for p in _trainable(vae).values())
         index = torch.randperm(total, generator=generator)[: self.sizes["weights"]]
         self._index, self._vae = index.sort().values.to(rows.x.device), vae
 
-    def _refuse_nothing_seen(self) -> None:
+    def _validate_recorded(self) -> None:
         if not self.epochs:
-            raise DataError("these Iterates have seen no epoch; give them to fit, as callbacks=[iterates]")
+            raise DataError("these Iterates have recorded no epoch; pass them to fit, as callbacks=[iterates]")
 
     def _halve(self) -> None:
-        """Blocks of one length by twos, the one under way by itself, so that memory is bounded."""
+        """Merge pairs of blocks of equal length, except for an incomplete last one, so that memory is bounded."""
         size = self._blocks[0].count
         while len(self._blocks) > BLOCKS:
             merged: list[_Block] = []
             for block in self._blocks:
                 if merged and merged[-1].count + block.count <= size:
-                    merged[-1] = merged[-1].with_next(block)
+                    merged[-1] = merged[-1].merge(block)
                 else:
                     merged.append(block)
             self._blocks, size = merged, 2 * size
 
     def history(self) -> xr.Dataset:
-        """What was noted: ``value`` over ``epoch, quantity``, and ``own_value`` over ``epoch, own``."""
-        self._refuse_nothing_seen()
+        """Return the record: ``value`` over ``epoch, quantity``, and ``own_value`` over ``epoch, own``."""
+        self._validate_recorded()
         own = torch.stack(self._own).numpy()
         kind = np.where(np.arange(own.shape[1]) < own.shape[1] - len(self._index), "mean of q", "weight")
         return xr.Dataset(
@@ -196,16 +195,16 @@ class Iterates(Callback):
 
     @takes_settings
     def average(self, tail: float = 0.5) -> VAE:
-        """A copy of the VAE whose weights are the mean over the last iterates: less noise than the last one has.
+        """Copy the VAE with the mean of the last iterates as weights, which has less noise than the last iterate.
 
-        Where the iterates still drift the mean lags behind, so look at :func:`converged` first. Buffers, such as
-        running means of a batch normalisation, are those of the VAE as it is.
+        If the iterates still drift, the mean lags behind, so check :func:`converged` first. Buffers, such as the
+        running means of batch normalisation, are copied unchanged.
 
         Args:
             tail: the share of the epochs to average over, above 0 and at most 1.
 
         Raises:
-            DataError: if there was no epoch.
+            DataError: if no epoch was recorded.
             SettingsError: if ``tail`` is out of its range.
 
         Example:
@@ -220,69 +219,69 @@ class Iterates(Callback):
             >>> iterates.average(1.0).decoder.net.bias[0].item()
             1.5
         """
-        self._refuse_nothing_seen()
+        self._validate_recorded()
         assert self._vae is not None
         start = len(self.epochs) - _tail(tail, len(self.epochs))
         chosen = [b for b in self._blocks if b.first >= start] or self._blocks[-1:]
         whole_tail = chosen[0]
         for block in chosen[1:]:
-            whole_tail = whole_tail.with_next(block)
+            whole_tail = whole_tail.merge(block)
         vae = copy.deepcopy(self._vae)
         with torch.no_grad():
-            for parameter, mean in zip(_trained(vae).values(), whole_tail.mean, strict=True):
+            for parameter, mean in zip(_trainable(vae).values(), whole_tail.mean, strict=True):
                 parameter.copy_(mean)
         return vae
 
 
-def _trained(vae: VAE) -> dict[str, Tensor]:
+def _trainable(vae: VAE) -> dict[str, Tensor]:
     return {name: p for name, p in vae.named_parameters() if p.requires_grad}
 
 
 def _tail(tail: float, epochs: int) -> int:
-    """How many iterates at the end of a run are judged."""
+    """Return the number of iterates at the end of a run to judge."""
     if above_zero("tail", tail) > 1:
-        raise SettingsError(f"tail is {tail}; it is the share of the epochs to judge, at most 1")
+        raise SettingsError(f"tail is {tail}; the share of the epochs to judge is at most 1")
     return max(1, round(tail * epochs))
 
 
 @takes_settings
 def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
-    """Has SVI converged: do its last iterates stay at one place, the same for all seeds?
+    """Test whether the last iterates of SVI are stationary, and the same for all seeds.
 
     .. math:: \\hat R = \\sqrt{\\frac{N - 1}{N} + \\frac{B}{N W}}, \\qquad
         \\mathrm{ELBO}_t = a + b t + \\epsilon_t, \\qquad
         \\epsilon_t = \\phi \\epsilon_{t-1} + \\eta_t, \\qquad
         P(|\\hat b - b| < h) = \\int t_{N-2}\\big(h / s_\\phi\\big) \\, p(\\phi | \\hat\\epsilon) \\, d\\phi
 
-    The last part of each run is cut in halves, which count as chains: R̂ is large where they differ, and so where a
-    run still moves or runs of several seeds ended at different places. R̂ has no unit: a drift of a thousandth of
-    a nat shows where noise is smaller still. So the trend beside it says how many nats the ELBO rose over those
+    The last part of each run is split in halves, which count as chains: R̂ is large if they differ, that is, if a run
+    still moves or runs with different seeds ended at different values. R̂ has no unit: if the noise is small enough, it
+    shows a drift of a thousandth of a nat. The trend therefore also gives the rise of the ELBO in nats over these
     epochs.
 
-    The iterates of one run depend on each other, and a short run says little about how strongly. So each standard error
-    here is that of an AR(1) process (of means over blocks, where there are more than 30 epochs), averaged over the
-    posterior of its coefficient φ, and ± 2 standard errors are the central 95 % of that average. In 2000
-    simulations of 20, 40 and 200 epochs, ± 2 ``slope_se`` held the true slope in .976, .970 and .971 of the series at
-    φ = 0; in .985, .985 and .978 at φ = .5; in .927, .964 and .992 at φ = .9; and, outside the model, in .909, .930 and
-    .986 for such an AR(1) plus white noise of the same variance. The price is power: the intervals are 1.0 to 2.6 times
-    as wide as if φ were known. Over 40 epochs at φ = .5, a rise of four standard deviations of an iterate is seen in
-    .45 of the series, one of six in .83. ``mean_se`` is made in the same way; its lowest coverage there was .83 (20
-    epochs of AR(1) plus noise), .96 within the model.
+    The iterates of a run are autocorrelated, and a short run says little about how strongly. Each standard error is
+    therefore that of an AR(1) process (of block means, for more than 30 epochs), averaged over the posterior of its
+    coefficient φ, and ± 2 standard errors are the central 95 % of that average. In 2000 simulations of 20, 40 and 200
+    epochs, ± 2 ``slope_se`` contained the true slope in .976, .970 and .971 of the series at φ = 0; in .985, .985 and
+    .978 at φ = .5; in .927, .964 and .992 at φ = .9; and, outside the model, in .909, .930 and .986 for such an AR(1)
+    plus white noise of the same variance. The price is power: the intervals are 1.0 to 2.6 times as wide as if φ were
+    known. Over 40 epochs at φ = .5, a rise of four standard deviations of an iterate is detected in .45 of the series,
+    a rise of six in .83. ``mean_se`` is computed in the same way; its lowest coverage there was .83 (20 epochs of AR(1)
+    plus noise), .96 within the model.
 
     Args:
-        runs: :class:`Iterates`, what :func:`pyro_vae.fit` returned, its history, or a list of such, one per seed.
+        runs: :class:`Iterates`, a result of :func:`pyro_vae.fit`, its history, or a list of these, one per seed.
         tail: the share of each run's epochs to judge, above 0 and at most 1; at least 10 epochs.
-        nats: how much the ELBO per datum may still rise over those epochs, above 0.
+        nats: the largest rise of the ELBO per datum over these epochs that counts as converged, above 0.
 
     Returns:
         A dataset over ``quantity`` of ``rhat`` (all runs together), ``mean`` and ``mean_se``; over ``chain`` (the runs)
         ``slope`` (nats per datum and epoch), ``rise`` (over the epochs judged), each with ``…_se``; ``elbo`` over
-        ``chain, epoch``; where the histories have a validation ELBO, ``fall`` and ``fall_se`` over ``chain``, how far
-        it lies below that of its best epoch; and, from Iterates, ``own_rhat`` of each run's means of q and weights over
+        ``chain, epoch``; if the histories have a validation ELBO, ``fall`` and ``fall_se`` over ``chain``, its decrease
+        since its best epoch; and, from Iterates, ``own_rhat`` of each run's means of q and weights over
         ``chain, own``.
 
     Raises:
-        DataError: if a run is of another kind, or nothing was noted in it.
+        DataError: if a run has another type, or recorded no epoch.
         SettingsError: if a setting is out of its range, or a run too short.
 
     References:
@@ -302,15 +301,15 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
     above_zero("nats", nats)
     several = list(runs) if isinstance(runs, list | tuple) else [runs]
     if not several:
-        raise DataError("there are no runs; give Iterates, or what fit returned")
+        raise DataError("there are no runs; pass Iterates, or a result of fit")
     tables = [_table(run) for run in several]
     quantities = [q for q in INVARIANT if all(q in t.quantity for t in tables)]
     last = min(_tail(tail, t.sizes["epoch"]) for t in tables)
     if last < LEAST:
-        raise SettingsError(f"the last {tail:g} of the run is {last} epochs; a trend needs {LEAST}, so train longer")
+        raise SettingsError(f"the last {tail:g} of the run has {last} epochs, and a trend needs {LEAST}; train longer")
     ends = [t.isel(epoch=slice(-last, None)) for t in tables]
     for number, end in enumerate(ends):
-        _refuse_non_finite(end, number)
+        _validate_finite(end, number)
     values = np.stack([end.value.sel(quantity=quantities).values for end in ends])  # (chain, epoch, quantity)
     pairs = [_trend(end.epoch.values, v[:, 0]) for end, v in zip(ends, values, strict=True)]
     slope, slope_se = np.array(pairs).T
@@ -344,7 +343,7 @@ def converged(runs: Any, *, tail: float = 0.5, nats: float = 0.1) -> xr.Dataset:
 
 
 def _table(run: Any) -> xr.Dataset:
-    """The value of each quantity after each epoch."""
+    """Return the value of each quantity after each epoch."""
     run = run if isinstance(run, xr.Dataset) else getattr(run, "history", run)
     run = run() if callable(run) else run
     if isinstance(run, xr.Dataset) and "train_elbo" in run:
@@ -354,37 +353,35 @@ def _table(run: Any) -> xr.Dataset:
         )
     if isinstance(run, xr.Dataset) and "value" in run:
         return run
-    raise DataError(
-        f"a run is a {type(run).__name__}; give Iterates, what fit returned, its history, or a list of such"
-    )
+    raise DataError(f"a run is a {type(run).__name__}; pass Iterates, a result of fit, its history, or a list of these")
 
 
 def _fall(runs: list[Any]) -> dict[str, list[float]] | None:
-    """How far the validation ELBO of each run has fallen since its best epoch, where all histories say so."""
+    """Return the decrease of each run's validation ELBO since its best epoch, if all histories have one."""
     histories = [run.fitted if isinstance(run, Iterates) else getattr(run, "history", run) for run in runs]
     found = [fall_of_validation(one) if isinstance(one, xr.Dataset) else None for one in histories]
     if any(one is None for one in found):
         return None
     falls = [one for one in found if one is not None]
-    told = {name: [float(one[name]) for one in falls] for name in ("fall", "fall_se")}
-    kept = [int(one.kept_epoch) for one in falls]  # 0 where the weights are of no single epoch
-    return told | {
+    values = {name: [float(one[name]) for one in falls] for name in ("fall", "fall_se")}
+    kept = [int(one.kept_epoch) for one in falls]  # 0 if the weights are not those of a single epoch
+    return values | {
         "epochs_after_kept": [one.sizes["epoch"] - k if k else 0 for one, k in zip(falls, kept, strict=True)]
     }
 
 
-def _refuse_non_finite(end: xr.Dataset, number: int) -> None:
-    """Refuse a run whose training broke down."""
+def _validate_finite(end: xr.Dataset, number: int) -> None:
+    """Raise a DataError if a run diverged."""
     wrong = ~np.isfinite(end.value.values).all(1)
     if wrong.any():
         raise DataError(
-            f"run {number} has an ELBO that is no finite number, first in epoch {end.epoch.values[wrong.argmax()]} of "
-            "those judged; it has broken down, so train again at a lower learning rate"
+            f"run {number} diverged: its ELBO is not finite in epoch {end.epoch.values[wrong.argmax()]}; train "
+            "again at a lower learning rate"
         )
 
 
 def _rhat(values: np.ndarray) -> np.ndarray:
-    """Over ``(chain, epoch, …)``, each chain cut in halves; 1 where nothing moves."""
+    """Compute R̂ of values ``(chain, epoch, …)`` with each chain split in halves; 1 if the values are constant."""
     from pyro_vae.core.arviz import array_stats
 
     half = values.shape[1] // 2
@@ -392,18 +389,18 @@ def _rhat(values: np.ndarray) -> np.ndarray:
     still = np.ptp(halves, axis=(0, 1)) == 0
     rhat = np.ones(values.shape[2:])
     if not still.all():
-        with np.errstate(divide="ignore"):  # infinite where halves are still at different places
+        with np.errstate(divide="ignore"):  # infinite if the halves are constant at different values
             rhat[~still] = array_stats.rhat(halves[..., ~still], chain_axis=0, draw_axis=1, method="identity")
     return rhat
 
 
 def _standard_errors(design: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The standard error of the last coefficient of a least-squares fit to dependent series.
+    """Estimate the standard error of the last coefficient of a least-squares fit to autocorrelated series.
 
     The errors of the fit are AR(1) with coefficient φ. Each φ of a grid has its restricted likelihood, and, given φ,
-    the coefficient has a t distribution. The central 95 % interval of the mixture is twice the standard error to each
-    side. The grid is that of the prior 1 / √(1 - φ²), which keeps strong dependence possible where a short series
-    looks independent. Long series are averaged over blocks first: means of blocks are nearer to AR(1) than iterates.
+    the coefficient has a t distribution. The central 95 % interval of the mixture extends by two standard errors to
+    each side. The grid follows the prior 1 / √(1 - φ²), which allows for strong dependence even if a short series
+    looks independent. Long series are averaged over blocks first: block means are closer to AR(1) than iterates.
 
     Args:
         design: shape ``(epoch, coefficient)``.
@@ -416,11 +413,11 @@ def _standard_errors(design: np.ndarray, values: np.ndarray) -> np.ndarray:
     freedom = number - coefficients
     phi = np.sin(np.pi / 2 * np.arange(1 - PHIS, PHIS, 2) / PHIS)[:, None, None]
     lag = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
-    covariance = phi**lag  # up to a factor, on which nothing below depends
+    covariance = phi**lag  # up to a factor, which cancels below
     root = np.linalg.cholesky(covariance)
     to_last = np.linalg.pinv(design)[-1]
     rest = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    size = np.maximum(np.abs(rest).max(0), np.finfo(float).tiny)  # of each series, so that no square underflows
+    size = np.maximum(np.abs(rest).max(0), np.finfo(float).tiny)  # scale each series, so that no square underflows
     q, r = np.linalg.qr(np.linalg.solve(root, design[None]))
     white = np.linalg.solve(root, (rest / size)[None])
     square = np.maximum(((white - q @ (q.swapaxes(1, 2) @ white)) ** 2).sum(1), np.finfo(float).tiny)  # (phi, series)
@@ -438,36 +435,36 @@ def _standard_errors(design: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _block_means(values: np.ndarray) -> np.ndarray:
-    """Means over at most ``MOST`` blocks of one length, over ``(epoch, …)``; what is left over is the first epochs."""
+    """Average values ``(epoch, …)`` over at most ``MOST`` blocks of equal length; the first epochs may be left out."""
     size = -(-len(values) // MOST)
     return values[len(values) % size :].reshape(-1, size, *values.shape[1:]).mean(1)
 
 
 def _means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each run's mean of each quantity, and its standard error, from ``(chain, epoch, quantity)``."""
+    """Return each run's mean of each quantity, and its standard error, from ``(chain, epoch, quantity)``."""
     series = values.swapaxes(1, 2).reshape(-1, values.shape[1])
     error = _standard_errors(np.ones((values.shape[1], 1)), series)
     return values.mean(1), error.reshape(len(values), -1)
 
 
 def _trend(epoch: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """The slope of the least-squares line through one run's iterates, and its standard error."""
+    """Return the slope of the least-squares line through one run's iterates, and its standard error."""
     time = epoch - epoch.mean()
     error = _standard_errors(np.stack([np.ones_like(time), time], 1), values[None])
     return float(time @ values / (time @ time)), float(error[0])
 
 
 def judge_converged(found: xr.Dataset) -> Finding:
-    """Do the iterates stay at one place?
+    """Judge whether the iterates are stationary.
 
     Args:
         found: from :func:`converged`.
 
     Returns:
-        ``"bad"`` where the ELBO still rises by more than the threshold, ``"fine"`` where it rises and falls by less and
-        runs of several seeds agree, else ``"doubtful"``. Where the validation ELBO has fallen
-        (:func:`~pyro_vae.diagnose.overfitting`), or has chosen weights before the last, no step says to train on, and a
-        rise is doubtful.
+        ``"bad"`` if the ELBO still rises by more than the threshold, ``"fine"`` if it changes by less and runs with
+        different seeds agree, else ``"doubtful"``. If the validation ELBO has fallen
+        (:func:`~pyro_vae.diagnose.overfitting`), or has chosen the weights of an earlier epoch, the advice is not to
+        train longer, and a rise is doubtful.
 
     Example:
         >>> steady = xr.Dataset({"train_elbo": ("epoch", np.full(20, 3.0))}, {"epoch": range(1, 21)})
@@ -482,7 +479,7 @@ def judge_converged(found: xr.Dataset) -> Finding:
     steady = bool((np.abs(rise) + 2 * error <= nats).all())
     chosen = "epochs_after_kept" in found and bool((found.epochs_after_kept > 0).all())
     level: Level = "bad" if rising and not chosen else "fine" if steady and not apart else "doubtful"
-    k = int((rise - 2 * error if rising else np.abs(rise) + 2 * error).argmax())  # the run that decides
+    k = int((rise - 2 * error if rising else np.abs(rise) + 2 * error).argmax())  # the run that decides the level
     why = (
         f"the ELBO rose by {format_estimate(rise[k], error[k], 'nats per datum', over=f'the last {last} epochs')} "
         f"(threshold {nats:g}), and R̂ of its iterates is {elbo_rhat:.3f} (threshold {limit})"
@@ -491,22 +488,23 @@ def judge_converged(found: xr.Dataset) -> Finding:
         why += f"; {len(rise)} runs ended {np.ptp(means):.3f} nats apart"
     if "own_rhat" in found:
         why += (
-            f"; R̂ is above {limit} for {float((found.own_rhat > limit).mean()):.0%} of the weights and means of q noted"
+            f"; R̂ is above {limit} for {float((found.own_rhat > limit).mean()):.0%} of the recorded weights and means "
+            "of q"
         )
     fallen = "fall" in found and bool((found.fall > np.maximum(NATS, ERRORS * found.fall_se)).any())
     if fallen:
         why += f"; the validation ELBO has fallen by up to {found.fall.values.max():.2g} nats since its best epoch"
     steps = {
-        "do not train on: new data lose by it (see overfitting)": fallen and not steady,
-        "nothing: the validation ELBO chose these weights, and later ones were no better for its data": (
+        "do not train longer: the ELBO of new data falls (see overfitting)": fallen and not steady,
+        "nothing: the validation ELBO chose these weights, and later weights were no better on validation data": (
             chosen and not fallen
         ),
         "train longer": rising and not fallen and not chosen,
-        "give fit validation_data too, without which overfitting does not show": rising and "fall" not in found,
+        "pass validation_data to fit, to detect overfitting": rising and "fall" not in found,
         "lower the learning rate: the ELBO falls": falling,
-        "train longer, or lower the learning rate, so that noise hides no trend; Iterates.average has less of it": not (
+        "train longer or lower the learning rate, since noise may hide a trend; Iterates.average has less noise": not (
             rising or falling or steady or fallen or chosen
         ),
-        "keep the run with the highest ELBO on held-out data, and train more seeds": apart and not rising,
+        "keep the run with the highest ELBO on held-out data, and train with more seeds": apart and not rising,
     }
     return Finding("convergence of SVI", level, why, "; ".join(step for step, taken in steps.items() if taken))

@@ -1,4 +1,4 @@
-"""Prior and posterior predictive, as ArviZ's groups."""
+"""Draw from the prior and posterior predictive distributions, in ArviZ's schema."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,23 +30,23 @@ from pyro_vae.evidence.weights import smoothed
 From: TypeAlias = Literal["guide", "psis"]
 
 PROPOSALS = 10
-"""Draws of the guide for each draw that is resampled of them, where no number is asked for; at least 1000."""
+"""The default number of proposals per resampled draw; there are at least 1000."""
 
 
 NOTES = {
     "posterior": 'az.plot_pair takes one datum at a time: var_names=["z"], coords={"datum": its label}',
     "posterior_predictive": (
-        'az.plot_ppc_pit takes one feature at a time: coords={"feature": its label}; latents were inferred from the '
-        "same data, so that its values lie nearer to 0.5 than uniform ones. az.plot_ppc_rootogram takes one, too: "
-        "tree.sel(feature=its label)"
+        'az.plot_ppc_pit takes one feature at a time: coords={"feature": its label}; the latents were inferred from '
+        "the same data, so its values are closer to 0.5 than uniform values. az.plot_ppc_rootogram takes one feature, "
+        "too: tree.sel(feature=its label)"
     ),
     "log_likelihood": (
-        "of each datum given its own latent: az.loo and az.plot_loo_pit do not estimate held-out log p(x) from it, "
-        "since without the datum its latent falls back to the prior; use pyro_vae.log_evidence and "
+        "of each datum given its own latent: az.loo and az.plot_loo_pit cannot estimate held-out log p(x) from it, "
+        "since without the datum its latent has the prior distribution; use pyro_vae.log_evidence and "
         "pyro_vae.compare_models"
     ),
 }
-"""What to know before a group is given to ArviZ."""
+"""Notes on the use of the groups with ArviZ."""
 
 
 @torch.no_grad()
@@ -63,48 +63,49 @@ def to_datatree(
     coords: Mapping[str, Sequence[Any]] | None = None,
     chunk: int = 2**22,
 ) -> xr.DataTree:
-    """Draws from posterior and prior, and the data they predict, in ArviZ's schema.
+    """Draw from the posterior, the prior and their predictive distributions, in ArviZ's schema.
 
     .. math:: z_i \\sim q(z | x_i), \\; \\tilde x_i \\sim p(x | z_i); \\quad z \\sim p(z), \\; \\tilde x \\sim p(x | z)
 
-    The guide is sampled first and the likelihood afterwards, unobserved. Pyro's ``Predictive(model,
-    guide=guide)(x)`` hands ``x`` to both, and its "posterior predictive" is the data.
+    The guide is sampled first, and then the likelihood, unobserved. Pyro's ``Predictive(model, guide=guide)(x)``
+    passes ``x`` to both, so that its "posterior predictive" is the data themselves.
 
-    With ``posterior="psis"`` the draws of each datum are taken, with replacement, from ``proposals`` draws of the
-    guide by their Pareto-smoothed importance weights: draws of the posterior itself, as far as the guide covers it
-    (where ``khat`` is below 0.7) and there are proposals enough (``ess`` says how many draws they are worth).
+    With ``posterior="psis"``, the draws of each datum are resampled from ``proposals`` draws of the guide by their
+    Pareto-smoothed importance weights. They are draws from the posterior itself if the guide covers it (``khat`` below
+    0.7) and there are enough proposals (``ess`` is their effective sample size).
 
     Args:
-        vae: a VAE, or a :class:`pyro_vae.Pair`, of which each site has a variable of its own name, over the dimension
-            ``<name>_dim`` where its event has one. The prior is then that of the first row.
+        vae: a VAE, or a :class:`pyro_vae.Pair`, whose sites are variables of their own names, over the dimension
+            ``<name>_dim`` if the event has one. The prior is then that of the first row.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        draws: posterior draws per datum, at least 1.
-        prior_draws: draws from the prior, at least 1.
+        draws: the number of posterior draws per datum, at least 1.
+        prior_draws: the number of draws from the prior, at least 1.
         seed: of all draws.
         posterior: ``"guide"`` or ``"psis"``.
-        proposals: per datum, at least 25; if not given, ten for each draw and at least 1000. Of ``"psis"`` only.
-        coords: labels of ``datum``, ``feature`` and ``latent``, where the numbers from 0 are not to be theirs; the
-            columns of :class:`~pyro_vae.data.Data` are labels of ``feature`` already, and its row labels of ``datum``.
-        chunk: about so many numbers of decoded proposals at a time.
+        proposals: for ``"psis"``, the number of proposals per datum, at least 25; by default ten for each draw, and at
+            least 1000.
+        coords: labels of ``datum``, ``feature`` and ``latent``. By default, ``datum`` has the row labels and
+            ``feature`` the columns of :class:`~pyro_vae.data.Data`; the others are numbered from 0.
+        chunk: the approximate number of values of decoded proposals to process at a time.
 
     Returns:
         Groups ``posterior`` (z), ``posterior_predictive`` (x), ``log_likelihood`` (x), ``sample_stats``, ``prior``
         (z), ``prior_predictive`` (x) and ``observed_data`` (x), with dims ``chain, draw, datum, latent | feature``.
-        The log-likelihood is that of a datum given its own latent: no cross-validation can be made of it. So
-        ``az.loo`` warns of a high k̂ (where z hardly matters it may not, and is no elpd either), and
-        ``az.plot_loo_pit``, which takes a log-likelihood of each number, refuses it. ``az.plot_pair`` takes one datum
-        at a time, ``coords={"datum": 0}``, and ``az.plot_ppc_pit`` one feature, ``coords={"feature": 0}``, by their
-        labels. The attribute ``note`` of these groups says so. Counts and categories are integers in all three groups
-        of x, where each feature is one and none is missing.
+        The log-likelihood is that of a datum given its own latent, and must not be used for cross-validation:
+        ``az.loo`` warns of a high k̂ (it may not if z hardly matters, but its result is not an elpd), and
+        ``az.plot_loo_pit``, which needs a log-likelihood of each value, raises an error. ``az.plot_pair`` takes one
+        datum at a time, ``coords={"datum": 0}``, and ``az.plot_ppc_pit`` one feature, ``coords={"feature": 0}``, by
+        their labels. The attribute ``note`` of these groups repeats this. If all features are counts or categories and
+        no value is missing, x is an integer in all three groups.
         ``sample_stats`` holds ``lp`` (log p(x, z)) and ``log_weight`` (log p(x, z) - log q(z|x)) of each draw,
-        and ``khat`` and ``ess`` of each datum's importance weights: of the proposals, or of the guide's draws where
-        there are 25 or more.
+        and ``khat`` and ``ess`` of each datum's importance weights: those of the proposals, or of the guide's draws if
+        there are at least 25.
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
         ModelError: if the VAE does not fit the data.
-        SettingsError: if a number of draws is below 1, or labels are not as many as there are things to label, or mix
-            text, numbers and times.
+        SettingsError: if a number of draws is below 1, or the labels have the wrong number or mix text, numbers and
+            times.
 
     References:
         | Visualization in Bayesian workflow (Gabry et al., 2019), https://arxiv.org/abs/1709.01449
@@ -153,18 +154,18 @@ def to_datatree(
 def _groups(
     vae: VAE, rows: Rows, draws: int, prior_draws: int, proposals: int | None, chunk: int
 ) -> dict[str, xr.Dataset]:
-    """The groups of a VAE; of draws of the guide, or of draws that are taken of so many proposals."""
+    """Make the groups of a VAE, from draws of the guide, or from draws resampled from proposals."""
     if proposals is None:
-        drawn = _of_the_guide(vae, rows, draws)
+        drawn = _sample_guide(vae, rows, draws)
     else:
         size = max(1, chunk // (proposals * rows.x[0].numel()))
-        drawn = _joined([_resampled(vae, part, draws, proposals) for part in rows.split(size)])
+        drawn = _concatenate([_resample(vae, part, draws, proposals) for part in rows.split(size)])
     x_new = vae.likelihood(drawn.z, rows).sample()
-    z_prior, of_the_prior = from_the_prior(vae, prior_draws, rows.context)
-    x_prior = of_the_prior.sample()
+    z_prior, p_prior = from_the_prior(vae, prior_draws, rows.context)
+    x_prior = p_prior.sample()
     seen = rows.x if rows.mask is None else rows.x.masked_fill(~rows.mask, torch.nan)
     if all(countable_features(vae, rows)):
-        seen, x_new, x_prior = _as_whole_numbers(seen, x_new, x_prior)
+        seen, x_new, x_prior = _as_integers(seen, x_new, x_prior)
     return {
         "posterior": _variable("z", drawn.z, "datum", "latent"),
         "posterior_predictive": _variable("x", x_new, "datum", "feature"),
@@ -176,14 +177,14 @@ def _groups(
     }
 
 
-def _as_whole_numbers(*of_x: Tensor) -> tuple[Tensor, ...]:
-    """Counts and categories as integers, as ArviZ asks of them; what has fractions, or is missing, as it was."""
-    return tuple(x.long() for x in of_x) if all(bool((x == x.round()).all()) for x in of_x) else of_x
+def _as_integers(*groups: Tensor) -> tuple[Tensor, ...]:
+    """Convert counts and categories to integers, which ArviZ needs, if no value is fractional or missing."""
+    return tuple(x.long() for x in groups) if all(bool((x == x.round()).all()) for x in groups) else groups
 
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """Posterior draws and what is known of them, all but the last two of shape ``(draw, datum, …)``."""
+    """Posterior draws and their statistics, shape ``(draw, datum, …)``; ``khat`` and ``ess`` are over ``datum``."""
 
     z: Tensor
     log_likelihood: Tensor
@@ -201,31 +202,31 @@ class _Drawn:
         return stats
 
 
-def _scored(vae: VAE, rows: Rows, z: Tensor, q: Distribution) -> _Drawn:
+def _evaluate(vae: VAE, rows: Rows, z: Tensor, q: Distribution) -> _Drawn:
     log_likelihood = vae.likelihood(z, rows).log_prob(rows.x)
     lp = log_likelihood + vae.prior(*rows.given).log_prob(z)
     return _Drawn(z, log_likelihood, lp, lp.double() - q.log_prob(z).double(), None, None)
 
 
-def _of_the_guide(vae: VAE, rows: Rows, draws: int) -> _Drawn:
+def _sample_guide(vae: VAE, rows: Rows, draws: int) -> _Drawn:
     q = vae.posterior(rows)
-    drawn = _scored(vae, rows, q.sample((draws,)), q)
+    drawn = _evaluate(vae, rows, q.sample((draws,)), q)
     if draws < LEAST:
         return drawn
-    return _weighed(drawn)[0]
+    return _smooth_weights(drawn)[0]
 
 
-def _weighed(drawn: _Drawn) -> tuple[_Drawn, Tensor]:
-    """With k̂ and the effective sample size, and the normalised weights, shape ``(draw, datum)``."""
+def _smooth_weights(drawn: _Drawn) -> tuple[_Drawn, Tensor]:
+    """Add k̂ and the effective sample size, and return the normalised weights too, shape ``(draw, datum)``."""
     log_weights, khat = smoothed(drawn.log_weight)
     weights = log_weights.softmax(0)
     ess = 1 / (weights**2).sum(0)
     return _Drawn(drawn.z, drawn.log_likelihood, drawn.lp, drawn.log_weight, khat, ess), weights
 
 
-def _resampled(vae: VAE, rows: Rows, draws: int, proposals: int) -> _Drawn:
+def _resample(vae: VAE, rows: Rows, draws: int, proposals: int) -> _Drawn:
     q = vae.posterior(rows)
-    drawn, weights = _weighed(_scored(vae, rows, q.sample((proposals,)), q))
+    drawn, weights = _smooth_weights(_evaluate(vae, rows, q.sample((proposals,)), q))
     chosen = torch.multinomial(weights.T, draws, replacement=True).T  # (draw, datum)
     column = torch.arange(len(rows), device=chosen.device)
     z, log_likelihood, lp, log_weight = (
@@ -234,13 +235,13 @@ def _resampled(vae: VAE, rows: Rows, draws: int, proposals: int) -> _Drawn:
     return _Drawn(z, log_likelihood, lp, log_weight, drawn.khat, drawn.ess)
 
 
-def _joined(parts: list[_Drawn]) -> _Drawn:
+def _concatenate(parts: list[_Drawn]) -> _Drawn:
     draws = (torch.cat([getattr(p, name) for p in parts], 1) for name in ("z", "log_likelihood", "lp", "log_weight"))
     return _Drawn(*draws, *(torch.cat([getattr(p, name) for p in parts]) for name in ("khat", "ess")))
 
 
 def from_the_prior(vae: VAE, draws: int, context: Tensor | None) -> tuple[Tensor, Distribution]:
-    """Latents of the model and the likelihood of each; each draw takes the context of a datum drawn at random.
+    """Draw latents from the prior, and return p(x|z) at each; each draw uses the context of a random datum.
 
     Example:
         >>> import pyro_vae as pv
@@ -259,42 +260,42 @@ def from_the_prior(vae: VAE, draws: int, context: Tensor | None) -> tuple[Tensor
 
 
 def _variable(name: str, draws: Tensor, *dims: str) -> xr.Dataset:
-    """Draws as a variable of one chain; all feature dimensions in one."""
+    """Make a variable of one chain from draws, with the feature dimensions flattened."""
     array = draws.flatten(len(dims)).unsqueeze(0).cpu().numpy()
     return xr.Dataset({name: (("chain", "draw", *dims), array)})
 
 
 def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[str, xr.Dataset]) -> dict[str, Any]:
-    """The labels asked for, seen to be as many as there are things to label."""
+    """Return the labels of the dimensions, after validating their numbers."""
     sizes = {**groups["posterior"].sizes, **groups["observed_data"].sizes}
     if coords is not None and not isinstance(coords, Mapping):
-        raise SettingsError(f"coords is a {type(coords).__name__}; give {{dimension: its labels}}")
+        raise SettingsError(f"coords is a {type(coords).__name__}; pass {{dimension: its labels}}")
     columns = x.columns if isinstance(x, Data) else None
-    own = {"feature": columns} if columns is not None and len(columns) == sizes.get("feature") else {}
-    labels = {"datum": row_names(x, sizes["datum"]), **own, **(coords or {})}
+    features = {"feature": columns} if columns is not None and len(columns) == sizes.get("feature") else {}
+    labels = {"datum": row_names(x, sizes["datum"]), **features, **(coords or {})}
     for name, given in labels.items():
         if name not in sizes or name in ("chain", "draw"):
             *most, last = sorted(str(dim) for dim in {*sizes} - {"chain", "draw"})
-            raise SettingsError(f"coords has labels of {name!r}; it may have some of {', '.join(most)} and {last}")
+            raise SettingsError(f"coords has labels of {name!r}; it may label {', '.join(most)} and {last}")
         if np.ndim(np.asarray(given)) != 1 or len(given) != sizes[name]:
             raise SettingsError(
-                f"coords[{name!r}] has {np.size(np.asarray(given))} labels for {sizes[name]}; give one for each"
+                f"coords[{name!r}] has {np.size(np.asarray(given))} labels for {sizes[name]}; pass one for each"
             )
-    return {name: _of_one_kind(name, given) for name, given in labels.items()}
+    return {name: _as_label_array(name, given) for name, given in labels.items()}
 
 
-def _of_one_kind(name: str, given: Any) -> np.ndarray:
-    """Labels as an array that a file can hold.
+def _as_label_array(name: str, given: Any) -> np.ndarray:
+    """Convert labels to an array that a file can hold.
 
     Raises:
-        SettingsError: if they are not all numbers, all times or all text.
+        SettingsError: if the labels are not all numbers, all times or all text.
     """
     array = np.asarray(given) if isinstance(given, np.ndarray) else pd.Index(given, tupleize_cols=False).to_numpy()
     kinds = sorted({type(label).__name__ for label in given}) if array.dtype == object else []
     if array.dtype.kind == "c" or any(kind != "str" for kind in kinds):
         raise SettingsError(
-            f"coords[{name!r}] holds labels of type {' and '.join(kinds) or array.dtype}, which no file can hold; give "
-            "all of them as text, as numbers or as times"
+            f"coords[{name!r}] holds labels of type {' and '.join(kinds) or array.dtype}, which no file can hold; pass "
+            "only text, only numbers or only times"
         )
     return array.astype(str) if kinds else array
 

@@ -1,4 +1,4 @@
-"""What a VAE is made of, and what that means for its ELBO."""
+"""Describe the components of a VAE, and how their KL is computed."""
 
 from typing import Any
 
@@ -18,24 +18,24 @@ from pyro_vae.elbo.kl import family, kl_provenance
 
 @torch.no_grad()
 def describe(vae: VAE, *, context: Any = None, console: Console | None = None) -> xr.Dataset:
-    """Print and return a table of the parts: distribution, event shape, parameters, and how their KL is had.
+    """Print and return a table of the components, and how their KL is computed.
 
     .. math:: KL(q(z|x) \\,\\|\\, p(z)) \\text{ in closed form, or } \\log q(z|x) - \\log p(z) \\text{ of a sample}
 
-    The KL is looked up in the registry that Pyro and torch use, not in a list of our own.
+    The KL is looked up in the registry that Pyro and torch use.
 
     Args:
         vae: a VAE.
-        context: one row or more of the context of a conditional VAE, shape ``(datum, c)``.
-        console: where to print; standard output if not given.
+        context: one or more rows of the context of a conditional VAE, shape ``(datum, c)``.
+        console: the console to print to; by default standard output.
 
     Returns:
         A dataset over ``part`` (prior, decoder, encoder) of ``class``, ``distribution``, ``event_shape``,
         ``parameters`` and, as an attribute, ``kl``: "analytic" or "Monte Carlo".
 
     Raises:
-        DataError: if the context is no table of finite numbers.
-        ModelError: if the parts do not fit each other or the context.
+        DataError: if the context is not a table of finite numbers.
+        ModelError: if the components do not fit each other or the context.
 
     Example:
         >>> import io, pyro_vae as pv
@@ -50,7 +50,7 @@ def describe(vae: VAE, *, context: Any = None, console: Console | None = None) -
     """
     given = () if context is None else (vae.like(as_tensor(context, source="context")[:1]),)
     with seeded(0, vae.like(torch.zeros(())).device), evaluating(vae, 1):
-        prior, likelihood, x = _shown(vae, *given)
+        prior, likelihood, x = _sample(vae, *given)
         vae.check(x, *given)
         posterior = vae.encoder(x, *given)
         kl = ", ".join(sorted(set(kl_provenance(vae.model, vae.guide, x, None, *given).values())))
@@ -60,8 +60,8 @@ def describe(vae: VAE, *, context: Any = None, console: Console | None = None) -
     return table
 
 
-def _shown(vae: VAE, *given: Tensor) -> tuple[Distribution, Distribution, Tensor]:
-    """The prior, the likelihood of one of its latents, and one datum."""
+def _sample(vae: VAE, *given: Tensor) -> tuple[Distribution, Distribution, Tensor]:
+    """Return the prior, the likelihood at one draw of z, and one draw of x."""
     prior = called("prior", vae.prior, *given)
     z = drawn("prior", prior, () if prior.batch_shape else (1,))
     likelihood = called("decoder", vae.decoder, z, *given)

@@ -1,4 +1,4 @@
-"""Describe a diagnostic to `check`, the report and the tests: one record each, in the table of `pyro_vae.diagnose`."""
+"""The record that describes a diagnostic to `check`, the report and the tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.train.overfitting import fall_of_validation
 
 PARTICLES = 1000
-"""Importance weights of each datum."""
+"""The number of importance weights of each datum."""
 
 EPOCHS = 20
-"""The fewest epochs whose history shows whether training has converged."""
+"""The fewest epochs from which convergence can be judged."""
 
 
 @dataclass(frozen=True)
 class CheckInput:
-    """What :func:`pyro_vae.check` hands to each diagnostic.
+    """The arguments that :func:`pyro_vae.check` passes to each diagnostic.
 
     Args:
         vae: the trained VAE.
-        x: held-out data, as the user gave them.
+        x: held-out data, in the user's form.
         rows: the same data, on the device and in the precision of the VAE.
-        evaluation: seconds that one evaluation of log p(x, z) - log q(z | x) takes, for one datum and one z.
-        history: of the fit, where there is one.
-        gold: how many of the first data NUTS samples.
-        draws: draws of the posterior of each datum.
+        evaluation: the seconds to evaluate log p(x, z) - log q(z | x) for one z of one datum.
+        history: the history of the fit, or None.
+        gold: the number of data to sample with NUTS, the first of ``x``.
+        draws: the number of posterior draws per datum.
         seed: of all draws.
-        train: what the VAE was trained on, where it is known.
+        train: the training data, or None.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -54,12 +54,12 @@ class CheckInput:
 
     @property
     def each_datum(self) -> float:
-        """Seconds that one evaluation for each datum takes."""
+        """The seconds to evaluate each datum once."""
         return self.evaluation * len(self.rows)
 
     @cached_property
     def log_evidence(self) -> xr.Dataset:
-        """The importance-weighted log p(x) of each datum, estimated once for all that use it."""
+        """The importance-weighted log p(x) of each datum, estimated once for all diagnostics."""
         return log_evidence(self.vae, self.x, num_particles=PARTICLES, seed=self.seed)
 
     @property
@@ -82,14 +82,15 @@ class Diagnostic:
     """A row of the table of diagnostics.
 
     Args:
-        name: of its group in the tree that :func:`pyro_vae.check` returns.
-        about: its subject, in a few words; the title of its section in the report.
-        run: compute it.
-        judge: turn its result into a :class:`~pyro_vae.diagnose.Finding`.
-        seconds: predict how long ``run`` takes.
-        applies: whether it can be run at all.
-        needs: what it lacks where it does not apply, for the list of what was left out; empty where the user chose so.
-        fault: what is wrong where it is not fine, in the words of all diagnostics that see the same fault.
+        name: the name of its group in the tree that :func:`pyro_vae.check` returns.
+        about: the title of its section in the report.
+        run: the function that computes the result.
+        judge: the function that turns the result into a :class:`~pyro_vae.diagnose.Finding`.
+        seconds: the function that predicts the run time.
+        applies: the function that returns whether the diagnostic can run.
+        needs: the input that is missing if the diagnostic cannot run, for the list of those left out; empty if the
+            user switched it off.
+        fault: the fault that the diagnostic detects; diagnostics that detect the same fault use the same words.
 
     Example:
         >>> import pyro_vae as pv

@@ -1,4 +1,4 @@
-"""Posteriors without an encoder: the parameters of q(z|x) made free, and optimised for each datum by itself."""
+"""Non-amortised posteriors: the parameters of q(z|x) are free, and optimised separately for each datum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,17 +15,17 @@ from pyro_vae.errors import ModelError
 from pyro_vae.posteriors import DiagNormal, FullNormal, Posterior
 
 FALL = 3e-4
-"""The rate at the end, of that at the start, which it keeps for the first half of the steps."""
+"""The final learning rate relative to the initial one, which is constant for the first half of the steps."""
 
 
 @dataclass(frozen=True)
 class Free:
-    """One q per datum: a family, and the parameters in it.
+    """One q per datum: a variational family, and free parameters.
 
     Args:
-        family: from parameters of shape ``(datum, parameter)`` to the distributions they stand for.
-        parameters: free ones; nothing makes them of x.
-        name: of the family.
+        family: a function from parameters of shape ``(datum, parameter)`` to distributions.
+        parameters: the free parameters, which do not depend on x.
+        name: the name of the family.
 
     Example:
         >>> full(torch.zeros(3, 2), torch.eye(2).expand(3, 2, 2)).q().batch_shape
@@ -37,22 +37,22 @@ class Free:
     name: str
 
     def q(self) -> Distribution:
-        """The distributions, batch shape ``(datum,)``."""
+        """Return the distributions, batch shape ``(datum,)``."""
         return self.family(self.parameters)
 
     def take(self, index: Any) -> "Free":
-        """Those of some data."""
+        """Select some data."""
         return replace(self, parameters=self.parameters[index])
 
 
 def amortised(vae: VAE, rows: Rows) -> Free:
-    """The encoder's own answers, and the family they are members of.
+    """Return the encoder's parameters for each datum, with the variational family.
 
-    The family is that of all values the network of a :class:`~pyro_vae.posteriors.Posterior` could give; what
-    is no such posterior but gives normals, as ``Refined`` does, has all normals of their kind for its family.
+    The family of a :class:`~pyro_vae.posteriors.Posterior` has a member for any output of its network. Any other
+    encoder that returns normals, such as ``Refined``, has the family of all normals of the same kind.
 
     Raises:
-        ModelError: if there is no telling what the family is.
+        ModelError: if the family is unknown.
 
     Example:
         >>> import pyro_vae as pv
@@ -62,7 +62,7 @@ def amortised(vae: VAE, rows: Rows) -> Free:
     """
     encoder, q = vae.encoder, vae.posterior(rows)
     if q.event_dim != 1 or not q.has_rsample:
-        raise ModelError("gaps need latents in one dimension whose q is reparameterised; this one has no such sample")
+        raise ModelError("inference gaps need a reparameterised q with latents in one dimension")
     if isinstance(encoder, Posterior) and type(encoder).forward is Posterior.forward:
         numbers = encoder.encoded(as_encoded(encoder, rows.x, rows.mask), rows.context)
         return Free(encoder.distribution, numbers.detach(), type(encoder).__name__.lstrip("_"))
@@ -72,13 +72,13 @@ def amortised(vae: VAE, rows: Rows) -> Free:
     if isinstance(q, torch.distributions.MultivariateNormal):
         return full(q.loc, q.scale_tril.expand(*q.loc.shape, -1))
     raise ModelError(
-        f"the family of the encoder, a {type(encoder).__name__}, is not known, so its best q cannot be sought; "
+        f"cannot optimise q: the variational family of encoder {type(encoder).__name__} is unknown; "
         "make it a pyro_vae.posteriors.Posterior, or let it return normals"
     )
 
 
 def diagonal(loc: Tensor, scale: Tensor) -> Free:
-    """Diagonal normals.
+    """Make diagonal normals.
 
     Args:
         loc: the means, shape ``(datum, latent)``.
@@ -92,7 +92,7 @@ def diagonal(loc: Tensor, scale: Tensor) -> Free:
 
 
 def full(loc: Tensor, scale_tril: Tensor) -> Free:
-    """Normals with a full covariance.
+    """Make normals with a full covariance.
 
     Args:
         loc: the means, shape ``(datum, latent)``.
@@ -109,7 +109,7 @@ def full(loc: Tensor, scale_tril: Tensor) -> Free:
 
 
 def as_full(q: Distribution, draws: int = 2000) -> Free:
-    """The normals with a full covariance that have the moments of q; those of draws, where they have no closed form.
+    """Make full-covariance normals with the moments of q, estimated from draws if they have no closed form.
 
     Example:
         >>> import pyro.distributions as dist
@@ -121,15 +121,15 @@ def as_full(q: Distribution, draws: int = 2000) -> Free:
     if hasattr(q, "covariance_matrix"):
         return full(q.mean, torch.linalg.cholesky(q.covariance_matrix))
     z = q.sample((draws,))
-    apart = z - z.mean(0)
-    covariance = torch.einsum("kni,knj->nij", apart, apart) / (draws - 1)
+    deviation = z - z.mean(0)
+    covariance = torch.einsum("kni,knj->nij", deviation, deviation) / (draws - 1)
     return full(z.mean(0), torch.linalg.cholesky(covariance))
 
 
 def weights(vae: VAE, rows: Rows, free: Free, num_particles: int) -> Tensor:
-    """``log p(x, z) - log q(z)`` of draws of q, in nats, shape ``(K, datum)``.
+    """Compute ``log p(x, z) - log q(z)`` at draws from q, in nats, shape ``(K, datum)``.
 
-    Normals of any kind take the same noise from the same seed, so that their differences have small errors.
+    With the same seed, normals of any kind use the same noise, so that their differences have small errors.
 
     Example:
         >>> import pyro_vae as pv
@@ -144,18 +144,18 @@ def weights(vae: VAE, rows: Rows, free: Free, num_particles: int) -> Tensor:
 
 @torch.enable_grad()
 def climb(vae: VAE, rows: Rows, start: Free, *, steps: int, rate: float, particles: int) -> Free:
-    """The ELBO of every datum climbed at once, each by its own parameters; fresh noise at each step.
+    """Maximise the ELBO of each datum over its free parameters, with new noise at each step.
 
-    Adam, by the gradient through the sample alone, which has no noise where q is the posterior. It forgets soon how
-    large gradients were, since those of a q far off are larger by orders of magnitude.
+    The optimiser is Adam with the path derivative, whose variance is 0 if q is the posterior. Its second moment has a
+    short memory, since the gradients of a poor initial q are larger by orders of magnitude.
 
     Args:
-        vae: for its prior and decoder, which stay as they are.
+        vae: a VAE, whose prior and decoder do not change.
         rows: the data.
-        start: where to start from.
-        steps: how many steps.
-        rate: of Adam at the start, in units of the parameters.
-        particles: draws per datum and step.
+        start: the initial q.
+        steps: the number of steps.
+        rate: the initial learning rate of Adam, in units of the parameters.
+        particles: the number of draws per datum and step.
 
     Example:
         >>> import pyro_vae as pv
@@ -175,7 +175,7 @@ def climb(vae: VAE, rows: Rows, start: Free, *, steps: int, rate: float, particl
             z = start.family(free).rsample((particles,))
             elbo = (vae.log_joint(z, rows) - start.family(free.detach()).log_prob(z)).mean(0)
             (gradient,) = torch.autograd.grad(elbo.sum(), free)
-            # A datum with such a step stays where it is.
+            # A datum whose gradient is not finite skips the step.
             free.grad = -torch.where(gradient.isfinite().all(-1, keepdim=True), gradient, 0.0)
             optimizer.step()
             schedule.step()

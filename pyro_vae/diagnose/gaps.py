@@ -1,4 +1,4 @@
-"""What the ELBO loses to log p(x), and to what: the family of q, or its amortisation."""
+"""Inference gaps: the loss of the ELBO by the variational family, and by amortisation."""
 
 import contextlib
 import math
@@ -31,19 +31,19 @@ from pyro_vae.evidence.psis import BAD as KHAT
 from pyro_vae.evidence.psis import psis
 
 FINE, BAD = 0.05, 0.3
-"""Gaps per latent, in nats: sds of q at .8 of the best lose .043, at .5 they lose .32; means off by .3 sd lose .045."""
+"""Gaps per latent, in nats: q loses .043 with sds at .8 of the best, .32 at .5, and .045 with means off by .3 sd."""
 
 SHARE = 0.05
-"""Of the data, that may lie beyond a threshold."""
+"""The share of the data that may lie beyond a threshold."""
 
 GRIDS = (161, 321)
-"""Points per latent by which quadrature is tried."""
+"""The numbers of quadrature points per latent to try."""
 
 CONVERGED = 0.01
-"""By how much the two halves of the optimiser's steps may differ, in nats per latent: a fifth of a gap that is fine."""
+"""The largest difference between the halves of the optimiser's steps, in nats per latent: a fifth of a fine gap."""
 
 ERRORS_OVER = "draws of the q found, for the given data; neither data nor the optimisation"
-"""What the standard errors are about."""
+"""What the standard errors cover."""
 
 VALUES = ("log_evidence", "elbo", "best_elbo", "richer_elbo")
 DIFFERENCES = {
@@ -53,12 +53,12 @@ DIFFERENCES = {
     "closed": ("richer_elbo", "best_elbo"),
     "richer_gap": ("log_evidence", "richer_elbo"),
 }
-LACKS = {
+MAY_BE_OFF = {
     "approximation_gap": ("optimization_error", None),
     "amortisation_gap": (None, "optimization_error"),
     "richer_gap": ("richer_optimization_error", None),
 }
-"""The error by which a gap may be too large, and that by which it may be too small."""
+"""For each gap, the optimisation errors by which it may be too large and too small."""
 
 
 @torch.no_grad()
@@ -76,52 +76,52 @@ def inference_gaps(
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """What the ELBO of each datum loses to log p(x): to the family of q, and to amortisation.
+    """Split log p(x) - ELBO of each datum into the approximation gap and the amortisation gap.
 
     .. math:: \\log p(x) - \\mathcal L(q_\\phi)
         = \\underbrace{\\log p(x) - \\mathcal L(q^*)}_{\\text{approximation}}
         + \\underbrace{\\mathcal L(q^*) - \\mathcal L(q_\\phi)}_{\\text{amortisation}}, \\qquad
         q^* = \\arg\\max_{q \\in \\mathcal Q} \\mathcal L(q)
 
-    The family is all that the encoder's network could say: its outputs for each datum are made free and
-    optimised, from those it gave. Refined posteriors are diagonal normals; of a flow, its context is free. A richer
-    family shows what would be gained: normals with a full covariance, or the family itself where that is better.
+    The variational family contains q for any outputs of the encoder's network: the outputs for each datum are free
+    parameters, optimised from those of the encoder. Refined posteriors are diagonal normals; of a flow, the context is
+    free. A richer family shows the possible gain: normals with a full covariance, or the family itself if it is better.
 
-    For each datum the best of start, middle and end is kept, by draws of its own, and what is reported is measured on
-    new draws: nothing is chosen and measured on the same ones, so no bound is biased upwards. Normals of all kinds
-    take the same noise, so that their differences have small errors; a difference can be below 0 within its error.
+    For each datum, the best q of start, middle and end of the optimisation is selected on one set of draws and
+    evaluated on another, so that no bound is biased upwards. Normals of all kinds use the same noise, so that their
+    differences have small errors; a difference can be below 0 within its error.
 
-    Each standard error is over draws of the q found, for the given data. It knows nothing of the optimisation, which
-    has an error of its own: since q* is only the best that was found, the approximation gap may be too large and the
-    amortisation gap too small, by the same amount. So the steps are taken in two halves, the second from where the
-    first ended, at the full rate again. ``optimization_error`` is by how much the ELBOs differ at which the two halves
-    end: little at an optimum, much where the second half still gains or leaps over it. Where that matters,
-    :func:`judge_gaps` says that the optimiser has not converged, and calls nothing fine.
+    Each standard error is over draws from the q found, for the given data. It does not include the error of the
+    optimisation: since q* is only the best q found, the approximation gap may be too large and the amortisation gap too
+    small, by the same amount. The steps are therefore taken in two halves, the second of which restarts from the end of
+    the first with the full learning rate. ``optimization_error`` is the difference of the ELBOs at the ends of the two
+    halves: small at an optimum, large if the second half still gains or overshoots. If it is too large,
+    :func:`judge_gaps` reports that the optimiser has not converged, and calls no gap fine.
 
-    Without an oracle (a linear-Gaussian VAE, or one of at most two latents), log p(x) is
-    importance-weighted with the best q found; look at ``khat`` then.
+    Without an oracle (for a linear-Gaussian VAE, or one with at most two latents), log p(x) is importance-weighted with
+    the best q found; check ``khat`` then.
 
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         log_evidence: log p(x) of each datum, if known: from :func:`pyro_vae.log_evidence`, or numbers.
-        steps: of the optimiser for each family, at least 2, in two halves.
-        rate: where its rate starts in each half, above 0, in units of the network's outputs; it falls later on.
-        particles: draws of each datum at each step, at least 1.
-        num_particles: draws of each datum by which bounds are measured, at least 50.
-        chunk: about so many numbers at a time.
+        steps: the number of optimiser steps for each family, in two halves, at least 2.
+        rate: the initial learning rate of each half, above 0, in units of the network's outputs; it decays later.
+        particles: the number of draws per datum and step, at least 1.
+        num_particles: the number of draws per datum to evaluate the bounds with, at least 50.
+        chunk: the approximate number of values to process at a time.
         seed: of all draws.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
         A dataset over ``datum``, in nats: ``log_evidence``, ``elbo``, ``best_elbo`` (of the family), ``richer_elbo``;
-        ``gap``, the sum of ``approximation_gap`` and ``amortisation_gap``; ``closed``, what the richer family gains on
-        the best of the family, and ``richer_gap``, what is left then; ``optimization_error`` and
-        ``richer_optimization_error`` of either family; each with its Monte-Carlo error ``…_se``.
+        ``gap``, the sum of ``approximation_gap`` and ``amortisation_gap``; ``closed``, the gain of the richer family
+        over the best of the family, and ``richer_gap``, the gap that remains; ``optimization_error`` and
+        ``richer_optimization_error`` of either family; each with its Monte-Carlo standard error ``…_se``.
 
     Raises:
         DataError: if the data do not fit, or ``log_evidence`` is not one finite number per datum.
-        ModelError: if the VAE does not fit the data, or the family of its encoder is not known.
+        ModelError: if the VAE does not fit the data, or the variational family of its encoder is unknown.
         SettingsError: if a setting is out of its range.
 
     References:
@@ -139,22 +139,22 @@ def inference_gaps(
         >>> bool((abs(gaps.approximation_gap - exact.item()) < 5 * gaps.approximation_gap_se).all())
         True
     """
-    _refuse(steps, rate, particles, num_particles, seed)
+    _validate_settings(steps, rate, particles, num_particles, seed)
     x = data_for(vae, x)
     rows = rows_for(vae, x).like(vae)
-    known = _given(log_evidence, rows)
-    optimised, measured = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
+    known = _as_known(log_evidence, rows)
+    optimised, evaluated = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
     at_once = particles * min(optimised, len(rows))
     with seeded(seed, rows.x.device), evaluating(vae, at_once), counting("inference gaps", progress) as count:
         known = known or _oracle(vae, rows)
         start, parts = amortised(vae, rows), []
         slices = _slices(len(rows), optimised)
-        for one in count(iter(slices), len(slices)):
-            members = _climbed(vae, rows.take(one), start.take(one), steps=steps, rate=rate, particles=particles)
-            for two in _slices(len(members[0].parameters), measured):
-                known_here = known and _Known(known.value[one][two], known.error[one][two], known.source)
-                some = [member.take(two) for member in members]
-                parts.append(_measured(vae, rows.take(one).take(two), some, known_here, num_particles))
+        for block in count(iter(slices), len(slices)):
+            members = _optimise(vae, rows.take(block), start.take(block), steps=steps, rate=rate, particles=particles)
+            for part in _slices(len(members[0].parameters), evaluated):
+                known_here = known and _Known(known.value[block][part], known.error[block][part], known.source)
+                some = [member.take(part) for member in members]
+                parts.append(_evaluate(vae, rows.take(block).take(part), some, known_here, num_particles))
     source = known.source if known else "importance-weighted with the best q found"
     variables = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return xr.Dataset(
@@ -170,14 +170,14 @@ def inference_gaps(
     )  # fmt: skip
 
 
-def _refuse(steps: int, rate: float, particles: int, num_particles: int, seed: int) -> None:
+def _validate_settings(steps: int, rate: float, particles: int, num_particles: int, seed: int) -> None:
     whole("steps", steps, 2)
     above_zero("rate", rate)
     whole("particles", particles, 1)
     whole("num_particles", num_particles, 50)
     refuse_seed(seed)
     if torch.is_inference_mode_enabled():
-        raise SettingsError("inference mode is on, where nothing can be optimised; call this outside of it")
+        raise SettingsError("inference mode is on, in which q cannot be optimised; call this outside of it")
 
 
 def _slices(n: int, size: int) -> list[slice]:
@@ -186,17 +186,17 @@ def _slices(n: int, size: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class _Known:
-    """log p(x) of each datum, its standard error, and where it is from."""
+    """log p(x) of each datum, its standard error, and its source."""
 
     value: Tensor
     error: Tensor
     source: str
 
 
-def _given(log_evidence: Any, rows: Rows) -> _Known | None:
+def _as_known(log_evidence: Any, rows: Rows) -> _Known | None:
     if log_evidence is None:
         return None
-    known_evidence(None, rows, log_evidence)  # refuses what is not one finite number per datum
+    known_evidence(None, rows, log_evidence)  # raises unless it is one finite number per datum
     labelled = isinstance(log_evidence, xr.Dataset)
     value = torch.as_tensor(np.asarray(log_evidence["log_evidence"] if labelled else log_evidence, dtype=float))
     error = torch.as_tensor(np.asarray(log_evidence["mcse"], dtype=float)) if labelled else torch.zeros(len(rows))
@@ -204,39 +204,37 @@ def _given(log_evidence: Any, rows: Rows) -> _Known | None:
 
 
 def _oracle(vae: VAE, rows: Rows) -> _Known | None:
-    """By a closed form or by quadrature, where the VAE has it."""
+    """Compute log p(x) in closed form or by quadrature, if the VAE allows it."""
     if rows.context is not None or rows.mask is not None:
         return None
     oracles = [("linear-Gaussian", lambda: LinearGaussian.of(vae).log_marginal(rows.x))]
     for points in GRIDS:
         oracles.append(("quadrature", partial(quadrature_log_marginal, vae, rows.x, points=points)))
     for source, oracle in oracles:
-        with contextlib.suppress(
-            ModelError, SettingsError
-        ):  # which say that it is no such model, or needs a finer grid
+        with contextlib.suppress(ModelError, SettingsError):  # not such a model, or the grid is too coarse
             value = oracle().double()
             return _Known(value, torch.zeros_like(value), source)
     return None
 
 
-def _climbed(vae: VAE, rows: Rows, start: Free, *, steps: int, **settings: Any) -> list[Free]:
-    """The amortised q, where its family's climb is half way and ends, and where that of full normals is and ends.
+def _optimise(vae: VAE, rows: Rows, start: Free, *, steps: int, **settings: Any) -> list[Free]:
+    """Return the amortised q, and q half-way through and at the end of the optimisation, for both families.
 
-    Full normals start from the best diagonal ones: from a q far off, correlations make the climb very slow.
+    Full normals start from the best diagonal normals: from a poor start, correlations make the optimisation very slow.
     """
 
-    def climbed(begin: Free) -> tuple[Free, Free]:
+    def climb_twice(begin: Free) -> tuple[Free, Free]:
         half = climb(vae, rows, begin, steps=steps - steps // 2, **settings)
         return half, climb(vae, rows, half, steps=steps // 2, **settings)
 
     is_full, q = start.name == "FullNormal", start.q()
-    half, end = climbed(diagonal(q.mean, q.stddev) if is_full else start)
-    wide_half, wide = climbed(as_full(end.q()))
+    half, end = climb_twice(diagonal(q.mean, q.stddev) if is_full else start)
+    wide_half, wide = climb_twice(as_full(end.q()))
     return [start, *((wide_half, wide) if is_full else (half, end)), wide_half, wide]
 
 
-def _on_the_same_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_particles: int) -> Tensor:
-    """The log-weights of each member, shape ``(member, K, datum)``."""
+def _weights_with_common_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_particles: int) -> Tensor:
+    """Compute the log-weights of each member with the same noise, shape ``(member, K, datum)``."""
     seed, found = int(torch.randint(2**32, ())), []
     for member in members:
         with seeded(seed, rows.x.device):
@@ -244,28 +242,28 @@ def _on_the_same_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_partic
     return torch.stack(found)
 
 
-def _measured(
+def _evaluate(
     vae: VAE, rows: Rows, members: Sequence[Free], known: _Known | None, num_particles: int
 ) -> dict[str, np.ndarray]:
-    """Each bound and each difference with its error: chosen on some draws, measured on others."""
-    trial = _on_the_same_noise(vae, rows, members, num_particles).mean(1)
-    measured = _on_the_same_noise(vae, rows, members, num_particles)
+    """Estimate each bound and difference with its error; q is selected on other draws than it is evaluated on."""
+    trial = _weights_with_common_noise(vae, rows, members, num_particles).mean(1)
+    log_weights = _weights_with_common_noise(vae, rows, members, num_particles)
 
     def best_of(first: int) -> Tensor:
         chosen = trial[:first].argmax(0)
-        return measured.gather(0, chosen.expand(1, *measured.shape[1:]))[0]
+        return log_weights.gather(0, chosen.expand(1, *log_weights.shape[1:]))[0]
 
-    own, half, end, wide_half, wide = measured
+    amortised_weights, half, end, wide_half, wide = log_weights
     best, richer = best_of(3), best_of(5)
-    bounds = {"elbo": own, "best_elbo": best, "richer_elbo": richer}
-    # A mean's error is that of the mean of these; the log of a mean's is so to first order.
+    bounds = {"elbo": amortised_weights, "best_elbo": best, "richer_elbo": richer}
+    # The terms whose mean has the error of each estimate; for the log of a mean, to first order.
     value = {name: w.mean(0) for name, w in bounds.items()}
     spread = {name: w - value[name] for name, w in bounds.items()}
     if known is None:
         value["log_evidence"] = richer.logsumexp(0) - math.log(num_particles)
         spread["log_evidence"] = (richer - value["log_evidence"]).exp() - 1
     else:
-        value["log_evidence"], spread["log_evidence"] = known.value, torch.zeros_like(own)
+        value["log_evidence"], spread["log_evidence"] = known.value, torch.zeros_like(amortised_weights)
     known_error = torch.zeros_like(value["elbo"]) if known is None else known.error
 
     def error(values: Tensor, of_evidence: bool) -> Tensor:
@@ -284,18 +282,19 @@ def _measured(
 
 
 def judge_gaps(gaps: xr.Dataset) -> Finding:
-    """Is what the ELBO loses small, and if not, is it the family or the amortisation?
+    """Judge whether the gaps are small, and if not, whether the family or the encoder is the cause.
 
-    Both gaps' means over the given data are held against thresholds in nats per latent, with two Monte-Carlo standard
-    errors and what the optimiser may lack, which makes the amortisation gap too small and the approximation gap too
-    large. Where the two halves of its steps end more than 0.01 nats per latent apart, it has not converged.
+    The means of both gaps over the given data are compared with thresholds in nats per latent. Their intervals include
+    two Monte-Carlo standard errors and the optimisation error, which makes the amortisation gap too small and the
+    approximation gap too large. The optimiser has not converged if the two halves of its steps end more than 0.01 nats
+    per latent apart.
 
     Args:
         gaps: from :func:`inference_gaps`.
 
     Returns:
-        ``"fine"`` where both are below the lower threshold and the optimiser has converged, ``"bad"`` where one is
-        above the upper one, also without the datum that loses most.
+        ``"fine"`` if both gaps are below the lower threshold and the optimiser has converged, ``"bad"`` if one is
+        above the upper threshold, also without the datum with the largest gap.
 
     Example:
         >>> import pyro_vae as pv
@@ -321,29 +320,27 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
         f"the encoder loses {amortisation} nats to the best {gaps.attrs['family']} found for each datum, which loses "
         f"{approximation} nats to log p(x) ({gaps.attrs['log_evidence_from']}), means of these "
         f"{gaps.sizes['datum']} data ± standard errors over draws{_over_data(gaps)}; {_optimisation(gaps)}; "
-        f"up to {fine:.3g} is fine, from {bad:.3g} bad; {beyond:.0%} of data lose more than {bad:.3g} nats in all, "
-        f"half less than {float(gaps.gap.median()):.3g}"
+        f"up to {fine:.3g} is fine, above {bad:.3g} bad; {beyond:.0%} of the data lose more than {bad:.3g} nats in "
+        f"total, half of them less than {float(gaps.gap.median()):.3g}"
     )
     if alone:
         worst = gaps.isel(datum=heaviest)
-        why += f"; datum {worst.datum.item()} alone loses {float(worst.gap):.3g}, without which nothing is bad"
+        why += f"; only datum {worst.datum.item()}, which loses {float(worst.gap):.3g} nats, makes a mean bad"
     if tails > share:
-        why += (
-            f", and k̂ is above {gaps.attrs['threshold_khat']} for {tails:.0%}, so log p(x) is not to be trusted there"
-        )
+        why += f", and k̂ is above {gaps.attrs['threshold_khat']} for {tails:.0%}, whose log p(x) is unreliable"
     level: Level = "bad" if "bad" in levels else "doubtful" if "doubtful" in levels else "fine"
     steps = _next(levels, closed, approximation.value, tails > share)
     if not optimiser_converged(gaps):
-        steps = "; ".join(filter(None, [f"first take more steps than {gaps.attrs['steps']}", steps]))
+        steps = "; ".join(filter(None, [f"first use more than {gaps.attrs['steps']} steps", steps]))
     return Finding("inference gaps", level, why, steps)
 
 
 def _over_data(gaps: xr.Dataset) -> str:
-    """The standard errors of both means over data, which say how far those of other data may lie."""
+    """Describe the standard errors of both means over data, which apply to other data."""
     n = gaps.sizes["datum"]
     errors = [float(gaps[name].std(ddof=1)) / math.sqrt(n) for name in ("amortisation_gap", "approximation_gap")]
-    told = " and ".join(format_rounded(error, error) for error in errors)
-    return f" (over data {told})" if n > 1 else ""
+    text = " and ".join(format_rounded(error, error) for error in errors)
+    return f" (over data {text})" if n > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -353,8 +350,8 @@ class MeanGap:
     Args:
         value: the mean.
         error: its standard error over draws.
-        low: two standard errors below, and below that by what the optimiser may lack,
-        high: and as much above.
+        low: the mean minus two standard errors and the optimisation error by which it may be too large.
+        high: the mean plus two standard errors and the optimisation error by which it may be too small.
     """
 
     value: float
@@ -367,11 +364,11 @@ class MeanGap:
 
 
 def mean_gap(gaps: xr.Dataset, name: str) -> MeanGap:
-    """Average a gap over data, with its Monte-Carlo error and what the optimiser may lack.
+    """Average a gap over data, with its Monte-Carlo error and the optimisation error.
 
     Args:
         gaps: from :func:`inference_gaps`.
-        name: of one of its variables.
+        name: the name of one of its variables.
 
     Example:
         >>> import pyro_vae as pv
@@ -384,22 +381,22 @@ def mean_gap(gaps: xr.Dataset, name: str) -> MeanGap:
     def average(name: str) -> tuple[float, float]:
         return float(gaps[name].mean()), float(np.sqrt((gaps[f"{name}_se"] ** 2).sum()) / gaps.sizes["datum"])
 
-    def lacking(name: str | None) -> float:
+    def upper_limit(name: str | None) -> float:
         mean, error = (0.0, 0.0) if name is None else average(name)
         return mean + 2 * error
 
-    (value, error), (below, above) = average(name), (lacking(one) for one in LACKS.get(name, (None, None)))
+    (value, error), (below, above) = average(name), (upper_limit(one) for one in MAY_BE_OFF.get(name, (None, None)))
     return MeanGap(value, error, value - 2 * error - below, value + 2 * error + above)
 
 
 def _is_bad_without(gaps: xr.Dataset, datum: int, bad: float) -> bool:
-    """Whether a mean gap is above the upper threshold without one datum."""
+    """Return whether a mean gap is above the upper threshold without one datum."""
     rest = gaps.drop_isel(datum=datum)
     return any(mean_gap(rest, name).low > bad for name in ("amortisation_gap", "approximation_gap"))
 
 
 def optimiser_converged(gaps: xr.Dataset) -> bool:
-    """Did both halves of the optimiser's steps end at the same ELBO, in both families?
+    """Return whether both halves of the optimiser's steps end at the same ELBO, in both families.
 
     Args:
         gaps: from :func:`inference_gaps`.
@@ -415,14 +412,14 @@ def optimiser_converged(gaps: xr.Dataset) -> bool:
 
 
 def _optimisation(gaps: xr.Dataset) -> str:
-    """What the optimiser may lack, in words."""
-    own, richer = (mean_gap(gaps, name) for name in ("optimization_error", "richer_optimization_error"))
-    said = f"the halves of {gaps.attrs['steps']} steps of the optimiser end {own} nats apart"
+    """Describe the optimisation error."""
+    error, richer = (mean_gap(gaps, name) for name in ("optimization_error", "richer_optimization_error"))
+    text = f"the halves of the optimiser's {gaps.attrs['steps']} steps end {error} nats apart"
     if optimiser_converged(gaps):
-        return said
+        return text
     return (
-        f"{said} ({richer} in the richer family), so it has not converged: the encoder may lose more, and the family "
-        "less, than is found here"
+        f"{text} ({richer} in the richer family), so it has not converged: the true loss of the encoder may be larger, "
+        "and that of the family smaller"
     )
 
 
@@ -434,15 +431,15 @@ def _next(levels: Sequence[Level], closed: MeanGap, approximation: float, tails:
     steps = []
     if levels[0] != "fine":
         steps.append(
-            "wrap the encoder in posteriors.Refined; if data that it was trained on lose as much, widen its network or "
-            "train on where the validation ELBO still rises"
+            "wrap the encoder in posteriors.Refined; if its training data lose as much, widen its network, or train "
+            "longer if the validation ELBO still rises"
         )
     if levels[1] != "fine" and closed.value > 0.5 * approximation:
-        steps.append(f"take posteriors.FullNormal or LowRankNormal: {closed} nats of the family's loss are theirs")
+        steps.append(f"use posteriors.FullNormal or LowRankNormal, which can gain {closed} nats of the family's loss")
     elif levels[1] != "fine":
-        steps.append("take posteriors.Flow: normals with a full covariance would gain little")
+        steps.append("use posteriors.Flow: normals with a full covariance would gain little")
     if tails:
-        steps.append("give log_evidence from pv.log_evidence(method='ais')")
+        steps.append("pass log_evidence from pv.log_evidence(method='ais')")
     if not steps and len(levels) > 2:
         steps.append("look at the data with the largest gaps")
     return "; ".join(steps)

@@ -1,4 +1,4 @@
-"""A gold standard: the posterior of chosen data by NUTS, beside q's."""
+"""Compare q with NUTS as a gold standard, for selected data."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ from pyro_vae.data.values import row_names
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 MOST = 100
-"""So many data at most: each is a run of its own, in Python."""
+"""The largest number of data: each needs a separate run, in Python."""
 
 RHAT, ESS, DIVERGENT = 1.05, 100, 0.01
-"""NUTS is taken for the truth where R̂ is at most, the effective sample size at least, and divergences at most this."""
+"""NUTS is reliable with at most this R̂, at least this effective sample size and at most this share of divergences."""
 
 FINE, BAD = 0.1, 0.25
-"""Wasserstein distances in sds of the posterior: what a bias of .1 or .25 sd does; sds of q at .8 do .16, at .5 .4."""
+"""Wasserstein distances in sds of the posterior: those of a bias of .1 and .25; sds of q at .8 give .16, at .5 .4."""
 
 FLOORS = 3.0
-"""Two samples of one distribution are so many floors apart in less than one of a thousand cases."""
+"""Two samples from one distribution are further apart than this many floors in less than one of a thousand cases."""
 
 
 @torch.no_grad()
@@ -47,15 +47,14 @@ def nuts(
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """The posterior p(z|x) of chosen data by NUTS, and how far q(z|x) is from it, latent by latent.
+    """Sample p(z|x) of selected data with NUTS, and measure the distance of q(z|x) for each latent.
 
     .. math:: z_i \\sim p(z | x_i) \\propto p(z)\\, p(x_i | z), \\qquad
         W_1 = \\int_0^1 |F_{\\mathrm{NUTS}}^{-1}(u) - F_q^{-1}(u)| \\, du
 
-    Each chain of Pyro's NUTS starts from a draw of q and moves in units of q's mean and sds, so that a good q makes
-    it fast and a bad one leaves it right. Chains all start where q is: a mode that q misses altogether may be missed
-    by them too. Beside each distance stands its floor, what two samples of the posterior itself, as large as these,
-    would be apart:
+    Each chain of Pyro's NUTS starts from a draw of q and is scaled by q's mean and sds: a good q makes it fast, and a
+    poor q does not make it wrong. Since all chains start in q, they may miss a mode that q misses. Each distance has a
+    floor, the expected distance between two samples of the same sizes from the posterior itself:
 
     .. math:: \\mathrm{floor} = \\sqrt{\\tfrac 2\\pi} \\sqrt{\\tfrac1{\\mathrm{ESS}} + \\tfrac1S}
         \\int \\sqrt{F (1 - F)} \\, dz
@@ -63,22 +62,23 @@ def nuts(
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        data: which of them, at most 100: a list of indices (from 0, whatever labels rows have), or a number
-            for the first few; all if not given.
-        chains: per datum, at least 2; they run one after another.
-        warmup: draws to adapt by in each chain, thrown away, at least 20.
-        draws: kept of each chain, at least 20.
+        data: the data to sample, at most 100: a list of indices (from 0, regardless of row labels), or the number of
+            the first data; by default all.
+        chains: the number of chains per datum, at least 2; they run one after another.
+        warmup: the number of warmup draws of each chain, which are discarded, at least 20.
+        draws: the number of draws of each chain after warmup, at least 20.
         seed: of all draws.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
-        A dataset of draws ``z`` of NUTS and ``q`` of q over ``chain, draw, datum, latent``, and over ``datum, latent``:
+        A dataset of draws ``z`` from NUTS and ``q`` from q over ``chain, draw, datum, latent``, and over ``datum,
+        latent``:
         ``rhat`` and ``ess``; ``mean``, ``sd``, ``q_mean`` and ``q_sd``, each with its Monte-Carlo standard error
         ``…_se``, in units of z; ``wasserstein`` and ``wasserstein_floor`` in sds of the posterior. Over ``chain,
         datum``: ``divergences`` and ``acceptance``.
 
     Raises:
-        DataError: if the data do not fit, or an index is not among them.
+        DataError: if the data do not fit, or an index is out of range.
         ModelError: if the VAE does not fit the data, or its latents are not in one dimension.
         SettingsError: if a setting is out of its range, or there are too many data.
 
@@ -93,31 +93,31 @@ def nuts(
         >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2).double(), torch.zeros(5).double(), 0.5)
         >>> x = linear.sample(3)
         >>> found = nuts(linear.as_vae(), x, data=[2], chains=2, warmup=50, draws=50)
-        >>> apart = (found["mean"] - linear.posterior(x).mean[[2]].numpy()) / found["mean_se"]
-        >>> bool((abs(apart) < 5).all()), found.datum.values
+        >>> z_score = (found["mean"] - linear.posterior(x).mean[[2]].numpy()) / found["mean_se"]
+        >>> bool((abs(z_score) < 5).all()), found.datum.values
         (True, array([2]))
     """
     for name, value, least in ("chains", chains, 2), ("warmup", warmup, 20), ("draws", draws, 20):
         whole(name, value, least)
     refuse_seed(seed)
     if torch.is_inference_mode_enabled():
-        raise SettingsError("inference mode is on, where NUTS has no gradients; call this outside of it")
+        raise SettingsError("inference mode is on, in which NUTS has no gradients; call this outside of it")
     x = data_for(vae, x)
     rows = rows_for(vae, x).like(vae)
-    index = _chosen(data, len(rows))
+    index = _select(data, len(rows))
     names = row_names(x, len(rows))[index]
     rows = rows.take(torch.as_tensor(index, device=rows.x.device))
     with seeded(seed, rows.x.device), evaluating(vae, chains), counting("NUTS chains", progress) as count:
-        _refuse_many(vae, rows, chains * (warmup + draws))
-        q = _draws_of_q(vae, rows, chains, draws)
-        runs = (_chain(vae, rows, q, i, c, warmup, draws) for i in range(len(rows)) for c in range(chains))
+        _validate_number(vae, rows, chains * (warmup + draws))
+        q = _sample_q(vae, rows, chains, draws)
+        runs = (_run_chain(vae, rows, q, i, c, warmup, draws) for i in range(len(rows)) for c in range(chains))
         found = list(count(runs, len(rows) * chains))
     z = torch.stack([run[0] for run in found]).unflatten(0, (len(rows), chains)).movedim(0, 2)
     divergences, acceptance = (np.array([run[k] for run in found]).reshape(len(rows), chains).T for k in (1, 2))
     both = {name: value.double().cpu().numpy() for name, value in {"z": z, "q": q}.items()}
     return xr.Dataset(
         {name: (("chain", "draw", "datum", "latent"), value, {"units": "z"}) for name, value in both.items()}
-        | {name: (("datum", "latent"), *value) for name, value in _compared(**both).items()}
+        | {name: (("datum", "latent"), *value) for name, value in _compare(**both).items()}
         | {"divergences": (("chain", "datum"), divergences), "acceptance": (("chain", "datum"), acceptance)},
         {"chain": range(chains), "draw": range(draws), "datum": names, "latent": range(z.shape[-1])},
         {
@@ -128,7 +128,7 @@ def nuts(
     )  # fmt: skip
 
 
-def _chosen(data: int | Sequence[int] | None, n: int) -> list[int]:
+def _select(data: int | Sequence[int] | None, n: int) -> list[int]:
     if data is None:
         return list(range(n))
     chosen = np.asarray(data)
@@ -138,17 +138,17 @@ def _chosen(data: int | Sequence[int] | None, n: int) -> list[int]:
     right = chosen.ndim == 1 and chosen.dtype.kind in "iu" and 0 < len(set(index)) == len(index)
     if not right or not 0 <= min(index) <= max(index) < n:
         raise DataError(
-            f"data chooses {index[:10]} of {n} data; give indices from 0 to {n - 1}, at least one and none twice"
+            f"data selects {index[:10]} of {n} data; pass different indices from 0 to {n - 1}, at least one"
         )
     return index
 
 
-def _refuse_many(vae: VAE, rows: Rows, steps: int) -> None:
-    """Refuse what would take hours, and say how many; a draw takes some five gradients."""
+def _validate_number(vae: VAE, rows: Rows, steps: int) -> None:
+    """Raise a SettingsError with the run time if there are too many data; a draw needs about five gradients."""
     if len(rows) <= MOST:
         return
     first = rows.take(slice(0, 1))
-    place = _draws_of_q(vae, first, 1, 1)[0, 0, 0].requires_grad_()
+    place = _sample_q(vae, first, 1, 1)[0, 0, 0].requires_grad_()
     potential = _potential(vae, first, torch.zeros_like(place), torch.ones_like(place))
     with torch.enable_grad():
         torch.autograd.grad(potential({"z": place}), place)
@@ -157,13 +157,13 @@ def _refuse_many(vae: VAE, rows: Rows, steps: int) -> None:
             torch.autograd.grad(potential({"z": place}), place)
     hours = (time.perf_counter() - started) * steps * len(rows) / 3600
     raise SettingsError(
-        f"NUTS was asked for {len(rows):,} data, about {hours:.2g} hours of work here, and takes at most {MOST}; "
-        "choose some with data=, as data=10 for the first ten, or a list of indices"
+        f"NUTS for {len(rows):,} data would take about {hours:.2g} hours here, and at most {MOST} are allowed; "
+        "select some, e.g. data=10 for the first ten, or a list of indices"
     )
 
 
-def _draws_of_q(vae: VAE, rows: Rows, chains: int, draws: int) -> Tensor:
-    """Shape ``(chains, draws, datum, latent)``."""
+def _sample_q(vae: VAE, rows: Rows, chains: int, draws: int) -> Tensor:
+    """Sample q, shape ``(chains, draws, datum, latent)``."""
     q = vae.posterior(rows)
     if q.event_dim != 1:
         raise ModelError(f"NUTS needs latents in one dimension, these have shape {tuple(q.event_shape)}")
@@ -171,7 +171,7 @@ def _draws_of_q(vae: VAE, rows: Rows, chains: int, draws: int) -> Tensor:
 
 
 def _potential(vae: VAE, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
-    """``-log p(x, loc + scale u)`` of one datum as a function of u."""
+    """Return ``-log p(x, loc + scale u)`` of one datum as a function of u."""
 
     def potential(values: dict[str, Tensor]) -> Tensor:
         return -vae.log_joint((loc + scale * values["z"]).unsqueeze(0), row).sum()
@@ -179,27 +179,27 @@ def _potential(vae: VAE, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dic
     return potential
 
 
-def _chain(
+def _run_chain(
     vae: VAE, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
 ) -> tuple[Tensor, int, float]:
-    """One chain of one datum: its draws, how many diverged, and the share accepted."""
+    """Run one chain for one datum, and return its draws, the number of divergences and the acceptance rate."""
     from pyro.infer import MCMC, NUTS
 
-    of_q = q[:, :, datum].flatten(0, 1)
-    loc, scale = of_q.mean(0), of_q.std(0)
+    q_draws = q[:, :, datum].flatten(0, 1)
+    loc, scale = q_draws.mean(0), q_draws.std(0)
     potential = _potential(vae, rows.take(slice(datum, datum + 1)), loc, scale)
     start = (q[chain, torch.randint(len(q[chain]), ()), datum] - loc) / scale
     with torch.enable_grad():
         kernel = NUTS(potential_fn=potential)
         mcmc = MCMC(kernel, draws, warmup, initial_params={"z": start}, disable_progbar=True)
         mcmc.run()
-    told = mcmc.diagnostics()
+    statistics = mcmc.diagnostics()
     z = loc + scale * mcmc.get_samples()["z"].detach()
-    return z, len(told["divergences"]["chain 0"]), float(told["acceptance rate"]["chain 0"])
+    return z, len(statistics["divergences"]["chain 0"]), float(statistics["acceptance rate"]["chain 0"])
 
 
-def _compared(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
-    """Moments of both samples, and how far they are apart, each with its unit."""
+def _compare(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, str]]]:
+    """Return the moments of both samples and the distances between them, each with its unit."""
     from pyro_vae.core.arviz import array_stats
 
     axes, latent, sds = {"chain_axis": 0, "draw_axis": 1}, {"units": "z"}, {"units": "sd of the posterior"}
@@ -216,22 +216,22 @@ def _compared(z: np.ndarray, q: np.ndarray) -> dict[str, tuple[np.ndarray, dict[
     floor = np.sqrt(2 / np.pi * (1 / np.minimum(ess, len(a)) + 1 / len(b))) * spread
     sd = found["sd"][0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        apart = np.abs(a - b).mean(0) / sd, floor / sd
-    return found | {"wasserstein": (apart[0], sds), "wasserstein_floor": (apart[1], sds)}
+        distances = np.abs(a - b).mean(0) / sd, floor / sd
+    return found | {"wasserstein": (distances[0], sds), "wasserstein_floor": (distances[1], sds)}
 
 
 def judge_nuts(found: xr.Dataset) -> Finding:
-    """Is q near the posterior that NUTS finds?
+    """Judge whether q is close to the posterior that NUTS samples.
 
-    A distance counts where it is beyond what two samples of one distribution would show, and for data for which
-    NUTS is sound.
+    A distance counts if it is larger than between two samples from one distribution, and if NUTS is reliable for the
+    datum.
 
     Args:
         found: from :func:`nuts`.
 
     Returns:
-        ``"bad"`` where a quarter of the data or more have a latent far off, ``"doubtful"`` where fewer have, where one
-        is in between, or where NUTS is no gold standard itself.
+        ``"bad"`` if at least a quarter of the data have a latent that is far off, ``"doubtful"`` if fewer have, if a
+        latent is in between, or if NUTS is not reliable.
 
     Example:
         >>> import pyro_vae as pv
@@ -250,20 +250,20 @@ def judge_nuts(found: xr.Dataset) -> Finding:
     level: Level = "bad" if float(far.mean()) >= 0.25 else "fine" if bool(near.all() & sound.all()) else "doubtful"
     worst = found.isel(found.wasserstein.fillna(np.inf).argmax(("datum", "latent")))
     why = (
-        f"of {found.sizes['datum']} data q is farthest from NUTS in latent {int(worst.latent)} of datum "
-        f"{worst.datum.item()}, by {float(worst.wasserstein):.2f} posterior sd (Wasserstein-1; two samples of one "
-        f"distribution: {float(worst.wasserstein_floor):.2f}), and far off for {int(far.sum())}; up to "
-        f"{limits['fine']} is fine, from {limits['bad']} bad; "
+        f"q is farthest from NUTS in latent {int(worst.latent)} of datum {worst.datum.item()}, by "
+        f"{float(worst.wasserstein):.2f} posterior sd (Wasserstein-1; between two samples from one distribution: "
+        f"{float(worst.wasserstein_floor):.2f}), and far off for {int(far.sum())} of {found.sizes['datum']} data (up "
+        f"to {limits['fine']} is fine, above {limits['bad']} bad); "
         f"NUTS has R̂ ≤ {float(found.rhat.max()):.3f} (threshold {limits['rhat']}), at least "
         f"{float(found.ess.min()):.0f} effective draws (threshold {limits['ess']}) and {float(divergent.mean()):.1%} "
-        f"divergent, and is sound for {int(sound.sum())} of {found.sizes['datum']} data"
+        f"divergences, and is reliable for {int(sound.sum())} of {found.sizes['datum']} data"
     )
     poor = not sound.all() or bool((noise > limits["bad"]).any())
-    return Finding("q beside NUTS", level, why, _next(level, poor))
+    return Finding("q compared with NUTS", level, why, _next(level, poor))
 
 
 def _next(level: Level, poor: bool) -> str:
-    mend = "see by inference_gaps whether a richer posterior or a better encoder would mend it"
-    again = "run NUTS with a longer warmup and more draws; where R̂ stays large the posterior may have several modes"
-    taken = {again: poor, mend: level == "bad" or (level == "doubtful" and not poor)}
-    return "; ".join(step for step, wanted in taken.items() if wanted)
+    improve = "use inference_gaps to see whether a richer posterior or a better encoder would help"
+    rerun = "run NUTS with a longer warmup and more draws; if R̂ stays large, the posterior may have several modes"
+    steps = {rerun: poor, improve: level == "bad" or (level == "doubtful" and not poor)}
+    return "; ".join(step for step, applies in steps.items() if applies)

@@ -1,4 +1,4 @@
-"""Can q's draws be reweighted to the posterior? k̂ and effective sample size, datum by datum."""
+"""Pareto k̂ and effective sample size of the importance weights of q, for each datum."""
 
 import math
 from typing import Any
@@ -22,38 +22,38 @@ from pyro_vae.errors import ModelError
 from pyro_vae.evidence.psis import BAD, GOOD, LEAST, psis, tail_length
 
 SOME, MANY = 0.02, 0.25
-"""The shares of data above BAD from which q is called doubtful, and bad."""
+"""The shares of data with k̂ above BAD beyond which q is doubtful, and bad."""
 
 
 @torch.no_grad()
 @takes_settings
 def khat(vae: Amortised, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: int = 2**20) -> xr.Dataset:
-    """The Pareto shape k̂ and the effective sample size of each datum's importance weights.
+    """Estimate the Pareto shape k̂ and the effective sample size of each datum's importance weights.
 
     .. math:: w_{ki} = p(x_i, z_{ki}) / q(z_{ki} | x_i), \\qquad
         \\mathrm{ESS}_i = \\frac{(\\sum_k w_{ki})^2}{\\sum_k w_{ki}^2}
 
     k̂ is the shape of the generalised Pareto distribution fitted to the largest weights of one datum; weights of
-    several data are never pooled. An exact guide has constant weights: no tail (k̂ is 0 then), and an ESS of K. A
-    q that is too narrow somewhere has a heavy tail, and its ESS, too, is then too high to be true.
+    several data are never pooled. An exact guide has constant weights: no tail (k̂ is then 0), and an ESS of K. If q is
+    too narrow somewhere, the weights have a heavy tail, and the estimated ESS is too high.
 
     Args:
         vae: a VAE or a :class:`pyro_vae.Pair`.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         num_particles: K, at least 25; the error of k̂ falls as its fourth root.
         seed: of the particles.
-        chunk: about so many numbers at a time, on a GPU 64 times as many.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU).
 
     Returns:
-        A dataset over ``datum``, by row labels where there are some: ``khat``; ``ess``, the effective sample size (of
-        K) of the smoothed weights; and ``khat_se``, ``ess_se``, their Monte-Carlo standard errors (of large-sample
-        formulas, the second trustworthy where k̂ is below ¼). ``share`` and ``share_se`` over ``threshold`` (0.5 and
-        0.7): the share of data whose k̂ is above it, with the standard deviation that so many data leave for it (of a
-        Beta distribution, so that a share of none has an error too).
+        A dataset over ``datum``, labelled by row if the rows have labels: ``khat``; ``ess``, the effective sample size
+        (of K) of the smoothed weights; and ``khat_se``, ``ess_se``, their Monte-Carlo standard errors (from
+        large-sample formulas; that of ESS is reliable for k̂ below ¼). Over ``threshold`` (0.5 and 0.7): ``share``, the
+        share of data whose k̂ is above it, and ``share_se``, its standard error for this number of data (of a Beta
+        distribution, so that a share of 0 has an error too).
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
-        ModelError: if the VAE does not fit the data, or gives a weight that is no number.
+        ModelError: if the VAE does not fit the data, or a weight is not a number.
         SettingsError: if ``num_particles`` is below 25.
 
     References:
@@ -77,7 +77,7 @@ def khat(vae: Amortised, x: Any, *, num_particles: int = 1000, seed: int = 0, ch
     with seeded(seed, rows.x.device), evaluating(vae, num_particles * min(size, len(rows))):
         for start, part in enumerate(rows.split(size)):
             weights = log_weights(vae.model, vae.guide, *part.arguments(), num_particles=num_particles)
-            _refuse(weights, names[start * size :])
+            _validate_weights(weights, names[start * size :])
             smoothed, shape = psis(weights)
             parts.append(np.stack([shape, _shape_error(shape, num_particles), *_effective(smoothed)]))
     shape, shape_se, ess, ess_se = np.concatenate(parts, 1)
@@ -94,41 +94,41 @@ def khat(vae: Amortised, x: Any, *, num_particles: int = 1000, seed: int = 0, ch
     )
 
 
-def _refuse(log_weights: Tensor, names: np.ndarray) -> None:
-    """Refuse weights whose sum is 0, infinite or no number, and name the first datum that has such."""
+def _validate_weights(log_weights: Tensor, names: np.ndarray) -> None:
+    """Raise a ModelError that names the first datum whose weights have a sum of 0, infinity or NaN."""
     wrong = (~log_weights.logsumexp(0).isfinite()).nonzero()
     if len(wrong):
         raise ModelError(
-            f"datum {names[int(wrong[0])]} has importance weights that are no finite numbers, all 0 or infinite; "
-            "look at the densities that decoder, prior and encoder give for it"
+            f"the importance weights of datum {names[int(wrong[0])]} are all 0, or one is infinite or NaN; check the "
+            "densities of the decoder, prior and encoder for it"
         )
 
 
 def _shape_error(shape: np.ndarray, num_particles: int) -> np.ndarray:
-    """The standard error of k̂: the large-sample one, (1 + k) / √M, pulled in as the fit's prior pulls k̂ to ½."""
+    """Return the standard error of k̂: (1 + k) / √M for large M, shrunk as the prior of the fit shrinks k̂ to ½."""
     tail, prior = tail_length(num_particles), 10
-    unpulled = (shape * (tail + prior) - prior / 2) / tail
-    error = (1 + np.maximum(unpulled, -0.5)) * math.sqrt(tail) / (tail + prior)
+    unshrunk = (shape * (tail + prior) - prior / 2) / tail
+    error = (1 + np.maximum(unshrunk, -0.5)) * math.sqrt(tail) / (tail + prior)
     return np.where(shape == 0, 0.0, error)
 
 
 def _effective(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The effective sample size of normalised log-weights, and its standard error by the delta method."""
+    """Return the effective sample size of normalised log-weights, and its standard error by the delta method."""
     number = smoothed.shape[1]
-    weights = number * np.exp(smoothed)  # of mean 1
+    weights = number * np.exp(smoothed)  # with mean 1
     square = (weights**2).mean(1)
     slope = 2 * weights / square[:, None] - weights**2 / square[:, None] ** 2  # up to a constant
     return number / square, math.sqrt(number) * slope.std(1)
 
 
 def judge_khat(found: xr.Dataset) -> Finding:
-    """Do q's importance weights hold?
+    """Judge whether q's importance weights are reliable.
 
     Args:
         found: from :func:`khat`.
 
     Returns:
-        Fine where at most 2 % of the data have k̂ above 0.7 and the median is below 0.5, bad where more than a quarter
+        Fine if at most 2 % of the data have k̂ above 0.7 and the median is below 0.5, bad if more than a quarter
         are above 0.7, else doubtful.
 
     Example:
@@ -143,8 +143,8 @@ def judge_khat(found: xr.Dataset) -> Finding:
     name = found.datum.values[worst]
     level: Level = "bad" if share > MANY else "fine" if share <= SOME and typical < GOOD else "doubtful"
     why = (
-        f"k̂ is above {BAD} for {format_estimate(100 * share, 100 * error, '%', over='data')} of {number} data, its "
-        f"median {typical:.2f} (good below {GOOD}), the worst datum {name} with "
+        f"k̂ is above {BAD} for {format_estimate(100 * share, 100 * error, '%', over='data')} of {number} data; its "
+        f"median is {typical:.2f} (good below {GOOD}), and the worst is datum {name} with "
         f"{format_estimate(shape[worst], float(found.khat_se[worst]), over='draws')}; "
         f"median ESS {float(found.ess.median()):.0f} of {found.attrs['num_particles']}"
     )
@@ -152,6 +152,6 @@ def judge_khat(found: xr.Dataset) -> Finding:
 
 
 NEXT = (
-    "look at the worst data (plots.khat), and use neither q's draws nor its weights for those; take a richer posterior "
-    "(FullNormal, Flow, Refined) or a larger encoder, or train on where the validation ELBO still rises"
+    "look at the worst data (plots.khat), and do not use q's draws or weights for them; use a richer posterior "
+    "(FullNormal, Flow, Refined) or a larger encoder, or train longer if the validation ELBO still rises"
 )

@@ -1,4 +1,4 @@
-"""Which latents carry anything, and how much of the data is in them?"""
+"""Detect posterior collapse: the active latents, and the information in them."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import DataError
 
 ACTIVE = 0.01
-"""Burda et al.'s variance over data of a latent's posterior mean, above which it is called active."""
+"""A latent is active if the variance of its posterior mean over data is larger (Burda et al.)."""
 
 Density: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -31,38 +31,38 @@ Density: TypeAlias = Callable[[Tensor], Tensor]
 @torch.no_grad()
 @takes_settings
 def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2**18) -> xr.Dataset:
-    """The KL of each latent, which are active, and the ELBO surgery of the mean KL.
+    """Compute the KL of each latent, the active latents, and the ELBO surgery of the mean KL.
 
     .. math:: \\underbrace{\\frac1n \\sum_i KL(q(z|x_i) \\| p(z))}_{\\text{mean KL}} =
         \\underbrace{\\frac1n \\sum_i KL(q(z|x_i) \\| q(z))}_{\\text{mutual information, at most } \\log n} +
         \\underbrace{KL(q(z) \\| p(z))}_{\\text{marginal KL}}, \\qquad q(z) = \\frac1n \\sum_i q(z|x_i)
 
-    A latent is active if its posterior mean varies over the data by more than 0.01 (for a prior that depends on a
-    context: the mean less the prior's). Means of flows are known by draws; what variance these add is taken off. The
-    aggregate q(z) is that of the given data, all of them: the time goes with
-    n² × draws. A mutual information near log n says only that n data are told apart; give more of them then.
+    A latent is active if the variance of its posterior mean over the data is above 0.01 (for a prior that depends on a
+    context, the variance of the difference from the prior mean). For flows, the mean is estimated from draws, and their
+    variance is subtracted. The aggregate q(z) is that of all given data, so that the time grows with
+    n² × draws. If the mutual information is close to log n, it is only a lower bound; pass more data then.
 
-    All errors are Monte-Carlo errors for the given data; what has a closed form has the error 0. KLs of one latent
-    are those of the marginals of q and p, where these are known (not for flows). Where the prior depends on a context
-    there is no one p(z), and no surgery.
+    All errors are Monte-Carlo errors for the given data; closed forms have the error 0. The KL of one latent is that of
+    the marginals of q and p, if these are known (not for flows). If the prior depends on a context, there is no single
+    p(z), and no surgery.
 
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, at least 2, or :class:`~pyro_vae.data.Data` with context and mask.
-        draws: from q for each datum, at least 2.
+        draws: the number of draws from q for each datum, at least 2.
         seed: of all draws.
-        chunk: about so many numbers at a time, on a GPU 64 times as many.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU).
 
     Returns:
-        A dataset. Over ``latent``: ``kl`` and ``kl_se``, the mean over data, ``kl_sd`` the spread over data;
-        ``marginal_kl_of_latent`` and its error; ``mean_variance``, the variance over data of the posterior mean, with
-        ``mean_variance_se`` as of a sample of so many data; ``active``, 0 or 1. Without a dimension: ``mean_kl``,
-        ``mutual_information`` and ``marginal_kl`` with their errors ``…_se``, all of the same draws;
-        ``mean_kl_se_over_data``, the standard error of the mean KL over data; ``residual``, by
-        how much they fail to add up; ``closed_form_kl``, the mean KL where it has one (else NaN). All KLs in nats.
+        A dataset. Over ``latent``: ``kl`` and ``kl_se``, the mean over data, and ``kl_sd``, the standard deviation over
+        data; ``marginal_kl_of_latent`` and its error; ``mean_variance``, the variance over data of the posterior mean,
+        with ``mean_variance_se``, its standard error over data; ``active``, 0 or 1. Without a dimension: ``mean_kl``,
+        ``mutual_information`` and ``marginal_kl`` with their errors ``…_se``, all from the same draws;
+        ``mean_kl_se_over_data``, the standard error of the mean KL over data; ``residual``, the difference between both
+        sides of the equation; ``closed_form_kl``, the mean KL in closed form, or NaN. All KLs are in nats.
 
     Raises:
-        DataError: if there is one datum only, or the data are not finite numbers in rows, or outside the support.
+        DataError: if there is only one datum, or the data are not finite numbers in rows, or outside the support.
         ModelError: if the VAE does not fit the data.
         SettingsError: if ``draws`` is below 2.
 
@@ -85,7 +85,7 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
     refuse_seed(seed)
     rows = rows_for(vae, x).like(vae)
     if len(rows) < 2:
-        raise DataError("there is one datum only; a spread over data takes at least 2")
+        raise DataError("there is only one datum; pass at least 2, for a spread over data")
     chunk = numbers_at_once(chunk, rows.x.device)
     parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
     with seeded(seed, rows.x.device), evaluating(vae, draws * len(parts[0])):
@@ -102,13 +102,13 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
 
 
 def _latents(guides: list[Any], priors: list[Any], zs: list[Tensor], common: bool) -> dict[str, Any]:
-    """What is said of each latent but for its marginal KL."""
+    """Compute the variables over latents, except for the marginal KL."""
     each = [_kl_of_latents(q, p, z) for q, p, z in zip(guides, priors, zs, strict=True)]
     kl, error = (torch.cat(parts).double() for parts in zip(*each, strict=True))
     shift = [0.0 if common else p.mean for p in priors]
     means = torch.cat([q.mean - s for q, s in zip(guides, shift, strict=True)]).double()
     square = (means - means.mean(0)) ** 2
-    variance = (square.mean(0) - torch.cat([_noise_of_mean(q) for q in guides]).double().mean(0)).clamp(min=0)
+    variance = (square.mean(0) - torch.cat([_variance_of_mean(q) for q in guides]).double().mean(0)).clamp(min=0)
     nats = {"units": "nats"}
     found = {
         "kl": (kl.mean(0), nats),
@@ -116,30 +116,30 @@ def _latents(guides: list[Any], priors: list[Any], zs: list[Tensor], common: boo
         "kl_sd": (kl.std(0), nats),
         "mean_variance": (variance, {"units": "squared units of z"}),
         "mean_variance_se": (square.std(0) / math.sqrt(len(kl)), {"units": "squared units of z"}),
-        "active": ((variance > ACTIVE).int(), {"units": "1 where active"}),
+        "active": ((variance > ACTIVE).int(), {"units": "1 if active"}),
     }
     return {name: ("latent", value.cpu().numpy(), units) for name, (value, units) in found.items()}
 
 
-def _noise_of_mean(q: Any) -> Tensor:
-    """The variance that the means have by being those of draws, ``(datum, latent)``; 0 where they are exact."""
+def _variance_of_mean(q: Any) -> Tensor:
+    """Return the Monte-Carlo variance of the posterior means, ``(datum, latent)``; 0 if they are exact."""
     return q.variance / MEAN_DRAWS if isinstance(q, FlowDistribution) else torch.zeros_like(q.mean)
 
 
 def _kl_of_latents(q: Any, p: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The KL of each latent's marginals, datum by datum, and its error, both ``(datum, latent)``; NaN if not known."""
+    """Return the KL of each latent's marginals for each datum, and its error, ``(datum, latent)``; NaN if unknown."""
     if (exact := _closed(q, p)) is not None:
         return exact, torch.zeros_like(exact)
     of_q, of_p = _density(q), _density(p)
     if of_q is None or of_p is None:
-        nothing = torch.full_like(z[0], torch.nan)
-        return nothing, nothing
+        unknown = torch.full_like(z[0], torch.nan)
+        return unknown, unknown
     ratio = of_q(z) - of_p(z)
     return ratio.mean(0), ratio.std(0) / math.sqrt(len(z))
 
 
 def _closed(q: Any, p: Any) -> Tensor | None:
-    """The KL of each latent's marginals in closed form, where there is one."""
+    """Return the KL of each latent's marginals in closed form, or None."""
     of_q, of_p = _marginals(q), _marginals(p)
     if of_q is None or of_p is None:
         return None
@@ -150,7 +150,7 @@ def _closed(q: Any, p: Any) -> Tensor | None:
 
 
 def _marginals(d: Any) -> Any:
-    """The distributions of each latent by itself, batch shape ``(…, latent)``, if they are of a known family."""
+    """Return the marginal distributions of the latents, batch shape ``(…, latent)``, or None if unknown."""
     if isinstance(d, Independent) and d.reinterpreted_batch_ndims == 1:
         return d.base_dist
     if isinstance(d, MultivariateNormal | LowRankMultivariateNormal):
@@ -159,7 +159,7 @@ def _marginals(d: Any) -> Any:
 
 
 def _density(d: Any) -> Density | None:
-    """The log-density of each latent by itself, from ``(…, latent)`` to ``(…, latent)``, where it is known."""
+    """Return the marginal log-density of the latents, from ``(…, latent)`` to ``(…, latent)``, or None if unknown."""
     if isinstance(d, MixtureSameFamily):
         weights, part = d.mixture_distribution.logits.log_softmax(-1).unsqueeze(-1), _density(d.component_distribution)
         return None if part is None else lambda z: (part(z.unsqueeze(-2)) + weights).logsumexp(-2)
@@ -174,33 +174,33 @@ def _kind(q: Any, p: Any) -> str:
 
 
 def _surgery(guides: list[Any], priors: list[Any], zs: list[Tensor], chunk: int, common: bool) -> dict[str, Any]:
-    """Mean KL, mutual information and marginal KL, and the marginal KL of each latent."""
+    """Compute the mean KL, the mutual information and the marginal KL, and the marginal KL of each latent."""
     nats = {"units": "nats"}
     log_q = torch.cat([q.log_prob(z) for q, z in zip(guides, zs, strict=True)], 1).double()
     log_p = torch.cat([p.log_prob(z) for p, z in zip(priors, zs, strict=True)], 1).double()
-    found = _named("mean_kl", log_q - log_p)
+    found = _estimate("mean_kl", log_q - log_p)
     of_datum = (log_q - log_p).mean(0)
     found["mean_kl_se_over_data"] = (), float(of_datum.std() / math.sqrt(len(of_datum))), nats
-    found["closed_form_kl"] = ((), _whole_kl(guides, priors), nats)
+    found["closed_form_kl"] = ((), _closed_form_kl(guides, priors), nats)
     z = torch.cat(zs, 1)
-    nothing = torch.full_like(log_q, torch.nan), torch.full_like(z.double(), torch.nan)
-    joint, by_latent = _log_aggregate(guides, z, chunk) if common else nothing
-    found |= _named("mutual_information", log_q - joint) | _named("marginal_kl", joint - log_p)
+    unknown = torch.full_like(log_q, torch.nan), torch.full_like(z.double(), torch.nan)
+    joint, by_latent = _log_aggregate(guides, z, chunk) if common else unknown
+    found |= _estimate("mutual_information", log_q - joint) | _estimate("marginal_kl", joint - log_p)
     of_p = _density(priors[0]) if common else None
-    found |= _named("marginal_kl_of_latent", nothing[1] if of_p is None else by_latent - of_p(z).double())
+    found |= _estimate("marginal_kl_of_latent", unknown[1] if of_p is None else by_latent - of_p(z).double())
     mean, information, marginal = (found[name][1] for name in ("mean_kl", "mutual_information", "marginal_kl"))
     return found | {"residual": ((), mean - information - marginal, nats)}
 
 
-def _named(name: str, terms: Tensor) -> dict[str, Any]:
-    """The mean of terms ``(draw, datum, …)`` with its error: draws of one datum are alike, data are given."""
+def _estimate(name: str, terms: Tensor) -> dict[str, Any]:
+    """Return the mean of terms ``(draw, datum, …)`` with its standard error over draws, for the given data."""
     draws, number = terms.shape[:2]
     mean, error = terms.mean((0, 1)), (terms.var(0).sum(0) / draws).sqrt() / number
     dims, nats = ("latent",) * (terms.dim() - 2), {"units": "nats"}
     return {name: (dims, mean.cpu().numpy(), nats), f"{name}_se": (dims, error.cpu().numpy(), nats)}
 
 
-def _whole_kl(guides: list[Any], priors: list[Any]) -> float:
+def _closed_form_kl(guides: list[Any], priors: list[Any]) -> float:
     try:
         parts = [torch.distributions.kl_divergence(q, p) for q, p in zip(guides, priors, strict=True)]
     except NotImplementedError:
@@ -209,10 +209,10 @@ def _whole_kl(guides: list[Any], priors: list[Any]) -> float:
 
 
 def _log_aggregate(guides: list[Any], z: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """``log 1/n Σ_i q(z|x_i)`` of draws ``(draw, datum, latent)``, and that of each latent by itself.
+    """Return ``log 1/n Σ_i q(z|x_i)`` of draws ``(draw, datum, latent)``, and that of the marginals of the latents.
 
-    The second is NaN where it is not known. Blocks of draws meet blocks of guides, so that no
-    more than about ``chunk`` numbers are held.
+    The second is NaN if unknown. Blocks of draws are combined with blocks of guides, so that at most about ``chunk``
+    values are in memory.
     """
     number = sum(q.batch_shape[0] for q in guides)
     largest = max(q.batch_shape[0] for q in guides)
@@ -226,7 +226,7 @@ def _log_aggregate(guides: list[Any], z: Tensor, chunk: int) -> tuple[Tensor, Te
 
 
 def _block(q: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-    """``log Σ_i q_i(z)`` over the batch of q, for the whole z, ``(b,)``, and for each latent, ``(b, latent)``."""
+    """Return ``log Σ_i q_i(z)`` over the batch of q, for z, ``(b,)``, and for each latent, ``(b, latent)``."""
     z = z.unsqueeze(1)
     density = _density(q)
     if density is None:
@@ -237,13 +237,13 @@ def _block(q: Any, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def judge_collapse(found: xr.Dataset) -> Finding:
-    """Do the latents carry anything?
+    """Judge whether the latents have collapsed to the prior.
 
     Args:
         found: from :func:`collapse`.
 
     Returns:
-        Bad where no latent is active, doubtful where some are not, else fine.
+        Bad if no latent is active, doubtful if some are not, else fine.
 
     Example:
         >>> import pyro_vae as pv
@@ -264,8 +264,8 @@ def judge_collapse(found: xr.Dataset) -> Finding:
         information, marginal = _pm(found, "mutual_information"), _pm(found, "marginal_kl")
         if float(found.mutual_information) > 0.9 * most:
             why += (
-                f"; so few data can show at most log n = {most:.2f} nats of mutual information, and show nearly that: "
-                f"it is at least {information}, and KL(q(z)‖p(z)) at most {marginal}; more data would tell them apart"
+                f"; the mutual information is at least {information}, close to log n = {most:.2f} nats, the largest "
+                f"value for this number of data, and KL(q(z)‖p(z)) at most {marginal}; more data would separate them"
             )
         else:
             why += f" = mutual information {information} (of at most log n = {most:.2f}) + KL(q(z)‖p(z)) {marginal}"
@@ -273,7 +273,7 @@ def judge_collapse(found: xr.Dataset) -> Finding:
 
 
 def _over_data(found: xr.Dataset) -> str:
-    """The standard error of the mean KL over data: how far that of other data may lie."""
+    """Describe the standard error of the mean KL over data, which applies to other data."""
     error = float(found.mean_kl_se_over_data)
     return f" (standard error over data {format_rounded(error, error)})"
 
@@ -284,11 +284,11 @@ def _pm(found: xr.Dataset, name: str) -> str:
 
 NEXT = {
     "doubtful": (
-        "harmless if the data need no more latents (fewer then give the same bound); otherwise pv.elbo.FreeBits, a KL "
-        "whose weight grows from 0 (pv.elbo.Beta), or a smaller noise scale"
+        "harmless if the data need no more latents (fewer latents then give the same bound); otherwise use "
+        "pv.elbo.FreeBits, a KL whose weight grows from 0 (pv.elbo.Beta), or a smaller noise scale"
     ),
     "bad": (
-        "the decoder does without z: a smaller (or learned) noise scale, pv.elbo.FreeBits, a KL whose weight grows "
-        "from 0 (pv.elbo.Beta), or a decoder with less room"
+        "the decoder ignores z: use a smaller (or learned) noise scale, pv.elbo.FreeBits, a KL whose weight grows "
+        "from 0 (pv.elbo.Beta), or a smaller decoder"
     ),
 }

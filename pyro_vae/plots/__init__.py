@@ -1,6 +1,6 @@
 """Figures of training, predictions, comparisons and diagnostics; each function returns a matplotlib ``Figure``.
 
-The figures are made without ``pyplot``, so nothing global is touched and no window is opened.
+The figures are made without ``pyplot``, so that no global state changes and no window opens.
 """
 
 from pyro_vae.plots.calibration import coverage, predictive_check, sbc

@@ -1,10 +1,10 @@
-"""Colours, markers and limits that figures share, and how they draw an image."""
+"""Colours, markers and limits that figures share, and a function to draw an image."""
 
 from typing import Any
 
 import numpy as np
 
-# Okabe & Ito's colours, safe for the colour-blind, and Tol's ten muted ones for classes.
+# Okabe & Ito's colours, which are safe for colour-blind readers, and Tol's ten muted colours for classes.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 CLASSES = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
 CLASSES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777"]
@@ -16,7 +16,7 @@ ESTIMATORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", 
 
 
 def draw_image(axes: Any, row: np.ndarray, image_shape: tuple[int, ...], limits: Limits) -> None:
-    """Draw a flat row as a grey image, or as one of colours, channels first."""
+    """Draw a flat row as a grey image, or as a colour image with channels first."""
     if is_grey(image_shape):
         axes.imshow(row.reshape(image_shape[-2:]), cmap="gray_r", vmin=limits[0], vmax=limits[1])
     else:
@@ -26,12 +26,12 @@ def draw_image(axes: Any, row: np.ndarray, image_shape: tuple[int, ...], limits:
 
 
 def is_grey(image_shape: tuple[int, ...]) -> bool:
-    """Return whether an image has grey levels, not colours."""
+    """Return whether an image is grey."""
     return len(image_shape) == 2 or image_shape[0] == 1
 
 
 def describe_limits(image_shape: tuple[int, ...], limits: Limits) -> str:
-    """Say which numbers are drawn how."""
+    """Describe the colour scale of an image."""
     low, high = f"{limits[0]:.3g}", f"{limits[1]:.3g}"
     if is_grey(image_shape):
         return f"grey level from {low} (white) to {high} (black)"

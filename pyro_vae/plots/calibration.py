@@ -11,14 +11,14 @@ from pyro_vae.core.format import format_p
 from pyro_vae.plots._style import BLUE, GREY, ORANGE
 
 SHOWN = 12
-"""The most quantities that are drawn, those farthest off first."""
+"""The largest number of quantities to draw, those with the smallest p-values."""
 
 
 def sbc(found: xr.Dataset) -> Figure:
-    """How far the ECDF of each quantity's ranks strays from that of uniform ones, with the band of an exact guide.
+    """Draw the ECDF of each quantity's ranks minus that of uniform ranks, with the band of an exact guide.
 
-    An arch says that q lies too high or too low, an S that it is too narrow (steep at both ends) or too wide. Of many
-    quantities those with the smallest p-values are drawn.
+    An arch means that q is too high or too low, an S that it is too narrow (steep at both ends) or too wide. If there
+    are many quantities, those with the smallest p-values are drawn.
 
     Args:
         found: from :func:`pyro_vae.diagnose.sbc`.
@@ -49,8 +49,7 @@ def sbc(found: xr.Dataset) -> Figure:
     which = f", the {number} worst of {found.sizes['quantity']} quantities" if number < found.sizes["quantity"] else ""
     figure.suptitle(
         f"Ranks of {found.attrs['simulations']} simulations{which}: joint {format_p(float(found.joint_p_value))}\n"
-        f"grey: where an exact guide's whole curve stays with probability {1 - found.attrs['band_miss']:.2g}, "
-        "for each quantity",
+        f"grey: simultaneous {1 - found.attrs['band_miss']:.0%} band of an exact guide, for each quantity",
         fontsize=10,
     )
     return figure
@@ -70,7 +69,7 @@ def _difference(axes: Axes, one: xr.Dataset) -> None:
 
 
 def coverage(found: xr.Dataset) -> Figure:
-    """How often the central intervals of q hold what they should: in excess of their level, with two standard errors.
+    """Draw the coverage of q's central intervals, and its difference from their levels, with two standard errors.
 
     Args:
         found: from :func:`pyro_vae.diagnose.sbc`.
@@ -105,12 +104,12 @@ def coverage(found: xr.Dataset) -> Figure:
     right.legend(fontsize=9)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(f"Coverage over {number} simulations (below the line: q is too narrow, or off)", fontsize=10)
+    figure.suptitle(f"Coverage over {number} simulations (below the line: q is too narrow or biased)", fontsize=10)
     return figure
 
 
 def predictive_check(found: xr.Dataset) -> Figure:
-    """Each statistic of the data against those of replicated data sets.
+    """Draw each statistic of the data against those of replicated data sets.
 
     Args:
         found: from :func:`pyro_vae.diagnose.predictive_check` or :func:`pyro_vae.diagnose.prior_check`.
@@ -143,13 +142,13 @@ def predictive_check(found: xr.Dataset) -> Figure:
 
 
 def _chosen(found: xr.Dataset) -> str:
-    """How the statistics of single columns were chosen, of which each p-value knows nothing."""
+    """Describe how the statistics of single columns were selected, which their p-values do not account for."""
     if "column_statistics" not in found.attrs:
         return ""
     shown = int((found.family == "column").sum())
     return (
-        f"\nthe {shown} of {found.attrs['column_statistics']} statistics of columns that are farthest off: a p-value "
-        f"is of one alone; for all together, {format_p(float(found.column_p_value), found.sizes['draw'])}"
+        f"\nthe {shown} of {found.attrs['column_statistics']} statistics of columns that are farthest off: each "
+        f"p-value is for one statistic; joint {format_p(float(found.column_p_value), found.sizes['draw'])}"
     )
 
 
@@ -159,7 +158,7 @@ def _statistic(axes: Axes, one: xr.Dataset) -> None:
     draws = len(made)
     axes.set_title(format_p(float(one.p_value), draws, float(one.p_value_se)), fontsize=9)
     axes.locator_params(axis="x", nbins=4)
-    varies = np.ptp(seen) > 0  # a discrepancy, which differs from draw to draw in the data too
+    varies = np.ptp(seen) > 0  # a discrepancy, whose value for the data depends on the draw too
     span = np.concatenate([made, seen])
     if np.ptp(span) <= 1e-9 * np.abs(span).max():
         axes.text(0.5, 0.5, f"{seen[0]:.4g} in data\nand all replicates", ha="center", transform=axes.transAxes)

@@ -1,4 +1,4 @@
-"""Figures of estimators, side by side."""
+"""Figures that compare estimators."""
 
 import itertools
 from typing import Any
@@ -15,9 +15,9 @@ from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE
 
 
 def elbos_by_datum(comparison: xr.Dataset) -> Figure:
-    """Each estimator's ELBO of each datum against the hand-derived (or the first) one, and how they differ.
+    """Draw each estimator's ELBO of each datum against the hand-derived (or the first) one, and the differences.
 
-    Estimators of other bounds are not in it, and of several numbers of particles the fewest are drawn.
+    Estimators of other bounds are left out, and only the smallest number of particles is drawn.
 
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`.
@@ -26,7 +26,7 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
         The figure.
 
     Raises:
-        SettingsError: if there is no ELBO that is a finite number.
+        SettingsError: if no ELBO is finite.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -37,7 +37,7 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
     comparison = comparison.sel(estimator=(comparison.bound == "ELBO") & comparison.elbo.notnull())
     everyone = [str(name) for name in comparison.estimator.values]
     if not everyone:
-        raise SettingsError("the comparison holds no ELBO that is a finite number; there is nothing to draw")
+        raise SettingsError("the comparison has no finite ELBO to draw")
     reference = "HandDerivedELBO" if "HandDerivedELBO" in everyone else everyone[0]
     names = [name for name in everyone if name != reference]
     by_hand = comparison.datum_elbo.sel(estimator=reference).values
@@ -51,7 +51,7 @@ def elbos_by_datum(comparison: xr.Dataset) -> Figure:
         left.scatter(by_hand, values, color=colour, marker=marker, s=size, label=name, lw=1)
         _differences(axes, by_hand, values - by_hand, f"{name} − {reference}", colour)
         axes.set_xlabel(f"{reference} (nats)")
-    left.set(xlabel=f"{reference} (nats)", ylabel="the other's ELBO (nats)")
+    left.set(xlabel=f"{reference} (nats)", ylabel="ELBO of the other estimators (nats)")
     left.set_title(f"ELBO of each datum, mean of {drawn(comparison)}", fontsize=10)
     left.legend()
     return figure
@@ -66,16 +66,16 @@ def _differences(axes: Axes, by_hand: np.ndarray, difference: np.ndarray, name: 
 
 
 def compare(comparison: xr.Dataset) -> Figure:
-    """Estimators at a look: the bound against the truth, the gradient's signal against its cost, slopes in K.
+    """Draw each estimator's bound by its number of particles, and its gradient's signal-to-noise by the step time.
 
     Args:
-        comparison: from :func:`pyro_vae.compare_elbos`; with a dimension ``moment``, a row for each.
+        comparison: from :func:`pyro_vae.compare_elbos`; with a dimension ``moment``, a row of panels for each.
 
     Returns:
         The figure.
 
     Raises:
-        SettingsError: if it holds comparisons of several seeds side by side.
+        SettingsError: if the comparison has a dimension of seeds.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -105,7 +105,7 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _bounds(axes: Axes, table: xr.Dataset) -> None:
-    """Each bound by its number of particles; estimators of one bound are moved a little apart."""
+    """Draw each bound by its number of particles; estimators are shifted slightly, so that they do not overlap."""
     names = table.estimator.values
     for i, name in enumerate(names):
         cell = table.sel(estimator=name)
@@ -123,7 +123,7 @@ def _bounds(axes: Axes, table: xr.Dataset) -> None:
 
 
 def _signal(axes: Axes, table: xr.Dataset, group: str) -> None:
-    """Signal-to-noise of the gradient against the time of a step, a point for each K."""
+    """Draw the signal-to-noise ratio of the gradient against the time of a step, a point for each K."""
     ends: list[tuple[float, str, int]] = []
     for i, name in enumerate(table.estimator.values):
         cell = table.sel(estimator=name)
@@ -139,7 +139,7 @@ def _signal(axes: Axes, table: xr.Dataset, group: str) -> None:
     axes.set_title(f"{group}, K grows along the lines (numbers: slope)", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.15)
-    for axis in axes.xaxis, axes.yaxis:  # plain numbers, few enough to stand side by side
+    for axis in axes.xaxis, axes.yaxis:  # plain numbers, few enough not to overlap
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
@@ -147,7 +147,7 @@ def _signal(axes: Axes, table: xr.Dataset, group: str) -> None:
 
 
 def _label(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
-    """Each line's slope at its end, as far apart as the letters are high."""
+    """Write each line's slope at its end, without overlap."""
     lowest, placed = -np.inf, []
     low, high = np.log(axes.get_ylim())
     for y, text, i in sorted(ends):
@@ -159,5 +159,5 @@ def _label(axes: Axes, ends: list[tuple[float, str, int]]) -> None:
 
 
 def _slope(particles: np.ndarray, ratio: np.ndarray) -> float:
-    """Of the log-log line through the points."""
+    """Return the slope of the log-log line through the points."""
     return float(np.polyfit(np.log(particles), np.log(ratio), 1)[0])

@@ -1,4 +1,4 @@
-"""The figure of a diagnostic that has none of its own: each estimate with its standard error."""
+"""The default figure of a diagnostic: each estimate with its standard error."""
 
 import numpy as np
 import xarray as xr
@@ -8,14 +8,14 @@ from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE, GREY
 
 MOST_LABELS = 12
-"""So many points are labelled one by one; more are numbered."""
+"""The largest number of points with a label for each; more are numbered."""
 
 SHORT = 4
-"""Longer labels are slanted, so that they do not overlap."""
+"""Longer labels are rotated, so that they do not overlap."""
 
 
 def with_errors(found: xr.Dataset) -> list[str]:
-    """List the variables over one dimension that have a standard error beside them.
+    """List the variables over one dimension that have a standard error.
 
     Example:
         >>> with_errors(xr.Dataset({"mean": ("latent", [0.1]), "mean_se": ("latent", [0.2]), "n": 3}))
@@ -29,7 +29,7 @@ def estimates(found: xr.Dataset) -> Figure:
 
     Args:
         found: a result whose variables ``name`` over one dimension have their standard errors in ``name_se``; its
-            attribute ``errors_over``, such as "draws", says over what. A variable's attributes ``long_name`` and
+            attribute ``errors_over``, such as "draws", names their source. A variable's attributes ``long_name`` and
             ``units`` label its axis, and a line is drawn at its ``reference``.
 
     Returns:
@@ -43,7 +43,7 @@ def estimates(found: xr.Dataset) -> Figure:
     """
     names = with_errors(found)
     if not names:
-        raise SettingsError("found has no variable over one dimension with a standard error; nothing can be drawn")
+        raise SettingsError("found has no variable over one dimension with a standard error to draw")
     figure = Figure(figsize=(3.2 * max(2, len(names)) + 0.4, 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = found[name]
@@ -51,8 +51,8 @@ def estimates(found: xr.Dataset) -> Figure:
         axes.errorbar(at, values, 2 * found[f"{name}_se"], fmt="o", color=BLUE, capsize=3)
         if len(at) <= MOST_LABELS:
             labels = [str(label) for label in values[dimension].values]
-            slanted = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > SHORT else {}
-            axes.set_xticks(at, labels, **slanted)
+            rotated = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > SHORT else {}
+            axes.set_xticks(at, labels, **rotated)
         units = values.attrs.get("units", "1")
         title = values.attrs.get("long_name", name)
         axes.set(xlabel=dimension, ylabel=title if units == "1" else f"{title}\n({units})")

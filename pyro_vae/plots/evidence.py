@@ -1,4 +1,4 @@
-"""Figures of the evidence: models beside each other, and bounds from both sides."""
+"""Figures of the evidence: comparisons of models, and bidirectional bounds."""
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,13 @@ from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE
 
 
 def models(comparison: pd.DataFrame) -> Figure:
-    """How far each model lies behind the best, with two standard errors of the paired difference.
+    """Draw each model's difference from the best model, with two standard errors of the paired difference.
 
     Args:
         comparison: from :func:`pyro_vae.compare_models`.
 
     Returns:
-        The figure; a circle is told apart from the best, a square is tied with it.
+        The figure; a circle differs from the best model, a square is tied with it.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -28,12 +28,12 @@ def models(comparison: pd.DataFrame) -> Figure:
     count = len(comparison)
     figure = Figure(figsize=(8, 1.8 + 0.45 * count), layout="constrained")
     axes = figure.subplots()
-    axes.axvline(0, color=GREY, lw=1, label="the best")
+    axes.axvline(0, color=GREY, lw=1, label="best model")
     place = np.arange(count)
     tied = comparison.diag_diff.str.contains("tied").to_numpy()
     for shown, marker, colour, label in (
         (~tied, "o", BLUE, "± 2 standard errors of the paired difference, over data"),
-        (tied, "s", ORANGE, "the same, tied with the best"),
+        (tied, "s", ORANGE, "the same, for models tied with the best"),
     ):
         rows = comparison[shown]
         if len(rows):
@@ -42,14 +42,14 @@ def models(comparison: pd.DataFrame) -> Figure:
             )
     axes.errorbar(
         comparison.elpd_diff, place + 0.18, xerr=2 * comparison.diff_mcse, fmt="none", color=GREEN, lw=3,
-        label="of that, by Monte Carlo",
+        label="Monte-Carlo part of the error",
     )  # fmt: skip
-    axes.set_yticks(place, [_told(name, row) for name, row in comparison.iterrows()])
+    axes.set_yticks(place, [_label(name, row) for name, row in comparison.iterrows()])
     axes.set_ylim(count - 0.5, -0.5)
     best = comparison.iloc[0]
-    axes.set_xlabel(f"log p(x) of {comparison.attrs['data']} held-out data, beside the best (nats)")
+    axes.set_xlabel(f"log p(x) of {comparison.attrs['data']} held-out data, minus that of the best model (nats)")
     value = format_estimate(best.elpd, best.se, "nats", over="data")
-    axes.set_title(f"{comparison.index[0]}: {value}, {_by(comparison)}", fontsize=10)
+    axes.set_title(f"{comparison.index[0]}: {value}, by {comparison.attrs['method']}", fontsize=10)
     axes.grid(alpha=0.3, axis="x")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     if comparison.attrs["caution"]:
@@ -57,22 +57,18 @@ def models(comparison: pd.DataFrame) -> Figure:
     return figure
 
 
-def _by(comparison: pd.DataFrame) -> str:
-    return f"by {comparison.attrs['method']}"
-
-
-def _told(name: object, row: pd.Series) -> str:
+def _label(name: object, row: pd.Series) -> str:
     return f"{name}\n({row.diag_elpd})" if row.diag_elpd else str(name)
 
 
 def bdmc(found: xr.Dataset) -> Figure:
-    """The bounds on log p(x) of each simulated datum, beside their middle, and their mean gap.
+    """Draw the bounds on log p(x) of each simulated datum, minus their middle, and their mean gap.
 
     Args:
         found: from :func:`pyro_vae.log_evidence` with ``method="bdmc"``.
 
     Returns:
-        The figure: left both bounds of each datum, in the order of log p(x); right the gaps.
+        The figure: on the left both bounds of each datum, sorted by log p(x); on the right the gaps.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -103,8 +99,8 @@ def _brackets(axes: Axes, ordered: xr.Dataset) -> None:
             color=colour, ms=4, lw=0.8, label=f"{name} bound ± 2 standard errors{given}, over chains",
         )  # fmt: skip
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -CLOSE_ENOUGH), max(high, CLOSE_ENOUGH))  # rounding is nothing to look at
-    axes.set(xlabel="datum, in the order of log p(x)", ylabel="bound − middle of the two (nats)")
+    axes.set_ylim(min(low, -CLOSE_ENOUGH), max(high, CLOSE_ENOUGH))  # do not magnify rounding errors
+    axes.set(xlabel="datum, sorted by log p(x)", ylabel="bound − middle of both bounds (nats)")
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.grid(alpha=0.3, axis="y")
 
@@ -113,7 +109,7 @@ def _gaps(axes: Axes, gap: np.ndarray) -> None:
     ends = min(gap.min(), -CLOSE_ENOUGH), max(gap.max(), 2 * CLOSE_ENOUGH)
     axes.hist(gap, bins=25, range=ends, color=BLUE, alpha=0.7)
     axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {_mean(gap)}")
-    axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"mean fine below {CLOSE_ENOUGH:g}")
+    axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"a mean below {CLOSE_ENOUGH:g} is fine")
     axes.set(xlabel="upper − lower bound (nats)", ylabel="number of data")
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 

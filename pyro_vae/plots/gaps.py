@@ -1,4 +1,4 @@
-"""Figures of what q loses, of q beside NUTS, and of the iterates of SVI."""
+"""Figures of the inference gaps, of q compared with NUTS, and of the iterates of SVI."""
 
 import numpy as np
 import xarray as xr
@@ -12,11 +12,11 @@ from pyro_vae.diagnose.gaps import mean_gap, optimiser_converged
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
 
 WIDE = 20
-"""Where the largest gap is so many times the median, the axis is logarithmic above the threshold for bad."""
+"""The ratio of the largest gap to the median above which the axis is logarithmic beyond the threshold for bad."""
 
 
 def gaps(found: xr.Dataset) -> Figure:
-    """What the ELBO loses to log p(x): the mean's parts with errors and thresholds, and each datum's.
+    """Draw the inference gaps: their means with errors and thresholds, and those of each datum.
 
     Args:
         found: from :func:`pyro_vae.inference_gaps`.
@@ -40,7 +40,7 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
     n, latents = found.sizes["datum"], found.attrs["latents"]
     bars = {
         "approximation\n(family of q)": ("approximation_gap", BLUE),
-        "left by a\nricher family": ("richer_gap", GREEN),
+        "approximation\n(richer family)": ("richer_gap", GREEN),
         "amortisation\n(encoder)": ("amortisation_gap", ORANGE),
     }
     for i, (name, colour) in enumerate(bars.values()):
@@ -55,18 +55,18 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set_ylabel("mean gap (nats per datum)")
     axes.margins(y=0.15)
-    over = f"mean of these {n} data; bars: ± 2 s.e. over draws\nand what the optimiser may lack"
+    over = f"mean of these {n} data; bars: ± 2 s.e. over draws\nand the optimisation error"
     if optimiser_converged(found):
         axes.set_title(over, fontsize=10)
     else:
         apart = mean_gap(found, "optimization_error")
-        said = f"NOT CONVERGED: the halves of {found.attrs['steps']} steps end {apart} nats apart"
-        axes.set_title(f"{over}\n{said}", fontsize=10, color="crimson")
+        warning = f"NOT CONVERGED: the halves of {found.attrs['steps']} steps end {apart} nats apart"
+        axes.set_title(f"{over}\n{warning}", fontsize=10, color="crimson")
     axes.legend(title="thresholds", fontsize=8, title_fontsize=8)
 
 
 def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
-    """Stacked, from the largest gap to the smallest; of many data, evenly chosen ones."""
+    """Draw stacked bars, sorted by the gap; of many data, evenly spaced ones are drawn."""
     order = np.argsort(-found.gap.values)
     order = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).astype(int))]
     shown, place = found.isel(datum=order), np.arange(len(order))
@@ -86,7 +86,7 @@ def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
     axes.axhline(bad, color=GREY, ls="--", lw=1.2)
     chosen = "all data" if len(order) == found.sizes["datum"] else f"{len(order)} of {found.sizes['datum']} data"
     axes.set(xlabel=f"{chosen}, by size of the gap", ylabel="gap (nats)")
-    if found.gap.max() > WIDE * max(bad, float(found.gap.median())):  # else one datum hides all others
+    if found.gap.max() > WIDE * max(bad, float(found.gap.median())):  # one datum would hide all others
         axes.set_yscale("symlog", linthresh=bad)
         axes.set_ylabel(f"gap (nats; logarithmic above {bad:.3g})")
     axes.set_xticks([])
@@ -96,12 +96,12 @@ def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
 
 @takes_settings
 def nuts(found: xr.Dataset, *, data: int = 3, latents: int = 4) -> Figure:
-    """The marginals of q and of NUTS for chosen data, latent by latent, with their distance.
+    """Draw the marginals of q and of NUTS with their distance, for the data and latents that are farthest off.
 
     Args:
         found: from :func:`pyro_vae.diagnose.nuts`.
-        data: at most so many data, those farthest off.
-        latents: at most so many latents, those farthest off in any datum.
+        data: the largest number of data.
+        latents: the largest number of latents.
 
     Returns:
         The figure.
@@ -142,7 +142,7 @@ def _marginal(axes: Axes, one: xr.Dataset, limits: dict[str, float]) -> None:
 
 
 def converged(found: xr.Dataset) -> Figure:
-    """The ELBO after each epoch with the trend of the epochs judged, and R̂ of what was noted.
+    """Draw the ELBO after each epoch with the trend of the last ones, and R̂ of all recorded quantities.
 
     Args:
         found: from :func:`pyro_vae.diagnose.converged`.
@@ -176,7 +176,7 @@ def _iterates(axes: Axes, found: xr.Dataset) -> None:
     axes.axvspan(min(e[0] for e in ends), max(e[-1] for e in ends), color=GREY, alpha=0.12, lw=0)
     values = found.elbo.values[np.isfinite(found.elbo.values)]
     low, high = np.quantile(values, 0.1), values.max()
-    if high > low:  # the first epochs' climb would flatten the rest
+    if high > low:  # the rise in the first epochs would flatten the rest
         axes.set_ylim(low - 0.1 * (high - low), high + 0.15 * (high - low))
     axes.set(xlabel="epoch (grey: judged)", ylabel="ELBO (nats per datum)")
     axes.set_title(f"trend, threshold {found.attrs['threshold_nats']:g} nats", fontsize=10)
@@ -205,5 +205,5 @@ def _rhats(axes: Axes, found: xr.Dataset) -> None:
     axes.set_yticks(range(len(groups)), [name.replace("_", "-") for name, _ in reversed(groups)])
     axes.set_ylim(-0.6, len(groups) - 0.4)
     axes.set(xlabel="R̂ of the iterates judged")
-    axes.set_title("do the iterates stay at one place?", fontsize=10)
+    axes.set_title("are the iterates stationary?", fontsize=10)
     axes.legend(fontsize=8)

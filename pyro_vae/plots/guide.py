@@ -1,4 +1,4 @@
-"""Figures of what the guide does: its importance weights, and what its latents carry."""
+"""Figures of the guide: its importance weights, and the information in the latents."""
 
 import math
 from typing import Any
@@ -24,20 +24,21 @@ def khat(
     limits: Limits = (0.0, 1.0),
     worst: int = 8,
 ) -> Figure:
-    """k̂ and the effective sample size of each datum, the worst data named, and shown where they are images.
+    """Draw k̂ and the effective sample size of each datum, and label the worst data, with their images.
 
     Args:
         found: from :func:`pyro_vae.diagnose.khat`.
-        x: the data it was made of, to show the worst; :class:`~pyro_vae.data.Data` may know ``image_shape``.
-        image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours; ``x`` is needed then.
+        x: the data of the diagnostic, to draw the worst as images; :class:`~pyro_vae.data.Data` may have an
+            ``image_shape``.
+        image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours; it needs ``x``.
         limits: the values drawn white and black.
-        worst: how many data to name, at least 1.
+        worst: the number of data to label, at least 1.
 
     Returns:
         The figure.
 
     Raises:
-        SettingsError: if ``image_shape`` is given without ``x``, or ``x`` is other data.
+        SettingsError: if ``image_shape`` is given without ``x``, or ``x`` does not fit the diagnostic.
 
     Example:
         >>> import pyro_vae as pv, torch
@@ -67,24 +68,24 @@ def _images(
     if image_shape is None:
         return None, None
     if x is None:
-        raise SettingsError("image_shape is given without the images; hand over x=, the data of the diagnostic")
+        raise SettingsError("image_shape is given without images; pass x=, the data of the diagnostic")
     images = rows_of(x).x.flatten(1).cpu().numpy()
     if len(images) != found.sizes["datum"] or images.shape[1] != math.prod(image_shape):
         raise SettingsError(
-            f"x has shape {images.shape} for {found.sizes['datum']} data of image_shape {image_shape}; hand over the "
-            "data of the diagnostic"
+            f"x has shape {images.shape} for {found.sizes['datum']} data of image_shape {image_shape}; pass the data "
+            "of the diagnostic"
         )
     return images, image_shape
 
 
 def _finite(shape: np.ndarray) -> np.ndarray:
-    """k̂ with what is infinite a little above the rest."""
+    """Replace infinite k̂ by a value slightly above the others."""
     top = max(1.0, shape[np.isfinite(shape)].max(initial=1.0)) * 1.15
     return np.where(np.isfinite(shape), shape, top)
 
 
 def _sorted(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
-    """k̂ of all data, from the worst on, with two standard errors."""
+    """Draw k̂ of all data with two standard errors, the worst first."""
     shape = _finite(found.khat.values)
     order = np.argsort(-shape, kind="stable")
     place = np.arange(1, len(order) + 1)
@@ -98,13 +99,13 @@ def _sorted(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
     shares = [format_estimate(share, error, "%", over="") for share, error in percent]
     limits = found.threshold.values
     axes.set_title(f"above {limits[0]:g}: {shares[0]} of data; above {limits[1]:g}: {shares[1]}", fontsize=9)
-    axes.set(xlabel="data, from the worst on", ylabel="Pareto shape k̂")
+    axes.set(xlabel="data, the worst first", ylabel="Pareto shape k̂")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 
 
 def _sizes(axes: Axes, found: xr.Dataset, named: np.ndarray) -> None:
-    """ESS against k̂; the worst data are named."""
+    """Draw the effective sample size against k̂, and label the worst data."""
     shape, particles = _finite(found.khat.values), found.attrs["num_particles"]
     ess = found.ess.values
     names = ", ".join(map(str, found.datum.values[named[:5]])) + ", …" * (len(named) > 5)
@@ -125,7 +126,7 @@ def _thresholds(draw: Any, found: xr.Dataset) -> None:
 
 
 def collapse(found: xr.Dataset) -> Figure:
-    """The KL of each latent, which are active, and how the mean KL divides.
+    """Draw the KL of each latent, the active latents, and the decomposition of the mean KL.
 
     Args:
         found: from :func:`pyro_vae.diagnose.collapse`.
@@ -150,7 +151,7 @@ def collapse(found: xr.Dataset) -> Figure:
             left.plot(place, latents.marginal_kl_of_latent, "_", color=ORANGE, ms=10, mew=2, label="of q(z) from p(z)")
             left.legend(fontsize=8)
     else:
-        left.text(0.5, 0.5, "not known for this posterior or prior", ha="center", transform=left.transAxes)
+        left.text(0.5, 0.5, "unknown for this posterior or prior", ha="center", transform=left.transAxes)
     left.set(ylabel="mean KL (nats)")
     left.set_title(f"KL of each latent ({found.attrs['kl_of_latent']})", fontsize=10)
     variance = latents.mean_variance.values
@@ -165,17 +166,17 @@ def collapse(found: xr.Dataset) -> Figure:
     middle.set_title(f"{active.sum()} of {len(active)} latents are active", fontsize=10)
     middle.legend(fontsize=8)
     for axes in (left, middle):
-        axes.set_xlabel("latent (number), by the variance of its mean")
+        axes.set_xlabel("latent (number), sorted by the variance of its mean")
         axes.set_xticks(place, [str(i) for i in latents.latent.values], fontsize=8 if len(place) < 25 else 5)
         axes.grid(alpha=0.3, axis="y")
-    _divided(right, found)
+    _decomposition(right, found)
     return figure
 
 
-def _divided(axes: Axes, found: xr.Dataset) -> None:
+def _decomposition(axes: Axes, found: xr.Dataset) -> None:
     names = ["mean_kl", "mutual_information", "marginal_kl"]
     labels = ["mean KL", "mutual\ninformation", "KL(q(z)‖p(z))"]
-    axes.set_title("how the mean KL divides\n(± 2 s.e., over draws)", fontsize=10)
+    axes.set_title("decomposition of the mean KL\n(± 2 s.e., over draws)", fontsize=10)
     values = np.array([float(found[name]) for name in names])
     errors = np.array([float(found[f"{name}_se"]) for name in names])
     axes.bar(range(3), np.nan_to_num(values), yerr=np.nan_to_num(2 * errors), color=[GREY, BLUE, ORANGE], capsize=3)
@@ -186,7 +187,7 @@ def _divided(axes: Axes, found: xr.Dataset) -> None:
             text, (i, np.nan_to_num(value)), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
         )
     most = found.attrs["most_information"]
-    axes.axhline(most, color=GREEN, ls="--", label=f"log n = {most:.2f}, the most information there can be")
+    axes.axhline(most, color=GREEN, ls="--", label=f"log n = {most:.2f}, the upper limit of the information")
     axes.set_xticks(range(3), labels, fontsize=9)
     axes.set_ylabel("nats per datum")
     axes.set_ylim(0, 1.3 * max(most, np.nanmax(values)))

@@ -1,4 +1,4 @@
-"""A report as one HTML file, which needs nothing beside it: no script, no network, the figures inside."""
+"""Write a report as a self-contained HTML file, without scripts or network access."""
 
 import base64
 import io
@@ -17,23 +17,23 @@ from pyro_vae.diagnose.check import conclusion, findings
 
 REPLICATED = {"Each statistic of the data (line) and of replicated data sets.": plots.predictive_check}
 FIGURES: dict[str, dict[str, Callable[..., Figure]]] = {
-    "khat": {"Pareto k̂ and effective sample size of each datum; the worst are named.": plots.khat},
+    "khat": {"Pareto k̂ and effective sample size of each datum; the worst data are labelled.": plots.khat},
     "evidence": {},
     "overfitting": {},
-    "baseline": {"By how much log p(x) and the ELBO lie above each baseline.": plots.estimates},
-    "reconstructions": {"How often the central intervals of q hold the latent of a reconstruction.": plots.coverage},
+    "baseline": {"Differences of log p(x) and the ELBO from each baseline.": plots.estimates},
+    "reconstructions": {"Coverage of the latents of reconstructions by the central intervals of q.": plots.coverage},
     "sbc": {
-        "How far the ranks' ECDF lies from uniform, with the band that an exact q stays in.": plots.sbc,
-        "How often the central intervals of q hold the truth.": plots.coverage,
+        "ECDF of the ranks minus uniform, with the band of an exact q.": plots.sbc,
+        "Coverage of the true latents by the central intervals of q.": plots.coverage,
     },
     "predictive_check": REPLICATED,
     "prior_check": REPLICATED,
-    "collapse": {"The KL of each latent, and the parts of the mean KL.": plots.collapse},
-    "converged": {"The ELBO along the training, and its trend at the end.": plots.converged},
-    "gaps": {"What the ELBO loses to log p(x), datum by datum.": plots.gaps},
+    "collapse": {"KL of each latent, and decomposition of the mean KL.": plots.collapse},
+    "converged": {"ELBO during training, and its trend at the end.": plots.converged},
+    "gaps": {"Inference gaps: the means, and those of each datum.": plots.gaps},
     "nuts": {"Marginals of q and of NUTS.": plots.nuts},
 }
-"""The figures of each diagnostic, by caption; a diagnostic that is not here gets that of `plots.estimates`."""
+"""The figures of each diagnostic, by caption; other diagnostics get the figure of `plots.estimates`."""
 
 SIGNS = {"fine": "✓ fine", "doubtful": "? doubtful", "bad": "✗ bad"}
 
@@ -56,8 +56,8 @@ class Section:
 
     Args:
         title: its heading.
-        finding: what was found, or None for a picture alone.
-        figures: what is drawn, by caption.
+        finding: the finding, or None for a section of figures alone.
+        figures: the figures, by caption.
     """
 
     title: str
@@ -72,14 +72,14 @@ def report(
     about: Mapping[str, object],
     head: Mapping[str, object] | None = None,
 ) -> str:
-    """The whole report, as the text of an HTML file.
+    """Write the whole report as HTML.
 
     Args:
-        title: what was checked.
+        title: the title of the report.
         verdict: the conclusion, a sentence or two.
-        sections: its parts, in order.
-        about: versions and sizes, told at the end.
-        head: what was checked: model, data, rows, seed and commands, told before all else.
+        sections: the sections, in order.
+        about: versions and sizes, shown at the end.
+        head: the model, data, rows, seed and commands, shown at the top.
 
     Example:
         >>> page = report("a < b", "All is fine.", [Section("One", Finding("one", "fine", "x"), {})], {"seed": 0})
@@ -96,7 +96,7 @@ def report(
             f"<p>{escape(verdict)}</p>",
             _summary([section.finding for section in sections if section.finding]),
             *map(_section, sections),
-            "<h2>How it was made</h2>",
+            "<h2>Settings and versions</h2>",
             _about(about),
             "</body>\n</html>\n",
         ]
@@ -109,7 +109,7 @@ def _summary(findings: Iterable[Finding]) -> str:
         f"<td>{escape(f.why)}</td><td>{escape(f.next)}</td></tr>"
         for f in findings
     )
-    return f"<table>\n<tr><th>level</th><th>question</th><th>found</th><th>try next</th></tr>\n{rows}\n</table>"
+    return f"<table>\n<tr><th>level</th><th>diagnostic</th><th>finding</th><th>next step</th></tr>\n{rows}\n</table>"
 
 
 def _section(section: Section) -> str:
@@ -142,14 +142,14 @@ def as_html(
     image_shape: tuple[int, ...] | None = None,
     head: Mapping[str, object] | None = None,
 ) -> str:
-    """The report of a check: one HTML file with the findings, the figures and how it was made.
+    """Write the report of a check as HTML, with the findings, the figures and the settings.
 
     Args:
         tree: from :func:`check`.
-        title: of the report.
-        image_shape: ``(height, width)`` where a row is an image, ``(3, height, width)`` for colours.
-        head: what else to tell at the head, beside model, number of data and seed, such as the file of the data, which
-            of its rows were taken, and the commands.
+        title: the title of the report.
+        image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours.
+        head: further entries at the top, after the model, the number of data and the seed, such as the file of the
+            data, its rows and the commands.
 
     Returns:
         The text of the file, which has no script and needs no network.
@@ -162,9 +162,9 @@ def as_html(
         >>> as_html(tree, "Mine")[:15]
         '<!doctype html>'
     """
-    told = {str(name): value for name, value in tree["findings"].attrs.items()}
-    first = {name: told[name] for name in ("model", "data", "seed") if name in told} | dict(head or {})
-    about = {name: value for name, value in told.items() if name not in ("left_out", "trained_on", *first)}
+    attributes = {str(name): value for name, value in tree["findings"].attrs.items()}
+    first = {name: attributes[name] for name in ("model", "data", "seed") if name in attributes} | dict(head or {})
+    about = {name: value for name, value in attributes.items() if name not in ("left_out", "trained_on", *first)}
     return report(title, conclusion(tree), _sections(tree, image_shape), about, first)
 
 

@@ -1,4 +1,4 @@
-"""Figures of training, data and what the model makes of them."""
+"""Figures of training, reconstructions, prior samples and the latent space."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +23,11 @@ from pyro_vae.errors import printable
 from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits, describe_limits, draw_image
 
 NAMED = 40
-"""Up to how many columns are named along an axis; more are numbered."""
+"""The largest number of columns with names along an axis; more are numbered."""
 
 
 def history(data: xr.Dataset) -> Figure:
-    """The ELBO per datum after each epoch, in training and validation, with two standard errors.
+    """Draw the training and validation ELBO after each epoch, with two standard errors.
 
     Args:
         data: the history of a fit.
@@ -48,7 +48,7 @@ def history(data: xr.Dataset) -> Figure:
             axes.fill_between(data.epoch, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
     values = np.concatenate([data[n].values for n in ("train_elbo", "validation_elbo") if n in data])
     low, high = np.quantile(values, 0.1), values.max()
-    if len(data.epoch) > 10:  # the first epochs' climb would flatten the rest
+    if len(data.epoch) > 10:  # the rise in the first epochs would flatten the rest
         axes.set_ylim(low - 0.1 * (high - low), high + 0.15 * (high - low))
     axes.set(xlabel="epoch", ylabel="ELBO per datum (nats)", title="Training (bands: ± 2 standard errors, over data)")
     axes.grid(alpha=0.3)
@@ -70,16 +70,16 @@ def reconstructions(
     limits: Limits = (0.0, 1.0),
     count: int = 10,
 ) -> Figure:
-    """Data, and the mean of p(x|z) at the mean of q(z|x).
+    """Draw data and their reconstructions, the mean of p(x|z) at the mean of q(z|x).
 
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; the first
-            ``count`` are shown, with 0 for what is missing.
+            ``count`` are shown, with 0 for missing pixels.
         image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours; otherwise rows are
             drawn as lines.
         limits: the values drawn white and black.
-        count: how many.
+        count: the number of data.
 
     Returns:
         The figure.
@@ -93,7 +93,7 @@ def reconstructions(
     with evaluating(vae):
         mean = vae.likelihood(vae.posterior(rows).mean, rows).mean
     title = "Held-out data and their reconstructions (mean of p(x|z) at the mean of q(z|x))"
-    # A gap is left open in a line; a pixel is drawn as 0.
+    # A missing value is a gap in a line, and 0 in an image.
     seen = rows.x if rows.mask is None or image_shape else rows.x.masked_fill(~rows.mask, torch.nan)
     return _gallery(vae, {"data": seen, "reconstruction": mean}, image_shape, limits, title)
 
@@ -109,15 +109,15 @@ def prior_samples(
     count: int = 20,
     seed: int = 0,
 ) -> Figure:
-    """The mean of p(x|z) for z drawn from the prior.
+    """Draw the mean of p(x|z) for z from the prior.
 
     Args:
         vae: a VAE.
-        context: the contexts of a conditional VAE, shape ``(datum, c)``, of which each draw takes one at random.
+        context: the contexts of a conditional VAE, shape ``(datum, c)``; each draw uses a random row.
         image_shape: ``(height, width)`` if a row is an image, ``(3, height, width)`` for colours; otherwise rows are
             drawn as lines.
         limits: the values drawn white and black.
-        count: how many, rounded down to an even number.
+        count: the number of draws, rounded down to an even number.
         seed: of the draws.
 
     Returns:
@@ -130,7 +130,7 @@ def prior_samples(
     given = None if context is None else vae.like(as_tensor(context, source="context"))
     with seeded(seed, vae.like(torch.zeros(())).device), evaluating(vae):
         first, second = from_the_prior(vae, count // 2 * 2, given)[1].mean.chunk(2)
-    title = "What the prior generates (mean of p(x|z))"
+    title = "Samples from the prior (mean of p(x|z))"
     return _gallery(vae, {"z ~ p(z), first half": first, "second half": second}, image_shape, limits, title)
 
 
@@ -179,12 +179,12 @@ def _lines(rows: dict[str, np.ndarray], title: str, units: str, columns: Sequenc
 
 @torch.no_grad()
 def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
-    """The posterior means of data, in their first two principal components where there are more latents.
+    """Draw the posterior means of data, or their first two principal components if there are more latents.
 
     Args:
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
-        labels: a class per datum, for colour and marker; of more than ten, a number, on a scale of colours.
+        labels: a class per datum, for colour and marker; more than ten different labels are drawn on a colour scale.
 
     Returns:
         The figure.
@@ -207,12 +207,12 @@ def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
         _classes(axes, points, given)
     axes.set(xlabel=names[0], ylabel=names[1], title="Held-out data in latent space: means of q(z|x)")
     axes.set_aspect("equal", "datalim")
-    _leave_out_the_farthest(axes, points)
+    _clip_outliers(axes, points)
     return figure
 
 
 def _classes(axes: Axes, points: np.ndarray, labels: np.ndarray | None) -> None:
-    """Draw points by class, each with its name at its middle and in a legend; or all alike."""
+    """Draw points by class, with the name of the class at its median and in a legend; without labels, all alike."""
     classes = np.zeros(len(points), int) if labels is None else labels
     for i, label in enumerate(np.unique(classes)):
         chosen = points[classes == label]
@@ -226,15 +226,15 @@ def _classes(axes: Axes, points: np.ndarray, labels: np.ndarray | None) -> None:
         axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5)
 
 
-def _leave_out_the_farthest(axes: Axes, points: np.ndarray) -> None:
-    """Have a few points far outside not squeeze the others; the title counts them."""
+def _clip_outliers(axes: Axes, points: np.ndarray) -> None:
+    """Limit the axes so that a few outliers do not compress the other points; the title counts the outliers."""
     low, high = np.quantile(points, [0.02, 0.98], 0)
     low, high = low - (high - low) / 2, high + (high - low) / 2
     outside = int(((points < low) | (points > high)).any(1).sum())
     if outside and (high > low).all():
         axes.set_aspect("equal", "box")
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-        axes.set_title(f"{axes.get_title()}\n({outside} of {len(points)} lie outside of the figure)")
+        axes.set_title(f"{axes.get_title()}\n({outside} of {len(points)} are outside the figure)")
 
 
 def _plane(means: np.ndarray) -> tuple[np.ndarray, tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Latents of data: the mean and the standard deviation of q(z|x)."""
+"""Encode data as the mean and the standard deviation of q(z|x)."""
 
 import math
 from typing import Any
@@ -33,28 +33,28 @@ def encode(
 
     .. math:: z_i = E_{q(z | x_i)}[z], \\qquad \\mathrm{sd}_i^2 = \\mathrm{Var}_{q(z | x_i)}[z]
 
-    Normal posteriors know both; those of a flow are estimated by ``draws`` draws, and then there is an error.
+    Both have a closed form for normal posteriors. For flows they are estimated from ``draws`` draws, with an error.
 
     Args:
         vae: a VAE.
-        data: what :func:`pyro_vae.data.rows_for` takes (a table, whose columns are found by name,
+        data: what :func:`pyro_vae.data.rows_for` takes (a table, whose columns are matched by name,
             :class:`~pyro_vae.data.Data`, an array, a tensor), or a :func:`pyro_vae.data.stream`, which is read once and
             need not fit into memory.
         context: of a conditional VAE, shape ``(datum, c)``.
         mask: booleans, the shape of the data: true where observed.
-        draws: for each datum, where q(z|x) has no mean in closed form, at least 2.
+        draws: the number of draws for each datum, used if the mean of q(z|x) has no closed form, at least 2.
         seed: of the draws.
-        chunk: about so many numbers at a time, on a GPU 64 times as many. Where there are draws, another chunk makes
-            others; elsewhere it changes no more than rounding.
-        progress: whether to show a bar.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU). With draws, another
+            chunk gives other draws; otherwise it only changes rounding.
+        progress: whether to show a progress bar.
 
     Returns:
-        A dataset over ``datum`` and ``latent``: ``z`` and ``z_sd``, with draws also ``z_mcse``, the standard error of
-        ``z`` over them. ``datum`` has the row labels of the data; :func:`pyro_vae.as_table` makes columns ``z0``,
-        ``z0_sd``, … of it.
+        A dataset over ``datum`` and ``latent``: ``z`` and ``z_sd``, and with draws also ``z_mcse``, the standard error
+        of ``z`` over draws. ``datum`` has the row labels of the data; :func:`pyro_vae.as_table` converts it to columns
+        ``z0``, ``z0_sd``, ….
 
     Raises:
-        DataError: if the data are not those that the VAE takes, by value or by column.
+        DataError: if the values or columns of the data do not fit the VAE.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a setting is out of its range.
 
@@ -85,7 +85,7 @@ def encode(
 
 
 def _moments(q: Distribution, draws: int) -> Found:
-    """The mean and the standard deviation, with an error if they are of draws."""
+    """Return the mean and the standard deviation, with a standard error if they are estimated from draws."""
     if not isinstance(q, FlowDistribution):
         try:
             return {"z": q.mean, "z_sd": q.variance.sqrt()}

@@ -1,4 +1,4 @@
-"""What a likelihood expects of each feature, and with which probability, over weighted draws of z."""
+"""Moments and code probabilities of each feature under p(x|z), averaged over weighted draws of z."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from pyro_vae.likelihoods._distributions import Levels, LogisticLevels, Side
 from pyro_vae.use.inputs import Found
 
 CODES: tuple[Any, ...] = (Levels,)
-"""Distributions of codes, whose mean says nothing."""
+"""Distributions of codes, whose mean is meaningless."""
 
 SUMMED = (LogisticLevels,)
-"""Distributions whose moments are sums over all levels, which take longer than draws."""
+"""Distributions whose moments are sums over all levels, which are slower than draws."""
 
 
 def parts_of(likelihood: Any) -> list[Any]:
-    """The distributions of the features side by side, of which none is masked.
+    """List the distributions of the blocks of features, without masks.
 
     Example:
         >>> import pyro_vae as pv
@@ -31,12 +31,12 @@ def parts_of(likelihood: Any) -> list[Any]:
     while isinstance(likelihood, Independent | dist.MaskedDistribution):
         likelihood = likelihood.base_dist
     if isinstance(likelihood, Side):
-        return [own for part in likelihood.parts for own in parts_of(part)]
+        return [inner for part in likelihood.parts for inner in parts_of(part)]
     return [likelihood]
 
 
 def likelihood_of(vae: VAE, rows: Rows) -> Any:
-    """p(x|z) of rows at one draw of z, to see what it is made of; the random numbers outside stay as they are.
+    """Return p(x|z) at one draw of z, to inspect its distributions; the state of the generator is preserved.
 
     Example:
         >>> import pyro_vae as pv
@@ -49,26 +49,26 @@ def likelihood_of(vae: VAE, rows: Rows) -> Any:
 
 
 def width_of(likelihood: Any) -> int:
-    """How many numbers describe one datum given z: its features, times the levels that each may have.
+    """Count the values that describe one datum given z: its features, times the levels of each.
 
     Example:
         >>> width_of(dist.Normal(torch.zeros(1, 5), 1.0).to_event(1))
         5
     """
-    given = (value for part in parts_of(likelihood) for value in vars(part).values())
-    return max([likelihood.event_shape.numel(), *(value.numel() for value in given if isinstance(value, Tensor))])
+    attributes = (value for part in parts_of(likelihood) for value in vars(part).values())
+    return max([likelihood.event_shape.numel(), *(value.numel() for value in attributes if isinstance(value, Tensor))])
 
 
 def moments(likelihood: Any, dims: int) -> tuple[Tensor, Tensor]:
-    """The mean and the variance of each feature given z; of one that does not know them, a draw and 0.
+    """Return the mean and the variance of each feature given z, or a draw and 0 if they have no closed form.
 
     Args:
-        likelihood: p(x|z) of draws of z.
-        dims: how many dimensions the draws have; those behind them are the features, which become one.
+        likelihood: p(x|z) at draws of z.
+        dims: the number of dimensions of the draws; the dimensions after them are flattened to one of features.
 
     Returns:
-        Two tensors in double precision, of shape ``(*draws, feature)``. The mean of the first over draws of z is that
-        of x in both cases, and with its variance and the mean of the second one has that of x.
+        Two tensors in double precision, of shape ``(*draws, feature)``. In both cases, averaging the first over draws
+        of z estimates E[x], and its variance plus the average of the second estimates Var[x].
 
     Example:
         >>> mean, variance = moments(dist.Normal(torch.zeros(4, 3), 2.0).to_event(1), 1)
@@ -91,7 +91,7 @@ def _moments(part: Any) -> tuple[Tensor, Tensor]:
 
 
 def codes_of(likelihood: Any, kinds: tuple[Any, ...], dims: int) -> list[tuple[slice, Tensor]]:
-    """The features that are codes: where they stand, and the probability of each code, shape ``(*draws, n, codes)``.
+    """List the features that are codes: their slice, and the probability of each code, shape ``(*draws, n, codes)``.
 
     Example:
         >>> [(where, probabilities)] = codes_of(dist.Bernoulli(0.3 * torch.ones(2)), (dist.Bernoulli,), 0)
@@ -111,18 +111,18 @@ def codes_of(likelihood: Any, kinds: tuple[Any, ...], dims: int) -> list[tuple[s
 
 
 def summarize(likelihood: Any, weights: Tensor, kinds: tuple[Any, ...] = CODES) -> Found:
-    """What weighted draws of z predict of each feature, with the Monte-Carlo error.
+    """Average each feature over weighted draws of z, with the Monte-Carlo error.
 
     .. math:: m = \\sum_k w_k m_k, \\quad s^2 = \\sum_k w_k [v_k + (m_k - m)^2], \\quad
         e^2 = \\frac{\\sum_k w_k^2 (m_k - m)^2}{1 - \\sum_k w_k^2}
 
-    with :math:`m_k, v_k` the mean and the variance of x given z_k. Codes have their most probable one for m, no s and
-    no e; instead they have the probability of that code, and its error.
+    with :math:`m_k, v_k` the mean and the variance of x given z_k. For codes, m is the most probable code, s and e are
+    NaN, and the probability of that code is returned with its error.
 
     Args:
-        likelihood: p(x|z) of draws, batch shape ``(draw, datum)``.
-        weights: which sum to 1 over the draws, shape ``(draw, datum)``.
-        kinds: of distributions that are taken for codes.
+        likelihood: p(x|z) at draws, batch shape ``(draw, datum)``.
+        weights: weights that sum to 1 over the draws, shape ``(draw, datum)``.
+        kinds: the distributions whose values are codes.
 
     Returns:
         ``x``, ``x_sd`` and ``x_mcse``, shape ``(datum, feature)``; with codes also ``x_probability`` and
@@ -152,7 +152,7 @@ def summarize(likelihood: Any, weights: Tensor, kinds: tuple[Any, ...] = CODES) 
 
 
 def _mean(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted mean over draws, its Monte-Carlo error, and the variance."""
+    """Return the weighted mean over draws, its Monte-Carlo error, and the variance."""
     weights = weights.unsqueeze(-1)
     mean = (weights * values).sum(0)
     square = (values - mean).square()

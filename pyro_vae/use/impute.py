@@ -1,4 +1,4 @@
-"""Missing values filled in by what the model says of them, given what was observed."""
+"""Impute missing values from their posterior predictive distribution given the observed values."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from pyro_vae.use.inputs import Found, by_block, read
 from pyro_vae.use.labelled import label
 from pyro_vae.use.posterior import COMPLETED, Weighted, resampled, weighted_posterior
 
-PICKED = (*CODES, dist.Bernoulli)
-"""Distributions whose most probable value is filled in, as a mean would be no value of theirs."""
+MODAL = (*CODES, dist.Bernoulli)
+"""Distributions that are imputed by their most probable value, since the mean is not a possible value."""
 
 
 @torch.no_grad()
@@ -41,40 +41,40 @@ def impute(
     .. math:: \\hat x_m = E[x_m | x_o] = \\int E[x_m | z]\\, p(z | x_o)\\, dz
         \\approx \\sum_k w_k\\, E[x_m | z_k], \\qquad w_k \\propto \\frac{p(x_o, z_k)}{q(z_k)}
 
-    The guide alone is not enough: it was trained on whole rows, and sees 0 (or the mean) in place of a gap. Draws
-    of z come from a mixture of the guide, the prior and two parts that are adapted to each datum, and are weighted by
-    Pareto-smoothed importance weights, so that the answer converges to the conditional expectation of the model as
-    ``draws`` grows. ``khat`` below 0.7 says that it has done so; where it is above, the answer and its error cannot be
-    relied on.
+    The encoder alone is not enough: it was trained on complete rows, and sees 0 (or the mean) for a missing value.
+    Draws of z come from a mixture of q(z|x), the prior and two components that are adapted to each datum. They have
+    Pareto-smoothed importance weights, so that the imputed value converges to the conditional expectation of the model
+    as ``draws`` grows. Where ``khat`` is above 0.7, the imputed value and its error are unreliable.
 
-    Real numbers, counts and grey levels get their mean (so that an imputed count may be 3.4: round it, or take
-    ``imputations``, where it is whole). Codes of a ``Categorical`` and bits of a ``Bernoulli`` get their most probable
-    value.
+    Real numbers, counts and grey levels are imputed by their mean. An imputed count may therefore be 3.4: round it, or
+    use ``imputations``, which are whole. Codes of a ``Categorical`` and bits of a ``Bernoulli`` are imputed by their
+    most probable value.
 
     Args:
         vae: a VAE.
-        data: what :func:`pyro_vae.data.rows_for` takes, or a :func:`pyro_vae.data.stream`, which is read once; all but
-            the result stays in bounded memory. NaN says that a value is missing, unless there is a mask.
+        data: what :func:`pyro_vae.data.rows_for` takes, or a :func:`pyro_vae.data.stream`, which is read once; memory
+            is bounded, except for the result. Without a mask, NaN marks a missing value.
         context: of a conditional VAE, shape ``(datum, c)``.
-        mask: booleans, the shape of the data: true where observed. What is missing may hold anything.
-        draws: of z for each datum in which something is missing, at least 25.
-        imputations: how many completed tables to draw besides, of the joint distribution of what is missing: for
-            multiple imputation, whose analyses are then pooled.
+        mask: booleans, the shape of the data: true where observed. Missing values are ignored.
+        draws: the number of draws of z for each datum with a missing value, at least 25.
+        imputations: the number of completed tables to draw from the joint distribution of the missing values, for
+            multiple imputation.
         seed: of the draws.
-        chunk: about so many numbers at a time, on a GPU 64 times as many; another chunk makes other draws.
-        progress: whether to show a bar.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU); another chunk gives
+            other draws.
+        progress: whether to show a progress bar.
 
     Returns:
-        A dataset over ``datum`` and ``feature``: ``x``, whose observed values are to the bit those that were given (of
-        a stream in the VAE's precision); ``x_sd``, the standard deviation of the missing value itself, noise included,
-        which does not fall with more draws; ``x_mcse``, the standard error of the imputed mean over the draws. Both are
-        0 for what was observed; ``missing`` says what was not. Where there are codes or bits, ``x_probability`` is the
-        probability of the value that was filled in, with ``x_probability_mcse``; their ``x_sd`` and ``x_mcse`` are NaN.
-        Over ``datum``: ``khat``, and ``ess``, how many draws of the exact posterior the weighted ones are worth; NaN
-        where nothing was missing. ``imputed``, over ``imputation`` too, are the completed tables.
+        A dataset over ``datum`` and ``feature``: ``x``, with the observed values unchanged, bit for bit (for a stream,
+        in the VAE's precision); ``x_sd``, the standard deviation of the missing value itself, including the noise,
+        which does not shrink with more draws; ``x_mcse``, the standard error of the imputed mean over draws. Both are
+        0 for observed values; ``missing`` marks the others. With codes or bits, ``x_probability`` is the probability of
+        the imputed value, with ``x_probability_mcse``; ``x_sd`` and ``x_mcse`` of codes and bits are NaN.
+        Over ``datum``: ``khat``, and ``ess``, the effective sample size of the weighted draws; NaN for complete rows.
+        ``imputed``, over ``imputation`` too, holds the completed tables.
 
     Raises:
-        DataError: if the data are not those that the VAE takes, by value or by column.
+        DataError: if the values or columns of the data do not fit the VAE.
         ModelError: if the VAE does not fit the data, or its features are not independent given z.
         SettingsError: if a setting is out of its range.
 
@@ -99,19 +99,19 @@ def impute(
     table = read(vae, data, context=context, mask=mask, nan_is_missing=True)
 
     likelihood = likelihood_of(vae, table.first)
-    picked = torch.zeros(likelihood.event_shape.numel(), dtype=torch.bool)
-    for where, _ in codes_of(likelihood, PICKED, 1):
-        picked[where] = True
+    is_modal = torch.zeros(likelihood.event_shape.numel(), dtype=torch.bool)
+    for where, _ in codes_of(likelihood, MODAL, 1):
+        is_modal[where] = True
 
     def compute(rows: Rows) -> Found:
-        return _filled(vae, rows, picked.to(rows.x.device), draws, imputations)
+        return _impute_block(vae, rows, is_modal.to(rows.x.device), draws, imputations)
 
     width = max(width_of(likelihood), COMPLETED * vae.prior(*table.first.given).event_shape.numel())
     found = by_block(
         vae, table, compute, draws=draws, width=width, chunk=chunk, seed=seed, purpose="Imputing", progress=progress
     )
     if table.values is not None:
-        for name in {"x", "imputed"} & {*found}:  # what was observed, as it was given
+        for name in {"x", "imputed"} & {*found}:  # observed values as in the data, not rounded to the VAE's precision
             missing = found["missing"][:, None] if name == "imputed" else found["missing"]
             values = table.values[:, None] if name == "imputed" else table.values
             found[name] = np.where(missing, found[name], values).astype(table.values.dtype)
@@ -129,26 +129,26 @@ def _dims(name: str) -> list[str]:
     )
 
 
-def _filled(vae: VAE, rows: Rows, picked: Tensor, draws: int, imputations: int) -> Found:
-    """What is known of the values of rows once those that are missing are filled in."""
+def _impute_block(vae: VAE, rows: Rows, is_modal: Tensor, draws: int, imputations: int) -> Found:
+    """Impute the missing values of a block of rows."""
     x = rows.x.flatten(1)
     missing = torch.zeros_like(x, dtype=torch.bool) if rows.mask is None else ~rows.mask.flatten(1)
-    found = _observed(x, picked) | {"missing": missing}
+    found = _describe_observed(x, is_modal) | {"missing": missing}
     if imputations:
         found["imputed"] = x.unsqueeze(1).repeat(1, imputations, 1)
-    own = missing.any(1).nonzero().flatten()
-    if not len(own):
+    incomplete = missing.any(1).nonzero().flatten()
+    if not len(incomplete):
         return found
-    part = rows.take(own)
+    part = rows.take(incomplete)
     for numbers, weighted in weighted_posterior(vae, part, draws):
-        _fill(vae, part.take(numbers), weighted, imputations, found, own[numbers])
+        _fill(vae, part.take(numbers), weighted, imputations, found, incomplete[numbers])
     return found
 
 
 def _fill(vae: VAE, rows: Rows, weighted: Weighted, imputations: int, found: Found, places: Tensor) -> None:
-    """Fill in the missing values of rows, whose places in the block are given."""
+    """Write the imputed values of rows to their ``places`` in the results of the block."""
     missing, dtype = found["missing"][places], found["x"].dtype
-    for name, value in summarize(weighted.likelihood, weighted.weights, PICKED).items():
+    for name, value in summarize(weighted.likelihood, weighted.weights, MODAL).items():
         found[name][places] = torch.where(missing, value.to(dtype), found[name][places])
     found["khat"][places], found["ess"][places] = weighted.khat.to(dtype), weighted.ess.to(dtype)
     if imputations:
@@ -157,12 +157,12 @@ def _fill(vae: VAE, rows: Rows, weighted: Weighted, imputations: int, found: Fou
         found["imputed"][places] = torch.where(missing.unsqueeze(1), drawn, found["imputed"][places])
 
 
-def _observed(x: Tensor, picked: Tensor) -> Found:
-    """What is known of values that were all observed: themselves, without an error."""
-    nothing = x.new_full((len(x),), torch.nan)
-    error = torch.where(picked, torch.nan, 0.0).to(x).repeat(len(x), 1)
+def _describe_observed(x: Tensor, is_modal: Tensor) -> Found:
+    """Return the results for observed values: the values themselves, without an error."""
+    undefined = x.new_full((len(x),), torch.nan)
+    error = torch.where(is_modal, torch.nan, 0.0).to(x).repeat(len(x), 1)
     found = {"x": x.clone(), "x_sd": error, "x_mcse": error.clone()}
-    if picked.any():
+    if is_modal.any():
         sure = {"x_probability": 1.0, "x_probability_mcse": 0.0}
-        found |= {name: torch.where(picked, value, torch.nan).to(x).repeat(len(x), 1) for name, value in sure.items()}
-    return found | {"khat": nothing, "ess": nothing.clone()}
+        found |= {name: torch.where(is_modal, value, torch.nan).to(x).repeat(len(x), 1) for name, value in sure.items()}
+    return found | {"khat": undefined, "ess": undefined.clone()}

@@ -1,4 +1,4 @@
-"""What a trained VAE is used on: any table that ``pv.data`` takes, block by block, with the names of its parts."""
+"""Read the tables that a trained VAE is applied to, and process them block by block."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
 
 Found: TypeAlias = dict[str, Tensor]
-"""What is computed of a block, by name, shape ``(datum, …)``."""
+"""The results for a block of rows, by name, shape ``(datum, …)``."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the parts of a table are called.
+    """The names of the columns, categories and rows of a table.
 
     Args:
-        columns: the names of the features; they are numbered if not given.
-        categories: by the name of a column what its codes 0, 1, … stand for.
-        row_labels: numbers, times or text that name the rows; they are numbered if not given.
+        columns: the names of the features; by default they are numbered.
+        categories: the meaning of the codes 0, 1, … of a column, by its name.
+        row_labels: numbers, times or text that label the rows; by default they are numbered.
     """
 
     columns: Sequence[str] | None = None
@@ -42,7 +42,7 @@ class Names:
 
     @classmethod
     def of(cls, vae: "VAE", data: Any = None) -> "Names":
-        """The names that data have, or those of the data that a VAE was trained on.
+        """Return the names of data, or those of the training data of a VAE if the data have none.
 
         Example:
             >>> import pyro_vae as pv
@@ -64,9 +64,9 @@ class Table:
     """Rows for a VAE, in memory or streamed, and their names.
 
     Args:
-        rows: on the VAE's device and in its precision, where they are in memory.
-        names: of its parts.
-        values: of data in memory with missing values, as they were given, shape ``(datum, feature)``.
+        rows: the rows; if they are in memory, on the VAE's device and in its precision.
+        names: of the columns, categories and rows.
+        values: for data in memory with missing values, the unrounded values, shape ``(datum, feature)``.
     """
 
     rows: Rows | Streamed
@@ -82,7 +82,7 @@ class Table:
         return self.rows.take(slice(1)) if isinstance(self.rows, Rows) else self.rows.head(1)
 
     def blocks(self, size: int) -> Iterator[Rows]:
-        """The rows in their order, at most so many at a time."""
+        """Iterate over the rows in order, at most ``size`` at a time."""
         return self.rows.split(size) if isinstance(self.rows, Rows) else self.rows.in_order(size)
 
 
@@ -92,12 +92,12 @@ def read(
     """Read data for a VAE, with the columns and categories that it was trained on.
 
     Args:
-        vae: that is to see the data.
+        vae: the VAE to apply to the data.
         data: what :func:`pyro_vae.data.rows_for` takes, or a stream.
         context: shape ``(datum, c)``.
         mask: booleans, true where a value was observed.
-        nan_is_missing: whether NaN says so where there is no mask.
-        source: what to call the data in messages.
+        nan_is_missing: whether NaN marks a missing value, if there is no mask.
+        source: the name of the data in messages.
 
     Raises:
         DataError: if the data do not fit what the VAE was trained on, or a value is not a finite number.
@@ -113,13 +113,13 @@ def read(
     if isinstance(data, Streamed):
         return _streamed(vae, data, context, mask, nan_is_missing)
     if is_table(data):
-        data = as_frame(data, source)  # once: some can be read only once
+        data = as_frame(data, source)  # convert once, because some tables can be read only once
     elif isinstance(data, TensorDataset):
-        data = data.tensors[0]  # the others are labels
+        data = data.tensors[0]  # the other tensors are labels
     known = given = data_for(vae, data, source=source, missing=[] if nan_is_missing else None, mask=mask)
     if nan_is_missing and mask is None and not is_table(data) and not isinstance(data, Rows):
         known = mask_nan(known, source=source)
-    mask = None if isinstance(known, Data) else mask  # which have it as their own
+    mask = None if isinstance(known, Data) else mask  # Data hold their mask
     rows = rows_for(vae, known, context=context, mask=mask, source=source)
     values = _values(data, given, rows) if nan_is_missing else None
     return Table(rows.like(vae), Names.of(vae, known), values)
@@ -127,19 +127,19 @@ def read(
 
 def _streamed(vae: "VAE", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
     if context is not None or mask is not None:
-        raise SettingsError(f"{data.source}: a stream has its context and mask of its own; give them where it is made")
+        raise SettingsError(f"{data.source}: a stream holds its own context and mask; pass them where it is made")
     expected = given_names(Names.of(vae).columns)
-    if (own := given_names(data.columns)) and expected and own != expected:
+    if (columns := given_names(data.columns)) and expected and columns != expected:
         raise DataError(
-            f"{data.source}: the columns of the stream are not those of the training data in their order; give "
-            f"pyro_vae.data.stream columns={expected}"
+            f"{data.source}: the columns of the stream differ from those of the training data, or their order does; "
+            f"pass columns={expected} to pyro_vae.data.stream"
         )
     data = replace(data, nan_is_missing=True) if nan_is_missing else data
     return Table(data.like(vae).checked_for(vae), Names.of(vae, data))
 
 
 def _values(data: Any, known: Any, rows: Rows) -> np.ndarray:
-    """The numbers as they were given: those of a table in double, where reading it has rounded them."""
+    """Return the unrounded values of data: in double precision for a table, which reading may have rounded."""
     exact = getattr(known, "exact", None)
     raw = getattr(known, "x", known) if exact is None else exact
     array = raw.detach().cpu() if isinstance(raw, Tensor) else raw
@@ -163,18 +163,18 @@ def by_block(
     purpose: str,
     progress: bool,
 ) -> dict[str, np.ndarray]:
-    """Compute something of all rows, block by block, with random numbers that the first row of a block decides.
+    """Apply a function to all rows, block by block, with a seed that depends on the first row of a block.
 
     Args:
-        vae: in evaluation mode meanwhile.
+        vae: a VAE, which is in evaluation mode meanwhile.
         table: the rows.
-        compute: of the rows of a block.
-        draws: for each row.
-        width: how many numbers each draw takes.
-        chunk: about so many numbers at a time, on a GPU 64 times as many.
+        compute: a function of the rows of a block.
+        draws: the number of draws for each row.
+        width: the number of values of each draw.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU).
         seed: of all draws.
-        purpose: what is done, in words, also for the bar.
-        progress: whether to show a bar.
+        purpose: the title of the progress bar; the seeds depend on it too.
+        progress: whether to show a progress bar.
 
     Example:
         >>> import pyro_vae as pv

@@ -1,4 +1,4 @@
-"""Datasets with the user's names, and the wide tables that they become."""
+"""Label datasets with the user's names, and convert them to wide tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS, LATENTS = "feature", "latent"
-"""The dimensions that become columns of a wide table; the first other one has its rows."""
+"""The dimensions that become columns of a wide table; the first other dimension becomes its rows."""
 
 UNITS = {"x": "of the data", "z": "of the latents"}
 
@@ -26,12 +26,12 @@ def label(
     coords: Mapping[str, Any] | None = None,
     **about: Any,
 ) -> xr.Dataset:
-    """Make a dataset whose dimensions have the names of a table's parts.
+    """Make a dataset whose coordinates are the names of rows and columns.
 
     Args:
-        variables: by name their dimensions and numbers.
+        variables: the dimensions and values of each variable, by name.
         names: of the rows, features and categories.
-        coords: of further dimensions, or instead of those.
+        coords: further coordinates, which take precedence over the names.
         about: attributes.
 
     Example:
@@ -55,18 +55,18 @@ def _units(name: str) -> dict[str, str]:
 
 
 def as_table(dataset: xr.Dataset, *, decode: bool = True) -> "pd.DataFrame":
-    """Make a wide DataFrame of a dataset: a row per datum, and a column per feature or latent.
+    """Convert a dataset to a wide DataFrame, with a row per datum and a column per feature or latent.
 
-    The values of ``x`` get the names of the features, and latents are called ``z0``, ``z1``, …; ``_sd`` or ``_mcse``
-    behind a name is of that feature's standard deviation or Monte-Carlo error. Features without names are ``f0``,
-    ``f1``, …. Of imputed data, only columns in which something was missing have errors. A variable of the datum alone,
-    as ``khat``, is a column of its own name. Variables with more dimensions are left out.
+    The values of ``x`` are named like the features (``f0``, ``f1``, … without names), and latents are ``z0``, ``z1``,
+    …. The suffixes ``_sd`` and ``_mcse`` mark the standard deviation and the Monte-Carlo error. In imputed data, only
+    columns with missing values have errors. A variable over data alone, such as ``khat``, is a column with its own
+    name. Variables with more dimensions are left out.
 
     Args:
         dataset: from :func:`pyro_vae.encode`, :func:`~pyro_vae.reconstruct`, :func:`~pyro_vae.impute`,
             :func:`~pyro_vae.sample`, :func:`~pyro_vae.interpolate` or :func:`~pyro_vae.traverse`.
-        decode: whether codes of categories become their names, in columns that hold nothing but codes; of imputed
-            data, a number that is no code (as a ``Normal`` gives) becomes the nearest category.
+        decode: whether to replace codes by the names of categories, in columns that hold only codes. In imputed data,
+            other numbers (for example from a ``Normal``) become the nearest category.
 
     Returns:
         A DataFrame with the row labels as its index.
@@ -85,7 +85,7 @@ def as_table(dataset: xr.Dataset, *, decode: bool = True) -> "pd.DataFrame":
 
     row = next((dim for dim in dataset.dims if dim not in (COLUMNS, LATENTS)), None)
     if row is None:
-        raise DataError("the dataset has no dimension for rows, as datum; give what encode or impute returned")
+        raise DataError("the dataset has no dimension for rows, such as datum; pass a result of encode or impute")
     columns: dict[str, Any] = {}
     names = {COLUMNS: _features(dataset), LATENTS: [f"z{i}" for i in range(dataset.sizes.get(LATENTS, 0))]}
     for name, variable in dataset.data_vars.items():
@@ -93,10 +93,10 @@ def as_table(dataset: xr.Dataset, *, decode: bool = True) -> "pd.DataFrame":
             columns[_free(str(name), columns)] = variable.values
         elif len(variable.dims) == 2 and variable.dims[0] == row and name != "missing":
             column = variable.dims[1]
-            shown = _shown(dataset, str(name), names[str(column)])
-            columns |= {_free(told, columns): variable.values[:, i] for i, told in shown}
+            shown = _column_names(dataset, str(name), names[str(column)])
+            columns |= {_free(title, columns): variable.values[:, i] for i, title in shown}
     table = pd.DataFrame(columns, index=pd.Index(dataset[row].values))
-    return _decoded(table, dataset) if decode else table
+    return _decode(table, dataset) if decode else table
 
 
 def _features(dataset: xr.Dataset) -> list[str]:
@@ -104,26 +104,26 @@ def _features(dataset: xr.Dataset) -> list[str]:
     return [f"f{i}" for i in labels] if labels.dtype.kind in "iu" else [*map(str, labels)]
 
 
-def _shown(dataset: xr.Dataset, name: str, names: Sequence[str]) -> list[tuple[int, str]]:
-    """Which columns of a variable are shown, and as what: ``x_sd`` of feature ``age`` is ``age_sd``."""
-    what = name.partition("_")[2] if name[:1] in ("x", "z") else name
+def _column_names(dataset: xr.Dataset, name: str, names: Sequence[str]) -> list[tuple[int, str]]:
+    """List the index and the name of each shown column of a variable: ``x_sd`` of feature ``age`` is ``age_sd``."""
+    suffix = name.partition("_")[2] if name[:1] in ("x", "z") else name
     numbers = [*range(len(names))]
-    if "missing" in dataset and what:
+    if "missing" in dataset and suffix:
         numbers = np.flatnonzero(dataset["missing"].values.any(0)).tolist()
-    if what:  # nothing is known of a feature that has no such number at all
+    if suffix:  # leave out columns without any value
         numbers = [i for i in numbers if not np.isnan(dataset[name].values[:, i]).all()]
-    return [(i, f"{names[i]}_{what}" if what else names[i]) for i in numbers]
+    return [(i, f"{names[i]}_{suffix}" if suffix else names[i]) for i in numbers]
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
-    """A name that no column has."""
+    """Append underscores to a name until no column has it."""
     while name in taken:
         name += "_"
     return name
 
 
-def _decoded(table: "pd.DataFrame", dataset: xr.Dataset) -> "pd.DataFrame":
-    """A table whose codes are the names of categories, in columns that hold nothing but codes."""
+def _decode(table: "pd.DataFrame", dataset: xr.Dataset) -> "pd.DataFrame":
+    """Replace codes by the names of categories, in columns that hold only codes."""
     for name, known in json.loads(dataset.attrs.get("categories", "{}")).items():
         if name in table:
             codes = table[name].to_numpy()

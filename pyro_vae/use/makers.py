@@ -1,4 +1,4 @@
-"""Makers of parts, which are classes and partials of classes: their class, and how wide a network they need."""
+"""Inspect the classes and partials that make components: their class, and the width of the network they need."""
 
 from functools import partial
 from inspect import signature
@@ -7,7 +7,7 @@ from typing import Any
 from pyro_vae.likelihoods import Normal
 
 learned_normal = partial(Normal, scale=0.5, learn_scale=True)
-"""The likelihood where none is named: the units of the user's data are unknown, so their noise is learned."""
+"""The default likelihood; the units of the data are unknown, so its scale is learned."""
 
 
 def class_of(maker: Any) -> Any:
@@ -21,12 +21,12 @@ def class_of(maker: Any) -> Any:
 
 
 def count_outputs(maker: Any, size: int, *, cls: Any = None) -> int:
-    """Count the outputs that the network of a part needs.
+    """Count the outputs that a component needs from its network.
 
     Args:
-        maker: a class of priors, likelihoods or posteriors, or a partial of one, whose settings may change the number.
-        size: the features or latents that the part describes.
-        cls: the class that the maker calls, where it is no plain partial.
+        maker: a class of priors, likelihoods or posteriors, or a partial of one, whose arguments may change the number.
+        size: the number of features or latents that the component describes.
+        cls: the class that the maker calls, if the maker is neither a class nor a partial.
 
     Example:
         >>> from pyro_vae.likelihoods import Categorical

@@ -1,4 +1,4 @@
-"""Weighted draws from p(z|x), also where the guide alone covers it badly, as where much of x is missing."""
+"""Draw from p(z|x) by adaptive importance sampling, even if q(z|x) covers it badly, as when much of x is missing."""
 
 import math
 from collections.abc import Iterator
@@ -17,30 +17,30 @@ from pyro_vae.errors import ModelError
 from pyro_vae.evidence.weights import smoothed
 
 ROUNDS, COMPLETED = 30, 8
-"""Rounds of adaptation at most, and how many times each datum is completed in a round."""
+"""The largest number of rounds of adaptation, and the number of completions of each datum in a round."""
 
 PILOT, PER_LATENT = 200, 20
-"""Draws of a round for each datum, and how many more for each latent."""
+"""The number of draws of a round for each datum, and the number of further draws for each latent."""
 
 ENOUGH, LATE, LESS = 0.25, 10, 0.1
-"""The share of the draws that is to remain effective; and from which round on less is enough to end with."""
+"""The share of effective draws that ends the adaptation; from round LATE on, the share LESS is enough."""
 
 SHARES = {"prior": 0.05, "guide": 0.15, "completed": 0.3, "fitted": 0.5}
-"""The shares of the draws that come from each part of the proposal."""
+"""The share of the draws from each component of the proposal."""
 
 DF, RIDGE = 5.0, 1e-6
-"""The degrees of freedom of the Student-t that is fitted, and what its covariance has more, of its mean variance."""
+"""The degrees of freedom of the fitted Student-t, and the smallest ridge of its covariance, relative to its scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """Draws of z with weights that make them draws of p(z|x).
+    """Draws of z with importance weights for p(z|x).
 
     Args:
-        z: shape ``(draw, datum, latent)``.
-        likelihood: p(x|z) of them, without what is missing.
-        weights: smoothed, with sum 1 over the draws of a datum, shape ``(draw, datum)``.
-        khat: the shape of the tail of the weights, shape ``(datum,)``.
+        z: the draws, shape ``(draw, datum, latent)``.
+        likelihood: p(x|z) at the draws, with missing values masked.
+        weights: smoothed weights that sum to 1 over the draws of a datum, shape ``(draw, datum)``.
+        khat: the Pareto shape k̂ of the tail of the weights, shape ``(datum,)``.
     """
 
     z: Tensor
@@ -50,18 +50,18 @@ class Weighted:
 
     @property
     def ess(self) -> Tensor:
-        """How many draws of p(z|x) they are worth, shape ``(datum,)``."""
+        """The effective sample size, shape ``(datum,)``."""
         return 1 / self.weights.square().sum(0)
 
 
 @dataclass(frozen=True, eq=False)
 class _Component:
-    """Part of a proposal: q(z) of each datum, of which there may be several, side by side.
+    """A component of the proposal: one or several distributions q(z) for each datum.
 
     Args:
-        q: batch shape ``(copies · datum,)``.
-        copies: how many.
-        share: of the draws, for all copies together.
+        q: the distributions, batch shape ``(copies · datum,)``.
+        copies: the number of distributions for each datum.
+        share: the share of the draws from all copies together.
     """
 
     q: Distribution
@@ -69,40 +69,40 @@ class _Component:
     share: float
 
     def draw(self, number: int) -> Tensor:
-        """About so many draws of each datum, shape ``(draw, datum, latent)``: as many from each copy, at least one."""
+        """Draw at least ``number`` times for each datum, equally from each copy, shape ``(draw, datum, latent)``."""
         z = self.q.sample((-(-number // self.copies),))
         return z.unflatten(1, (self.copies, -1)).flatten(0, 1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The log-density of all copies together, shape ``(draw, datum)``."""
+        """Compute the log-density of the mixture of all copies, shape ``(draw, datum)``."""
         each = self.q.log_prob(z.repeat(1, self.copies, 1)).double()
         return each.unflatten(1, (self.copies, -1)).logsumexp(1) - math.log(self.copies)
 
 
 def weighted_posterior(vae: VAE, rows: Rows, draws: int) -> Iterator[tuple[Tensor, Weighted]]:
-    """Draw from p(z|x) of rows by importance sampling, with a proposal that is adapted to each datum.
+    """Draw from p(z|x) by importance sampling, with a proposal that is adapted to each datum.
 
     .. math:: w_k \\propto \\frac{p(x_o, z_k)}{\\sum_j s_j q_j(z_k)}
 
-    The guide was trained to see all of x. Where much is missing it is too narrow and in the wrong place, and its
-    weights have no variance. So the proposal is a mixture of the guide, the prior, the guide at x completed by draws
-    of what is missing, and a Student-t with the mean and the covariance of the weighted draws so far. Its last two
-    parts are adapted in rounds, whose weights are tempered (raised to a power β below 1) as far as is needed for a
-    quarter of the draws to remain effective, until so many do without that (after ten rounds, a tenth). The draws of
-    the final proposal, which come from its parts in fixed shares, are weighted by the density of the whole mixture,
-    and the weights are Pareto-smoothed, unless the largest is at most 1 + log K times the mean of K: k̂ is at most 0
-    then.
+    The guide was trained on complete x. If much of x is missing, it is too narrow and misplaced, and its importance
+    weights have infinite variance. The proposal is therefore a mixture of the guide, the prior, the guide at x
+    completed by draws of the missing values, and a Student-t with the mean and the covariance of the weighted draws so
+    far. The last two components are adapted in rounds. In each round the weights are tempered (raised to a power β
+    below 1) as little as a quarter of effective draws needs; the adaptation ends when a quarter are effective without
+    tempering (after ten rounds, a tenth). The draws of the final proposal come from its components in fixed shares and
+    are weighted by the density of the whole mixture. The weights are Pareto-smoothed, unless the largest of K weights
+    is at most 1 + log K times their mean; k̂ is then at most 0.
 
     Args:
         vae: a VAE.
-        rows: on its device and in its precision.
-        draws: of each datum; slightly more are made, so that each part has its share.
+        rows: on the VAE's device and in its precision.
+        draws: the number of draws for each datum; slightly more are made, so that each component has its share.
 
-    Returns:
-        The numbers of some of the rows and their draws, until each row was there once.
+    Yields:
+        The indices of some of the rows, and their draws; each row is yielded once.
 
     Raises:
-        ModelError: if all weights of a datum are 0, or one is no number.
+        ModelError: if all weights of a datum are 0, or one is not a number.
 
     References:
         | Adaptive Multiple Importance Sampling (Cornuet et al., 2012),
@@ -129,25 +129,25 @@ def weighted_posterior(vae: VAE, rows: Rows, draws: int) -> Iterator[tuple[Tenso
         enough = (ENOUGH if number < LATE else LESS) * len(z) if number < ROUNDS - 1 else 0
         is_ready = _effective(log_weights) >= enough
         if is_ready.any():
-            own = rows.take(is_ready)
-            yield numbers[is_ready], _final(vae, own, _adapted(vae, own, z[:, is_ready], weights[:, is_ready]), draws)
+            ready, adapted = rows.take(is_ready), (z[:, is_ready], weights[:, is_ready])
+            yield numbers[is_ready], _final(vae, ready, _adapt(vae, ready, *adapted), draws)
         if is_ready.all():
             return
         rows, numbers = rows.take(~is_ready), numbers[~is_ready]
-        proposal = _adapted(vae, rows, z[:, ~is_ready], weights[:, ~is_ready])
+        proposal = _adapt(vae, rows, z[:, ~is_ready], weights[:, ~is_ready])
 
 
 def _unadapted(vae: VAE, rows: Rows) -> list[_Component]:
-    """The guide, and the prior of each datum at its own context."""
+    """Return the guide, and the prior of each datum at its context."""
     prior = vae.prior(*rows.given)
     prior = prior if prior.batch_shape else prior.expand([len(rows)])
     return [_Component(vae.posterior(rows), 1, SHARES["guide"]), _Component(prior, 1, SHARES["prior"])]
 
 
-def _adapted(vae: VAE, rows: Rows, z: Tensor, weights: Tensor) -> list[_Component]:
-    """A proposal for rows of which weighted latents are known."""
-    completed = _completed(vae, rows, resampled(z, weights, COMPLETED))
-    return [*_unadapted(vae, rows), completed, *_fitted(vae, rows, z, weights)]
+def _adapt(vae: VAE, rows: Rows, z: Tensor, weights: Tensor) -> list[_Component]:
+    """Return the proposal that is adapted to weighted draws of z."""
+    completed = _complete(vae, rows, resampled(z, weights, COMPLETED))
+    return [*_unadapted(vae, rows), completed, *_fit_student(vae, rows, z, weights)]
 
 
 def _final(vae: VAE, rows: Rows, proposal: list[_Component], draws: int) -> Weighted:
@@ -159,59 +159,59 @@ def _final(vae: VAE, rows: Rows, proposal: list[_Component], draws: int) -> Weig
 
 
 def _has_light_tail(log_weights: Tensor) -> Tensor:
-    """Whether the largest weight of a datum is no larger than that of as many exponential draws.
+    """Return whether the largest weight of a datum is at most the largest of as many exponential draws.
 
-    Where a part of the mixture begins, weights rise from a plateau with a kink. A Pareto tail fitted there has any k̂,
-    though all weights are of one size.
+    Where a component of the mixture begins to dominate, the weights have a kink. The k̂ of a Pareto tail fitted there
+    is arbitrary, although all weights have the same order of magnitude.
     """
     most, number = log_weights.amax(0), len(log_weights)
     return most - log_weights.logsumexp(0) + math.log(number) < math.log(1 + math.log(number))
 
 
 def _tempered(log_weights: Tensor) -> Tensor:
-    """Weights to the power of β, the largest up to 1 that leaves enough draws effective.
+    """Return weights to the power of β, the largest β up to 1 that leaves enough draws effective.
 
-    They lead from the proposal a part of the way to the posterior.
+    The tempered target lies between the proposal and the posterior.
     """
     low, high = log_weights.new_zeros(log_weights.shape[1:]), log_weights.new_ones(log_weights.shape[1:])
     power = high
     for _ in range(20):
-        fine = _effective(power * log_weights) >= ENOUGH * len(log_weights)
-        low, high = torch.where(fine, power, low), torch.where(fine, high, power)
+        is_enough = _effective(power * log_weights) >= ENOUGH * len(log_weights)
+        low, high = torch.where(is_enough, power, low), torch.where(is_enough, high, power)
         power = torch.where(low == 1, low, (low + high) / 2)
     return (low * log_weights).softmax(0)
 
 
 def _effective(log_weights: Tensor) -> Tensor:
-    """The effective sample size of each datum."""
+    """Return the effective sample size of each datum."""
     return 1 / log_weights.softmax(0).square().sum(0)
 
 
 def _weigh(vae: VAE, rows: Rows, proposal: list[_Component], draws: int) -> tuple[Tensor, Distribution, Tensor]:
-    """Draws of a mixture in the shares of its parts, p(x|z) of them, and their log-weights."""
-    whole = sum(part.share for part in proposal)
-    drawn = [part.draw(math.ceil(draws * part.share / whole)) for part in proposal]
+    """Draw from a mixture in the shares of its components, and return the draws, p(x|z) and the log-weights."""
+    total = sum(part.share for part in proposal)
+    drawn = [part.draw(math.ceil(draws * part.share / total)) for part in proposal]
     z = torch.cat(drawn)
-    log_shares = [math.log(len(own) / len(z)) for own in drawn]
+    log_shares = [math.log(len(of_part) / len(z)) for of_part in drawn]
     log_mixture = torch.stack([part.log_prob(z) + share for part, share in zip(proposal, log_shares, strict=True)])
     likelihood = vae.likelihood(z, rows)
     log_joint = likelihood.log_prob(rows.x).double() + vae.prior(*rows.given).log_prob(z).double()
     log_weights = log_joint - log_mixture.logsumexp(0)
     if not log_weights.logsumexp(0).isfinite().all():
         raise ModelError(
-            "a datum has importance weights that are no finite numbers, all 0 or infinite; look at the densities that "
-            "decoder, prior and encoder give for it"
+            "the importance weights of a datum are all 0, or one is infinite or NaN; check the densities of the "
+            "decoder, prior and encoder for it"
         )
     return z, likelihood, log_weights
 
 
 def resampled(z: Tensor, weights: Tensor, number: int) -> Tensor:
-    """Draw latents by their weights, with replacement, shape ``(number, datum, latent)``.
+    """Resample latents by their weights, with replacement, shape ``(number, datum, latent)``.
 
     Args:
         z: shape ``(draw, datum, latent)``.
         weights: shape ``(draw, datum)``.
-        number: how many of each datum.
+        number: the number of draws for each datum.
 
     Example:
         >>> resampled(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0.0], [1.0]]), 3).flatten()
@@ -221,29 +221,29 @@ def resampled(z: Tensor, weights: Tensor, number: int) -> Tensor:
     return z[chosen, torch.arange(z.shape[1], device=chosen.device)]
 
 
-def _completed(vae: VAE, rows: Rows, z: Tensor) -> _Component:
-    """The guide at rows whose missing values are drawn given latents ``(copy, datum, latent)``."""
+def _complete(vae: VAE, rows: Rows, z: Tensor) -> _Component:
+    """Return the guide at rows whose missing values are drawn given latents ``(copy, datum, latent)``."""
     drawn = vae.likelihood(z, rows).sample()
     x = drawn if rows.mask is None else torch.where(rows.mask, rows.x, drawn)
     context = None if rows.context is None else rows.context.repeat(COMPLETED, 1)
     return _Component(vae.posterior(Rows(x.flatten(0, 1), context)), COMPLETED, SHARES["completed"])
 
 
-def _fitted(vae: VAE, rows: Rows, z: Tensor, weights: Tensor) -> list[_Component]:
-    """A Student-t with the mean and covariance of weighted latents; none where latents are not any numbers."""
+def _fit_student(vae: VAE, rows: Rows, z: Tensor, weights: Tensor) -> list[_Component]:
+    """Return a Student-t with the mean and covariance of weighted latents, or nothing if z is constrained."""
     if not isinstance(support_of(vae.prior(*rows.given)), type(constraints.real)):
         return []
-    own, z = z, z.double()
+    drawn, z = z, z.double()
     mean = torch.einsum("kd,kdl->dl", weights, z)
-    apart = z - mean
-    covariance = torch.einsum("kd,kdl,kdm->dlm", weights, apart, apart)
+    deviation = z - mean
+    covariance = torch.einsum("kd,kdl,kdm->dlm", weights, deviation, deviation)
     size = z.shape[-1]
-    wide = covariance.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(own.dtype).tiny
-    # Few effective draws tell little of a covariance: the fewer, the more of it is of one variance for all latents.
-    known = (1 - (size + 1) * weights.square().sum(0)).clamp(0.0, 1 - RIDGE).view(-1, 1, 1)
+    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(drawn.dtype).tiny
+    # Shrink the covariance to a multiple of the identity, the more the fewer draws are effective.
+    kept = (1 - (size + 1) * weights.square().sum(0)).clamp(0.0, 1 - RIDGE).view(-1, 1, 1)
     identity = torch.eye(size, dtype=z.dtype, device=z.device)
-    covariance = known * covariance + (1 - known) * wide.view(-1, 1, 1) * identity
+    covariance = kept * covariance + (1 - kept) * variance.view(-1, 1, 1) * identity
     factor = torch.linalg.cholesky(covariance)
-    df = torch.full_like(wide, DF)
-    q = dist.MultivariateStudentT(df.to(own), mean.to(own), factor.to(own))
+    df = torch.full_like(variance, DF)
+    q = dist.MultivariateStudentT(df.to(drawn), mean.to(drawn), factor.to(drawn))
     return [_Component(q, 1, SHARES["fitted"])]

@@ -1,4 +1,4 @@
-"""Counterfactual predictions: data as they would be in another context."""
+"""Predict data in another context."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.use.inputs import read
-from pyro_vae.use.reconstruct import decoded
+from pyro_vae.use.reconstruct import encode_and_decode
 from pyro_vae.use.sample import contexts
 
 
@@ -30,35 +30,36 @@ def predict(
     chunk: int = 2**22,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Predict data in another context: encode in their own, decode in the other.
+    """Predict data in another context: encode in their own context, decode in the other.
 
     .. math:: \\tilde x_i \\sim \\int p(\\tilde x | z, c')\\, q(z | x_i, c_i)\\, dz
 
-    So the latents of a datum stay what its own context c and its values say, and the decoder alone sees c'. Where the
-    prior depends on the context too (``ContextNormal``), z is not moved along with it: what c' changes in z is left
-    out. The noise of x is drawn anew. Whether the difference is an effect is a question of how the contexts came about.
+    The latents of a datum depend on its values and its own context c; only the decoder sees c'. If the prior depends on
+    the context too (``ContextNormal``), the effect of c' on z is left out. The noise of x is drawn independently.
+    Whether the difference between two contexts is causal depends on how the contexts were assigned.
 
     The draws of z are those of :func:`pyro_vae.reconstruct` with the same ``draws``, ``seed`` and ``chunk``, so that
-    differences from it, or between two contexts, hold no noise of draws but that of the difference itself.
+    the difference from a reconstruction, or between two contexts, uses common random numbers.
 
     Args:
         vae: a conditional VAE, whose decoder sees the context.
         data: what :func:`pyro_vae.reconstruct` takes.
-        context: c', one for all rows, shape ``(c,)`` or ``(1, c)``, or one for each, shape ``(datum, c)``; of a VAE
-            that was trained on named context columns also a table of these, as ``{"batch": ["b"]}``.
-        own_context: c, shape ``(datum, c)``; not given where the data have their own.
+        context: c', one for all rows, shape ``(c,)`` or ``(1, c)``, or one for each row, shape ``(datum, c)``; for a
+            VAE that was trained on named context columns also a table of these columns, e.g. ``{"batch": ["b"]}``.
+        own_context: c, shape ``(datum, c)``; not needed if the data hold it.
         mask: booleans, the shape of the data: true where observed.
-        draws: of z for each datum, at least 2.
+        draws: the number of draws of z for each datum, at least 2.
         seed: of the draws.
-        chunk: about so many numbers at a time, on a GPU 64 times as many; another chunk makes other draws.
-        progress: whether to show a bar.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU); another chunk gives
+            other draws.
+        progress: whether to show a progress bar.
 
     Returns:
-        A dataset as that of :func:`pyro_vae.reconstruct`: ``x``, the mean; ``x_sd``, the standard deviation of x
-        itself; ``x_mcse``, the standard error of the mean over the draws.
+        A dataset like that of :func:`pyro_vae.reconstruct`: ``x``, the mean; ``x_sd``, the standard deviation of x
+        itself; ``x_mcse``, the standard error of the mean over draws.
 
     Raises:
-        DataError: if the data are not those that the VAE takes, or ``context`` is not finite or not of one row or all.
+        DataError: if the data do not fit the VAE, or ``context`` is not finite or has neither one row nor all.
         ModelError: if the VAE does not fit the data or their contexts.
         SettingsError: if the data have no context of their own, or a setting is out of its range.
 
@@ -73,7 +74,7 @@ def predict(
         >>> _ = torch.manual_seed(0)
         >>> vae = pv.VAE(
         ...     prior=pv.priors.StandardNormal(2),
-        ...     decoder=pv.likelihoods.Normal(torch.nn.Linear(2 + 1, 3)),  # whose last column is the effect of a batch
+        ...     decoder=pv.likelihoods.Normal(torch.nn.Linear(2 + 1, 3)),  # the last column is the effect of a batch
         ...     encoder=pv.posteriors.DiagNormal(pv.nn.mlp(3 + 1, [8], 4)),
         ... )
         >>> x, batch = torch.randn(5, 3), torch.zeros(5, 1)
@@ -86,15 +87,14 @@ def predict(
     refuse_seed(seed)
     table = read(vae, data, context=own_context, mask=mask)
     if table.first.context is None:
-        raise SettingsError("the data have no context of their own, in which they are encoded; give it as own_context=")
+        raise SettingsError("the data have no context to be encoded in; pass it as own_context=")
     if context is None:
-        raise SettingsError("context is None; give the context to predict in")
-    (others,) = contexts(vae, context, len(table))
-    left = others
+        raise SettingsError("context is None; pass the context to predict in")
+    (remaining,) = contexts(vae, context, len(table))
 
-    def in_the_other(rows: Rows) -> Rows:
-        nonlocal left  # the blocks come in the order of the contexts
-        other, left = left.split([len(rows), len(left) - len(rows)])
+    def replace_context(rows: Rows) -> Rows:
+        nonlocal remaining  # the blocks come in the order of the contexts
+        other, remaining = remaining.split([len(rows), len(remaining) - len(rows)])
         return replace(rows, context=other)
 
-    return decoded(vae, table, in_the_other, draws=draws, seed=seed, chunk=chunk, progress=progress)
+    return encode_and_decode(vae, table, replace_context, draws=draws, seed=seed, chunk=chunk, progress=progress)

@@ -1,4 +1,4 @@
-"""Reconstructions of data: what the posterior predictive expects of each feature."""
+"""Reconstruct data by the posterior predictive mean of each feature."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,36 +28,37 @@ def reconstruct(
     chunk: int = 2**22,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Reconstruct data: the mean and the spread of the posterior predictive of each feature.
+    """Compute the posterior predictive mean and standard deviation of each feature.
 
     .. math:: \\tilde x_i \\sim \\int p(\\tilde x | z)\\, q(z | x_i)\\, dz
 
-    The mean of x given z is averaged over draws of z, in the units of the data. Where a likelihood has none in closed
-    form (a ``DiscretizedLogisticMixture``, distributions of your own), x is drawn too.
+    The mean of x given z is averaged over draws of z, in the units of the data. If it has no closed form (a
+    ``DiscretizedLogisticMixture``, custom distributions), x is drawn too.
 
-    The mean of a ``Bernoulli`` is the probability of a 1, that of counts and grey levels a number between them. Codes
+    The mean of a ``Bernoulli`` is the probability of a 1; the mean of counts and grey levels need not be whole. Codes
     of a ``Categorical`` have no mean: their reconstruction is the most probable code.
 
     Args:
         vae: a VAE.
-        data: what :func:`pyro_vae.data.rows_for` takes, or a :func:`pyro_vae.data.stream`, which is read once; all but
-            the result stays in bounded memory.
+        data: what :func:`pyro_vae.data.rows_for` takes, or a :func:`pyro_vae.data.stream`, which is read once; memory
+            is bounded, except for the result.
         context: of a conditional VAE, shape ``(datum, c)``.
-        mask: booleans, the shape of the data: true where observed; what is missing is reconstructed too.
-        draws: of z for each datum, at least 2.
+        mask: booleans, the shape of the data: true where observed; missing values are reconstructed too.
+        draws: the number of draws of z for each datum, at least 2.
         seed: of the draws.
-        chunk: about so many numbers at a time, on a GPU 64 times as many; another chunk makes other draws.
-        progress: whether to show a bar.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU); another chunk gives
+            other draws.
+        progress: whether to show a progress bar.
 
     Returns:
-        A dataset over ``datum`` and ``feature``: ``x``, the mean; ``x_sd``, the standard deviation of **x itself**, in
-        which are both the noise of the likelihood and what is not known of z (it does not fall with more draws and is
-        not the error of the mean); ``x_mcse``, the standard error of the mean over the draws. Of codes, ``x`` is the
-        most probable one, both errors are NaN, and ``x_probability`` with ``x_probability_mcse`` is the probability
+        A dataset over ``datum`` and ``feature``: ``x``, the mean; ``x_sd``, the standard deviation of **x itself**,
+        which includes the noise of the likelihood and the uncertainty of z (it does not shrink with more draws and is
+        not the error of the mean); ``x_mcse``, the standard error of the mean over draws. For codes, ``x`` is the
+        most probable code, both errors are NaN, and ``x_probability`` with ``x_probability_mcse`` is the probability
         of that code.
 
     Raises:
-        DataError: if the data are not those that the VAE takes, by value or by column.
+        DataError: if the values or columns of the data do not fit the VAE.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a setting is out of its range.
 
@@ -76,43 +77,43 @@ def reconstruct(
     whole("chunk", chunk, 1)
     refuse_seed(seed)
     table = read(vae, data, context=context, mask=mask)
-    return decoded(vae, table, lambda rows: rows, draws=draws, seed=seed, chunk=chunk, progress=progress)
+    return encode_and_decode(vae, table, lambda rows: rows, draws=draws, seed=seed, chunk=chunk, progress=progress)
 
 
 @torch.no_grad()
-def decoded(
+def encode_and_decode(
     vae: VAE,
     table: Table,
-    seen_by_decoder: Callable[[Rows], Rows],
+    rows_to_decode: Callable[[Rows], Rows],
     *,
     draws: int,
     seed: int,
     chunk: int,
     progress: bool,
 ) -> xr.Dataset:
-    """Encode the rows of a table, and decode them as rows of another context, or of their own.
+    """Encode the rows of a table, and decode them in the same or another context.
 
     Args:
         vae: a VAE.
         table: the rows.
-        seen_by_decoder: gives, for each block in its order, the rows with the context that the decoder sees.
-        draws: of z for each row.
+        rows_to_decode: a function that returns, for each block in order, the rows with the decoder's context.
+        draws: the number of draws of z for each row.
         seed: of the draws.
-        chunk: about so many numbers at a time.
-        progress: whether to show a bar.
+        chunk: the approximate number of values to process at a time.
+        progress: whether to show a progress bar.
 
     Example:
         >>> import pyro_vae as pv
         >>> from pyro_vae.use.inputs import read
         >>> vae = pv.exact.LinearGaussian(torch.ones(2, 1), torch.zeros(2), 1.0).as_vae()
         >>> settings = {"draws": 10, "seed": 0, "chunk": 100, "progress": False}
-        >>> decoded(vae, read(vae, torch.ones(3, 2)), lambda rows: rows, **settings).x.shape
+        >>> encode_and_decode(vae, read(vae, torch.ones(3, 2)), lambda rows: rows, **settings).x.shape
         (3, 2)
     """
 
     def compute(rows: Rows) -> Found:
         z = vae.posterior(rows).sample((draws,))
-        found = summarize(vae.likelihood(z, seen_by_decoder(rows)), z.new_full(z.shape[:2], 1 / draws))
+        found = summarize(vae.likelihood(z, rows_to_decode(rows)), z.new_full(z.shape[:2], 1 / draws))
         return {name: value.to(rows.x.dtype) for name, value in found.items()}
 
     found = by_block(

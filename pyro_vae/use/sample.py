@@ -1,4 +1,4 @@
-"""New rows from the model."""
+"""Sample new rows from the model."""
 
 from typing import Any
 
@@ -28,27 +28,27 @@ from pyro_vae.use.labelled import label
 def sample(
     vae: VAE, n: int, *, context: Any = None, seed: int = 0, chunk: int = 2**22, progress: bool = False
 ) -> xr.Dataset:
-    """Draw new rows from the model.
+    """Sample new rows from the model.
 
     .. math:: z \\sim p(z), \\qquad x \\sim p(x | z)
 
     Args:
         vae: a VAE.
-        n: how many rows, at least 1.
-        context: of a conditional VAE, one for all rows, shape ``(c,)`` or ``(1, c)``, or one for each, shape
-            ``(n, c)``; of a VAE that was trained on named context columns also a table of these, as
+        n: the number of rows, at least 1.
+        context: the context of a conditional VAE, one for all rows, shape ``(c,)`` or ``(1, c)``, or one for each row,
+            shape ``(n, c)``; for a VAE that was trained on named context columns also a table of these columns, e.g.
             ``{"batch": ["b"]}``.
         seed: of the draws.
-        chunk: about so many numbers at a time, on a GPU 64 times as many; another chunk makes other draws.
-        progress: whether to show a bar.
+        chunk: the approximate number of values to process at a time (64 times as many on a GPU); another chunk gives
+            other draws.
+        progress: whether to show a progress bar.
 
     Returns:
-        A dataset over ``datum`` and ``feature``: ``x``, rows as the data are, in their units; the features have the
-        names of the columns that the VAE was trained on, and :func:`pyro_vae.as_table` turns codes into the names of
-        categories.
+        A dataset over ``datum`` and ``feature``: ``x``, the sampled rows in the units of the data. The features have
+        the names of the training columns, and :func:`pyro_vae.as_table` replaces codes by the names of categories.
 
     Raises:
-        DataError: if the context is not finite or not of one row or n rows.
+        DataError: if the context is not finite, or has neither one row nor n rows.
         ModelError: if the model needs a context and gets none, or one of another width.
         SettingsError: if a setting is out of its range.
 
@@ -64,26 +64,26 @@ def sample(
     given = contexts(vae, context, n)
     device = vae.like(torch.empty(0)).device
     with evaluating(vae):
-        with seeded(seed, device):  # to see how many numbers there are
-            z = _from_the_prior(vae, 1, *(rows[:1] for rows in given))
+        with seeded(seed, device):  # one row, to find out the number of values
+            z = _sample_prior(vae, 1, *(rows[:1] for rows in given))
             width = likelihood_at(vae, z, tuple(rows[:1] for rows in given)).event_shape.numel()
         size = max(1, numbers_at_once(chunk, device) // max(width, z.numel()))
         starts, drawn = range(0, n, size), []
         with ticking("Sampling", len(starts), progress) as tick:
             for first in starts:
-                number, own = min(size, n - first), [rows[first : first + size] for rows in given]
+                number, block = min(size, n - first), [rows[first : first + size] for rows in given]
                 with seeded(derive_seed(seed, "sampling", first), device):
-                    x = vae.decoder(_from_the_prior(vae, number, *own), *own).sample()
+                    x = vae.decoder(_sample_prior(vae, number, *block), *block).sample()
                 drawn.append(x.flatten(1).cpu().numpy())
                 tick()
     return label({"x": (["datum", "feature"], np.concatenate(drawn))}, Names.of(vae), seed=seed)
 
 
 def contexts(vae: VAE, context: Any, n: int) -> tuple[Tensor, ...]:
-    """A context for each of n rows, where there is one, on the device and in the precision of a VAE.
+    """Expand a context to n rows, on the device and in the precision of a VAE; return ``()`` without a context.
 
     Raises:
-        DataError: if it is not of one row or n rows.
+        DataError: if the context has neither one row nor n rows.
 
     Example:
         >>> import pyro_vae as pv
@@ -97,17 +97,17 @@ def contexts(vae: VAE, context: Any, n: int) -> tuple[Tensor, ...]:
     array = context if isinstance(context, Tensor) else np.asarray(context)
     rows = vae.like(as_tensor(array[None] if array.ndim == 1 else array, source="context"))
     if rows.dim() != 2 or len(rows) not in (1, n):
-        raise DataError(f"the context has shape {tuple(rows.shape)} for {n} rows; give one row, or {n}")
+        raise DataError(f"the context has shape {tuple(rows.shape)}, for {n} rows; give one row, or {n}")
     return (rows.expand(n, -1),)
 
 
 def _as_numbers(vae: VAE, context: Any) -> Any:
-    """A context of named columns as the numbers that the VAE was trained on; another as it is."""
+    """Encode a context of named columns as in training; return any other context unchanged."""
     known = vae.trained_on
     if not is_table(context):
         return context
     if known is None or not known.context_columns:
-        raise SettingsError("context is a table, and the VAE was trained on no named context columns; give numbers")
+        raise SettingsError("context is a table, but the VAE was not trained on named context columns; give numbers")
     columns = [*known.context_columns]
     like = Data(torch.empty(0), columns=columns, categories=known.categories, source="the training data")
     return one_hot_context(data_of(context, columns=columns, like=like, source="context"))
@@ -117,7 +117,7 @@ def likelihood_at(vae: VAE, z: Tensor, given: tuple[Tensor, ...]) -> Distributio
     """Return p(x|z) at latents in contexts from :func:`contexts`.
 
     Raises:
-        ModelError: if the decoder cannot be called with them, naming the context that it needs.
+        ModelError: if the decoder cannot be called with these contexts; the message names the context that it needs.
 
     Example:
         >>> import pyro_vae as pv
@@ -135,7 +135,7 @@ def prior_at(vae: VAE, given: tuple[Tensor, ...]) -> Distribution:
     """Return p(z) in contexts from :func:`contexts`.
 
     Raises:
-        ModelError: if the prior cannot be called with them, naming the context that it needs.
+        ModelError: if the prior cannot be called with these contexts; the message names the context that it needs.
 
     Example:
         >>> import pyro_vae as pv
@@ -151,30 +151,30 @@ def prior_at(vae: VAE, given: tuple[Tensor, ...]) -> Distribution:
 
 
 def _inputs(part: nn.Module) -> int:
-    """How many numbers the first layer takes, 0 where that is no linear map."""
+    """Return the number of inputs of the first linear layer, or 0 if there is none."""
     return next((layer.in_features for layer in part.modules() if isinstance(layer, nn.Linear)), 0)
 
 
 def _with_needed_context(error: ModelError, vae: VAE, given: tuple[Tensor, ...], numbers: int) -> ModelError:
-    """An error that says which context the model needs, where it was given another, else the error itself.
+    """Return an error that names the context that the model needs, or ``error`` if the context is not the cause.
 
-    ``numbers`` is how many numbers the context has where the VAE does not know its columns.
+    ``numbers`` is the width of the context for a VAE that was not trained on named context columns.
     """
     known, names, where = vae.trained_on, "", ""
     if known is not None and known.context_columns:
         each = context_names(known.context_columns, known.categories)
         numbers, names = len(each), f" ({', '.join(each)})"
         where = "; for pyro-vae sample, name a table of contexts with --data"
-    own = given[0].shape[-1] if given else 0
-    if numbers <= 0 or own == numbers:
+    width = given[0].shape[-1] if given else 0
+    if numbers <= 0 or width == numbers:
         return error
-    was = f"one of {own}" if own else "none"
+    received = f"one of {width}" if width else "none"
     return ModelError(
-        f"the model needs a context of {numbers} number{'s' * (numbers > 1)}{names} and was given {was}; "
-        f"give context= of shape ({numbers},){where}"
+        f"the model needs a context of {numbers} number{'s' * (numbers > 1)}{names} and got {received}; "
+        f"pass context= of shape ({numbers},){where}"
     )
 
 
-def _from_the_prior(vae: VAE, number: int, *context: Tensor) -> Tensor:
+def _sample_prior(vae: VAE, number: int, *context: Tensor) -> Tensor:
     prior = prior_at(vae, context)
     return prior.sample(() if prior.batch_shape else (number,))

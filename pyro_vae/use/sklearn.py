@@ -1,4 +1,4 @@
-"""A VAE as a scikit-learn transformer, for pipelines and grid searches."""
+"""A scikit-learn transformer that trains a VAE, for pipelines and grid searches."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,55 +29,55 @@ from pyro_vae.train.trial import default_batch_size
 from pyro_vae.use.makers import class_of, count_outputs, learned_normal
 
 STEPS, PASSES = 1000, 10
-"""Where no number of epochs is given, training takes at least so many steps, and so many passes over the data."""
+"""The smallest number of steps and of passes over the data, if ``epochs`` is not given."""
 
 AT_ONCE = 4096
-"""So many rows are encoded or decoded at a time."""
+"""The number of rows that are encoded or decoded at a time."""
 
 NUMBERS = (np.float64, np.float32)
-"""The precisions that X may have; the VAE has that of X, and X of another is taken in double."""
+"""The types of X that the VAE uses too; other types are converted to the first one."""
 
 
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """A VAE that scikit-learn fits, with posterior means as the transformed rows.
+    """A VAE with the interface of scikit-learn, which transforms rows to posterior means.
 
     .. math:: \\texttt{transform}: x \\mapsto \\mathbb E_{q(z|x)} z, \\qquad
         \\texttt{inverse\\_transform}: z \\mapsto \\mathbb E_{p(x|z)} x, \\qquad
         \\texttt{score\\_samples}: x \\mapsto \\log p(x)
 
-    ``score`` is the mean of log p(x) in nats, so that a grid search compares latents, parts and lengths of training by
-    held-out evidence. NaN in X is a missing value: it leaves the likelihood, and the encoder sees the mean of its
-    column (0 without ``standardize``). The VAE has the precision of X, float64 or float32.
+    ``score`` is the mean of log p(x) in nats, so that a grid search compares numbers of latents, components and epochs
+    by held-out evidence. NaN in X marks a missing value: it is left out of the likelihood, and the encoder sees the
+    mean of its column (0 without ``standardize``). The VAE has the precision of X, float64 or float32.
 
-    All methods are deterministic after ``fit``. ``transform`` and ``inverse_transform`` treat each row by itself;
-    ``score_samples`` is a Monte-Carlo estimate, whose draws for a row depend on the rows beside it. Two checks of
-    :func:`sklearn.utils.estimator_checks.check_estimator` can therefore not hold, :func:`expected_failed_checks`.
+    All methods are deterministic after ``fit``. ``transform`` and ``inverse_transform`` treat rows independently;
+    ``score_samples`` is a Monte-Carlo estimate, whose draws for a row depend on the other rows. It therefore fails two
+    checks of :func:`sklearn.utils.estimator_checks.check_estimator`, which :func:`expected_failed_checks` lists.
 
     Args:
         n_components: the number of latents.
-        hidden: the widths of the hidden layers, of the encoder in this order and of the decoder in reverse.
+        hidden: the widths of the encoder's hidden layers; the decoder has them in reverse order.
         prior: a class of :mod:`pyro_vae.priors`, or a partial of one, called with the number of latents
-            (:class:`~pyro_vae.priors.VampPrior` with the data); StandardNormal if not given.
-        likelihood: a class of :mod:`pyro_vae.likelihoods`, or a partial of one, called with the decoder network; if not
-            given, a Normal whose scale is learned.
-        posterior: a class of :mod:`pyro_vae.posteriors`, or a partial of one, called with the encoder network;
-            DiagNormal if not given.
-        epochs: passes over the data; if not given, as many as take 1000 steps, and at least 10.
-        batch_size: rows per step; if not given, as in :func:`pyro_vae.fit`.
+            (:class:`~pyro_vae.priors.VampPrior` with the data); by default StandardNormal.
+        likelihood: a class of :mod:`pyro_vae.likelihoods`, or a partial of one, called with the decoder network; by
+            default a Normal with a learned scale.
+        posterior: a class of :mod:`pyro_vae.posteriors`, or a partial of one, called with the encoder network; by
+            default DiagNormal.
+        epochs: passes over the data; by default enough for 1000 steps, and at least 10.
+        batch_size: rows per step; by default as in :func:`pyro_vae.fit`.
         learning_rate: of Adam.
-        standardize: whether the networks see standardized values; densities stay those of the data in their units.
+        standardize: whether the networks see standardized values; densities stay in the units of the data.
         num_particles: draws per row for log p(x), at least 2.
-        device: ``"auto"`` is CUDA where there is one, else the CPU.
-        random_state: of the weights, the order of the rows and all draws: a whole number, a ``RandomState``, or None
-            for another result each time.
-        verbose: whether to show a bar while training.
+        device: ``"auto"`` selects CUDA if available, else the CPU.
+        random_state: the source of the seed of the weights, the order of the rows and all draws: an integer, a
+            ``RandomState``, or None for a different result each time.
+        verbose: whether to show a progress bar during training.
 
     Attributes:
         vae_: the trained :class:`~pyro_vae.VAE`.
-        fit_: what :func:`pyro_vae.fit` returned, with the history.
+        fit_: the result of :func:`pyro_vae.fit`, with the history.
         seed_: the seed of this training, drawn from ``random_state``.
         n_features_in_: the number of columns of X.
-        feature_names_in_: their names, where X had some.
+        feature_names_in_: the names of the columns of X, if it has names.
 
     References:
         | API design for machine learning software (Buitinck et al., 2013), https://arxiv.org/abs/1309.0238
@@ -169,14 +169,14 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         check_is_fitted(self)
         latents = Rows(torch.from_numpy(check_array(X, dtype=NUMBERS, copy=True))).like(self.vae_)
-        # The decoder is given latents alone: of the rows only their number and their width are known.
+        # There are no rows to decode to; the likelihood uses only their number and width.
         blank = torch.zeros(1, self.n_features_in_).to(latents.x)
         return self._in_pieces(lambda z: self.vae_.likelihood(z.x, Rows(blank.expand(len(z), -1))).mean, latents)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Estimate log p(x) of each row by importance weighting, in nats, shape ``(datum,)``.
 
-        Its Monte-Carlo error and k̂ are in ``pyro_vae.log_evidence(model.vae_, X)`` and ``pyro_vae.score``.
+        ``pyro_vae.log_evidence(model.vae_, X)`` and ``pyro_vae.score`` also return its Monte-Carlo error and k̂.
 
         Args:
             X: shape ``(datum, feature)``, NaN for missing.
@@ -196,7 +196,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return float(self.score_samples(X).mean())
 
     def _data(self, X: Any, *, reset: bool = False, least: int = 1) -> Data:
-        """X, validated as scikit-learn does, with the names of its columns and what of it is missing."""
+        """Validate X as scikit-learn does, and return it with the names of its columns and a mask of missing values."""
         if not reset:
             check_is_fitted(self)
         x = validate_data(
@@ -221,16 +221,16 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
 
 def expected_failed_checks(estimator: VAETransformer) -> dict[str, str]:
-    """Name the checks of scikit-learn that cannot hold, with the reason.
+    """List the checks of scikit-learn that fail by design, with the reason.
 
     Args:
-        estimator: any; the checks are the same for all.
+        estimator: any estimator; the checks are the same for all.
 
     Example:
         >>> list(expected_failed_checks(VAETransformer()))
         ['check_methods_sample_order_invariance', 'check_methods_subset_invariance']
     """
-    reason = "score_samples is a Monte-Carlo estimate, whose draws for a row depend on the rows beside it"
+    reason = "score_samples is a Monte-Carlo estimate, whose draws for a row depend on the other rows"
     return dict.fromkeys(["check_methods_sample_order_invariance", "check_methods_subset_invariance"], reason)
 
 
@@ -244,7 +244,7 @@ def _vae_of(
     *,
     standardize: bool,
 ) -> VAE:
-    """A VAE of these parts, its networks as wide as the parts need them."""
+    """Build a VAE with these components, with networks as wide as the components need."""
     features, widths = data.x.shape[1], list(hidden)
     made_prior = prior(data if getattr(class_of(prior), "takes_data", False) else latents)
     decoder = likelihood(mlp(latents, widths[::-1], count_outputs(likelihood, features)))

@@ -1,4 +1,4 @@
-"""Walks through the latents: between two rows, and along one latent."""
+"""Decode walks through the latent space: between two rows, and along one latent."""
 
 import math
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from pyro_vae.use.labelled import label
 from pyro_vae.use.sample import contexts, likelihood_at, prior_at
 
 DRAWS = 10_000
-"""Draws of the prior, where its quantiles have no closed form."""
+"""The number of draws from a prior whose quantiles have no closed form."""
 
 REACH = 2.0
-"""How many standard deviations of a normal prior a latent runs to each side."""
+"""The range of a traversed latent to each side, in standard deviations of a normal prior."""
 
 
 @torch.no_grad()
@@ -42,15 +42,15 @@ def interpolate(
         vae: a VAE.
         a: a row, in any form that :func:`pyro_vae.data.rows_for` takes, or a row of a DataFrame or of an array.
         b: the row at the other end.
-        steps: points on the line, its ends among them, at least 2.
-        context: of a conditional VAE, one for both rows and for the line, shape ``(c,)``.
-        draws: of x at each point, where the likelihood has no mean in closed form.
-        seed: of such draws, and of those of :func:`pyro_vae.encode`.
+        steps: the number of points on the line, including its ends, at least 2.
+        context: the context of a conditional VAE, for both rows and the line, shape ``(c,)``.
+        draws: the number of draws of x at each point, used if the mean of the likelihood has no closed form.
+        seed: of these draws, and of those of :func:`pyro_vae.encode`.
 
     Returns:
-        A dataset over ``step``, whose coordinate is t: ``x``, the mean of each feature (of codes the most probable one)
-        with ``x_sd``, the spread of x given z, and ``x_mcse``, which is 0 where the mean has a closed form; and the
-        latents ``z``.
+        A dataset over ``step``, whose coordinate is t: ``x``, the mean of each feature (for codes, the most probable
+        code) with ``x_sd``, the standard deviation of x given z, and ``x_mcse``, which is 0 if the mean has a closed
+        form; and the latents ``z``.
 
     Raises:
         DataError: if ``a`` or ``b`` is not one row.
@@ -66,11 +66,11 @@ def interpolate(
     first, names = _end(vae, a, context, "a")
     second, _ = _end(vae, b, context, "b")
     if any(not torch.equal(p, q) for p, q in zip(first.given, second.given, strict=True)):
-        raise DataError("a and b have different contexts; give context=, one for both")
+        raise DataError("a and b have different contexts; pass context=, one for both rows")
     start, end = (encode(vae, row, seed=seed).z.values for row in (first, second))
     at = np.linspace(0, 1, steps)
     z = vae.like(torch.as_tensor((1 - at)[:, None] * start + at[:, None] * end))
-    return _decoded(vae, z, first.given, names, "step", {"step": at}, draws, seed)
+    return _decode(vae, z, first.given, names, "step", {"step": at}, draws, seed)
 
 
 @torch.no_grad()
@@ -85,27 +85,27 @@ def traverse(
     draws: int = 100,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Decode a latent that runs over the quantiles of its prior, with the other latents at their centre.
+    """Decode the quantiles of one latent under its prior, with the other latents at their prior mean.
 
     .. math:: z_j = F_j^{-1}(u), \\qquad z_k = E_{p(z)}[z_k] \\; (k \\ne j), \\qquad x_u = E[x | z]
 
     Args:
         vae: a VAE.
         latent: j, counted from 0.
-        quantiles: probabilities u between 0 and 1; if not given, ``steps`` of them, which for a normal prior are equal
-            steps from 2 standard deviations below its mean to 2 above it (u from 0.023 to 0.977).
-        steps: how many, where ``quantiles`` are not given, at least 2.
+        quantiles: probabilities u between 0 and 1; by default ``steps`` of them, which for a normal prior are equal
+            steps from 2 standard deviations below the mean to 2 above it (u from 0.023 to 0.977).
+        steps: the number of points if ``quantiles`` are not given, at least 2.
         context: of a conditional VAE, shape ``(c,)``.
-        draws: of x at each point, where the likelihood has no mean in closed form.
-        seed: of such draws, and of the 10,000 of the prior where its quantiles or its mean have no closed form (a
-            mixture, a flow); the centre is then the mean of these draws.
+        draws: the number of draws of x at each point, used if the mean of the likelihood has no closed form.
+        seed: of these draws, and of 10,000 draws from the prior if its quantiles or its mean have no closed form (a
+            mixture, a flow); the mean of the prior is then the mean of these draws.
 
     Returns:
-        A dataset over ``quantile``: ``x`` with ``x_sd`` and ``x_mcse``, as of :func:`pyro_vae.interpolate`, and the
+        A dataset over ``quantile``: ``x`` with ``x_sd`` and ``x_mcse``, as in :func:`pyro_vae.interpolate`, and the
         latents ``z``.
 
     Raises:
-        SettingsError: if there is no such latent, or a quantile is not between 0 and 1.
+        SettingsError: if the latent does not exist, or a quantile is not between 0 and 1.
 
     References:
         | beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
@@ -125,14 +125,14 @@ def traverse(
         prior = prior_at(vae, given)
         if latent >= (size := prior.event_shape.numel()):
             raise SettingsError(f"latent is {latent}; the VAE has {size}, counted from 0")
-        centre, values = _of_the_prior(prior, latent, at)
+        centre, values = _prior_quantiles(prior, latent, at)
     z = centre.repeat(len(at), 1)
     z[:, latent] = values
-    return _decoded(vae, z, given, Names.of(vae), "quantile", {"quantile": at}, draws, seed, traversed=latent)
+    return _decode(vae, z, given, Names.of(vae), "quantile", {"quantile": at}, draws, seed, traversed=latent)
 
 
 def _end(vae: VAE, row: Any, context: Any, name: str) -> tuple[Rows, Names]:
-    """A row at an end of the line, and what its features are called."""
+    """Read a row at an end of the line, and the names of its features."""
     table = read(vae, _one_row(row), context=_two_dimensional(context), source=name)
     if len(table) != 1 or not isinstance(table.rows, Rows):
         raise DataError(f"{name} has {len(table)} rows; give one")
@@ -140,8 +140,8 @@ def _end(vae: VAE, row: Any, context: Any, name: str) -> tuple[Rows, Names]:
 
 
 def _one_row(row: Any) -> Any:
-    """A row of a DataFrame or an array as data of one row."""
-    if hasattr(row, "to_frame") and hasattr(row, "index"):  # of pandas
+    """Convert a row of a DataFrame or an array to data of one row."""
+    if hasattr(row, "to_frame") and hasattr(row, "index"):  # a pandas Series
         return row.to_frame().T.infer_objects()
     return _two_dimensional(row)
 
@@ -161,8 +161,8 @@ def _quantiles(given: Sequence[float] | None, steps: int) -> np.ndarray:
     return at
 
 
-def _of_the_prior(prior: Distribution, latent: int, at: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The centre, shape ``(1, latent)``, and the quantiles of a latent."""
+def _prior_quantiles(prior: Distribution, latent: int, at: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the prior mean, shape ``(1, latent)``, and the quantiles of one latent."""
     shape = (1, prior.event_shape.numel())
     base = prior.base_dist if isinstance(prior, Independent) else prior
     try:
@@ -176,7 +176,7 @@ def _of_the_prior(prior: Distribution, latent: int, at: np.ndarray) -> tuple[Ten
     return centre, values
 
 
-def _decoded(
+def _decode(
     vae: VAE,
     z: Tensor,
     given: tuple[Tensor, ...],
@@ -187,7 +187,7 @@ def _decoded(
     seed: int,
     **about: Any,
 ) -> xr.Dataset:
-    """What is expected of each feature at latents ``(point, latent)`` in one context."""
+    """Decode latents ``(point, latent)`` in one context, and return the mean of each feature."""
     whole("draws", draws, 2)
     each = tuple(context.expand(len(z), -1) for context in given)
     with evaluating(vae), seeded(seed, z.device):

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from pyro_vae.cli import main
-from pyro_vae.cli.checksums import put, sum_of
+from pyro_vae.cli.checksums import compute_checksum, record_checksum
 from pyro_vae.train.checkpoint.tensor_file import read_tree, write_tree
 
 Content = bytes | Callable[[Path], object] | None
@@ -194,7 +194,7 @@ def meant(content: Content) -> Content:
 
     def write(path: Path) -> None:
         plant(path, content)
-        put(path.parent, path.name, sum_of(path))
+        record_checksum(path.parent, path.name, compute_checksum(path))
 
     return write
 
@@ -340,7 +340,7 @@ SETTINGS = [
     setting("epochs 0", "--epochs 0", "epochs is 0", "at least 1"),
     setting("a word for epochs", "--epochs many", "epochs: expected int, got many", HELP),
     setting("latent_dim 0", "--latent_dim 0", "latent_dim is 0", "at least 1"),
-    setting("latent_dim beyond any memory", f"--latent_dim {10**15}", "no VAE can be made", "memory", "change them"),
+    setting("latent_dim beyond any memory", f"--latent_dim {10**15}", "cannot build a VAE", "memory", "change them"),
     setting("a hidden layer of width 0", "--hidden [4,0]", "one of the sizes [0, 4, 8, 3] is 0", "at least 1"),
     setting("held_out 0", "--held_out 0", "held-out fraction is 0.0", FRACTION),
     setting("held_out 1", "--held_out 1", "held-out fraction is 1.0", FRACTION),
@@ -361,13 +361,13 @@ SETTINGS = [
         "the loss became nan at step 2 (epoch 1)", "the VAE now has its initial weights", "lower the learning rate",
         left=frozenset(DIVERGED | {"run.json"}),
     ),
-    setting("a negative learning rate", "--optimizer.lr=-1", "optimizer: ", "learning rate: -1.0", "change its"),
+    setting("a negative learning rate", "--optimizer.lr=-1", "the optimizer cannot be used", "learning rate: -1.0", "change its"),
     setting("a word for the learning rate", "--optimizer.lr x", "optimizer: lr: expected float, got x", HELP),
-    setting("an optimizer that needs a closure", "--optimizer LBFGS", "optimizer: ", "'closure'", "change its"),
+    setting("an optimizer that needs a closure", "--optimizer LBFGS", "the optimizer cannot be used", "'closure'", "change its"),
     setting("an optimizer of sparse gradients", "--optimizer SparseAdam", "does not support dense", "change its"),
     setting("an unknown prior", "--prior Cauchy", "prior: there is no class Cauchy", HELP),
     setting("a prior of no module", "--prior nowhere.Prior", "prior: No module named 'nowhere'", HELP),
-    setting("a base class for a prior", "--prior Prior", "no VAE can be made", "change them, latent_dim 8"),
+    setting("a base class for a prior", "--prior Prior", "cannot build a VAE", "change them, latent_dim 8"),
     setting("a prior for a likelihood", "--likelihood pyro_vae.priors.Prior", "Prior"),
     setting("a setting that a prior has not", "--prior.what 3", "prior: no class is named", "option 'what'", HELP),
     setting("an unknown estimator", "--elbo Nope", "elbo: there is no class Nope", HELP),
@@ -391,9 +391,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 COMPARES = [
-    compare("a missing run", "--run gone", "gone: holds no config.yaml", "give the folder of a run"),
-    compare("a folder that is no run", "--run held", "held: holds no config.yaml", "give the folder", files=HELD),
-    compare("a file for a run", "--run plain", "plain: holds no config.yaml", "give the folder", files=PLAIN),
+    compare("a missing run", "--run gone", "gone: holds no config.yaml", "give a run folder"),
+    compare("a folder that is no run", "--run held", "held: holds no config.yaml", "give a run folder", files=HELD),
+    compare("a file for a run", "--run plain", "plain: holds no config.yaml", "give a run folder", files=PLAIN),
     compare("neither run nor data", "", "compare needs RUN", "or --data"),
     compare("draws 1", "--run run --draws 1", "draws is 1", "at least 2"),
     compare("draws 1 before a training", "--data five.npy --draws 1", "draws is 1", "at least 2", files=FIVE),
@@ -415,11 +415,11 @@ COMPARES = [
         "data of other columns than the run's", "--run run --data five.npy",
         "five.npy: a row has 5 numbers", "3 in ", "same columns", files=FIVE,
     ),
-    damaged("a run whose config.yaml is damaged", "config.yaml", b"data: [", "is not as it was written", "copy the"),
+    damaged("a run whose config.yaml is damaged", "config.yaml", b"data: [", "has changed since it was", "copy the"),
     damaged("a run whose config.yaml is wrong", "config.yaml", meant(b"data: ["), "not the settings of a run", "copy"),
     damaged("a run whose config.yaml is empty", "config.yaml", meant(b""), "not a table of settings", "copy the run"),
     damaged("a run whose config.yaml is of bytes", "config.yaml", meant(bytes(range(256))), "'utf-8'", "copy the run"),
-    compare("a run without its list", "--run run", "config.yaml: is not in ", "copy", files={"run/SHA256SUMS": b""}),
+    compare("a run without its list", "--run run", "config.yaml: has no checksum in ", "copy", files={"run/SHA256SUMS": b""}),
     damaged("a run without weights", "weights.safetensors", Path.unlink, "No such file", "pass a file"),
     damaged("truncated weights", "weights.safetensors", cut(None, 0.9), "damaged", "bytes instead of", "copy it again"),
     damaged("weights of bytes", "weights.safetensors", b"x" * 100, "or not a weights or checkpoint file", "copy it"),

@@ -57,7 +57,7 @@ def test_a_log_without_tensorboard_is_refused_before_anything_is_done(folder, mo
         (["--callbacks", "[EarlyStopping, EMA]"], "pass restore=False to all but one of them"),
         (["--callbacks+=Early"], "there is no class Early"),
         (["--scheduler", "ReduceLROnPlateau"], "set threshold_mode='abs'"),
-        (["--scheduler", "OneCycleLR", "--scheduler.max_lr", "0.1"], "scheduler: it cannot be used"),
+        (["--scheduler", "OneCycleLR", "--scheduler.max_lr", "0.1"], "the scheduler cannot be used"),
         (["--clip_norm", "0"], "clip_norm is 0"),
         (["--precision", "bf8"], "bf8"),
     ],

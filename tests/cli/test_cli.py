@@ -96,7 +96,7 @@ def test_fit_writes_a_run_that_compare_reads(table, tmp_path, capsys):
 def test_compare_refuses_settings_that_a_run_has_already(table, tmp_path, capsys):
     assert main(["fit", "--data", table, "--out", "run", *FAST]) == 0
     assert main(["compare", "--run", "run", "--out", "compared", "--epochs", "5"]) == 2
-    assert "RUN brings its own epochs; leave --epochs out" in capsys.readouterr().err
+    assert "RUN already sets epochs; leave --epochs out" in capsys.readouterr().err
     assert not (tmp_path / "compared").exists()
 
 

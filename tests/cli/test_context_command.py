@@ -195,9 +195,9 @@ def test_samples_without_a_context_are_refused_in_one_sentence(folder, in_pounds
     for run in (folder / "run", in_pounds / "run"):
         assert main(["sample", f"{run}", "--out", f"{tmp_path}/drawn.csv"]) == 2
         told = capsys.readouterr().err
-        assert "needs a context of 4 numbers (age, sex=f, sex=m, sex=x) and was given none" in told
+        assert "needs a context of 4 numbers (age, sex=f, sex=m, sex=x) and got none" in told
         assert "name a table of contexts with --data" in told
-        with pytest.raises(ModelError, match=r"needs a context of 4 numbers .* and was given one of 3"):
+        with pytest.raises(ModelError, match=r"needs a context of 4 numbers .* and got one of 3"):
             pv.sample(pv.load(run), 3, context=[1.0, 2.0, 3.0])
     assert not (tmp_path / "drawn.csv").exists()
 

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from pyro_vae.cli import compare as cli_compare
 from pyro_vae.cli import main
 from pyro_vae.cli import swap as cli_swap
-from pyro_vae.cli.fit import loaded, trained_run
+from pyro_vae.cli.fit import load_data, trained_run
 from pyro_vae.cli.kept_jobs import KeptJobs, places_of
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import command, swap_settings
@@ -82,12 +82,12 @@ def test_a_killed_swap_goes_on_to_the_ranking_of_one_that_was_not(folder, monkey
     assert len(begun) == 2, "a finished one trains nothing"
     best = str(read("whole/ranking.nc").model.values[0])
     assert f"Best: {best}" in said
-    assert ", kept in whole/models/" in said
+    assert ", saved in whole/models/" in said
 
 
 def test_each_trained_model_is_a_run_that_check_and_compare_take(folder):
     assert main([*SWAP, "--out", "whole"]) == 0
-    held_out = loaded(command("swap", swap_settings).parse_path("whole/config.yaml")).held_out
+    held_out = load_data(command("swap", swap_settings).parse_path("whole/config.yaml")).held_out
     with open("whole/ranking.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == ["1", "2"]
@@ -127,14 +127,12 @@ def test_a_sweep_goes_on_with_its_own_data_and_command_only(folder, monkeypatch,
         with pytest.raises(SystemExit):
             main([*COMPARE, "--out", "cut"])
     assert main(["swap", "cut"]) == 2
-    assert "cut: is of pyro-vae compare; go on with pyro-vae compare cut" in capsys.readouterr().err
+    assert "cut: was written by pyro-vae compare; resume with pyro-vae compare cut" in capsys.readouterr().err
     np.save("data.npy", np.random.default_rng(1).normal(size=(60, 3)))
     assert main(["compare", "cut"]) == 2
-    assert "cut was begun with other data than" in capsys.readouterr().err
+    assert "cut was started with other data than" in capsys.readouterr().err
     assert main(["swap", "nowhere"]) == 2
-    assert (
-        "nowhere: holds no sweep.json; give the folder of a pyro-vae swap that was stopped" in capsys.readouterr().err
-    )
+    assert "nowhere: holds no sweep.json; give the folder of an interrupted pyro-vae swap" in capsys.readouterr().err
 
 
 def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():
@@ -142,7 +140,7 @@ def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():
         {"difference": ("model", [0.0, -1.0, -1.0, np.nan]), "difference_se": ("model", [0.0, 0.6, 0.4, np.nan])},
         {"model": ["a", "near", "far", "diverged"]},
     )
-    assert cli_swap._best_of(ranked) == "Best: a (not told apart from near by 2 standard errors)"
+    assert cli_swap._best_of(ranked) == "Best: a (within 2 standard errors of near)"
     assert cli_swap._best_of(ranked.isel(model=[0, 2])) == "Best: a"
 
 
@@ -154,7 +152,7 @@ def test_a_finished_job_is_taken_as_it_was_written_only(tmp_path):
     assert kept.path("models/00-a", "other.txt") is None
     assert kept.path("models/01-b", "weights.txt") is None
     (run.path / "models/00-a" / "weights.txt").write_text("2")
-    with pytest.raises(DataError, match=r"weights\.txt: is not as it was written; copy the run again"):
+    with pytest.raises(DataError, match=r"weights\.txt: has changed since it was written; copy the run again"):
         kept.path("models/00-a", "weights.txt")
 
 
@@ -170,4 +168,4 @@ def test_a_sweep_whose_mark_is_damaged_is_refused_in_a_sentence(command, folder,
         (folder / "out" / name).write_text("{")
     (folder / "out" / "SHA256SUMS").write_text(f"{'0' * 64}  sweep.json\n")
     assert main([command, "out"]) == 2
-    assert "sweep.json: is not as it was written; copy the run again" in capsys.readouterr().err
+    assert "sweep.json: has changed since it was written; copy the run again" in capsys.readouterr().err

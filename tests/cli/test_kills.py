@@ -76,7 +76,7 @@ def test_a_hang_up_ends_as_sigterm_does(data, monkeypatch, capsys):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert "go on with pyro-vae fit --resume run\npyro-vae: interrupted" in capsys.readouterr().err
+    assert "resume with pyro-vae fit --resume run\npyro-vae: interrupted" in capsys.readouterr().err
     assert main(["fit", "--resume", "run"]) == 0
 
 
@@ -151,4 +151,4 @@ def test_ctrl_c_while_the_command_is_imported_is_one_line(monkeypatch, capsys):
 def test_a_schedule_that_no_checkpoint_can_hold_is_refused(data, capsys):
     schedule = ["--scheduler", "MultiplicativeLR", "--scheduler.lr_lambda", "builtins.abs"]
     assert main(["fit", "--data", data, "--out", "run", *FAST, *schedule]) == 2
-    assert "pyro-vae: scheduler: it cannot be used (" in capsys.readouterr().err
+    assert "pyro-vae: the scheduler cannot be used (" in capsys.readouterr().err

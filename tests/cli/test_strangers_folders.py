@@ -14,7 +14,7 @@ import yaml
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.cli.checksums import put, sum_of
+from pyro_vae.cli.checksums import compute_checksum, record_checksum
 from pyro_vae.errors import DataError
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.tensor_file import read_tree, write_tree
@@ -56,7 +56,7 @@ def with_settings(run: Path, **changed) -> None:
 def with_text(run: Path, name: str, text: str | bytes) -> None:
     """Plant a file with its sum, as a stranger can."""
     (run / name).write_bytes(text.encode() if isinstance(text, str) else text)
-    put(run, name, sum_of(run / name))
+    record_checksum(run, name, compute_checksum(run / name))
 
 
 def refused(capsys, arguments: list[str]) -> str:
@@ -123,7 +123,7 @@ def test_trust_names_a_package_of_ones_own_but_none_below_the_run_folder(run, ca
     (run / "payload.py").write_text(OWN)
     with_settings(run, prior=of_class("runs.stranger.payload.Own"))
     told = refused(capsys, ["encode", str(run), "--trust", "runs"])
-    assert "payload.Own is code of the run folder itself, which is never run" in told
+    assert "payload.Own is code inside the run folder, which is never run" in told
     assert not Path("RAN").exists()
     with_settings(run, prior=of_class("trusted_package.Own"))
     assert "add --trust trusted_package" in refused(capsys, ["compare", str(run)])
@@ -264,7 +264,7 @@ def test_an_oversized_checkpoint_falls_back_to_the_one_before(run):
 def plant_history(run: Path, change) -> None:
     with h5py.File(run / "history.nc", "a") as file:
         change(file)
-    put(run, "history.nc", sum_of(run / "history.nc"))
+    record_checksum(run, "history.nc", compute_checksum(run / "history.nc"))
 
 
 def test_a_history_that_leads_to_another_file_is_refused(run, capsys):

@@ -70,7 +70,7 @@ SECOND = "[StandardNormal, Laplace]"
         (["--likelihoods", "[Normal, Bernoulli]"], "but Bernoulli takes 0 and 1"),
         (["--priors", "[StandardNormal, StudentT]", "--elbo", "AnalyticKL"], "StudentT: the KL of Normal from"),
         (["--priors", "[StandardNormal, Laplace]", "--elbo", "HandDerivedELBO"], "Laplace: HandDerivedELBO is"),
-        (["--priors", SECOND, "--optimizer.lr=-1"], "optimizer: it cannot be used (Invalid learning rate: -1.0)"),
+        (["--priors", SECOND, "--optimizer.lr=-1"], "the optimizer cannot be used (Invalid learning rate: -1.0)"),
         (["--priors", "[StandardNormal, StandardNormal]"], "priors holds pyro_vae.priors.StandardNormal twice"),
         (["--likelihoods", "[Normal, {class_path: Normal, init_args: {scale: 1.0}}]"], "Normal twice; leave one out"),
         (["--held_out", "0.01"], "there is 1 held-out datum; standard errors need at least 2"),
@@ -157,7 +157,7 @@ def test_a_divergence_of_one_is_marked_and_the_others_are_ranked(folder, capsys)
 def test_where_all_diverge_that_is_said(folder, capsys):
     assert swap("--priors", SECOND, "--optimizer", "torch.optim.SGD", "--optimizer.lr", "1e30") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "every combination diverged, the first so: the loss became" in last
+    assert "every combination diverged; the first error: the loss became" in last
     assert not Path("run").exists()
 
 
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_the_grid_and_ranks_what_is_wholly_trained(at, folder, train
     assert swap("--priors", "[StandardNormal, Laplace, Normal]") == 130
     assert len(begun) == at, "no other is begun"
     said = capsys.readouterr().err
-    assert f"interrupted: {at - 1} of 3 combinations are wholly trained" in said
+    assert f"interrupted: {at - 1} of 3 combinations are trained" in said
     if at == 1:
         assert not Path("run").exists()
     else:

@@ -92,7 +92,7 @@ def test_results_and_errors_of_workers_come_back(monkeypatch):
 
 def test_a_worker_that_dies_ends_the_others():
     started = time.monotonic()
-    with pytest.raises(ProcessError, match=r"a worker died .*SIGKILL.*; start again, with fewer side by side"):
+    with pytest.raises(ProcessError, match=r"a worker died .*SIGKILL.*; start again, with fewer workers"):
         run(sweep_checks.one_dies)
     assert time.monotonic() - started < 25, "the other is not waited for"
 

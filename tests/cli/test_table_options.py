@@ -7,7 +7,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.cli.checksums import sum_of
+from pyro_vae.cli.checksums import compute_checksum
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.errors import DataError, PrecisionWarning
 
@@ -112,9 +112,9 @@ def test_a_run_of_a_version_that_did_not_standardize_is_read_as_it_was(tmp_path)
     pd.DataFrame(ROWS, columns=["a", "b"]).to_csv(tmp_path / "wide.csv", index=False)
     of_a_run(tmp_path, "--standardize", "false")
     config, sums = tmp_path / "run" / "config.yaml", tmp_path / "run" / "SHA256SUMS"
-    before = sum_of(config)
+    before = compute_checksum(config)
     config.write_text(config.read_text().replace("standardize: false\n", ""))
-    sums.write_text(sums.read_text().replace(before, sum_of(config)))
+    sums.write_text(sums.read_text().replace(before, compute_checksum(config)))
     assert trained_run(str(tmp_path / "run"), None)[1].standardize is None
 
 

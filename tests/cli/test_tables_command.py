@@ -99,7 +99,7 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys):
     out = tmp_path / "z.csv"
     out.write_text("mine")
     assert call(folder, "encode", "--out", str(out)) == 2
-    assert "z.csv: is there already, and nothing is overwritten" in capsys.readouterr().err
+    assert "z.csv: already exists, and nothing is overwritten" in capsys.readouterr().err
     assert out.read_text() == "mine"
 
 
@@ -121,9 +121,9 @@ def test_a_file_that_comes_while_it_computes_is_left_too(folder, tmp_path, monke
     [
         (["--data", "wrong.csv"], "wrong.csv: column 'b' of"),
         (["--data", "gaps.csv"], "row 3, column 'b' is '?', not a number"),
-        (["--out", "z.xlsx"], "end it in .csv, .parquet or .npy"),
-        (["--out", "nowhere/z.csv"], "there is no folder nowhere"),
-        (["--missing", "?"], "missing is of --data, which is not given"),
+        (["--out", "z.xlsx"], "use the extension .csv, .parquet or .npy"),
+        (["--out", "nowhere/z.csv"], "the folder nowhere does not exist"),
+        (["--missing", "?"], "--missing applies to --data, which is not given"),
         (["--draws", "1"], "draws is 1; it must be a whole number of at least 2"),
         (["--rows", "3"], "unrecognized arguments: --rows 3"),
     ],

@@ -251,7 +251,7 @@ def test_a_seed_that_diverges_is_left_out_and_told_of(folder, capsys, monkeypatc
     told = capsys.readouterr().err
     assert code == 0
     assert "seed 1: the loss became nan in epoch 1" in told
-    assert "of 3 seeds 2 came to the end" in told
+    assert "2 of 3 seeds finished" in told
     assert mean.attrs["seeds"].tolist() == [0, 2]
     assert mean.attrs["diverged"] == "seed 1: the loss became nan in epoch 1"
 
@@ -260,14 +260,14 @@ def test_a_seed_that_cannot_be_evaluated_takes_no_other_with_it(folder, capsys, 
     from pyro_vae.cli import compare as cli_compare
     from pyro_vae.errors import ModelError
 
-    compared = cli_compare._compared
+    compared = cli_compare._compare_moments
 
     def fails_with_1(settings, *arguments, **more):
         if settings.seed == 1:
             raise ModelError("the encoder cannot be called")
         return compared(settings, *arguments, **more)
 
-    monkeypatch.setattr(cli_compare, "_compared", fails_with_1)
+    monkeypatch.setattr(cli_compare, "_compare_moments", fails_with_1)
     monkeypatch.setattr(RunFolder, "figure", lambda *_: None)
     code, mean = compare("run", "--seeds", "[0, 1]", "--epochs", "1")
     assert code == 0
@@ -278,7 +278,7 @@ def test_a_seed_that_cannot_be_evaluated_takes_no_other_with_it(folder, capsys, 
 def test_where_every_seed_diverges_nothing_is_written(folder, capsys):
     flags = ["--optimizer", "SGD", "--optimizer.lr", "1e12", "--seeds", "[0, 1]"]
     assert main(["compare", "--data", "data.npy", "--out", "none", *FAST, *ONE, *flags]) == 2
-    assert "every seed failed, the first so: seed 0: " in capsys.readouterr().err
+    assert "every seed failed; the first error: seed 0: " in capsys.readouterr().err
     assert not Path("none").exists()
 
 
@@ -308,7 +308,7 @@ def test_an_estimator_that_does_not_hold_is_refused_before_training(folder, caps
 
 def test_one_seed_has_nothing_beside_it(folder, capsys):
     assert main(["compare", "--data", "data.npy", "--out", "none", *FAST, "--workers", "2"]) == 2
-    assert "there is one training and nothing beside it; give --seeds" in capsys.readouterr().err
+    assert "need several trainings, and there is one; pass --seeds" in capsys.readouterr().err
 
 
 def test_a_seed_that_is_interrupted_is_not_compared(folder, monkeypatch):
@@ -321,7 +321,7 @@ def test_a_seed_that_is_interrupted_is_not_compared(folder, monkeypatch):
         return dataclasses.replace(trained(settings, *arguments, **more), interrupted=True)
 
     monkeypatch.setattr(cli_compare, "train", interrupted)
-    monkeypatch.setattr(cli_compare, "_compared", lambda *_, **__: compared.append(1))
+    monkeypatch.setattr(cli_compare, "_compare_moments", lambda *_, **__: compared.append(1))
     assert main(["compare", "--data", "data.npy", "--out", "none", *FAST, *ONE, "--seeds", "[0, 1]"]) == 130
     assert not compared
 
@@ -343,7 +343,7 @@ def test_a_signal_keeps_the_seeds_that_are_whole(number, folder, capsys, monkeyp
     code, mean = compare("run", "--seeds", "[0, 1, 2]")
     assert code == 130
     assert mean.attrs["seeds"].tolist() == [0, 1]
-    assert "of 3 seeds 2 came to the end" in capsys.readouterr().err
+    assert "2 of 3 seeds finished" in capsys.readouterr().err
     assert main(["compare", "--data", "data.npy", "--out", "none", *FAST, *ONE, "--seeds", "[2, 0]"]) == 130
     assert not Path("none").exists()
 
@@ -351,4 +351,4 @@ def test_a_signal_keeps_the_seeds_that_are_whole(number, folder, capsys, monkeyp
 def test_a_run_has_its_seed(folder, capsys):
     assert main(["fit", "--data", "data.npy", "--out", "run", *FAST[:-2]]) == 0
     assert main(["compare", "--run", "run", "--out", "out", "--seeds", "[0, 1]"]) == 2
-    assert "RUN brings its own seeds; leave --seeds out, or leave RUN out" in capsys.readouterr().err
+    assert "RUN already sets seeds; leave --seeds out, or leave RUN out" in capsys.readouterr().err

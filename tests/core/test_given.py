@@ -210,7 +210,7 @@ def test_a_datum_far_out_does_not_squeeze_the_others_and_is_counted():
     near = plots.latent_space(model.as_vae(), x).axes[0]
     far = plots.latent_space(model.as_vae(), torch.cat([x, 1e4 * torch.ones(1, 5).double()])).axes[0]
     assert "outside" not in near.get_title()
-    assert "(1 of 61 lie outside of the figure)" in far.get_title()
+    assert "(1 of 61 are outside the figure)" in far.get_title()
     assert np.ptp(far.get_xlim()) < 5 * np.ptp(near.get_xlim())
 
 

@@ -190,7 +190,7 @@ def test_a_datatree_has_a_variable_for_each_site(factor, posterior, x):
     stats = tree["sample_stats"]
     truth = oracle().log_marginal(x).numpy()
     assert (abs(stats.log_weight - truth) < 1e-9).all() == (factor == 1.0)
-    with pytest.raises(SettingsError, match=r"labels of 'latent'; it may have some of datum, feature, z1_dim and z2"):
+    with pytest.raises(SettingsError, match=r"labels of 'latent'; it may label datum, feature, z1_dim and z2"):
         pv.to_datatree(pair(), x, coords={"latent": [1]})
 
 

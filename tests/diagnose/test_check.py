@@ -109,8 +109,8 @@ def test_every_diagnostic_sees_one_of_the_broken_vaes(name):
 def test_the_verdict_is_printed_and_says_what_it_rests_on(capsys):
     tree = pv.check(*broken("narrow"), gold=0, budget=3)
     printed = capsys.readouterr().out
-    assert printed.startswith("Verdict: of ")
-    assert "by 60 data" in printed
+    assert printed.startswith("Verdict: ")
+    assert "on 60 data" in printed
     assert all(finding.why in printed for finding in findings(tree))
 
 
@@ -186,7 +186,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
         assert main(["check", "run", "--budget", budget, "--rows", "16"]) == 0
         assert {path.name for path in (tmp_path / "run" / name).iterdir()} == {"check.nc", "report.html", "SHA256SUMS"}
     assert {path: path.read_bytes() for path in files} == before, "the run is as it was"
-    assert "Verdict: of " in capsys.readouterr().out
+    assert "Verdict: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     [
         ({"budget": 0}, "budget is 0; it must be a finite number above 0"),
         ({"draws": "many"}, "draws is 'many'; it must be a whole number of at least 4"),
-        ({"history": xr.Dataset()}, "history holds no ELBO by epoch; give the history of what fit returned"),
-        ({"history": "run/history.nc"}, "history holds no ELBO by epoch; give the history of what fit returned"),
+        ({"history": xr.Dataset()}, "history holds no ELBO by epoch; pass the history of a fit, or None"),
+        ({"history": "run/history.nc"}, "history holds no ELBO by epoch; pass the history of a fit, or None"),
         ({"gold": -1}, "gold is -1; it must be a whole number of at least 0"),
     ],
 )
@@ -212,7 +212,7 @@ def test_data_of_another_width_are_refused():
 
 def test_one_datum_is_refused_before_anything_is_run():
     vae, x = broken("not at all")
-    with pytest.raises(pv.errors.DataError, match="there is one datum only; give at least 2"):
+    with pytest.raises(pv.errors.DataError, match="there is only one datum; pass at least 2"):
         pv.check(vae, x[:1])
 
 
@@ -221,9 +221,9 @@ def test_data_that_were_trained_on_are_said_to_be(capsys):
     assert "trained on" not in conclusion(pv.check(vae, x, gold=0, draws=4, budget=0.01))
     vae.trained_on = Trained.on(row_hashes(Rows(x)))
     tree = pv.check(vae, x, gold=0, draws=4, budget=0.01)
-    assert "They were trained on (60 of its 60 rows" in conclusion(tree)
-    assert "They were trained on" in capsys.readouterr().out
-    assert "They were trained on" in as_html(tree, "Mine")
+    assert "Training data are among them (60 of its 60 rows" in conclusion(tree)
+    assert "Training data are among them" in capsys.readouterr().out
+    assert "Training data are among them" in as_html(tree, "Mine")
 
 
 def test_findings_name_the_rows_of_the_user(monkeypatch):
@@ -238,7 +238,7 @@ def test_findings_name_the_rows_of_the_user(monkeypatch):
     khat = tree["khat"].khat
     worst = khat.datum.values[khat.values.argmax()]
     assert worst.startswith("patient ")
-    assert f"the worst datum {worst} with" in finding.why
+    assert f"the worst is datum {worst} with" in finding.why
     assert khat.datum.values[0] == tree["posterior"].datum.values[0] == "patient 59"
     assert "the first is row patient 59" in conclusion(tree)
     numbered = pv.data.Data(x).rows(torch.tensor([7, 3])).rows(torch.tensor([1]))
@@ -254,7 +254,7 @@ def test_another_file_for_the_history_is_refused_in_one_sentence(tmp_path):
 def test_the_time_that_has_passed_is_taken_from_the_budget(monkeypatch):
     """Each look at the clock is 4 seconds later: of 10 there is a second left twice; what takes nearly none is run."""
     vae, x = broken("not at all")
-    monkeypatch.setattr(diagnose_check, "_seconds_of_an_evaluation", lambda *_: 1e-9)
+    monkeypatch.setattr(diagnose_check, "_measure_evaluation", lambda *_: 1e-9)
     monkeypatch.setattr(diagnose_check.time, "perf_counter", partial(next, itertools.count(0, 4)))
     took = {"collapse": 0.1}
     fine = [
@@ -276,8 +276,8 @@ def test_the_conclusion_names_what_is_bad_and_what_is_doubtful():
     )
     tree = xr.DataTree.from_dict({"findings": _as_dataset(found, 0, 9)})
     assert conclusion(tree) == (
-        "Verdict: of 3 questions 1 is fine; bad: the khat; doubtful: the sbc, by 9 data. "
-        "The khat and the sbc see one fault: q(z|x) is not p(z|x)."
+        "Verdict: 1 of 3 diagnostics is fine, on 9 data; bad: the khat; doubtful: the sbc. "
+        "The khat and the sbc point to one fault: q(z|x) differs from p(z|x)."
     )
     one = Checked(findings={"khat": found.findings["khat"]})
     assert "one fault" not in conclusion(xr.DataTree.from_dict({"findings": _as_dataset(one, 0, 9)}))
@@ -288,7 +288,7 @@ def test_the_conclusion_says_that_validation_data_chose_the_weights(capsys):
     history = xr.Dataset({"train_elbo": ("epoch", np.zeros(9))}, {"epoch": range(1, 10)})
     for kept, told in ((4, True), (9, False), (0, False)):
         tree = pv.check(vae, x, gold=0, budget=1e-9, draws=4, history=history.assign_attrs(weights_epoch=kept))
-        assert ("chose the weights (epoch 4): if they are these data" in conclusion(tree)) == told
+        assert ("chose the weights (epoch 4): if these are the same data" in conclusion(tree)) == told
     assert "chose the weights" in capsys.readouterr().out
 
 
@@ -329,7 +329,7 @@ def test_progress_is_shown_beside_the_results_and_not_among_them(capsys):
 def test_what_a_diagnostic_lacks_is_named():
     exact = linear()
     tree = pv.check(exact.as_vae(), exact.sample(19), **SETTINGS | {"budget": 0.5})
-    lacking = "Simple models beside the VAE (it takes the training data, as train=, or 20 held-out data)"
+    lacking = "Comparison with simple models (needs the training data (train=) or 20 held-out data)"
     assert lacking in conclusion(tree)
     tree = pv.check(exact.as_vae(), exact.sample(20), **SETTINGS | {"budget": 0.5})
     assert lacking not in conclusion(tree)

@@ -204,7 +204,7 @@ def test_bad_runs_are_refused(x):
         converged(series(np.ones(40)), nats=0)
     with pytest.raises(DataError, match="a run is a str"):
         converged("run")
-    with pytest.raises(DataError, match="seen no epoch"):
+    with pytest.raises(DataError, match="recorded no epoch"):
         converged(Iterates(x))
     with pytest.raises(DataError, match="there are no runs"):
         converged([])
@@ -214,7 +214,7 @@ def test_a_run_that_broke_down_is_refused():
     for wrong in (np.nan, -np.inf):
         values = np.ones(40)
         values[33:] = wrong
-        with pytest.raises(DataError, match="run 1 has an ELBO that is no finite number, first in epoch 34"):
+        with pytest.raises(DataError, match="run 1 diverged: its ELBO is not finite in epoch 34"):
             converged([series(np.ones(40)), series(values)])
 
 

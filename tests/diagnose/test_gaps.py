@@ -181,7 +181,7 @@ class Student(nn.Module):
 def test_a_family_that_is_not_known_is_refused(x):
     vae = MODEL.as_vae()
     vae.encoder = Student()
-    with pytest.raises(ModelError, match="the family of the encoder, a Student, is not known"):
+    with pytest.raises(ModelError, match="the variational family of encoder Student is unknown"):
         pv.inference_gaps(vae, x)
 
 
@@ -266,7 +266,7 @@ def test_too_few_steps_are_either_within_the_error_or_said(x, truth, shift, fact
     assert optimiser_converged(found) == (steps == 250)
     if steps < 250:
         assert judged.level != "fine"
-        assert judged.next.startswith(f"first take more steps than {steps}")
+        assert judged.next.startswith(f"first use more than {steps} steps")
 
 
 def test_the_figure_says_that_the_optimiser_has_not_converged(x):

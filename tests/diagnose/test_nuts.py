@@ -179,7 +179,9 @@ def test_a_context_goes_to_the_model(x):
 
 def test_many_data_are_refused_with_what_they_would_cost():
     x = MODEL.sample(10_000)
-    with pytest.raises(SettingsError, match=r"asked for 10,000 data, about .* hours .* choose some with data="):
+    with pytest.raises(
+        SettingsError, match=r"NUTS for 10,000 data would take about .* hours .* select some, e\.g\. data="
+    ):
         nuts(MODEL.as_vae(), x)
 
 
@@ -217,14 +219,14 @@ def test_a_choice_of_data_that_is_none_is_refused(x, data):
 
 
 def test_a_number_of_data_may_be_numpys(x):
-    assert gold_standard._chosen(np.int64(2), 40) == [0, 1]
-    assert gold_standard._chosen(torch.tensor([7, 2]), 40) == [7, 2]
+    assert gold_standard._select(np.int64(2), 40) == [0, 1]
+    assert gold_standard._select(torch.tensor([7, 2]), 40) == [7, 2]
 
 
 def test_chains_that_never_move_have_an_infinite_rhat_and_are_not_sound():
     z = np.zeros((2, 32, 1, 1))
     z[1] = 1.0
-    compared = gold_standard._compared(z, np.random.default_rng(0).normal(size=z.shape))
+    compared = gold_standard._compare(z, np.random.default_rng(0).normal(size=z.shape))
     assert compared["rhat"][0][0, 0] == np.inf
 
 
@@ -232,7 +234,7 @@ def test_the_floor_knows_how_few_draws_of_a_slow_chain_count():
     rng = np.random.default_rng(0)
     free = rng.normal(size=(2, 1000, 1, 1))
     slow = np.repeat(rng.normal(size=(2, 100, 1, 1)), 10, axis=1)
-    floors = [float(gold_standard._compared(z, free)["wasserstein_floor"][0].item()) for z in (free, slow)]
+    floors = [float(gold_standard._compare(z, free)["wasserstein_floor"][0].item()) for z in (free, slow)]
     assert floors[1] / floors[0] == pytest.approx(math.sqrt(11 / 2), rel=0.2)
 
 

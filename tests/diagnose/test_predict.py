@@ -185,10 +185,10 @@ def test_labels_are_the_coordinates():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"coords": {"datum": ["a", "b"]}}, r"coords\['datum'\] has 2 labels for 4; give one for each"),
+        ({"coords": {"datum": ["a", "b"]}}, r"coords\['datum'\] has 2 labels for 4; pass one for each"),
         ({"coords": {"feature": 3}}, r"coords\['feature'\] has 1 labels for 5"),
-        ({"coords": {"chain": [0]}}, "coords has labels of 'chain'; it may have"),
-        ({"coords": ["a"]}, "coords is a list; give {dimension: its labels}"),
+        ({"coords": {"chain": [0]}}, "coords has labels of 'chain'; it may label"),
+        ({"coords": ["a"]}, "coords is a list; pass {dimension: its labels}"),
         ({"posterior": "nuts"}, "posterior is 'nuts'; it must be guide or psis"),
         ({"posterior": "psis", "proposals": 24}, "proposals is 24"),
         ({"prior_draws": 0}, "prior_draws is 0"),
@@ -268,7 +268,7 @@ def test_arviz_plots_a_datum_and_a_feature_at_a_time_and_notes_say_what_is_no_cr
     tree = pv.to_datatree(MODEL.as_vae(), MODEL.sample(30), draws=50)
     for group, plot in (("posterior", "plot_pair"), ("posterior_predictive", "plot_ppc_pit")):
         assert f"az.{plot} takes one " in tree[group].attrs["note"]
-    assert "az.plot_loo_pit do not estimate" in tree["log_likelihood"].attrs["note"]
+    assert "az.plot_loo_pit cannot estimate" in tree["log_likelihood"].attrs["note"]
     az.plot_pair(tree, var_names=["z"], coords={"datum": 3}, backend="none")
     az.plot_ppc_pit(tree, coords={"feature": 2}, backend="none")
     with pytest.warns(UserWarning, match="Pareto"):

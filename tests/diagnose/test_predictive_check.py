@@ -64,7 +64,7 @@ def test_one_bad_column_is_named_first(check):
     assert "mean" not in found.statistic.values, "columns with names have no unit in common"
     finding = judge_predictive_check(found)
     assert finding.level == "bad"
-    assert "of 20 statistics of single columns the farthest off are the sd of alcohol (" in finding.why
+    assert "of 20 statistics of single columns, the farthest off are the sd of alcohol (" in finding.why
     columns = found.isel(statistic=found.family == "column")
     assert (np.diff(np.abs(columns.z_score)) <= 0).all(), "the worst first"
     one = columns.sel(statistic="sd of alcohol")
@@ -144,7 +144,7 @@ def test_missing_cells_are_left_out_of_data_and_replicates():
     assert tables[0].equals(tables[1]), "what is missing may hold anything"
     default = prior_check(MODEL.as_vae(), data, draws=20)
     assert default.observed.sel(statistic="mean").values == pytest.approx(float(seen.nanmean()))
-    with pytest.raises(SettingsError, match=r"'m' gives nan; it must be a finite number; missing cells are NaN"):
+    with pytest.raises(SettingsError, match=r"'m' returns nan; it must be a finite number; missing values are NaN"):
         prior_check(MODEL.as_vae(), data, statistics={"m": torch.mean})
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_is_refused():
     for wrong in ({}, [torch.mean], {"mean": 3}):
         with pytest.raises(SettingsError, match="statistics must be functions of a data set, by name"):
             prior_check(vae, x, statistics=wrong)
-    with pytest.raises(SettingsError, match="'rows' gives no single number"):
+    with pytest.raises(SettingsError, match="'rows' does not return a single number"):
         prior_check(vae, x, statistics={"rows": lambda x: x.mean(1)})
     with pytest.raises(DataError, match="not finite"):
         prior_check(vae, torch.full((3, 5), torch.inf))
@@ -229,7 +229,7 @@ def test_the_figure_has_a_panel_for_each_statistic():
     shown = [axes for axes in plots.predictive_check(found).axes if axes.get_visible()]
     assert [axes.get_xlabel() for axes in shown] == found.statistic.values.tolist()
     title = plots.predictive_check(found).get_suptitle()
-    assert "the 12 of 20 statistics of columns that are farthest off: a p-value is of one alone" in title
+    assert "the 12 of 20 statistics of columns that are farthest off: each p-value is for one statistic" in title
     of_table = predictive_check(MODEL.as_vae(), MODEL.sample(9), statistics={"mean": torch.mean}, draws=20)
     assert "columns" not in plots.predictive_check(of_table).get_suptitle()
 
@@ -262,7 +262,7 @@ def test_what_is_said_has_errors_and_no_digits_beyond_them():
     assert finding.why.startswith("the mean log p(x|z) is "), "no 'of 1 statistics'"
     assert re.search(r"; two-sided, p is at most 0\.\d+ \(doubtful below 0\.05\)", finding.why)
     assert "the share of zeros of a (1.0, in replicates 0 ± 0)" in finding.why
-    assert re.search(r"for all of them p < 0.005, corrected for those of the table p is at most 0\.01 ", finding.why)
+    assert re.search(r"for all of them p < 0.005, corrected for those of the table, p is at most 0\.01 ", finding.why)
     right = judge_predictive_check(prior_check(MODEL.as_vae(), MODEL.sample(30), draws=200))
     assert re.search(r"for all of them p = 0\.\d+ ± 0\.0\d+ \(over 200 draws\)", right.why)
 

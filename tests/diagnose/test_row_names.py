@@ -53,12 +53,12 @@ def test_every_function_names_the_rows_as_the_user_does(name, labelled):
 def test_findings_and_errors_of_direct_calls_name_the_row(labelled):
     vae, given, x, names = labelled
     found = khat(vae, given["a table"], num_particles=50)
-    assert f"the worst datum {names[found.khat.values.argmax()]} with" in judge_khat(found).why
+    assert f"the worst is datum {names[found.khat.values.argmax()]} with" in judge_khat(found).why
     far = nuts(vae, given["data"], data=[3], chains=2, warmup=20, draws=20)
     assert "of datum patient 9, by " in judge_nuts(far).why
     huge = given["a table"].copy()
     huge.loc["patient 5"] = 1e30
-    with pytest.raises(pv.errors.ModelError, match="datum patient 5 has importance weights"):
+    with pytest.raises(pv.errors.ModelError, match="the importance weights of datum patient 5 are all 0"):
         khat(copy.deepcopy(vae).float(), huge, num_particles=50)
     vae = copy.deepcopy(vae)
     vae.trained_on = Trained.on(row_hashes(Rows(x[3:])))

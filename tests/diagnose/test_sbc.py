@@ -39,7 +39,7 @@ def test_a_broken_guide_does_not(how):
     assert level_of_latents(found) < 1e-6
     finding = judge_sbc(found)
     assert finding.level == "doubtful", "a small effect, however small its p-value"
-    assert finding.why.startswith("on data drawn from the model, not yours, 90 % intervals hold the latents in ")
+    assert finding.why.startswith("on data from the model, not yours, 90 % intervals contain the latents in ")
     word = {"sd × 0.8": "too narrow", "sd × 1.25": "too wide", "a bias of 0.2 sd": "means are off"}[how]
     assert word in finding.next
 
@@ -59,7 +59,7 @@ def test_the_prior_as_guide_passes_by_the_latents_alone_but_not_by_the_likelihoo
     assert sum(level_of_latents(f) < 0.05 for f in found) <= 3, "the ranks of latents are blind to it"
     assert all(float(f.p_value.sel(quantity=LIKELIHOOD)) < 1e-20 for f in found)
     assert all(judge_sbc(f).level == "bad" for f in found)
-    assert "too like the prior" in judge_sbc(found[0]).next
+    assert "too close to the prior" in judge_sbc(found[0]).next
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.8])
@@ -131,7 +131,7 @@ def test_coverage_on_reconstructions_is_about_the_given_data():
     assert found.attrs["latents"] == "data"
     finding = judge_reconstructions(found)
     assert finding.level == "bad"
-    assert finding.why.startswith("on reconstructions of these data 90 % intervals hold the latents in ")
+    assert finding.why.startswith("on reconstructions of these data, 90 % intervals contain the latents in ")
     exact = sbc(model.as_vae(), simulations=500, around=model.sample(500))
     assert abs(exact.expected_coverage - exact.level).max() < 5 * exact.expected_coverage_se.max()
 
@@ -170,9 +170,9 @@ def test_masks_reach_the_simulations():
     assert judge_sbc(sbc(vae, mask=mask)).level != "fine", "power: a guide that takes the missing for 0"
     vae.encoder = OfWhatWasSeen(MODEL)
     assert judge_sbc(sbc(vae, mask=mask.numpy())).level == "fine"
-    with pytest.raises(DataError, match=r"mask has shape \(4,\) per datum, the model's data \(5,\)"):
+    with pytest.raises(DataError, match=r"mask has shape \(4,\) per datum, but the model's data \(5,\)"):
         sbc(vae, mask=mask[:, :4])
-    with pytest.raises(DataError, match="give booleans"):
+    with pytest.raises(DataError, match="pass booleans"):
         sbc(vae, mask=mask.double())
     with pytest.raises(DataError, match="50 contexts and 7 masks"):
         sbc(vae, mask=mask, context=torch.randn(50, 2))
@@ -252,7 +252,7 @@ def test_widths_that_cancel_in_the_mean_are_still_told():
 
 
 def test_means_far_off_are_not_called_narrow_only():
-    assert "or its means are off" in judge_sbc(sbc(altered(MODEL, bias=1.5))).next
+    assert "or its means are far off" in judge_sbc(sbc(altered(MODEL, bias=1.5))).next
 
 
 def test_a_mask_of_no_rows_is_refused():
@@ -277,7 +277,7 @@ def test_the_joint_p_value_pays_for_every_quantity():
 def test_a_simulation_takes_context_and_mask_of_one_row_and_all_rows_are_taken():
     mask = torch.tensor([[True, False], [False, True], [True, True]])
     context = torch.arange(3.0).unsqueeze(1)
-    rows = calibration._given(MODEL.as_vae(), context, mask, 100)
+    rows = calibration._sample_contexts(MODEL.as_vae(), context, mask, 100)
     row = rows.context[:, 0].long()
     assert set(row.tolist()) == {0, 1, 2}
     assert torch.equal(rows.mask, mask[row])

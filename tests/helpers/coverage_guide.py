@@ -129,7 +129,7 @@ def chains_of(rho: float, tails: str = "normal", *, seed: int) -> dict[str, Draw
     mean, sd = 0.0, 1.0
     if tails == "lognormal":
         z, mean, sd = np.exp(z), np.exp(0.5), np.sqrt((np.e - 1) * np.e)
-    found = {name: value[:, 0] for name, (value, _) in gold_standard._compared(z, q).items()}
+    found = {name: value[:, 0] for name, (value, _) in gold_standard._compare(z, q).items()}
     return with_errors(found, {"mean": mean, "sd": sd, "q_mean": 0.0, "q_sd": 1.0})
 
 
@@ -137,7 +137,7 @@ def stuck(seed: int) -> dict[str, Draws]:
     """Chains each in one of two modes, -2 or 2, that never leave it."""
     rng = np.random.default_rng(seed)
     z = autoregressive(rng, 0.5, (4, 250, EACH, 1)) + rng.choice([-2, 2], (4, 1, EACH, 1))
-    found = {name: value[:, 0] for name, (value, _) in gold_standard._compared(z, z).items()}
+    found = {name: value[:, 0] for name, (value, _) in gold_standard._compare(z, z).items()}
     return with_errors(found, {"mean": 0.0})
 
 

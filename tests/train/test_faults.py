@@ -101,7 +101,7 @@ def test_killed_while_a_file_is_replaced_either_of_the_two_is_whole(replaced, tm
     run.text("config.yaml", "epochs: 3")
     assert (tmp_path / SUMS).read_text().count("config.yaml") == 1
     (tmp_path / "config.yaml").write_text("epochs: 1")
-    with pytest.raises(DataError, match="is not as it was written"):
+    with pytest.raises(DataError, match="has changed since it was written"):
         validate_unchanged(tmp_path / "config.yaml")
 
 
@@ -216,7 +216,7 @@ def test_sigterm_while_results_are_written_says_how_to_go_on(tmp_path, monkeypat
     finally:
         signal.signal(signal.SIGTERM, before)
     run = tmp_path / "run"
-    assert f"go on with pyro-vae fit --resume {run}\npyro-vae: interrupted" in capsys.readouterr().err
+    assert f"resume with pyro-vae fit --resume {run}\npyro-vae: interrupted" in capsys.readouterr().err
     assert not list(run.glob("*.png"))
     assert not list(run.glob(".*"))
     assert main(["fit", "--resume", str(run)]) == 0

@@ -63,10 +63,10 @@ def test_it_is_bad_and_nothing_then_says_to_train_longer(overfitted):
     advice = judge_converged(converged(history.assign(train_elbo=history.train_elbo + 0.1 * history.epoch)))
     assert advice.level == "bad"
     assert "train longer" not in advice.next
-    assert "do not train on" in advice.next
+    assert "do not train longer" in advice.next
     alone = history.drop_vars([name for name in history if name.startswith("validation_below")])
     alone = judge_converged(converged(alone.assign(train_elbo=alone.train_elbo + alone.epoch))).next
-    assert alone == "train longer; give fit validation_data too, without which overfitting does not show"
+    assert alone == "train longer; pass validation_data to fit, to detect overfitting"
 
 
 def test_iterates_know_of_the_validation_data_that_fit_had(overfitted):
@@ -84,7 +84,7 @@ def test_weights_that_the_validation_data_chose_are_not_told_to_train_longer():
     rising = history(np.zeros(40), np.zeros(40), weights_epoch=30).assign(train_elbo=("epoch", epochs))
     stopped = judge_converged(converged(rising))
     assert stopped.level == "doubtful"
-    assert stopped.next.startswith("nothing: the validation ELBO chose these weights, and later ones were no better")
+    assert stopped.next.startswith("nothing: the validation ELBO chose these weights, and later weights were no better")
     for epoch in (40, 0):  # the last one's, and those of none, as an average's are
         last = judge_converged(converged(rising.assign_attrs(weights_epoch=epoch)))
         assert (last.level, last.next) == ("bad", "train longer")
@@ -168,7 +168,7 @@ def test_the_command_line_stops_by_the_validation_elbo_and_keeps_the_best_weight
     assert f"with the weights after epoch {kept}, selected on the validation data" in capsys.readouterr().out
     assert judge_overfitting(overfitting(told)).level == "fine"
     assert main(["fit", "--resume", "run", "--epochs", "400"]) == 2
-    assert "ends by its validation ELBO, not by epochs; raise --steps" in capsys.readouterr().err
+    assert "stops by its validation ELBO, not after a number of epochs; raise --steps" in capsys.readouterr().err
 
 
 def test_of_the_kept_weights_fall_and_error_are_those_of_one_epoch():

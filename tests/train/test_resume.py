@@ -719,7 +719,7 @@ def test_the_command_stops_at_sigterm_and_goes_on(tmp_path, monkeypatch):
 def test_what_the_command_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--resume", "nowhere"]) == 2
-    assert "nowhere: holds no config.yaml; give the folder of a run" in capsys.readouterr().err
+    assert "nowhere: holds no config.yaml; give a run folder" in capsys.readouterr().err
     assert main(["fit", "--resume", "nowhere", "--latent_dim", "3"]) == 2
     assert "unrecognized arguments: --latent_dim 3" in capsys.readouterr().err
 
@@ -803,8 +803,8 @@ def test_the_command_goes_on_with_data_that_were_moved(tmp_path, monkeypatch, ca
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for run in ("run", "begun"):
         for where, message in (
-            ({}, "x.npy: is no longer there; name where it is now with --data"),
-            ({"--data": here["--data"]}, "held.npy: is no longer there; name where it is now with --validation_data"),
+            ({}, "x.npy: no longer exists; give its new path with --data"),
+            ({"--data": here["--data"]}, "held.npy: no longer exists; give its new path with --validation_data"),
             ({**here, "--data": "other.npy"}, "with data_hash"),
             ({**here, "--validation_data": "other.npy"}, "with validation"),
         ):
@@ -828,7 +828,7 @@ def test_the_command_streams_a_folder_of_parquet(tmp_path, monkeypatch, capsys):
     np.save("held.npy", X.numpy())
     settings = ["fit", "--data", "table", "--epochs", "2", "--batch_size", "8", "--latent_dim", "2"]
     assert main([*settings, "--out", "run"]) == 2
-    assert "table: is streamed, and no share of it is held out; name held-out data" in capsys.readouterr().err
+    assert "table: streamed data are not split; name held-out data" in capsys.readouterr().err
     assert main([*settings, "--out", "run", "--validation_data", "held.npy"]) == 0
     with xr.open_dataset("run/history.nc", engine="h5netcdf") as history:
         assert history.attrs["data"] == 40
@@ -841,6 +841,6 @@ def test_no_code_of_a_run_folder_is_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "run" / "mine.py").write_text("raise SystemExit(99)")
     monkeypatch.chdir(tmp_path / "run")
     assert main(["fit", "--resume", ".", "--epochs", "2"]) == 2
-    assert ".: holds code, mine.py, and no code of a run folder is run; call the command" in capsys.readouterr().err
+    assert ".: holds code (mine.py), which is never run from a run folder; call the command" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--resume", "run", "--epochs", "2"]) == 0

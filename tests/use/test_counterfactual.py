@@ -172,10 +172,10 @@ def test_what_cannot_be_predicted_is_refused():
         pv.predict(vae, x, own_context=c, context=c[:2])
     with pytest.raises(ModelError, match=r"the decoder was given rows of 4 × 2 \+ 1 numbers and was built for 5"):
         pv.predict(vae, x, own_context=c, context=[1.0])
-    with pytest.raises(SettingsError, match="context is None; give the context to predict in"):
+    with pytest.raises(SettingsError, match="context is None; pass the context to predict in"):
         pv.predict(vae, x, own_context=c, context=None)
-    with pytest.raises(SettingsError, match="trained on no named context columns; give numbers"):
+    with pytest.raises(SettingsError, match="not trained on named context columns; give numbers"):
         pv.predict(vae, x, own_context=c, context={"batch": ["u"]})
     plain = linear_gaussian().as_vae()
-    with pytest.raises(SettingsError, match="have no context of their own, in which they are encoded"):
+    with pytest.raises(SettingsError, match="have no context to be encoded in"):
         pv.predict(plain, x, context=[1.0])

@@ -288,7 +288,7 @@ def test_a_context_reaches_every_score():
 
 
 MISTAKES = {
-    "a stream held out": (DataError, "held_out: a stream, and rows in memory are needed", {"held_out": "stream"}),
+    "a stream held out": (DataError, "held_out is a stream, but must be in memory", {"held_out": "stream"}),
     "one draw": (SettingsError, "draws is 1; it must be a whole number of at least 2", {"draws": 1}),
     "no chunk": (SettingsError, "chunk is 0", {"chunk": 0}),
     "one particle": (SettingsError, "num_particles is 1", {"num_particles": 1}),

@@ -150,14 +150,14 @@ def test_a_stream_gives_what_memory_gives(tmp_path, table):
             streamed = function(vae, stream, chunk=400, **settings)
             for name in whole:
                 np.testing.assert_allclose(streamed[name], whole[name], rtol=1e-12)
-    with pytest.raises(SettingsError, match="a stream has its context and mask of its own"):
+    with pytest.raises(SettingsError, match="a stream holds its own context and mask"):
         pv.encode(vae, stream, mask=np.ones((20, 4), bool))
 
 
 def test_a_stream_with_other_columns_is_refused(tmp_path, table):
     vae = trained(table)
     table[["b", "a", "c", "d"]].to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="the columns of the stream are not those of the training data in their order"):
+    with pytest.raises(DataError, match="the columns of the stream differ from those of the training data, or their"):
         pv.encode(vae, pv.data.stream(tmp_path / "x.parquet", columns=["b", "a", "c", "d"]))
     ordered = pv.encode(vae, pv.data.stream(tmp_path / "x.parquet", columns=["a", "b", "c", "d"]))
     np.testing.assert_allclose(ordered.z, pv.encode(vae, table).z, rtol=1e-6)
@@ -220,9 +220,9 @@ def test_a_context_that_lacks_or_is_of_another_width_is_told_in_one_sentence(cal
     vae = conditional_vae()
     if not of_prior:
         vae.prior = pv.priors.StandardNormal(vae.prior(torch.zeros(1, 2)).event_shape[0])
-    with pytest.raises(ModelError, match="needs a context of 2 numbers and was given none; give context="):
+    with pytest.raises(ModelError, match="needs a context of 2 numbers and got none; pass context="):
         call(vae)
-    with pytest.raises(ModelError, match="needs a context of 2 numbers and was given one of 3; give context="):
+    with pytest.raises(ModelError, match="needs a context of 2 numbers and got one of 3; pass context="):
         call(vae, context=np.zeros(3))
     with pytest.raises(ModelError, match="was built for 2"):
         call(linear_gaussian().as_vae(), context=np.zeros(3))
