@@ -1,4 +1,4 @@
-"""The README, the site and the notebooks avoid phrases that read as translated."""
+"""The package, the README, the site and the notebooks avoid phrases that read as translated."""
 
 import json
 import re
@@ -34,6 +34,7 @@ def markdown(path):
 TEXTS = {f"docs/{page}": text for page, text in PAGES.items()}
 TEXTS |= {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md")}
 TEXTS |= {path.name: markdown(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+TEXTS |= {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in sorted((ROOT / "pyro_vae").rglob("*.py"))}
 
 
 def found(text):
