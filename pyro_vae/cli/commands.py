@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from pyro_vae.__about__ import __version__
-from pyro_vae.cli.parsers import STRICT, parser_of
+from pyro_vae.cli.parsers import STRICT, parser_of, trust_settings
 
 COMMANDS = {
     "demo": "Train the note's VAE on handwritten digits, compare and check its ELBOs, and draw the figures.",
@@ -52,6 +52,26 @@ def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, d
     """
 
 
+def trained_settings(run: str, *, data: str | None = None, missing: str | None = None, seed: int = 0) -> None:
+    """Which trained VAE, data and seed to use.
+
+    Args:
+        run: a run folder that pyro-vae fit wrote.
+        data: data with the columns of the run, matched by name; by default the run's held-out data.
+        missing: the codes for a missing value in --data, as for fit; by default those of the run.
+        seed: the seed of all draws.
+    """
+
+
+def table_settings(*, out: str | None = None) -> None:
+    """Where to write the table.
+
+    Args:
+        out: a new file, .csv, .parquet or .npy (which holds only x or z, if the table has one of them); by default
+            RUN/COMMAND.csv, with a number added if that name is taken.
+    """
+
+
 def resume_settings(
     resume: str,
     *,
@@ -60,7 +80,6 @@ def resume_settings(
     epochs: int | None = None,
     steps: int | None = None,
     device: str | None = None,
-    trust: str | None = None,
 ) -> None:
     """Resume a run that was stopped or killed, from its newest valid checkpoint.
 
@@ -71,133 +90,55 @@ def resume_settings(
         epochs: the total number of passes over the data, including those already done; by default that of the run.
         steps: the new limit on the total number of steps, for a run that stops by its validation ELBO.
         device: auto, cpu or cuda; by default that of the run. Another device gives slightly different numbers.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
-def resume_sweep_settings(resume: str, *, workers: int | None = None, trust: str | None = None) -> None:
+def resume_sweep_settings(resume: str, *, workers: int | None = None) -> None:
     """Resume a swap, or a compare over seeds, that was stopped or killed; finished trainings are not repeated.
 
     Args:
         resume: the folder of its results.
         workers: how many trainings run at the same time; by default as many as before.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
-def check_settings(
-    run: str,
-    *,
-    data: str | None = None,
-    missing: str | None = None,
-    out: str | None = None,
-    rows: int = 200,
-    budget: float = 180.0,
-    seed: int = 0,
-    trust: str | None = None,
-) -> None:
+def check_settings(*, out: str | None = None, rows: int = 200, budget: float = 180.0) -> None:
     """Check a trained VAE's posteriors and predictions, and write an HTML report.
 
     Args:
-        run: a run folder that pyro-vae fit wrote.
-        data: held-out data, as for fit; by default those of the run.
-        missing: the codes for a missing value in --data, as for fit; by default those of the run.
         out: a new folder for the report; by default RUN/check, with a number added if that name is taken.
         rows: the largest number of held-out rows to check.
         budget: the time limit in seconds; diagnostics that would exceed the remaining time are skipped and listed.
-        seed: the seed of all draws.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
-def encode_settings(
-    run: str,
-    *,
-    data: str | None = None,
-    out: str | None = None,
-    missing: str | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-    trust: str | None = None,
-) -> None:
+def encode_settings(*, draws: int = 1000) -> None:
     """Encode data: write the mean and standard deviation of q(z|x) to a table.
 
     Args:
-        run: a run folder that pyro-vae fit wrote.
-        data: data with the columns of the run, matched by name; by default the run's held-out data.
-        out: a new file, .csv, .parquet or .npy (which holds only z); by default RUN/encode.csv, with a number added if
-            that name is taken.
-        missing: the codes for a missing value in --data, as for fit; by default those of the run.
         draws: the number of draws for each row, used if the mean of q(z|x) has no closed form.
-        seed: the seed of all draws.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
-def reconstruct_settings(
-    run: str,
-    *,
-    data: str | None = None,
-    out: str | None = None,
-    missing: str | None = None,
-    draws: int = 100,
-    seed: int = 0,
-    trust: str | None = None,
-) -> None:
+def reconstruct_settings(*, draws: int = 100) -> None:
     """Reconstruct data: write the posterior predictive mean of each feature to a table.
 
     Args:
-        run: a run folder that pyro-vae fit wrote.
-        data: data with the columns of the run, matched by name; by default the run's held-out data.
-        out: a new file, .csv, .parquet or .npy (which holds only x); by default RUN/reconstruct.csv, with a number
-            added if that name is taken.
-        missing: the codes for a missing value in --data, as for fit; by default those of the run.
         draws: the number of draws of z for each row.
-        seed: the seed of all draws.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
-def impute_settings(
-    run: str,
-    *,
-    data: str | None = None,
-    out: str | None = None,
-    missing: str | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-    trust: str | None = None,
-) -> None:
+def impute_settings(*, draws: int = 1000) -> None:
     """Impute missing values by their mean given the observed values, and write the completed table.
 
+    Empty cells and NaN are missing, in addition to the codes of --missing.
+
     Args:
-        run: a run folder that pyro-vae fit wrote.
-        data: data with the columns of the run, matched by name; by default the run's held-out data.
-        out: a new file, .csv, .parquet or .npy (which holds only x); by default RUN/impute.csv, with a number added if
-            that name is taken.
-        missing: the codes for a missing value in --data, as for fit, in addition to empty cells and NaN; by default
-            those of the run.
         draws: the number of draws of z for each row with a missing value.
-        seed: the seed of all draws.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
-def sample_settings(
-    run: str,
-    *,
-    n: int | None = None,
-    data: str | None = None,
-    out: str | None = None,
-    seed: int = 0,
-    trust: str | None = None,
-) -> None:
+def sample_settings(run: str, *, n: int | None = None, data: str | None = None, seed: int = 0) -> None:
     """Sample new rows from a trained VAE, and write them to a table.
 
     Args:
@@ -205,39 +146,21 @@ def sample_settings(
         n: the number of rows; by default 1000, or one for each row of --data.
         data: for a conditional VAE, a table with the context columns, matched by name: one row is drawn for each
             context, or all n rows for a single context.
-        out: a new file, .csv, .parquet or .npy; by default RUN/sample.csv, with a number added if that name is taken.
         seed: the seed of all draws.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
 def score_settings(
-    run: str,
-    *,
-    data: str | None = None,
-    out: str | None = None,
-    missing: str | None = None,
-    method: Literal["iw", "psis", "ais", "ais_prior"] = "iw",
-    num_particles: int | None = None,
-    draws: int = 100,
-    seed: int = 0,
-    trust: str | None = None,
+    *, method: Literal["iw", "psis", "ais", "ais_prior"] = "iw", num_particles: int | None = None, draws: int = 100
 ) -> None:
     """Score data: write log p(x), the ELBO, the reconstruction and a p-value of each row to a table.
 
+    New rows get a p-value by comparison with the run's held-out data; a small one marks an anomaly.
+
     Args:
-        run: a run folder that pyro-vae fit wrote.
-        data: data with the columns of the run, matched by name; by default the run's held-out data. New rows also get
-            a p-value, by comparison with the run's held-out data: a small p-value marks an anomaly.
-        out: a new file, .csv, .parquet or .npy; by default RUN/score.csv, with a number added if that name is taken.
-        missing: the codes for a missing value in --data, as for fit; by default those of the run.
         method: the estimator of log p(x), as in pyro_vae.log_evidence.
         num_particles: draws or chains per row for log p(x); by default 500 draws or 32 chains.
         draws: draws of z per row for the ELBO and the reconstruction.
-        seed: the seed of all draws.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -283,16 +206,18 @@ def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
     if name == "demo":
         return parser_of(demo_settings)
     if name == "check":
-        return parser_of(check_settings)
+        return parser_of(check_settings, trained_settings, trust_settings)
+    if name == "sample":
+        return parser_of(sample_settings, table_settings, trust_settings)
     if name in TABLES:
-        return parser_of(TABLES[name])
+        return parser_of(TABLES[name], trained_settings, table_settings, trust_settings)
     from pyro_vae.cli import settings
 
     resumes = any(flag.split("=")[0] == "--resume" for flag in flags)
     if resumes and name == "fit":
-        return settings.command("fit", resume_settings)
+        return parser_of(resume_settings, settings.run_settings, trust_settings)
     if resumes:
-        return parser_of(resume_sweep_settings)
+        return parser_of(resume_sweep_settings, trust_settings)
     functions: dict[str, Callable[..., Any]] = {
         "fit": settings.fit_settings, "compare": settings.compare_settings, "swap": settings.swap_settings,
     }  # fmt: skip

@@ -22,9 +22,19 @@ class ConfigFile(ActionConfigFile):
             raise TypeError(f"{values}: {plain(error)}") from error
 
 
-def parser_of(function: Callable[..., Any]) -> ArgumentParser:
-    """Return a parser of the arguments of a function, from flags or a YAML file."""
-    parser = ArgumentParser(description=(function.__doc__ or "").splitlines()[0], **STRICT)
+def parser_of(*functions: Callable[..., Any]) -> ArgumentParser:
+    """Return a parser of the arguments of functions, from flags or a YAML file; the first describes the command."""
+    parser = ArgumentParser(description=(functions[0].__doc__ or "").splitlines()[0], **STRICT)
     parser.add_argument("--config", action=ConfigFile, help="a YAML file of these settings; flags after it override it")
-    parser.add_function_arguments(function, as_positional=False)
+    for function in functions:
+        parser.add_function_arguments(function, as_positional=False)
     return parser
+
+
+def trust_settings(*, trust: str | None = None) -> None:
+    """What to trust in a run folder.
+
+    Args:
+        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
+            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
+    """

@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 
 from pyro_vae import elbo as _estimators  # noqa: F401  (so that the parser finds the estimators by class name)
 from pyro_vae.cli.messages import instantiated
-from pyro_vae.cli.parsers import parser_of
+from pyro_vae.cli.parsers import parser_of, trust_settings
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import DiagNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
@@ -181,7 +181,6 @@ def compare_settings(
     draws: int = 100,
     rows: int = 512,
     precision: str = "float64",
-    trust: str | None = None,
 ) -> None:
     """Compare estimators at the start, middle and end of training, to choose one to train with.
 
@@ -194,8 +193,6 @@ def compare_settings(
         draws: the number of independent draws of the noise.
         rows: the largest number of held-out rows to use.
         precision: the precision of the comparison: float64 shows agreement to the last digits; training uses float32.
-        trust: your own packages whose classes the run's settings may name, and folders outside the run that its
-            callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
 
 
@@ -209,6 +206,7 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     if name == "swap":
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"prior", "likelihood", "posterior"})
     if name == "compare":
+        parser.add_function_arguments(trust_settings, as_positional=False)
         parser.add_function_arguments(fit_settings, as_positional=False, skip={"data", "precision"})
         parser.add_argument("--data", type=str | None, help="data, as for fit; by default the held-out data of --run")
     return parser

@@ -141,7 +141,7 @@ TOO_MANY = {"aliases that grow": GROWING, "3,000 levels": f"seed: {'[' * 3000}{'
 @pytest.mark.parametrize("text", TOO_MANY.values(), ids=TOO_MANY.keys())
 def test_settings_are_counted_before_they_are_read(text, run, capsys):
     with_text(run, "config.yaml", text)
-    assert "config.yaml: holds more than" in refused(capsys, ["encode", str(run)]) or text == "[1, 2]"
+    assert "config.yaml: has more than" in refused(capsys, ["encode", str(run)]) or text == "[1, 2]"
 
 
 @pytest.mark.parametrize("sizes", [{"latent_dim": 10**9}, {"hidden": [10**9]}])
