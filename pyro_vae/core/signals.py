@@ -4,7 +4,7 @@ import signal
 
 
 def ending_signals() -> list[signal.Signals]:
-    """List SIGINT (Ctrl-C), SIGTERM, and SIGHUP (a closed terminal) unless nohup ignores it.
+    """List SIGINT (Ctrl-C), SIGTERM, and SIGHUP (closed terminal) unless ignored.
 
     Example:
         >>> signal.SIGTERM in ending_signals()

@@ -27,7 +27,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 def threads_for_operations(operations: float) -> int:
-    """Return the number of threads for a step: one if it is small, else torch's setting.
+    """Return the number of threads for a step: 1 if it is small, else torch's number.
 
     Example:
         >>> threads_for_operations(1e6), threads_for_operations(1e9) == torch.get_num_threads()
@@ -38,7 +38,7 @@ def threads_for_operations(operations: float) -> int:
 
 @contextmanager
 def threads_for_evaluations(weights: Iterable[Tensor], evaluations: int) -> Iterator[None]:
-    """Use one thread inside if an evaluation with gradient is a small step, else torch's setting.
+    """Use one thread inside if an evaluation with gradient is a small step.
 
     Args:
         weights: the weights of all evaluated networks; a convolution uses each weight many times, so it is never small.

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def python_number(value: Any) -> Any:
-    """Convert a NumPy number, or an array or tensor without dimensions, to a Python number; keep other values.
+    """Convert a number of NumPy or torch to a Python number; keep other values.
 
     Example:
         >>> import numpy as np

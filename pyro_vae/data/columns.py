@@ -75,7 +75,7 @@ def _as_scalar(value: Any) -> Any:
 
 
 def code_by_name(column: "pd.Series", name: str, source: str, known: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Return the code of each value, its position in ``known`` or NaN if missing, and the names of the codes.
+    """Encode values by their positions in ``known``, NaN if missing; return the names, too.
 
     Raises:
         DataError: if a value is not in ``known``.
@@ -131,7 +131,7 @@ def recode(
     source: str,
     seen: "Tensor | None" = None,
 ) -> "Tensor":
-    """Convert codes of categories to the codes of other data; unobserved values get an arbitrary code.
+    """Convert codes of categories to those of other data; unobserved values get any code.
 
     Args:
         codes: shape ``(datum,)``.

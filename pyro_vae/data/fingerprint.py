@@ -120,7 +120,7 @@ class Trained:
         return cls(rows, max(twins, before.twins), whole | before.whole, columns, known, context_columns)
 
     def covers(self, hashes: np.ndarray) -> np.ndarray:
-        """Return for which rows the stored hashes decide membership: all, unless some hashes were dropped.
+        """Return which rows the stored hashes can check: all, unless hashes were dropped.
 
         Example:
             >>> few = row_hashes(Rows(torch.zeros(1, 2)))
@@ -173,7 +173,7 @@ def validate_names(*lists: Any) -> None:
 
 
 def trained_on(vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
-    """Describe the overlap of data with the training data of a VAE; empty if chance explains it.
+    """Describe the overlap of data with a VAE's training data; empty if due to chance.
 
     Rows with few countable values match by chance, as often as training rows match each other.
 

@@ -70,7 +70,7 @@ def units_for(likelihood: Likelihood, data: Data) -> Standardize | None:
 
 
 def context_units(data: Data) -> Standardize | None:
-    """Compute the mean and the sd of numeric context columns; one-hot columns are not standardized.
+    """Compute the mean and the sd of numeric (not one-hot) context columns.
 
     Args:
         data: the training data; a constant context column has s = 1.
@@ -129,7 +129,7 @@ LIBRARIES = "pyro_vae", "sklearn"
 
 
 def moments(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Compute the mean and sd of each column's observed values in double precision; 0 if there are none.
+    """Compute the mean and sd of each column's observed values; 0 if there are none.
 
     Example:
         >>> moments(Rows(torch.tensor([[1.0], [3.0]])))
