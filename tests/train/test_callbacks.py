@@ -503,7 +503,7 @@ def test_an_explosion_is_a_fall_by_so_many_spreads():
         run = StandIn(Explosion(3.0), data=80).run_epoch(BASE - 10).run_epoch(BASE)
         if fails:
             with pytest.raises(
-                DivergenceError, match=r"the ELBO fell to .* in epoch 3, more than 3 times .* of epoch 2"
+                DivergenceError, match=r"the ELBO fell to .* in epoch 3, more than 3 standard deviations .* of epoch 2"
             ):
                 run.run_epoch(BASE - fall)
         else:
