@@ -138,7 +138,7 @@ def _select(data: int | Sequence[int] | None, n: int) -> list[int]:
     right = chosen.ndim == 1 and chosen.dtype.kind in "iu" and 0 < len(set(index)) == len(index)
     if not right or not 0 <= min(index) <= max(index) < n:
         raise DataError(
-            f"data selects {index[:10]} of {n} data; pass different indices from 0 to {n - 1}, at least one"
+            f"data selects {index[:10]} of {n} data; pass indices from 0 to {n - 1}, at least one and none twice"
         )
     return index
 

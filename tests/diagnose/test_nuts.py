@@ -214,7 +214,7 @@ def test_nothing_is_moved_and_the_seed_decides(x):
 
 @pytest.mark.parametrize("data", [2.5, "ab", [1.7], [1, 1], [[1]], torch.arange(40) == 4, [-1]])
 def test_a_choice_of_data_that_is_none_is_refused(x, data):
-    with pytest.raises((DataError, SettingsError), match=r"data (chooses|is)"):
+    with pytest.raises((DataError, SettingsError), match=r"data (selects|is)"):
         nuts(MODEL.as_vae(), x, data=data)
 
 
