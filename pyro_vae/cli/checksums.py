@@ -29,8 +29,17 @@ def listed(folder: Path) -> list[tuple[str, str]]:
 def put(folder: Path, name: str, digest: str, *, replaces: bool = False) -> None:
     """List the checksum of a file, beside that of the file which it ``replaces`` and is still there."""
     others = [line for line in listed(folder) if line[0] != name or (replaces and line[1] != digest)]
+    _write(folder, [*others, (name, digest)])
+
+
+def drop(folder: Path, name: str) -> None:
+    """Take a file that is gone off the list."""
+    _write(folder, [line for line in listed(folder) if line[0] != name])
+
+
+def _write(folder: Path, lines: list[tuple[str, str]]) -> None:
     with staged(folder / SUMS) as part:
-        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted([*others, (name, digest)])))
+        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(lines)))
 
 
 def validate_unchanged(path: Path) -> None:

@@ -31,6 +31,7 @@ Examples:
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
   pyro-vae swap runs/swap                    (after a stop: trains what is left; so does compare runs/seeds)
   pyro-vae check runs/first
+  pyro-vae check runs/first/check            (after a stop: computes what is left)
   pyro-vae encode runs/first --data new.csv --out latents.csv
   pyro-vae impute runs/first --data gaps.csv --missing "NA,-999" --out filled.parquet
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
@@ -101,7 +102,7 @@ def check_settings(
     """Check a trained VAE's posteriors and predictions, and write a report to look at.
 
     Args:
-        run: the folder of a run that pyro-vae fit wrote.
+        run: the folder of a run that pyro-vae fit wrote; or that of a check which was stopped, to go on with it.
         data: held-out data, as for fit; by default those of the run.
         missing: values of --data that say that a value is missing, as for fit; by default those of the run.
         out: a new folder for the report; by default RUN/check, or the next free name.

@@ -1,7 +1,6 @@
 """``pyro-vae compare``: estimators along a training, or along several that differ in their seed."""
 
 import copy
-from pathlib import Path
 
 import torch
 import xarray as xr
@@ -10,10 +9,10 @@ from jsonargparse import Namespace
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build
 from pyro_vae.cli.fit import Loaded, keeping, loaded, refuse, refuse_overlap, report_reading, train, trained_run
-from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
+from pyro_vae.cli.kept_jobs import KeptJobs, hash_of, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
-from pyro_vae.cli.run_folder import RunFolder, folder_for
+from pyro_vae.cli.run_folder import RunFolder, folder_for, read_dataset
 from pyro_vae.cli.settings import OF_COMPARE, command, compare_settings, with_absolute_paths
 from pyro_vae.cli.sweep import Outcome, Sweep, is_side_by_side, run_jobs, say, seeds_of, with_seed
 from pyro_vae.compare.cells import cells, step_of
@@ -26,8 +25,7 @@ from pyro_vae.core.format import Console
 from pyro_vae.core.traces import Loss, called
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
-from pyro_vae.data.limits import validate_hdf5
-from pyro_vae.errors import DataError, DivergenceError, ModelError, SettingsError
+from pyro_vae.errors import DivergenceError, ModelError, SettingsError
 from pyro_vae.train.callbacks import Callback
 from pyro_vae.train.callbacks.base import Run
 from pyro_vae.train.fit import Fit
@@ -172,7 +170,7 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
 def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, goes_on: bool) -> int:
     """The mean over seeds of those that came to their end."""
     with sweep_folder("compare", settings.out, goes_on=goes_on) as run:
-        kept = KeptJobs(run, "compare", compare_settings, settings, data)
+        kept = KeptJobs(run, "compare", compare_settings, settings, {"data": hash_of(data.files)})
         sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, kept)
         found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]
         diverged = [f"{job}: {why}" for job, why in sweep.failures.items()]
@@ -197,7 +195,11 @@ def _of_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, goes_on: b
 def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, kept: KeptJobs) -> Sweep:
     """Compare with the seeds that are not done yet, and keep each comparison as soon as it is made."""
     places = places_of("seeds", jobs)
-    done = {job: _read(path) for job, place in places.items() if (path := kept.path(place, "comparison.nc"))}
+    done = {
+        job: as_comparison(read_dataset(path))
+        for job, place in places.items()
+        if (path := kept.path(place, "comparison.nc"))
+    }
     tell_done(len(done), len(jobs))
 
     def keep(job: str, comparison: xr.Dataset) -> None:
@@ -206,15 +208,6 @@ def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, kept:
     sweep = run_jobs(settings, compare_one, {job: jobs[job] for job in jobs if job not in done}, data, keep)
     sweep.results = {**done, **sweep.results}
     return sweep
-
-
-def _read(path: Path) -> xr.Dataset:
-    validate_hdf5(path)
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as comparison:
-            return as_comparison(comparison.load())
-    except Exception as error:  # what xarray and h5netcdf raise has no common base
-        raise DataError(f"{path}: not a comparison ({type(error).__name__}: {error}); delete it") from error
 
 
 def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:

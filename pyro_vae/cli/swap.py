@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.build import Part, assemble, names_of
 from pyro_vae.cli.fit import Loaded, loaded, refuse, refuse_estimator, refuse_overlap, report_reading, train
-from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
+from pyro_vae.cli.kept_jobs import KeptJobs, hash_of, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import as_yaml, command, swap_settings
@@ -59,7 +59,7 @@ def run_swap(asked: Namespace) -> int:
         _refuse(settings, name, vae, data)
     refuse_overlap(settings, data)
     with sweep_folder("swap", settings.out, goes_on=goes_on) as run:
-        kept = KeptJobs(run, "swap", swap_settings, settings, data)
+        kept = KeptJobs(run, "swap", swap_settings, settings, {"data": hash_of(data.files)})
         trained = _trained(settings, [*vaes], seeds, data, kept)
         if trained.interrupted:
             done = f"{len(trained.vaes)} of {len(vaes)} combinations"

@@ -1,6 +1,7 @@
 """``check``: all diagnostics of a VAE on held-out data, within a budget, and a verdict."""
 
 import time
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from pyro_vae.errors import DataError, SettingsError
 
 PILOT = 32
 """Particles of the trial that measures what an evaluation costs."""
+CLOCK = "clock"
+"""The name under which the seconds that a check has spent are kept beside its diagnostics."""
 FEWEST_DRAWS = 4
 """A p-value uses at least 5 times this many replicated data sets."""
 
@@ -54,6 +57,7 @@ def check(
     budget: float = 180.0,
     seed: int = 0,
     progress: bool = False,
+    keep: MutableMapping[str, xr.Dataset] | None = None,
 ) -> xr.DataTree:
     """Look at a trained VAE from all sides, and say what is fine, what is not, how sure that is, and what to try next.
 
@@ -75,6 +79,8 @@ def check(
         budget: seconds. What is expected to take longer than what is left of them is left out, by name.
         seed: of all draws.
         progress: say what is being done.
+        keep: what each diagnostic has found is put there as soon as it is done, and not computed again where it is
+            there already: a ``dict``, say, that is given again after Ctrl-C, for the same VAE, data and settings.
 
     Returns:
         ArviZ's groups as :func:`~pyro_vae.to_datatree` gives them, a group for each diagnostic, and
@@ -109,8 +115,10 @@ def check(
         raise DataError("there is one datum only; give at least 2, since most of what is checked is a spread over data")
     warn_of_too_small_errors(given, source="x", stacklevel=3)
     rows = given.like(vae)
-    started, found = time.perf_counter(), Checked()
-    evaluation, gold = _seconds_of_an_evaluation(vae, rows, seed), min(gold, len(rows))
+    kept: MutableMapping[str, xr.Dataset] = {} if keep is None else keep
+    started, found = time.perf_counter() - _seconds(kept, "spent"), Checked()
+    evaluation = _seconds(kept, "evaluation") or _seconds_of_an_evaluation(vae, rows, seed)
+    gold = min(gold, len(rows))
     given_to_each = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed, train)
     for diagnostic in DIAGNOSTICS:
         if not diagnostic.applies(given_to_each):
@@ -118,11 +126,16 @@ def check(
             continue
         seconds = diagnostic.seconds(given_to_each)
         title = f"{diagnostic.about} (about {seconds:.0f} s)"
-        if seconds > max(budget / 50, budget - (time.perf_counter() - started)):  # what takes next to nothing is run
+        left = budget - (time.perf_counter() - started)
+        if diagnostic.name not in kept and seconds > max(budget / 50, left):  # what takes next to nothing is run
             found.left_out.append(title)
             continue
-        console.print(f"{title} ...")
-        found.groups[diagnostic.name] = diagnostic.run(given_to_each)
+        if diagnostic.name not in kept:
+            console.print(f"{title} ...")
+            result, spent = diagnostic.run(given_to_each), time.perf_counter() - started
+            kept[CLOCK] = xr.Dataset({"evaluation": evaluation, "spent": spent})
+            kept[diagnostic.name] = result
+        found.groups[diagnostic.name] = kept[diagnostic.name]
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
     found.findings = _with_one_remedy(found.findings)
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), getattr(x, "row_labels", None)))
@@ -131,6 +144,11 @@ def check(
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), soft_wrap=True)
     return tree
+
+
+def _seconds(kept: Mapping[str, xr.Dataset], what: str) -> float:
+    """The seconds that were measured before a check was interrupted; 0 if it begins."""
+    return float(kept[CLOCK][what]) if CLOCK in kept else 0.0
 
 
 def _with_one_remedy(found: dict[str, Finding]) -> dict[str, Finding]:
