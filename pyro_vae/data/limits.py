@@ -62,21 +62,30 @@ def _validate_mode(path: Path, about: os.stat_result) -> None:
         raise DataError(f"{path}: cannot be read, as it is {kind}; put a copy of the file itself there")
 
 
-def validate_run_folder(folder: Path) -> None:
-    """Validate that a run folder holds only files and folders of its own, so that nothing outside is read or written.
+def validate_folder(folder: Path, *, links: bool = False, most: int = MOST_ENTRIES) -> None:
+    """Validate that a folder holds only files and folders, so that nothing in it is waited for without end.
+
+    Args:
+        folder: of a run, or of data.
+        links: whether files may be links to files, as those of data may. In a run folder nothing outside it is read or
+            written.
+        most: files and folders that it may hold.
 
     Raises:
-        DataError: if it holds a link, a FIFO, a socket or a device, or too many files.
+        DataError: if it holds a FIFO, a socket, a device or another link, or too many files.
     """
     entries = 0
     for place, folders, files in os.walk(folder):
+        entries += len(folders) + len(files)
         for name in (*folders, *files):
-            path, entries = Path(place, name), entries + 1
-            if name in files or path.is_symlink():
+            path = Path(place, name)
+            if name in files and links:
+                validate_regular(path, links=True, advice="copy it again")
+            elif name in files or path.is_symlink():
                 with suppress(FileNotFoundError):  # a file that is just being replaced
                     _validate_mode(path, path.lstat())
-        if entries > MOST_ENTRIES:
-            raise DataError(f"{folder}: holds more than {MOST_ENTRIES:,} files, which no run does; copy the run again")
+        if entries > most:
+            raise DataError(f"{folder}: holds more than {most:,} files, which is too many; copy it again")
 
 
 def validate_size(path: Path, size: int, most: int) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -107,6 +108,46 @@ def test_a_missing_chunk_is_no_data(tmp_path):
     next(path for path in (folder / "c").rglob("*") if path.is_file()).unlink()
     with pytest.raises(DataError, match="1 of its 10 chunks are missing, whose values are unknown; copy it again"):
         pv.data.stream(folder)
+
+
+ODD = {
+    "FIFO": (os.mkfifo, "as it is a FIFO"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "as it is a device"),
+    "dangling link": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "link to a folder": (lambda path: path.symlink_to("/etc"), "as it is a link"),
+}
+
+
+@pytest.mark.parametrize("name", ["c/0/0", "c/3/0", "c/extra"])
+@pytest.mark.parametrize(("make", "told"), ODD.values(), ids=ODD.keys())
+def test_files_of_a_zarr_store_are_files(make, told, name, tmp_path):
+    folder = stored(tmp_path / "x.zarr", (100, 4), (10, 4))
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    with pytest.raises(DataError, match=told):
+        pv.data.stream(folder)
+
+
+def test_a_link_to_a_chunk_is_that_chunk(tmp_path):
+    """As git-annex and others keep large files."""
+    folder = stored(tmp_path / "x.zarr", (100, 4), (10, 4))
+    (folder / "c/0/0").rename(tmp_path / "elsewhere")
+    (folder / "c/0/0").symlink_to(tmp_path / "elsewhere")
+    assert len(pv.data.stream(folder)) == 100
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet", "folder/b.parquet"])
+def test_a_fifo_of_data_is_not_waited_for(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    parquet.write_table(pa.table({"a": [1.0, 2.0]}), tmp_path / "folder" / "a.parquet")
+    os.mkfifo(tmp_path / name)
+    source = tmp_path / name.split("/")[0]
+    if source.is_dir():  # where pyarrow lists files alone
+        assert len(pv.data.stream(source)) == 2
+    else:
+        for read in (pv.data.load, pv.data.stream):
+            with pytest.raises(DataError, match=r"is a FIFO|is empty"):
+                read(source)
 
 
 @pytest.mark.parametrize("shape", [[10**30, 4], [10**15, 4], [10, 10**9], [-1, 4]])
