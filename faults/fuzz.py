@@ -28,7 +28,7 @@ import torch
 
 import pyro_vae
 from faults.formats import FORMATS, RUN, Format
-from pyro_vae.errors import PyroVAEError
+from pyro_vae.errors import CONTROLS, PyroVAEError
 
 HERE = Path(pyro_vae.__file__).parent
 SECONDS = 60
@@ -112,7 +112,9 @@ def wrong(error: BaseException) -> str | None:
     """What is wrong with an exception: nothing if it is a sentence of this library."""
     if isinstance(error, PyroVAEError):
         text = str(error)
-        return None if "\n" not in text and "; " in text and text.isprintable() else f"no sentence: {text[:300]!r}"
+        return (
+            None if "\n" not in text and "; " in text and not CONTROLS.search(text) else f"no sentence: {text[:300]!r}"
+        )
     *_, last = traceback.extract_tb(error.__traceback__)
     ours = [step for step in traceback.extract_tb(error.__traceback__) if step.filename.startswith(str(HERE))]
     at = ", ".join(f"{Path(step.filename).name}:{step.lineno}" for step in [*ours[-1:], last])

@@ -98,20 +98,12 @@ def load(
         if is_text(path):
             _validate_packed(path)
             frame, dialect = read_text(path, **of_text, missing=[m for m in asked.missing or () if isinstance(m, str)])
-            if frame.shape[1] > MOST_COLUMNS:
-                raise DataError(
-                    f"{path}: has {frame.shape[1]:,} columns, and of a text file at most {MOST_COLUMNS:,} are read; "
-                    "save the numbers as .npy"
-                )
             return asked.table(frame, str(path), dialect.said())
         asked.validate_unused(str(path), **of_text)
         return _reader(path)(path, asked)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
 
-
-MOST_COLUMNS = 10**5
-"""The most columns of a text file; each is looked at by itself."""
 
 TEXT = (".csv", ".tsv", ".txt")
 """The suffixes of text files; that of a packed one may come before."""

@@ -185,11 +185,19 @@ def virtual(path: str) -> h5py.VirtualLayout:
 
 
 def test_more_columns_than_can_be_looked_at_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_vae.data.readers.MOST_COLUMNS", 100)
+    monkeypatch.setattr("pyro_vae.data.text.MOST_COLUMNS", 100)
     row = ",".join(["1.5"] * 101)
     (tmp_path / "wide.csv").write_text(f"{','.join(f'c{i}' for i in range(101))}\n{row}\n{row}\n")
     with pytest.raises(DataError, match="has 101 columns, and of a text file at most 100 are read; save the numbers"):
         pv.data.load(tmp_path / "wide.csv")
+
+
+def test_a_cell_without_an_end_is_refused(tmp_path):
+    """A quote that is never closed takes in the rest of the file."""
+    rows = "".join(f"{i},{i % 7}\n" for i in range(30_000))
+    (tmp_path / "x.csv").write_text(f'a,b\n1,2\n3,"4\n{rows}')
+    with pytest.raises(DataError, match=r"x\.csv: not a table "):
+        pv.data.load(tmp_path / "x.csv")
 
 
 def test_the_whole_file_system_is_no_data(capsys):

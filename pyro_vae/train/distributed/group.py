@@ -3,10 +3,13 @@
 import hashlib
 import math
 import os
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,8 +163,34 @@ def told_if_lost() -> Iterator[None]:
         yield
     except RuntimeError as error:  # DistBackendError is one; gloo raises it bare
         if any(sign in str(error) for sign in LOST) or isinstance(error, dist.DistError):
-            raise LostError("another of the processes is gone; go on from the last checkpoint") from error
+            gone = ", ".join(map(str, _lost_ranks())) or "another, on another machine,"
+            raise LostError(f"process {gone} of {len(_PEERS)} is gone; go on from the last checkpoint") from error
         raise
+
+
+_PEERS: list[tuple[str, int]] = []
+"""Of each rank its machine and the id of its process, once the processes have met."""
+
+
+def _lost_ranks(seconds: float = 2.0) -> list[int]:
+    """The ranks on this machine whose processes are gone, as soon as there is one."""
+    here, end = socket.gethostname(), time.monotonic() + seconds
+    while True:
+        gone = [rank for rank, (host, process) in enumerate(_PEERS) if host == here and not _lives(process)]
+        if gone or time.monotonic() > end:
+            return gone
+        time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process is there and is more than what its parent has not noticed yet."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or no Linux
+        return True
 
 
 LOST = ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out", "timeout", "Broken pipe", "Socket")
@@ -231,8 +260,10 @@ def joined(device: torch.device) -> Iterator[Group]:
                 f"process {os.environ['RANK']} cannot meet the others at {os.environ['MASTER_ADDR']}:"
                 f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); look at the address and the firewall"
             ) from error
+    group = Group(dist.get_rank(), dist.get_world_size())
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        _PEERS[:] = group.gathered((socket.gethostname(), os.getpid()))
+        yield group
     finally:
         if ours:
             dist.destroy_process_group()
