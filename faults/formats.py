@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -270,7 +271,9 @@ def _weights(folder: Path) -> None:
 
 
 def _resumed(folder: Path) -> None:
-    assert main(["fit", "--resume", str(folder / "run"), "--epochs", "2"]) in (0, 2)
+    """Without figures, which take longer than the training."""
+    with patch("pyro_vae.cli.fit_command.save_fit"), patch("pyro_vae.cli.fit_command.show_baseline"):
+        assert main(["fit", "--resume", str(folder / "run"), "--epochs", "2"]) in (0, 2)
 
 
 def _checkpoint(folder: Path) -> None:

@@ -207,7 +207,7 @@ def fuzz(kind: Format, out: Path, seconds: float, seed: int = 0) -> dict[str, An
             told: dict[str, Any] = json.loads((folder / "said.json").read_text())
             return told
         shutil.copy(folder / "data", out / f"find-{kind.name.replace('/', '-')}-ended")
-        ended = "takes more than a minute" if code == -signal.SIGALRM else f"ends the process ({code})"
+        ended = f"takes more than {SECONDS} s" if code == -signal.SIGALRM else f"ends the process ({code})"
         return {"files": 0, "read": 0, "lines": [], "found": [ended]}
 
 

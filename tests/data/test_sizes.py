@@ -192,6 +192,16 @@ def test_more_columns_than_can_be_looked_at_are_refused(tmp_path, monkeypatch):
         pv.data.load(tmp_path / "wide.csv")
 
 
+def test_text_that_is_none_is_refused(tmp_path):
+    """A code point beyond Unicode's last, in a column of a structured array."""
+    array = np.array([("a", 1.0), ("b", 2.0)], dtype=[("name", "U1"), ("x", "f8")])
+    np.save(tmp_path / "x.npy", array)
+    data = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(data.replace(b"a\0\0\0", b"a\0\0\xff"))
+    with pytest.raises(DataError, match=r"x\.npy: a ndarray that is no table; "):
+        pv.data.load(tmp_path / "x.npy")
+
+
 def test_a_cell_without_an_end_is_refused(tmp_path):
     """A quote that is never closed takes in the rest of the file."""
     rows = "".join(f"{i},{i % 7}\n" for i in range(30_000))
