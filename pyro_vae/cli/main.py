@@ -26,6 +26,7 @@ from pyro_vae.errors import (
     DuplicateRowsWarning,
     PrecisionWarning,
     PyroVAEError,
+    SettingsError,
     UnboundedDensityWarning,
     UncapturedStepWarning,
     printable,
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _encode_anything()
     try:
         with _own_classes(), terminable(), _plain_warnings():
+            _validate_encoding([*typed, _here()])
             _validate_configs(flags)
             settings = parser(flags).parse_args(flags)
             return _run(settings.command, settings[settings.command])
@@ -83,6 +85,16 @@ def _encode_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _validate_encoding(texts: Sequence[str]) -> None:
+    """Refuse names whose bytes are not UTF-8, which the settings of a run could not hold."""
+    if odd := next((text for text in texts if HALVES.search(text)), None):
+        raise SettingsError(f"{odd}: the bytes of this name are not UTF-8, as those of settings are; rename it")
+
+
+HALVES = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes that it cannot decode."""
 
 
 def _validate_configs(flags: Sequence[str]) -> None:
@@ -126,10 +138,17 @@ def _run(command: str, settings: Namespace) -> int:
     return run_check(settings)
 
 
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise SettingsError("the folder in which the command is called is gone; change to another") from error
+
+
 @contextmanager
 def _own_classes() -> Iterator[None]:
     """The current folder among the places of modules, as ``python -m`` has it: there the user's own classes lie."""
-    here = os.getcwd()
+    here = _here()
     known = here in sys.path or "" in sys.path
     if not known:
         sys.path.append(here)
