@@ -8,7 +8,7 @@ SETUP := pyproject.toml constraints.txt
 DEVICE := cuda
 OUT := benchmarks/results/gpu
 
-.PHONY: demo test test-slow test-arviz1 lint docs test-site bench gpu faults mutants coverage precision clean
+.PHONY: demo test test-slow test-arviz1 lint docs test-site bench gpu faults fuzz mutants coverage precision clean
 
 demo: $(VENV)/.base
 	$(BIN)/pyro-vae demo
@@ -52,6 +52,12 @@ gpu:
 # Kills training 100 times, damages files 1,000 times and reads 306 hostile run folders; the counts go to benchmarks/results/faults.json.
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m faults
+
+# Gives each reader of files changed ones for ten minutes in all (MINUTES=480 for a night), and counts the lines that they
+# reach; the files that were not read or refused as they should be go to fuzz/.
+MINUTES := 10
+fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m faults.fuzz --minutes $(MINUTES)
 
 # Plants a sample of small bugs, one by one, and lists those that no test sees; the counts go to
 # benchmarks/results/mutants.json.

@@ -12,6 +12,18 @@ def run() -> int:
     except KeyboardInterrupt:
         print("pyro-vae: interrupted", file=sys.stderr)
         return 130
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write out what is left, unless nobody reads it, as behind ``| head -1``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        from pyro_vae.core.format import discard
+
+        discard(sys.stdout)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,17 @@ def read_checksums(folder: Path) -> list[tuple[str, str]]:
 def record_checksum(folder: Path, name: str, digest: str, *, replaces: bool = False) -> None:
     """Record the checksum of a file; with ``replaces``, keep that of the old file too, which is still there."""
     others = [line for line in read_checksums(folder) if line[0] != name or (replaces and line[1] != digest)]
+    _write(folder, [*others, (name, digest)])
+
+
+def drop_checksum(folder: Path, name: str) -> None:
+    """Remove the checksums of a file that was deleted."""
+    _write(folder, [line for line in read_checksums(folder) if line[0] != name])
+
+
+def _write(folder: Path, lines: list[tuple[str, str]]) -> None:
     with staged(folder / SUMS) as part:
-        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted([*others, (name, digest)])))
+        part.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(lines)))
 
 
 def validate_unchanged(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from pyro_vae.__about__ import __version__
-from pyro_vae.cli.parsers import STRICT, parser_of, trust_settings
+from pyro_vae.cli.parsers import STRICT, parser_of, trained_settings, trust_settings
 
 COMMANDS = {
     "demo": "Train the note's VAE on handwritten digits, compare and check its ELBOs, and draw the figures.",
@@ -31,6 +31,7 @@ Examples:
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
   pyro-vae swap runs/swap                    (resumes an interrupted sweep; so does compare runs/seeds)
   pyro-vae check runs/first
+  pyro-vae check runs/first/check            (resumes an interrupted check)
   pyro-vae encode runs/first --data new.csv --out latents.csv
   pyro-vae impute runs/first --data gaps.csv --missing "NA,-999" --out filled.parquet
   pyro-vae fit --print_config > fit.yaml     (edit the file, then: pyro-vae fit --config fit.yaml)
@@ -49,17 +50,6 @@ def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, d
         epochs: passes over the training data.
         seed: the seed of the split, the initial weights, the order of the data and the noise.
         device: auto (CUDA if available), cpu or cuda.
-    """
-
-
-def trained_settings(run: str, *, data: str | None = None, missing: str | None = None, seed: int = 0) -> None:
-    """Which trained VAE, data and seed to use.
-
-    Args:
-        run: a run folder that pyro-vae fit wrote.
-        data: data with the columns of the run, matched by name; by default the run's held-out data.
-        missing: the codes for a missing value in --data, as for fit; by default those of the run.
-        seed: the seed of all draws.
     """
 
 

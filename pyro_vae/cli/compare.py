@@ -1,7 +1,6 @@
 """``pyro-vae compare``: compare estimators along one training, or along several with different seeds."""
 
 import copy
-from pathlib import Path
 
 import torch
 import xarray as xr
@@ -19,10 +18,10 @@ from pyro_vae.cli.fit import (
     validate_held_out,
     validate_training,
 )
-from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
+from pyro_vae.cli.kept_jobs import KeptJobs, hash_of, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
-from pyro_vae.cli.run_folder import RunFolder, folder_for
+from pyro_vae.cli.run_folder import RunFolder, folder_for, read_dataset
 from pyro_vae.cli.settings import OF_COMPARE, command, compare_settings, with_absolute_paths
 from pyro_vae.cli.sweep import Outcome, Sweep, is_side_by_side, run_jobs, say, seeds_of, with_seed
 from pyro_vae.compare.cells import cells, step_of
@@ -35,8 +34,7 @@ from pyro_vae.core.format import Console
 from pyro_vae.core.traces import Loss, called
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
-from pyro_vae.data.limits import validate_hdf5
-from pyro_vae.errors import DataError, DivergenceError, ModelError, SettingsError
+from pyro_vae.errors import DivergenceError, ModelError, SettingsError
 from pyro_vae.train.callbacks import Callback
 from pyro_vae.train.callbacks.base import Run
 from pyro_vae.train.fit import Fit
@@ -183,7 +181,7 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
 def _compare_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, resumes: bool) -> int:
     """Compare with each seed, and average over the seeds whose training finished."""
     with sweep_folder("compare", settings.out, goes_on=resumes) as run:
-        finished = KeptJobs(run, "compare", compare_settings, settings, data)
+        finished = KeptJobs(run, "compare", compare_settings, settings, {"data": hash_of(data.files)})
         sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, finished)
         found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]
         diverged = [f"{job}: {why}" for job, why in sweep.failures.items()]
@@ -208,7 +206,11 @@ def _compare_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, resum
 def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, finished: KeptJobs) -> Sweep:
     """Compare with the seeds that have not finished yet, and write each comparison as soon as it is computed."""
     places = places_of("seeds", jobs)
-    done = {job: _read(path) for job, place in places.items() if (path := finished.path(place, "comparison.nc"))}
+    done = {
+        job: as_comparison(read_dataset(path))
+        for job, place in places.items()
+        if (path := finished.path(place, "comparison.nc"))
+    }
     tell_done(len(done), len(jobs))
 
     def keep(job: str, comparison: xr.Dataset) -> None:
@@ -217,15 +219,6 @@ def _sweep(settings: Namespace, jobs: dict[str, tuple[int]], data: Loaded, finis
     sweep = run_jobs(settings, compare_one, {job: jobs[job] for job in jobs if job not in done}, data, keep)
     sweep.results = {**done, **sweep.results}
     return sweep
-
-
-def _read(path: Path) -> xr.Dataset:
-    validate_hdf5(path)
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as comparison:
-            return as_comparison(comparison.load())
-    except Exception as error:  # what xarray and h5netcdf raise has no common base
-        raise DataError(f"{path}: not a comparison ({type(error).__name__}: {error}); delete it") from error
 
 
 def compare_one(settings: Namespace, seed: int, data: Loaded | None) -> Outcome:

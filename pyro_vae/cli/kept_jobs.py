@@ -1,8 +1,8 @@
-"""Write each finished job of a sweep to the folder of the sweep, so that an interrupted sweep can resume."""
+"""Write each finished job of a sweep or a check to its folder, so that an interrupted one can resume."""
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 from jsonargparse import Namespace
 
 from pyro_vae.cli.checksums import validate_unchanged
-from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.cli.saved_settings import read_settings
 from pyro_vae.cli.settings import command, with_absolute_paths
@@ -22,17 +21,17 @@ from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import DataError, SettingsError
 
 ABOUT = "sweep.json"
-"""The file that marks the folder of a sweep, with the command and the hash of the data."""
+"""The file that marks the folder of a sweep, with the command and the hashes of what it depends on."""
 
 
 def is_sweep(folder: str | Path) -> bool:
-    """Return whether a folder is that of a sweep, finished or not.
+    """Return whether a folder is that of a sweep which can go on.
 
     Example:
         >>> is_sweep("nowhere")
         False
     """
-    return (Path(folder) / ABOUT).is_file()
+    return (Path(folder) / ABOUT).is_file() and (Path(folder) / "config.yaml").is_file()
 
 
 def stopped_sweep(
@@ -57,7 +56,8 @@ def stopped_sweep(
         raise DataError(f"{folder}: was written by pyro-vae {other}; resume with pyro-vae {other} {folder}")
     settings = read_settings(config, command(name, function), trust)
     settings.out = str(folder)
-    settings.workers = workers or settings.workers
+    if workers:
+        settings.workers = workers
     return settings
 
 
@@ -98,42 +98,48 @@ def places_of(kind: str, jobs: Iterable[str]) -> dict[str, str]:
     }
 
 
+def hash_of(data: Iterable[Any]) -> str:
+    """Return one hash of all rows of several data."""
+    return data_hash(np.concatenate([row_hashes(rows_of(each)) for each in data]))
+
+
 @dataclass(frozen=True)
 class KeptJobs:
-    """The finished jobs of a sweep.
+    """The finished jobs of a sweep or a check.
 
     Args:
-        run: the folder of the sweep.
+        run: its folder.
         name: of the command.
         function: the function whose arguments are the settings.
-        settings: of the sweep.
-        data: the data of the sweep; a sweep that resumes must have the same.
+        settings: of the command.
+        hashes: of the data and whatever else the results depend on, by name; they must be the same on resuming.
 
     Raises:
-        SettingsError: if the sweep was started with other data.
+        SettingsError: if the folder was started with others.
     """
 
     run: RunFolder
     name: str
     function: Callable[..., Any]
     settings: Namespace
-    data: Loaded
+    hashes: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        if is_sweep(self.run.path) and _about(self.run.path)["data_hash"] != self._data_hash():
-            raise SettingsError(
-                f"{self.run.path} was started with other data than {self.settings.data}; resume it with the same data"
-            )
-
-    def _data_hash(self) -> str:
-        return data_hash(np.concatenate([row_hashes(rows_of(file)) for file in self.data.files]))
+        if not is_sweep(self.run.path):
+            return
+        started = _about(self.run.path)
+        for name, now in self.hashes.items():
+            if started.get(f"{name}_hash") != now:
+                raise SettingsError(
+                    f"{self.run.path} was started with other {name}; resume with the same {name}, or start anew"
+                )
 
     def folder(self, place: str) -> RunFolder:
-        """Return the folder to write a finished job to; write the settings of the sweep before the first job."""
+        """Return the folder to write a finished job to; write the settings before the first job."""
         if not is_sweep(self.run.path):
-            self.write_settings()
-            about = {"command": self.name, "data_hash": self._data_hash()}
+            about = {"command": self.name, **{f"{name}_hash": now for name, now in self.hashes.items()}}
             self.run.text(ABOUT, json.dumps(about, indent=2) + "\n")
+            self.write_settings()  # last: one that was killed before can be begun anew
         return self.run.within(place)
 
     def write_settings(self) -> None:

@@ -26,6 +26,7 @@ from pyro_vae.errors import (
     DuplicateRowsWarning,
     PrecisionWarning,
     PyroVAEError,
+    SettingsError,
     UnboundedDensityWarning,
     UncapturedStepWarning,
     printable,
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _replace_unencodable()
     try:
         with _importable_folder(), terminable(), _plain_warnings():
+            _validate_encoding([*typed, _current_folder()])
             _validate_configs(flags)
             settings = parser(flags).parse_args(flags)
             return _run(settings.command, settings[settings.command])
@@ -82,6 +84,16 @@ def _replace_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _validate_encoding(texts: Sequence[str]) -> None:
+    """Validate that names are UTF-8, the encoding of the settings of a run."""
+    if odd := next((text for text in texts if HALVES.search(text)), None):
+        raise SettingsError(f"{odd}: this name is not valid UTF-8, which the settings of a run need; rename it")
+
+
+HALVES = re.compile("[\ud800-\udfff]")
+"""What Python decodes invalid bytes to."""
 
 
 def _validate_configs(flags: Sequence[str]) -> None:
@@ -125,10 +137,17 @@ def _run(command: str, settings: Namespace) -> int:
     return run_check(settings)
 
 
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise SettingsError("the current folder was deleted; change to another") from error
+
+
 @contextmanager
 def _importable_folder() -> Iterator[None]:
     """Put the current folder on ``sys.path``, as ``python -m`` does, so that the user's own classes can be imported."""
-    here = os.getcwd()
+    here = _current_folder()
     known = here in sys.path or "" in sys.path
     if not known:
         sys.path.append(here)

@@ -1,5 +1,6 @@
 """Run folders, whose files are written atomically and never overwrite an earlier run."""
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
-from pyro_vae.cli.checksums import SUMS, compute_checksum, record_checksum
+from pyro_vae.cli.checksums import SUMS, compute_checksum, drop_checksum, record_checksum, validate_unchanged
 from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
-from pyro_vae.errors import OutputError, printable
+from pyro_vae.data.limits import validate_hdf5
+from pyro_vae.errors import DataError, OutputError, printable
 from pyro_vae.train.checkpoint.rotation import LOCK, locked
 from pyro_vae.train.checkpoint.save_load import write_vae
 from pyro_vae.train.checkpoint.tensor_file import staged
@@ -99,6 +101,12 @@ class RunFolder:
         if replaces:  # until here both checksums are valid, so that a kill leaves a readable folder
             record_checksum(self.path, name, compute_checksum(path))
 
+    def remove(self, name: str) -> None:
+        """Delete a file, or a subfolder, and its checksum."""
+        path = self.path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        drop_checksum(self.path, name)
+
     def show(self, console: Console) -> None:
         """Print the files of the folder."""
         names = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
@@ -127,8 +135,25 @@ class RunFolder:
             print(printable(f"pyro-vae: {self.path / name}: {why}"), file=sys.stderr)
 
 
-BEGUN = {LOCK, SUMS, "run.json"}
-"""Files that a run writes before ``config.yaml``, which it needs to resume."""
+def read_dataset(path: Path) -> xr.Dataset:
+    """Read a dataset of a run folder from an untrusted source.
+
+    Raises:
+        DataError: if it is damaged, or cannot be read.
+    """
+    validate_unchanged(path)
+    validate_hdf5(path)
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as found:
+            return found.load()
+    except Exception as error:  # what xarray and h5netcdf raise has no common base
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); copy the run again"
+        ) from error
+
+
+BEGUN = {LOCK, SUMS, "run.json", "sweep.json"}
+"""Files that a run or a sweep writes before ``config.yaml``, which it needs to resume."""
 
 
 def _remove_abandoned(folder: Path) -> None:

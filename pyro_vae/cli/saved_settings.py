@@ -12,7 +12,7 @@ from pyro_vae.cli import settings
 from pyro_vae.cli.checksums import validate_unchanged
 from pyro_vae.cli.messages import plain
 from pyro_vae.cli.trust import Trust
-from pyro_vae.data.limits import read_text, validate_run_folder
+from pyro_vae.data.limits import read_text, validate_folder
 from pyro_vae.data.memory import as_list
 from pyro_vae.errors import DataError
 
@@ -32,7 +32,7 @@ def read_settings(config: Path, parser: ArgumentParser, trust: str | None = None
         DataError: if the file is damaged, or holds no settings.
         SettingsError: if the settings name code that is not trusted.
     """
-    validate_run_folder(config.parent)
+    validate_folder(config.parent)
     validate_unchanged(config)
     text = read_text(config)
     validate_settings(config, text, trust)

@@ -19,7 +19,7 @@ from pyro_vae.cli.fit import (
     validate_held_out,
     validate_training,
 )
-from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
+from pyro_vae.cli.kept_jobs import KeptJobs, hash_of, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import as_yaml, command, swap_settings
@@ -71,7 +71,7 @@ def run_swap(arguments: Namespace) -> int:
         _validate(settings, name, vae, data)
     validate_held_out(settings, data)
     with sweep_folder("swap", settings.out, goes_on=resumes) as run:
-        finished = KeptJobs(run, "swap", swap_settings, settings, data)
+        finished = KeptJobs(run, "swap", swap_settings, settings, {"data": hash_of(data.files)})
         trained = _train_grid(settings, [*vaes], seeds, data, finished)
         if trained.interrupted:
             done = f"{len(trained.vaes)} of {len(vaes)} combinations"

@@ -2,7 +2,8 @@
 
 import io
 import math
-from typing import Any
+import os
+from typing import IO, Any
 
 import rich.console
 from rich.table import Table
@@ -110,6 +111,15 @@ def _at(value: float, decimals: int, sign: str) -> str:
     return f"{round(value, decimals) + 0.0:{sign}.{max(decimals, 0)}f}"
 
 
+def discard(stream: IO[str]) -> None:
+    """Send what is written to a stream nowhere, and what waits in it too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
+
+
 class Console(rich.console.Console):
     """A console that prints text literally: no markup, and control characters escaped.
 
@@ -122,6 +132,11 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         shown: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, **options}
         super().__init__(**shown)
+
+    def on_broken_pipe(self) -> None:
+        """Work on without a word where nobody reads any more, as behind ``| head -1``."""
+        self.quiet = True
+        discard(self.file)
 
     def render_str(self, text: str, **options: Any) -> Any:
         """Render a string with its control characters escaped."""

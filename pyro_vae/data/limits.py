@@ -62,21 +62,30 @@ def _validate_mode(path: Path, about: os.stat_result) -> None:
         raise DataError(f"{path}: is {kind}, not a file; replace it by a copy of the file")
 
 
-def validate_run_folder(folder: Path) -> None:
-    """Validate that a run folder contains only files and folders, so that nothing outside is read or written.
+def validate_folder(folder: Path, *, links: bool = False, most: int = MOST_ENTRIES) -> None:
+    """Validate that a folder contains only files and folders, so that reading it never blocks.
+
+    Args:
+        folder: a run folder, or a folder of data.
+        links: whether files may be links to files, as in a folder of data. In a run folder nothing outside is read or
+            written.
+        most: the maximum number of files and folders in it.
 
     Raises:
-        DataError: if it contains a link, a FIFO, a socket or a device, or too many files.
+        DataError: if it contains a FIFO, a socket, a device or another link, or too many files.
     """
     entries = 0
     for place, folders, files in os.walk(folder):
+        entries += len(folders) + len(files)
         for name in (*folders, *files):
-            path, entries = Path(place, name), entries + 1
-            if name in files or path.is_symlink():
+            path = Path(place, name)
+            if name in files and links:
+                validate_regular(path, links=True, advice="copy it again")
+            elif name in files or path.is_symlink():
                 with suppress(FileNotFoundError):  # a file that is being replaced
                     _validate_mode(path, path.lstat())
-        if entries > MOST_ENTRIES:
-            raise DataError(f"{folder}: contains more than {MOST_ENTRIES:,} files, unlike any run; copy the run again")
+        if entries > most:
+            raise DataError(f"{folder}: contains more than {most:,} files; copy it again")
 
 
 def validate_size(path: Path, size: int, most: int) -> None:

@@ -100,20 +100,12 @@ def load(
             frame, dialect = read_text(
                 path, **of_text, missing=[m for m in options.missing or () if isinstance(m, str)]
             )
-            if frame.shape[1] > MOST_COLUMNS:
-                raise DataError(
-                    f"{path}: has {frame.shape[1]:,} columns, above the limit of {MOST_COLUMNS:,} for text files; "
-                    "save the numbers as .npy"
-                )
             return options.table(frame, str(path), dialect.describe())
         options.validate_unused(str(path), **of_text)
         return _reader(path)(path, options)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
 
-
-MOST_COLUMNS = 10**5
-"""The maximum number of columns of a text file; each is parsed separately."""
 
 TEXT = (".csv", ".tsv", ".txt")
 """The suffixes of text files, before ``.gz`` if gzipped."""

@@ -24,6 +24,9 @@ SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", r"\s+
 HEAD = 2**16
 """The number of bytes from which the dialect is inferred."""
 
+MOST_COLUMNS = 10**5
+"""The maximum number of columns of a text file; each is parsed separately."""
+
 MISSING = frozenset({"", "#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"})
 """Cells that mark a missing value."""
 
@@ -103,6 +106,7 @@ def read_text(
         raise SettingsError(f"sep and decimal are both {sep!r}; give different characters")
     encoding, lines = _head(path)
     found = find_dialect(lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing)
+    _validate_width(path, found)
     exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # the default of 3.1
     try:
         with open_text(path) as file, warnings.catch_warnings():
@@ -279,19 +283,39 @@ def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str,
 
 def _validate_lengths(path: Path, found: Dialect) -> None:
     """Validate that all rows have the same length; pandas reads a short row as missing values."""
+    rows = _rows(path, found)
+    expected, labelled = len(next(rows, [])), False
+    for i, row in enumerate(rows, 0 if found.header else 1):
+        if i == 0 and len(row) == expected + 1:
+            labelled = True
+        if len(row) != expected + (labelled or found.open_ended):
+            raise DataError(
+                f"{path}: row {i} has {len(row)} value{'s' if len(row) > 1 else ''}, but the table has {expected} "
+                "columns; make them equal (rows are counted from 0, after the header)"
+            )
+
+
+def _validate_width(path: Path, found: Dialect) -> None:
+    """Count the columns before pandas parses each separately."""
+    if (columns := len(next(_rows(path, found), []))) > MOST_COLUMNS:
+        raise DataError(
+            f"{path}: has {columns:,} columns, above the limit of {MOST_COLUMNS:,} for text files; save the numbers as "
+            ".npy"
+        )
+
+
+def _rows(path: Path, found: Dialect) -> Iterator[list[str]]:
+    """Iterate over the cells of each line that is not empty."""
     with open_text(path) as file:
         text = io.TextIOWrapper(file, found.encoding, newline="")
         lines = (line for line in text if not (found.comments and line.lstrip().startswith("#")))
         spaces = found.sep == r"\s+"
         cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines) if spaces else lines
-        rows = (row for row in csv.reader(cut, delimiter=" " if spaces else found.sep, skipinitialspace=True) if row)
-        first = next(rows, [])
-        expected, labelled = len(first), False
-        for i, row in enumerate(rows, 0 if found.header else 1):
-            if i == 0 and len(row) == expected + 1:
-                labelled = True
-            if len(row) != expected + (labelled or found.open_ended):
-                raise DataError(
-                    f"{path}: row {i} has {len(row)} value{'s' if len(row) > 1 else ''}, but the table has {expected} "
-                    "columns; make them equal (rows are counted from 0, after the header)"
-                )
+        try:
+            yield from (
+                row for row in csv.reader(cut, delimiter=" " if spaces else found.sep, skipinitialspace=True) if row
+            )
+        except csv.Error as error:
+            raise DataError(f"{path}: not a table ({reason(error)}); check its quotes") from error
+        except UnicodeError as error:
+            raise _not_text(path, error) from error

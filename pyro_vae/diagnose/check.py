@@ -1,6 +1,7 @@
 """``check``: run all diagnostics of a VAE on held-out data within a time budget, and print a verdict."""
 
 import time
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,8 @@ from pyro_vae.errors import DataError, SettingsError
 
 PILOT = 32
 """The number of particles to measure the time of an evaluation with."""
+CLOCK = "clock"
+"""The name of the seconds that a check has spent, kept beside its diagnostics."""
 FEWEST_DRAWS = 4
 """A p-value uses at least 5 times this many replicated data sets."""
 
@@ -54,6 +57,7 @@ def check(
     budget: float = 180.0,
     seed: int = 0,
     progress: bool = False,
+    keep: MutableMapping[str, xr.Dataset] | None = None,
 ) -> xr.DataTree:
     """Run all diagnostics of a trained VAE, and print what is fine, what is not, and what to try next.
 
@@ -76,6 +80,8 @@ def check(
         budget: the time limit in seconds. Diagnostics that would exceed the remaining time are left out and listed.
         seed: of all draws.
         progress: whether to print each diagnostic before it runs.
+        keep: a mapping for the result of each diagnostic, such as a ``dict``. Results that it already has are not
+            computed again: pass it again after Ctrl-C, with the same VAE, data and settings.
 
     Returns:
         ArviZ's groups from :func:`~pyro_vae.to_datatree`, a group for each diagnostic, and
@@ -110,8 +116,10 @@ def check(
         raise DataError("there is only one datum; pass at least 2, since most diagnostics need a spread over data")
     warn_of_too_small_errors(given, source="x", stacklevel=3)
     rows = given.like(vae)
-    started, found = time.perf_counter(), Checked()
-    evaluation, gold = _measure_evaluation(vae, rows, seed), min(gold, len(rows))
+    kept: MutableMapping[str, xr.Dataset] = {} if keep is None else keep
+    started, found = time.perf_counter() - _seconds(kept, "spent"), Checked()
+    evaluation = _seconds(kept, "evaluation") or _measure_evaluation(vae, rows, seed)
+    gold = min(gold, len(rows))
     check_input = CheckInput(vae, x, rows, evaluation, history, gold, draws, seed, train)
     for diagnostic in DIAGNOSTICS:
         if not diagnostic.applies(check_input):
@@ -119,11 +127,16 @@ def check(
             continue
         seconds = diagnostic.seconds(check_input)
         title = f"{diagnostic.about} (about {seconds:.0f} s)"
-        if seconds > max(budget / 50, budget - (time.perf_counter() - started)):  # always run the fast diagnostics
+        left = budget - (time.perf_counter() - started)
+        if diagnostic.name not in kept and seconds > max(budget / 50, left):  # always run the fast diagnostics
             found.left_out.append(title)
             continue
-        console.print(f"{title} ...")
-        found.groups[diagnostic.name] = diagnostic.run(check_input)
+        if diagnostic.name not in kept:
+            console.print(f"{title} ...")
+            result, spent = diagnostic.run(check_input), time.perf_counter() - started
+            kept[CLOCK] = xr.Dataset({"evaluation": evaluation, "spent": spent})
+            kept[diagnostic.name] = result
+        found.groups[diagnostic.name] = kept[diagnostic.name]
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
     found.findings = _defer_to_gaps(found.findings)
     table = _as_dataset(found, seed, len(rows), trained_on(vae, row_hashes(given), getattr(x, "row_labels", None)))
@@ -132,6 +145,11 @@ def check(
     tree = xr.DataTree.from_dict({**arviz.to_dict(), **found.groups, "findings": table})
     Console().print(verdict(tree), soft_wrap=True)
     return tree
+
+
+def _seconds(kept: Mapping[str, xr.Dataset], name: str) -> float:
+    """Return the seconds that an interrupted check measured; 0 for a new check."""
+    return float(kept[CLOCK][name]) if CLOCK in kept else 0.0
 
 
 def _defer_to_gaps(found: dict[str, Finding]) -> dict[str, Finding]:

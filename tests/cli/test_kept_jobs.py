@@ -1,9 +1,11 @@
 """A sweep that is killed keeps what is done, and goes on with it to the same numbers."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,21 @@ import torch
 import xarray as xr
 from jsonargparse import Namespace
 
+from pyro_vae.cli import check as cli_check
 from pyro_vae.cli import compare as cli_compare
 from pyro_vae.cli import main
 from pyro_vae.cli import swap as cli_swap
+from pyro_vae.cli.checksums import read_checksums
 from pyro_vae.cli.fit import load_data, trained_run
-from pyro_vae.cli.kept_jobs import KeptJobs, places_of
+from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import command, swap_settings
+from pyro_vae.diagnose import DIAGNOSTICS
+from pyro_vae.diagnose import check as diagnose_check
 from pyro_vae.errors import DataError
 
 FAST = ["--data", "data.npy", "--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "16"]
+FAST += ["--engine", "eager", "--device", "cpu"]
 SWAP = ["swap", *FAST, "--priors", "[StandardNormal, Laplace]", "--seeds", "[0, 1]", "--particles", "5"]
 COMPARE = ["compare", *FAST, "--seeds", "[0, 1]", "--elbos", "[STL]", "--particles", "[1]", "--draws", "3"]
 
@@ -130,7 +137,7 @@ def test_a_sweep_goes_on_with_its_own_data_and_command_only(folder, monkeypatch,
     assert "cut: was written by pyro-vae compare; resume with pyro-vae compare cut" in capsys.readouterr().err
     np.save("data.npy", np.random.default_rng(1).normal(size=(60, 3)))
     assert main(["compare", "cut"]) == 2
-    assert "cut was started with other data than" in capsys.readouterr().err
+    assert "cut was started with other data; resume with the same data" in capsys.readouterr().err
     assert main(["swap", "nowhere"]) == 2
     assert "nowhere: holds no sweep.json; give the folder of an interrupted pyro-vae swap" in capsys.readouterr().err
 
@@ -146,7 +153,7 @@ def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():
 
 def test_a_finished_job_is_taken_as_it_was_written_only(tmp_path):
     run = RunFolder(tmp_path / "sweep")
-    kept = KeptJobs(run, "swap", swap_settings, Namespace(data="data.npy"), None)
+    kept = KeptJobs(run, "swap", swap_settings, Namespace(data="data.npy"), {})
     run.within("models/00-a").text("weights.txt", "1")
     assert kept.path("models/00-a", "weights.txt") == run.path / "models/00-a" / "weights.txt"
     assert kept.path("models/00-a", "other.txt") is None
@@ -169,3 +176,117 @@ def test_a_sweep_whose_mark_is_damaged_is_refused_in_a_sentence(command, folder,
     (folder / "out" / "SHA256SUMS").write_text(f"{'0' * 64}  sweep.json\n")
     assert main([command, "out"]) == 2
     assert "sweep.json: has changed since it was written; copy the run again" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run(folder):
+    assert main(["fit", *FAST, "--out", "run"]) == 0
+    return folder / "run"
+
+
+CHECK = ["--rows", "8", "--budget", "30"]
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Check by what takes no time, all of it within the budget."""
+    names = {"khat", "predictive_check", "collapse"}
+    monkeypatch.setattr("pyro_vae.plots.html_report.as_html", lambda *_, **__: "its figures take seconds")
+    monkeypatch.setattr(diagnose_check, "DIAGNOSTICS", [one for one in DIAGNOSTICS if one.name in names])
+    monkeypatch.setattr(diagnose_check, "_measure_evaluation", lambda *_: 1e-9)
+
+
+def test_a_killed_check_goes_on_to_the_results_of_one_that_was_not(run, cheap, monkeypatch, capsys):
+    assert main(["check", str(run), "--out", "whole", *CHECK]) == 0
+    put = cli_check._KeptDiagnostics.__setitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            cli_check._KeptDiagnostics, "__setitem__", lambda *given: dies() if len(given[0]) == 2 else put(*given)
+        )
+        with pytest.raises(SystemExit):
+            main(["check", str(run), "--out", "cut", *CHECK])
+    assert len([*Path("cut/diagnostics").glob("*.nc")]) == 2
+    capsys.readouterr()
+    assert main(["check", "cut"]) == 0
+    told = capsys.readouterr().err
+    assert "done already: Importance weights of q" in told
+    assert "Posterior predictive (about" in told
+    assert "Importance weights of q (about" not in told
+    with xr.open_datatree("cut/check.nc") as cut, xr.open_datatree("whole/check.nc") as whole:
+        for node in (*cut.subtree, *whole.subtree):
+            node.attrs.pop("created_at", None)
+        assert cut.identical(whole)
+    assert {path.name for path in Path("cut").iterdir()} == {"check.nc", "report.html", "SHA256SUMS"}
+    assert [name for name, _ in read_checksums(Path("cut"))] == ["check.nc", "report.html"]
+
+
+def test_a_stopped_check_goes_on_with_its_own_run_and_settings_only(run, monkeypatch, capsys):
+    stopped = ["check", "run", "--budget", "1e-9", "--rows", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pyro_vae.plots.html_report.as_html", interrupt)
+        assert main(stopped) == 130
+    assert "resume with pyro-vae check run/check" in capsys.readouterr().err
+    assert main(["check", "run/check", "--rows", "5"]) == 2
+    assert "run/check is an interrupted check with its own rows; leave --rows out" in capsys.readouterr().err
+    assert main(["fit", "run", "--epochs", "3"]) == 0
+    assert main(["check", "run/check"]) == 2
+    assert (
+        "run/check was started with other weights; resume with the same weights, or start anew"
+        in capsys.readouterr().err
+    )
+    assert main(stopped) == 0
+    assert "run/check holds an interrupted check; resume it with pyro-vae check run/check" in (capsys.readouterr().err)
+    assert Path("run/check-2/check.nc").exists()
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def dies(*_, **__):
+    raise SystemExit
+
+
+MOMENTS = {
+    "before its first training is done": "pyro_vae.cli.{}.train",
+    "before its settings are written": "pyro_vae.cli.kept_jobs.KeptJobs.write_settings",
+    "before its first result is written": "pyro_vae.cli.run_folder.RunFolder.within",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+def test_a_sweep_killed_before_its_first_result_is_not_stuck(moment, folder, monkeypatch):
+    arguments = [*SWAP, "--seeds", "[0]"]
+    with monkeypatch.context() as patch:
+        patch.setattr(moment.format(arguments[0]), dies)
+        with pytest.raises(SystemExit):
+            main([*arguments, "--out", "cut"])
+    assert is_sweep("cut") == ("within" in moment)
+    assert main([arguments[0], "cut"] if is_sweep("cut") else [*arguments, "--out", "cut"]) == 0
+
+
+@pytest.mark.parametrize("moment", [*MOMENTS.values()][1:], ids=[*MOMENTS.keys()][1:])
+def test_a_check_killed_before_its_first_result_is_not_stuck(moment, run, monkeypatch):
+    arguments = ["check", "run", "--out", "cut", "--rows", "4", "--budget", "1e-9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, dies)
+        with pytest.raises(SystemExit):
+            main(arguments)
+    assert main(["check", "cut"] if is_sweep("cut") else arguments) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [SWAP, COMPARE, ["check", "run", *CHECK]], ids=["swap", "compare", "check"])
+def test_one_that_is_killed_at_any_moment_goes_on(arguments, run):
+    """By the clock of this machine, from its first file on."""
+    called = [sys.executable, "-m", "pyro_vae", *arguments, "--out", "cut"]
+    for i in range(6):
+        process = subprocess.Popen(called, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not Path("cut").exists():
+            time.sleep(0.001)
+        time.sleep(0.5 * i)
+        process.kill()
+        process.wait()
+        if not Path("cut/ranking.nc").exists():
+            assert main([arguments[0], "cut"] if is_sweep("cut") else [*arguments, "--out", "cut"]) == 0
+        shutil.rmtree("cut")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -109,6 +110,46 @@ def test_a_missing_chunk_is_no_data(tmp_path):
         pv.data.stream(folder)
 
 
+ODD = {
+    "FIFO": (os.mkfifo, "as it is a FIFO"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "as it is a device"),
+    "dangling link": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "link to a folder": (lambda path: path.symlink_to("/etc"), "as it is a link"),
+}
+
+
+@pytest.mark.parametrize("name", ["c/0/0", "c/3/0", "c/extra"])
+@pytest.mark.parametrize(("make", "told"), ODD.values(), ids=ODD.keys())
+def test_files_of_a_zarr_store_are_files(make, told, name, tmp_path):
+    folder = stored(tmp_path / "x.zarr", (100, 4), (10, 4))
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    with pytest.raises(DataError, match=told):
+        pv.data.stream(folder)
+
+
+def test_a_link_to_a_chunk_is_that_chunk(tmp_path):
+    """As git-annex and others keep large files."""
+    folder = stored(tmp_path / "x.zarr", (100, 4), (10, 4))
+    (folder / "c/0/0").rename(tmp_path / "elsewhere")
+    (folder / "c/0/0").symlink_to(tmp_path / "elsewhere")
+    assert len(pv.data.stream(folder)) == 100
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet", "folder/b.parquet"])
+def test_a_fifo_of_data_is_not_waited_for(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    parquet.write_table(pa.table({"a": [1.0, 2.0]}), tmp_path / "folder" / "a.parquet")
+    os.mkfifo(tmp_path / name)
+    source = tmp_path / name.split("/")[0]
+    if source.is_dir():  # where pyarrow lists files alone
+        assert len(pv.data.stream(source)) == 2
+    else:
+        for read in (pv.data.load, pv.data.stream):
+            with pytest.raises(DataError, match=r"is a FIFO|is empty"):
+                read(source)
+
+
 @pytest.mark.parametrize("shape", [[10**30, 4], [10**15, 4], [10, 10**9], [-1, 4]])
 def test_zarr_arrays_of_impossible_shapes_are_refused(shape, tmp_path):
     folder = stored(tmp_path / "x.zarr", (10, 4), (5, 4))
@@ -144,11 +185,29 @@ def virtual(path: str) -> h5py.VirtualLayout:
 
 
 def test_more_columns_than_can_be_looked_at_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_vae.data.readers.MOST_COLUMNS", 100)
+    monkeypatch.setattr("pyro_vae.data.text.MOST_COLUMNS", 100)
     row = ",".join(["1.5"] * 101)
     (tmp_path / "wide.csv").write_text(f"{','.join(f'c{i}' for i in range(101))}\n{row}\n{row}\n")
     with pytest.raises(DataError, match="has 101 columns, above the limit of 100 for text files; save the numbers"):
         pv.data.load(tmp_path / "wide.csv")
+
+
+def test_text_that_is_none_is_refused(tmp_path):
+    """A code point beyond Unicode's last, in a column of a structured array."""
+    array = np.array([("a", 1.0), ("b", 2.0)], dtype=[("name", "U1"), ("x", "f8")])
+    np.save(tmp_path / "x.npy", array)
+    data = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(data.replace(b"a\0\0\0", b"a\0\0\xff"))
+    with pytest.raises(DataError, match=r"x\.npy: a ndarray that is no table; "):
+        pv.data.load(tmp_path / "x.npy")
+
+
+def test_a_cell_without_an_end_is_refused(tmp_path):
+    """A quote that is never closed takes in the rest of the file."""
+    rows = "".join(f"{i},{i % 7}\n" for i in range(30_000))
+    (tmp_path / "x.csv").write_text(f'a,b\n1,2\n3,"4\n{rows}')
+    with pytest.raises(DataError, match=r"x\.csv: not a table "):
+        pv.data.load(tmp_path / "x.csv")
 
 
 def test_the_whole_file_system_is_no_data(capsys):

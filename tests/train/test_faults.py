@@ -1,10 +1,12 @@
 """Damaged files, full disks, read-only folders, kills: the exact state or a sentence, never a silent wrong answer."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import pyro_vae as pv
-from faults import damage, hostile
+from faults import damage, fuzz, hostile
+from faults.formats import FORMATS
 from faults.kill import fit, kills
 from pyro_vae.cli import main
 from pyro_vae.cli.checksums import SUMS, validate_unchanged
@@ -70,6 +73,31 @@ def test_the_hostile_folders_would_run_code_that_nobody_stops(finished, tmp_path
     monkeypatch.setattr("pyro_vae.cli.trust.Trust.validate", lambda *_: None)
     payload = next(one for one in hostile.every() if one.name == "prior: runs.hostile.payload.Own")
     assert hostile.outcome(tmp_path, payload, finished)[:2] == (hostile.WRONG, True)
+
+
+READ = [kind for kind in FORMATS if kind.name != "checkpoint, resumed"]  # which trains
+
+
+@pytest.mark.parametrize("kind", READ, ids=[kind.name for kind in READ])
+def test_the_files_that_are_fuzzed_are_read_before_they_are_changed(kind, tmp_path, capfd):
+    assert [fuzz.read_once(kind, tmp_path, data) for data in kind.seeds()] == [None] * len(kind.seeds())
+
+
+def test_the_fuzzer_finds_what_is_not_refused_in_a_sentence(tmp_path, monkeypatch):
+    """Power: an exception of another library, a process that ends, a number that is none."""
+    idx = next(kind for kind in FORMATS if kind.name == "IDX")
+    assert fuzz.fuzz(idx, tmp_path, 0.5)["found"] == []
+    plants = {
+        "KeyError at": lambda *_: {}["a"],
+        r"ends the process \(-9\)": lambda *_: os.kill(os.getpid(), signal.SIGKILL),
+        "no sentence: 'one'": lambda *_: (_ for _ in ()).throw(DataError("one")),
+    }
+    for found, plant in plants.items():
+        monkeypatch.setattr("pyro_vae.data.readers._read_idx", plant)
+        assert re.match(found, fuzz.fuzz(idx, tmp_path, 0.1)["found"][0])
+    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr("pyro_vae.data.readers._read_idx", lambda *_: time.sleep(60))
+    assert fuzz.fuzz(idx, tmp_path, 0.1)["found"] == ["takes more than 1 s"]
 
 
 def test_a_whole_folder_is_what_sha256sum_says_too(finished):

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +26,8 @@ from pyro.infer import RenyiELBO
 import pyro_vae as pv
 from pyro_vae.cli import fit_command, main
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
-from pyro_vae.train.distributed.group import Group, joined, launched
+from pyro_vae.train.distributed import group
+from pyro_vae.train.distributed.group import Group, joined, launched, told_if_lost
 from pyro_vae.train.distributed.launch import forward_signals, launch
 from pyro_vae.train.distributed.reduce import validate_distributable
 
@@ -501,6 +503,51 @@ def test_the_command_trains_under_torchrun_and_by_devices_and_one_process_writes
     monkeypatch.setattr(fit_command, "launch", lambda *_: pytest.fail("processes were started for nothing"))
     assert main([*flags, "--devices", "2"]) == 2
     assert capfd.readouterr().err.startswith("pyro-vae: run: already holds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_under_torchrun_the_one_that_was_killed_is_named(lost, tmp_path, monkeypatch):
+    """All end within seconds; what torchrun itself says is its own."""
+    np.save(tmp_path / "data.npy", linear_gaussian().sample(300).numpy())
+    flags = ["fit", "--data", "data.npy", "--out", "run", "--epochs", "100000", "--hidden", "[4]", "--latent_dim", "2"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pyro_vae"]
+    process = run(*torchrun, *flags, "--engine", "eager", cwd=tmp_path)
+    while not (tmp_path / "run" / "config.yaml").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    time.sleep(1)
+    ranks = sorted((_rank(child), child) for child in _children(process.pid) if _rank(child))
+    assert [rank for rank, _ in ranks] == ["0", "1"]
+    os.kill(ranks[lost][1], signal.SIGKILL)
+    started = time.monotonic()
+    _, err = process.communicate(timeout=300)
+    assert time.monotonic() - started < 40, "10 s on a machine with nothing else to do"
+    assert f"pyro-vae: process {lost} of 2 is gone; go on from the last checkpoint" in err
+    assert not any(_lives(child) for _, child in ranks)
+
+
+def _children(process):
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def _rank(process):
+    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return next((one.removeprefix(b"RANK=").decode() for one in variables if one.startswith(b"RANK=")), "")
+
+
+def test_the_lost_process_is_the_one_that_does_not_live(monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as torchrun's before it looks
+    here = socket.gethostname()
+    monkeypatch.setattr(group, "_PEERS", [(here, os.getpid()), (here, ended.pid), ("elsewhere", ended.pid)])
+    with pytest.raises(ProcessError, match="process 1 of 3 is gone; go on from the last checkpoint"), told_if_lost():
+        raise RuntimeError("Connection closed by peer")
+    ended.wait()
+    assert group._lost_ranks(0.0) == [1]
+    monkeypatch.setattr(group, "_PEERS", [(here, os.getpid()), ("elsewhere", 1)])
+    assert group._lost_ranks(0.0) == []
 
 
 def test_alone_nothing_is_started():

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from pyro_vae.core.validation import takes_settings, whole
+from pyro_vae.data.limits import validate_regular
 from pyro_vae.data.streams.base import WINDOW_BYTES, Streamed
 from pyro_vae.data.streams.batches import as_numpy, open_batches, open_dataset
 from pyro_vae.data.streams.parquet import open_parquet
@@ -118,6 +119,8 @@ def _open_table(data: Any, *, source: str | None, size: int | None, columns: Any
 def _open_path(path: Path, columns: Sequence[str] | None, context: Any) -> Table:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give the path of data")
+    if not path.is_dir():
+        validate_regular(path, links=True, advice="give the path of a file")
     if path.is_dir() and is_zarr(path):
         return Sliced(**describe_array(array := open_zarr(path), str(path)), array=array)
     if path.is_dir() or path.suffix.lower() == ".parquet":

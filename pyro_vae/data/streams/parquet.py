@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.limits import MOST_ENTRIES
+from pyro_vae.data.limits import MOST_ENTRIES, validate_regular
 from pyro_vae.data.readers import arrow_numbers, whole_parquet
 from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
@@ -91,6 +91,7 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
         raise DataError(f"{path}: the folder contains no .parquet files and is not a Zarr array; give another folder")
     files, groups, sizes = [], [], [0]
     for fragment in fragments:
+        validate_regular(Path(fragment.path), links=True, advice="copy it again")
         with whole_parquet(fragment.path):
             files.append((fragment, stamp_of(Path(fragment.path))))
             fragment.ensure_complete_metadata()

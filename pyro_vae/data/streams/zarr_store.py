@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.data.limits import LARGEST_TEXT, in_bytes, validate_regular, validate_size
+from pyro_vae.data.limits import LARGEST_TEXT, in_bytes, validate_folder, validate_regular, validate_size
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
 
@@ -38,6 +38,7 @@ def open_zarr(folder: Path) -> Any:
     except ImportError as error:
         raise SettingsError("reading Zarr arrays needs zarr; pip install pyro-vae[zarr]") from error
     _validate_description(folder)
+    validate_folder(folder, links=True, most=2 * MOST_CHUNKS)
     try:
         array = zarr.open_array(str(folder), mode="r")
         _validate_chunks(folder, array)

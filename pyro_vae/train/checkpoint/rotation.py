@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pyro_vae.core.validation import above_zero, takes_settings, whole
-from pyro_vae.data.limits import validate_run_folder
+from pyro_vae.data.limits import validate_folder
 from pyro_vae.errors import DataError, OutputError, printable
 from pyro_vae.train.checkpoint.tensor_file import Tree, make_folder, read_tree, unwritable, write_tree
 
@@ -120,7 +120,7 @@ class Checkpoints:
         Raises:
             DataError: if there are files, but none is intact.
         """
-        validate_run_folder(self.folder)
+        validate_folder(self.folder)
         files, wrong = self.files(), None
         for step, path in reversed(files.items()):
             try:
@@ -166,7 +166,7 @@ def locked(folder: str | Path, say: Callable[[str], None] = _warn) -> Iterator[N
         OutputError: if another run holds the lock, or the folder cannot be written.
     """
     folder = Path(folder)
-    validate_run_folder(folder)
+    validate_folder(folder)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

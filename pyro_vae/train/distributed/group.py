@@ -3,10 +3,13 @@
 import hashlib
 import math
 import os
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,8 +163,34 @@ def reraise_lost_peer() -> Iterator[None]:
         yield
     except RuntimeError as error:  # includes DistBackendError; gloo raises a plain RuntimeError
         if any(sign in str(error) for sign in LOST) or isinstance(error, dist.DistError):
-            raise LostPeerError("a peer process died; resume from the last checkpoint") from error
+            lost = ", ".join(map(str, _lost_ranks())) or "another, on another machine,"
+            raise LostPeerError(f"process {lost} of {len(_PEERS)} died; resume from the last checkpoint") from error
         raise
+
+
+_PEERS: list[tuple[str, int]] = []
+"""The host name and the process id of each rank, once the processes are connected."""
+
+
+def _lost_ranks(seconds: float = 2.0) -> list[int]:
+    """Return the ranks on this machine whose processes have died, as soon as there is one."""
+    here, end = socket.gethostname(), time.monotonic() + seconds
+    while True:
+        gone = [rank for rank, (host, process) in enumerate(_PEERS) if host == here and not _lives(process)]
+        if gone or time.monotonic() > end:
+            return gone
+        time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    """Return whether a process exists and is not a zombie."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or no Linux
+        return True
 
 
 LOST = ("gloo", "Connection closed", "Connection reset", "NCCL", "Timed out", "timeout", "Broken pipe", "Socket")
@@ -231,8 +260,10 @@ def joined(device: torch.device) -> Iterator[Group]:
                 f"process {os.environ['RANK']} cannot reach the others at {os.environ['MASTER_ADDR']}:"
                 f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]}); check the address and the firewall"
             ) from error
+    group = Group(dist.get_rank(), dist.get_world_size())
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        _PEERS[:] = group.all_gather((socket.gethostname(), os.getpid()))
+        yield group
     finally:
         if ours:
             dist.destroy_process_group()

@@ -1,0 +1,244 @@
+"""``make fuzz``: each reader of files is given changed files for a stated time.
+
+What it reads must be numbers, and what it refuses is refused in one sentence of :mod:`pyro_vae.errors`; no other
+exception, no crash, no minute without an answer, and no more memory than 1 GiB above that of the program. Files that
+reach lines which none before has reached are changed further.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+import pyro_vae
+from faults.formats import FORMATS, RUN, Format
+from pyro_vae.errors import CONTROLS, PyroVAEError
+
+HERE = Path(pyro_vae.__file__).parent
+SECONDS = 60
+"""The time that one file may take."""
+MEBIBYTES = 1024
+"""The memory that one file may take above that of the program."""
+
+TOKENS = (
+    b"", b"-1", b"0", b"1", b"255", b"65536", b"1000000000", b"1000000000000000000000000000000", b"1e400", b"-1e308",
+    b"0.5", b"nan", b"NaN", b"Infinity", b"null", b"true", b"[]", b"{}", b'""', b'"x"', b"[1]", b"x", b"\0", b"\xff",
+    b"\n", b"\r", b",", b";", b":", b"'", b'"', b"#", b" ", b"\t", b"../..", b"/dev/zero", b"[" * 2000, b"9" * 5000,
+    b"tensor", b"os.system", b"torch.nn.Linear", b"|O", b">f2", b"<c16", b"V8", b"U99999",
+)  # fmt: skip
+NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+WORD = re.compile(rb'"[^"\n]{0,60}"|[A-Za-z_.]{2,60}')
+
+
+def changed(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
+    """The same bytes with one to four changes."""
+    for _ in range(chance.choice([1, 1, 1, 2, 4])):
+        data = _changed_once(data, others, chance)
+    return data
+
+
+def _changed_once(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
+    place, length = chance.randrange(len(data) + 1), chance.choice([1, 1, 2, 4, 8, 64, 512])
+    kind = chance.randrange(9)
+    if kind == 0:
+        return data[:place]
+    if kind == 1 and place < len(data):
+        return data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
+    if kind == 2:
+        return data[:place] + chance.randbytes(min(length, len(data) - place)) + data[place + length :]
+    if kind == 3:
+        number = chance.choice([0, 1, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1])
+        size = next(size for size in (1, 2, 4, 8) if number < 2 ** (8 * size))
+        return data[:place] + number.to_bytes(size, chance.choice(["little", "big"])) + data[place + size :]
+    if kind == 4:
+        return data[:place] + chance.choice(TOKENS) + data[place:]
+    if kind in (5, 6) and (found := [*(NUMBER if kind == 5 else WORD).finditer(data[:100_000])]):
+        one = chance.choice(found)
+        new = chance.choice(TOKENS) if chance.random() < 0.7 else chance.choice(found)[0]
+        return data[: one.start()] + new + data[one.end() :]
+    if kind == 7:
+        return data[:place] + data[place : place + length] * chance.choice([0, 2, 9]) + data[place + length :]
+    other = chance.choice(others)
+    return data[:place] + other[chance.randrange(len(other) + 1) :]
+
+
+class Lines:
+    """The lines of modules that are run, and all that there are."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        self.files = {str(HERE / module) for module in modules}
+        self.run: set[tuple[str, int]] = set()
+
+    def trace(self, frame: FrameType, event: str, _: object) -> Any:
+        """For ``sys.settrace``: look at the lines of these modules only."""
+        if frame.f_code.co_filename not in self.files:
+            return None
+        if event == "line":
+            self.run.add((frame.f_code.co_filename, frame.f_lineno))
+        return self.trace
+
+    def all(self) -> set[tuple[str, int]]:
+        """The lines of all functions."""
+        return {(file, line) for file in self.files for line in _lines(compile(Path(file).read_text(), file, "exec"))}
+
+
+def _lines(code: CodeType, *, inside: bool = False) -> set[int]:
+    own = {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno} if inside else set()
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return own.union(*(_lines(one, inside=not _is_class(one)) for one in inner))
+
+
+def _is_class(code: CodeType) -> bool:
+    return "__qualname__" in code.co_names and "__module__" in code.co_names
+
+
+def wrong(error: BaseException) -> str | None:
+    """What is wrong with an exception: nothing if it is a sentence of this library."""
+    if isinstance(error, PyroVAEError):
+        text = str(error)
+        return (
+            None if "\n" not in text and "; " in text and not CONTROLS.search(text) else f"no sentence: {text[:300]!r}"
+        )
+    *_, last = traceback.extract_tb(error.__traceback__)
+    ours = [step for step in traceback.extract_tb(error.__traceback__) if step.filename.startswith(str(HERE))]
+    at = ", ".join(f"{Path(step.filename).name}:{step.lineno}" for step in [*ours[-1:], last])
+    return f"{type(error).__name__} at {at}: {str(error)[:200]!r}"
+
+
+def read_once(kind: Format, folder: Path, data: bytes) -> str | None:
+    """Read one file: what is wrong with how it goes, None if nothing is."""
+    place = folder / "now"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    kind.place(place, data)
+    signal.alarm(SECONDS)  # which ends the process
+    try:
+        kind.read(place)
+    except Exception as error:
+        return wrong(error)
+    finally:
+        signal.alarm(0)
+    return None
+
+
+def _fuzz(kind: Format, folder: Path, seconds: float, seed: int) -> None:
+    """Read changed files until the time is over, in a process of its own, and write what was found."""
+    chance, lines, found = random.Random(seed), Lines(kind.modules), dict[str, str]()
+    corpus, counts = [*kind.seeds()], {"files": 0, "read": 0}
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    most = _peak() + 4 * MEBIBYTES
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or counts["files"] < 2 * len(kind.seeds()):
+        whole = counts["files"] < len(corpus) and counts["files"] < len(kind.seeds())
+        data = corpus[counts["files"]] if whole else changed(chance.choice(corpus), corpus, chance)
+        (folder / "data").write_bytes(data)
+        known, before = len(lines.run), _peak()
+        sys.settrace(lines.trace)
+        try:
+            problem = read_once(kind, folder, data)
+        finally:
+            sys.settrace(None)
+        if _peak() - before > MEBIBYTES or _peak() > most:
+            problem = problem or f"takes {_peak() - before} MiB"
+        counts["files"] += 1
+        counts["read"] += problem is None
+        if len(lines.run) > known and len(data) < 10**6:
+            corpus.append(data)
+        if (
+            problem
+            and (key := re.sub(r"\d+", "#", problem.split(": ")[0] if " at " in problem else problem)) not in found
+        ):
+            found[key] = problem
+            (folder.parent / f"find-{kind.name.replace('/', '-')}-{abs(hash(key)) % 10**8}").write_bytes(data)
+    every = lines.all()
+    (folder / "said.json").write_text(
+        json.dumps({**counts, "lines": sorted(lines.run & every), "found": [*found.values()]})
+    )
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def fuzz(kind: Format, out: Path, seconds: float, seed: int = 0) -> dict[str, Any]:
+    """Fuzz one reader.
+
+    Args:
+        kind: of its files.
+        out: for the files that it did not take as it should.
+        seconds: in all.
+        seed: of the changes.
+
+    Returns:
+        How many ``files`` were read, the ``lines`` of its modules that were run, and what was ``found`` wrong.
+    """
+    with tempfile.TemporaryDirectory(dir=out) as held:
+        folder = Path(held)
+        if not (child := os.fork()):
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                warnings.simplefilter("ignore")
+                with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet):
+                    _fuzz(kind, folder, seconds, seed)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 0:
+            told: dict[str, Any] = json.loads((folder / "said.json").read_text())
+            return told
+        shutil.copy(folder / "data", out / f"find-{kind.name.replace('/', '-')}-ended")
+        ended = f"takes more than {SECONDS} s" if code == -signal.SIGALRM else f"ends the process ({code})"
+        return {"files": 0, "read": 0, "lines": [], "found": [ended]}
+
+
+def run() -> int:
+    """Fuzz each reader for its share of the time; 1 if anything was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10, help="of all readers together")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--only", default="", help="readers whose name begins so")
+    parser.add_argument("--out", type=Path, default=Path("fuzz"), help="a folder for the files that were found")
+    asked = parser.parse_args()
+    asked.out.mkdir(exist_ok=True)
+    chosen = [kind for kind in FORMATS if kind.name.startswith(asked.only)]
+    RUN()  # once for all
+    ran: dict[str, set[tuple[str, int]]] = {}
+    problems = 0
+    for kind in chosen:
+        told = fuzz(kind, asked.out, 60 * asked.minutes / len(chosen), asked.seed)
+        problems += len(told["found"])
+        for file, line in told["lines"]:
+            ran.setdefault(file, set()).add((file, line))
+        print(f"{kind.name:24} {told['files']:6} files, {len(told['found'])} found", flush=True)
+        for problem in told["found"]:
+            print(f"    {problem}", flush=True)
+    print("\nLines of functions that were run:")
+    for module in sorted({module for kind in chosen for module in kind.modules}):
+        lines = Lines([module])
+        every, own = lines.all(), ran.get(str(HERE / module), set())
+        print(f"{module:40} {len(own):4} of {len(every):4} ({len(own) / max(len(every), 1):.0%})")
+    return int(problems > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

@@ -1,0 +1,87 @@
+"""Nothing grows with the number of fits, compiled shapes and streams of one process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import gc, json, os, sys, tempfile
+from pathlib import Path
+
+import pyro
+import torch
+
+import pyro_vae as pv
+
+kind, number = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+x = torch.randn(200, 6)
+
+
+def held():
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "MiB": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "parameters": len(pyro.get_param_store()),
+        "files": sum(len(files) for _, _, files in os.walk(tempfile.gettempdir())),
+        "tensors": sum(type(one) in (torch.Tensor, torch.nn.Parameter) for one in gc.get_objects()),
+    }
+
+
+def vae():
+    return pv.VAE(
+        prior=pv.priors.StandardNormal(2),
+        decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [8], 6)),
+        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(6, [8], 4)),
+    )
+
+
+def fits(i):
+    pv.fit(vae(), x, epochs=2, batch_size=64, progress=False, device="cpu", engine="eager", seed=i)
+
+
+def shapes(i):
+    made = vae()
+    svi = pv.CompiledSVI(
+        made.model, made.guide, torch.optim.Adam(made.parameters()), pv.elbo.Trace_ELBO(), backend="eager"
+    )
+    for _ in range(2):
+        svi.step(x[: 10 + i])
+
+
+def streams(i):
+    rows = pv.data.stream("x.npy")
+    pv.fit(vae(), rows, epochs=1, batch_size=64, progress=False, device="cpu", engine="eager", seed=i)
+
+
+found = []
+for i in range(number):
+    {"fits": fits, "shapes": shapes, "streams": streams}[kind](i)
+    if i in (number // 10, number - 1):
+        found.append(held())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "number"), [("fits", 200), ("shapes", 100), ("streams", 50)])
+def test_a_process_is_as_large_after_many_as_after_few(kind, number, tmp_path):
+    """Of memory 0.05 MiB for each are allowed: what the allocator scatters, and no VAE and its optimizer."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(500, 6)).astype("f4"))
+    (tmp_path / "temporary").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, kind, str(number)],
+        capture_output=True, text=True, cwd=tmp_path, check=False, timeout=1500,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout.splitlines()[-1])
+    assert many.pop("MiB") - few.pop("MiB") < 0.05 * number
+    assert many == few
