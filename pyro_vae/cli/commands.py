@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "Compare estimators at the start, the middle and the end of training: which one to train with?",
     "swap": "Train every combination of parts on your data, and rank them by the evidence of held-out data.",
     "check": "Check a trained VAE's posteriors and predictions, and write a report to look at.",
+    "explore": "Write a page to explore a trained VAE: its latent space, its rows, and what the decoder draws.",
 }
 """The name of each command, and what it does."""
 
@@ -31,6 +32,7 @@ Examples:
   pyro-vae swap --data table.csv --out runs/swap --priors "[StandardNormal, Laplace, GaussianMixture]"
   pyro-vae swap runs/swap                    (after a stop: trains what is left; so does compare runs/seeds)
   pyro-vae check runs/first
+  pyro-vae explore runs/first                (one HTML file to click in; needs pip install 'pyro-vae[explore]')
   pyro-vae encode runs/first --data new.csv --out latents.csv
   pyro-vae impute runs/first --data gaps.csv --missing "NA,-999" --out filled.parquet
   pyro-vae fit --print_config > fit.yaml     (then edit, and: pyro-vae fit --config fit.yaml)
@@ -107,6 +109,34 @@ def check_settings(
         out: a new folder for the report; by default RUN/check, or the next free name.
         rows: at most so many of the held-out data.
         budget: seconds; diagnostics that would take longer than what is left of them are left out by name.
+        seed: of all draws.
+        trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
+            callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
+    """
+
+
+def explore_settings(
+    run: str,
+    *,
+    data: str | None = None,
+    missing: str | None = None,
+    out: str | None = None,
+    rows: int = 2000,
+    num_particles: int = 1000,
+    draws: int = 100,
+    seed: int = 0,
+    trust: str | None = None,
+) -> None:
+    """Write a page to explore a trained VAE: its latent space, its rows, and what the decoder draws.
+
+    Args:
+        run: the folder of a run that pyro-vae fit wrote.
+        data: held-out data, as for fit; by default those of the run.
+        missing: values of --data that say that a value is missing, as for fit; by default those of the run.
+        out: a new .html file; by default RUN/explore.html, or the next free name.
+        rows: at most so many of the held-out rows, chosen at random; fewer where more do not fit into 5 MB.
+        num_particles: draws per row for khat, the effective sample size and log p(x).
+        draws: for each row, for its reconstruction and its ELBO.
         seed: of all draws.
         trust: packages of your own whose classes the settings of the run may name, and folders outside it that its
             callbacks may write to, as "mypackage,logs"; of the run folder itself no code is ever run.
@@ -252,8 +282,8 @@ TABLES: dict[str, Callable[..., None]] = {
 
 COMMANDS |= {name: (settings.__doc__ or "").splitlines()[0] for name, settings in TABLES.items()}
 
-RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume", "check": "--run"} | dict.fromkeys(
-    TABLES, "--run"
+RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume"} | dict.fromkeys(
+    ("check", "explore", *TABLES), "--run"
 )
 """The flag of the run folder that stands right after a command."""
 
@@ -284,6 +314,8 @@ def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
         return parser_of(demo_settings)
     if name == "check":
         return parser_of(check_settings)
+    if name == "explore":
+        return parser_of(explore_settings)
     if name in TABLES:
         return parser_of(TABLES[name])
     from pyro_vae.cli import settings

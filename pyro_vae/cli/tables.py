@@ -1,7 +1,7 @@
 """``pyro-vae encode | reconstruct | impute | sample | score``: what a trained VAE is used for, written to a table."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def run_table(command: str, settings: Namespace) -> int:
         command: the name of the function in :mod:`pyro_vae`.
         settings: the run, the data and the file, and the arguments of the function.
     """
-    path = _destination(command, settings.out, settings.run)
+    path = new_file(command, settings.out, settings.run, [*WRITERS])
     function = getattr(pyro_vae, command)
     options = {name: value for name, value in vars(settings).items() if name not in NOT_PASSED and value is not None}
     labels = None
@@ -79,29 +79,49 @@ def run_table(command: str, settings: Namespace) -> int:
     found = function(vae, given, progress=True, **options)
     if labels is not None and len(labels) == found.sizes["datum"]:
         found = found.assign_coords(datum=labels)
-    with staged(path, lambda _: _refuse_existing(path)) as part:
+    with staged(path, lambda _: refuse_existing(path)) as part:
         WRITERS[path.suffix.lower()](found, part)
     _report(found, path)
     return 0
 
 
-def _destination(command: str, out: str | None, run: str) -> Path:
-    """The file to write: the one that was asked for, or the next free ``RUN/COMMAND.csv``."""
+def new_file(command: str, out: str | None, run: str, endings: Sequence[str]) -> Path:
+    """Return the file to write: the one that was asked for, or the next free ``RUN/COMMAND`` with the first ending.
+
+    Args:
+        command: its name.
+        out: the file that the user named, if any.
+        run: the folder of the run.
+        endings: those that a file may have.
+
+    Raises:
+        SettingsError: if the file has another ending.
+        OutputError: if it exists already, or its folder does not.
+
+    Example:
+        >>> new_file("explore", None, "runs/none", [".html"]).as_posix()
+        'runs/none/explore.html'
+    """
     if out is None:
-        names = (Path(run) / f"{command}{'' if i == 1 else f'-{i}'}.csv" for i in range(1, 10**6))
+        names = (Path(run) / f"{command}{'' if i == 1 else f'-{i}'}{endings[0]}" for i in range(1, 10**6))
         return next(path for path in names if not path.exists())
     path = Path(out)
-    if path.suffix.lower() not in WRITERS:
-        raise SettingsError(
-            f"out is {out}, of which the ending does not say what to write; end it in .csv, .parquet or .npy"
-        )
-    _refuse_existing(path)
+    if path.suffix.lower() not in endings:
+        *others, last = endings
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise SettingsError(f"out is {out}, of which the ending does not say what to write; end it in {allowed}")
+    refuse_existing(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; make it, or choose another")
     return path
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raise an OutputError if there is a file already.
+
+    Example:
+        >>> refuse_existing(Path("nowhere.csv"))
+    """
     if path.exists():
         raise OutputError(f"{path}: is there already, and nothing is overwritten; choose another name")
 
