@@ -293,5 +293,5 @@ const explorer = (() => {
     show_row(0);
   }
 
-  return {start, place, colour, click, count, download, csv, decode, show_row, state: () => page};
+  return {start, place, colour, click, count, download, decode, show_row, show_place, state: () => page};
 })();
