@@ -1,6 +1,7 @@
 """Figures of training, predictions, comparisons and diagnostics; each function returns a matplotlib ``Figure``.
 
-The figures are made without ``pyplot``, so nothing global is touched and no window is opened.
+:func:`explore` returns a web page instead. The figures are made without ``pyplot``, so nothing global is touched and no
+window is opened.
 """
 
 from pyro_vae.plots.calibration import coverage, predictive_check, sbc

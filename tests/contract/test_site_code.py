@@ -28,7 +28,7 @@ ELSEWHERE = {
 }
 """Pages whose code other tests run, and which."""
 
-LESS = {"fit": ["--epochs", "2"], "encode": [], "score": ["--num_particles", "50"]}
+LESS = {"fit": ["--epochs", "2"], "encode": [], "score": ["--num_particles", "50"], "explore": ["--draws", "5"]}
 """Flags behind those of a page, so that its commands take less long."""
 
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
