@@ -23,7 +23,7 @@ BASELINE_ROWS, BASELINE_PARTICLES = 512, 100
 
 
 def show_comparison(comparison: xr.Dataset, console: Console) -> None:
-    """Print the table, where Pyro's analytic-KL ELBO is in it the verdict, and which estimator to train with.
+    """Print the verdict, where Pyro's analytic-KL ELBO was compared, the table, and which estimator to train with.
 
     Example:
         >>> import io, pyro_vae as pv, torch
@@ -31,9 +31,9 @@ def show_comparison(comparison: xr.Dataset, console: Console) -> None:
         >>> comparison = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)
         >>> show_comparison(comparison, Console(file=io.StringIO()))
     """
-    console.print(comparison_table(comparison))
     if "TraceMeanField_ELBO" in comparison.estimator.values:
         console.print(verdict(comparison), soft_wrap=True)
+    console.print(comparison_table(comparison))
     console.print(recommend(comparison), soft_wrap=True)
     if comparison.attrs["left_out"]:
         console.print(f"Left out: {comparison.attrs['left_out']}.", soft_wrap=True)
