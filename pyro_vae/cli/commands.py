@@ -133,7 +133,7 @@ def explore_settings(
         run: the folder of a run that pyro-vae fit wrote.
         data: held-out data, as for fit; by default those of the run.
         missing: values of --data that say that a value is missing, as for fit; by default those of the run.
-        out: a new .html file; by default RUN/explore.html, or the next free name.
+        out: a new file for the page, .html; by default RUN/explore.html, or the next free name.
         rows: at most so many of the held-out rows, chosen at random; fewer where more do not fit into 5 MB.
         num_particles: draws per row for khat, the effective sample size and log p(x).
         draws: for each row, for its reconstruction and its ELBO.

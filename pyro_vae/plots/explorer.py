@@ -279,6 +279,7 @@ def _grid(vae: VAE, data: Data, latents: np.ndarray, directions: Sequence[Direct
     return Grid(axes, places, decode_means(vae, vae.like(torch.as_tensor(z)), first, seed=seed))
 
 
+@torch.no_grad()
 def decode_means(vae: VAE, z: Tensor, row: Rows, *, draws: int = 100, seed: int = 0) -> np.ndarray:
     """Decode latents in the context of a row: the mean of each feature, of codes the most probable one.
 
