@@ -15,6 +15,7 @@ version = release = __version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "myst_nb",
@@ -28,7 +29,7 @@ extensions = [
     "outside",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_ext", "_templates"]
+exclude_patterns = ["_build", "_ext", "_templates", "inventories"]
 nitpicky = True
 
 # --- Pages ---
@@ -57,6 +58,21 @@ napoleon_use_rtype = False
 napoleon_use_admonition_for_examples = False
 add_module_names = False
 toc_object_entries = False
+
+# --- Links to other libraries ---
+# Each inventory lists what these pages refer to; it lies in the repository, so that the build needs no network.
+SITES = {
+    "python": "https://docs.python.org/3/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+    "pyro": "https://docs.pyro.ai/en/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/docs/",
+    "xarray": "https://docs.xarray.dev/en/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
+    "sklearn": "https://scikit-learn.org/stable/",
+    "rich": "https://rich.readthedocs.io/en/stable/",
+}
+intersphinx_mapping = {name: (site, f"inventories/{name}.txt") for name, site in SITES.items()}
 
 # --- Looks ---
 html_theme = "pydata_sphinx_theme"

@@ -13,7 +13,30 @@ OUTSIDE = re.compile(
     r"(torch|pyro|numpy|np|xr|xarray|pandas|pd|matplotlib|rich|sklearn|scipy|arviz|joblib|pathlib|collections|typing|abc|"
     r"nn|dist|Figure|Module|Trained|Amortised|tuple\[int)\b"
 )
-"""Names of other libraries, whose inventories the site does not hold, and of types without a page."""
+"""Names of other libraries that are in no inventory, and of types without a page."""
+
+
+SHORT = {
+    "torch.fx.graph_module.GraphModule": "torch.fx.GraphModule",
+    "torch.nn.modules.container.Sequential": "torch.nn.Sequential",
+    "torch.nn.modules.module.Module": "torch.nn.Module",
+    "torch.optim.optimizer.Optimizer": "torch.optim.Optimizer",
+    "pyro.infer.tracegraph_elbo.Trace_ELBO": "pyro.infer.trace_elbo.Trace_ELBO",
+    "pyro.poutine.trace_struct.Trace": "pyro.poutine.Trace",
+    "numpy.random.mtrand.RandomState": "numpy.random.RandomState",
+    "pd.DataFrame": "pandas.DataFrame",
+    "xarray.core.dataset.Dataset": "xarray.Dataset",
+    "xarray.core.datatree.DataTree": "xarray.DataTree",
+    "Figure": "matplotlib.figure.Figure",
+    "Module": "torch.nn.Module",
+}
+"""Names of other libraries as annotations give them, and as their sites list them."""
+
+
+def use_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.TextElement) -> None:
+    """Change a reference to another library to the name that intersphinx finds."""
+    if node.get("refdomain") == "py":
+        node["reftarget"] = SHORT.get(node["reftarget"], node["reftarget"])
 
 
 def is_importable(target: str) -> bool:
@@ -58,5 +81,6 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("missing-reference", resolve)
+    app.connect("missing-reference", use_public_name, priority=400)  # intersphinx comes at 500
+    app.connect("missing-reference", resolve, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "Compare estimators at the start, middle and end of training, to choose one to train with.",
     "swap": "Train every combination of components on your data, and rank them by held-out evidence.",
     "check": "Check a trained VAE's posteriors and predictions, and write an HTML report.",
+    "explore": "Write an interactive HTML page of a trained VAE: its latent space, rows and decoder.",
 }
 """The name of each command, and what it does."""
 
@@ -32,6 +33,7 @@ Examples:
   pyro-vae swap runs/swap                    (resumes an interrupted sweep; so does compare runs/seeds)
   pyro-vae check runs/first
   pyro-vae check runs/first/check            (resumes an interrupted check)
+  pyro-vae explore runs/first                (an interactive page; needs pip install 'pyro-vae[explore]')
   pyro-vae encode runs/first --data new.csv --out latents.csv
   pyro-vae impute runs/first --data gaps.csv --missing "NA,-999" --out filled.parquet
   pyro-vae fit --print_config > fit.yaml     (edit the file, then: pyro-vae fit --config fit.yaml)
@@ -102,6 +104,17 @@ def check_settings(*, out: str | None = None, rows: int = 200, budget: float = 1
     """
 
 
+def explore_settings(*, out: str | None = None, rows: int = 2000, num_particles: int = 1000, draws: int = 100) -> None:
+    """Write an interactive HTML page of a trained VAE: its latent space, rows and decoder.
+
+    Args:
+        out: a new file, .html; by default RUN/explore.html, with a number added if that name is taken.
+        rows: the largest number of held-out rows to show, chosen at random; fewer if the page would exceed 5 MB.
+        num_particles: draws per row for k̂, the effective sample size and log p(x).
+        draws: draws of z per row for the reconstruction and the ELBO.
+    """
+
+
 def encode_settings(*, draws: int = 1000) -> None:
     """Encode data: write the mean and standard deviation of q(z|x) to a table.
 
@@ -165,8 +178,8 @@ TABLES: dict[str, Callable[..., None]] = {
 
 COMMANDS |= {name: (settings.__doc__ or "").splitlines()[0] for name, settings in TABLES.items()}
 
-RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume", "check": "--run"} | dict.fromkeys(
-    TABLES, "--run"
+RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume"} | dict.fromkeys(
+    ("check", "explore", *TABLES), "--run"
 )
 """The flag for a run folder that is given right after a command."""
 
@@ -197,6 +210,8 @@ def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
         return parser_of(demo_settings)
     if name == "check":
         return parser_of(check_settings, trained_settings, trust_settings)
+    if name == "explore":
+        return parser_of(explore_settings, trained_settings, trust_settings)
     if name == "sample":
         return parser_of(sample_settings, table_settings, trust_settings)
     if name in TABLES:

@@ -132,6 +132,10 @@ def _run(command: str, settings: Namespace) -> int:
         from pyro_vae.cli.tables import run_table
 
         return run_table(command, settings)
+    if command == "explore":
+        from pyro_vae.cli.explore import run_explore
+
+        return run_explore(settings)
     from pyro_vae.cli.check import run_check
 
     return run_check(settings)

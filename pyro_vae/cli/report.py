@@ -23,7 +23,7 @@ BASELINE_ROWS, BASELINE_PARTICLES = 512, 100
 
 
 def show_comparison(comparison: xr.Dataset, console: Console) -> None:
-    """Print the table, the verdict on Pyro's analytic-KL ELBO if it is included, and a recommended estimator.
+    """Print the verdict on Pyro's analytic-KL ELBO if it is included, the table, and a recommended estimator.
 
     Example:
         >>> import io, pyro_vae as pv, torch
@@ -31,9 +31,9 @@ def show_comparison(comparison: xr.Dataset, console: Console) -> None:
         >>> comparison = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)
         >>> show_comparison(comparison, Console(file=io.StringIO()))
     """
-    console.print(comparison_table(comparison))
     if "TraceMeanField_ELBO" in comparison.estimator.values:
         console.print(verdict(comparison), soft_wrap=True)
+    console.print(comparison_table(comparison))
     console.print(recommend(comparison), soft_wrap=True)
     if comparison.attrs["left_out"]:
         console.print(f"Left out: {comparison.attrs['left_out']}.", soft_wrap=True)

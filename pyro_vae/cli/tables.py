@@ -1,7 +1,7 @@
 """``pyro-vae encode | reconstruct | impute | sample | score``: apply a trained VAE and write the result to a table."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def run_table(command: str, settings: Namespace) -> int:
         command: the name of the function in :mod:`pyro_vae`.
         settings: the run, the data and the file, and the arguments of the function.
     """
-    path = _destination(command, settings.out, settings.run)
+    path = new_file(command, settings.out, settings.run, [*WRITERS])
     function = getattr(pyro_vae, command)
     options = {name: value for name, value in vars(settings).items() if name not in NOT_PASSED and value is not None}
     labels = None
@@ -79,27 +79,49 @@ def run_table(command: str, settings: Namespace) -> int:
     found = function(vae, argument, progress=True, **options)
     if labels is not None and len(labels) == found.sizes["datum"]:
         found = found.assign_coords(datum=labels)
-    with staged(path, lambda _: _validate_new(path)) as part:
+    with staged(path, lambda _: validate_new(path)) as part:
         WRITERS[path.suffix.lower()](found, part)
     _report(found, path)
     return 0
 
 
-def _destination(command: str, out: str | None, run: str) -> Path:
-    """Return the file to write: ``out``, or ``RUN/COMMAND.csv`` with a number added if it exists."""
+def new_file(command: str, out: str | None, run: str, endings: Sequence[str]) -> Path:
+    """Return the file to write: ``out``, or ``RUN/COMMAND`` with the first ending and a number added if it exists.
+
+    Args:
+        command: the name of the command.
+        out: the file that the user named, if any.
+        run: the run folder.
+        endings: the allowed extensions.
+
+    Raises:
+        SettingsError: if the file has another extension.
+        OutputError: if it exists already, or its folder does not.
+
+    Example:
+        >>> new_file("explore", None, "runs/none", [".html"]).as_posix()
+        'runs/none/explore.html'
+    """
     if out is None:
-        names = (Path(run) / f"{command}{'' if i == 1 else f'-{i}'}.csv" for i in range(1, 10**6))
+        names = (Path(run) / f"{command}{'' if i == 1 else f'-{i}'}{endings[0]}" for i in range(1, 10**6))
         return next(path for path in names if not path.exists())
     path = Path(out)
-    if path.suffix.lower() not in WRITERS:
-        raise SettingsError(f"out is {out}, whose file type is unknown; use the extension .csv, .parquet or .npy")
-    _validate_new(path)
+    if path.suffix.lower() not in endings:
+        *others, last = endings
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise SettingsError(f"out is {out}, whose file type is unknown; use the extension {allowed}")
+    validate_new(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it, or choose another")
     return path
 
 
-def _validate_new(path: Path) -> None:
+def validate_new(path: Path) -> None:
+    """Raise an OutputError if the file exists.
+
+    Example:
+        >>> validate_new(Path("nowhere.csv"))
+    """
     if path.exists():
         raise OutputError(f"{path}: already exists, and nothing is overwritten; choose another name")
 

@@ -62,11 +62,13 @@ def _differences(axes: Axes, by_hand: np.ndarray, difference: np.ndarray, name: 
     axes.scatter(by_hand, difference, color=colour, s=8, lw=0)
     largest = float(np.abs(difference).max())
     axes.set_ylabel("difference (nats)")
-    axes.set_title(f"{name}\nat most {largest:.1e} nats", fontsize=10)
+    axes.set_title(f"{name}\nat most {largest:.2g} nats", fontsize=10)
 
 
 def compare(comparison: xr.Dataset) -> Figure:
     """Draw each estimator's bound by its number of particles, and its gradient's signal-to-noise by the step time.
+
+    With several numbers K of particles, a line joins the points of an estimator and is labelled by its slope in K.
 
     Args:
         comparison: from :func:`pyro_vae.compare_elbos`; with a dimension ``moment``, a row of panels for each.
@@ -105,19 +107,25 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _bounds(axes: Axes, table: xr.Dataset) -> None:
-    """Draw each bound by its number of particles; estimators are shifted slightly, so that they do not overlap."""
-    names = table.estimator.values
+    """Draw each bound by its number of particles, shifted slightly; with one number, by the name of the estimator."""
+    names, one = table.estimator.values, table.sizes["particles"] == 1
     for i, name in enumerate(names):
         cell = table.sel(estimator=name)
         moved = table.particles * 2 ** (0.08 * (i - (len(names) - 1) / 2))
-        axes.errorbar(moved, cell.elbo, 2 * cell.elbo_se, label=str(name), capsize=2, **_style(i))
+        axes.errorbar([i] if one else moved, cell.elbo, 2 * cell.elbo_se, label=str(name), capsize=2, **_style(i))
     truth = (table.elbo - table.bias).values
     if np.isfinite(truth).any():
         axes.axhline(np.nanmean(truth), color=GREY, ls="--", lw=1.5, label="log p(x)")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(table.particles.values, [str(k) for k in table.particles.values])
-    axes.minorticks_off()
-    axes.set(xlabel="particles K", ylabel="bound (nats per datum)")
+    if one:
+        axes.set_xticks([])
+        axes.margins(x=0.15)
+        axes.set_xlabel(f"estimators, K = {table.particles.item()}")
+    else:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(table.particles.values, [str(k) for k in table.particles.values])
+        axes.minorticks_off()
+        axes.set_xlabel("particles K")
+    axes.set_ylabel("bound (nats per datum)")
     axes.set_title(f"value ± 2 s.e., over {drawn(table)}", fontsize=10)
     axes.grid(alpha=0.3)
 
@@ -136,7 +144,10 @@ def _signal(axes: Axes, table: xr.Dataset, group: str) -> None:
                 ends.append((float(cell.gradient_snr.values[-1]), slope, i))
     axes.set(xscale="log", yscale="log", xlabel="time of one step (ms)")
     axes.set_ylabel(f"signal-to-noise of the gradient by {group}")
-    axes.set_title(f"{group}, K grows along the lines (numbers: slope)", fontsize=10)
+    told = (
+        "K grows along the lines (numbers: slope)" if table.sizes["particles"] > 1 else f"± 2 s.e., over {drawn(table)}"
+    )
+    axes.set_title(f"{group}, {told}", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.margins(x=0.15)
     for axis in axes.xaxis, axes.yaxis:  # plain numbers, few enough not to overlap

@@ -77,11 +77,13 @@ def bdmc(found: xr.Dataset) -> Figure:
         >>> _ = bdmc(pv.log_evidence(vae, x, method="bdmc", num_particles=4, temperatures=3, leapfrog=3))
     """
     ordered = found.isel(datum=np.argsort(found.log_evidence.values))
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     _brackets(left, ordered)
     _gaps(right, (found.upper - found.lower).values)
     settings = f"{found.attrs['temperatures']} temperatures, {found.attrs['num_particles']} chains per datum"
+    handles = [handle for axes in (left, right) for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle(f"Bounds on log p(x) of simulated data: {settings}", fontsize=10)
     return figure
 
@@ -101,7 +103,6 @@ def _brackets(axes: Axes, ordered: xr.Dataset) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -CLOSE_ENOUGH), max(high, CLOSE_ENOUGH))  # do not magnify rounding errors
     axes.set(xlabel="datum, sorted by log p(x)", ylabel="bound − middle of both bounds (nats)")
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.grid(alpha=0.3, axis="y")
 
 
@@ -111,7 +112,6 @@ def _gaps(axes: Axes, gap: np.ndarray) -> None:
     axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {_mean(gap)}")
     axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"a mean below {CLOSE_ENOUGH:g} is fine")
     axes.set(xlabel="upper − lower bound (nats)", ylabel="number of data")
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def _mean(gap: np.ndarray) -> str:

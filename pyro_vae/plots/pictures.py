@@ -148,7 +148,9 @@ def _gallery(
 
 def _images(rows: dict[str, np.ndarray], image_shape: tuple[int, ...], limits: Limits, title: str) -> Figure:
     count = len(next(iter(rows.values())))
-    figure = Figure(figsize=(max(6.0, 0.95 * count), 1.15 * len(rows) + 0.7), layout="constrained")
+    width = max(6.0, 0.95 * count)
+    height = (width - 1.5) / count * image_shape[-2] / image_shape[-1]  # beside the names of the rows
+    figure = Figure(figsize=(width, (height + 0.15) * len(rows) + 0.6), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes_row, (name, row) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(axes_row, row, strict=True):

@@ -61,6 +61,7 @@ def test_demo_ends_in_a_table_a_verdict_a_check_and_figures(tmp_path, monkeypatc
     for estimator in ("Trace_ELBO", "TraceMeanField_ELBO", "HandDerivedELBO"):
         assert estimator in shown
     assert "Pyro's analytic-KL ELBO and the hand-derived ELBO agree to" in shown
+    assert shown.index("agree to") < shown.index("SNR of"), "the verdict comes before the table"
     assert "probabilistic PCA, is 0.0057" in shown
     assert "…" not in shown, "nothing is cut in 80 columns"
     run = tmp_path / "runs/demo"

@@ -53,7 +53,7 @@ def test_out_is_never_required_and_its_help_states_one_rule(command, capsys):
         main([command, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     told = shown[shown.rindex("--out OUT") :]
-    assert f"a new {'file' if command in TABLES else 'folder'}" in told[:120]
+    assert f"a new {'file' if command in (*TABLES, 'explore') else 'folder'}" in told[:120]
     assert "with a number added if that name is taken" in told[:300]
     assert "(required" not in told[:40]
 

@@ -127,7 +127,8 @@ def test_the_command_line_answers_without_what_only_a_run_needs(answers, needed)
 
 def test_help_says_of_each_command_what_its_settings_say():
     functions = {name: getattr(settings, f"{name}_settings") for name in ("fit", "compare", "swap")}
-    functions |= {"demo": commands.demo_settings, "check": commands.check_settings, **commands.TABLES}
+    functions |= {"demo": commands.demo_settings, "check": commands.check_settings}
+    functions |= {"explore": commands.explore_settings, **commands.TABLES}
     assert {name: f.__doc__.splitlines()[0] for name, f in functions.items()} == commands.COMMANDS
 
 

@@ -17,7 +17,7 @@ MEMBERS = (ROOT / "docs" / "members.md").read_text(encoding="utf-8")
 
 
 LESS = {"fit": ["--epochs", "5"], "compare": ["--draws", "5"], "check": ["--budget", "2"], "swap": ["--epochs", "2"]}
-LESS |= {"encode": [], "score": ["--num_particles", "50"]}
+LESS |= {"encode": [], "score": ["--num_particles", "50"], "explore": ["--draws", "5"]}
 """Said after what the README says, whose flags are then all read, and stand where nothing is said here."""
 
 

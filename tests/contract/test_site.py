@@ -2,27 +2,14 @@
 
 import functools
 import http.server
-import shutil
-import tempfile
 import threading
 from pathlib import Path
 
 import pytest
+from helpers.browser import errors_said, open_browser
 
 SITE = Path(__file__).resolve().parents[2] / "docs" / "_build" / "html"
 PAGES = sorted(str(path.relative_to(SITE)) for path in SITE.rglob("*.html") if "_static" not in path.parts)
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1300,1000",
-]
 
 PICTURES = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
 FORMULAS = """return [document.querySelectorAll('.math').length, document.querySelectorAll('mjx-container').length,
@@ -53,19 +40,8 @@ def address():
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (make docs installs it)")
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("there is no chromium with a chromedriver here")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        driver.set_script_timeout(30)
+    with open_browser() as driver:
         yield driver
-        driver.quit()
 
 
 PHONE = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
@@ -85,8 +61,7 @@ def faults(browser, address, page):
     browser.execute_async_script(TYPESET)
     browser.execute_async_script(LOAD_PICTURES)
     formulas, rendered, failed = browser.execute_script(FORMULAS)
-    said = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    found = [message for message in said if "favicon.ico" not in message]
+    found = errors_said(browser)
     found += [f"image not loaded: {source}" for source in browser.execute_script(PICTURES)]
     if failed or rendered < formulas:
         found.append(f"{rendered} of {formulas} formulas rendered, {failed} with an error")

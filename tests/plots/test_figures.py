@@ -1,0 +1,55 @@
+"""Figures say what is there: no slopes in K where there is one K, and legends lie inside."""
+
+import io
+
+import pytest
+import torch
+
+import pyro_vae as pv
+
+
+@pytest.fixture(scope="module")
+def linear():
+    torch.manual_seed(0)
+    return pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
+
+
+def texts(figure):
+    """All that stands in a figure."""
+    figure.savefig(io.BytesIO(), format="png")
+    shown = [axes.get_title() for axes in figure.axes] + [axes.get_xlabel() for axes in figure.axes]
+    return shown + [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_with_one_number_of_particles_no_panel_speaks_of_slopes(linear):
+    vae, x = linear.as_vae(diagonal=True), linear.sample(6)
+    one, two = (
+        texts(pv.plots.compare(pv.compare_elbos(vae, x, particles=particles, draws=4))) for particles in ((1,), (1, 4))
+    )
+    assert not [text for text in one if "slope" in text or "grows" in text]
+    assert "estimators, K = 1" in one
+    assert [text for text in two if "slope" in text]
+    assert "particles K" in two
+
+
+def test_the_legend_of_the_bounds_lies_inside_the_figure(linear):
+    found = pv.log_evidence(
+        linear.as_vae(diagonal=True), linear.sample(8), method="bdmc", num_particles=4, temperatures=3, leapfrog=3
+    )
+    figure = pv.plots.bdmc(found)
+    figure.savefig(io.BytesIO(), format="png")
+    boxes = [
+        legend.get_window_extent() for legend in figure.legends + [axes.get_legend() for axes in figure.axes] if legend
+    ]
+    assert boxes
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        for axes in figure.axes:
+            assert not box.overlaps(axes.get_window_extent()), "it covers no panel"
+
+
+def test_differences_have_the_digits_that_they_need(linear):
+    table = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(6), draws=4)
+    shown = [text for text in texts(pv.plots.elbos_by_datum(table)) if "at most" in text]
+    assert shown
+    assert not [text for text in shown if "e-01" in text or "e+00" in text]
