@@ -52,6 +52,8 @@ class Estimator(TensorELBO):
     """Whether it stops or weights the gradient through the latents that the model saw, as no penalty should have it."""
     couples_data = False
     """Whether the bound of a datum depends on the others of its batch, which then cannot be spread over processes."""
+    takes_globals = False
+    """Whether it is linear in the log-weights, so that sites outside the plate over data add their own part once."""
 
     @takes_settings
     def __init__(self, num_particles: int = 1) -> None:
@@ -93,7 +95,10 @@ class Estimator(TensorELBO):
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         """One pass over model and guide."""
-        w = weigh(model, guide, *args, num_particles=self.num_particles, path_gradient=self.path_gradient, **kwargs)
+        w = weigh(
+            model, guide, *args, num_particles=self.num_particles, path_gradient=self.path_gradient,
+            given_globals=self.takes_globals, **kwargs,
+        )  # fmt: skip
         w.refuse()
         for name, site in samples(w.guide_trace):
             if not site["fn"].has_rsample:
@@ -167,6 +172,8 @@ class ELBO(Estimator):
         True
     """
 
+    takes_globals = True
+
     def bound(self, w: Weights) -> Tensor:
         return w.log.mean(0)
 
@@ -231,6 +238,8 @@ class AnalyticKL(ELBO):
         Traceback (most recent call last):
         pyro_vae.errors.ModelError: the KL of MultivariateNormal from StudentT at site z has no closed form ...
     """
+
+    takes_globals = False
 
     @takes_settings
     def __init__(self, num_particles: int = 1, *, strict: bool = True) -> None:

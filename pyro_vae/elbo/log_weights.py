@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -15,12 +15,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.core.traces import Program, Site, replayed, samples
+from pyro_vae.core.traces import PARTICLES, Program, Site, data_frames, global_sites, replayed, samples
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import ModelError
-
-PARTICLES = "_particles"
-"""The plate of particles, to the left of the data."""
 
 PARTICLE_DIMS = (-2, -3, -4, -5)
 """Where it may stand: the first that no plate of the user's own stands at."""
@@ -80,6 +77,7 @@ def weigh(
     num_particles: int = 1,
     path_gradient: bool = False,
     detached: bool = False,
+    given_globals: bool = False,
     **kwargs: Any,
 ) -> "Weights":
     """The parts of the log-weights of each particle and datum.
@@ -95,6 +93,8 @@ def weigh(
         path_gradient: as :func:`log_weights` takes it.
         detached: let no gradient pass through a latent, for estimators that do not differentiate through
             their samples: neither the model nor a later site of the guide sends one back.
+        given_globals: take latent sites outside the plate over data, such as the mean of a group. The log-weights of
+            a particle are then those given its draw of these sites; ``Weights.shared`` is the sites' own log-weight.
 
     Returns:
         The parts, as :class:`Weights`.
@@ -105,32 +105,34 @@ def weigh(
         >>> weigh(vae.model, vae.guide, torch.ones(3, 5), num_particles=4).likelihood.shape
         torch.Size([4, 3])
     """
+    copies = _Detached() if detached else _Gated() if path_gradient else None
+    run = partial(_weigh, model, guide, num_particles, copies, given_globals, args, kwargs)
     for dim in PARTICLE_DIMS[:-1]:
         try:
-            return _weigh(dim, model, guide, num_particles, path_gradient, detached, (args, kwargs))
+            return run(dim)
         except ValueError as error:
             if "collide at dim" not in str(error):
                 raise
-    return _weigh(PARTICLE_DIMS[-1], model, guide, num_particles, path_gradient, detached, (args, kwargs))
+    return run(PARTICLE_DIMS[-1])
 
 
 def _weigh(
-    dim: int,
     model: Program,
     guide: Program,
     num_particles: int,
-    path_gradient: bool,
-    detached: bool,
-    given: tuple[Any, Any],
+    copies: "_Copies | None",
+    given_globals: bool,
+    args: Any,
+    kwargs: Any,
+    dim: int,
 ) -> "Weights":
-    args, kwargs = given
+    detached = isinstance(copies, _Detached)
     model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
-    copies = _Detached() if detached else _Gated() if path_gradient else None
     guide_trace = poutine.trace(guide if copies is None else copies(guide)).get_trace(*args, **kwargs)
     drawn = {name: site["value"] for name, site in samples(guide_trace)}
     latents = {name: value.detach() if detached else value.view_as(value) for name, value in drawn.items()}
     model_trace = replayed(model, with_values(guide_trace, latents), *args, **kwargs)
-    return Weights(model_trace, guide_trace, latents, copies=copies)
+    return Weights(model_trace, guide_trace, latents, copies=copies, given_globals=given_globals)
 
 
 def with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
@@ -160,6 +162,10 @@ class _Copies(Messenger, ABC):
     def log_q(self, w: "Weights") -> Tensor:
         """``log q(z | x)``, shape ``(K, batch)``, with the gradient that the copies stand for."""
 
+    @abstractmethod
+    def log_q_shared(self, w: "Weights") -> Tensor:
+        """``log q`` of the global sites, shape ``(K,)``, with the same gradient."""
+
 
 class _Detached(_Copies):
     """Copies without a gradient: that of ``log q`` is then the score, the parameters' own part."""
@@ -169,6 +175,9 @@ class _Detached(_Copies):
 
     def log_q(self, w: "Weights") -> Tensor:
         return w.log_q_at(self.copies)
+
+    def log_q_shared(self, w: "Weights") -> Tensor:
+        return w.log_q_shared_at(self.copies)
 
 
 class _Gated(_Copies):
@@ -194,14 +203,23 @@ class _Gated(_Copies):
 
     def log_q(self, w: "Weights") -> Tensor:
         """Its gradient is ``Σ_j (∂ log q / ∂z_j) ∂z_j / ∂φ``: the path's, without that of the parameters."""
+        return self._along_the_path(w, w.log_q_at, w.by_event)
+
+    def log_q_shared(self, w: "Weights") -> Tensor:
+        """The same of the global sites."""
+        return self._along_the_path(w, w.log_q_shared_at, w.by_particle)
+
+    def _along_the_path(
+        self, w: "Weights", log_q_at: Callable[[dict[str, Tensor]], Tensor], by: Callable[[Tensor, str], Tensor]
+    ) -> Tensor:
         moving = [name for name, z in w.drawn.items() if z.requires_grad]
         values = {name: z.detach().requires_grad_(name in moving) for name, z in w.drawn.items()}
-        log_q = w.log_q_at(values)
+        log_q = log_q_at(values)
         if not (moving and log_q.requires_grad):
             return log_q
         own, through_later = (self._slopes(log_q, [at[name] for name in moving]) for at in (values, self.copies))
         parts = zip(moving, own, through_later, strict=True)
-        path = torch.stack([w.by_event((mine + later) * w.drawn[name], name) for name, mine, later in parts]).sum(0)
+        path = torch.stack([by((mine + later) * w.drawn[name], name) for name, mine, later in parts]).sum(0)
         return valued(log_q, path)
 
     def _slopes(self, log_q: Tensor, at: list[Tensor]) -> tuple[Tensor, ...]:
@@ -234,6 +252,8 @@ class Weights:
         latents: the latents as the model saw them, by site: copies of ``drawn``, or without a gradient.
         temperature: what ``log p(z) - log q(z|x)`` is multiplied by.
         copies: what the guide's later sites saw, unless that were the latents themselves.
+        given_globals: whether there may be global sites, outside the plate over data. All but ``shared`` is then given
+            their draws: particle k of each datum belongs to draw k.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -248,6 +268,7 @@ class Weights:
     latents: dict[str, Tensor]
     temperature: float | Tensor = 1.0
     copies: _Copies | None = None
+    given_globals: bool = False
 
     def refuse(self) -> None:
         """Refuse sites that have no log-weight per datum, and models without data."""
@@ -265,7 +286,43 @@ class Weights:
     @cached_property
     def prior(self) -> Tensor:
         """``log p(z)``, shape ``(K, batch)``, times the temperature."""
-        return self.temperature * self._sum(s for _, s in samples(self.model_trace) if not s["is_observed"])
+        return self.temperature * self._sum(s for _, s in self._local(self.model_trace) if not s["is_observed"])
+
+    @cached_property
+    def global_sites(self) -> list[str]:
+        """The latent sites that share no plate with the data."""
+        return global_sites(self.model_trace, self.guide_trace)
+
+    @cached_property
+    def shared(self) -> Tensor:
+        """``log p(g) - log q(g)`` of the global sites, times the temperature, shape ``(K,)``; 0 where there is none."""
+        if not self.global_sites:
+            return self.likelihood.new_zeros(len(self.likelihood))
+        log_p = self._shared_sum(self.model_trace, {n: self.model_trace.nodes[n]["value"] for n in self.global_sites})
+        log_q = self.log_q_shared_at(self.drawn) if self.copies is None else self.copies.log_q_shared(self)
+        return self.temperature * (log_p - log_q)
+
+    def log_q_shared_at(self, values: dict[str, Tensor]) -> Tensor:
+        """``log q`` of the global sites at other values, shape ``(K,)``."""
+        return self._shared_sum(self.guide_trace, values)
+
+    def _shared_sum(self, trace: Trace, values: dict[str, Tensor]) -> Tensor:
+        sites = ((name, trace.nodes[name]) for name in self.global_sites)
+        return torch.stack([self._particles(s["scale"] * s["fn"].log_prob(values[name])) for name, s in sites]).sum(0)
+
+    def _particles(self, value: Tensor) -> Tensor:
+        """A value per particle of a global site, whatever its plates, as ``(K,)``."""
+        return value.movedim(self.dims[0], 0).flatten(1).sum(1)
+
+    def by_particle(self, value: Tensor, name: str) -> Tensor:
+        """Numbers of the shape of a latent, summed over all but the particles; shape ``(K,)``."""
+        event = self.guide_trace.nodes[name]["fn"].event_dim
+        value = value.flatten(-event).sum(-1) if event else value
+        return self._particles(value) if name in self.global_sites else self.by_datum(value).sum(1)
+
+    def _local(self, trace: Trace) -> Iterator[tuple[str, Site]]:
+        """The sites within the plate over data."""
+        return ((name, site) for name, site in samples(trace) if name not in self.global_sites)
 
     @cached_property
     def drawn(self) -> dict[str, Tensor]:
@@ -302,20 +359,22 @@ class Weights:
     @cached_property
     def dims(self) -> tuple[int, tuple[int, ...]]:
         """The dimension of the particles, and those of the plates over data that all sites share."""
-        sites = [*samples(self.model_trace), *samples(self.guide_trace)]
-        for name, site in sites:
-            _refuse_site(name, site)
-        plates = ({(f.name, f.dim) for f in _data_frames(site)} for _, site in sites)
+        observed, sites = self._observed, [*self._local(self.model_trace), *self._local(self.guide_trace)]
+        if self.global_sites and not self.given_globals:
+            _refuse_globals(self.global_sites)
+        for name, site in [*samples(self.model_trace), *samples(self.guide_trace)]:
+            _refuse_site(name, site, plates=name not in self.global_sites)
+        plates = ({(f.name, f.dim) for f in data_frames(site)} for _, site in sites)
         shared = set.intersection(*plates) if sites else set()
         if not shared:
             raise ModelError(f"the sites {sorted(dict(sites))} share no plate over data; {INSTEAD}")
-        particle = next(f.dim for f in self._observed["cond_indep_stack"] if f.name == PARTICLES)
+        particle = next(f.dim for f in observed["cond_indep_stack"] if f.name == PARTICLES)
         return particle, tuple(sorted(dim for _, dim in shared))
 
     @cached_property
     def size(self) -> int:
         """n, how many data the plates stand for."""
-        frames = {f.dim: f for f in _data_frames(self._observed)}
+        frames = {f.dim: f for f in data_frames(self._observed)}
         return math.prod(frames[dim].full_size or frames[dim].size for dim in self.dims[1])
 
     @property
@@ -332,7 +391,7 @@ class Weights:
         first = self._observed["scale"]
         if len(scales) == 1 or (not any(isinstance(s, Tensor) for s in scales) and len(set(scales)) == 1):
             return first
-        frames = {f.dim: f for f in _data_frames(self._observed)}
+        frames = {f.dim: f for f in data_frames(self._observed)}
         return math.prod((frames[d].full_size or frames[d].size) / frames[d].size for d in self.dims[1])
 
     @property
@@ -341,11 +400,14 @@ class Weights:
         return self._outer
 
     def total(self, bound: Tensor) -> Tensor:
-        """The sum over data of a bound of shape ``(batch,)``, scaled; shape ``()``."""
+        """The sum over data of a bound of shape ``(batch,)``, scaled, and the global sites' part; shape ``()``."""
         scale = self.scale
         if isinstance(scale, Tensor) and scale.dim():
+            if self.global_sites:
+                raise ModelError(f"the data are scaled one by one, which {', '.join(self.global_sites)} cannot be")
             scale = self.by_datum(scale.expand(self._observed["fn"].batch_shape))[0]
-        return (scale * bound).sum()
+        total = (scale * bound).sum()
+        return total + self.shared.mean() if self.global_sites else total
 
     def common_temperature(self) -> Any:
         """What the log-densities of all latents are multiplied by.
@@ -367,7 +429,7 @@ class Weights:
     def by_site(self, value: Tensor, name: str) -> Tensor:
         """The other way: what there is per particle and datum, to multiply a latent of that site with."""
         particle, data = self.dims
-        sizes = [f.size for dim in data for f in _data_frames(self._observed) if f.dim == dim]
+        sizes = [f.size for dim in data for f in data_frames(self._observed) if f.dim == dim]
         value = value.unflatten(1, sizes)
         rank = -min(particle, *data)
         value = value.reshape(*value.shape, *[1] * (rank - value.dim()))
@@ -375,17 +437,25 @@ class Weights:
         return value[(..., *[None] * self.guide_trace.nodes[name]["fn"].event_dim)]
 
     def by_event(self, value: Tensor, name: str) -> Tensor:
-        """Numbers of the shape of a latent, summed over its event and further plates; shape ``(K, batch)``."""
+        """Numbers of the shape of a latent, summed over its event and further plates; shape ``(K, batch)``.
+
+        Those of a global site are shared out to the data of the batch.
+        """
+        if name in self.global_sites:
+            batch = self.likelihood.shape[1]
+            return (self.by_particle(value, name) / batch).unsqueeze(1).expand(-1, batch)
         event = self.guide_trace.nodes[name]["fn"].event_dim
         return self.by_datum(value.flatten(-event).sum(-1) if event else value)
 
     def log_q_at(self, values: dict[str, Tensor]) -> Tensor:
         """``log q`` at other values, under the guide's own distributions, shape ``(K, batch)``."""
-        return self._sum({**site, "value": values[name]} for name, site in samples(self.guide_trace))
+        return self._sum({**site, "value": values[name]} for name, site in self._local(self.guide_trace))
 
     def _sum(self, sites: Iterable[Site]) -> Tensor:
         self.refuse()
         terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._outer) for site in sites]
+        if not terms:  # of a model whose latents are all global
+            return self._observed["value"].new_zeros(())
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
     def by_datum(self, value: Tensor) -> Tensor:
@@ -405,19 +475,22 @@ def _relative(site: Site, outer: Any) -> Any:
     return ratio.reshape(-1) if isinstance(ratio, Tensor) and ratio.dim() > 1 else ratio
 
 
-INSTEAD = "use Trace_ELBO, which needs no log-weight per datum"
+INSTEAD = "use Trace_ELBO, which needs none"
 
 
-def _data_frames(site: Site) -> list[Any]:
-    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+def _refuse_globals(names: list[str]) -> None:
+    raise ModelError(
+        f"site {names[0]} lies in no plate over data, so it has no log-weight per datum; {INSTEAD}, or ELBO or STL, "
+        "and evaluate the Pair given a draw of that site (pair.condition)"
+    )
 
 
-def _refuse_site(name: str, site: Site) -> None:
+def _refuse_site(name: str, site: Site, *, plates: bool) -> None:
     if site["mask"] is not None:
         raise ModelError(f"site {name} is masked by a handler, which log-weights do not see; mask its distribution")
     if site["infer"].get("enumerate"):
         raise ModelError(f"site {name} is enumerated, so it has no sampled log-weight; use TraceEnum_ELBO")
-    if not _data_frames(site):
+    if plates and not data_frames(site):
         raise ModelError(f"site {name} lies in no plate over data, so it has no log-weight per datum; {INSTEAD}")
 
 

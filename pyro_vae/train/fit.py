@@ -161,7 +161,9 @@ def fit(
             :class:`~pyro_vae.data.Data` with a context and mask of its own; torch's ``TensorDataset``, of which the
             first tensor is taken; or a :func:`pyro_vae.data.stream`, as of a ``DataLoader``.
         elbo: what SVI takes as ``loss=``, or a class of it; ``Trace_ELBO()`` if not given. The history's
-            ``objective`` is what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO.
+            ``objective`` is what it optimises, with any β; ``train_elbo`` beside it is always the true ELBO. Each
+            datum has 1/n of the part of a Pair's global sites in it, n the number of training data, and all data of an
+            evaluation share one draw of these sites.
         optimizer: from all trainable parameters to one torch optimizer, or to a learning-rate scheduler of
             one, which then goes on after each epoch (``ReduceLROnPlateau`` by the validation ELBO, or that of training
             data); :func:`~pyro_vae.train.fit.adam` if not given. A class is such a function. An optimizer or scheduler

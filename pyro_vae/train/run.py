@@ -278,7 +278,7 @@ class Run:
 
     def _elbo(self, rows: Rows) -> Tensor:
         with seeded(derive_seed(self.seed, "evaluation"), self.device):  # the same noise after each epoch
-            return per_datum_elbo(self.vae, rows).double()
+            return per_datum_elbo(self.vae, rows, size=len(self.source)).double()
 
     def tell_of_steps(self) -> None:
         """Segments end where a callback wants to be told, and nowhere within."""
