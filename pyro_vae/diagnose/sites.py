@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import samples
-from pyro_vae.elbo.log_weights import Weights, at_particles, weigh, with_values
+from pyro_vae.elbo.log_weights import Weights, at_particles, weigh, with_values, without_enumeration
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed
@@ -49,7 +49,8 @@ def groups_of_sites(
         >>> groups["posterior"].z.dims, groups["prior"].z.shape
         (('chain', 'draw', 'datum', 'z_dim'), (1, 4, 2))
     """
-    w = weigh(pair.model, pair.guide, *rows.arguments(), num_particles=proposals or draws, given_globals=True)
+    guide = without_enumeration(pair.guide)
+    w = weigh(pair.model, guide, *rows.arguments(), num_particles=proposals or draws, given_globals=True)
     if w.global_sites and proposals:
         raise ModelError(
             f"draws are resampled for each datum, and site {w.global_sites[0]} has one draw for all data; take "

@@ -101,7 +101,7 @@ class Estimator(TensorELBO):
         )  # fmt: skip
         w.refuse()
         for name, site in samples(w.guide_trace):
-            if not site["fn"].has_rsample:
+            if not site["fn"].has_rsample and name not in w.enumerated:
                 raise ModelError(
                     f"site {name} has a {type(site['fn']).__name__}, which no gradient passes through; "
                     "use ScoreFunction or VIMCO"

@@ -1,5 +1,6 @@
 """Log-weights ``log p(x, z) - log q(z | x)``, of which every estimator here is made."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,10 @@ def log_weights(
 
     .. math:: \\log w_{ki} = \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i), \\qquad z_{ki} \\sim q(z | x_i)
 
+    A discrete site y of the guide with ``infer={"enumerate": "parallel"}`` is summed out exactly; its q is not used:
+
+    .. math:: \\log w_{ki} = \\log \\sum_y p(x_i, y, z_{kiy}) / q(z_{kiy} | x_i, y)
+
     They are not scaled by n/m: a bound is formed first and scaled after, since a scale inside a
     logarithm of a mean gives no bound. Their mean over particles is the ELBO of each datum.
 
@@ -51,8 +56,8 @@ def log_weights(
         Log-weights in nats, shape ``(K, batch)``.
 
     Raises:
-        ModelError: if a site is masked by a handler, enumerated, or lies in no plate over data; the
-            sentence names the estimator of Pyro's to use instead.
+        ModelError: if a site is masked by a handler, enumerated in the model alone, or lies in no plate over data;
+            the sentence names the estimator of Pyro's to use instead.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -128,6 +133,7 @@ def _weigh(
 ) -> "Weights":
     detached = isinstance(copies, _Detached)
     model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
+    guide = poutine.enum(guide, first_available_dim=dim - 1)  # sites of infer={"enumerate": "parallel"} alone
     guide_trace = poutine.trace(guide if copies is None else copies(guide)).get_trace(*args, **kwargs)
     drawn = {name: site["value"] for name, site in samples(guide_trace)}
     latents = {name: value.detach() if detached else value.view_as(value) for name, value in drawn.items()}
@@ -343,13 +349,51 @@ class Weights:
     @cached_property
     def score(self) -> Tensor:
         """``log q(z | x)`` at fixed latents, whatever the temperature and scales, shape ``(K, batch)``."""
+        self.refuse_enumerated()
         sites = ((site["fn"], site["value"].detach()) for _, site in samples(self.guide_trace))
         return torch.stack([self.by_datum(fn.log_prob(value)) for fn, value in sites]).sum(0)
 
     @cached_property
     def log(self) -> Tensor:
-        """The log-weights, shape ``(K, batch)``."""
-        return self.joint - self.posterior
+        """The log-weights, shape ``(K, batch)``; enumerated sites are summed out."""
+        return self.log_by_class.logsumexp(0) if self.enumerated else self.joint - self.posterior
+
+    @cached_property
+    def enumerated(self) -> list[str]:
+        """The sites of the guide that are enumerated, as the class of a datum may be."""
+        return [name for name, site in samples(self.guide_trace) if "_enumerate_dim" in site["infer"]]
+
+    @cached_property
+    def log_by_class(self) -> Tensor:
+        """``log p(x, y, z_y) - log q(z_y | x, y)`` of each value y of the enumerated sites, shape ``(C, K, batch)``.
+
+        Where y cannot be, as another class than a known label, it is minus infinity.
+        """
+        names = ", ".join(self.enumerated)
+        if self.copies is not None or isinstance(self.temperature, Tensor) or self.temperature != 1:
+            raise ModelError(
+                f"site {names} is enumerated, and its values' weights are added up before the logarithm: no "
+                "gradient of paths or scores and no weight of the KL is derived for that; use ELBO, IWAE or M2"
+            )
+        drawn = (site for name, site in self._local(self.guide_trace) if name not in self.enumerated)
+        log = self._terms(site for _, site in self._local(self.model_trace)) - self._terms(drawn)
+        return log.expand(*self._classes, *log.shape[-2:]).flatten(0, -3)
+
+    @cached_property
+    def log_q_by_class(self) -> Tensor:
+        """``log q(y | x)`` of each value of the enumerated sites, shape ``(C, K, batch)``."""
+        log_q = self._terms(self.guide_trace.nodes[name] for name in self.enumerated)
+        return log_q.expand(*self._classes, *log_q.shape[-2:]).flatten(0, -3)
+
+    @property
+    def _classes(self) -> list[int]:
+        """The number of values of each enumerated site, in the order of their dimensions."""
+        sites = (self.guide_trace.nodes[name] for name in self.enumerated)
+        sizes = {
+            s["infer"]["_enumerate_dim"]: s["value"].shape[s["infer"]["_enumerate_dim"] - s["fn"].event_dim]
+            for s in sites
+        }
+        return [sizes[dim] for dim in sorted(sizes)]
 
     @cached_property
     def joint(self) -> Tensor:
@@ -452,18 +496,43 @@ class Weights:
         return self._sum({**site, "value": values[name]} for name, site in self._local(self.guide_trace))
 
     def _sum(self, sites: Iterable[Site]) -> Tensor:
+        self.refuse_enumerated()
+        return self._terms(sites)
+
+    def refuse_enumerated(self) -> None:
+        """Refuse to tell parts of log-weights that are sums over the values of a site."""
+        if self.enumerated:
+            raise ModelError(
+                f"site {', '.join(self.enumerated)} is enumerated, so no one value of it has a density here; use the "
+                "log-weights alone, as ELBO, IWAE and M2 do"
+            )
+
+    def _terms(self, sites: Iterable[Site]) -> Tensor:
+        """The sum of the log-densities of sites; in front of ``(K, batch)`` there is a dimension of each that is
+        enumerated."""
         self.refuse()
         terms = [self.by_datum(site["fn"].log_prob(site["value"])) * _relative(site, self._outer) for site in sites]
         if not terms:  # of a model whose latents are all global
             return self._observed["value"].new_zeros(())
-        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+        return functools.reduce(torch.add, terms)
 
     def by_datum(self, value: Tensor) -> Tensor:
         """A value per particle and datum of one site, as ``(K, batch)``, its further plates summed over."""
         particle, data = self.dims
+        if self.enumerated:
+            return self._by_class(value)
         if value.dim() == 2:
             return value
         return value.movedim((particle, *data), tuple(range(1 + len(data)))).flatten(1, len(data)).flatten(2).sum(-1)
+
+    def _by_class(self, value: Tensor) -> Tensor:
+        """The same with a dimension of each enumerated site in front, of size 1 where the value depends on none."""
+        particle, data = self.dims
+        classes = sorted(self.guide_trace.nodes[name]["infer"]["_enumerate_dim"] for name in self.enumerated)
+        value = value.reshape(*[1] * (-classes[0] - value.dim()), *value.shape)
+        front = (*classes, particle, *data)
+        value = value.movedim(front, tuple(range(len(front)))).flatten(len(classes) + 1, len(front) - 1)
+        return value.unsqueeze(-1).flatten(len(classes) + 2).sum(-1)
 
 
 def _relative(site: Site, outer: Any) -> Any:
@@ -488,8 +557,11 @@ def _refuse_globals(names: list[str]) -> None:
 def _refuse_site(name: str, site: Site, *, plates: bool) -> None:
     if site["mask"] is not None:
         raise ModelError(f"site {name} is masked by a handler, which log-weights do not see; mask its distribution")
-    if site["infer"].get("enumerate"):
-        raise ModelError(f"site {name} is enumerated, so it has no sampled log-weight; use TraceEnum_ELBO")
+    if site["infer"].get("enumerate") and "_enumerate_dim" not in site["infer"]:
+        raise ModelError(
+            f"site {name} is enumerated, but not in parallel in the guide, so it has no log-weight; give it "
+            'infer={"enumerate": "parallel"} in the guide, or use TraceEnum_ELBO'
+        )
     if plates and not data_frames(site):
         raise ModelError(f"site {name} lies in no plate over data, so it has no log-weight per datum; {INSTEAD}")
 
@@ -504,3 +576,15 @@ def at_particles(program: Program, num_particles: int, dim: int = -2) -> Program
         torch.Size([4, 3, 2])
     """
     return pyro.plate(PARTICLES, num_particles, dim=dim)(program)
+
+
+def without_enumeration(guide: Program) -> Program:
+    """A guide that draws its enumerated sites, so that their draws and densities are known.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> without_enumeration(vae.guide)(torch.ones(3, 5)).shape
+        torch.Size([3, 2])
+    """
+    return poutine.infer_config(guide, config_fn=lambda _: {"enumerate": None})
