@@ -1,9 +1,10 @@
 """What is trained and evaluated: a Pyro model and its guide, of which a VAE is one case."""
 
+import functools
 import inspect
 import itertools
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
+from pyro_vae.core.joined import JoinedPosterior
 from pyro_vae.core.param_store import Picklable
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Program, global_sites, samples, traces
@@ -45,6 +47,14 @@ class Amortised(Picklable):
     def _without_parameters(self, x: Tensor) -> Tensor:
         """A tensor on the device and in the precision that are taken where there is no parameter."""
         return torch.empty(())
+
+    def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
+        """The function ``log p(x, z)`` of latents, shape ``(*, datum, latent)``, at these rows."""
+        return functools.partial(self.log_joint, rows=rows)
+
+    @abstractmethod
+    def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
+        """``log p(x, z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``."""
 
     @abstractmethod
     def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:
@@ -140,6 +150,17 @@ class Pair(Amortised):
             found = [poutine.trace(self.guide).get_trace(*rows.arguments()) for _ in range(draws)]
         return {name: torch.stack([t.nodes[name]["value"] for t in found]) for name in self.global_sites}
 
+    def posterior(self, rows: Rows) -> JoinedPosterior:
+        """``q(z|x)`` of rows, z the continuous latents of all sites joined."""
+        return JoinedPosterior(self, rows)
+
+    def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
+        return self.posterior(rows).log_joint
+
+    def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
+        """``log p(x, z)`` of rows, z as :meth:`posterior` joins it."""
+        return self.posterior(rows).log_joint(z)
+
     def condition(self, values: Mapping[str, Tensor]) -> "Pair":
         """Return the pair given values of its global sites; parameters are shared.
 
@@ -174,7 +195,7 @@ class Pair(Amortised):
         return Pair(_Given(self.model, values), _Given(self.guide, values))
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("prior", "decoder", "encoder", "posterior", "likelihood", "log_joint"):
+        if name in ("prior", "decoder", "encoder", "likelihood"):
             raise NoPart(
                 f"this takes a VAE, of which it needs the {name}; a Pair is a model and a guide, whose sites may be any"
             )

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyro_vae.core.compatibility import support_of
 from pyro_vae.core.component import Distribution, distribution
+from pyro_vae.core.joined import JoinedPosterior, JoinedPrior
+from pyro_vae.core.pair import Amortised, Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
@@ -117,21 +119,19 @@ class Path:
     .. math:: \\log f_\\beta(z) = (1 - \\beta) \\log q(z | x) + \\beta \\log p(x, z)
 
     Args:
-        vae: its parts, without gradients.
         rows: the data.
         q: the distribution that chains start from, at β = 0.
-        prior: p(z), at their contexts.
+        log_joint: log p(x, z) of latents, of parts without gradients.
         schedule: β at a place from 0 to 1.
     """
 
-    vae: VAE
     rows: Rows
-    q: Distribution
-    prior: Distribution
+    q: Distribution | JoinedPosterior
+    log_joint: Callable[[Tensor], Tensor]
     schedule: Callable[[float], float] = temperature
 
     @classmethod
-    def of(cls, vae: VAE, rows: Rows) -> "Path":
+    def of(cls, vae: Amortised, rows: Rows) -> "Path":
         """The path from the guide.
 
         Raises:
@@ -143,16 +143,33 @@ class Path:
             >>> Path.of(vae, Rows(torch.ones(3, 5))).at(torch.zeros(4, 3, 2)).slope_p.shape
             torch.Size([4, 3, 2])
         """
+        if isinstance(vae, Pair):
+            joined = vae.posterior(rows)
+            return cls(rows, joined, joined.log_joint)
+        assert isinstance(vae, VAE)
         with torch.no_grad():
             q = vae.posterior(rows)
         refuse_latents(q, "encoder")
-        return cls(vae, rows, q, cls.prior_of(vae, rows))
+        return cls(rows, q, cls.joint_of(vae, rows, cls.prior_of(vae, rows)))
 
     @classmethod
-    def from_prior(cls, vae: VAE, rows: Rows) -> "Path":
+    def from_prior(cls, vae: Amortised, rows: Rows) -> "Path":
         """The path from the prior, which does not use the guide; it raises as :meth:`of` does."""
+        if isinstance(vae, Pair):
+            joined = JoinedPrior(vae, rows)
+            return cls(rows, joined, joined.log_joint, slow_at_first)
+        assert isinstance(vae, VAE)
         prior = cls.prior_of(vae, rows)
-        return cls(vae, rows, prior, prior, slow_at_first)
+        return cls(rows, prior, cls.joint_of(vae, rows, prior), slow_at_first)
+
+    @staticmethod
+    def joint_of(vae: VAE, rows: Rows, prior: Distribution) -> Callable[[Tensor], Tensor]:
+        """log p(x, z) of latents, with a prior that is computed once."""
+
+        def log_joint(z: Tensor) -> Tensor:
+            return prior.log_prob(z) + vae.likelihood(z, rows).log_prob(rows.x)
+
+        return log_joint
 
     @staticmethod
     def prior_of(vae: VAE, rows: Rows) -> Distribution:
@@ -174,7 +191,7 @@ class Path:
         with torch.enable_grad():
             z = torch.where(finite, z, torch.zeros_like(nan)).detach().requires_grad_()
             log_q = self.q.log_prob(z)
-            log_p = self.prior.log_prob(z) + self.vae.likelihood(z, self.rows).log_prob(self.rows.x)
+            log_p = self.log_joint(z)
             (slope_q,) = torch.autograd.grad(log_q.sum(), z)
             (slope_p,) = torch.autograd.grad(log_p.sum(), z)
         slope_p = torch.where(like_event(inside, z), slope_p, nan)
@@ -182,7 +199,7 @@ class Path:
 
 
 @contextmanager
-def still(vae: VAE) -> Iterator[None]:
+def still(vae: Amortised) -> Iterator[None]:
     """Inside, no parameter asks for a gradient, and a move may land where the decoder is not finite: it is not taken.
 
     Example:
@@ -377,7 +394,7 @@ def places(temperatures: int) -> list[float]:
     return [t / temperatures for t in range(temperatures + 1)]
 
 
-def annealed(vae: VAE, rows: Rows, plan: Plan) -> Found:
+def annealed(vae: Amortised, rows: Rows, plan: Plan) -> Found:
     """Estimate log p(x) by the log of the mean weight of chains from q(z|x) to p(x, z).
 
     Example:
@@ -390,7 +407,7 @@ def annealed(vae: VAE, rows: Rows, plan: Plan) -> Found:
         return anneal(Path.of(vae, rows), plan)
 
 
-def annealed_from_prior(vae: VAE, rows: Rows, plan: Plan) -> Found:
+def annealed_from_prior(vae: Amortised, rows: Rows, plan: Plan) -> Found:
     """Estimate log p(x) by the log of the mean weight of chains from p(z) to p(x, z).
 
     Example:

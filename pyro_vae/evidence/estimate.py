@@ -114,7 +114,8 @@ def log_evidence(
     the data, and ``"bdmc"`` brackets log p(x) of simulated data.
 
     Args:
-        vae: a VAE, or for ``"iw"`` and ``"psis"`` a :class:`pyro_vae.Pair`.
+        vae: a VAE, or for all methods but ``"bdmc"`` a :class:`pyro_vae.Pair`, whose latents of all sites are moved
+            together.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         method: ``"iw"``, ``"psis"``, ``"ais"``, ``"ais_prior"`` or ``"bdmc"``.
         num_particles: K, draws or chains per datum, at least 2 (25 for ``"psis"``, and for k̂); if not given, 500 draws
@@ -173,10 +174,9 @@ def log_evidence(
     refuse_seed(seed)
     if torch.is_inference_mode_enabled() and method in ANNEALED:
         raise SettingsError("inference mode is on, where no gradient can be had to move z by; call outside of it")
-    if method in ANNEALED and isinstance(vae, Pair):
+    if method == "bdmc" and isinstance(vae, Pair):
         raise ModelError(
-            f"method {method!r} moves z by gradients of a prior and a decoder, which a Pair does not name; take iw or "
-            "psis"
+            "method 'bdmc' simulates data from a prior and a decoder, which a Pair does not name; take iw, psis or ais"
         )
     x = data_for(vae, x)
     given = rows_for(vae, x)
