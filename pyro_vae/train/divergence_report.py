@@ -15,7 +15,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, differentiable, samples, traces
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 DRAWS = 16
 """So often the sites are drawn, where the first draw shows nothing: an estimator may have drawn more than one."""
@@ -27,7 +27,9 @@ FAR = 10.0
 """A row is told to be large if its largest number is so many times that of a typical one."""
 
 
-def origin(vae: "VAE", loss: Loss, rows: Rows, *, size: int | None = None, numbers: Sequence[int] | None = None) -> str:
+def origin(
+    vae: "Amortised", loss: Loss, rows: Rows, *, size: int | None = None, numbers: Sequence[int] | None = None
+) -> str:
     """Where a loss or a gradient that is not finite came from, as a clause of a sentence.
 
     The weights are looked at first, then what the parts return: the parameters of q(z|x), the sample, the
@@ -66,7 +68,7 @@ def origin(vae: "VAE", loss: Loss, rows: Rows, *, size: int | None = None, numbe
     return found or NOT_AGAIN
 
 
-def broken_weights(vae: "VAE") -> str:
+def broken_weights(vae: "Amortised") -> str:
     """Which weight is not a finite number, or nothing.
 
     Example:
@@ -89,7 +91,7 @@ def broken_weights(vae: "VAE") -> str:
 class _Look:
     """One look at a batch."""
 
-    vae: "VAE"
+    vae: "Amortised"
     loss: Loss
     rows: Rows
     size: int

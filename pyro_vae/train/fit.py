@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 import pyro
 import torch
@@ -19,12 +19,11 @@ from torch import Tensor
 from pyro_vae.core.device import describe_device, seeded
 from pyro_vae.core.format import as_text
 from pyro_vae.core.one_at_a_time import one_at_a_time
-from pyro_vae.core.pair import Pair
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.signals import ending_signals
 from pyro_vae.core.traces import Loss
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import Trained, data_hash
 from pyro_vae.data.repeats import warn_of_too_small_errors
@@ -59,8 +58,12 @@ EVALUATION_ROWS = 2048
 """At most so many training data are evaluated after each epoch."""
 
 
+A = TypeVar("A", bound=Amortised)
+"""What is trained, a VAE or a Pair."""
+
+
 @dataclass(frozen=True)
-class Fit:
+class Fit(Generic[A]):
     """What :func:`fit` gives back.
 
     Args:
@@ -75,7 +78,7 @@ class Fit:
         False
     """
 
-    vae: VAE
+    vae: A
     history: xr.Dataset
     device: str
     interrupted: bool = False
@@ -121,7 +124,7 @@ _INSTEAD = {
 
 @partial(takes_settings, hints=_INSTEAD)
 def fit(
-    vae: VAE | Pair,
+    vae: A,
     data: Any,
     *,
     elbo: Loss | type[ELBO] | None = None,
@@ -141,7 +144,7 @@ def fit(
     checkpoints: Checkpoints | str | Path | None = None,
     resume: str | Path | None = None,
     devices: int = 1,
-) -> Fit:
+) -> Fit[A]:
     """Train a VAE by stochastic variational inference.
 
     .. math:: \\max_{\\Theta, \\phi} \\sum_i \\mathcal L_i, \\qquad
@@ -226,7 +229,6 @@ def fit(
         True
     """
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
-    vae = cast(VAE, vae)  # of which training uses what a Pair has too
     if whole("devices", devices, 1) > 1 and not launched():
         if is_made(optimizer):
             raise SettingsError(
@@ -239,7 +241,7 @@ def fit(
 
 
 def _fit(
-    vae: VAE,
+    vae: A,
     data: Any,
     *,
     group: Group,
@@ -260,7 +262,7 @@ def _fit(
     checkpoints: Checkpoints | str | Path | None,
     resume: str | Path | None,
     devices: int,
-) -> Fit:
+) -> Fit[A]:
     """The training of one process, alone or one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = default_batch_size(len(source)) if batch_size is None else batch_size
@@ -323,7 +325,7 @@ def _refuse_other_data(run: Run) -> None:
         raise DataError(f"process {other} was given other data than process 0; give all of them the same")
 
 
-def _watched(vae: VAE, source: Source, validation: Rows | None) -> dict[str, Rows]:
+def _watched(vae: Amortised, source: Source, validation: Rows | None) -> dict[str, Rows]:
     """Data whose ELBO is looked at after each epoch."""
     watched = {"train": source.sample(EVALUATION_ROWS).like(vae)}
     return watched if validation is None else {**watched, "validation": validation.like(vae)}

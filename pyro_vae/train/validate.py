@@ -47,7 +47,8 @@ def refuse_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: 
     if loose := getattr(vae, "loose", []):
         raise SettingsError(
             f"parameter {loose[0]!r} is in Pyro's store and of no module, so it can be neither saved nor put back; "
-            "make model and guide modules (pyro.nn.PyroModule) that have it, or train by pyro.infer.SVI"
+            "make model and guide modules (pyro.nn.PyroModule) that have it, or train by pyro.infer.SVI; if another "
+            "module of that name was made before, call pyro.clear_param_store() first"
         )
     if not any(p.requires_grad for p in vae.parameters()):
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to be trained")

@@ -258,5 +258,7 @@ def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
         pv.log_evidence(pv.Pair(own.model, only_the_middle), x)
     with pytest.raises(ModelError, match="cannot be run on two rows"):
         pv.log_evidence(two, torch.zeros(3, 4).double())
+    with pytest.raises(ModelError, match="Iterates takes a VAE, since it looks at the means of q"):
+        pv.fit(pair(), x, epochs=1, callbacks=[pv.diagnose.Iterates(x)], **quiet)
     with pytest.raises(ModelError, match="the guide is a int, which cannot be called"):
         pv.Pair(own.model, 3)

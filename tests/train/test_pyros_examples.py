@@ -118,6 +118,7 @@ CASES = {
     "vae": (Digits, Trace_ELBO, None),
     "vae, mean field": (Digits, TraceMeanField_ELBO, None),
     "M2, unlabelled": (HalfLabelled, partial(TraceEnum_ELBO, max_plate_nesting=1), None),
+    "M2, own estimator": (HalfLabelled, pv.elbo.M2, None),
     "M2, labelled": (HalfLabelled, Trace_ELBO, LABELS),
     "two sites": (TwoSites, Trace_ELBO, None),
     "two sites, own ELBO": (TwoSites, pv.elbo.ELBO, None),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_vae import __about__
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.fingerprint import Trained
 from pyro_vae.errors import DataError, SettingsError, UnfinishedRunWarning, WeightsOnlyWarning
@@ -25,7 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 """What a finished run folder holds."""
 
 
-def save(vae: VAE, path: str | Path) -> None:
+def save(vae: Amortised, path: str | Path) -> None:
     """Save a VAE: its weights, what it is made of and what it was trained on, in one safetensors file.
 
     The file has a checksum and is written whole or not at all. It describes the VAE by the classes of its
@@ -61,7 +62,7 @@ def save(vae: VAE, path: str | Path) -> None:
         warnings.warn(f"{path}: {why}", WeightsOnlyWarning, stacklevel=2)
 
 
-def write_vae(vae: VAE, path: str | Path, step: int | None = None) -> str:
+def write_vae(vae: Amortised, path: str | Path, step: int | None = None) -> str:
     """Do what :func:`save` does, for a run that has ended at a step; a sentence, if only the weights were saved."""
     described, why = describe_vae(vae)
     known = vae.trained_on.as_text() if vae.trained_on else None
@@ -165,7 +166,7 @@ def _gone_on(path: Path, about: dict[str, Any]) -> str:
     )
 
 
-def validate_weights(vae: VAE, weights: dict[str, Tensor], path: Path) -> None:
+def validate_weights(vae: Amortised, weights: dict[str, Tensor], path: Path) -> None:
     """Raise a DataError that names the first weight that is not of this VAE's architecture."""
     own = vae.state_dict()
     lacks = [f"{name} is missing" for name in own if name not in weights]

@@ -9,8 +9,8 @@ from pyro.infer import EnergyDistance, RenyiELBO, Trace_MMD
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.traces import Loss, loss_name
-from pyro_vae.core.vae import VAE
 from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.nested import losses_in
 from pyro_vae.errors import ModelError, SettingsError
@@ -195,6 +195,6 @@ def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
 
 
-def spread_parts(vae: VAE, group: Group) -> None:
+def spread_parts(vae: Amortised, group: Group) -> None:
     """Weights and buffers of the first process, on all of them."""
     group.spread([*vae.parameters(), *vae.buffers()])
