@@ -57,10 +57,7 @@ def reliability(probability: Any, labels: Any, *, bins: int = 10, seed: int = 0)
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     ece = _ece(place, confidence, right, bins)
     n = len(right)
-    taken = rng.integers(n, size=(REPLICATES, n))
-    bootstrap = np.array([_ece(place[t], confidence[t], right[t], bins) for t in taken])
-    drawn = rng.random((REPLICATES, n)) < confidence
-    calibrated = np.array([_ece(place, confidence, one, bins) for one in drawn])
+    bootstrap, calibrated = _replicates(place, confidence, right, bins, rng)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         means = {
@@ -82,6 +79,22 @@ def reliability(probability: Any, labels: Any, *, bins: int = 10, seed: int = 0)
         {"bin": (np.arange(bins) + 0.5) / bins},
         {"data": n, "bins": bins, "seed": seed},
     )
+
+
+def _replicates(
+    place: np.ndarray, confidence: np.ndarray, right: np.ndarray, bins: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ECE of bootstrap samples, and of labels drawn from the probabilities themselves; some at a time."""
+    n, member = len(place), np.eye(bins)[place]
+    at_once = max(1, 10**7 // n)
+    found: list[list[np.ndarray]] = [[], []]
+    for first in range(0, REPLICATES, at_once):
+        shape = (min(at_once, REPLICATES - first), n)
+        times = rng.multinomial(n, np.full(n, 1 / n), size=shape[0])
+        apart = times * (right - confidence), (rng.random(shape) < confidence) - confidence
+        for kept, each in zip(found, apart, strict=True):
+            kept.append(np.abs(each @ member).sum(1) / n)
+    return np.concatenate(found[0]), np.concatenate(found[1])
 
 
 def _error(share: Any, number: Any) -> Any:
