@@ -154,6 +154,7 @@ class _Halfway(Callback):
     def epoch(self, run: Run) -> None:
         epoch = len(run.epochs)
         if epoch & (epoch - 1) == 0 if self.epochs is None else epoch == self.epochs // 2 and self.epochs > 1:
+            assert isinstance(run.vae, VAE)  # the command line trains nothing else
             self.copies[epoch] = copy.deepcopy(run.vae)
 
 

@@ -137,6 +137,8 @@ def evaluate(subject: Subject, loss: Loss, seed: int) -> tuple[Tensor, list[Tens
     with seeded(seed, subject.device):
         if isinstance(loss, Estimator):
             w = loss.weigh(subject.model, subject.guide, *subject.arguments)
+            if w.global_sites:
+                raise ModelError(f"site {w.global_sites[0]} lies in no plate over data: {loss} has no value per datum")
             parts = loss.bound(w)
             gradients = torch.autograd.grad(-w.total(parts), leaves, materialize_grads=True, allow_unused=True)
             return parts.detach(), [g / subject.size for g in gradients]

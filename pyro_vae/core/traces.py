@@ -37,6 +37,37 @@ def samples(trace: Trace) -> Iterator[tuple[str, Site]]:
     return ((name, site) for name, site in sites if not site_is_subsample(site))
 
 
+PARTICLES = "_particles"
+"""The plate of particles, to the left of the data."""
+
+
+def data_frames(site: Site) -> list[Any]:
+    """The vectorized plates around a site, but for that of the particles."""
+    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+
+
+def global_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
+    """The latent sites that share no plate with any data, such as the mean of a group; sorted.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def guide(x):
+        ...     return pyro.sample("mean", dist.Normal(0.0, 1.0))
+        >>> def model(x):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        >>> global_sites(*traces(model, guide, torch.zeros(3)))
+        ['mean']
+    """
+    sites = [*samples(model_trace), *samples(guide_trace)]
+    plates = {frame.name for _, site in sites if site["is_observed"] for frame in data_frames(site)}
+    if not plates:
+        return []
+    latents = ((name, site) for name, site in sites if not site["is_observed"])
+    return sorted({name for name, site in latents if not plates & {frame.name for frame in data_frames(site)}})
+
+
 class TensorELBO(ELBO, ABC):
     """Base class of estimators whose losses are tensors, which avoids synchronizing with a GPU.
 

@@ -9,6 +9,7 @@ from pyro_vae.diagnose.gold_standard import judge_nuts, nuts
 from pyro_vae.diagnose.importance import judge_khat, khat
 from pyro_vae.diagnose.latents import collapse, judge_collapse
 from pyro_vae.diagnose.predictive import STATISTICS, judge_predictive_check, predictive_check, prior_check
+from pyro_vae.diagnose.reliability import judge_reliability, reliability
 from pyro_vae.evidence import baseline, check_where_possible, judge_baseline, judge_evidence
 from pyro_vae.evidence.psis import psis
 from pyro_vae.train.overfitting import judge_overfitting, overfitting
@@ -31,6 +32,7 @@ __all__ = [
     "judge_overfitting",
     "judge_predictive_check",
     "judge_reconstructions",
+    "judge_reliability",
     "judge_sbc",
     "khat",
     "nuts",
@@ -38,6 +40,7 @@ __all__ = [
     "predictive_check",
     "prior_check",
     "psis",
+    "reliability",
     "sbc",
 ]
 

@@ -19,7 +19,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 from pyro_vae.train.overfitting import ERRORS, NATS, fall_of_validation
 
@@ -110,6 +110,8 @@ class Iterates(Callback):
 
     def start(self, run: Run) -> None:
         """Discard the record of an earlier training, and choose rows and weights."""
+        if not isinstance(run.vae, VAE):
+            raise ModelError("Iterates needs a VAE, since it records the mean of q(z|x), which a Pair does not define")
         self.begin(run.vae)
 
     def epoch(self, run: Run) -> None:

@@ -13,6 +13,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
+from pyro_vae.core.pair import Pair
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -37,7 +38,7 @@ FLOORS = 3.0
 @torch.no_grad()
 @takes_settings
 def nuts(
-    vae: VAE,
+    vae: VAE | Pair,
     x: Any,
     *,
     data: int | Sequence[int] | None = None,
@@ -60,7 +61,7 @@ def nuts(
         \\int \\sqrt{F (1 - F)} \\, dz
 
     Args:
-        vae: a VAE.
+        vae: a VAE, or a :class:`pyro_vae.Pair`, whose ``latent`` are those of all sites, as ``z1[0]``.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         data: the data to sample, at most 100: a list of indices (from 0, regardless of row labels), or the number of
             the first data; by default all.
@@ -114,12 +115,13 @@ def nuts(
         found = list(count(runs, len(rows) * chains))
     z = torch.stack([run[0] for run in found]).unflatten(0, (len(rows), chains)).movedim(0, 2)
     divergences, acceptance = (np.array([run[k] for run in found]).reshape(len(rows), chains).T for k in (1, 2))
+    latents = vae.posterior(rows).names if isinstance(vae, Pair) else range(z.shape[-1])
     both = {name: value.double().cpu().numpy() for name, value in {"z": z, "q": q}.items()}
     return xr.Dataset(
         {name: (("chain", "draw", "datum", "latent"), value, {"units": "z"}) for name, value in both.items()}
         | {name: (("datum", "latent"), *value) for name, value in _compare(**both).items()}
         | {"divergences": (("chain", "datum"), divergences), "acceptance": (("chain", "datum"), acceptance)},
-        {"chain": range(chains), "draw": range(draws), "datum": names, "latent": range(z.shape[-1])},
+        {"chain": range(chains), "draw": range(draws), "datum": names, "latent": latents},
         {
             "sampler": "pyro.infer.NUTS, started from q", "warmup": warmup, "seed": seed, "threshold_rhat": RHAT,
             "threshold_ess": ESS, "threshold_divergent": DIVERGENT, "threshold_fine": FINE, "threshold_bad": BAD,
@@ -143,7 +145,7 @@ def _select(data: int | Sequence[int] | None, n: int) -> list[int]:
     return index
 
 
-def _validate_number(vae: VAE, rows: Rows, steps: int) -> None:
+def _validate_number(vae: VAE | Pair, rows: Rows, steps: int) -> None:
     """Raise a SettingsError with the run time if there are too many data; a draw needs about five gradients."""
     if len(rows) <= MOST:
         return
@@ -162,7 +164,7 @@ def _validate_number(vae: VAE, rows: Rows, steps: int) -> None:
     )
 
 
-def _sample_q(vae: VAE, rows: Rows, chains: int, draws: int) -> Tensor:
+def _sample_q(vae: VAE | Pair, rows: Rows, chains: int, draws: int) -> Tensor:
     """Sample q, shape ``(chains, draws, datum, latent)``."""
     q = vae.posterior(rows)
     if q.event_dim != 1:
@@ -170,17 +172,19 @@ def _sample_q(vae: VAE, rows: Rows, chains: int, draws: int) -> Tensor:
     return q.sample((chains, draws))
 
 
-def _potential(vae: VAE, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+def _potential(vae: VAE | Pair, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return ``-log p(x, loc + scale u)`` of one datum as a function of u."""
 
+    log_joint = vae.log_joint_of(row)
+
     def potential(values: dict[str, Tensor]) -> Tensor:
-        return -vae.log_joint((loc + scale * values["z"]).unsqueeze(0), row).sum()
+        return -log_joint((loc + scale * values["z"]).unsqueeze(0)).sum()
 
     return potential
 
 
 def _run_chain(
-    vae: VAE, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
+    vae: VAE | Pair, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
 ) -> tuple[Tensor, int, float]:
     """Run one chain for one datum, and return its draws, the number of divergences and the acceptance rate."""
     from pyro.infer import MCMC, NUTS
@@ -250,7 +254,7 @@ def judge_nuts(found: xr.Dataset) -> Finding:
     level: Level = "bad" if float(far.mean()) >= 0.25 else "fine" if bool(near.all() & sound.all()) else "doubtful"
     worst = found.isel(found.wasserstein.fillna(np.inf).argmax(("datum", "latent")))
     why = (
-        f"q is farthest from NUTS in latent {int(worst.latent)} of datum {worst.datum.item()}, by "
+        f"q is farthest from NUTS in latent {worst.latent.item()} of datum {worst.datum.item()}, by "
         f"{float(worst.wasserstein):.2f} posterior sd (Wasserstein-1; between two samples from one distribution: "
         f"{float(worst.wasserstein_floor):.2f}), and far off for {int(far.sum())} of {found.sizes['datum']} data (up "
         f"to {limits['fine']} is fine, above {limits['bad']} bad); "

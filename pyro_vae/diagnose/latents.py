@@ -16,10 +16,12 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_rounded
+from pyro_vae.core.pair import Pair
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
 from pyro_vae.data.rows import rows_for
+from pyro_vae.diagnose.site_kl import judge_sites, site_kl
 from pyro_vae.errors import DataError
 
 ACTIVE = 0.01
@@ -30,7 +32,7 @@ Density: TypeAlias = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 @takes_settings
-def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2**18) -> xr.Dataset:
+def collapse(vae: VAE | Pair, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2**18) -> xr.Dataset:
     """Compute the KL of each latent, the active latents, and the ELBO surgery of the mean KL.
 
     .. math:: \\underbrace{\\frac1n \\sum_i KL(q(z|x_i) \\| p(z))}_{\\text{mean KL}} =
@@ -46,8 +48,15 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
     the marginals of q and p, if these are known (not for flows). If the prior depends on a context, there is no single
     p(z), and no surgery.
 
+    For a :class:`pyro_vae.Pair` with sites :math:`z_1, \\ldots, z_L`, the KL is the sum of one part per site:
+
+    .. math:: E_q \\log q(z_l | z_{<l}, x_i) - \\log p(z_l | \\mathrm{parents})
+
+    If the guide draws the sites in the order of the model (top-down, as in a ladder), each part is a mean KL; otherwise
+    a part can be negative.
+
     Args:
-        vae: a VAE.
+        vae: a VAE or a Pair.
         x: data, shape ``(datum, *features)``, at least 2, or :class:`~pyro_vae.data.Data` with context and mask.
         draws: the number of draws from q for each datum, at least 2.
         seed: of all draws.
@@ -60,6 +69,7 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
         ``mutual_information`` and ``marginal_kl`` with their errors ``…_se``, all from the same draws;
         ``mean_kl_se_over_data``, the standard error of the mean KL over data; ``residual``, the difference between both
         sides of the equation; ``closed_form_kl``, the mean KL in closed form, or NaN. All KLs are in nats.
+        For a Pair, over ``site``: ``kl``, ``kl_se``, ``kl_sd``, and ``kl_of_datum``; ``mean_kl`` is their sum.
 
     Raises:
         DataError: if there is only one datum, or the data are not finite numbers in rows, or outside the support.
@@ -83,6 +93,8 @@ def collapse(vae: VAE, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2*
     whole("draws", draws, 2)
     whole("chunk", chunk, 1)
     refuse_seed(seed)
+    if isinstance(vae, Pair):
+        return site_kl(vae, x, draws=draws, seed=seed, chunk=chunk)
     rows = rows_for(vae, x).like(vae)
     if len(rows) < 2:
         raise DataError("there is only one datum; pass at least 2, for a spread over data")
@@ -243,7 +255,8 @@ def judge_collapse(found: xr.Dataset) -> Finding:
         found: from :func:`collapse`.
 
     Returns:
-        Bad if no latent is active, doubtful if some are not, else fine.
+        Bad if no latent is active, doubtful if some are not, else fine; for a Pair, doubtful if the part of a site is
+        below 0.01 nats.
 
     Example:
         >>> import pyro_vae as pv
@@ -252,6 +265,8 @@ def judge_collapse(found: xr.Dataset) -> Finding:
         >>> judge_collapse(collapse(linear.as_vae(diagonal=True), linear.sample(50))).level
         'doubtful'
     """
+    if "site" in found.dims:
+        return judge_sites(found)
     active, latents = int(found.active.sum()), found.sizes["latent"]
     level: Level = "bad" if active == 0 else "doubtful" if active < latents else "fine"
     why = (

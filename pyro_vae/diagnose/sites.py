@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import xarray as xr
 from pyro import poutine
@@ -11,7 +12,7 @@ from torch import Tensor
 from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import samples
-from pyro_vae.elbo.log_weights import Weights, at_particles, weigh, with_values
+from pyro_vae.elbo.log_weights import Weights, at_particles, weigh, with_values, without_enumeration
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed
@@ -48,11 +49,21 @@ def groups_of_sites(
         >>> groups["posterior"].z.dims, groups["prior"].z.shape
         (('chain', 'draw', 'datum', 'z_dim'), (1, 4, 2))
     """
-    w = weigh(pair.model, pair.guide, *rows.arguments(), num_particles=proposals or draws)
-    weights, khat = smoothed(w.log) if len(w.log) >= LEAST else (w.log, None)
+    guide = without_enumeration(pair.guide)
+    w = weigh(pair.model, guide, *rows.arguments(), num_particles=proposals or draws, given_globals=True)
+    if w.global_sites and proposals:
+        raise ModelError(
+            f"draws are resampled for each datum, and site {w.global_sites[0]} has one draw for all data; take "
+            "posterior='guide', or resample the pair given a draw of that site (pair.condition)"
+        )
+    judged = len(w.log) >= LEAST and not w.global_sites
+    weights, khat = smoothed(w.log) if judged else (w.log, None)
     chosen = _chosen(weights, draws) if proposals else torch.arange(draws).unsqueeze(1).expand(draws, len(rows))
     column = torch.arange(len(rows), device=weights.device)
-    latents = {name: _validated(name, value, w)[chosen, column] for name, value in w.latents.items()}
+    latents = {
+        name: value if name in w.global_sites else _validated(name, value, w)[chosen, column]
+        for name, value in w.latents.items()
+    }
     observed = [name for name, site in samples(w.model_trace) if site["is_observed"]]
     stats = _variables({"lp": w.joint[chosen, column], "log_weight": w.log[chosen, column]})
     if khat is not None:
@@ -62,11 +73,11 @@ def groups_of_sites(
     prior = _replayed(pair, rows.take(slice(1)), None, prior_draws)
     seen = {name: w.model_trace.nodes[name]["value"] for name in observed}
     return {
-        "posterior": _variables(latents),
+        "posterior": _of_latents(latents, w.global_sites),
         "posterior_predictive": _variables(predicted, observed),
         "log_likelihood": _variables({"x": w.likelihood[chosen, column]}),
         "sample_stats": stats,
-        "prior": _variables(_values(prior, latents)).isel(datum=0),
+        "prior": _of_latents(_values(prior, latents), w.global_sites).isel(datum=0, missing_dims="ignore"),
         "prior_predictive": _variables(_values(prior, observed), observed).isel(datum=0),
         "observed_data": _variables({name: x.unsqueeze(0) for name, x in seen.items()}, observed).isel(chain=0, draw=0),
     }
@@ -96,6 +107,20 @@ def _replayed(pair: Amortised, rows: Rows, latents: Trace | None, draws: int) ->
 
 def _values(trace: Trace, names: Iterable[str]) -> Draws:
     return {name: trace.nodes[name]["value"] for name in names}
+
+
+def _of_latents(values: Draws, shared: list[str]) -> xr.Dataset:
+    """A variable of one chain for each latent; that of a global site has no datum."""
+    local = _variables({name: value for name, value in values.items() if name not in shared})
+    return local.assign({name: _of_all_data(name, values[name]) for name in shared})
+
+
+def _of_all_data(name: str, value: Tensor) -> tuple[tuple[str, ...], np.ndarray]:
+    """Draws of a global site, in place of whose data there is one, as a variable."""
+    value = value.squeeze(1) if value.shape[1] == 1 else value
+    behind = [f"{name}_dim"] if value.dim() > 1 else []
+    array = value.flatten(1) if behind else value
+    return ("chain", "draw", *behind), array.unsqueeze(0).cpu().numpy()
 
 
 def _variables(values: Draws, observed: Iterable[str] = ()) -> xr.Dataset:

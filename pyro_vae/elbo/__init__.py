@@ -4,6 +4,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae.elbo import bounds, objectives, score_function
 from pyro_vae.elbo.bounds import *  # noqa: F403
+from pyro_vae.elbo.classes import M2
 from pyro_vae.elbo.hand_derived import HandDerivedELBO, note_objective
 from pyro_vae.elbo.kl import kl_provenance
 from pyro_vae.elbo.log_weights import Weights, log_weights
@@ -14,6 +15,7 @@ __all__ = [
     *bounds.__all__,
     *objectives.__all__,
     *score_function.__all__,
+    "M2",
     "HandDerivedELBO",
     "TraceMeanField_ELBO",
     "Trace_ELBO",

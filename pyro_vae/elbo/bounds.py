@@ -52,6 +52,8 @@ class Estimator(TensorELBO):
     """Whether it stops or weights the gradient from the model to the latents, which would be wrong for a penalty."""
     couples_data = False
     """Whether the bound of a datum depends on the other data of its batch, which then must stay in one process."""
+    takes_globals = False
+    """Whether it is linear in the log-weights, so that sites outside the plate over data add their part once."""
 
     @takes_settings
     def __init__(self, num_particles: int = 1) -> None:
@@ -93,10 +95,13 @@ class Estimator(TensorELBO):
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
         """Run model and guide once and return the log-weights."""
-        w = weigh(model, guide, *args, num_particles=self.num_particles, path_gradient=self.path_gradient, **kwargs)
+        w = weigh(
+            model, guide, *args, num_particles=self.num_particles, path_gradient=self.path_gradient,
+            given_globals=self.takes_globals, **kwargs,
+        )  # fmt: skip
         w.refuse()
         for name, site in samples(w.guide_trace):
-            if not site["fn"].has_rsample:
+            if not site["fn"].has_rsample and name not in w.enumerated:
                 raise ModelError(
                     f"site {name} has a {type(site['fn']).__name__}, which has no reparameterized gradient; "
                     "use ScoreFunction or VIMCO"
@@ -170,6 +175,8 @@ class ELBO(Estimator):
         True
     """
 
+    takes_globals = True
+
     def bound(self, w: Weights) -> Tensor:
         return w.log.mean(0)
 
@@ -233,6 +240,8 @@ class AnalyticKL(ELBO):
         Traceback (most recent call last):
         pyro_vae.errors.ModelError: the KL of MultivariateNormal from StudentT at site z has no closed form ...
     """
+
+    takes_globals = False
 
     @takes_settings
     def __init__(self, num_particles: int = 1, *, strict: bool = True) -> None:

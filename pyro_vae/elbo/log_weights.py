@@ -1,10 +1,11 @@
 """Log-weights ``log p(x, z) - log q(z | x)``, the basis of all estimators of this package."""
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -15,12 +16,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.core.traces import Program, Site, replayed, samples
+from pyro_vae.core.traces import PARTICLES, Program, Site, data_frames, global_sites, replayed, samples
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import ModelError
-
-PARTICLES = "_particles"
-"""The name of the plate of particles, to the left of the plates over data."""
 
 PARTICLE_DIMS = (-2, -3, -4, -5)
 """The possible dimensions of the plate of particles; the first one that no plate of the user occupies is used."""
@@ -42,6 +40,10 @@ def log_weights(
     The mean over particles is an estimate of the ELBO of each datum. The log-weights are not scaled by n/m: scale a
     bound after computing it, since scaled log-weights inside a log-mean-exp do not give a bound.
 
+    A discrete site y of the guide with ``infer={"enumerate": "parallel"}`` is summed out exactly; its q is not used:
+
+    .. math:: \\log w_{ki} = \\log \\sum_y p(x_i, y, z_{kiy}) / q(z_{kiy} | x_i, y)
+
     Args:
         model: a Pyro model with one or more latent sites; all sites must lie in one plate over data.
         guide: the guide of the model.
@@ -54,7 +56,7 @@ def log_weights(
         Log-weights in nats, shape ``(K, batch)``.
 
     Raises:
-        ModelError: if a site is masked by a handler, enumerated, or lies in no plate over data; the
+        ModelError: if a site is masked by a handler, enumerated in the model only, or lies in no plate over data; the
             message names the estimator of Pyro to use instead.
 
     References:
@@ -80,6 +82,7 @@ def weigh(
     num_particles: int = 1,
     path_gradient: bool = False,
     detached: bool = False,
+    given_globals: bool = False,
     **kwargs: Any,
 ) -> "Weights":
     """Draw particles and return the terms of the log-weights of each particle and datum.
@@ -95,6 +98,9 @@ def weigh(
         path_gradient: as in :func:`log_weights`.
         detached: whether to stop the gradient through the latents, both from the model and from later sites of the
             guide, for score-function estimators.
+        given_globals: whether to accept latent sites outside the plate over data, such as the mean of a group. The
+            log-weights of a particle are then conditional on its draw of these sites, whose own log-weight is
+            ``Weights.shared``.
 
     Returns:
         The terms, as :class:`Weights`.
@@ -105,32 +111,35 @@ def weigh(
         >>> weigh(vae.model, vae.guide, torch.ones(3, 5), num_particles=4).likelihood.shape
         torch.Size([4, 3])
     """
+    copies = _Detached() if detached else _Gated() if path_gradient else None
+    run = partial(_weigh, model, guide, num_particles, copies, given_globals, args, kwargs)
     for dim in PARTICLE_DIMS[:-1]:
         try:
-            return _weigh(dim, model, guide, num_particles, path_gradient, detached, (args, kwargs))
+            return run(dim)
         except ValueError as error:
             if "collide at dim" not in str(error):
                 raise
-    return _weigh(PARTICLE_DIMS[-1], model, guide, num_particles, path_gradient, detached, (args, kwargs))
+    return run(PARTICLE_DIMS[-1])
 
 
 def _weigh(
-    dim: int,
     model: Program,
     guide: Program,
     num_particles: int,
-    path_gradient: bool,
-    detached: bool,
-    arguments: tuple[Any, Any],
+    copies: "_Copies | None",
+    given_globals: bool,
+    args: Any,
+    kwargs: Any,
+    dim: int,
 ) -> "Weights":
-    args, kwargs = arguments
+    detached = isinstance(copies, _Detached)
     model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
-    copies = _Detached() if detached else _Gated() if path_gradient else None
+    guide = poutine.enum(guide, first_available_dim=dim - 1)  # sites of infer={"enumerate": "parallel"} alone
     guide_trace = poutine.trace(guide if copies is None else copies(guide)).get_trace(*args, **kwargs)
     drawn = {name: site["value"] for name, site in samples(guide_trace)}
     latents = {name: value.detach() if detached else value.view_as(value) for name, value in drawn.items()}
     model_trace = replayed(model, with_values(guide_trace, latents), *args, **kwargs)
-    return Weights(model_trace, guide_trace, latents, copies=copies)
+    return Weights(model_trace, guide_trace, latents, copies=copies, given_globals=given_globals)
 
 
 def with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
@@ -160,6 +169,10 @@ class _Copies(Messenger, ABC):
     def log_q(self, w: "Weights") -> Tensor:
         """Return ``log q(z | x)``, shape ``(K, batch)``, with the gradient that this class defines."""
 
+    @abstractmethod
+    def log_q_shared(self, w: "Weights") -> Tensor:
+        """``log q`` of the global sites, shape ``(K,)``, with the same gradient."""
+
 
 class _Detached(_Copies):
     """Copies without a gradient: the gradient of ``log q`` is the score, with respect to the parameters only."""
@@ -169,6 +182,9 @@ class _Detached(_Copies):
 
     def log_q(self, w: "Weights") -> Tensor:
         return w.log_q_at(self.copies)
+
+    def log_q_shared(self, w: "Weights") -> Tensor:
+        return w.log_q_shared_at(self.copies)
 
 
 class _Gated(_Copies):
@@ -194,14 +210,23 @@ class _Gated(_Copies):
 
     def log_q(self, w: "Weights") -> Tensor:
         """Return ``log q`` with the path gradient, ``Σ_j (∂ log q / ∂z_j) ∂z_j / ∂φ``, without the score."""
+        return self._along_path(w, w.log_q_at, w.by_event)
+
+    def log_q_shared(self, w: "Weights") -> Tensor:
+        """Return the same for the global sites."""
+        return self._along_path(w, w.log_q_shared_at, w.by_particle)
+
+    def _along_path(
+        self, w: "Weights", log_q_at: Callable[[dict[str, Tensor]], Tensor], by: Callable[[Tensor, str], Tensor]
+    ) -> Tensor:
         moving = [name for name, z in w.drawn.items() if z.requires_grad]
         values = {name: z.detach().requires_grad_(name in moving) for name, z in w.drawn.items()}
-        log_q = w.log_q_at(values)
+        log_q = log_q_at(values)
         if not (moving and log_q.requires_grad):
             return log_q
         direct, through_later = (self._slopes(log_q, [at[name] for name in moving]) for at in (values, self.copies))
         slopes = zip(moving, direct, through_later, strict=True)
-        path = torch.stack([w.by_event((slope + later) * w.drawn[name], name) for name, slope, later in slopes]).sum(0)
+        path = torch.stack([by((slope + later) * w.drawn[name], name) for name, slope, later in slopes]).sum(0)
         return replace_gradient(log_q, path)
 
     def _slopes(self, log_q: Tensor, at: list[Tensor]) -> tuple[Tensor, ...]:
@@ -234,6 +259,8 @@ class Weights:
         latents: the latents that the model saw, by site: copies of ``drawn``, possibly detached.
         temperature: the factor of ``log p(z) - log q(z|x)``.
         copies: the latents that later sites of the guide saw; None if these are the latents themselves.
+        given_globals: whether global sites, outside the plate over data, are allowed. Everything but ``shared`` is then
+            conditional on their draws: particle k of each datum belongs to draw k.
 
     Example:
         >>> import torch, pyro_vae as pv
@@ -248,6 +275,7 @@ class Weights:
     latents: dict[str, Tensor]
     temperature: float | Tensor = 1.0
     copies: _Copies | None = None
+    given_globals: bool = False
 
     def refuse(self) -> None:
         """Raise an error if a site has no log-weight per datum, or the model observes no data."""
@@ -265,7 +293,43 @@ class Weights:
     @cached_property
     def prior(self) -> Tensor:
         """``log p(z)``, shape ``(K, batch)``, times the temperature."""
-        return self.temperature * self._sum(s for _, s in samples(self.model_trace) if not s["is_observed"])
+        return self.temperature * self._sum(s for _, s in self._local(self.model_trace) if not s["is_observed"])
+
+    @cached_property
+    def global_sites(self) -> list[str]:
+        """The latent sites that share no plate with the data."""
+        return global_sites(self.model_trace, self.guide_trace)
+
+    @cached_property
+    def shared(self) -> Tensor:
+        """``log p(g) - log q(g)`` of the global sites, times the temperature, shape ``(K,)``; 0 where there is none."""
+        if not self.global_sites:
+            return self.likelihood.new_zeros(len(self.likelihood))
+        log_p = self._shared_sum(self.model_trace, {n: self.model_trace.nodes[n]["value"] for n in self.global_sites})
+        log_q = self.log_q_shared_at(self.drawn) if self.copies is None else self.copies.log_q_shared(self)
+        return self.temperature * (log_p - log_q)
+
+    def log_q_shared_at(self, values: dict[str, Tensor]) -> Tensor:
+        """``log q`` of the global sites at other values, shape ``(K,)``."""
+        return self._shared_sum(self.guide_trace, values)
+
+    def _shared_sum(self, trace: Trace, values: dict[str, Tensor]) -> Tensor:
+        sites = ((name, trace.nodes[name]) for name in self.global_sites)
+        return torch.stack([self._particles(s["scale"] * s["fn"].log_prob(values[name])) for name, s in sites]).sum(0)
+
+    def _particles(self, value: Tensor) -> Tensor:
+        """A value per particle of a global site, whatever its plates, as ``(K,)``."""
+        return value.movedim(self.dims[0], 0).flatten(1).sum(1)
+
+    def by_particle(self, value: Tensor, name: str) -> Tensor:
+        """Numbers of the shape of a latent, summed over all but the particles; shape ``(K,)``."""
+        event = self.guide_trace.nodes[name]["fn"].event_dim
+        value = value.flatten(-event).sum(-1) if event else value
+        return self._particles(value) if name in self.global_sites else self.by_datum(value).sum(1)
+
+    def _local(self, trace: Trace) -> Iterator[tuple[str, Site]]:
+        """The sites within the plate over data."""
+        return ((name, site) for name, site in samples(trace) if name not in self.global_sites)
 
     @cached_property
     def drawn(self) -> dict[str, Tensor]:
@@ -286,13 +350,51 @@ class Weights:
     @cached_property
     def score(self) -> Tensor:
         """``log q(z | x)`` at fixed latents, without temperature and scales, shape ``(K, batch)``."""
+        self.refuse_enumerated()
         sites = ((site["fn"], site["value"].detach()) for _, site in samples(self.guide_trace))
         return torch.stack([self.by_datum(fn.log_prob(value)) for fn, value in sites]).sum(0)
 
     @cached_property
     def log(self) -> Tensor:
-        """The log-weights, shape ``(K, batch)``."""
-        return self.joint - self.posterior
+        """The log-weights, shape ``(K, batch)``; enumerated sites are summed out."""
+        return self.log_by_class.logsumexp(0) if self.enumerated else self.joint - self.posterior
+
+    @cached_property
+    def enumerated(self) -> list[str]:
+        """The sites of the guide that are enumerated, as the class of a datum may be."""
+        return [name for name, site in samples(self.guide_trace) if "_enumerate_dim" in site["infer"]]
+
+    @cached_property
+    def log_by_class(self) -> Tensor:
+        """``log p(x, y, z_y) - log q(z_y | x, y)`` of each value y of the enumerated sites, shape ``(C, K, batch)``.
+
+        Where y cannot be, as another class than a known label, it is minus infinity.
+        """
+        names = ", ".join(self.enumerated)
+        if self.copies is not None or isinstance(self.temperature, Tensor) or self.temperature != 1:
+            raise ModelError(
+                f"site {names} is enumerated, and its values' weights are added up before the logarithm: no "
+                "gradient of paths or scores and no weight of the KL is derived for that; use ELBO, IWAE or M2"
+            )
+        drawn = (site for name, site in self._local(self.guide_trace) if name not in self.enumerated)
+        log = self._terms(site for _, site in self._local(self.model_trace)) - self._terms(drawn)
+        return log.expand(*self._classes, *log.shape[-2:]).flatten(0, -3)
+
+    @cached_property
+    def log_q_by_class(self) -> Tensor:
+        """``log q(y | x)`` of each value of the enumerated sites, shape ``(C, K, batch)``."""
+        log_q = self._terms(self.guide_trace.nodes[name] for name in self.enumerated)
+        return log_q.expand(*self._classes, *log_q.shape[-2:]).flatten(0, -3)
+
+    @property
+    def _classes(self) -> list[int]:
+        """The number of values of each enumerated site, in the order of their dimensions."""
+        sites = (self.guide_trace.nodes[name] for name in self.enumerated)
+        sizes = {
+            s["infer"]["_enumerate_dim"]: s["value"].shape[s["infer"]["_enumerate_dim"] - s["fn"].event_dim]
+            for s in sites
+        }
+        return [sizes[dim] for dim in sorted(sizes)]
 
     @cached_property
     def joint(self) -> Tensor:
@@ -302,20 +404,22 @@ class Weights:
     @cached_property
     def dims(self) -> tuple[int, tuple[int, ...]]:
         """The dimension of the particles, and the dimensions of the plates over data that all sites share."""
-        sites = [*samples(self.model_trace), *samples(self.guide_trace)]
-        for name, site in sites:
-            _validate_site(name, site)
-        plates = ({(f.name, f.dim) for f in _data_frames(site)} for _, site in sites)
+        observed, sites = self._observed, [*self._local(self.model_trace), *self._local(self.guide_trace)]
+        if self.global_sites and not self.given_globals:
+            _raise_for_globals(self.global_sites)
+        for name, site in [*samples(self.model_trace), *samples(self.guide_trace)]:
+            _validate_site(name, site, plates=name not in self.global_sites)
+        plates = ({(f.name, f.dim) for f in data_frames(site)} for _, site in sites)
         shared = set.intersection(*plates) if sites else set()
         if not shared:
             raise ModelError(f"the sites {sorted(dict(sites))} share no plate over data; {ADVICE}")
-        particle = next(f.dim for f in self._observed["cond_indep_stack"] if f.name == PARTICLES)
+        particle = next(f.dim for f in observed["cond_indep_stack"] if f.name == PARTICLES)
         return particle, tuple(sorted(dim for _, dim in shared))
 
     @cached_property
     def size(self) -> int:
         """The size n of the data set, from the full sizes of the plates."""
-        frames = {f.dim: f for f in _data_frames(self._observed)}
+        frames = {f.dim: f for f in data_frames(self._observed)}
         return math.prod(frames[dim].full_size or frames[dim].size for dim in self.dims[1])
 
     @property
@@ -332,7 +436,7 @@ class Weights:
         first = self._observed["scale"]
         if len(scales) == 1 or (not any(isinstance(s, Tensor) for s in scales) and len(set(scales)) == 1):
             return first
-        frames = {f.dim: f for f in _data_frames(self._observed)}
+        frames = {f.dim: f for f in data_frames(self._observed)}
         return math.prod((frames[d].full_size or frames[d].size) / frames[d].size for d in self.dims[1])
 
     @property
@@ -341,11 +445,14 @@ class Weights:
         return self._common_scale
 
     def total(self, bound: Tensor) -> Tensor:
-        """Sum a bound of shape ``(batch,)`` over data and scale it; a tensor of shape ``()``."""
+        """Sum a bound of shape ``(batch,)`` over data, scale it, and add the part of the global sites; shape ``()``."""
         scale = self.scale
         if isinstance(scale, Tensor) and scale.dim():
+            if self.global_sites:
+                raise ModelError(f"the data are scaled one by one, which {', '.join(self.global_sites)} cannot be")
             scale = self.by_datum(scale.expand(self._observed["fn"].batch_shape))[0]
-        return (scale * bound).sum()
+        total = (scale * bound).sum()
+        return total + self.shared.mean() if self.global_sites else total
 
     def common_temperature(self) -> Any:
         """Return the factor of the log-densities of all latents.
@@ -368,7 +475,7 @@ class Weights:
     def by_site(self, value: Tensor, name: str) -> Tensor:
         """Reshape values of shape ``(K, batch)`` so that they broadcast with the latent of a site."""
         particle, data = self.dims
-        sizes = [f.size for dim in data for f in _data_frames(self._observed) if f.dim == dim]
+        sizes = [f.size for dim in data for f in data_frames(self._observed) if f.dim == dim]
         value = value.unflatten(1, sizes)
         rank = -min(particle, *data)
         value = value.reshape(*value.shape, *[1] * (rank - value.dim()))
@@ -376,26 +483,59 @@ class Weights:
         return value[(..., *[None] * self.guide_trace.nodes[name]["fn"].event_dim)]
 
     def by_event(self, value: Tensor, name: str) -> Tensor:
-        """Sum values of the shape of a latent over its event and further plates; shape ``(K, batch)``."""
+        """Sum values of the shape of a latent over its event and further plates; shape ``(K, batch)``.
+
+        The values of a global site are divided equally among the data of the batch.
+        """
+        if name in self.global_sites:
+            batch = self.likelihood.shape[1]
+            return (self.by_particle(value, name) / batch).unsqueeze(1).expand(-1, batch)
         event = self.guide_trace.nodes[name]["fn"].event_dim
         return self.by_datum(value.flatten(-event).sum(-1) if event else value)
 
     def log_q_at(self, values: dict[str, Tensor]) -> Tensor:
         """Return ``log q`` of other values under the distributions of the guide, shape ``(K, batch)``."""
-        return self._sum({**site, "value": values[name]} for name, site in samples(self.guide_trace))
+        return self._sum({**site, "value": values[name]} for name, site in self._local(self.guide_trace))
 
     def _sum(self, sites: Iterable[Site]) -> Tensor:
+        self.refuse_enumerated()
+        return self._terms(sites)
+
+    def refuse_enumerated(self) -> None:
+        """Refuse to tell parts of log-weights that are sums over the values of a site."""
+        if self.enumerated:
+            raise ModelError(
+                f"site {', '.join(self.enumerated)} is enumerated, so no one value of it has a density here; use the "
+                "log-weights alone, as ELBO, IWAE and M2 do"
+            )
+
+    def _terms(self, sites: Iterable[Site]) -> Tensor:
+        """The sum of the log-densities of sites; in front of ``(K, batch)`` there is a dimension of each that is
+        enumerated."""
         self.refuse()
         scale = self._common_scale
         terms = [self.by_datum(s["fn"].log_prob(s["value"])) * _relative_scale(s, scale) for s in sites]
-        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+        if not terms:  # all latents are global
+            return self._observed["value"].new_zeros(())
+        return functools.reduce(torch.add, terms)
 
     def by_datum(self, value: Tensor) -> Tensor:
         """Reshape the values of a site to ``(K, batch)``, summed over its further plates."""
         particle, data = self.dims
+        if self.enumerated:
+            return self._by_class(value)
         if value.dim() == 2:
             return value
         return value.movedim((particle, *data), tuple(range(1 + len(data)))).flatten(1, len(data)).flatten(2).sum(-1)
+
+    def _by_class(self, value: Tensor) -> Tensor:
+        """The same with a dimension of each enumerated site in front, of size 1 where the value depends on none."""
+        particle, data = self.dims
+        classes = sorted(self.guide_trace.nodes[name]["infer"]["_enumerate_dim"] for name in self.enumerated)
+        value = value.reshape(*[1] * (-classes[0] - value.dim()), *value.shape)
+        front = (*classes, particle, *data)
+        value = value.movedim(front, tuple(range(len(front)))).flatten(len(classes) + 1, len(front) - 1)
+        return value.unsqueeze(-1).flatten(len(classes) + 2).sum(-1)
 
 
 def _relative_scale(site: Site, common: Any) -> Any:
@@ -410,16 +550,22 @@ def _relative_scale(site: Site, common: Any) -> Any:
 ADVICE = "use Trace_ELBO, which needs no log-weight per datum"
 
 
-def _data_frames(site: Site) -> list[Any]:
-    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+def _raise_for_globals(names: list[str]) -> None:
+    raise ModelError(
+        f"site {names[0]} lies in no plate over data, so it has no log-weight per datum; {ADVICE}, or ELBO or STL, "
+        "and evaluate the Pair given a draw of that site (pair.condition)"
+    )
 
 
-def _validate_site(name: str, site: Site) -> None:
+def _validate_site(name: str, site: Site, *, plates: bool) -> None:
     if site["mask"] is not None:
         raise ModelError(f"site {name} is masked by a handler, which log-weights ignore; mask its distribution instead")
-    if site["infer"].get("enumerate"):
-        raise ModelError(f"site {name} is enumerated, so it has no sampled log-weight; use TraceEnum_ELBO")
-    if not _data_frames(site):
+    if site["infer"].get("enumerate") and "_enumerate_dim" not in site["infer"]:
+        raise ModelError(
+            f"site {name} is enumerated, but not in parallel in the guide, so it has no log-weight; give it "
+            'infer={"enumerate": "parallel"} in the guide, or use TraceEnum_ELBO'
+        )
+    if plates and not data_frames(site):
         raise ModelError(f"site {name} lies in no plate over data, so it has no log-weight per datum; {ADVICE}")
 
 
@@ -433,3 +579,15 @@ def at_particles(program: Program, num_particles: int, dim: int = -2) -> Program
         torch.Size([4, 3, 2])
     """
     return pyro.plate(PARTICLES, num_particles, dim=dim)(program)
+
+
+def without_enumeration(guide: Program) -> Program:
+    """A guide that draws its enumerated sites, so that their draws and densities are known.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> without_enumeration(vae.guide)(torch.ones(3, 5)).shape
+        torch.Size([3, 2])
+    """
+    return poutine.infer_config(guide, config_fn=lambda _: {"enumerate": None})

@@ -149,7 +149,13 @@ class Objective(Estimator):
         self.elbo = estimator
 
     def weigh(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Weights:
-        return self.elbo.weigh(model, guide, *args, **kwargs)
+        w = self.elbo.weigh(model, guide, *args, **kwargs)
+        if w.global_sites:
+            raise ModelError(
+                f"{self} changes the bound of each datum, of which site {w.global_sites[0]} outside the plate over "
+                "data is no part; use ELBO, STL or Trace_ELBO"
+            )
+        return w
 
     def advance(self) -> None:
         self.elbo.advance()

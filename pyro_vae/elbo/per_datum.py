@@ -7,12 +7,15 @@ from torch import Tensor
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.pair import Amortised
+from pyro_vae.core.rows import Rows
 from pyro_vae.data.rows import data_for, rows_of
-from pyro_vae.elbo import log_weights
+from pyro_vae.elbo.log_weights import weigh
 
 
 @torch.no_grad()
-def per_datum_elbo(vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int = 4096) -> Tensor:
+def per_datum_elbo(
+    vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int = 4096, size: int | None = None
+) -> Tensor:
     """Estimate the ELBO of each datum by the mean of its log-weights.
 
     .. math:: \\mathcal L_i \\approx \\frac1K \\sum_k \\log p(x_i, z_{ki}) - \\log q(z_{ki} | x_i)
@@ -22,6 +25,8 @@ def per_datum_elbo(vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         num_particles: the number of particles K, at least 1.
         chunk: the number of data to evaluate at a time, at least 1.
+        size: the number n of data that share the sites outside the plate over data; by default that of ``x``. Each
+            datum gets 1/n of ``log p(g) - log q(g)`` of these sites, so that the sum over n data is their ELBO.
 
     Returns:
         The ELBO of each datum in nats, shape ``(datum,)``.
@@ -35,10 +40,9 @@ def per_datum_elbo(vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int
     """
     data = rows_of(data_for(vae, x)).like(vae)
     with evaluating(vae, num_particles * min(chunk, len(data))):
-        parts = [
-            log_weights(vae.model, vae.guide, rows.x, None, rows.context, rows.mask, num_particles=num_particles).mean(
-                0
-            )
-            for rows in data.split(chunk)
-        ]
-    return torch.cat(parts)
+        return torch.cat([_elbo(vae, rows, num_particles, size or len(data)) for rows in data.split(chunk)])
+
+
+def _elbo(vae: Amortised, rows: Rows, num_particles: int, size: int) -> Tensor:
+    w = weigh(vae.model, vae.guide, *rows.arguments(), num_particles=num_particles, given_globals=True)
+    return w.log.mean(0) + w.shared.mean() / size if w.global_sites else w.log.mean(0)

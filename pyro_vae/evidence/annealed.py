@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyro_vae.core.compatibility import support_of
 from pyro_vae.core.component import Distribution, distribution
+from pyro_vae.core.joined import JoinedPosterior, JoinedPrior
+from pyro_vae.core.pair import Amortised, Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
@@ -119,21 +121,19 @@ class Path:
     .. math:: \\log f_\\beta(z) = (1 - \\beta) \\log q(z | x) + \\beta \\log p(x, z)
 
     Args:
-        vae: the VAE; its parameters must not require gradients.
         rows: the data.
         q: the distribution of the chains at β = 0.
-        prior: p(z), given the contexts of the rows.
+        log_joint: log p(x, z) as a function of z; its parameters must not require gradients.
         schedule: β as a function of the position, from 0 to 1.
     """
 
-    vae: VAE
     rows: Rows
-    q: Distribution
-    prior: Distribution
+    q: Distribution | JoinedPosterior
+    log_joint: Callable[[Tensor], Tensor]
     schedule: Callable[[float], float] = temperature
 
     @classmethod
-    def from_guide(cls, vae: VAE, rows: Rows) -> "Path":
+    def from_guide(cls, vae: Amortised, rows: Rows) -> "Path":
         """Build the path from the guide.
 
         Raises:
@@ -145,16 +145,33 @@ class Path:
             >>> Path.from_guide(vae, Rows(torch.ones(3, 5))).at(torch.zeros(4, 3, 2)).slope_p.shape
             torch.Size([4, 3, 2])
         """
+        if isinstance(vae, Pair):
+            joined = vae.posterior(rows)
+            return cls(rows, joined, joined.log_joint)
+        assert isinstance(vae, VAE)
         with torch.no_grad():
             q = vae.posterior(rows)
         validate_latents(q, "encoder")
-        return cls(vae, rows, q, cls.prior_of(vae, rows))
+        return cls(rows, q, cls.joint_of(vae, rows, cls.prior_of(vae, rows)))
 
     @classmethod
-    def from_prior(cls, vae: VAE, rows: Rows) -> "Path":
+    def from_prior(cls, vae: Amortised, rows: Rows) -> "Path":
         """Build the path from the prior, which does not use the guide; it raises as :meth:`from_guide` does."""
+        if isinstance(vae, Pair):
+            joined = JoinedPrior(vae, rows)
+            return cls(rows, joined, joined.log_joint, power_temperature)
+        assert isinstance(vae, VAE)
         prior = cls.prior_of(vae, rows)
-        return cls(vae, rows, prior, prior, power_temperature)
+        return cls(rows, prior, cls.joint_of(vae, rows, prior), power_temperature)
+
+    @staticmethod
+    def joint_of(vae: VAE, rows: Rows, prior: Distribution) -> Callable[[Tensor], Tensor]:
+        """Return log p(x, z) as a function of z, with a prior that is computed once."""
+
+        def log_joint(z: Tensor) -> Tensor:
+            return prior.log_prob(z) + vae.likelihood(z, rows).log_prob(rows.x)
+
+        return log_joint
 
     @staticmethod
     def prior_of(vae: VAE, rows: Rows) -> Distribution:
@@ -176,7 +193,7 @@ class Path:
         with torch.enable_grad():
             z = torch.where(finite, z, torch.zeros_like(nan)).detach().requires_grad_()
             log_q = self.q.log_prob(z)
-            log_p = self.prior.log_prob(z) + self.vae.likelihood(z, self.rows).log_prob(self.rows.x)
+            log_p = self.log_joint(z)
             (slope_q,) = torch.autograd.grad(log_q.sum(), z)
             (slope_p,) = torch.autograd.grad(log_p.sum(), z)
         slope_p = torch.where(append_event_dims(inside, z), slope_p, nan)
@@ -184,7 +201,7 @@ class Path:
 
 
 @contextmanager
-def frozen(vae: VAE) -> Iterator[None]:
+def frozen(vae: Amortised) -> Iterator[None]:
     """Turn off parameter gradients and Pyro's validation, since the decoder may not be finite at a rejected move.
 
     Example:
@@ -379,7 +396,7 @@ def even_positions(temperatures: int) -> list[float]:
     return [t / temperatures for t in range(temperatures + 1)]
 
 
-def anneal_from_guide(vae: VAE, rows: Rows, plan: Plan) -> Estimates:
+def anneal_from_guide(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean weight of chains from q(z|x) to p(x, z).
 
     Example:
@@ -392,7 +409,7 @@ def anneal_from_guide(vae: VAE, rows: Rows, plan: Plan) -> Estimates:
         return anneal(Path.from_guide(vae, rows), plan)
 
 
-def anneal_from_prior(vae: VAE, rows: Rows, plan: Plan) -> Estimates:
+def anneal_from_prior(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean weight of chains from p(z) to p(x, z).
 
     Example:

@@ -114,7 +114,8 @@ def log_evidence(
     brackets log p(x) of simulated data.
 
     Args:
-        vae: a VAE, or for ``"iw"`` and ``"psis"`` a :class:`pyro_vae.Pair`.
+        vae: a VAE, or for all methods but ``"bdmc"`` a :class:`pyro_vae.Pair`, whose latents of all sites are moved
+            together.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         method: ``"iw"``, ``"psis"``, ``"ais"``, ``"ais_prior"`` or ``"bdmc"``.
         num_particles: the number of draws or chains per datum K, at least 2 (25 for ``"psis"`` and for k̂); by default
@@ -176,9 +177,9 @@ def log_evidence(
         raise SettingsError(
             f"method {method!r} needs gradients, but inference mode is on; call log_evidence outside of it"
         )
-    if method in ANNEALED and isinstance(vae, Pair):
+    if method == "bdmc" and isinstance(vae, Pair):
         raise ModelError(
-            f"method {method!r} needs a VAE with a prior and a decoder, which a Pair does not have; use iw or psis"
+            "method 'bdmc' needs a VAE with a prior and a decoder, which a Pair does not have; use iw, psis or ais"
         )
     x = data_for(vae, x)
     data = rows_for(vae, x)

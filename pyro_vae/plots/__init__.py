@@ -4,7 +4,7 @@ The figures are made without ``pyplot``, so that no global state changes and no 
 web page instead.
 """
 
-from pyro_vae.plots.calibration import coverage, predictive_check, sbc
+from pyro_vae.plots.calibration import coverage, predictive_check, reliability, sbc
 from pyro_vae.plots.comparison import compare, elbos_by_datum
 from pyro_vae.plots.estimates import estimates, with_errors
 from pyro_vae.plots.evidence import bdmc, models
@@ -31,6 +31,7 @@ __all__ = [
     "predictive_check",
     "prior_samples",
     "reconstructions",
+    "reliability",
     "sbc",
     "with_errors",
 ]

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_vae.core.format import format_p
+from pyro_vae.core.format import format_estimate, format_p
 from pyro_vae.plots._style import BLUE, GREY, ORANGE
 
 SHOWN = 12
@@ -105,6 +105,39 @@ def coverage(found: xr.Dataset) -> Figure:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(f"Coverage over {number} simulations (below the line: q is too narrow or biased)", fontsize=10)
+    return figure
+
+
+def reliability(found: xr.Dataset) -> Figure:
+    """How often predicted classes are right, against how sure the classifier is of them, with two standard errors.
+
+    Below the diagonal it is too sure. The bars are the data of each bin.
+
+    Args:
+        found: from :func:`pyro_vae.diagnose.reliability`.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> _ = reliability(pv.diagnose.reliability([[0.9, 0.1], [0.4, 0.6]], [0, 1]))
+    """
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
+    upper.plot([0, 1], [0, 1], color=GREY, lw=1, label="calibrated")
+    label = "mean of a bin, ± 2 s.e. over its data"
+    upper.errorbar(
+        found.confidence, found.accuracy, 2 * found.accuracy_se, fmt="o", color=BLUE, ms=4, capsize=2, label=label
+    )
+    upper.set(ylabel="share of predictions that are right", ylim=(-0.02, 1.02))
+    upper.legend(loc="upper left", fontsize=9)
+    lower.bar(found.bin, found["count"], width=0.9 / found.sizes["bin"], color=BLUE)
+    lower.set(xlabel="probability of the predicted class", ylabel="data")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    ece = format_estimate(float(found.ece), float(found.ece_se), over="data")
+    figure.suptitle(f"ECE {ece}; {float(found.ece_calibrated):.3f} if calibrated", fontsize=10)
     return figure
 
 

@@ -137,7 +137,7 @@ def _marginal(axes: Axes, one: xr.Dataset, limits: dict[str, float]) -> None:
     if one.rhat > limits["threshold_rhat"]:
         title += f"; R̂ {float(one.rhat):.2f}"
     axes.set_title(title, fontsize=9, color=ORANGE if far else "black")
-    axes.set_xlabel(f"latent {int(one.latent)} of datum {one.datum.item()} (units of z)", fontsize=9)
+    axes.set_xlabel(f"latent {one.latent.item()} of datum {one.datum.item()} (units of z)", fontsize=9)
     axes.set_yticks([])
 
 

@@ -15,7 +15,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, differentiable, samples, traces
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 DRAWS = 16
 """The most draws of the sites that are inspected: an estimator may have used more than one draw."""
@@ -27,7 +27,9 @@ FAR = 10.0
 """A row is reported as large if its largest value exceeds this multiple of a typical row's."""
 
 
-def origin(vae: "VAE", loss: Loss, rows: Rows, *, size: int | None = None, numbers: Sequence[int] | None = None) -> str:
+def origin(
+    vae: "Amortised", loss: Loss, rows: Rows, *, size: int | None = None, numbers: Sequence[int] | None = None
+) -> str:
     """Find where a non-finite loss or gradient came from, as a clause of a sentence.
 
     Inspects the weights first, then, in the order in which they are computed, the parameters of q(z|x), the sample
@@ -66,7 +68,7 @@ def origin(vae: "VAE", loss: Loss, rows: Rows, *, size: int | None = None, numbe
     return found or NOT_REPRODUCED
 
 
-def broken_weights(vae: "VAE") -> str:
+def broken_weights(vae: "Amortised") -> str:
     """Name the first weight that is not finite; return an empty string if there is none.
 
     Example:
@@ -90,7 +92,7 @@ def broken_weights(vae: "VAE") -> str:
 class _Inspection:
     """The inspection of one batch."""
 
-    vae: "VAE"
+    vae: "Amortised"
     loss: Loss
     rows: Rows
     size: int

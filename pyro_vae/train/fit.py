@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar
 
 import pyro
 import torch
@@ -19,12 +19,11 @@ from torch import Tensor
 from pyro_vae.core.device import describe_device, seeded
 from pyro_vae.core.format import as_text
 from pyro_vae.core.one_at_a_time import one_at_a_time
-from pyro_vae.core.pair import Pair
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.signals import ending_signals
 from pyro_vae.core.traces import Loss
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import Trained, data_hash
 from pyro_vae.data.repeats import warn_of_too_small_errors
@@ -59,8 +58,12 @@ EVALUATION_ROWS = 2048
 """The most training data whose ELBO is evaluated after each epoch."""
 
 
+A = TypeVar("A", bound=Amortised)
+"""What is trained, a VAE or a Pair."""
+
+
 @dataclass(frozen=True)
-class Fit:
+class Fit(Generic[A]):
     """The result of :func:`fit`.
 
     Args:
@@ -75,7 +78,7 @@ class Fit:
         False
     """
 
-    vae: VAE
+    vae: A
     history: xr.Dataset
     device: str
     interrupted: bool = False
@@ -121,7 +124,7 @@ _INSTEAD = {
 
 @partial(takes_settings, hints=_INSTEAD)
 def fit(
-    vae: VAE | Pair,
+    vae: A,
     data: Any,
     *,
     elbo: Loss | type[ELBO] | None = None,
@@ -141,7 +144,7 @@ def fit(
     checkpoints: Checkpoints | str | Path | None = None,
     resume: str | Path | None = None,
     devices: int = 1,
-) -> Fit:
+) -> Fit[A]:
     """Train a VAE by stochastic variational inference.
 
     .. math:: \\max_{\\Theta, \\phi} \\sum_i \\mathcal L_i, \\qquad
@@ -160,7 +163,9 @@ def fit(
             :class:`~pyro_vae.data.Data` with its own context and mask; torch's ``TensorDataset``, of which the
             first tensor is used; or a :func:`pyro_vae.data.stream`, for example of a ``DataLoader``.
         elbo: anything that SVI accepts as ``loss=``, or its class; ``Trace_ELBO()`` by default. The history's
-            ``objective`` is what it optimizes, including any β; ``train_elbo`` is always the true ELBO.
+            ``objective`` is what it optimizes, including any β; ``train_elbo`` is always the true ELBO. Each datum
+            gets 1/n of the part of a Pair's global sites, where n is the number of training data, and all data of an
+            evaluation share one draw of these sites.
         optimizer: a function (a class is one) from all trainable parameters to a torch optimizer or to a learning-rate
             scheduler of one; :func:`~pyro_vae.train.fit.adam` by default. A scheduler steps after each epoch
             (``ReduceLROnPlateau`` on the validation ELBO, or on the training ELBO without validation data). An
@@ -223,7 +228,6 @@ def fit(
         True
     """
     settings = {name: value for name, value in locals().items() if name not in ("vae", "data")}
-    vae = cast(VAE, vae)  # training only uses the methods that a Pair has too
     if whole("devices", devices, 1) > 1 and not launched():
         if is_built(optimizer):
             raise SettingsError(
@@ -236,7 +240,7 @@ def fit(
 
 
 def _fit(
-    vae: VAE,
+    vae: A,
     data: Any,
     *,
     group: Group,
@@ -257,7 +261,7 @@ def _fit(
     checkpoints: Checkpoints | str | Path | None,
     resume: str | Path | None,
     devices: int,
-) -> Fit:
+) -> Fit[A]:
     """Train in this process, alone or as one of a group."""
     source = source_of(data, vae, context=context, mask=mask)
     batch_size = default_batch_size(len(source)) if batch_size is None else batch_size
@@ -320,7 +324,7 @@ def _validate_same_data(run: Run) -> None:
         raise DataError(f"the data of process {other} differ from those of process 0; pass the same data to all")
 
 
-def _watched(vae: VAE, source: Source, validation: Rows | None) -> dict[str, Rows]:
+def _watched(vae: Amortised, source: Source, validation: Rows | None) -> dict[str, Rows]:
     """Select the data whose ELBO is evaluated after each epoch."""
     watched = {"train": source.sample(EVALUATION_ROWS).like(vae)}
     return watched if validation is None else {**watched, "validation": validation.like(vae)}

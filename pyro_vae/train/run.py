@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
 from pyro_vae.core.device import derive_seed, describe_device, seeded
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.progress import Bar
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
-from pyro_vae.core.vae import VAE
 from pyro_vae.data.sources import Source, Window
 from pyro_vae.elbo.per_datum import per_datum_elbo
 from pyro_vae.errors import DivergenceError
@@ -73,7 +73,7 @@ class Run:
 
     def __init__(
         self,
-        vae: VAE,
+        vae: Amortised,
         source: Source,
         watched: dict[str, Rows],
         loss: Loss,
@@ -278,7 +278,7 @@ class Run:
 
     def _elbo(self, rows: Rows) -> Tensor:
         with seeded(derive_seed(self.seed, "evaluation"), self.device):  # the same noise after each epoch
-            return per_datum_elbo(self.vae, rows).double()
+            return per_datum_elbo(self.vae, rows, size=len(self.source)).double()
 
     def call_step_hooks(self) -> None:
         """Call the ``step`` of each callback that is due after this step."""

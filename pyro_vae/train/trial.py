@@ -79,7 +79,7 @@ def validate_batch_size(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: i
 
 
 @torch.no_grad()
-def warn_of_limits(vae: VAE, rows: Rows) -> None:
+def warn_of_limits(vae: Amortised, rows: Rows) -> None:
     """Warn if the likelihood clamps outputs of the decoder's network for these rows.
 
     Args:
@@ -92,7 +92,7 @@ def warn_of_limits(vae: VAE, rows: Rows) -> None:
         >>> warn_of_limits(vae, Rows(torch.zeros(2, 4)))  # a Normal clamps nothing
     """
     decoder, rows = getattr(vae, "decoder", None), rows.take(slice(MOST_DECODED))
-    if not isinstance(decoder, Likelihood) or type(decoder).beyond is Likelihood.beyond:
+    if not isinstance(vae, VAE) or not isinstance(decoder, Likelihood) or type(decoder).beyond is Likelihood.beyond:
         return
     with torch.random.fork_rng(devices=[rows.x.device] if rows.x.is_cuda else []), evaluating(vae):
         z = vae.posterior(rows).sample()
@@ -107,7 +107,7 @@ def warn_of_limits(vae: VAE, rows: Rows) -> None:
 
 
 @torch.no_grad()
-def warn_of_narrow_likelihoods(vae: VAE, rows: Rows, columns: Sequence[str] | None = None) -> None:
+def warn_of_narrow_likelihoods(vae: Amortised, rows: Rows, columns: Sequence[str] | None = None) -> None:
     """Warn if the likelihood of a column has become far narrower than the column itself.
 
     If a scale is learned, and the column is constant or the network reproduces it exactly, the density has no upper
@@ -127,7 +127,7 @@ def warn_of_narrow_likelihoods(vae: VAE, rows: Rows, columns: Sequence[str] | No
         >>> warn_of_narrow_likelihoods(vae, Rows(torch.randn(20, 4)))  # its scale is 0.5 in each column
     """
     decoder, rows = getattr(vae, "decoder", None), rows.take(slice(MOST_DECODED))
-    if not isinstance(decoder, Likelihood) or rows.x.dim() != 2:
+    if not isinstance(vae, VAE) or not isinstance(decoder, Likelihood) or rows.x.dim() != 2:
         return
     real = decoder.real_columns(rows.x.shape[1:]).to(rows.x.device)
     if not bool(real.any()):

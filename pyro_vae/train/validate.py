@@ -51,7 +51,8 @@ def validate_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size
     if loose := getattr(vae, "loose", []):
         raise SettingsError(
             f"parameter {loose[0]!r} is in Pyro's parameter store but in no module, so fit can neither save nor "
-            "restore it; make model and guide modules (pyro.nn.PyroModule) that own it, or train with pyro.infer.SVI"
+            "restore it; make model and guide modules (pyro.nn.PyroModule) that own it, or train with pyro.infer.SVI; "
+            "if another module of that name was made before, call pyro.clear_param_store() first"
         )
     if not any(p.requires_grad for p in vae.parameters()):
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to train")

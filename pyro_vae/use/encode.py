@@ -8,6 +8,8 @@ import xarray as xr
 
 from pyro_vae.core.component import Distribution
 from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.joined import JoinedPosterior
+from pyro_vae.core.pair import Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -19,7 +21,7 @@ from pyro_vae.use.labelled import label
 @torch.no_grad()
 @takes_settings
 def encode(
-    vae: VAE,
+    vae: VAE | Pair,
     data: Any,
     *,
     context: Any = None,
@@ -76,15 +78,21 @@ def encode(
     def compute(rows: Rows) -> Found:
         return _moments(vae.posterior(rows), draws)
 
-    width = max(table.first.x[0].numel(), vae.prior(*table.first.given).event_shape.numel())
+    sites = vae.posterior(table.first.like(vae)) if isinstance(vae, Pair) else None
+    event = vae.prior(*table.first.given).event_shape if sites is None else sites.event_shape
+    width = max(table.first.x[0].numel(), event.numel())
     found = by_block(
         vae, table, compute, draws=draws, width=width, chunk=chunk, seed=seed, purpose="Encoding", progress=progress
     )
-    made = label({name: (["datum", "latent"], value) for name, value in found.items()}, table.names)
+    made = label(
+        {name: (["datum", "latent"], value) for name, value in found.items()},
+        table.names,
+        {"latent": sites.names} if sites else None,
+    )
     return made.assign_attrs(draws=draws, seed=seed) if "z_mcse" in found else made
 
 
-def _moments(q: Distribution, draws: int) -> Found:
+def _moments(q: Distribution | JoinedPosterior, draws: int) -> Found:
     """Return the mean and the standard deviation, with a standard error if they are estimated from draws."""
     if not isinstance(q, FlowDistribution):
         try:

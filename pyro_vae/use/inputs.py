@@ -20,7 +20,7 @@ from pyro_vae.data.values import Data
 from pyro_vae.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
 
 Found: TypeAlias = dict[str, Tensor]
 """The results for a block of rows, by name, shape ``(datum, …)``."""
@@ -41,7 +41,7 @@ class Names:
     row_labels: np.ndarray | None = None
 
     @classmethod
-    def of(cls, vae: "VAE", data: Any = None) -> "Names":
+    def of(cls, vae: "Amortised", data: Any = None) -> "Names":
         """Return the names of data, or those of the training data of a VAE if the data have none.
 
         Example:
@@ -87,7 +87,13 @@ class Table:
 
 
 def read(
-    vae: "VAE", data: Any, *, context: Any = None, mask: Any = None, nan_is_missing: bool = False, source: str = "data"
+    vae: "Amortised",
+    data: Any,
+    *,
+    context: Any = None,
+    mask: Any = None,
+    nan_is_missing: bool = False,
+    source: str = "data",
 ) -> Table:
     """Read data for a VAE, with the columns and categories that it was trained on.
 
@@ -125,7 +131,7 @@ def read(
     return Table(rows.like(vae), Names.of(vae, known), values)
 
 
-def _streamed(vae: "VAE", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
+def _streamed(vae: "Amortised", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
     if context is not None or mask is not None:
         raise SettingsError(f"{data.source}: a stream holds its own context and mask; pass them where it is made")
     expected = given_names(Names.of(vae).columns)
@@ -152,7 +158,7 @@ def _values(data: Any, known: Any, rows: Rows) -> np.ndarray:
 
 
 def by_block(
-    vae: "VAE",
+    vae: "Amortised",
     table: Table,
     compute: Callable[[Rows], Found],
     *,

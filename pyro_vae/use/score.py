@@ -19,8 +19,7 @@ from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes, 
 from pyro_vae.data.rows import rows_for
 from pyro_vae.data.sources import Source
 from pyro_vae.data.streams import Streamed
-from pyro_vae.elbo import Weights
-from pyro_vae.elbo.log_weights import weigh
+from pyro_vae.elbo.log_weights import Weights, weigh, without_enumeration
 from pyro_vae.errors import CalibrationWarning, DataError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
 from pyro_vae.use.inputs import read
@@ -240,7 +239,8 @@ def _over_draws(vae: VAE, rows: Rows, draws: int, chunk: int, seed: int) -> np.n
     size = max(1, numbers_at_once(chunk, rows.x.device) // (draws * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(vae, draws * min(size, len(rows))):
         parts = [
-            _means(weigh(vae.model, vae.guide, *part.arguments(), num_particles=draws)) for part in rows.split(size)
+            _means(weigh(vae.model, without_enumeration(vae.guide), *part.arguments(), num_particles=draws))
+            for part in rows.split(size)
         ]
     found: np.ndarray = torch.cat(parts, 1).cpu().numpy()
     return found

@@ -151,6 +151,7 @@ GIVEN = {  # what a class needs besides, and a value for each number of its cons
     "Beta": ({"elbo": pv.elbo.ELBO()}, {"beta": 0.5}),
     "FreeBits": ({"elbo": pv.elbo.ELBO()}, {"nats": 0.5}),
     "TCVAE": ({"elbo": pv.elbo.ELBO()}, {"beta": 0.5}),
+    "M2": ({}, {"num_particles": 3, "weight": 2.0}),
     "InfoVAE": ({"elbo": pv.elbo.ELBO()}, {"alpha": 0.5, "weight": 2.0}),
     "CompiledSVI": (
         {"model": None, "guide": None, "optim": torch.optim.Adam, "loss": pv.elbo.ELBO()},

@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 from pyro.infer import SVI
 from torch import Tensor
 
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.threads import threads_for_evaluations
 from pyro_vae.core.traces import Loss, particles_of
-from pyro_vae.core.vae import VAE
 from pyro_vae.errors import CompileError, ModelError, SettingsError
 from pyro_vae.train.compiled.feed import Feed
 from pyro_vae.train.compiled.optimizers import WholeOptimizer
@@ -103,7 +103,7 @@ class Steps:
 
     def __init__(
         self,
-        vae: VAE,
+        vae: Amortised,
         loss: Loss,
         optim: WholeOptimizer,
         *,

@@ -24,7 +24,7 @@ from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, Setting
 from pyro_vae.train.distributed.group import LostPeerError, threads_per_process
 
 if TYPE_CHECKING:
-    from pyro_vae.core.vae import VAE
+    from pyro_vae.core.pair import Amortised
     from pyro_vae.train.fit import Fit
 
 GRACE = 2.0
@@ -37,7 +37,9 @@ SHARED = ("validation_data", "context", "mask")
 """Arguments of ``fit`` whose tensors, like those of ``data``, all workers share in memory."""
 
 
-def fit_on_workers(workers: int, fit: "Callable[..., Fit]", vae: "VAE", data: Any, settings: dict[str, Any]) -> "Fit":
+def fit_on_workers(
+    workers: int, fit: "Callable[..., Fit]", vae: "Amortised", data: Any, settings: dict[str, Any]
+) -> "Fit":
     """Run ``fit`` on several workers, and load their weights into ``vae``, also after a divergence."""
     shared = {"data": data, **{name: settings.pop(name) for name in SHARED}}
     weights, vae.trained_on, result = launch(workers, _fit, fit, vae, settings, shared=shared)
@@ -48,12 +50,12 @@ def fit_on_workers(workers: int, fit: "Callable[..., Fit]", vae: "VAE", data: An
 
 
 def _fit(
-    fit: "Callable[..., Fit]", vae: "VAE", settings: dict[str, Any], **shared: Any
+    fit: "Callable[..., Fit]", vae: "Amortised", settings: dict[str, Any], **shared: Any
 ) -> tuple[dict[str, Tensor], Any, Any]:
     """Train on one worker; return the weights, the hashes of the rows, and the fit or its divergence."""
     result: Any
     try:
-        result = dataclasses.replace(fit(vae, **settings, **shared), vae=None)  # type: ignore[arg-type]
+        result = dataclasses.replace(fit(vae, **settings, **shared), vae=None)
     except DivergenceError as error:
         result = error
     return {name: value.cpu() for name, value in vae.state_dict().items()}, vae.trained_on, result

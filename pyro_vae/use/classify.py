@@ -1,0 +1,94 @@
+"""The class of each datum by a model that sums it out."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_vae.core.component import evaluating
+from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.pair import Pair
+from pyro_vae.core.rows import Rows
+from pyro_vae.core.validation import takes_settings, whole
+from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.values import row_names
+from pyro_vae.elbo.log_weights import weigh
+from pyro_vae.errors import ModelError
+
+
+@torch.no_grad()
+@takes_settings
+def classify(pair: Pair, x: Any, *, num_particles: int = 100, seed: int = 0, chunk: int = 2**22) -> xr.Dataset:
+    """Compute the probability of each class of each datum, by Bayes' rule and by the guide.
+
+    .. math:: p(y | x_i) \\approx \\frac{\\sum_k w_{kiy}}{\\sum_{ky'} w_{kiy'}}, \\qquad
+        w_{kiy} = \\frac{p(x_i, y, z_{kiy})}{q(z_{kiy} | x_i, y)}
+
+    Args:
+        pair: a model and a guide with one discrete site of ``infer={"enumerate": "parallel"}`` in the guide.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask. Where the model
+            is told a label, that class has probability 1: give unknown ones.
+        num_particles: K, at least 2.
+        seed: of the particles.
+        chunk: about so many numbers at a time.
+
+    Returns:
+        A dataset over ``datum`` and ``class`` (numbers from 0): ``probability`` with its Monte-Carlo standard error
+        ``probability_se`` (delta method), and ``guide_probability``, which is q(y|x), the mean over particles. Over
+        ``datum``: ``predicted``, the class of the highest probability.
+
+    Raises:
+        DataError: if the data are not finite numbers in rows.
+        ModelError: if the guide enumerates no site, or more than one.
+        SettingsError: if a setting is out of its range.
+
+    References:
+        | Semi-supervised Learning with Deep Generative Models (Kingma et al., 2014), https://arxiv.org/abs/1406.5298
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyro_vae as pv
+        >>> centers = torch.tensor([-1.0, 1.0])
+        >>> def model(x, size=None):
+        ...     with pyro.plate("data", len(x) if size is None else size, subsample=x):
+        ...         y = pyro.sample("y", dist.Categorical(torch.ones(2)))
+        ...         pyro.sample("x", dist.Normal(centers[y].unsqueeze(-1), 1.0).to_event(1), obs=x)
+        >>> def guide(x, size=None):
+        ...     with pyro.plate("data", len(x) if size is None else size, subsample=x):
+        ...         pyro.sample("y", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        >>> pv.classify(pv.Pair(model, guide), torch.tensor([[0.0], [0.5]])).probability.values.round(3)
+        array([[0.5  , 0.5  ],
+               [0.269, 0.731]])
+    """
+    whole("num_particles", num_particles, 2)
+    whole("chunk", chunk, 1)
+    refuse_seed(seed)
+    x = data_for(pair, x)
+    rows = rows_for(pair, x).like(pair)
+    size = max(1, numbers_at_once(chunk, rows.x.device) // (num_particles * rows.x[0].numel()))
+    with seeded(seed, rows.x.device), evaluating(pair, num_particles * min(size, len(rows))):
+        parts = [_probabilities(pair, part, num_particles) for part in rows.split(size)]
+    found = dict(zip(("probability", "probability_se", "guide_probability"), torch.cat(parts, 1), strict=True))
+    variables = {name: (("datum", "class"), value.double().cpu().numpy()) for name, value in found.items()}
+    predicted = found["probability"].argmax(1).cpu().numpy()
+    coords = {"datum": row_names(x, len(rows)), "class": np.arange(found["probability"].shape[1])}
+    return xr.Dataset(
+        {**variables, "predicted": ("datum", predicted)}, coords, {"num_particles": num_particles, "seed": seed}
+    )
+
+
+def _probabilities(pair: Pair, rows: Rows, num_particles: int) -> Tensor:
+    """p(y|x), its error and q(y|x), shape ``(3, datum, class)``."""
+    w = weigh(pair.model, pair.guide, *rows.arguments(), num_particles=num_particles)
+    if len(w.enumerated) != 1:
+        raise ModelError(
+            f"the guide enumerates {w.enumerated or 'no site'}; give the one site of the class "
+            'infer={"enumerate": "parallel"} there'
+        )
+    log = w.log_by_class
+    share = (log - log.logsumexp((0, 1))).exp()
+    probability = share.sum(1)
+    moves = share - probability.unsqueeze(1) * share.sum(0)  # of the ratio, by each particle
+    error = (num_particles / (num_particles - 1) * moves.square().sum(1)).sqrt()
+    return torch.stack([part.T for part in (probability, error, w.log_q_by_class.exp().mean(1))])
