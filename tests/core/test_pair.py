@@ -148,7 +148,7 @@ def test_a_trained_pair_reaches_the_evidence_from_below():
     assert after > before + 1
     assert truth - 0.3 < after < truth + 0.1
     assert trained.trained_on is not None
-    with pytest.raises(Exception, match="training data of 'a'"):
+    with pytest.raises(Exception, match="training data of model 'a'"):
         pv.compare_models({"a": trained, "b": oracle().as_vae()}, data)
 
 
@@ -256,7 +256,7 @@ def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
         pv.log_evidence(pv.Pair(own.model, only_the_middle), x)
     with pytest.raises(ModelError, match="cannot be run on two rows"):
         pv.log_evidence(two, torch.zeros(3, 4).double())
-    with pytest.raises(ModelError, match="Iterates takes a VAE, since it looks at the means of q"):
+    with pytest.raises(ModelError, match="Iterates needs a VAE, since it records the mean of q"):
         pv.fit(pair(), x, epochs=1, callbacks=[pv.diagnose.Iterates(x)], **quiet)
     with pytest.raises(ModelError, match="the guide is a int, which cannot be called"):
         pv.Pair(own.model, 3)
