@@ -1,6 +1,8 @@
 """Keep compiled graphs by the shapes and values that they hold for."""
 
-from collections.abc import Callable, Hashable, Sequence
+import linecache
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,19 @@ from pyro_vae.train.distributed.group import ALONE, Group
 
 MOST_GRAPHS = 16
 """So many shapes and values of arguments are compiled; more are not static structure."""
+
+
+@contextmanager
+def _forgotten_sources() -> Iterator[None]:
+    """Drop the source texts that torch.fx keeps of each graph for tracebacks, 0.1 MiB a shape and more each time."""
+    kept: dict[str, str] = getattr(getattr(torch.fx.graph_module, "_loader", None), "eval_cache", {})
+    before = {*kept}
+    try:
+        yield
+    finally:
+        for name in {*kept} - before:
+            kept.pop(name, None)
+            linecache.cache.pop(name, None)
 
 
 class Replays:
@@ -59,7 +74,7 @@ class Replays:
                     f"{MOST_GRAPHS} graphs are compiled already, and the arguments are of a new shape or value; "
                     "hand over what changes as a tensor of one shape"
                 )
-            with self.group.alike(CompileError):
+            with self.group.alike(CompileError), _forgotten_sources():
                 try:
                     graph = trace(function, inputs)
                 finally:
