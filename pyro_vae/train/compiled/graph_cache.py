@@ -1,6 +1,8 @@
 """Cache compiled graphs by the shapes and values of their arguments."""
 
-from collections.abc import Callable, Hashable, Sequence
+import linecache
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,19 @@ from pyro_vae.train.distributed.group import ALONE, Group
 
 MOST_GRAPHS = 16
 """The most shapes and values of arguments that are compiled; more indicate that the structure is not static."""
+
+
+@contextmanager
+def _forget_sources() -> Iterator[None]:
+    """Delete the source text that torch.fx caches of each graph for tracebacks: 0.1 MiB per shape, growing."""
+    sources: dict[str, str] = getattr(getattr(torch.fx.graph_module, "_loader", None), "eval_cache", {})
+    before = {*sources}
+    try:
+        yield
+    finally:
+        for name in {*sources} - before:
+            sources.pop(name, None)
+            linecache.cache.pop(name, None)
 
 
 class Replays:
@@ -59,7 +74,7 @@ class Replays:
                     f"{MOST_GRAPHS} graphs are compiled already, and the arguments have a new shape or value; "
                     "pass changing values as tensors of a fixed shape"
                 )
-            with self.group.raise_together(CompileError):
+            with self.group.raise_together(CompileError), _forget_sources():
                 try:
                     graph = trace(function, inputs)
                 finally:
