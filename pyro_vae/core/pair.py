@@ -172,9 +172,6 @@ class Pair(Amortised):
         Args:
             values: by site, the shape of its event; all global sites.
 
-        Raises:
-            ModelError: if a value is none of a global site's, or one is missing, when the pair is used.
-
         Example:
             >>> import pyro.distributions as dist, pyro_vae as pv
             >>> def model(x, size=None):

@@ -207,8 +207,11 @@ def test_what_has_no_value_per_datum_is_refused(x):
     for loss in (pv.elbo.IWAE(4), pv.elbo.DReG(4), pv.elbo.AnalyticKL(), pv.elbo.ScoreFunction(4)):
         with pytest.raises(ModelError, match=said):
             loss.loss(pair.model, pair.guide, x)
-    for ask in (pv.log_evidence, pv.diagnose.khat, pv.score):
+    for ask in (pv.log_evidence, pv.diagnose.khat, pv.score, pv.diagnose.collapse):
         with pytest.raises(ModelError, match=said):
+            ask(pair, x)
+    for ask in (pv.encode, pv.diagnose.nuts, lambda p, x: pv.log_evidence(p, x, method="ais")):
+        with pytest.raises(ModelError, match="site mean lies in no plate over data; take the pair given a draw of it"):
             ask(pair, x)
     with pytest.raises(
         ModelError, match=r"Beta\(ELBO\(1\), beta=2\) changes the bound of each datum, of which site mean"
@@ -234,3 +237,27 @@ def test_a_datatree_has_the_global_site_without_data(x):
     assert abs(float(tree["prior"]["mean"].std()) / S0 - 1) < 0.05
     assert abs(float(tree["prior"].z.std()) / math.hypot(S0, S1) - 1) < 0.05
     assert "khat" not in tree["sample_stats"]
+
+
+def test_a_shared_mean_and_an_enumerated_class_go_together(x):
+    """One draw of the mean for all data, the class of each summed out: as written out at that draw."""
+    centers = torch.tensor([[-1.0, 0.5], [1.0, 0.0]]).double()
+    at = torch.tensor([0.2, 0.1]).double()
+
+    def model(x, size=None):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            y = pyro.sample("y", dist.Categorical(torch.tensor([0.3, 0.7]).double()))
+            pyro.sample("x", dist.Normal(centers[y] + mean, 1.0).to_event(1), obs=x)
+
+    def guide(x, size=None):
+        pyro.sample("mean", Tied(at, torch.full((2,), 0.5).double(), NOISE).to_event(1))
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            pyro.sample("y", dist.Categorical(torch.ones(2).double()), infer={"enumerate": "parallel"})
+
+    normal, mean = torch.distributions.Normal, at + 0.5 * NOISE
+    of_class = torch.stack([normal(center + mean, 1.0).log_prob(x[:3]).sum(-1) for center in centers])
+    local = (of_class + torch.tensor([[0.3], [0.7]]).double().log()).logsumexp(0)
+    shared = normal(0.0, 1.0).log_prob(mean) - normal(at, 0.5).log_prob(mean)
+    found = ELBO(2).loss(model, guide, x[:3], 6)
+    assert float(found) == pytest.approx(-float(2 * local.sum() + shared.sum()))

@@ -1,6 +1,7 @@
 """Every estimator: against Pyro's, under subsampling, and at the exact posterior."""
 
 import itertools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -33,7 +34,7 @@ from pyro_vae.elbo import (
 from pyro_vae.elbo.bounds import log_mean_exp
 from pyro_vae.errors import ModelError, SettingsError
 
-SHARED = {"Estimator", "HandDerivedELBO", "Trace_ELBO", "TraceMeanField_ELBO"}
+SHARED = {"Estimator", "HandDerivedELBO", "M2", "Trace_ELBO", "TraceMeanField_ELBO"}
 """Exported beside members: the base, and those with tests of their own."""
 
 
@@ -278,7 +279,10 @@ def test_what_has_no_log_weight_is_refused_and_told_what_to_use():
             pyro.sample("k", dist.Bernoulli(pyro.param("p", torch.tensor(0.5))))
 
     with pytest.raises(ModelError, match=r"site k is enumerated.* use TraceEnum_ELBO"):
-        ELBO().loss(discrete_model, config_enumerate(discrete_guide), x)
+        ELBO().loss(discrete_model, config_enumerate(discrete_guide, "sequential"), x)
+    exact = torch.stack([dist.Normal(k, 1.0).log_prob(x[:, 0]) for k in (0.0, 1.0)]).logsumexp(0) - math.log(2)
+    summed = ELBO().loss(discrete_model, config_enumerate(discrete_guide), x)
+    assert float(summed) == pytest.approx(-float(exact.sum()))
     with pytest.raises(ModelError, match=r"site k has a Bernoulli, which has no reparam.*ScoreFunction"):
         IWAE().loss(discrete_model, discrete_guide, x)
     ScoreFunction().loss(discrete_model, discrete_guide, x)
