@@ -63,7 +63,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_table()
     commands = [line for block in snippets("bash") for line in block.splitlines() if line.startswith("pyro-vae")]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         words = shlex.split(command)[1:]
         assert main([*words, *LESS[words[0]]]) == 0, command

@@ -65,6 +65,12 @@ def test_what_is_missing_is_missing_in_the_page(mixed):
     np.testing.assert_allclose(given["spread"]["unit"][1], seen.std(ddof=0), rtol=1e-4)
 
 
+def test_a_mask_says_what_is_missing_whatever_stands_there():
+    data = pv.data.Data(torch.ones(9, 3), mask=torch.arange(27).reshape(9, 3) % 4 > 0)
+    given = given_to(pv.plots.explore(linear(3), data, **QUICK))
+    np.testing.assert_array_equal(np.isnan(given["x"]), ~data.mask)
+
+
 def test_each_row_is_told_with_its_errors(mixed):
     data, vae, _, given = mixed
     score = pv.score(vae, data, **QUICK)
