@@ -15,7 +15,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.cli.report import comparison_table
 from pyro_vae.cli.run_folder import RunFolder
-from pyro_vae.compare.recommend import _ahead, _Candidate
+from pyro_vae.compare.recommend import _errors_ahead, _Candidate
 from pyro_vae.compare.seeds import stacked
 from pyro_vae.errors import SettingsError
 
@@ -128,11 +128,11 @@ def test_equal_estimators_are_told_apart_as_seldom_as_is_said(seeds):
     noise, trials = np.random.default_rng(0), 2000
     one, other = noise.normal(0, 5, (2, trials, seeds))
     each = [_Candidate("", 1, "all", row, np.full(seeds, 1e-6)) for row in (*one, *other)]
-    apart = np.array([_ahead(a, b) for a, b in zip(each[:trials], each[trials:], strict=True)])
+    apart = np.array([_errors_ahead(a, b) for a, b in zip(each[:trials], each[trials:], strict=True)])
     expected = 0.0455 * trials
     assert abs((np.abs(apart) > 2).sum() - expected) < 5 * np.sqrt(expected)
     assert abs(apart.mean()) < 5 / np.sqrt(trials)
-    assert _ahead(each[0], each[trials]) == pytest.approx(-_ahead(each[trials], each[0]))
+    assert _errors_ahead(each[0], each[trials]) == pytest.approx(-_errors_ahead(each[trials], each[0]))
 
 
 def test_moments_stay_in_their_order_and_what_is_read_back_has_a_mean(tmp_path):

@@ -102,7 +102,11 @@ def x():
     return 0.5 + torch.randn(6, 2, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("loss", [ELBO(), ELBO(4), STL(3), Trace_ELBO()], ids=str)
+def name_of(loss):
+    return f"{type(loss).__name__}({loss.num_particles})"
+
+
+@pytest.mark.parametrize("loss", [ELBO(), ELBO(4), STL(3), Trace_ELBO()], ids=name_of)
 def test_where_the_guide_is_exact_every_bound_is_the_joint_evidence(loss, x):
     pair = of(x)
     value = loss.differentiable_loss(pair.model, pair.guide, x)
@@ -121,7 +125,7 @@ def loss_and_gradient(loss, pair, x, noise, size, rows):
     return torch.cat([total.detach().reshape(1), *(p.grad.flatten() for p in pair.parameters())])
 
 
-@pytest.mark.parametrize("loss", [ELBO(), STL(2), Trace_ELBO(), TraceMeanField_ELBO()], ids=str)
+@pytest.mark.parametrize("loss", [ELBO(), STL(2), Trace_ELBO(), TraceMeanField_ELBO()], ids=name_of)
 def test_minibatches_are_unbiased_by_enumeration(loss, x):
     """The mean over all minibatches of two is the loss of all six data, and so is the gradient: exactly."""
     pair, noise = of(x, off=0.2), torch.randn(6, 2, generator=torch.Generator().manual_seed(4)).double()

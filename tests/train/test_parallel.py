@@ -27,7 +27,7 @@ import pyro_vae as pv
 from pyro_vae.cli import fit_command, main
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
 from pyro_vae.train.distributed import group
-from pyro_vae.train.distributed.group import Group, joined, launched, told_if_lost
+from pyro_vae.train.distributed.group import Group, joined, launched, reraise_lost_peer
 from pyro_vae.train.distributed.launch import forward_signals, launch
 from pyro_vae.train.distributed.reduce import validate_distributable
 
@@ -542,7 +542,7 @@ def test_the_lost_process_is_the_one_that_does_not_live(monkeypatch):
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie, as torchrun's before it looks
     here = socket.gethostname()
     monkeypatch.setattr(group, "_PEERS", [(here, os.getpid()), (here, ended.pid), ("elsewhere", ended.pid)])
-    with pytest.raises(ProcessError, match="process 1 of 3 is gone; go on from the last checkpoint"), told_if_lost():
+    with pytest.raises(ProcessError, match="process 1 of 3 died; resume from the last checkpoint"), reraise_lost_peer():
         raise RuntimeError("Connection closed by peer")
     ended.wait()
     assert group._lost_ranks(0.0) == [1]
