@@ -666,7 +666,7 @@ def test_a_state_that_no_file_holds_is_refused_at_the_start_and_only_where_it_is
 
 
 def test_the_rows_of_a_long_history_are_not_copied_each_epoch(monkeypatch):
-    kept, shared = train_run.Run.kept, []
+    kept, shared = train_run.Run.copy_state, []
 
     def keep(run):
         state = kept(run)
@@ -674,7 +674,7 @@ def test_the_rows_of_a_long_history_are_not_copied_each_epoch(monkeypatch):
         shared.append(rows is not run.epochs and all(a is b for a, b in zip(rows, run.epochs, strict=True)))
         return state
 
-    monkeypatch.setattr(train_run.Run, "kept", keep)
+    monkeypatch.setattr(train_run.Run, "copy_state", keep)
     trained(None)
     assert shared == [True] * (1 + EPOCHS)
 
