@@ -111,10 +111,10 @@ def test_a_missing_chunk_is_no_data(tmp_path):
 
 
 ODD = {
-    "FIFO": (os.mkfifo, "as it is a FIFO"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "as it is a device"),
+    "FIFO": (os.mkfifo, "is a FIFO, not a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
     "dangling link": (lambda path: path.symlink_to("nowhere"), "No such file"),
-    "link to a folder": (lambda path: path.symlink_to("/etc"), "as it is a link"),
+    "link to a folder": (lambda path: path.symlink_to("/etc"), "is a link, not a file"),
 }
 
 
@@ -198,7 +198,7 @@ def test_text_that_is_none_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", array)
     data = (tmp_path / "x.npy").read_bytes()
     (tmp_path / "x.npy").write_bytes(data.replace(b"a\0\0\0", b"a\0\0\xff"))
-    with pytest.raises(DataError, match=r"x\.npy: a ndarray that is no table; "):
+    with pytest.raises(DataError, match=r"x\.npy: the ndarray is not a table; "):
         pv.data.load(tmp_path / "x.npy")
 
 
