@@ -131,7 +131,7 @@ def test_names_that_are_not_utf_8_are_refused_before_anything_is_written(command
     }  # fmt: skip
     assert main(arguments[command]) == 2
     assert capsys.readouterr().err.endswith(
-        r"ad" + {"here": ""}.get(command, "/run") + ": the bytes of this name are not UTF-8, as those of settings are; "
+        r"ad" + {"here": ""}.get(command, "/run") + ": this name is not valid UTF-8, which the settings of a run need; "
         "rename it\n"
     )
     assert not list((folder / name).iterdir())
@@ -142,7 +142,7 @@ def test_a_folder_that_is_gone_is_no_place_to_call_from(folder, monkeypatch, cap
     monkeypatch.chdir("gone")
     (folder / "gone").rmdir()
     assert main(["fit", "--data", "/x.npy"]) == 2
-    assert "the folder in which the command is called is gone; change to another" in capsys.readouterr().err
+    assert "the current folder was deleted; change to another" in capsys.readouterr().err
     monkeypatch.chdir(folder)
 
 

@@ -523,7 +523,7 @@ def test_under_torchrun_the_one_that_was_killed_is_named(lost, tmp_path, monkeyp
     started = time.monotonic()
     _, err = process.communicate(timeout=300)
     assert time.monotonic() - started < 40, "10 s on a machine with nothing else to do"
-    assert f"pyro-vae: process {lost} of 2 is gone; go on from the last checkpoint" in err
+    assert f"pyro-vae: process {lost} of 2 died; resume from the last checkpoint" in err
     assert not any(_lives(child) for _, child in ranks)
 
 
