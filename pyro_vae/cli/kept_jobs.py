@@ -55,7 +55,7 @@ def stopped_sweep(
     if (other := _about(Path(folder))["command"]) != name:
         raise DataError(f"{folder}: was written by pyro-vae {other}; resume with pyro-vae {other} {folder}")
     settings = read_settings(config, command(name, function), trust)
-    settings.out = str(folder)
+    settings.out, settings.trust = str(folder), trust
     if workers:
         settings.workers = workers
     return settings

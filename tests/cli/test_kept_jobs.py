@@ -210,7 +210,7 @@ def test_a_killed_check_goes_on_to_the_results_of_one_that_was_not(run, cheap, m
     assert main(["check", "cut"]) == 0
     told = capsys.readouterr().err
     assert "done already: Importance weights of q" in told
-    assert "Posterior predictive (about" in told
+    assert "Posterior predictive check (about" in told
     assert "Importance weights of q (about" not in told
     with xr.open_datatree("cut/check.nc") as cut, xr.open_datatree("whole/check.nc") as whole:
         for node in (*cut.subtree, *whole.subtree):
