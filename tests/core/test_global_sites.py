@@ -216,7 +216,7 @@ def test_what_has_no_value_per_datum_is_refused(x):
         pv.elbo.Beta(ELBO(), 2.0).loss(pair.model, pair.guide, x)
     with pytest.raises(ModelError, match="site mean lies in no plate over data: STL"):
         pv.compare_elbos(pair, x, {"STL": STL()}, draws=2)
-    with pytest.raises(ModelError, match="site mean has one draw for all data; take posterior='guide'"):
+    with pytest.raises(ModelError, match="site mean has one draw for all data; use posterior='guide'"):
         pv.to_datatree(pair, x, posterior="psis")
 
 
