@@ -92,8 +92,8 @@ def _validate_shape(name: str, value: Tensor, w: Weights) -> Tensor:
     event = w.guide_trace.nodes[name]["fn"].event_dim
     if value.dim() - event != 2 or value.shape[:2] != w.log.shape:
         raise ModelError(
-            f"site {name} has shape {tuple(value.shape)} for {len(w.log)} draws of {w.log.shape[1]} data, so it lies in "
-            "a second plate, which a DataTree does not support; replace that plate by a dimension of the event (to_event)"
+            f"site {name} has shape {tuple(value.shape)} for {len(w.log)} draws of {w.log.shape[1]} data, so it lies "
+            "in a second plate, which DataTrees do not support; replace the plate by a dimension of the event (to_event)"
         )
     return value
 

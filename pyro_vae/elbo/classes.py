@@ -22,8 +22,8 @@ class M2(ELBO):
 
     :math:`S_i` is the set of classes with positive probability under the model: the label if it is known, else all
     classes. :math:`\\tilde q` is q(y|x) renormalized over this set. A labelled datum contributes :math:`\\log w` of its
-    class plus α times :math:`\\log q` of its class. An unlabelled datum contributes the bound of Kingma et al., which is
-    at most the mean log-weight with the class summed out (:class:`ELBO` of the same pair).
+    class plus α times :math:`\\log q` of its class. An unlabelled datum contributes the bound of Kingma et al., which
+    is at most the mean log-weight with the class summed out (:class:`ELBO` of the same pair).
 
     Args:
         num_particles: number of particles K, at least 1.

@@ -450,8 +450,8 @@ class Weights:
         if isinstance(scale, Tensor) and scale.dim():
             if self.global_sites:
                 raise ModelError(
-                    f"each datum has its own scale, but the global site {self.global_sites[0]} belongs to all data; use one "
-                    "scale for all data"
+                    f"each datum has its own scale, but the global site {self.global_sites[0]} belongs to all data; "
+                    "use one scale for all data"
                 )
             scale = self.by_datum(scale.expand(self._observed["fn"].batch_shape))[0]
         total = (scale * bound).sum()
