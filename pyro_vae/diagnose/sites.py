@@ -93,7 +93,7 @@ def _validate_shape(name: str, value: Tensor, w: Weights) -> Tensor:
     if value.dim() - event != 2 or value.shape[:2] != w.log.shape:
         raise ModelError(
             f"site {name} has shape {tuple(value.shape)} for {len(w.log)} draws of {w.log.shape[1]} data, so it lies "
-            "in a second plate, which DataTrees do not support; replace the plate by a dimension of the event (to_event)"
+            "in a second plate, which DataTrees do not support; make that plate a dimension of the event (to_event)"
         )
     return value
 

@@ -185,7 +185,7 @@ def explore(
     page = draw_page(explored, title)
     if (size := len(page.encode())) > MOST_BYTES:
         raise DataError(
-            f"{data.source}: the page has {size / 1e6:.1f} MB with {len(shown.x)} rows, above 5 MB; pass a smaller rows="
+            f"{data.source}: the page has {size / 1e6:.1f} MB with {len(shown.x)} rows, above 5 MB; pass smaller rows="
         )
     return page
 
