@@ -226,7 +226,7 @@ def _newest() -> str:
 
 
 def _header(data: bytes) -> tuple[bytes, bytes]:
-    """Split a file of tensors into its JSON header, with decoded metadata so that mutations reach it, and its tensors."""
+    """Split a file of tensors into its JSON header, with decoded metadata for mutations to reach, and its tensors."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     metadata = header["__metadata__"]
