@@ -174,9 +174,6 @@ class Pair(Amortised):
         Args:
             values: the value of each global site, of the shape of its event.
 
-        Raises:
-            ModelError: when the pair is used, if a name is not a global site or a global site is missing.
-
         Example:
             >>> import pyro.distributions as dist, pyro_vae as pv
             >>> def model(x, size=None):
