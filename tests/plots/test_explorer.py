@@ -120,7 +120,7 @@ def test_a_decoder_that_the_page_cannot_run_is_decoded_on_a_grid():
     page = pv.plots.explore(vae, torch.rand(30, 64), **QUICK)
     given = given_to(page)
     assert given["decoder"] is None
-    assert "it has a convolutional network" in page
+    assert "it contains a convolutional network" in page
     grid, by_name = given["grid"], {choice["name"]: choice for choice in given["choices"]}
     lines = [given["choices"][i] for i in grid["axes"]]
     assert [line["name"] for line in lines] == ["component 1", "component 2"]
