@@ -207,7 +207,7 @@ def _exported_decoder(vae: VAE, data: Data) -> tuple[dict[str, Any] | None, list
     except ModelError as error:
         return None, [str(error)]
     if (size := count_bytes(written)) > WEIGHTS_BYTES:
-        return None, [f"the weights of the decoder take {size / 1e6:.1f} MB, too much for the page"]
+        return None, [f"the decoder weights take {size / 1e6:.1f} MB, too much for the page"]
     return written, []
 
 

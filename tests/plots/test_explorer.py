@@ -253,6 +253,6 @@ def test_the_command_takes_other_rows_and_never_overwrites(run, tmp_path, capsys
     assert "nothing is overwritten" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert main(["explore", str(run), "--out", str(tmp_path / "page.csv")]) == 2
-    assert "end it in .html" in capsys.readouterr().err
+    assert "use the extension .html" in capsys.readouterr().err
     assert main(["explore", str(run), "--rows", "1"]) == 2
     assert "rows is 1" in capsys.readouterr().err
