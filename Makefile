@@ -53,8 +53,8 @@ gpu:
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m faults
 
-# Gives each reader of files changed ones for ten minutes in all (MINUTES=480 for a night), and counts the lines that they
-# reach; the files that were not read or refused as they should be go to fuzz/.
+# Runs each file reader on mutated files, ten minutes in all (MINUTES=480 for a night), and counts the lines that they
+# reach; files that reveal a fault go to fuzz/.
 MINUTES := 10
 fuzz: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m faults.fuzz --minutes $(MINUTES)

@@ -1,4 +1,4 @@
-"""Each kind of file that is read: valid ones, where their bytes are put, and what reads them."""
+"""The file formats to fuzz: valid files, how to place mutated bytes, and the reader of each."""
 
 import gzip
 import io
@@ -27,14 +27,14 @@ X = np.random.default_rng(0).normal(size=(12, 3))
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Args:
-        name: of the kind.
-        seeds: the bytes of valid ones.
-        place: write bytes, in whatever holds them, into an empty folder.
-        read: what reads the folder.
-        modules: whose lines are counted, as paths below ``pyro_vae``.
+        name: name of the format.
+        seeds: return the bytes of valid files.
+        place: write bytes to a file in an empty folder, inside an archive or a run folder if need be.
+        read: read the folder.
+        modules: modules whose lines are counted, as paths below ``pyro_vae``.
     """
 
     name: str
@@ -53,7 +53,7 @@ def _load(name: str) -> Callable[[Path], object]:
         data = pv.data.load(folder / name)
         assert data.x.ndim == 2, data.x.shape
         assert data.x.numel(), data.x.shape
-        assert data.x.isfinite().all(), "a number that is none"
+        assert data.x.isfinite().all(), "a number is not finite"
 
     return read
 
@@ -72,15 +72,15 @@ def _zipped(folder: Path, data: bytes) -> None:
 
 
 def _npy(array: np.ndarray = X) -> bytes:
-    held = io.BytesIO()
-    np.save(held, array)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def _npz() -> list[bytes]:
-    held = io.BytesIO()
-    np.savez_compressed(held, x=X, y=np.arange(12))
-    return [held.getvalue()]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=X, y=np.arange(12))
+    return [buffer.getvalue()]
 
 
 def _npz_of(folder: Path, data: bytes) -> None:
@@ -101,21 +101,21 @@ def _parquets() -> list[bytes]:
         pa.table(dict(zip("abc", X.T, strict=True))),
         pa.table({"a": pa.array([1, None] * 6), "b": [*"xy"] * 6, "c": pa.array([True, False] * 6)}),
     ]
-    held = [io.BytesIO() for _ in tables]
-    for table, into in zip(tables, held, strict=True):
-        parquet.write_table(table, into, row_group_size=5)
-    return [into.getvalue() for into in held]
+    buffers = [io.BytesIO() for _ in tables]
+    for table, buffer in zip(tables, buffers, strict=True):
+        parquet.write_table(table, buffer, row_group_size=5)
+    return [buffer.getvalue() for buffer in buffers]
 
 
 def _matlabs() -> list[bytes]:
     from scipy.io import savemat
 
-    found = []
-    for more in ({"do_compression": True}, {}, {"format": "4"}):
-        held = io.BytesIO()
-        savemat(held, {"x": X, "y": np.arange(12)}, **more)
-        found.append(held.getvalue())
-    return found
+    files = []
+    for options in ({"do_compression": True}, {}, {"format": "4"}):
+        buffer = io.BytesIO()
+        savemat(buffer, {"x": X, "y": np.arange(12)}, **options)
+        files.append(buffer.getvalue())
+    return files
 
 
 def _idx(array: np.ndarray) -> bytes:
@@ -132,18 +132,18 @@ def _idxs() -> list[bytes]:
 def _images() -> list[bytes]:
     from PIL import Image
 
-    found = []
+    files = []
     for mode in ("L", "RGB", "P"):
         picture = Image.fromarray(np.arange(192, dtype="u1").reshape(8, 8, 3)).convert(mode)
         for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "WEBP"):
-            held = io.BytesIO()
-            picture.convert("RGB" if kind in ("JPEG", "PPM") else mode).save(held, kind)
-            found.append(held.getvalue())
-    return found
+            buffer = io.BytesIO()
+            picture.convert("RGB" if kind in ("JPEG", "PPM") else mode).save(buffer, kind)
+            files.append(buffer.getvalue())
+    return files
 
 
 def _image(folder: Path, data: bytes) -> None:
-    """Beside another; which suffix a file has says nothing to Pillow."""
+    """Place the bytes beside a valid image; Pillow ignores the suffix."""
     (folder / "x").mkdir()
     (folder / "x" / "a.png").write_bytes(data)
     (folder / "x" / "b.png").write_bytes(_images()[0])
@@ -152,7 +152,7 @@ def _image(folder: Path, data: bytes) -> None:
 def _stream(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> None:
         rows = pv.data.stream(folder / name).sample(8)
-        assert rows.x.isfinite().all(), "a number that is none"
+        assert rows.x.isfinite().all(), "a number is not finite"
 
     return read
 
@@ -169,14 +169,14 @@ def _zarr(version: int) -> Path:
 
 
 def _zarr_of(part: str) -> tuple[Callable[[], Sequence[bytes]], Callable[[Path, bytes], object]]:
-    """A file of a Zarr array, as ``zarr.json`` or the first chunk, and the array with other bytes in it."""
+    """Return the seeds and ``place`` of a file inside a Zarr array, such as ``zarr.json`` or the first chunk."""
     version = 2 if part in (".zarray", "0.0") else 3
-    held: list[Path] = []
+    cache: list[Path] = []
 
     def whole() -> Path:
-        if not held:
-            held.append(_zarr(version))
-        return held[0]
+        if not cache:
+            cache.append(_zarr(version))
+        return cache[0]
 
     def plant(folder: Path, data: bytes) -> None:
         shutil.copytree(whole(), folder / "x")
@@ -186,19 +186,19 @@ def _zarr_of(part: str) -> tuple[Callable[[], Sequence[bytes]], Callable[[Path, 
 
 
 def _runs() -> Callable[[], Path]:
-    """A finished run, made once."""
+    """Return a function that makes a finished run at its first call."""
     import tempfile
 
-    held: list[Path] = []
+    cache: list[Path] = []
 
     def run() -> Path:
-        if not held:
+        if not cache:
             folder = Path(tempfile.mkdtemp())
             assert main(fit(folder, "eager", epochs=1)) == 0
             for picture in (folder / "run").glob("*.png"):
                 picture.unlink()
-            held.append(folder / "run")
-        return held[0]
+            cache.append(folder / "run")
+        return cache[0]
 
     return run
 
@@ -207,7 +207,7 @@ RUN = _runs()
 
 
 def _of_run(name: str) -> tuple[Callable[[], Sequence[bytes]], Callable[[Path, bytes], object]]:
-    """A file of a run folder, and the folder with other bytes in it, whose sum a stranger has made anew."""
+    """Return the seeds and ``place`` of a file inside a run folder; the checksum is updated, as an attacker would."""
 
     def plant(folder: Path, data: bytes) -> None:
         run = Path(shutil.copytree(RUN(), folder / "run"))
@@ -226,16 +226,16 @@ def _newest() -> str:
 
 
 def _header(data: bytes) -> tuple[bytes, bytes]:
-    """The JSON of a file of tensors, its metadata unfolded so that they are changed like the rest, and the tensors."""
+    """Split a file of tensors into its JSON header, with decoded metadata for mutations to reach, and its tensors."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
-    about = header["__metadata__"]
-    about[tensor_file.KIND] = json.loads(about[tensor_file.KIND])
+    metadata = header["__metadata__"]
+    metadata[tensor_file.KIND] = json.loads(metadata[tensor_file.KIND])
     return json.dumps(header).encode(), data[end:]
 
 
 def _signed(name: Callable[[], str]) -> tuple[Callable[[], Sequence[bytes]], Callable[[Path, bytes], object]]:
-    """The description in a file of tensors, and the run with another one, as a stranger can sign it."""
+    """Return the seeds and ``place`` of the header of a file of tensors, with all checksums updated."""
 
     def seeds() -> list[bytes]:
         return [_header((RUN() / name()).read_bytes())[0]]
@@ -245,8 +245,8 @@ def _signed(name: Callable[[], str]) -> tuple[Callable[[], Sequence[bytes]], Cal
         _, tensors = _header((run / name()).read_bytes())
         try:
             header = json.loads(data)
-            about = header["__metadata__"]
-            about[tensor_file.KIND] = json.dumps(about[tensor_file.KIND])
+            metadata = header["__metadata__"]
+            metadata[tensor_file.KIND] = json.dumps(metadata[tensor_file.KIND])
             data = json.dumps(header, separators=(",", ":")).encode()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
@@ -267,11 +267,11 @@ def _signed(name: Callable[[], str]) -> tuple[Callable[[], Sequence[bytes]], Cal
 
 def _weights(folder: Path) -> None:
     vae = pv.load(folder / "run")
-    assert all(weight.isfinite().all() for weight in vae.parameters()), "a weight that is no number"
+    assert all(weight.isfinite().all() for weight in vae.parameters()), "a weight is not finite"
 
 
-def _resumed(folder: Path) -> None:
-    """Without figures, which take longer than the training."""
+def _resume(folder: Path) -> None:
+    """Resume the run without figures, which take longer than the training."""
     with patch("pyro_vae.cli.fit_command.save_fit"), patch("pyro_vae.cli.fit_command.show_baseline"):
         assert main(["fit", "--resume", str(folder / "run"), "--epochs", "2"]) in (0, 2)
 
@@ -291,12 +291,12 @@ def _read_sums(folder: Path) -> None:
 
 
 DATA = ("data/readers.py", "data/tables.py", "data/columns.py", "data/memory.py", "data/limits.py")
-OF_RUN = ("data/limits.py", "cli/checksums.py")
+RUN_FILES = ("data/limits.py", "cli/checksums.py")
 TENSORS = ("train/checkpoint/tensor_file.py", "train/checkpoint/save_load.py", "train/checkpoint/rebuild.py")
 STREAMS = ("data/streams/tables.py", "data/streams/__init__.py")
-SETTINGS = ("cli/saved_settings.py", "cli/trust.py", *OF_RUN)
+SETTINGS = ("cli/saved_settings.py", "cli/trust.py", *RUN_FILES)
 ZARR = ("data/streams/zarr_store.py", *STREAMS)
-OF_ZARR = ("zarr.json", ".zarray", "c/0/0", "0.0")
+ZARR_PARTS = ("zarr.json", ".zarray", "c/0/0", "0.0")
 
 FORMATS = (
     Format("text", _texts, _file("x.csv"), _load("x.csv"), ("data/text.py", *DATA)),
@@ -314,14 +314,14 @@ FORMATS = (
     Format("mat", _matlabs, _file("x.mat"), _load("x.mat"), DATA),
     Format("IDX", _idxs, _file("x-idx3-ubyte"), _load("x-idx3-ubyte"), DATA),
     Format("images", _images, _image, _load("x"), ("data/images.py", *DATA)),
-    *(Format(f"Zarr, {part}", *_zarr_of(part), _stream("x"), ZARR) for part in OF_ZARR),
+    *(Format(f"Zarr, {part}", *_zarr_of(part), _stream("x"), ZARR) for part in ZARR_PARTS),
     Format("config.yaml", *_of_run("config.yaml"), lambda folder: settings_of(folder / "run"), SETTINGS),
-    Format("run.json", *_of_run("run.json"), lambda folder: read_json(folder / "run" / "run.json"), OF_RUN),
-    Format("SHA256SUMS", *_of_run("SHA256SUMS"), _read_sums, OF_RUN),
-    Format("history.nc", *_of_run("history.nc"), _read_history, ("cli/check.py", "cli/run_folder.py", *OF_RUN)),
+    Format("run.json", *_of_run("run.json"), lambda folder: read_json(folder / "run" / "run.json"), RUN_FILES),
+    Format("SHA256SUMS", *_of_run("SHA256SUMS"), _read_sums, RUN_FILES),
+    Format("history.nc", *_of_run("history.nc"), _read_history, ("cli/check.py", "cli/run_folder.py", *RUN_FILES)),
     Format("weights, bytes", *_of_run("weights.safetensors"), _weights, TENSORS),
     Format("weights, signed", *_signed(lambda: "weights.safetensors"), _weights, TENSORS),
     Format("checkpoint, signed", *_signed(_newest), _checkpoint, ("train/checkpoint/rotation.py", *TENSORS)),
-    Format("checkpoint, resumed", *_signed(_newest), _resumed, ("train/run_state.py", "train/resume.py", *TENSORS)),
+    Format("checkpoint, resumed", *_signed(_newest), _resume, ("train/run_state.py", "train/resume.py", *TENSORS)),
 )  # fmt: skip
-"""The kinds of files; AnnData's are HDF5 files, as ``history.nc`` is."""
+"""All formats; AnnData files are HDF5 files like ``history.nc``."""

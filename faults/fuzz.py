@@ -1,8 +1,8 @@
-"""``make fuzz``: each reader of files is given changed files for a stated time.
+"""``make fuzz``: run each file reader on mutated files for a given time.
 
-What it reads must be numbers, and what it refuses is refused in one sentence of :mod:`pyro_vae.errors`; no other
-exception, no crash, no minute without an answer, and no more memory than 1 GiB above that of the program. Files that
-reach lines which none before has reached are changed further.
+A reader must return finite numbers or raise an exception of :mod:`pyro_vae.errors` with a one-sentence message, within
+one minute and 1 GiB of additional memory. Any other exception and any crash is a fault. Files that reach new lines of
+the reader join the corpus and are mutated further.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from pyro_vae.errors import CONTROLS, PyroVAEError
 
 HERE = Path(pyro_vae.__file__).parent
 SECONDS = 60
-"""The time that one file may take."""
+"""Time limit per file."""
 MEBIBYTES = 1024
-"""The memory that one file may take above that of the program."""
+"""Limit of additional memory per file."""
 
 TOKENS = (
     b"", b"-1", b"0", b"1", b"255", b"65536", b"1000000000", b"1000000000000000000000000000000", b"1e400", b"-1e308",
@@ -46,14 +46,14 @@ NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 WORD = re.compile(rb'"[^"\n]{0,60}"|[A-Za-z_.]{2,60}')
 
 
-def changed(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
-    """The same bytes with one to four changes."""
+def mutate(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
+    """Apply one to four random mutations."""
     for _ in range(chance.choice([1, 1, 1, 2, 4])):
-        data = _changed_once(data, others, chance)
+        data = _mutate_once(data, others, chance)
     return data
 
 
-def _changed_once(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
+def _mutate_once(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes:
     place, length = chance.randrange(len(data) + 1), chance.choice([1, 1, 2, 4, 8, 64, 512])
     kind = chance.randrange(9)
     if kind == 0:
@@ -68,10 +68,10 @@ def _changed_once(data: bytes, others: Sequence[bytes], chance: random.Random) -
         return data[:place] + number.to_bytes(size, chance.choice(["little", "big"])) + data[place + size :]
     if kind == 4:
         return data[:place] + chance.choice(TOKENS) + data[place:]
-    if kind in (5, 6) and (found := [*(NUMBER if kind == 5 else WORD).finditer(data[:100_000])]):
-        one = chance.choice(found)
-        new = chance.choice(TOKENS) if chance.random() < 0.7 else chance.choice(found)[0]
-        return data[: one.start()] + new + data[one.end() :]
+    if kind in (5, 6) and (matches := [*(NUMBER if kind == 5 else WORD).finditer(data[:100_000])]):
+        match = chance.choice(matches)
+        new = chance.choice(TOKENS) if chance.random() < 0.7 else chance.choice(matches)[0]
+        return data[: match.start()] + new + data[match.end() :]
     if kind == 7:
         return data[:place] + data[place : place + length] * chance.choice([0, 2, 9]) + data[place + length :]
     other = chance.choice(others)
@@ -79,14 +79,14 @@ def _changed_once(data: bytes, others: Sequence[bytes], chance: random.Random) -
 
 
 class Lines:
-    """The lines of modules that are run, and all that there are."""
+    """Record which lines of some modules run."""
 
     def __init__(self, modules: Sequence[str]) -> None:
         self.files = {str(HERE / module) for module in modules}
         self.run: set[tuple[str, int]] = set()
 
     def trace(self, frame: FrameType, event: str, _: object) -> Any:
-        """For ``sys.settrace``: look at the lines of these modules only."""
+        """Record lines of these modules only; a trace function for ``sys.settrace``."""
         if frame.f_code.co_filename not in self.files:
             return None
         if event == "line":
@@ -94,26 +94,28 @@ class Lines:
         return self.trace
 
     def all(self) -> set[tuple[str, int]]:
-        """The lines of all functions."""
+        """Return the lines of all functions of the modules."""
         return {(file, line) for file in self.files for line in _lines(compile(Path(file).read_text(), file, "exec"))}
 
 
 def _lines(code: CodeType, *, inside: bool = False) -> set[int]:
-    own = {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno} if inside else set()
+    lines = {line for _, _, line in code.co_lines() if line and line != code.co_firstlineno} if inside else set()
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return own.union(*(_lines(one, inside=not _is_class(one)) for one in inner))
+    return lines.union(*(_lines(one, inside=not _is_class(one)) for one in inner))
 
 
 def _is_class(code: CodeType) -> bool:
     return "__qualname__" in code.co_names and "__module__" in code.co_names
 
 
-def wrong(error: BaseException) -> str | None:
-    """What is wrong with an exception: nothing if it is a sentence of this library."""
+def describe_fault(error: BaseException) -> str | None:
+    """Describe what is wrong with an exception; None for a one-sentence error of this library."""
     if isinstance(error, PyroVAEError):
         text = str(error)
         return (
-            None if "\n" not in text and "; " in text and not CONTROLS.search(text) else f"no sentence: {text[:300]!r}"
+            None
+            if "\n" not in text and "; " in text and not CONTROLS.search(text)
+            else f"not one sentence: {text[:300]!r}"
         )
     *_, last = traceback.extract_tb(error.__traceback__)
     ours = [step for step in traceback.extract_tb(error.__traceback__) if step.filename.startswith(str(HERE))]
@@ -122,31 +124,31 @@ def wrong(error: BaseException) -> str | None:
 
 
 def read_once(kind: Format, folder: Path, data: bytes) -> str | None:
-    """Read one file: what is wrong with how it goes, None if nothing is."""
-    place = folder / "now"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    kind.place(place, data)
-    signal.alarm(SECONDS)  # which ends the process
+    """Read one file and return the fault, or None."""
+    current = folder / "current"
+    shutil.rmtree(current, ignore_errors=True)
+    current.mkdir()
+    kind.place(current, data)
+    signal.alarm(SECONDS)  # SIGALRM ends the process
     try:
-        kind.read(place)
+        kind.read(current)
     except Exception as error:
-        return wrong(error)
+        return describe_fault(error)
     finally:
         signal.alarm(0)
     return None
 
 
 def _fuzz(kind: Format, folder: Path, seconds: float, seed: int) -> None:
-    """Read changed files until the time is over, in a process of its own, and write what was found."""
+    """Read mutated files until the time is over, and write the faults to ``result.json``; runs in a child process."""
     chance, lines, found = random.Random(seed), Lines(kind.modules), dict[str, str]()
     corpus, counts = [*kind.seeds()], {"files": 0, "read": 0}
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    most = _peak() + 4 * MEBIBYTES
+    limit = _peak() + 4 * MEBIBYTES
     end = time.monotonic() + seconds
     while time.monotonic() < end or counts["files"] < 2 * len(kind.seeds()):
         whole = counts["files"] < len(corpus) and counts["files"] < len(kind.seeds())
-        data = corpus[counts["files"]] if whole else changed(chance.choice(corpus), corpus, chance)
+        data = corpus[counts["files"]] if whole else mutate(chance.choice(corpus), corpus, chance)
         (folder / "data").write_bytes(data)
         known, before = len(lines.run), _peak()
         sys.settrace(lines.trace)
@@ -154,7 +156,7 @@ def _fuzz(kind: Format, folder: Path, seconds: float, seed: int) -> None:
             problem = read_once(kind, folder, data)
         finally:
             sys.settrace(None)
-        if _peak() - before > MEBIBYTES or _peak() > most:
+        if _peak() - before > MEBIBYTES or _peak() > limit:
             problem = problem or f"takes {_peak() - before} MiB"
         counts["files"] += 1
         counts["read"] += problem is None
@@ -167,7 +169,7 @@ def _fuzz(kind: Format, folder: Path, seconds: float, seed: int) -> None:
             found[key] = problem
             (folder.parent / f"find-{kind.name.replace('/', '-')}-{abs(hash(key)) % 10**8}").write_bytes(data)
     every = lines.all()
-    (folder / "said.json").write_text(
+    (folder / "result.json").write_text(
         json.dumps({**counts, "lines": sorted(lines.run & every), "found": [*found.values()]})
     )
 
@@ -180,16 +182,17 @@ def fuzz(kind: Format, out: Path, seconds: float, seed: int = 0) -> dict[str, An
     """Fuzz one reader.
 
     Args:
-        kind: of its files.
-        out: for the files that it did not take as it should.
-        seconds: in all.
-        seed: of the changes.
+        kind: the kind of its files.
+        out: a folder for the files that reveal a fault.
+        seconds: the total time.
+        seed: seed of the mutations.
 
     Returns:
-        How many ``files`` were read, the ``lines`` of its modules that were run, and what was ``found`` wrong.
+        A dict: the number of ``files``, the number ``read`` without a fault, the ``lines`` of the modules that ran, and
+        the faults ``found``.
     """
-    with tempfile.TemporaryDirectory(dir=out) as held:
-        folder = Path(held)
+    with tempfile.TemporaryDirectory(dir=out) as temporary:
+        folder = Path(temporary)
         if not (child := os.fork()):
             code = 1
             try:
@@ -204,39 +207,39 @@ def fuzz(kind: Format, out: Path, seconds: float, seed: int = 0) -> dict[str, An
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code == 0:
-            told: dict[str, Any] = json.loads((folder / "said.json").read_text())
-            return told
+            result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+            return result
         shutil.copy(folder / "data", out / f"find-{kind.name.replace('/', '-')}-ended")
         ended = f"takes more than {SECONDS} s" if code == -signal.SIGALRM else f"ends the process ({code})"
         return {"files": 0, "read": 0, "lines": [], "found": [ended]}
 
 
 def run() -> int:
-    """Fuzz each reader for its share of the time; 1 if anything was found."""
+    """Fuzz each reader for its share of the time; return 1 if there is any fault."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="of all readers together")
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--only", default="", help="readers whose name begins so")
-    parser.add_argument("--out", type=Path, default=Path("fuzz"), help="a folder for the files that were found")
-    asked = parser.parse_args()
-    asked.out.mkdir(exist_ok=True)
-    chosen = [kind for kind in FORMATS if kind.name.startswith(asked.only)]
-    RUN()  # once for all
+    parser.add_argument("--minutes", type=float, default=10, help="total time for all readers")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="seed of the mutations")
+    parser.add_argument("--only", default="", help="prefix of the names of readers to run")
+    parser.add_argument("--out", type=Path, default=Path("fuzz"), help="folder for the files that reveal a fault")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(exist_ok=True)
+    chosen = [kind for kind in FORMATS if kind.name.startswith(arguments.only)]
+    RUN()  # make the shared run before forking
     ran: dict[str, set[tuple[str, int]]] = {}
     problems = 0
     for kind in chosen:
-        told = fuzz(kind, asked.out, 60 * asked.minutes / len(chosen), asked.seed)
-        problems += len(told["found"])
-        for file, line in told["lines"]:
+        result = fuzz(kind, arguments.out, 60 * arguments.minutes / len(chosen), arguments.seed)
+        problems += len(result["found"])
+        for file, line in result["lines"]:
             ran.setdefault(file, set()).add((file, line))
-        print(f"{kind.name:24} {told['files']:6} files, {len(told['found'])} found", flush=True)
-        for problem in told["found"]:
+        print(f"{kind.name:24} {result['files']:6} files, {len(result['found'])} found", flush=True)
+        for problem in result["found"]:
             print(f"    {problem}", flush=True)
-    print("\nLines of functions that were run:")
+    print("\nLines that ran:")
     for module in sorted({module for kind in chosen for module in kind.modules}):
         lines = Lines([module])
-        every, own = lines.all(), ran.get(str(HERE / module), set())
-        print(f"{module:40} {len(own):4} of {len(every):4} ({len(own) / max(len(every), 1):.0%})")
+        every, covered = lines.all(), ran.get(str(HERE / module), set())
+        print(f"{module:40} {len(covered):4} of {len(every):4} ({len(covered) / max(len(every), 1):.0%})")
     return int(problems > 0)
 
 

@@ -1,4 +1,4 @@
-"""``pyro-vae explore``: a page to look at a trained VAE's latent space, rows and decoder."""
+"""``pyro-vae explore``: write a page to explore the latent space, the rows and the decoder of a trained VAE."""
 
 from jsonargparse import Namespace
 
@@ -11,7 +11,7 @@ from pyro_vae.train.checkpoint.tensor_file import staged
 
 
 def run_explore(settings: Namespace) -> int:
-    """Write the page of a run."""
+    """Write the explorer page of a run."""
     from pyro_vae import plots
     from pyro_vae.plots.explorer_page import validate_bokeh
 
@@ -26,5 +26,5 @@ def run_explore(settings: Namespace) -> int:
     )  # fmt: skip
     with staged(path, lambda _: validate_new(path)) as part:
         part.write_text(page, encoding="utf-8")
-    Console().print(f"Written to {path}: open it in a browser ({len(page.encode()) / 1e6:.1f} MB)", soft_wrap=True)
+    Console().print(f"Written to {path} ({len(page.encode()) / 1e6:.1f} MB); open it in a browser", soft_wrap=True)
     return 0

@@ -61,7 +61,7 @@ class AllocationLimit(EagerMode):
         self.taken += math.prod(tensor.shape) * tensor.itemsize
         self.tensors += 1
         if self.tensors > MOST_TENSORS:
-            raise MemoryError(f"it has more than {MOST_TENSORS:,} tensors, and at most so many are made")
+            raise MemoryError(f"it has more than {MOST_TENSORS:,} tensors, the maximum")
         if self.taken > self.most:
             taken, most = self.taken / 2**30, self.most / 2**30
             raise MemoryError(f"its tensors take {taken:.1f} GiB of memory or more; the limit is {most:.1f} GiB")

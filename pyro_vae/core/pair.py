@@ -1,4 +1,4 @@
-"""What is trained and evaluated: a Pyro model and its guide, of which a VAE is one case."""
+"""A Pyro model and its guide, the pair that this package trains and evaluates; a VAE is a special case."""
 
 import functools
 import inspect
@@ -27,62 +27,64 @@ if TYPE_CHECKING:
 
 
 class Amortised(Picklable):
-    """A model and a guide of ``(x, size=None, context=None, mask=None)``, whose sites lie in a plate over data.
+    """A model and a guide of ``(x, size=None, context=None, mask=None)`` whose sites lie in a plate over data.
 
-    All that is done with log-weights, the loss and parameters alone takes one: training, the evidence from the guide's
-    draws, k̂ and comparisons. What needs a prior, a decoder and an encoder takes a :class:`pyro_vae.VAE`.
+    Functions that need only log-weights, the loss and parameters take an instance: training, the evidence from draws
+    of the guide, k̂ and comparisons. Functions that need a prior, a decoder and an encoder take a
+    :class:`pyro_vae.VAE`.
     """
 
     model: nn.Module
     guide: nn.Module
     trained_on: "Trained | None" = None
-    """What :func:`pyro_vae.fit` trained it on, as hashes; no part of its state."""
+    """Hashes of the training data of :func:`pyro_vae.fit`; not part of the state."""
 
     def like(self, x: Tensor) -> Tensor:
-        """``x`` on the device and in the precision of the parameters (itself, where it is so already)."""
+        """Return ``x`` on the device and in the precision of the parameters; no copy if ``x`` already matches."""
         tensors = itertools.chain(self.parameters(), self.buffers())
-        own = next((t for t in tensors if t.is_floating_point()), self._without_parameters(x))
-        return x.to(own.device, own.dtype)
+        reference = next((t for t in tensors if t.is_floating_point()), self._default_tensor(x))
+        return x.to(reference.device, reference.dtype)
 
-    def _without_parameters(self, x: Tensor) -> Tensor:
-        """A tensor on the device and in the precision that are taken where there is no parameter."""
+    def _default_tensor(self, x: Tensor) -> Tensor:
+        """Return a tensor on the default device and in the default precision, for models without parameters."""
         return torch.empty(())
 
     def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
-        """The function ``log p(x, z)`` of latents, shape ``(*, datum, latent)``, at these rows."""
+        """Return ``log p(x, z)`` at these rows as a function of latents of shape ``(*, datum, latent)``."""
         return functools.partial(self.log_joint, rows=rows)
 
     @abstractmethod
     def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
-        """``log p(x, z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``."""
+        """Compute ``log p(x, z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``."""
 
     @abstractmethod
     def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Refuse data that do not fit model and guide, by a ModelError."""
+        """Raise a ModelError if the data do not fit model and guide."""
 
 
 class NoPart(ModelError, AttributeError):
-    """A pair has no such part."""
+    """A Pair has no prior, decoder, encoder or likelihood."""
 
 
 class Pair(Amortised):
-    """A Pyro model and its guide, used as a VAE is where no prior, decoder or encoder is asked for.
+    """A Pyro model and its guide, for all functions that need no prior, decoder or encoder.
 
     :func:`pyro_vae.fit`, :func:`~pyro_vae.log_evidence` (``"iw"`` and ``"psis"``), :func:`~pyro_vae.diagnose.khat`,
-    :func:`~pyro_vae.compare_models`, :func:`~pyro_vae.compare_elbos` and :class:`~pyro_vae.CompiledSVI` take one. To be
-    trained by :func:`~pyro_vae.fit` its parameters must be those of modules: model and guide are modules
-    (``PyroModule``, or ``nn.Module`` with ``pyro.module``), or bound methods of one.
+    :func:`~pyro_vae.compare_models`, :func:`~pyro_vae.compare_elbos` and :class:`~pyro_vae.CompiledSVI` take a Pair.
+    :func:`~pyro_vae.fit` trains the parameters of modules only, so model and guide must be modules (``PyroModule``, or
+    ``nn.Module`` with ``pyro.module``) or bound methods of a module.
 
     Args:
-        model: a callable of as many of ``(x, size=None, context=None, mask=None)`` as it needs; its sample sites lie in
-            one plate over data, ``pyro.plate("data", len(x) if size is None else size, subsample=x)``. One of ``x``
-            alone cannot be told that a batch stands for more data. Latents outside the plate are **global**: one draw
-            belongs to all data. ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``ELBO`` and ``STL`` train them, and what
-            needs log-weights per datum takes the pair given a draw of them (:meth:`condition`).
-        guide: its guide, of the same arguments.
+        model: a callable that takes the first arguments of ``(x, size=None, context=None, mask=None)``, as many as it
+            needs. Its sample sites lie in one plate over data,
+            ``pyro.plate("data", len(x) if size is None else size, subsample=x)``. A model of ``x`` alone cannot be
+            trained on minibatches, since n/m scaling needs ``size``. Latents outside the plate are **global**: all data
+            share one draw. ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``ELBO`` and ``STL`` train them; functions that
+            need log-weights per datum take the pair conditioned on a draw of them (:meth:`condition`).
+        guide: the guide of the model, with the same arguments.
 
     Raises:
-        ModelError: if one cannot be called.
+        ModelError: if model or guide is not callable.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyro_vae as pv
@@ -107,30 +109,30 @@ class Pair(Amortised):
 
     def __init__(self, model: Program, guide: Program) -> None:
         super().__init__()
-        self.model, self.guide = _Called(model, "model"), _Called(guide, "guide")
+        self.model, self.guide = _ProgramAdapter(model, "model"), _ProgramAdapter(guide, "guide")
         self.loose: list[str] = []
-        """Parameters of Pyro's store that no module has, as :meth:`check` found them."""
+        """Parameters of Pyro's parameter store that belong to no module; set by :meth:`check`."""
         self.global_sites: list[str] = []
-        """The latents outside the plate over data, as :meth:`check` found them."""
+        """The latents outside the plate over data; set by :meth:`check`."""
 
     @torch.no_grad()
     @takes_settings
     def draw_globals(
         self, x: Tensor, *, draws: int = 1, seed: int = 0, context: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Draw the global sites, those outside the plate over data, from the guide.
+        """Draw the global sites (outside the plate over data) from the guide.
 
         Args:
-            x: data, shape ``(datum, *features)``, of which the guide sees the first two rows.
-            draws: at least 1.
-            seed: of the draws.
+            x: data, shape ``(datum, *features)``; the guide runs on the first two rows.
+            draws: number of draws, at least 1.
+            seed: seed of the draws.
             context: shape ``(datum, c)``.
 
         Returns:
-            By site, shape ``(draw, *event)``; empty if all sites lie in the plate over data.
+            A tensor of shape ``(draw, *event)`` for each site; empty if all sites lie in the plate over data.
 
         Raises:
-            ModelError: if model or guide cannot be run.
+            ModelError: if model or guide fails.
 
         Example:
             >>> import pyro.distributions as dist
@@ -147,30 +149,30 @@ class Pair(Amortised):
         self.check(x, context)
         rows = Rows(x, context).take(slice(2)).like(self)
         with seeded(seed, rows.x.device), evaluating(self):
-            found = [poutine.trace(self.guide).get_trace(*rows.arguments()) for _ in range(draws)]
-        return {name: torch.stack([t.nodes[name]["value"] for t in found]) for name in self.global_sites}
+            runs = [poutine.trace(self.guide).get_trace(*rows.arguments()) for _ in range(draws)]
+        return {name: torch.stack([t.nodes[name]["value"] for t in runs]) for name in self.global_sites}
 
     def posterior(self, rows: Rows) -> JoinedPosterior:
-        """``q(z|x)`` of rows, z the continuous latents of all sites joined."""
+        """Return ``q(z|x)`` of rows, where z joins the continuous latents of all sites."""
         return JoinedPosterior(self, rows)
 
     def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
         return self.posterior(rows).log_joint
 
     def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
-        """``log p(x, z)`` of rows, z as :meth:`posterior` joins it."""
+        """Compute ``log p(x, z)`` of rows at z, joined as in :meth:`posterior`."""
         return self.posterior(rows).log_joint(z)
 
     def condition(self, values: Mapping[str, Tensor]) -> "Pair":
-        """Return the pair given values of its global sites; parameters are shared.
+        """Condition model and guide on values of the global sites; parameters are shared.
 
         .. math:: p(x_i, z_i \\mid g), \\qquad q(z_i \\mid x_i, g)
 
-        All estimators and diagnostics that need log-weights per datum take the pair given one draw of its global sites.
-        So :func:`pyro_vae.log_evidence` estimates :math:`\\log p(x_i | g)`.
+        Estimators and diagnostics that need log-weights per datum take the conditioned pair. Thus
+        :func:`pyro_vae.log_evidence` estimates :math:`\\log p(x_i | g)`.
 
         Args:
-            values: by site, the shape of its event; all global sites.
+            values: the value of each global site, of the shape of its event.
 
         Example:
             >>> import pyro.distributions as dist, pyro_vae as pv
@@ -189,29 +191,27 @@ class Pair(Amortised):
             >>> bool((abs(found - exact) < 1e-6).all())
             True
         """
-        return Pair(_Given(self.model, values), _Given(self.guide, values))
+        return Pair(_Conditioned(self.model, values), _Conditioned(self.guide, values))
 
     def __getattr__(self, name: str) -> Any:
         if name in ("prior", "decoder", "encoder", "likelihood"):
-            raise NoPart(
-                f"this takes a VAE, of which it needs the {name}; a Pair is a model and a guide, whose sites may be any"
-            )
+            raise NoPart(f"this function needs the {name} of a VAE, which a Pair does not have; pass a pyro_vae.VAE")
         return super().__getattr__(name)
 
-    def _without_parameters(self, x: Tensor) -> Tensor:
+    def _default_tensor(self, x: Tensor) -> Tensor:
         return x
 
     @torch.no_grad()
     def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Run both on two rows.
+        """Run model and guide on two rows.
 
         Args:
             x: data, shape ``(datum, *features)``.
             context: shape ``(datum, c)``.
-            mask: true where a value was observed, the shape of ``x``.
+            mask: true where a value was observed, shape of ``x``.
 
         Raises:
-            ModelError: if one cannot be run, or the guide lacks a latent of the model.
+            ModelError: if model or guide fails, or the guide lacks a latent of the model.
         """
         rows = Rows(x, context, mask).take(slice(2)).like(self)
         try:
@@ -219,20 +219,20 @@ class Pair(Amortised):
                 model_trace, guide_trace = traces(self.model, self.guide, *rows.arguments())
         except PyroVAEError:
             raise
-        except Exception as error:  # a program of the user's own, which may raise anything
-            raise ModelError(f"model and guide cannot be run on two rows of the data ({in_a_line(error)})") from error
+        except Exception as error:  # user code may raise anything
+            raise ModelError(f"model or guide fails on two rows of the data ({in_a_line(error)})") from error
         latents = {name for name, site in samples(model_trace) if not site["is_observed"]}
-        if lacks := sorted(latents - {name for name, _ in samples(guide_trace)}):
-            raise ModelError(f"the guide has no site {lacks[0]}, which is a latent of the model; sample it there too")
+        if missing := sorted(latents - {name for name, _ in samples(guide_trace)}):
+            raise ModelError(f"the guide has no site {missing[0]}, a latent of the model; sample it in the guide too")
         self.global_sites = global_sites(model_trace, guide_trace)
-        own = {id(parameter) for parameter in self.parameters()}
-        found = [name for t in (model_trace, guide_trace) for name, site in t.nodes.items() if site["type"] == "param"]
+        owned = {id(parameter) for parameter in self.parameters()}
+        used = [name for t in (model_trace, guide_trace) for name, site in t.nodes.items() if site["type"] == "param"]
         store = pyro.get_param_store()
-        self.loose = [name for name in found if id(store[name].unconstrained()) not in own]
+        self.loose = [name for name in used if id(store[name].unconstrained()) not in owned]
 
 
-class _Given(nn.Module):
-    """A program at given values of some sites, which no handler around it sees."""
+class _Conditioned(nn.Module):
+    """A program conditioned on values of some sites, which are hidden from outer handlers."""
 
     def __init__(self, program: nn.Module, values: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -241,21 +241,21 @@ class _Given(nn.Module):
     def forward(
         self, x: Tensor | None, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Any:
-        given = poutine.block(poutine.condition(self.program, data=self.values), hide=list(self.values))
-        return given(x, size, context, mask)
+        conditioned = poutine.block(poutine.condition(self.program, data=self.values), hide=list(self.values))
+        return conditioned(x, size, context, mask)
 
 
-class _Called(nn.Module):
-    """A program, called with as many of (x, size, context, mask) as it takes."""
+class _ProgramAdapter(nn.Module):
+    """A program, called with as many of (x, size, context, mask) as its signature takes."""
 
     def __init__(self, program: Program, role: str) -> None:
         super().__init__()
         if not callable(program):
-            raise ModelError(f"the {role} is a {type(program).__name__}, which cannot be called; give a Pyro program")
+            raise ModelError(f"the {role} has type {type(program).__name__} and is not callable; pass a Pyro program")
         self.program, self.role = program, role
         owner = getattr(program, "__self__", None)
         if isinstance(owner, nn.Module):
-            self.owner = owner  # whose parameters a bound method trains
+            self.owner = owner  # registers the parameters that a bound method trains
         called = program.forward if isinstance(program, nn.Module) else program
         kinds = [p.kind for p in inspect.signature(called).parameters.values()]
         every = inspect.Parameter.VAR_POSITIONAL in kinds
@@ -264,16 +264,16 @@ class _Called(nn.Module):
     def forward(
         self, x: Tensor | None, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Any:
-        given = [x, size, context, mask]
+        arguments = [x, size, context, mask]
         if size is not None and self.takes < 2 and x is not None and size == len(x):
-            given[1] = None  # all data, of which x alone tells the number
-        while len(given) > 1 and given[-1] is None:
-            given.pop()
-        if len(given) > self.takes:
-            lacks = ("x", "size", "context", "mask")[len(given) - 1]
-            why = "a batch of it could not stand for all data" if lacks == "size" else f"its {lacks} would be lost"
+            arguments[1] = None  # x is the whole data set, so the program can infer size from it
+        while len(arguments) > 1 and arguments[-1] is None:
+            arguments.pop()
+        if len(arguments) > self.takes:
+            missing = ("x", "size", "context", "mask")[len(arguments) - 1]
+            why = "minibatches cannot be scaled by n/m" if missing == "size" else f"the {missing} would be ignored"
             raise ModelError(
-                f"the {self.role} takes {self.takes} argument{'s' * (self.takes != 1)} and no {lacks}, so {why}; let "
-                "it take (x, size=None, context=None, mask=None) as far as the last of these"
+                f"the {self.role} takes {self.takes} argument{'s' * (self.takes != 1)} and no {missing}, so {why}; "
+                f"give it the arguments of (x, size=None, context=None, mask=None) up to {missing}"
             )
-        return self.program(*given)
+        return self.program(*arguments)

@@ -20,12 +20,12 @@ Loss: TypeAlias = ELBO | Callable[..., Any]
 
 
 def replayed(program: Program, trace: Trace, *args: Any, **kwargs: Any) -> Trace:
-    """Trace a program at the values of another trace, including the sites of its plates."""
+    """Trace a program at the values of another trace, including the subsampling sites of its plates."""
     return poutine.trace(poutine.replay(program, trace=trace)).get_trace(*args, **kwargs)
 
 
 def traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[Trace, Trace]:
-    """Return the traces of the model, replayed against the guide, and of the guide, without sites of plates."""
+    """Return the traces of the model, replayed against the guide, and of the guide; drop the sites of plates."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = replayed(model, guide_trace, *args, **kwargs)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
@@ -38,16 +38,16 @@ def samples(trace: Trace) -> Iterator[tuple[str, Site]]:
 
 
 PARTICLES = "_particles"
-"""The plate of particles, to the left of the data."""
+"""The name of the plate of particles, to the left of the plate over data."""
 
 
 def data_frames(site: Site) -> list[Any]:
-    """The vectorized plates around a site, but for that of the particles."""
+    """Return the vectorized plates around a site, except the plate of particles."""
     return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
 
 
 def global_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
-    """The latent sites that share no plate with any data, such as the mean of a group; sorted.
+    """Return the sorted names of latent sites outside all plates over data, such as a group mean.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -107,7 +107,7 @@ def differentiable(loss: Loss) -> Callable[..., Any]:
 
 
 def loss_name(loss: Loss) -> str:
-    """Return the name of an estimator, for people."""
+    """Return the name of an estimator for tables and messages."""
     if isinstance(loss, TensorELBO):
         return repr(loss)
     function = loss.func if isinstance(loss, partial) else loss

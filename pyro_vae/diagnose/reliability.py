@@ -1,4 +1,4 @@
-"""Do predicted probabilities of classes hold? Accuracy against confidence, and its expected error."""
+"""Calibration of predicted class probabilities: reliability diagrams and the expected calibration error."""
 
 from typing import Any
 
@@ -11,33 +11,35 @@ from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import DataError
 
 REPLICATES = 1000
-"""Data sets that are drawn for the errors and for the distribution of a calibrated classifier."""
+"""Bootstrap samples for the standard errors, and simulated label sets for the p-value."""
 
 
 @takes_settings
 def reliability(probability: Any, labels: Any, *, bins: int = 10, seed: int = 0) -> xr.Dataset:
-    """Compare how sure a classifier is of its predictions with how often they are right.
+    """Compare the confidence of a classifier with its accuracy.
 
     .. math:: \\mathrm{ECE} = \\sum_b \\frac{n_b}n \\, |\\mathrm{accuracy}_b - \\mathrm{confidence}_b|
 
-    The confidence of a datum is the probability of the class that is predicted for it. Even a calibrated classifier has
-    an ECE above 0, since a few data of a bin are right more or less often than they should be. So it is judged by
-    labels drawn from the predicted probabilities themselves.
+    The confidence of a datum is the probability of its predicted class. In finite samples even a calibrated classifier
+    has an ECE above 0, since the accuracy of each bin is noisy. The p-value therefore compares the ECE with that of
+    labels drawn from the predicted probabilities.
 
     Args:
-        probability: of each class, shape ``(datum, class)``, as ``pv.classify(pair, x).probability``.
-        labels: the true classes, whole numbers from 0, shape ``(datum,)``.
-        bins: of equal width between 0 and 1, at least 2.
-        seed: of the replicates.
+        probability: probability of each class, shape ``(datum, class)``, such as ``pv.classify(pair, x).probability``.
+        labels: the true classes, integers from 0, shape ``(datum,)``.
+        bins: number of bins of equal width between 0 and 1, at least 2.
+        seed: seed of the bootstrap and of the simulated labels.
 
     Returns:
         A dataset. Over ``bin``: ``confidence``, ``accuracy`` and its standard error over data ``accuracy_se``, and
-        ``count`` (NaN where it is 0). Without a dimension: ``accuracy_of_all`` and ``ece`` with their standard errors
-        over data ``…_se`` (of 1000 bootstrap samples); ``ece_calibrated``, the mean ECE of a calibrated classifier with
-        these probabilities, and ``p_value``, the probability that such a one has an ECE of at least this.
+        ``count``; the other variables are NaN in empty bins. Scalars: ``accuracy_of_all`` with its standard error over
+        data ``accuracy_of_all_se``; ``ece`` with its standard error over data ``ece_se`` (1000 bootstrap samples);
+        ``ece_calibrated``, the mean ECE of a calibrated classifier with these probabilities; and ``p_value``, the
+        probability that a calibrated classifier has an ECE of at least ``ece``.
 
     Raises:
-        DataError: if the probabilities are none, or the labels are not as many, or none of the classes.
+        DataError: if rows of ``probability`` do not add up to 1, the number of labels differs from the number of rows,
+            or a label is not a class.
         SettingsError: if ``bins`` is below 2.
 
     References:
@@ -84,21 +86,22 @@ def reliability(probability: Any, labels: Any, *, bins: int = 10, seed: int = 0)
 def _replicates(
     place: np.ndarray, confidence: np.ndarray, right: np.ndarray, bins: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ECE of bootstrap samples, and of labels drawn from the probabilities themselves; some at a time."""
+    """Compute the ECE of bootstrap samples and of labels drawn from the probabilities, in chunks."""
     n, member = len(place), np.eye(bins)[place]
-    at_once = max(1, 10**7 // n)
-    found: list[list[np.ndarray]] = [[], []]
-    for first in range(0, REPLICATES, at_once):
-        shape = (min(at_once, REPLICATES - first), n)
+    chunk = max(1, 10**7 // n)
+    bootstrap: list[np.ndarray] = []
+    calibrated: list[np.ndarray] = []
+    for first in range(0, REPLICATES, chunk):
+        shape = (min(chunk, REPLICATES - first), n)
         times = rng.multinomial(n, np.full(n, 1 / n), size=shape[0])
-        apart = times * (right - confidence), (rng.random(shape) < confidence) - confidence
-        for kept, each in zip(found, apart, strict=True):
-            kept.append(np.abs(each @ member).sum(1) / n)
-    return np.concatenate(found[0]), np.concatenate(found[1])
+        residuals = times * (right - confidence), (rng.random(shape) < confidence) - confidence
+        for eces, residual in zip((bootstrap, calibrated), residuals, strict=True):
+            eces.append(np.abs(residual @ member).sum(1) / n)
+    return np.concatenate(bootstrap), np.concatenate(calibrated)
 
 
 def _error(share: Any, number: Any) -> Any:
-    """The standard deviation of a Beta distribution, so that a share of all has an error too."""
+    """Return the standard deviation of a Beta posterior, which is positive even for shares of 0 and 1."""
     middle = (share * number + 1) / (number + 2)
     return np.sqrt(middle * (1 - middle) / (number + 3))
 
@@ -110,25 +113,25 @@ def _ece(place: np.ndarray, confidence: np.ndarray, right: np.ndarray, bins: int
 def _validate(share: np.ndarray, known: np.ndarray) -> None:
     if share.ndim != 2 or not (share >= 0).all() or not np.allclose(share.sum(1), 1, atol=1e-4):
         raise DataError(
-            f"probability has shape {share.shape} and must hold the probabilities of the classes of each datum, which "
-            "add up to 1"
+            f"probability, of shape {share.shape}, is not a table of class probabilities; pass shape (datum, class) "
+            "with rows that add up to 1"
         )
     if known.shape != share.shape[:1]:
-        raise DataError(f"labels have shape {known.shape} for {len(share)} data; give one for each")
+        raise DataError(f"labels have shape {known.shape} for {len(share)} data; pass one label for each datum")
     if not np.isin(known, np.arange(share.shape[1])).all():
         raise DataError(
-            f"labels must be whole numbers from 0 to {share.shape[1] - 1}; take rows of known classes alone"
+            f"labels must be integers from 0 to {share.shape[1] - 1}; leave out rows whose class is unknown"
         )
 
 
 def judge_reliability(found: xr.Dataset) -> Finding:
-    """Are the predicted probabilities calibrated?
+    """Judge whether predicted class probabilities are calibrated.
 
     Args:
-        found: from :func:`reliability`.
+        found: the result of :func:`reliability`.
 
     Returns:
-        Fine where p is at least 0.05, bad where it is below 0.001, else doubtful.
+        Fine if p is at least 0.05, bad if p is below 0.001, else doubtful.
 
     Example:
         >>> judge_reliability(reliability([[0.9, 0.1], [0.2, 0.8]] * 50, [0, 1] * 40 + [1, 0] * 10)).level
@@ -138,8 +141,8 @@ def judge_reliability(found: xr.Dataset) -> Finding:
     level: Level = "fine" if p >= 0.05 else "bad" if p < 0.001 else "doubtful"
     ece = format_estimate(100 * float(found.ece), 100 * float(found.ece_se), "%", over="data")
     why = (
-        f"the expected calibration error is {ece}, and {100 * float(found.ece_calibrated):.1f} % on average for a "
-        f"calibrated classifier ({format_p(p)})"
+        f"the expected calibration error is {ece}, compared with {100 * float(found.ece_calibrated):.1f} % on average "
+        f"for a calibrated classifier ({format_p(p)})"
     )
-    advice = "look at plots.reliability, and correct the probabilities by held-out labels (temperature scaling)"
+    advice = "see plots.reliability, and recalibrate the probabilities on held-out labels (temperature scaling)"
     return Finding("calibration of classes", level, why, "" if level == "fine" else advice)

@@ -1,4 +1,4 @@
-"""How much of the KL does each site of a model with several latents have?"""
+"""Split the KL of a model with several latents into the parts of its sites."""
 
 import math
 from typing import Any
@@ -18,22 +18,22 @@ from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh, without_enumeration
 
 UNUSED = 0.01
-"""A site whose part of the KL is below so many nats is called unused."""
+"""A site is unused if its part of the KL is below this number of nats."""
 
 
 @torch.no_grad()
 def site_kl(pair: Pair, x: Any, *, draws: int, seed: int, chunk: int) -> xr.Dataset:
-    """Estimate each site's part of the KL, by draws of the guide.
+    """Estimate the KL of each site from draws of the guide.
 
     Args:
         pair: a model and its guide.
         x: data, shape ``(datum, *features)``.
-        draws: from the guide for each datum, at least 2.
-        seed: of all draws.
-        chunk: about so many numbers at a time.
+        draws: draws from the guide per datum, at least 2.
+        seed: seed of all draws.
+        chunk: approximate number of array elements to process at once.
 
     Returns:
-        As :func:`collapse` says.
+        The dataset that :func:`collapse` describes.
 
     Example:
         >>> import pyro_vae as pv
@@ -49,7 +49,7 @@ def site_kl(pair: Pair, x: Any, *, draws: int, seed: int, chunk: int) -> xr.Data
     every = torch.stack(list(terms.values()))  # (site, draw, datum)
     errors = every.var(1).mean(-1).div(draws * len(rows)).sqrt()
     total = every.sum(0)
-    found = {
+    variables = {
         "kl": ("site", every.mean((1, 2)).cpu().numpy()),
         "kl_se": ("site", errors.cpu().numpy()),
         "kl_sd": ("site", every.mean(1).std(-1).cpu().numpy()),
@@ -60,14 +60,14 @@ def site_kl(pair: Pair, x: Any, *, draws: int, seed: int, chunk: int) -> xr.Data
     }
     nats = {"units": "nats"}
     return xr.Dataset(
-        {name: (*value, nats) if isinstance(value, tuple) else ((), value, nats) for name, value in found.items()},
+        {name: (*value, nats) if isinstance(value, tuple) else ((), value, nats) for name, value in variables.items()},
         {"site": list(terms)},
         {"data": len(rows), "draws": draws, "seed": seed, "unused_below": UNUSED, **versions()},
     )
 
 
 def _terms(pair: Pair, rows: Rows, draws: int) -> dict[str, Tensor]:
-    """log q - log p of each site, shape ``(draw, datum)``."""
+    """Compute log q - log p of each site, shape ``(draw, datum)``."""
     w = weigh(pair.model, without_enumeration(pair.guide), *rows.arguments(), num_particles=draws)
     w.refuse()
     sites = {name: (w.guide_trace.nodes[name], w.model_trace.nodes[name]) for name in w.latents}
@@ -77,7 +77,7 @@ def _terms(pair: Pair, rows: Rows, draws: int) -> dict[str, Tensor]:
 
 
 def judge_sites(found: xr.Dataset) -> Finding:
-    """Does each site carry something?
+    """Judge whether the guide uses each latent site.
 
     Example:
         >>> import pyro_vae as pv
@@ -90,6 +90,6 @@ def judge_sites(found: xr.Dataset) -> Finding:
         f"{site} {format_estimate(float(kl), float(error), over='')}"
         for site, kl, error in zip(found.site.values, found.kl.values, found.kl_se.values, strict=True)
     )
-    why = f"the sites' parts of the KL are {parts} nats (over draws)"
-    advice = "warm up the KL (elbo.Beta with elbo.Linear), or let the guide draw sites top-down, as a ladder does"
+    why = f"the KL of each site is {parts} nats (± standard errors over draws)"
+    advice = "warm up the KL (elbo.Beta with elbo.Linear), or draw the sites of the guide top-down, as in a ladder VAE"
     return Finding("latent sites", "doubtful" if unused else "fine", why, advice if unused else "")

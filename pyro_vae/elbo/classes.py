@@ -1,4 +1,4 @@
-"""The bound of half-labelled data."""
+"""The semi-supervised bound M2, for data with labels on some rows only."""
 
 import math
 from typing import Any
@@ -14,24 +14,24 @@ __all__ = ["M2"]
 
 
 class M2(ELBO):
-    """The ELBO of half-labelled data: the class summed out under q(y|x), which labels train too.
+    """The semi-supervised ELBO: sum the class out under q(y|x), and fit q(y|x) to known labels.
 
     .. math:: \\mathcal L_i = \\sum_{y \\in S_i} \\tilde q(y)
         \\Bigl(\\frac1K \\sum_k \\log w_{kiy} - \\log \\tilde q(y)\\Bigr) +
         \\alpha \\log \\sum_{y \\in S_i} q(y | x_i), \\qquad w_{kiy} = \\frac{p(x_i, y, z_{kiy})}{q(z_{kiy} | x_i, y)}
 
-    :math:`S_i` holds the classes that the model leaves possible: the label, where it is known, else all. :math:`\\tilde
-    q` is q(y|x) restricted to them. So a labelled datum has :math:`\\log w` of its class and α times the
-    log-probability that q gives it, and an unlabelled datum the bound of Kingma et al., which is at most the mean of
-    the log-weights with the class summed out (:class:`ELBO` of the same pair).
+    :math:`S_i` is the set of classes with positive probability under the model: the label if it is known, else all
+    classes. :math:`\\tilde q` is q(y|x) renormalized over this set. A labelled datum contributes :math:`\\log w` of its
+    class plus α times :math:`\\log q` of its class. An unlabelled datum contributes the bound of Kingma et al., which
+    is at most the mean log-weight with the class summed out (:class:`ELBO` of the same pair).
 
     Args:
-        num_particles: K, at least 1.
-        weight: α, at least 0, in units of the evidence of one datum. It is no part of the bound: with 0 labels do not
-            train q(y|x).
+        num_particles: number of particles K, at least 1.
+        weight: weight α of the classification term, at least 0, relative to the evidence of one datum. This term is
+            not part of the bound; with ``weight=0``, labels do not train q(y|x).
 
     Raises:
-        SettingsError: if ``weight`` is below 0.
+        SettingsError: if ``weight`` is negative or not finite.
         ModelError: when called, if the guide enumerates no site.
 
     References:
@@ -48,12 +48,12 @@ class M2(ELBO):
     def __init__(self, num_particles: int = 1, *, weight: float = 1.0) -> None:
         super().__init__(num_particles)
         if not 0 <= weight < math.inf:
-            raise SettingsError(f"M2: weight is {weight}; it must be a finite number of at least 0")
+            raise SettingsError(f"M2: weight is {weight}; it must be finite and at least 0")
         self.weight = float(weight)
 
     def bound(self, w: Weights) -> Tensor:
         if not w.enumerated:
-            raise ModelError('M2 sums a class out; give its site infer={"enumerate": "parallel"} in the guide')
+            raise ModelError('M2 needs an enumerated class; set infer={"enumerate": "parallel"} in the guide')
         possible = w.log_by_class > -math.inf
         log_q = w.log_q_by_class.masked_fill(~possible, -math.inf)
         known = log_q.logsumexp(0)

@@ -21,7 +21,7 @@ from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import ModelError
 
 PARTICLE_DIMS = (-2, -3, -4, -5)
-"""The possible dimensions of the plate of particles; the first one that no plate of the user occupies is used."""
+"""Candidate dimensions of the plate of particles; the first one that no plate of the user occupies is used."""
 
 
 @takes_settings
@@ -40,7 +40,7 @@ def log_weights(
     The mean over particles is an estimate of the ELBO of each datum. The log-weights are not scaled by n/m: scale a
     bound after computing it, since scaled log-weights inside a log-mean-exp do not give a bound.
 
-    A discrete site y of the guide with ``infer={"enumerate": "parallel"}`` is summed out exactly; its q is not used:
+    A discrete site y of the guide with ``infer={"enumerate": "parallel"}`` is summed out exactly, without q(y|x):
 
     .. math:: \\log w_{ki} = \\log \\sum_y p(x_i, y, z_{kiy}) / q(z_{kiy} | x_i, y)
 
@@ -99,7 +99,7 @@ def weigh(
         detached: whether to stop the gradient through the latents, both from the model and from later sites of the
             guide, for score-function estimators.
         given_globals: whether to accept latent sites outside the plate over data, such as the mean of a group. The
-            log-weights of a particle are then conditional on its draw of these sites, whose own log-weight is
+            log-weights of a particle are then conditional on its draw of these sites; the log-weight of this draw is
             ``Weights.shared``.
 
     Returns:
@@ -134,7 +134,7 @@ def _weigh(
 ) -> "Weights":
     detached = isinstance(copies, _Detached)
     model, guide = at_particles(model, num_particles, dim), at_particles(guide, num_particles, dim)
-    guide = poutine.enum(guide, first_available_dim=dim - 1)  # sites of infer={"enumerate": "parallel"} alone
+    guide = poutine.enum(guide, first_available_dim=dim - 1)  # affects only sites with infer={"enumerate": "parallel"}
     guide_trace = poutine.trace(guide if copies is None else copies(guide)).get_trace(*args, **kwargs)
     drawn = {name: site["value"] for name, site in samples(guide_trace)}
     latents = {name: value.detach() if detached else value.view_as(value) for name, value in drawn.items()}
@@ -171,7 +171,7 @@ class _Copies(Messenger, ABC):
 
     @abstractmethod
     def log_q_shared(self, w: "Weights") -> Tensor:
-        """``log q`` of the global sites, shape ``(K,)``, with the same gradient."""
+        """Return ``log q`` of the global sites, shape ``(K,)``, with the same gradient."""
 
 
 class _Detached(_Copies):
@@ -302,7 +302,7 @@ class Weights:
 
     @cached_property
     def shared(self) -> Tensor:
-        """``log p(g) - log q(g)`` of the global sites, times the temperature, shape ``(K,)``; 0 where there is none."""
+        """``log p(g) - log q(g)`` of the global sites, times the temperature, shape ``(K,)``; 0 if there are none."""
         if not self.global_sites:
             return self.likelihood.new_zeros(len(self.likelihood))
         log_p = self._shared_sum(self.model_trace, {n: self.model_trace.nodes[n]["value"] for n in self.global_sites})
@@ -310,7 +310,7 @@ class Weights:
         return self.temperature * (log_p - log_q)
 
     def log_q_shared_at(self, values: dict[str, Tensor]) -> Tensor:
-        """``log q`` of the global sites at other values, shape ``(K,)``."""
+        """Return ``log q`` of the global sites at other values, shape ``(K,)``."""
         return self._shared_sum(self.guide_trace, values)
 
     def _shared_sum(self, trace: Trace, values: dict[str, Tensor]) -> Tensor:
@@ -318,22 +318,22 @@ class Weights:
         return torch.stack([self._particles(s["scale"] * s["fn"].log_prob(values[name])) for name, s in sites]).sum(0)
 
     def _particles(self, value: Tensor) -> Tensor:
-        """A value per particle of a global site, whatever its plates, as ``(K,)``."""
+        """Sum values of a global site over all dimensions but the particles; shape ``(K,)``."""
         return value.movedim(self.dims[0], 0).flatten(1).sum(1)
 
     def by_particle(self, value: Tensor, name: str) -> Tensor:
-        """Numbers of the shape of a latent, summed over all but the particles; shape ``(K,)``."""
+        """Sum values of the shape of a latent over all dimensions but the particles; shape ``(K,)``."""
         event = self.guide_trace.nodes[name]["fn"].event_dim
         value = value.flatten(-event).sum(-1) if event else value
         return self._particles(value) if name in self.global_sites else self.by_datum(value).sum(1)
 
     def _local(self, trace: Trace) -> Iterator[tuple[str, Site]]:
-        """The sites within the plate over data."""
+        """Iterate over the sites within the plate over data."""
         return ((name, site) for name, site in samples(trace) if name not in self.global_sites)
 
     @cached_property
     def drawn(self) -> dict[str, Tensor]:
-        """The latents that the guide drew, by site, with their full gradient, as a penalty needs it."""
+        """The latents that the guide drew, by site, with their full gradient, which penalties need."""
         return {name: site["value"] for name, site in samples(self.guide_trace)}
 
     @property
@@ -361,20 +361,20 @@ class Weights:
 
     @cached_property
     def enumerated(self) -> list[str]:
-        """The sites of the guide that are enumerated, as the class of a datum may be."""
+        """The enumerated sites of the guide, such as the class of a datum."""
         return [name for name, site in samples(self.guide_trace) if "_enumerate_dim" in site["infer"]]
 
     @cached_property
     def log_by_class(self) -> Tensor:
         """``log p(x, y, z_y) - log q(z_y | x, y)`` of each value y of the enumerated sites, shape ``(C, K, batch)``.
 
-        Where y cannot be, as another class than a known label, it is minus infinity.
+        It is minus infinity at impossible values of y, such as the other classes of a labelled datum.
         """
         names = ", ".join(self.enumerated)
         if self.copies is not None or isinstance(self.temperature, Tensor) or self.temperature != 1:
             raise ModelError(
-                f"site {names} is enumerated, and its values' weights are added up before the logarithm: no "
-                "gradient of paths or scores and no weight of the KL is derived for that; use ELBO, IWAE or M2"
+                f"site {names} is enumerated, for which path gradients, score gradients and KL weights are not "
+                "implemented; use ELBO, IWAE or M2"
             )
         drawn = (site for name, site in self._local(self.guide_trace) if name not in self.enumerated)
         log = self._terms(site for _, site in self._local(self.model_trace)) - self._terms(drawn)
@@ -449,7 +449,10 @@ class Weights:
         scale = self.scale
         if isinstance(scale, Tensor) and scale.dim():
             if self.global_sites:
-                raise ModelError(f"the data are scaled one by one, which {', '.join(self.global_sites)} cannot be")
+                raise ModelError(
+                    f"each datum has its own scale, but the global site {self.global_sites[0]} belongs to all data; "
+                    "use one scale for all data"
+                )
             scale = self.by_datum(scale.expand(self._observed["fn"].batch_shape))[0]
         total = (scale * bound).sum()
         return total + self.shared.mean() if self.global_sites else total
@@ -483,7 +486,7 @@ class Weights:
         return value[(..., *[None] * self.guide_trace.nodes[name]["fn"].event_dim)]
 
     def by_event(self, value: Tensor, name: str) -> Tensor:
-        """Sum values of the shape of a latent over its event and further plates; shape ``(K, batch)``.
+        """Sum values of the shape of a latent over its event and other plates; shape ``(K, batch)``.
 
         The values of a global site are divided equally among the data of the batch.
         """
@@ -502,16 +505,15 @@ class Weights:
         return self._terms(sites)
 
     def refuse_enumerated(self) -> None:
-        """Refuse to tell parts of log-weights that are sums over the values of a site."""
+        """Raise an error if a site is enumerated, since log-weights then have no prior or posterior part."""
         if self.enumerated:
             raise ModelError(
-                f"site {', '.join(self.enumerated)} is enumerated, so no one value of it has a density here; use the "
-                "log-weights alone, as ELBO, IWAE and M2 do"
+                f"site {', '.join(self.enumerated)} is enumerated, so log-weights do not split into likelihood, "
+                "prior and posterior; use ELBO, IWAE or M2, which need only the log-weights"
             )
 
     def _terms(self, sites: Iterable[Site]) -> Tensor:
-        """The sum of the log-densities of sites; in front of ``(K, batch)`` there is a dimension of each that is
-        enumerated."""
+        """Sum the log-densities of sites; shape ``(*enumerated, K, batch)``, one dimension per enumerated site."""
         self.refuse()
         scale = self._common_scale
         terms = [self.by_datum(s["fn"].log_prob(s["value"])) * _relative_scale(s, scale) for s in sites]
@@ -520,7 +522,7 @@ class Weights:
         return functools.reduce(torch.add, terms)
 
     def by_datum(self, value: Tensor) -> Tensor:
-        """Reshape the values of a site to ``(K, batch)``, summed over its further plates."""
+        """Reshape the values of a site to ``(K, batch)``, summed over its other plates."""
         particle, data = self.dims
         if self.enumerated:
             return self._by_class(value)
@@ -529,7 +531,7 @@ class Weights:
         return value.movedim((particle, *data), tuple(range(1 + len(data)))).flatten(1, len(data)).flatten(2).sum(-1)
 
     def _by_class(self, value: Tensor) -> Tensor:
-        """The same with a dimension of each enumerated site in front, of size 1 where the value depends on none."""
+        """Reshape to ``(*enumerated, K, batch)``; size 1 for the enumerated sites that the value does not depend on."""
         particle, data = self.dims
         classes = sorted(self.guide_trace.nodes[name]["infer"]["_enumerate_dim"] for name in self.enumerated)
         value = value.reshape(*[1] * (-classes[0] - value.dim()), *value.shape)
@@ -539,7 +541,7 @@ class Weights:
 
 
 def _relative_scale(site: Site, common: Any) -> Any:
-    """The scale of a site divided by the scale of the data: a temperature, which is part of the density."""
+    """Return the scale of a site divided by the scale of the data: a temperature, part of the density."""
     scale = site["scale"]
     if scale is common or (isinstance(scale, float | int) and isinstance(common, float | int) and scale == common):
         return 1.0
@@ -553,7 +555,7 @@ ADVICE = "use Trace_ELBO, which needs no log-weight per datum"
 def _raise_for_globals(names: list[str]) -> None:
     raise ModelError(
         f"site {names[0]} lies in no plate over data, so it has no log-weight per datum; {ADVICE}, or ELBO or STL, "
-        "and evaluate the Pair given a draw of that site (pair.condition)"
+        "and evaluate the Pair conditioned on a draw of this site (pair.condition)"
     )
 
 
@@ -562,7 +564,7 @@ def _validate_site(name: str, site: Site, *, plates: bool) -> None:
         raise ModelError(f"site {name} is masked by a handler, which log-weights ignore; mask its distribution instead")
     if site["infer"].get("enumerate") and "_enumerate_dim" not in site["infer"]:
         raise ModelError(
-            f"site {name} is enumerated, but not in parallel in the guide, so it has no log-weight; give it "
+            f"site {name} is enumerated, but not in parallel in the guide, so it has no log-weight; set "
             'infer={"enumerate": "parallel"} in the guide, or use TraceEnum_ELBO'
         )
     if plates and not data_frames(site):
@@ -582,7 +584,7 @@ def at_particles(program: Program, num_particles: int, dim: int = -2) -> Program
 
 
 def without_enumeration(guide: Program) -> Program:
-    """A guide that draws its enumerated sites, so that their draws and densities are known.
+    """Return a guide that samples its enumerated sites instead.
 
     Example:
         >>> import pyro_vae as pv

@@ -1,9 +1,9 @@
-// The page of pyro_vae.plots.explore: its axes and colours, the decoder, what a click shows, and the download.
+// The page of pyro_vae.plots.explore: axes and colours, the decoder, clicks, and the download.
 const explorer = (() => {
-  const HIT = 9;  // pixels within which a click means a row
-  const NAMED = 40;  // columns that the plot names; of more, those farthest off
-  let page;  // what Python gives: models of Bokeh, arrays and words
-  let current = 0;  // the row that was shown last, whose context the decoder sees
+  const HIT = 9;  // maximum distance in pixels between a click and its row
+  const NAMED = 40;  // maximum number of columns in the plot: those farthest from the model
+  let page;  // models of Bokeh, arrays and texts from Python
+  let current = 0;  // the row shown last; the decoder uses its context
 
   // --- The decoder -------------------------------------------------------------------------------------------------
   const sigmoid = v => 1 / (1 + Math.exp(-v));
@@ -33,7 +33,7 @@ const explorer = (() => {
     ELU: (v, {alpha}) => v.map(one => one > 0 ? one : alpha * Math.expm1(one)),
   };
 
-  // The mean of a feature from its numbers: number(k) is the k-th that the network gives for it.
+  // The mean of a feature, where number(k) is the k-th output of the network for this feature.
   const MEANS = {
     location: number => number(0),
     Bernoulli: number => sigmoid(number(0)),
@@ -52,9 +52,9 @@ const explorer = (() => {
     },
   };
 
-  // The mean of each feature at latents z and in a context; of categories, the most probable code.
-  function decode(z, context = [], written = page.decoder) {
-    const {layers, heads, center, unit} = written;
+  // Decode latents z in a context: the mean of each feature, or the code of the most probable category.
+  function decode(z, context = [], decoder = page.decoder) {
+    const {layers, heads, center, unit} = decoder;
     let v = Float64Array.from([...z, ...context]);
     for (const layer of layers) v = LAYERS[layer.op](v, layer);
     const mean = [];
@@ -65,7 +65,7 @@ const explorer = (() => {
   }
 
   // --- Arrays of rows ----------------------------------------------------------------------------------------------
-  // As plain lists: a part of one of Bokeh's arrays is again the whole.
+  // Copies to plain lists, since slices of Bokeh's arrays return the whole array.
   const row = (array, i) => Array.from({length: array.shape[1]}, (_, j) => array[i * array.shape[1] + j]);
   const column = (array, j) => Array.from({length: array.shape[0]}, (_, i) => array[i * array.shape[1] + j]);
   const values = choice => choice.values ?? column(page[choice.array], choice.column);
@@ -85,7 +85,7 @@ const explorer = (() => {
 
   function colour() {
     const choice = page.choices[Number(page.colour.value)], shown = [...values(choice)];
-    const kinds = choice.classes?.length <= page.palette.length ? choice.classes : null;  // more are shaded by their code
+    const kinds = choice.classes?.length <= page.palette.length ? choice.classes : null;  // else shaded by code
     const known = shown.filter(Number.isFinite).sort((a, b) => a - b);
     const quantile = share => known[Math.round(share * (known.length - 1))];
     const low = quantile(0.02), high = quantile(0.98), last = page.scale.length - 1;
@@ -100,19 +100,19 @@ const explorer = (() => {
     const entry = (fill, sign, name) => `<span style="color:${fill};font-size:130%">${sign}</span> ${escaped(name)}`;
     const entries = (kinds ?? []).map((name, i) => entry(page.palette[i], page.signs[i], name));
     if (gaps) entries.push(entry(page.missing, "✕", "missing"));
-    const shaded = choice.classes ? `${choice.classes.length} values, shaded in their order; ` : "";
+    const shaded = choice.classes ? `${choice.classes.length} values, shaded in order; ` : "";
     if (!kinds && known.length) entries.unshift(`(${shaded}the scale runs from the 2nd to the 98th percentile)`);
     page.legend.text = `<b>${escaped(choice.title)}</b> &ensp; ${entries.join(" &ensp; ")}`;
     page.bar.visible = !kinds && known.length > 0;
     if (page.bar.visible) Object.assign(page.bar.color_mapper, {low, high: high > low ? high : low + 1});
   }
 
-  // --- What a click shows ------------------------------------------------------------------------------------------
+  // --- Clicks ------------------------------------------------------------------------------------------------------
   const show_mark = (x, y, marker) => { page.mark.data = {x: [x], y: [y]}; page.mark_glyph.marker = {value: marker}; };
 
   const short = (value, digits) => Number.isFinite(value) ? String(Number(value.toPrecision(digits))) : "–";
 
-  // A number to the second digit of its spread, which is shown with two digits itself.
+  // Round a value to the second significant digit of its spread.
   function rounded(value, spread) {
     const decimals = 1 - Math.floor(Math.log10(spread));
     if (!Number.isFinite(value) || !(Math.abs(decimals) <= 8)) return short(value, 3);
@@ -136,7 +136,7 @@ const explorer = (() => {
 
   const levels = bytes => Array.from(bytes, one => page.limits[0] + one * (page.limits[1] - page.limits[0]) / 255);
 
-  // Columns beside the model, or of the model alone where there is no row; own is NaN where a value is missing.
+  // Show the columns of the model, beside those of a row if there is one; own is NaN at missing values.
   function show_columns(mean, own = null, sd = [], chance = []) {
     const {center, unit} = page.spread, numbers = [];
     const lines = [["column", "model: mean", "the row", "sd of x", "(row − mean) / sd"]];
@@ -163,7 +163,7 @@ const explorer = (() => {
     return `<table>${line(head, "th")}${lines.map(cells => line(cells, "td")).join("")}</table>`;
   }
 
-  // Columns in units of their spread over the rows.
+  // Plot columns in standardized units (over the rows).
   function draw_columns(drawn, mean, own, sd) {
     const {center, unit} = page.spread, column = drawn.map(({name}) => name);
     const standard = (array, sign = 0) => drawn.map(({j}) => (array[j] + sign * (sd[j] || 0) - center[j]) / unit[j]);
@@ -187,11 +187,11 @@ const explorer = (() => {
     }
   }
 
-  // The latents nearest to the mean of the rows that have these coordinates; null where neither axis is one of z.
+  // Return the latents with these coordinates nearest to the mean over the rows; null if neither axis is a latent.
   function latents_at(x, y) {
     const along = axes().map((axis, i) => ({...axis, at: [x, y][i]})).filter(axis => axis.direction);
     let z = Float64Array.from(page.middle);
-    const before = [];  // directions that z must not move along any more
+    const before = [];  // orthonormal directions in which z is fixed already
     for (const {direction, offset, at} of along) {
       let free = Float64Array.from(direction);
       for (const one of before) free = free.map((v, k) => v - dot(direction, one) * one[k]);
@@ -204,7 +204,7 @@ const explorer = (() => {
     return along.length ? z : null;
   }
 
-  // The point that was decoded beforehand nearest to these coordinates; null on axes that have none.
+  // Return the nearest point that was decoded in advance; null if the grid does not span the axes.
   function stored_at(x, y) {
     const at = [page.x_axis, page.y_axis].map(select => Number(select.value)), {axes: own, places, decoded} = page.grid;
     const order = own.map(axis => at.indexOf(axis));
@@ -227,8 +227,8 @@ const explorer = (() => {
       page.about.text = page.decoder ? page.sentences.no_latent : page.sentences.no_grid;
       return;
     }
-    const told = axes().map((axis, i) => axis.direction && `${axis.name} = ${short(found.spot[i], 3)}`);
-    page.about.text = `Decoded at ${told.filter(Boolean).join(", ")}. ${page.sentences.decoded}`;
+    const coordinates = axes().map((axis, i) => axis.direction && `${axis.name} = ${short(found.spot[i], 3)}`);
+    page.about.text = `Decoded at ${coordinates.filter(Boolean).join(", ")}. ${page.sentences.decoded}`;
     show_mark(...found.spot, "cross");
     Object.assign(page, {latents: z, decoded: found.mean});
     if (page.image_shape) {
@@ -259,7 +259,7 @@ const explorer = (() => {
     page.download.label = `Download ${which} ${chosen().length} rows (CSV)`;
   }
 
-  // The fewest digits that give the same single-precision number again.
+  // Format with the fewest digits that round-trip in single precision.
   function digits(value) {
     if (!Number.isFinite(value)) return Number.isNaN(value) ? "" : String(value);
     if (Math.fround(value) !== value) return String(value);

@@ -1,4 +1,4 @@
-"""Make a web page to explore a trained VAE: its latent space, its rows and what the decoder draws."""
+"""Make a web page to explore a trained VAE: its latent space, its data and the output of its decoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,22 +27,22 @@ from pyro_vae.use.sample import likelihood_at
 from pyro_vae.use.score import score
 
 MOST_BYTES = 5_000_000
-"""The largest page."""
+"""Maximum size of a page."""
 
 LIBRARY_BYTES = 2_150_000
-"""What Bokeh and the page itself take of it."""
+"""Part of the page that Bokeh, the script and the layout occupy."""
 
 WEIGHTS_BYTES = 1_400_000
-"""The page runs a decoder with at most so many bytes of weights; points of a larger one are decoded beforehand."""
+"""Maximum size of the weights of a decoder that the page runs; larger decoders are evaluated on a grid instead."""
 
 WORDS_BYTES = 700
-"""About what the names, words and scores of a row take."""
+"""Approximate size of the names, texts and scores of a row."""
 
 LEAST_ROWS = 20
-"""A page must have room for so many rows."""
+"""Minimum number of rows that a page must have room for."""
 
 SIDE = 15
-"""Points decoded beforehand lie on a grid of so many by so many."""
+"""Number of points along each axis of the grid that is decoded in advance."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Direction:
     """An axis of the latent space, along which the coordinate of z is ``direction · z − offset``.
 
     Args:
-        name: what it is called, such as ``z0``.
-        title: its label in the figure.
+        name: a short name, such as ``z0``.
+        title: the axis label.
         direction: shape ``(latent,)``.
-        offset: a number.
+        offset: the offset, a scalar.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Direction:
 
 @dataclass(frozen=True)
 class Grid:
-    """Points of the latent space that were decoded beforehand.
+    """Points of the latent space, decoded in advance.
 
     Args:
-        axes: the directions that span it, by their places in :attr:`Explored.directions`.
-        places: the coordinates along these, shape ``(point, axis)``.
+        axes: the indices in :attr:`Explored.directions` of the directions that span the grid.
+        places: the coordinates along these directions, shape ``(point, axis)``.
         decoded: the mean of each feature, shape ``(point, feature)``.
     """
 
@@ -83,18 +83,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Explored:
-    """What the page shows.
+    """The contents of the page.
 
     Args:
-        data: the rows, with labels, context and mask as far as there are any.
-        names: of rows, features and categories.
+        data: the rows, with labels, context and mask if available.
+        names: names of rows, features and categories.
         latents: the means of q(z|x), shape ``(datum, latent)``.
         rebuilt: from :func:`pyro_vae.reconstruct`.
         scores: over ``datum``: ``khat``, ``ess``, ``log_px`` and ``gap``, each with its ``_se``.
-        directions: the principal components, as far as there are any, and the latents.
+        directions: the principal components, if any, then the latents.
         decoder: from :func:`~pyro_vae.plots.page_decoder.page_decoder`, or None.
-        grid: or None.
-        notes: sentences on the rows and the decoder.
+        grid: points decoded in advance, if the page cannot run the decoder; else None.
+        notes: remarks about the rows and the decoder.
     """
 
     data: Data
@@ -130,26 +130,27 @@ def explore(
     """Make one HTML page to explore a VAE's latent space; it needs no network and no server.
 
     The page shows the means of q(z|x) along principal components or any two axes, coloured by label, k̂, the gap
-    between log p(x) and the ELBO, or any column. A click on a row shows it beside its reconstruction. A click on an
-    empty place decodes it: in the page where the decoder is an ``mlp``, else from a grid of points decoded beforehand.
-    Brushed rows can be downloaded as CSV.
+    between log p(x) and the ELBO, or any column. Clicking a row shows it beside its reconstruction. Clicking an empty
+    place decodes it: in the browser if the decoder is an ``mlp``, else by the nearest point of a grid decoded in
+    advance. Selected rows can be downloaded as CSV.
 
     Args:
         vae: a VAE.
         x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with names, labels, context
             and mask.
-        title: of the page.
-        rows: at most so many rows, at least 2; of more rows, or of more than fit into 5 MB, a random part is shown.
+        title: title of the page.
+        rows: maximum number of rows, at least 2; if the data have more rows, or more than fit into 5 MB, the page shows
+            a random sample.
         num_particles: draws of q(z|x) per row for k̂, the effective sample size and log p(x), at least 25.
-        draws: of q(z|x) per row for the reconstruction and the ELBO, at least 2.
-        seed: of all draws.
-        progress: whether to show bars.
+        draws: draws of q(z|x) per row for the reconstruction and the ELBO, at least 2.
+        seed: seed of all draws.
+        progress: whether to show progress bars.
 
     Returns:
         The text of an HTML file of at most 5 MB.
 
     Raises:
-        DataError: if there is one row only, or rows are so long that fewer than 20 of them fit into the page.
+        DataError: if there is only one row, or fewer than 20 rows fit into the page.
         ModelError: if the VAE does not fit the data.
         SettingsError: if a setting is out of its range, or Bokeh is missing (``pip install pyro-vae[explore]``).
 
@@ -170,76 +171,76 @@ def explore(
     refuse_seed(seed)
     validate_bokeh()
     data = _as_data(vae, x)
-    decoder, notes = _decoder(vae, data)
+    decoder, notes = _exported_decoder(vae, data)
     side = SIDE if decoder is None else 0
-    shown = _sample(data, min(rows, _room(vae, data, decoder, side)), seed)
+    shown = _sample(data, min(rows, _row_capacity(vae, data, decoder, side)), seed)
     latents = encode(vae, shown, seed=seed, progress=progress).z.values.astype(float)
     directions = _directions(latents)
     explored = Explored(
         shown, Names.of(vae, shown), latents, reconstruct(vae, shown, draws=draws, seed=seed, progress=progress),
         _scores(vae, shown, num_particles, draws, seed, progress), directions, decoder,
         None if decoder else _grid(vae, shown, latents, directions, side, seed),
-        [*_sampled(shown, data, seed), *notes],
+        [*_sampling_note(shown, data, seed), *notes],
     )  # fmt: skip
     page = draw_page(explored, title)
     if (size := len(page.encode())) > MOST_BYTES:
         raise DataError(
-            f"{data.source}: the page takes {size / 1e6:.1f} MB with {len(shown.x)} rows, above 5 MB; show fewer rows"
+            f"{data.source}: the page has {size / 1e6:.1f} MB with {len(shown.x)} rows, above 5 MB; pass smaller rows="
         )
     return page
 
 
 def _as_data(vae: VAE, x: Any) -> Data:
-    """Data whose rows are flat, on the CPU."""
+    """Return the data with flat rows, on the CPU."""
     known = data_for(vae, x)
     rows = rows_for(vae, known)
     data = known if isinstance(known, Data) else Data(rows.x, context=rows.context, mask=rows.mask)
     if len(data.x) < 2:
-        raise DataError(f"{data.source}: there is one row only, and a latent space is drawn from at least 2; give more")
+        raise DataError(f"{data.source}: there is only one row, but the explorer needs at least 2; pass more rows")
     return data
 
 
-def _decoder(vae: VAE, data: Data) -> tuple[dict[str, Any] | None, list[str]]:
-    """The decoder as the page runs it; None and the reason where it cannot."""
+def _exported_decoder(vae: VAE, data: Data) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the decoder for the page, or None and the reason why the page cannot run it."""
     try:
         written = page_decoder(vae.decoder, data.x[0].numel())
     except ModelError as error:
         return None, [str(error)]
     if (size := count_bytes(written)) > WEIGHTS_BYTES:
-        return None, [f"the decoder's weights take {size / 1e6:.1f} MB, too much for the page"]
+        return None, [f"the decoder weights take {size / 1e6:.1f} MB, too much for the page"]
     return written, []
 
 
-def _room(vae: VAE, data: Data, decoder: dict[str, Any] | None, side: int) -> int:
-    """How many rows fit into the page."""
+def _row_capacity(vae: VAE, data: Data, decoder: dict[str, Any] | None, side: int) -> int:
+    """Return the number of rows that fit into the page."""
     features = data.x[0].numel()
-    of_feature = 2 if data.image_shape else data.x.element_size() + 3 * 4
-    of_row = WORDS_BYTES + 4 / 3 * features * of_feature
+    feature_bytes = 2 if data.image_shape else data.x.element_size() + 3 * 4
+    row_bytes = WORDS_BYTES + 4 / 3 * features * feature_bytes
     stored = count_bytes(decoder) + side**2 * features * (1 if data.image_shape else 4)
-    room = int((MOST_BYTES - LIBRARY_BYTES - 4 / 3 * stored) / of_row)
-    if room < LEAST_ROWS:
+    capacity = int((MOST_BYTES - LIBRARY_BYTES - 4 / 3 * stored) / row_bytes)
+    if capacity < LEAST_ROWS:
         raise DataError(
-            f"{data.source}: a row has {features} numbers, and a page of 5 MB has no room for {LEAST_ROWS} such rows; "
-            "draw them by pyro_vae.plots.reconstructions and latent_space"
+            f"{data.source}: a row has {features} numbers, so fewer than {LEAST_ROWS} rows fit into a page of 5 MB; "
+            "use pyro_vae.plots.reconstructions and latent_space instead"
         )
-    return room
+    return capacity
 
 
 def _sample(data: Data, number: int, seed: int) -> Data:
-    """A random part of the rows, in their order."""
+    """Draw a random sample of the rows, in their original order."""
     total = len(data.x)
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:number]
     return data.rows(chosen.sort().values)
 
 
-def _sampled(shown: Data, data: Data, seed: int) -> list[str]:
+def _sampling_note(shown: Data, data: Data, seed: int) -> list[str]:
     if len(shown.x) == len(data.x):
         return []
-    return [f"{len(shown.x)} of {len(data.x)} rows are shown, chosen at random (seed {seed})"]
+    return [f"the page shows a random sample of {len(shown.x)} of {len(data.x)} rows (seed {seed})"]
 
 
 def _directions(latents: np.ndarray) -> list[Direction]:
-    """The first two principal components, where there are two latents or more, and each latent."""
+    """Return the first two principal components, if there are at least two latents, and each latent."""
     size = latents.shape[1]
     each = [Direction(f"z{i}", f"z{i}, mean of q(z|x)", unit) for i, unit in enumerate(np.eye(size))]
     if size < 2 or len(latents) < 3:
@@ -257,16 +258,16 @@ def _directions(latents: np.ndarray) -> list[Direction]:
 
 def _scores(vae: VAE, data: Data, num_particles: int, draws: int, seed: int, progress: bool) -> xr.Dataset:
     weights = khat(vae, data, num_particles=num_particles, seed=seed)
-    own = score(vae, data, num_particles=num_particles, draws=draws, seed=seed, progress=progress)
-    found = weights[["khat", "khat_se", "ess", "ess_se"]].assign(
-        log_px=own.log_px, log_px_se=own.log_px_mcse, gap=own.log_px - own.elbo,
-        gap_se=np.hypot(own.log_px_mcse, own.elbo_mcse),
+    scored = score(vae, data, num_particles=num_particles, draws=draws, seed=seed, progress=progress)
+    scores = weights[["khat", "khat_se", "ess", "ess_se"]].assign(
+        log_px=scored.log_px, log_px_se=scored.log_px_mcse, gap=scored.log_px - scored.elbo,
+        gap_se=np.hypot(scored.log_px_mcse, scored.elbo_mcse),
     )  # fmt: skip
-    return found.assign_attrs(num_particles=num_particles)
+    return scores.assign_attrs(num_particles=num_particles)
 
 
 def _grid(vae: VAE, data: Data, latents: np.ndarray, directions: Sequence[Direction], side: int, seed: int) -> Grid:
-    """Decode a grid on the plane of the first two directions, or along the only one, where the rows lie."""
+    """Decode a grid that covers the rows, on the plane of the first two directions or along the only one."""
     axes = [*range(min(2, len(directions)))]
     lines = [directions[i] for i in axes]
     ends = [(line.of(latents).min(), line.of(latents).max()) for line in lines]
@@ -281,17 +282,17 @@ def _grid(vae: VAE, data: Data, latents: np.ndarray, directions: Sequence[Direct
 
 @torch.no_grad()
 def decode_means(vae: VAE, z: Tensor, row: Rows, *, draws: int = 100, seed: int = 0) -> np.ndarray:
-    """Decode latents in the context of a row: the mean of each feature, of codes the most probable one.
+    """Decode latents in the context of a row: the mean of each feature, or the most probable category.
 
     Args:
         vae: a VAE.
         z: shape ``(point, latent)``.
-        row: the row.
-        draws: of x at each point, where its mean has no closed form.
-        seed: of these.
+        row: the row, whose context the decoder gets.
+        draws: draws of x at each point, if its mean has no closed form.
+        seed: seed of these draws.
 
     Returns:
-        Shape ``(point, feature)``.
+        The means, shape ``(point, feature)``.
 
     Example:
         >>> import pyro_vae as pv

@@ -1,4 +1,4 @@
-"""Draw the page of the explorer with Bokeh: its figures, tables, menus and buttons."""
+"""Draw the explorer page with Bokeh: figures, tables, menus and buttons."""
 
 from html import escape
 from importlib.util import find_spec
@@ -22,16 +22,18 @@ MARKERS = {
     "circle": "●", "square": "■", "triangle": "▲", "inverted_triangle": "▼", "diamond": "◆", "star": "★", "hex": "⬢",
     "plus": "✚", "square_pin": "✦", "triangle_pin": "△",
 }  # fmt: skip
-"""Bokeh's markers of the classes, and the characters that stand for them in the legend."""
+"""Bokeh's markers for classes, and the characters that represent them in the legend."""
 
 TITLES = {"khat": "k̂", "ess": "effective sample size", "log_px": "log p(x) (nats)", "gap": "gap log p(x) − ELBO (nats)"}
 SHORT = {"khat": "k̂", "ess": "ESS", "log_px": "log p(x)", "gap": "gap"}
 
-HELP = "Click a row to see it beside the model. Click an empty place to decode it. Drag to select rows; wheel to zoom."
+HELP = (
+    "Click a row to compare it with the model. Click an empty place to decode it. Drag to select rows; scroll to zoom."
+)
 
 GAP = (
-    "The gap log p(x) − ELBO is the KL divergence from q(z|x) to the posterior. Its parts, approximation and "
-    "amortization, take minutes and are left out (pv.inference_gaps)"
+    "The gap log p(x) − ELBO is the KL divergence from q(z|x) to the posterior. The page does not split it into "
+    "approximation and amortization gaps, which takes minutes (pv.inference_gaps)"
 )
 
 STYLE = "body { font: 15px/1.45 system-ui, sans-serif; margin: 1rem 1.5rem; color: #1a1a1a; background: #fff; }"
@@ -41,21 +43,21 @@ th, td { text-align: left; padding: 3px 8px; border-bottom: 1px solid #ddd; } th
 """
 
 Choice = dict[str, Any]
-"""An axis or a colour: ``name``, ``title``, its ``values`` or where they lie, and ``classes`` where they are codes."""
+"""An axis or colour: ``name``, ``title``, ``values`` (or ``array`` and ``column``), and ``classes`` of codes."""
 
 
 def validate_bokeh() -> None:
-    """Raise a SettingsError where Bokeh is not installed."""
+    """Raise a SettingsError if Bokeh is not installed."""
     if find_spec("bokeh") is None:
-        raise SettingsError("the explorer needs Bokeh, which is not installed; pip install 'pyro-vae[explore]'")
+        raise SettingsError("the explorer needs Bokeh; run: pip install 'pyro-vae[explore]'")
 
 
 def draw_page(explored: "Explored", title: str) -> str:
     """Draw the page as the text of an HTML file.
 
     Args:
-        explored: what it shows.
-        title: of the page.
+        explored: the contents of the page.
+        title: title of the page.
     """
     from bokeh.document import Document
     from bokeh.embed import file_html
@@ -66,18 +68,18 @@ def draw_page(explored: "Explored", title: str) -> str:
     models, root = _lay_out(explored, choices, title)
     document = Document()
     document.add_root(root)
-    given = {**models, **_arrays(explored, choices)}
-    document.js_on_event("document_ready", CustomJS(args=given, code=f"explorer.start({{{', '.join(given)}}})"))
+    arguments = {**models, **_arrays(explored, choices)}
+    document.js_on_event("document_ready", CustomJS(args=arguments, code=f"explorer.start({{{', '.join(arguments)}}})"))
     script = f"<style>{STYLE}</style>\n<script>\n{SCRIPT.read_text(encoding='utf-8')}</script>"
     page: str = file_html(document, INLINE, title=title, template=f"{{% block postamble %}}{script}{{% endblock %}}")
     return page
 
 
 def list_choices(explored: "Explored") -> list[Choice]:
-    """List what can be an axis or a colour: directions, scores, label, columns and context.
+    """List the choices of axes and colours: directions, scores, label, columns and context.
 
     Args:
-        explored: what the page shows.
+        explored: the contents of the page.
     """
     directions: list[Choice] = [
         {
@@ -90,16 +92,16 @@ def list_choices(explored: "Explored") -> list[Choice]:
         {"name": SHORT[name], "title": title, "values": np.float32(explored.scores[name].values)}
         for name, title in TITLES.items()
     ]
-    return [*directions, *scores, *_given(explored)]
+    return [*directions, *scores, *_input_choices(explored)]
 
 
-def _given(explored: "Explored") -> list[Choice]:
-    """What was given of each row: its label, its columns (unless they are pixels) and its context."""
-    data, known = explored.data, explored.names.categories
+def _input_choices(explored: "Explored") -> list[Choice]:
+    """List the inputs of each row: label, columns (unless they are pixels) and context."""
+    data, categories = explored.data, explored.names.categories
     found = [] if data.labels is None else [_label(data.labels.cpu().numpy(), data.label_names)]
     if data.image_shape is None:
         found += [
-            {"name": name, "title": name, "array": "x", "column": i, "classes": _listed(known.get(name))}
+            {"name": name, "title": name, "array": "x", "column": i, "classes": _as_strings(categories.get(name))}
             for i, name in enumerate(explored.columns)
         ]
     return found + [
@@ -115,7 +117,7 @@ def _label(labels: np.ndarray, names: Any) -> Choice:
 
 
 def _labels(explored: "Explored") -> list[str]:
-    """The label of each row, empty where there are none."""
+    """Return the label of each row; empty strings if there are no labels."""
     data = explored.data
     if data.labels is None:
         return [""] * len(data.x)
@@ -123,7 +125,7 @@ def _labels(explored: "Explored") -> list[str]:
     return [label["classes"][int(code)] for code in label["values"]]
 
 
-def _listed(names: Any) -> list[str] | None:
+def _as_strings(names: Any) -> list[str] | None:
     return None if names is None else [*map(str, names)]
 
 
@@ -135,7 +137,7 @@ def _context_columns(explored: "Explored") -> list[str]:
 
 
 def _arrays(explored: "Explored", choices: list[Choice]) -> dict[str, Any]:
-    """All numbers and words that the page needs besides Bokeh's models."""
+    """Return the arrays and texts of the page, all but Bokeh's models."""
     data, built = explored.data, explored.rebuilt
     own = (data.x if data.exact is None else data.exact).flatten(1).cpu().numpy()
     if data.mask is not None:
@@ -143,7 +145,7 @@ def _arrays(explored: "Explored", choices: list[Choice]) -> dict[str, Any]:
     mean, shape = built.x.values, data.image_shape
     limits = (float(np.nanmin(own)), float(np.nanmax(own)))
     own, mean = (own, mean.astype(np.float32)) if shape is None else (_as_bytes(own, limits), _as_bytes(mean, limits))
-    chances = built.x_probability.values.astype(np.float32) if "x_probability" in built else None
+    probability = built.x_probability.values.astype(np.float32) if "x_probability" in built else None
     grid = explored.grid
     stored = grid and {
         "axes": grid.axes, "places": grid.places,
@@ -157,10 +159,10 @@ def _arrays(explored: "Explored", choices: list[Choice]) -> dict[str, Any]:
         "x": own,
         "mean": mean,
         "sd": None if shape else built.x_sd.values.astype(np.float32),
-        "probability": None if shape else chances,
+        "probability": None if shape else probability,
         "context": None if data.context is None else data.context.cpu().numpy(),
         "columns": [
-            {"name": name, "classes": _listed(explored.names.categories.get(name))} for name in explored.columns
+            {"name": name, "classes": _as_strings(explored.names.categories.get(name))} for name in explored.columns
         ] if shape is None else [],
         "spread": None if shape else _spread(own),
         "middle": explored.latents.mean(0),
@@ -177,15 +179,15 @@ def _arrays(explored: "Explored", choices: list[Choice]) -> dict[str, Any]:
 
 
 def _as_bytes(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Grey levels and colours in 256 steps between the limits."""
+    """Quantize values to 256 levels between the limits."""
     low, high = limits
     steps = 255 * (np.nan_to_num(values, nan=low) - low) / ((high - low) or 1.0)
-    found: np.ndarray = steps.round().clip(0, 255).astype(np.uint8)
-    return found
+    levels: np.ndarray = steps.round().clip(0, 255).astype(np.uint8)
+    return levels
 
 
 def _spread(own: np.ndarray) -> dict[str, np.ndarray]:
-    """The mean and the standard deviation of what was observed of each column; 0 and 0 where nothing was."""
+    """Return mean and standard deviation of the observed values of each column; 0 and 0 if there are none."""
     seen = ~np.isnan(own)
     count = np.maximum(seen.sum(0), 1)
     center = np.where(seen, own, 0.0).sum(0, dtype=float) / count
@@ -200,41 +202,41 @@ def _scale() -> list[str]:
 
 
 def _words(explored: "Explored") -> list[str]:
-    """What is told of each row: its name, label and scores with their errors."""
-    found, words = explored.scores, []
-    for i, (name, label) in enumerate(zip(found.datum.values, _labels(explored), strict=True)):
+    """Describe each row: its name, label and scores with standard errors."""
+    scores, words = explored.scores, []
+    for i, (name, label) in enumerate(zip(scores.datum.values, _labels(explored), strict=True)):
         head = f"Row {name}" + f", label {label}" * bool(label)
-        told = {n: format_estimate(found[n].values[i], found[f"{n}_se"].values[i], over="") for n in SHORT}
+        texts = {n: format_estimate(scores[n].values[i], scores[f"{n}_se"].values[i], over="") for n in SHORT}
         lines = [
             head,
-            f"log p(x): {told['log_px']} nats. Gap log p(x) − ELBO: {told['gap']} nats.",
-            f"k̂: {told['khat']}. Effective sample size: {told['ess']} of {found.attrs['num_particles']} draws.",
+            f"log p(x): {texts['log_px']} nats. Gap log p(x) − ELBO: {texts['gap']} nats.",
+            f"k̂: {texts['khat']}. Effective sample size: {texts['ess']} of {scores.attrs['num_particles']} draws.",
             "(± one standard error, over draws of z)",
         ]
-        if found.khat.values[i] > BAD:
-            lines.append(f"k̂ is above {BAD}: log p(x) is too low, and its error cannot be relied on.")
+        if scores.khat.values[i] > BAD:
+            lines.append(f"k̂ is above {BAD}: log p(x) is underestimated, and its standard error is unreliable.")
         words.append("\n".join(lines))
     return words
 
 
 def _sentences(explored: "Explored") -> dict[str, str]:
-    first = explored.data.context is not None
+    has_context = explored.data.context is not None
     grid = explored.grid
     spanned = "" if grid is None else " and ".join(explored.directions[i].name for i in grid.axes)
-    decoded = "In all other directions, z is the mean of the rows." if explored.latents.shape[1] > 1 else ""
+    decoded = "In all other directions, z is the mean over the rows." if explored.latents.shape[1] > 1 else ""
     if grid is not None:
-        decoded += f" The page shows the nearest of {len(grid.places)} points that were decoded beforehand."
-    if first:
-        decoded += " The context is that of the " + ("row that was shown last." if grid is None else "first row.")
+        decoded += f" The page shows the nearest of {len(grid.places)} points that were decoded in advance."
+    if has_context:
+        decoded += " The context is that of the " + ("row shown last." if grid is None else "first row.")
     return {
         "decoded": decoded,
-        "no_latent": "Neither axis is one of the latent space: nothing to decode here. Choose a component or a latent.",
-        "no_grid": f"Points were decoded along {spanned} only; choose these axes.",
+        "no_latent": "Cannot decode here, since neither axis is a latent. Choose a component or a latent as an axis.",
+        "no_grid": f"Only points along {spanned} were decoded; choose these axes.",
     }
 
 
 def _download(explored: "Explored") -> list[Choice]:
-    """The columns of the CSV file, under names of which none occurs twice: what was given, latents and scores."""
+    """Return the columns of the CSV file, with unique names: inputs, latents and scores."""
     latents = [{"name": f"z{i}", "values": np.float32(values)} for i, values in enumerate(explored.latents.T)]
     scores = [
         {"name": name, "values": np.float32(explored.scores[name].values)}
@@ -242,7 +244,7 @@ def _download(explored: "Explored") -> list[Choice]:
         for name in (own, f"{own}_se")
     ]
     taken, found = {"row"}, []
-    for choice in [*_given(explored), *latents, *scores]:
+    for choice in [*_input_choices(explored), *latents, *scores]:
         name = choice["name"]
         while name in taken:
             name += "_"
@@ -252,7 +254,7 @@ def _download(explored: "Explored") -> list[Choice]:
 
 
 def _lay_out(explored: "Explored", choices: list[Choice], title: str) -> tuple[dict[str, Any], Any]:
-    """The models that the script works on, by name, and the layout that holds them."""
+    """Return the models that the script updates, by name, and the layout that contains them."""
     from bokeh.layouts import column, row
     from bokeh.models import Button, CustomJS, Div, Select
 
@@ -288,13 +290,16 @@ def _lay_out(explored: "Explored", choices: list[Choice], title: str) -> tuple[d
 
 def _head(explored: "Explored", title: str) -> str:
     data = explored.data
-    told = [f"{len(data.x)} rows of {data.source}" if not explored.notes else f"Rows of {data.source}", *explored.notes]
-    sentences = [*(f"{note[0].upper()}{note[1:]}." for note in told), HELP, f"{GAP}."]
+    notes = [
+        f"{len(data.x)} rows of {data.source}" if not explored.notes else f"Rows of {data.source}",
+        *explored.notes,
+    ]
+    sentences = [*(f"{note[0].upper()}{note[1:]}." for note in notes), HELP, f"{GAP}."]
     return f"<h1 style='margin:0;font-size:24px'>{escape(title)}</h1><p>{escape(' '.join(sentences))}</p>"
 
 
 def _latent_space(explored: "Explored", choices: list[Choice]) -> tuple[dict[str, Any], Any]:
-    """The figure of the latent space."""
+    """Draw the latent space."""
     from bokeh.models import BasicTicker, ColorBar, ColumnDataSource, CustomJS, HoverTool, LinearColorMapper
     from bokeh.plotting import figure
 
@@ -325,7 +330,7 @@ def _latent_space(explored: "Explored", choices: list[Choice]) -> tuple[dict[str
 
 
 def _pictures(explored: "Explored") -> tuple[dict[str, Any], Any]:
-    """Two images side by side: a row, and what the decoder makes of it."""
+    """Draw two images side by side: a row and the output of the decoder."""
     from bokeh.layouts import column, row
     from bokeh.models import ColumnDataSource, Div
     from bokeh.plotting import figure
@@ -345,12 +350,12 @@ def _pictures(explored: "Explored") -> tuple[dict[str, Any], Any]:
         models |= {name: view, f"{name}_source": source}
         views.append(view)
     values = explored.data.x
-    told = describe_limits(shape, (values.min().item(), values.max().item()))
-    return models, column(row(*views), Div(text=escape(f"{told[0].upper()}{told[1:]}.")))
+    caption = describe_limits(shape, (values.min().item(), values.max().item()))
+    return models, column(row(*views), Div(text=escape(f"{caption[0].upper()}{caption[1:]}.")))
 
 
 def _columns(explored: "Explored") -> tuple[dict[str, Any], Any]:
-    """The columns of a row against the model: a plot in units of their spread, and a table in those of the data."""
+    """Compare the columns of a row with the model: a plot in standardized units and a table in units of the data."""
     from bokeh.layouts import column
     from bokeh.models import ColumnDataSource, Div, FactorRange
     from bokeh.plotting import figure
@@ -359,7 +364,7 @@ def _columns(explored: "Explored") -> tuple[dict[str, Any], Any]:
     numbers = sum(name not in explored.names.categories for name in explored.columns)
     view = figure(
         width=550, height=110 + 22 * max(3, min(numbers, 40)), y_range=FactorRange(), toolbar_location=None, tools="",
-        x_axis_label="sds of each column over the rows, from its mean",
+        x_axis_label="standardized value (mean 0, sd 1 over the rows)",
     )  # fmt: skip
     view.segment("low", "column", "high", "column", source=beside, color=BLUE, line_width=5, alpha=0.4,
                  legend_label="model: mean ± sd of x")  # fmt: skip

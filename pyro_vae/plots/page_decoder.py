@@ -1,4 +1,4 @@
-"""Write a decoder as plain layers and formulas that a web page can run."""
+"""Export a decoder as plain layers and formulas that a web page can run."""
 
 from typing import Any, TypeAlias
 
@@ -22,53 +22,53 @@ ELEMENTWISE: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LeakyReLU: ("negative_slope",),
     nn.ELU: ("alpha",),
 }
-"""Activations that ``explorer.js`` has, and their settings that it needs."""
+"""Activations implemented in ``explorer.js``, with the settings that they need."""
 
-SILENT = (nn.Identity, nn.Dropout)
-"""Layers that change nothing in evaluation mode."""
+IDENTITIES = (nn.Identity, nn.Dropout)
+"""Layers that are the identity in evaluation mode."""
 
-LOCATED = (likelihoods.Normal, likelihoods.StudentT, likelihoods.Laplace, likelihoods.HeteroscedasticNormal)
-"""Likelihoods whose mean is the first number that the network gives for a feature."""
+LOCATION = (likelihoods.Normal, likelihoods.StudentT, likelihoods.Laplace, likelihoods.HeteroscedasticNormal)
+"""Likelihoods whose mean is the first output of the network for a feature."""
 
 PLAIN = (
     likelihoods.Bernoulli, likelihoods.ContinuousBernoulli, likelihoods.Poisson, likelihoods.NegativeBinomial,
 )  # fmt: skip
-"""Likelihoods whose mean has a formula in ``explorer.js`` without a setting."""
+"""Likelihoods whose mean has a formula without settings in ``explorer.js``."""
 
 
 def page_decoder(decoder: nn.Module, features: int) -> dict[str, Any]:
-    """Write a decoder as what ``explorer.js`` runs: the layers of its network, the mean of each feature, and its units.
+    """Export a decoder for ``explorer.js``: the layers of its network and the mean of each feature.
 
     Args:
         decoder: a likelihood on a network of linear layers, activations and layer normalizations.
-        features: how many features a datum has.
+        features: number of features of a datum.
 
     Returns:
-        ``layers``, ``heads`` (of consecutive features), and ``center`` and ``unit`` where the VAE standardizes.
+        ``layers``; ``heads``, one per block of consecutive features; ``center`` and ``unit`` if the VAE standardizes.
 
     Raises:
-        ModelError: if the decoder has a part that the page cannot run, naming it.
+        ModelError: if the page cannot run a part of the decoder; the message names the part.
 
     Example:
         >>> decoder = likelihoods.Normal(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)))
-        >>> written = page_decoder(decoder, 3)
-        >>> [layer["op"] for layer in written["layers"]], written["heads"]
+        >>> exported = page_decoder(decoder, 3)
+        >>> [layer["op"] for layer in exported["layers"]], exported["heads"]
         (['Linear', 'ReLU', 'Linear'], [{'size': 3, 'at': 0, 'mean': 'location'}])
     """
     if not isinstance(decoder, Likelihood):
-        raise _unknown(decoder)
-    written: dict[str, Any] = {"layers": _layers(decoder.net), "heads": _heads(decoder, features)}
+        raise _unsupported(decoder)
+    exported: dict[str, Any] = {"layers": _layers(decoder.net), "heads": _heads(decoder, features)}
     if decoder.standardize is not None:
         units = decoder.standardize
-        written |= {name: _array(getattr(units, name), np.float64) for name in ("center", "unit")}
-    return written
+        exported |= {name: _array(getattr(units, name), np.float64) for name in ("center", "unit")}
+    return exported
 
 
 def _layers(net: nn.Module) -> list[Layer]:
     kind = type(net)
     if isinstance(net, nn.Sequential):
         return [layer for part in net for layer in _layers(part)]
-    if kind in SILENT:
+    if kind in IDENTITIES:
         return []
     if isinstance(net, WithoutContext):
         return [{"op": "First", "count": net.features}, *_layers(net.net)]
@@ -81,21 +81,21 @@ def _layers(net: nn.Module) -> list[Layer]:
         return [{"op": "LayerNorm", "eps": net.eps, **_weights(net)}]
     if kind in ELEMENTWISE:
         return [{"op": kind.__name__, **{name: getattr(net, name) for name in ELEMENTWISE[kind]}}]
-    raise _unknown(net)
+    raise _unsupported(net)
 
 
 def _weights(layer: nn.Module) -> dict[str, np.ndarray]:
-    """The weight and the bias, as far as the layer has them."""
+    """Return the weight and the bias of a layer, if it has them."""
     return {name: _array(value, np.float32) for name, value in layer.named_parameters()}
 
 
 def _array(value: torch.Tensor, dtype: Any) -> np.ndarray:
-    found: np.ndarray = value.detach().cpu().double().numpy().astype(dtype)
-    return found
+    array: np.ndarray = value.detach().cpu().double().numpy().astype(dtype)
+    return array
 
 
 def _heads(likelihood: Likelihood, features: int) -> list[Layer]:
-    """How the mean of each block of features follows from the network's numbers."""
+    """Return the formula of the mean of each block of features, given the outputs of the network."""
     if type(likelihood) is not likelihoods.Blocks:
         return [{"size": features, "at": 0, **_mean(likelihood)}]
     heads, at = [], 0
@@ -108,7 +108,7 @@ def _heads(likelihood: Likelihood, features: int) -> list[Layer]:
 
 def _mean(likelihood: Likelihood) -> Layer:
     kind = type(likelihood)
-    if kind in LOCATED:
+    if kind in LOCATION:
         return {"mean": "location"}
     if kind in PLAIN:
         return {"mean": kind.__name__}
@@ -118,23 +118,23 @@ def _mean(likelihood: Likelihood) -> Layer:
         return {"mean": "Categorical", "levels": likelihood.levels}
     if isinstance(likelihood, likelihoods.ZeroInflated) and kind is likelihoods.ZeroInflated:
         return {"mean": "ZeroInflated", "counts": _mean(likelihood.counts)}
-    raise _unknown(likelihood)
+    raise _unsupported(likelihood)
 
 
-def _unknown(part: nn.Module) -> ModelError:
+def _unsupported(part: nn.Module) -> ModelError:
     convolutional = any(isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) for layer in part.modules())
     name = "convolutional network" if convolutional else type(part).__name__
-    return ModelError(f"the page cannot run this decoder, as it has a {name}")
+    return ModelError(f"the page cannot run this decoder, since it contains a {name}")
 
 
-def count_bytes(written: Any) -> int:
+def count_bytes(exported: Any) -> int:
     """Count the bytes of all arrays inside dicts and lists.
 
     Example:
         >>> count_bytes({"layers": [{"weight": np.zeros((2, 3), np.float32)}], "heads": []})
         24
     """
-    if isinstance(written, np.ndarray):
-        return written.nbytes
-    parts = written.values() if isinstance(written, dict) else written if isinstance(written, list) else ()
+    if isinstance(exported, np.ndarray):
+        return exported.nbytes
+    parts = exported.values() if isinstance(exported, dict) else exported if isinstance(exported, list) else ()
     return sum(map(count_bytes, parts))

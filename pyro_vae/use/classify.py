@@ -1,4 +1,4 @@
-"""The class of each datum by a model that sums it out."""
+"""Classify data with a model whose discrete class is summed out."""
 
 from typing import Any
 
@@ -27,21 +27,21 @@ def classify(pair: Pair, x: Any, *, num_particles: int = 100, seed: int = 0, chu
         w_{kiy} = \\frac{p(x_i, y, z_{kiy})}{q(z_{kiy} | x_i, y)}
 
     Args:
-        pair: a model and a guide with one discrete site of ``infer={"enumerate": "parallel"}`` in the guide.
-        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask. Where the model
-            is told a label, that class has probability 1: give unknown ones.
-        num_particles: K, at least 2.
-        seed: of the particles.
-        chunk: about so many numbers at a time.
+        pair: a model and a guide; the guide has one discrete site with ``infer={"enumerate": "parallel"}``.
+        x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask. Do not pass known
+            labels in the context: a label that the model observes gets probability 1.
+        num_particles: number of particles K, at least 2.
+        seed: seed of the particles.
+        chunk: approximate number of array elements to process at once.
 
     Returns:
         A dataset over ``datum`` and ``class`` (numbers from 0): ``probability`` with its Monte-Carlo standard error
-        ``probability_se`` (delta method), and ``guide_probability``, which is q(y|x), the mean over particles. Over
-        ``datum``: ``predicted``, the class of the highest probability.
+        ``probability_se`` (delta method), and ``guide_probability``, the mean of q(y|x) over particles. Over ``datum``:
+        ``predicted``, the most probable class.
 
     Raises:
         DataError: if the data are not finite numbers in rows.
-        ModelError: if the guide enumerates no site, or more than one.
+        ModelError: if the guide does not enumerate exactly one site.
         SettingsError: if a setting is out of its range.
 
     References:
@@ -69,26 +69,26 @@ def classify(pair: Pair, x: Any, *, num_particles: int = 100, seed: int = 0, chu
     size = max(1, numbers_at_once(chunk, rows.x.device) // (num_particles * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(pair, num_particles * min(size, len(rows))):
         parts = [_probabilities(pair, part, num_particles) for part in rows.split(size)]
-    found = dict(zip(("probability", "probability_se", "guide_probability"), torch.cat(parts, 1), strict=True))
-    variables = {name: (("datum", "class"), value.double().cpu().numpy()) for name, value in found.items()}
-    predicted = found["probability"].argmax(1).cpu().numpy()
-    coords = {"datum": row_names(x, len(rows)), "class": np.arange(found["probability"].shape[1])}
+    estimates = dict(zip(("probability", "probability_se", "guide_probability"), torch.cat(parts, 1), strict=True))
+    variables = {name: (("datum", "class"), value.double().cpu().numpy()) for name, value in estimates.items()}
+    predicted = estimates["probability"].argmax(1).cpu().numpy()
+    coords = {"datum": row_names(x, len(rows)), "class": np.arange(estimates["probability"].shape[1])}
     return xr.Dataset(
         {**variables, "predicted": ("datum", predicted)}, coords, {"num_particles": num_particles, "seed": seed}
     )
 
 
 def _probabilities(pair: Pair, rows: Rows, num_particles: int) -> Tensor:
-    """p(y|x), its error and q(y|x), shape ``(3, datum, class)``."""
+    """Compute p(y|x), its standard error and q(y|x), shape ``(3, datum, class)``."""
     w = weigh(pair.model, pair.guide, *rows.arguments(), num_particles=num_particles)
     if len(w.enumerated) != 1:
         raise ModelError(
-            f"the guide enumerates {w.enumerated or 'no site'}; give the one site of the class "
-            'infer={"enumerate": "parallel"} there'
+            f"the guide enumerates {', '.join(w.enumerated) or 'no site'}, but classify needs exactly one such site; "
+            'set infer={"enumerate": "parallel"} for the site of the class only'
         )
     log = w.log_by_class
     share = (log - log.logsumexp((0, 1))).exp()
     probability = share.sum(1)
-    moves = share - probability.unsqueeze(1) * share.sum(0)  # of the ratio, by each particle
-    error = (num_particles / (num_particles - 1) * moves.square().sum(1)).sqrt()
+    influence = share - probability.unsqueeze(1) * share.sum(0)  # of each particle on the ratio (delta method)
+    error = (num_particles / (num_particles - 1) * influence.square().sum(1)).sqrt()
     return torch.stack([part.T for part in (probability, error, w.log_q_by_class.exp().mean(1))])

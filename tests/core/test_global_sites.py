@@ -192,7 +192,7 @@ def test_given_a_draw_all_that_needs_log_weights_is_exact(x):
     assert draws["mean"].shape == (3000, 2)
     both = pair.model.owner
     assert ((draws["mean"].mean(0) - both.center).abs() < 5 * both.log_sd.exp() / 3000**0.5).all()
-    assert abs(float(draws["mean"].std() / both.log_sd.exp()[0].detach()) - 1) < 0.1
+    assert abs(float(draws["mean"].std() / both.log_sd.detach().exp()[0]) - 1) < 0.1
     at = pair.condition({"mean": draws["mean"][0]})
     truth = given(x, draws["mean"][0])
     for method in ("iw", "psis"):
@@ -215,7 +215,9 @@ def test_what_has_no_value_per_datum_is_refused(x):
         with pytest.raises(ModelError, match=said):
             ask(pair, x)
     for ask in (pv.encode, pv.diagnose.nuts, lambda p, x: pv.log_evidence(p, x, method="ais")):
-        with pytest.raises(ModelError, match="site mean lies in no plate over data; take the pair given a draw of it"):
+        with pytest.raises(
+            ModelError, match="site mean lies in no plate over data; condition the pair on a draw of this site"
+        ):
             ask(pair, x)
     with pytest.raises(
         ModelError, match=r"Beta\(ELBO\(1\), beta=2\) changes the bound of each datum, of which site mean"
@@ -223,7 +225,7 @@ def test_what_has_no_value_per_datum_is_refused(x):
         pv.elbo.Beta(ELBO(), 2.0).loss(pair.model, pair.guide, x)
     with pytest.raises(ModelError, match="site mean lies in no plate over data: STL"):
         pv.compare_elbos(pair, x, {"STL": STL()}, draws=2)
-    with pytest.raises(ModelError, match="site mean has one draw for all data; take posterior='guide'"):
+    with pytest.raises(ModelError, match="site mean has one draw for all data; use posterior='guide'"):
         pv.to_datatree(pair, x, posterior="psis")
 
 

@@ -56,11 +56,11 @@ def test_a_reliability_diagram_shows_the_bins():
 
 
 def test_what_are_no_probabilities_or_labels_is_refused():
-    with pytest.raises(DataError, match="must hold the probabilities of the classes of each datum, which add up to 1"):
+    with pytest.raises(DataError, match="is not a table of class probabilities; pass shape"):
         reliability([[0.9, 0.3]], [0])
-    with pytest.raises(DataError, match=r"labels have shape \(2,\) for 1 data; give one for each"):
+    with pytest.raises(DataError, match=r"labels have shape \(2,\) for 1 data; pass one label for each datum"):
         reliability([[0.9, 0.1]], [0, 1])
-    with pytest.raises(DataError, match="labels must be whole numbers from 0 to 1; take rows of known classes alone"):
+    with pytest.raises(DataError, match="labels must be integers from 0 to 1; leave out rows whose class is unknown"):
         reliability([[0.9, 0.1]], [-1])
     with pytest.raises(SettingsError, match="bins is 1"):
         reliability([[0.9, 0.1]], [0], bins=1)

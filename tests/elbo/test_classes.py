@@ -198,9 +198,9 @@ def test_what_has_no_sum_over_classes_is_refused(x):
         with pytest.raises(ModelError, match=said):
             loss.loss(both.model, both.guide, x)
     vae = components()[0].as_vae()
-    with pytest.raises(ModelError, match="M2 sums a class out; give its site"):
+    with pytest.raises(ModelError, match="M2 needs an enumerated class; set infer="):
         M2().loss(vae.model, vae.guide, x)
-    with pytest.raises(ModelError, match="the guide enumerates no site; give the one site of the class"):
+    with pytest.raises(ModelError, match="the guide enumerates no site, but classify needs exactly one"):
         pv.classify(pv.Pair(vae.model, vae.guide), x)
     with pytest.raises(SettingsError, match="M2: weight is -1"):
         M2(weight=-1.0)

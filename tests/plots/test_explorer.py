@@ -126,7 +126,7 @@ def test_a_decoder_that_the_page_cannot_run_is_decoded_on_a_grid():
     page = pv.plots.explore(vae, torch.rand(30, 64), **QUICK)
     given = given_to(page)
     assert given["decoder"] is None
-    assert "it has a convolutional network" in page
+    assert "it contains a convolutional network" in page
     grid, by_name = given["grid"], {choice["name"]: choice for choice in given["choices"]}
     lines = [given["choices"][i] for i in grid["axes"]]
     assert [line["name"] for line in lines] == ["component 1", "component 2"]
@@ -157,7 +157,7 @@ def test_more_rows_than_asked_for_are_sampled_by_the_seed():
     told = [[words.splitlines()[0] for words in given_to(page)["words"]] for page in (first, again, other)]
     assert told[0] == told[1] != told[2]
     assert len(told[0]) == 50
-    assert "50 of 200 rows are shown, chosen at random (seed 1)" in first
+    assert "The page shows a random sample of 50 of 200 rows (seed 1)" in first
 
 
 def test_a_page_of_long_rows_stays_below_its_limit_and_says_how_many_it_shows():
@@ -170,7 +170,7 @@ def test_a_page_of_long_rows_stays_below_its_limit_and_says_how_many_it_shows():
     page = pv.plots.explore(vae, x, **QUICK)
     shown = len(given_to(page)["words"])
     assert 20 <= shown < 100
-    assert f"{shown} of 400 rows are shown" in page
+    assert f"a random sample of {shown} of 400 rows" in page
     assert 3_000_000 < len(page.encode()) <= 5_000_000
 
 
@@ -180,7 +180,7 @@ def test_rows_that_are_too_long_for_any_page_are_refused():
         decoder=pv.likelihoods.Normal(pv.nn.mlp(1, [], 20_000)),
         encoder=pv.posteriors.DiagNormal(pv.nn.mlp(20_000, [], 2)),
     )
-    with pytest.raises(DataError, match="a row has 20000 numbers, and a page of 5 MB has no room for 20 such rows"):
+    with pytest.raises(DataError, match="a row has 20000 numbers, so fewer than 20 rows fit into a page of 5 MB"):
         pv.plots.explore(vae, torch.randn(30, 20_000), **QUICK)
 
 
@@ -203,7 +203,7 @@ def test_a_context_is_a_colour_and_is_handed_to_the_decoder():
     given = given_to(pv.plots.explore(vae, data, **QUICK))
     np.testing.assert_array_equal(given["context"], data.context)
     assert [choice["name"] for choice in given["choices"]][-2:] == ["c0", "c1"]
-    assert "The context is that of the row that was shown last." in given["sentences"]["decoded"]
+    assert "The context is that of the row shown last." in given["sentences"]["decoded"]
 
 
 def test_no_name_occurs_twice_in_the_downloaded_table():
@@ -220,7 +220,7 @@ def linear(features):
 
 
 def test_one_row_and_a_missing_bokeh_are_told_in_one_sentence(monkeypatch):
-    with pytest.raises(DataError, match="there is one row only"):
+    with pytest.raises(DataError, match="there is only one row, but the explorer needs at least 2"):
         pv.plots.explore(linear(3), torch.zeros(1, 3), **QUICK)
     monkeypatch.setattr(explorer_page, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install 'pyro-vae\[explore\]'"):
@@ -240,7 +240,7 @@ def run(tmp_path_factory):
 def test_the_command_writes_the_held_out_rows_of_a_run(run, capsys):
     for name in ("explore.html", "explore-2.html"):
         assert main(["explore", str(run), "--num_particles", "25", "--draws", "5"]) == 0
-        assert f"Written to {run / name}: open it in a browser" in capsys.readouterr().out
+        assert f"Written to {run / name} (" in capsys.readouterr().out
     page = (run / "explore.html").read_text(encoding="utf-8")
     held_out = (run / "held_out_rows.txt").read_text().splitlines()[1:]
     assert [words.split(",")[0] for words in given_to(page)["words"]] == [f"Row {name}" for name in held_out]
@@ -259,6 +259,6 @@ def test_the_command_takes_other_rows_and_never_overwrites(run, tmp_path, capsys
     assert "nothing is overwritten" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert main(["explore", str(run), "--out", str(tmp_path / "page.csv")]) == 2
-    assert "end it in .html" in capsys.readouterr().err
+    assert "use the extension .html" in capsys.readouterr().err
     assert main(["explore", str(run), "--rows", "1"]) == 2
     assert "rows is 1" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_every_other_likelihood_is_refused_by_name():
     left = {"Blocks", "DiscretizedLogisticMixture", "Hurdle", "Likelihood", "taking"}
     assert set(KINDS.__all__) - set(MAKERS) == left
     for maker in (partial(KINDS.Hurdle, counts=KINDS.Poisson), KINDS.DiscretizedLogisticMixture):
-        with pytest.raises(pv.errors.ModelError, match="the page cannot run this decoder, as it has a"):
+        with pytest.raises(pv.errors.ModelError, match="the page cannot run this decoder, since it contains a"):
             page_decoder(decoder_of(maker), 5)
 
 

@@ -90,7 +90,7 @@ def test_the_fuzzer_finds_what_is_not_refused_in_a_sentence(tmp_path, monkeypatc
     plants = {
         "KeyError at": lambda *_: {}["a"],
         r"ends the process \(-9\)": lambda *_: os.kill(os.getpid(), signal.SIGKILL),
-        "no sentence: 'one'": lambda *_: (_ for _ in ()).throw(DataError("one")),
+        "not one sentence: 'one'": lambda *_: (_ for _ in ()).throw(DataError("one")),
     }
     for found, plant in plants.items():
         monkeypatch.setattr("pyro_vae.data.readers._read_idx", plant)
