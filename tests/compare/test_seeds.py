@@ -15,7 +15,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.cli.report import comparison_table
 from pyro_vae.cli.run_folder import RunFolder
-from pyro_vae.compare.recommend import _errors_ahead, _Candidate
+from pyro_vae.compare.recommend import _Candidate, _errors_ahead
 from pyro_vae.compare.seeds import stacked
 from pyro_vae.errors import SettingsError
 
