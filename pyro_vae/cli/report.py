@@ -137,7 +137,7 @@ def show_baseline(fit: Fit, held_out: Data, train: Data, console: Console, *, se
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> vae, x = linear.as_vae(), linear.sample(20)
         >>> show_baseline(Fit(vae, xr.Dataset(), "cpu"), Data(x[:10]), Data(x[10:]), Console(width=400))
-        Comparison with simple models ... log p(x) of 10 data ...
+        Comparison with simple models ... log p(x) of 10 data, ...
     """
     shown = held_out.rows(torch.arange(min(len(held_out.x), BASELINE_ROWS)))
     if len(shown.x) < 2:

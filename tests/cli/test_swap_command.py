@@ -324,5 +324,5 @@ def test_one_datum_is_no_ranking_and_data_are_looked_at_first():
         rank({"a": models[0].as_vae()}, x[:1])
     poisson = models[0].as_vae()
     poisson.decoder = pv.likelihoods.Poisson(poisson.decoder.net)
-    with pytest.raises(DataError, match="and Poisson takes"):
+    with pytest.raises(DataError, match="but Poisson takes"):
         rank({"a": models[0].as_vae(), "b": poisson}, x)

@@ -64,7 +64,7 @@ def test_seeds_are_compared_side_by_side(folder, capsys, monkeypatch):
     assert alone.drop_vars("peak_memory").equals(both.drop_vars("peak_memory"))
     shown = capsys.readouterr()
     assert "2 trainings, side by side" in shown.err
-    assert "with other seeds beside it" in shown.out.replace("\n", " ").replace("  ", " ")
+    assert "with other seeds running in parallel" in shown.out.replace("\n", " ").replace("  ", " ")
 
 
 def test_one_that_diverges_is_carried_past_there_too(folder, capsys):

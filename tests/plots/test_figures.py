@@ -14,6 +14,9 @@ def linear():
     return pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
 
 
+pytestmark = pytest.mark.renders
+
+
 def texts(figure):
     """All that stands in a figure."""
     figure.savefig(io.BytesIO(), format="png")

@@ -110,7 +110,7 @@ class Odd(torch.optim.Adam):
 @pytest.mark.parametrize(
     ("optim", "error", "message"),
     [
-        (lambda ps: torch.optim.RMSprop(ps), SettingsError, "the optimizer is RMSprop; Adam, AdamW and SGD"),
+        (lambda ps: torch.optim.RMSprop(ps), SettingsError, "the optimizer is RMSprop; only Adam, AdamW and SGD"),
         (lambda ps: Odd(ps), SettingsError, "the optimizer is Odd;"),
         (lambda ps: torch.optim.LBFGS(ps), SettingsError, "the optimizer is LBFGS;"),
         (lambda ps: torch.optim.SGD(ps, lr=0.1, differentiable=True), SettingsError, "SGD, is differentiable=True"),

@@ -220,7 +220,7 @@ def test_without_data_or_a_size_there_is_nothing_to_draw():
         vae.model(None)
     with pytest.raises(SettingsError, match="size is 0"):
         vae.model(None, size=0)
-    with pytest.raises(DataError, match="x is None, and the guide infers z from data"):
+    with pytest.raises(DataError, match="x is None, but the guide infers z from data"):
         vae.guide(None, size=3)
     assert vae.model(None, size=np.int64(3)).shape == (3, 6)
 

@@ -84,9 +84,9 @@ def test_purposes_share_no_stream(monkeypatch):
     """
     evaluated, orders, windows = [], [], InMemory.windows
 
-    def evaluate(vae, rows):
+    def evaluate(vae, rows, **settings):
         evaluated.append(stream())
-        return per_datum_elbo(vae, rows)
+        return per_datum_elbo(vae, rows, **settings)
 
     def ordered(self, **settings):
         with seeded(settings["seed"], CPU):

@@ -184,7 +184,7 @@ def test_a_diverging_rate_stops_at_its_step_and_keeps_the_last_good_weights():
                 good.update({name: p.detach().clone() for name, p in vae.named_parameters()})
 
     vae, good = small_vae(), {}
-    with pytest.raises(DivergenceError, match=r"at step \d \(epoch 3\).*those after epoch 2") as caught:
+    with pytest.raises(DivergenceError, match=r"at step \d \(epoch 3\).*the weights after epoch 2") as caught:
         quiet_fit(vae, data, optimizer=partial(Explodes, lr=1e-4), epochs=5, batch_size=20)
     assert caught.value.history.sizes["epoch"] == 2
     assert all(torch.equal(good[name], p) for name, p in vae.named_parameters())

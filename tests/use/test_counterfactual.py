@@ -168,7 +168,7 @@ def test_named_contexts_are_found_by_name():
 def test_what_cannot_be_predicted_is_refused():
     model, c = InContext(), contexts(4)
     vae, x = model.vae(), model.sample(c)
-    with pytest.raises(DataError, match=r"context has shape \(2, 3\) for 4 rows; give one row, or 4"):
+    with pytest.raises(DataError, match=r"context has shape \(2, 3\), for 4 rows; give one row, or 4"):
         pv.predict(vae, x, own_context=c, context=c[:2])
     with pytest.raises(ModelError, match=r"the decoder was given rows of 4 × 2 \+ 1 numbers and was built for 5"):
         pv.predict(vae, x, own_context=c, context=[1.0])
