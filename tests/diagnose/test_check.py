@@ -252,7 +252,7 @@ def test_another_file_for_the_history_is_refused_in_one_sentence(tmp_path):
 
 
 def test_the_time_that_has_passed_is_taken_from_the_budget(monkeypatch):
-    """Each look at the clock is 2 seconds later, and there are two for a diagnostic: of 10, a second is left for two."""
+    """Each look at the clock is 2 seconds later, two looks for a diagnostic: of 10, there is a second left for two."""
     vae, x = broken("not at all")
     monkeypatch.setattr(diagnose_check, "_measure_evaluation", lambda *_: 1e-9)
     monkeypatch.setattr(diagnose_check.time, "perf_counter", partial(next, itertools.count(0, 2)))

@@ -132,7 +132,7 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["nowhere", ".", "a\0b"])
 def test_what_is_no_file_is_refused(path):
-    with pytest.raises(DataError, match="cannot be read|is a folder, not a file"):
+    with pytest.raises(DataError, match=r"cannot be read|is a folder, not a file"):
         read_tree(path)
 
 
