@@ -17,7 +17,7 @@ def run() -> int:
 
 
 def _flush() -> None:
-    """Write out what is left, unless nobody reads it, as behind ``| head -1``."""
+    """Flush the standard output; ignore a closed pipe, such as that of ``| head -1``."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

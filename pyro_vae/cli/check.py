@@ -11,11 +11,10 @@ import xarray as xr
 from jsonargparse import Namespace
 
 from pyro_vae.cli.checksums import read_checksums
-from pyro_vae.cli.commands import check_settings
+from pyro_vae.cli.commands import parser_for
 from pyro_vae.cli.fit import trained_run
 from pyro_vae.cli.kept_jobs import ABOUT, KeptJobs, hash_of, is_sweep, stopped_sweep, sweep_folder
 from pyro_vae.cli.run_folder import RunFolder, folder_for, read_dataset
-from pyro_vae.cli.settings import command
 from pyro_vae.cli.sweep import say, tell
 from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
@@ -42,9 +41,7 @@ def run_check(arguments: Namespace) -> int:
     history = _history(Path(settings.run))
     out = settings.out or _free_folder(settings.run)
     with sweep_folder("check", out, goes_on=resumes) as run, _say_how_to_resume(run):
-        kept = _KeptDiagnostics(
-            KeptJobs(run, "check", check_settings, settings, _hashes(settings.run, vae, shown, trained))
-        )
+        kept = _KeptDiagnostics(KeptJobs(run, "check", settings, _hashes(settings.run, vae, shown, trained)))
         if resumes:
             tell(f"done already: {', '.join(one.about for one in DIAGNOSTICS if one.name in kept) or 'nothing'}")
         tree = check(
@@ -73,7 +70,7 @@ def _say_how_to_resume(run: RunFolder) -> Iterator[None]:
 
 def _interrupted_settings(arguments: Namespace) -> Namespace:
     """Return the settings of an interrupted check; others are refused."""
-    defaults = command("check", check_settings).get_defaults()
+    defaults = parser_for("check").get_defaults()
     changed = [
         name for name, value in arguments.items() if value != defaults.get(name) and name not in ("run", "trust")
     ]
@@ -81,7 +78,7 @@ def _interrupted_settings(arguments: Namespace) -> Namespace:
         raise SettingsError(
             f"{arguments.run} is an interrupted check with its own {changed[0]}; leave --{changed[0]} out"
         )
-    return stopped_sweep("check", check_settings, arguments.run, trust=arguments.trust)
+    return stopped_sweep("check", arguments.run, trust=arguments.trust)
 
 
 def _free_folder(run: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from pyro_vae.__about__ import __version__
-from pyro_vae.cli.parsers import STRICT, parser_of, trained_settings, trust_settings
+from pyro_vae.cli.parsers import STRICT, parser_of, trust_settings
 
 COMMANDS = {
     "demo": "Train the note's VAE on handwritten digits, compare and check its ELBOs, and draw the figures.",
@@ -52,6 +52,17 @@ def demo_settings(out: str | None = None, *, epochs: int = 200, seed: int = 0, d
         epochs: passes over the training data.
         seed: the seed of the split, the initial weights, the order of the data and the noise.
         device: auto (CUDA if available), cpu or cuda.
+    """
+
+
+def trained_settings(run: str, *, data: str | None = None, missing: str | None = None, seed: int = 0) -> None:
+    """Which trained VAE, data and seed to use.
+
+    Args:
+        run: a run folder that pyro-vae fit wrote; for check also the folder of an interrupted check, to resume it.
+        data: data with the columns of the run, matched by name; by default the run's held-out data.
+        missing: the codes for a missing value in --data, as for fit; by default those of the run.
+        seed: the seed of all draws.
     """
 
 
@@ -176,6 +187,15 @@ TABLES: dict[str, Callable[..., None]] = {
 }
 """The commands that write a table, and their settings; each calls the function of :mod:`pyro_vae` with its name."""
 
+NOT_TRAINING: dict[str, tuple[Callable[..., None], ...]] = {
+    "demo": (demo_settings,),
+    "check": (check_settings, trained_settings, trust_settings),
+    "explore": (explore_settings, trained_settings, trust_settings),
+    **{name: (function, trained_settings, table_settings, trust_settings) for name, function in TABLES.items()},
+    "sample": (sample_settings, table_settings, trust_settings),
+}
+"""The settings of all commands but fit, compare and swap."""
+
 COMMANDS |= {name: (settings.__doc__ or "").splitlines()[0] for name, settings in TABLES.items()}
 
 RUN_FLAGS = {"fit": "--resume", "compare": "--run", "swap": "--resume"} | dict.fromkeys(
@@ -192,7 +212,7 @@ def parser(flags: Sequence[str] = ()) -> ArgumentParser:
     commands = program.add_subcommands(dest="command", required=True)
     for name, text in COMMANDS.items():
         is_chosen = [*flags[:1]] == [name]
-        commands.add_subcommand(name, _parser_of(name, flags) if is_chosen else ArgumentParser(**STRICT), help=text)
+        commands.add_subcommand(name, parser_for(name, flags) if is_chosen else ArgumentParser(**STRICT), help=text)
     return program
 
 
@@ -200,22 +220,19 @@ def options(flags: Sequence[str]) -> list[str]:
     """Return the names of the commands, or of the settings of the command at the start of ``flags``."""
     if not flags or flags[0] not in COMMANDS:
         return list(COMMANDS)
-    every = (option for action in _parser_of(flags[0], flags)._actions for option in action.option_strings)
+    every = (option for action in parser_for(flags[0], flags)._actions for option in action.option_strings)
     return [option.removeprefix("--") for option in every if option.startswith("--")]
 
 
-def _parser_of(name: str, flags: Sequence[str]) -> ArgumentParser:
-    """Return the parser of a command; a run that is resumed has its settings already, and takes fewer."""
-    if name == "demo":
-        return parser_of(demo_settings)
-    if name == "check":
-        return parser_of(check_settings, trained_settings, trust_settings)
-    if name == "explore":
-        return parser_of(explore_settings, trained_settings, trust_settings)
-    if name == "sample":
-        return parser_of(sample_settings, table_settings, trust_settings)
-    if name in TABLES:
-        return parser_of(TABLES[name], trained_settings, table_settings, trust_settings)
+def parser_for(name: str, flags: Sequence[str] = ()) -> ArgumentParser:
+    """Return the parser of a command; a run that is resumed has its settings already, and takes fewer.
+
+    Example:
+        >>> parser_for("check").get_defaults().rows
+        200
+    """
+    if name in NOT_TRAINING:
+        return parser_of(*NOT_TRAINING[name])
     from pyro_vae.cli import settings
 
     resumes = any(flag.split("=")[0] == "--resume" for flag in flags)

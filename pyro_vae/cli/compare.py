@@ -77,10 +77,10 @@ def run_compare(arguments: Namespace) -> int:
 def _resolve(arguments: Namespace) -> Namespace:
     """Return the settings, or those of RUN if RUN is an interrupted comparison over seeds."""
     if "resume" in arguments:
-        return stopped_sweep("compare", compare_settings, arguments.resume, arguments.workers, arguments.trust)
+        return stopped_sweep("compare", arguments.resume, arguments.workers, arguments.trust)
     if arguments.run is not None and is_sweep(arguments.run):
         _validate_no_training_settings(arguments)
-        return stopped_sweep("compare", compare_settings, arguments.run, trust=arguments.trust)
+        return stopped_sweep("compare", arguments.run, trust=arguments.trust)
     return arguments
 
 
@@ -182,7 +182,7 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
 def _compare_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, resumes: bool) -> int:
     """Compare with each seed, and average over the seeds whose training finished."""
     with sweep_folder("compare", settings.out, goes_on=resumes) as run:
-        finished = KeptJobs(run, "compare", compare_settings, settings, {"data": hash_of(data.files)})
+        finished = KeptJobs(run, "compare", settings, {"data": hash_of(data.files)})
         sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, finished)
         found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]
         diverged = [f"{job}: {why}" for job, why in sweep.failures.items()]

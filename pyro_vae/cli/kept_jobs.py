@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 from jsonargparse import Namespace
 
 from pyro_vae.cli.checksums import validate_unchanged
+from pyro_vae.cli.commands import parser_for
 from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.cli.saved_settings import read_settings
-from pyro_vae.cli.settings import command, with_absolute_paths
+from pyro_vae.cli.settings import with_absolute_paths
 from pyro_vae.cli.sweep import tell
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.limits import read_json
@@ -21,7 +22,7 @@ from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import DataError, SettingsError
 
 ABOUT = "sweep.json"
-"""The file that marks the folder of a sweep, with the command and the hashes of what it depends on."""
+"""The file that marks the folder of a sweep: the command, and hashes of its data and model."""
 
 
 def is_sweep(folder: str | Path) -> bool:
@@ -34,15 +35,12 @@ def is_sweep(folder: str | Path) -> bool:
     return (Path(folder) / ABOUT).is_file() and (Path(folder) / "config.yaml").is_file()
 
 
-def stopped_sweep(
-    name: str, function: Callable[..., Any], folder: str, workers: int | None = None, trust: str | None = None
-) -> Namespace:
+def stopped_sweep(name: str, folder: str, workers: int | None = None, trust: str | None = None) -> Namespace:
     """Read the settings of a sweep that resumes.
 
     Args:
-        name: of the command.
-        function: the function whose arguments are the settings.
-        folder: of the sweep.
+        name: the name of the command.
+        folder: the folder of the sweep.
         workers: a new number of workers; by default that of the sweep.
         trust: the user's own packages and folders that the settings may name.
 
@@ -54,8 +52,8 @@ def stopped_sweep(
         raise DataError(f"{folder}: holds no {ABOUT}; give the folder of an interrupted pyro-vae {name}")
     if (other := _about(Path(folder))["command"]) != name:
         raise DataError(f"{folder}: was written by pyro-vae {other}; resume with pyro-vae {other} {folder}")
-    settings = read_settings(config, command(name, function), trust)
-    settings.out, settings.trust = str(folder), trust
+    settings = read_settings(config, parser_for(name), trust)
+    settings.out = str(folder)
     if workers:
         settings.workers = workers
     return settings
@@ -109,18 +107,16 @@ class KeptJobs:
 
     Args:
         run: its folder.
-        name: of the command.
-        function: the function whose arguments are the settings.
-        settings: of the command.
-        hashes: of the data and whatever else the results depend on, by name; they must be the same on resuming.
+        name: the name of the command.
+        settings: the settings.
+        hashes: hashes of the data and of everything else that the results depend on, by name.
 
     Raises:
-        SettingsError: if the folder was started with others.
+        SettingsError: if the folder was started with other hashes.
     """
 
     run: RunFolder
     name: str
-    function: Callable[..., Any]
     settings: Namespace
     hashes: Mapping[str, str]
 
@@ -139,12 +135,12 @@ class KeptJobs:
         if not is_sweep(self.run.path):
             about = {"command": self.name, **{f"{name}_hash": now for name, now in self.hashes.items()}}
             self.run.text(ABOUT, json.dumps(about, indent=2) + "\n")
-            self.write_settings()  # last: one that was killed before can be begun anew
+            self.write_settings()  # last: a run that is killed before this line can be started anew
         return self.run.within(place)
 
     def write_settings(self) -> None:
         """Write the settings, from which the sweep can be resumed or repeated."""
-        self.run.text("config.yaml", command(self.name, self.function).dump(with_absolute_paths(self.settings)))
+        self.run.text("config.yaml", parser_for(self.name).dump(with_absolute_paths(self.settings)))
 
     def path(self, place: str, file: str) -> Path | None:
         """Return a file of a finished job, or None if the job is not finished."""

@@ -38,14 +38,3 @@ def trust_settings(*, trust: str | None = None) -> None:
         trust: your own packages whose classes the run's settings may name, and folders outside the run that its
             callbacks may write to, e.g. "mypackage,logs". Code inside the run folder is never run.
     """
-
-
-def trained_settings(run: str, *, data: str | None = None, missing: str | None = None, seed: int = 0) -> None:
-    """Which trained VAE, data and seed to use.
-
-    Args:
-        run: a run folder that pyro-vae fit wrote; for check also the folder of an interrupted check, to resume it.
-        data: data with the columns of the run, matched by name; by default the run's held-out data.
-        missing: the codes for a missing value in --data, as for fit; by default those of the run.
-        seed: the seed of all draws.
-    """

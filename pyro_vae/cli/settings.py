@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 
 from pyro_vae import elbo as _estimators  # noqa: F401  (so that the parser finds the estimators by class name)
 from pyro_vae.cli.messages import instantiated
-from pyro_vae.cli.parsers import parser_of, trained_settings, trust_settings
+from pyro_vae.cli.parsers import parser_of, trust_settings
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import DiagNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
@@ -201,8 +201,6 @@ def command(name: str, function: Callable[..., Any]) -> ArgumentParser:
     parser = parser_of(function)
     if name == "fit":
         parser.add_function_arguments(run_settings, as_positional=False)
-    if name == "check":
-        parser.add_function_arguments(trained_settings, as_positional=False)
     if name in ("compare", "swap"):
         parser.add_function_arguments(spread_settings, as_positional=False)
     if name == "swap":

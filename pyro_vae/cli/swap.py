@@ -56,11 +56,7 @@ class Trained:
 def run_swap(arguments: Namespace) -> int:
     """Train every combination of components, and rank them by held-out evidence."""
     resumes = "resume" in arguments
-    settings = (
-        stopped_sweep("swap", swap_settings, arguments.resume, arguments.workers, arguments.trust)
-        if resumes
-        else arguments
-    )
+    settings = stopped_sweep("swap", arguments.resume, arguments.workers, arguments.trust) if resumes else arguments
     refuse_particles(settings.particles)
     seeds = seeds_of(settings)
     data = load_data(settings)
@@ -71,7 +67,7 @@ def run_swap(arguments: Namespace) -> int:
         _validate(settings, name, vae, data)
     validate_held_out(settings, data)
     with sweep_folder("swap", settings.out, goes_on=resumes) as run:
-        finished = KeptJobs(run, "swap", swap_settings, settings, {"data": hash_of(data.files)})
+        finished = KeptJobs(run, "swap", settings, {"data": hash_of(data.files)})
         trained = _train_grid(settings, [*vaes], seeds, data, finished)
         if trained.interrupted:
             done = f"{len(trained.vaes)} of {len(vaes)} combinations"

@@ -112,7 +112,7 @@ def _at(value: float, decimals: int, sign: str) -> str:
 
 
 def discard(stream: IO[str]) -> None:
-    """Send what is written to a stream nowhere, and what waits in it too."""
+    """Redirect a stream to the null device, so that flushing it cannot fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, stream.fileno())

@@ -153,7 +153,7 @@ def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():
 
 def test_a_finished_job_is_taken_as_it_was_written_only(tmp_path):
     run = RunFolder(tmp_path / "sweep")
-    kept = KeptJobs(run, "swap", swap_settings, Namespace(data="data.npy"), {})
+    kept = KeptJobs(run, "swap", Namespace(data="data.npy"), {})
     run.within("models/00-a").text("weights.txt", "1")
     assert kept.path("models/00-a", "weights.txt") == run.path / "models/00-a" / "weights.txt"
     assert kept.path("models/00-a", "other.txt") is None
