@@ -109,7 +109,7 @@ def _is_class(code: CodeType) -> bool:
 
 
 def describe_fault(error: BaseException) -> str | None:
-    """Describe what is wrong with an exception; None for a one-sentence error of this library."""
+    """Return the fault of an exception, or None if it is a one-sentence error of this library."""
     if isinstance(error, PyroVAEError):
         text = str(error)
         return (

@@ -25,7 +25,7 @@ from pyro_vae.cli.run_folder import RunFolder, folder_for, read_dataset
 from pyro_vae.cli.settings import OF_COMPARE, command, compare_settings, with_absolute_paths
 from pyro_vae.cli.sweep import Outcome, Sweep, is_side_by_side, run_jobs, say, seeds_of, with_seed
 from pyro_vae.compare.cells import cells, step_of
-from pyro_vae.compare.elbos import compare_elbos, default_elbos, refuse_choices
+from pyro_vae.compare.elbos import compare_elbos, default_elbos, validate_choices
 from pyro_vae.compare.pair import subject_of
 from pyro_vae.compare.seeds import over_seeds, stacked
 from pyro_vae.compare.table import as_comparison
@@ -91,7 +91,7 @@ def _validate_settings(settings: Namespace) -> None:
     if settings.draws < 2 or settings.rows < 2:
         raise SettingsError(f"draws is {settings.draws} and rows {settings.rows}; each must be at least 2")
     elbos = _elbos(settings)
-    refuse_choices(default_elbos() if elbos is None else elbos, settings.particles)
+    validate_choices(default_elbos() if elbos is None else elbos, settings.particles)
 
 
 def _elbos(settings: Namespace) -> dict[str, Loss] | None:

@@ -44,7 +44,7 @@ from pyro_vae.errors import (
     printable,
 )
 from pyro_vae.train.callbacks import Callback, EarlyStopping
-from pyro_vae.train.callbacks.schedules import refuse_plateau
+from pyro_vae.train.callbacks.schedules import validate_no_plateau
 from pyro_vae.train.checkpoint import save_load
 from pyro_vae.train.checkpoint.rebuild import SPARE_BYTES
 from pyro_vae.train.checkpoint.rotation import Checkpoints
@@ -225,7 +225,7 @@ def _validate_scheduler(made: Namespace, vae: VAE) -> None:
     try:
         optimizer = _optimizer(made)(list(vae.parameters()))
         optimizer.state_dict()  # as for a checkpoint
-        refuse_plateau(optimizer)
+        validate_no_plateau(optimizer)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise

@@ -109,9 +109,9 @@ def _validate_configs(flags: Sequence[str]) -> None:
 
 def _run(command: str, settings: Namespace) -> int:
     """Import the command and call it."""
-    from pyro_vae.core.device import refuse_seed
+    from pyro_vae.core.device import validate_seed
 
-    refuse_seed(settings.get("seed", 0))
+    validate_seed(settings.get("seed", 0))
     if command == "demo":
         from pyro_vae.cli.demo import run_demo
 

@@ -24,12 +24,12 @@ from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import as_yaml, command, swap_settings
 from pyro_vae.cli.sweep import Outcome, run_jobs, say, seeds_of, with_seed
-from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, refuse_one_row, with_failures
+from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, validate_several_rows, with_failures
 from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
 from pyro_vae.errors import DivergenceError, ModelError, SettingsError
-from pyro_vae.evidence import refuse_particles
+from pyro_vae.evidence import validate_particles
 from pyro_vae.train.checkpoint.save_load import load
 
 WEIGHTS = "weights.safetensors"
@@ -57,11 +57,11 @@ def run_swap(arguments: Namespace) -> int:
     """Train every combination of components, and rank them by held-out evidence."""
     resumes = "resume" in arguments
     settings = stopped_sweep("swap", arguments.resume, arguments.workers, arguments.trust) if resumes else arguments
-    refuse_particles(settings.particles)
+    validate_particles(settings.particles)
     seeds = seeds_of(settings)
     data = load_data(settings)
     report_reading(*data.files)
-    refuse_one_row(len(data.held_out.x))
+    validate_several_rows(len(data.held_out.x))
     vaes = _grid(settings, data.train)
     for name, vae in vaes.items():
         _validate(settings, name, vae, data)

@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.fit import Loaded
 from pyro_vae.cli.settings import with_absolute_paths
-from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.device import validate_seed
 from pyro_vae.core.format import Console
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.validation import whole
@@ -72,7 +72,7 @@ def seeds_of(settings: Namespace) -> list[int]:
     whole("workers", settings.workers, 1)
     seeds = [settings.seed] if settings.seeds is None else list(settings.seeds)
     for seed in seeds:
-        refuse_seed(seed)
+        validate_seed(seed)
     if not seeds or len(set(seeds)) < len(seeds):
         raise SettingsError(f"seeds is {seeds}; name at least one, and each once")
     return seeds

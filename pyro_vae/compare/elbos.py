@@ -13,7 +13,7 @@ from pyro_vae.compare.cells import cells, kl_method
 from pyro_vae.compare.measure import Measurer, Tabulator, reason_not_applicable
 from pyro_vae.compare.pair import Pair, Subject, subject_of
 from pyro_vae.compare.table import as_comparison
-from pyro_vae.core.device import describe_device, refuse_seed
+from pyro_vae.core.device import describe_device, validate_seed
 from pyro_vae.core.progress import counting
 from pyro_vae.core.traces import Loss, differentiable
 from pyro_vae.core.vae import VAE
@@ -142,7 +142,7 @@ def compare_elbos(
         >>> bool(table.difference.sel(estimator="TraceMeanField_ELBO") < 1e-12)
         True
     """
-    refuse_seed(seed)
+    validate_seed(seed)
     if whole("draws", draws, 1) < 2:
         raise SettingsError(f"draws is {draws}; a standard error needs at least 2")
     if elbos is not None and not isinstance(elbos, Mapping):
@@ -151,7 +151,7 @@ def compare_elbos(
     subject = subject_of(vae, x, size)
     offered = default_elbos() if elbos is None else {n: as_estimator(e, f"elbos[{n!r}]") for n, e in elbos.items()}
     particles = (1,) if elbos is None and particles is None else particles
-    refuse_choices(offered, particles)
+    validate_choices(offered, particles)
     _validate_subject(subject)
     missing = reason_not_applicable(subject, HandDerivedELBO())
     chosen, left_out = cells(offered, particles)
@@ -190,11 +190,11 @@ def _as_numbers(particles: Any) -> list[int]:
         raise SettingsError(f"particles is {particles!r}; pass a sequence of whole numbers, such as (1, 8)") from error
 
 
-def refuse_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) -> None:
+def validate_choices(losses: Mapping[str, Loss], particles: Sequence[int] | None) -> None:
     """Raise if the estimators or the numbers of particles are invalid, or none can be combined.
 
     Example:
-        >>> refuse_choices(default_elbos(), [1, 8])
+        >>> validate_choices(default_elbos(), [1, 8])
     """
     if not losses:
         raise SettingsError("elbos is empty; pass at least one estimator, or None for the default ones")

@@ -15,12 +15,12 @@ from pyro_vae.core.format import format_estimate
 from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes
+from pyro_vae.data.fingerprint import data_hash, row_hashes, validate_not_trained_on
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import data_for, rows_for, rows_of
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.evidence.atoms import REMEDY, atoms, warn_of_atoms
-from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
+from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, validate_method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model
 from pyro_vae.evidence.judge import agreement
 from pyro_vae.evidence.kinds import CAUTION, NOT_KNOWN, differing, kind, known_features
@@ -137,7 +137,7 @@ def compare_models(
         >>> list(table.index), bool(table.elpd_diff["wrong"] < -10 * table.dse["wrong"])
         (['right', 'wrong'], True)
     """
-    refuse_method(method, tuple(name for name in METHODS if name != "bdmc"))
+    validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
         raise SettingsError("models: a comparison needs at least two models; pass {name: vae, other: vae}")
     first = next((model for model in models.values() if isinstance(model, Amortised)), None)
@@ -197,7 +197,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
             _validate_dataset(name, model, data_hash(hashes))
         elif isinstance(model, Amortised):
             ordered = rows_for(model, x_test, source="x_test")  # the model may order the columns differently
-            refuse_trained_on(model, row_hashes(ordered), getattr(x_test, "row_labels", None), name=name)
+            validate_not_trained_on(model, row_hashes(ordered), getattr(x_test, "row_labels", None), name=name)
         else:
             raise SettingsError(
                 f"models[{name!r}] is a {type(model).__name__}; pass a VAE, a Pair or a dataset from log_evidence"

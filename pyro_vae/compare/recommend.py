@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.compare.seeds import drawn, validate_not_stacked
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.errors import SettingsError
@@ -94,7 +94,7 @@ def recommend(comparison: xr.Dataset, *, target: str | None = None) -> str:
         >>> print(recommend(pv.compare_elbos(other.as_vae(diagonal=True), linear.sample(20), draws=50)))
         Train with ...
     """
-    refuse_stacked(comparison)
+    validate_not_stacked(comparison)
     if "moment" in comparison.dims:
         each = (comparison.isel(moment=i) for i in range(comparison.sizes["moment"]))
         return "\n".join(f"At the {table.moment.item()}: {recommend(table, target=target)}" for table in each)

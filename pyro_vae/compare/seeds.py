@@ -118,14 +118,14 @@ def drawn(comparison: xr.Dataset) -> str:
     return f"{draws} draws" if seeds is None else f"{draws} draws of each of {len(seeds)} seeds"
 
 
-def refuse_stacked(comparison: xr.Dataset) -> None:
+def validate_not_stacked(comparison: xr.Dataset) -> None:
     """Raise if several comparisons are stacked where one is needed.
 
     Raises:
         SettingsError: if ``comparison`` stacks several seeds.
 
     Example:
-        >>> refuse_stacked(xr.Dataset({"elbo": 0.0}))
+        >>> validate_not_stacked(xr.Dataset({"elbo": 0.0}))
     """
     if "elbo" in comparison and "seed" in comparison.elbo.dims:
         raise SettingsError(

@@ -12,7 +12,7 @@ from rich.table import Table
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.data.fingerprint import refuse_trained_on, row_hashes
+from pyro_vae.data.fingerprint import row_hashes, validate_not_trained_on
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import rows_for
 from pyro_vae.errors import SettingsError
@@ -74,10 +74,12 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     if len(sizes := {len(trained) for trained in several.values()}) > 1 or 0 in sizes:
         raise SettingsError(f"vaes: the models have {sorted(sizes)} seeds; pass equally many for each, at least 1")
     checked = {name: rows_for(trained[0], x) for name, trained in several.items()}  # before any is evaluated
-    refuse_one_row(len(next(iter(checked.values()))))
+    validate_several_rows(len(next(iter(checked.values()))))
     for name, trained in several.items():
         for vae in trained:
-            refuse_trained_on(vae, row_hashes(checked[name]), getattr(x, "row_labels", None), name=name, source="x")
+            validate_not_trained_on(
+                vae, row_hashes(checked[name]), getattr(x, "row_labels", None), name=name, source="x"
+            )
     countable = {name: countable_features(trained[0], checked[name]) for name, trained in several.items()}
     found = {
         name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in trained]
@@ -137,11 +139,11 @@ def _mcse(found: Sequence[xr.Dataset]) -> float:
     return float(np.sqrt(np.mean([(one.mcse**2).mean() for one in found]) / len(found)))
 
 
-def refuse_one_row(rows: int) -> None:
+def validate_several_rows(rows: int) -> None:
     """Raise if there are too few held-out data for a standard error.
 
     Example:
-        >>> refuse_one_row(2)
+        >>> validate_several_rows(2)
     """
     if rows < 2:
         raise SettingsError("there is 1 held-out datum; standard errors need at least 2")

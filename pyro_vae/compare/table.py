@@ -7,7 +7,7 @@ import xarray as xr
 from rich import box
 from rich.table import Table
 
-from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.compare.seeds import drawn, validate_not_stacked
 from pyro_vae.core.format import as_text, format_estimate, format_rounded
 
 
@@ -65,7 +65,7 @@ def comparison_table(comparison: xr.Dataset) -> Table:
         >>> comparison_table(pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), draws=3)).row_count
         7
     """
-    refuse_stacked(comparison)
+    validate_not_stacked(comparison)
     about = comparison.attrs
     table = Table(
         title=f"{comparison.sizes['datum']} data, {drawn(comparison)}, {about['dtype']}, {about['device']}",

@@ -62,7 +62,7 @@ def numbers_at_once(chunk: int, device: torch.device) -> int:
     return chunk if device.type == "cpu" else GPU_CHUNK * chunk
 
 
-def refuse_seed(seed: int) -> None:
+def validate_seed(seed: int) -> None:
     """Validate that torch's generators accept a seed.
 
     Args:
@@ -72,7 +72,7 @@ def refuse_seed(seed: int) -> None:
         SettingsError: if the seed is not such a number.
 
     Example:
-        >>> refuse_seed(2**64)
+        >>> validate_seed(2**64)
         Traceback (most recent call last):
         pyro_vae.errors.SettingsError: seed is 18446744073709551616; it must be a whole number between ...
     """

@@ -216,7 +216,7 @@ def overlap(known: Trained, hashes: np.ndarray, labels: np.ndarray | None = None
     return f"{count} of {among} (the first is row {which})"
 
 
-def refuse_trained_on(
+def validate_not_trained_on(
     vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
 ) -> None:
     """Validate that data are held-out, up to matches by chance (see :func:`trained_on`).
@@ -234,7 +234,7 @@ def refuse_trained_on(
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5).as_vae()
-        >>> refuse_trained_on(vae, row_hashes(Rows(torch.zeros(3, 4))), name="vae")
+        >>> validate_not_trained_on(vae, row_hashes(Rows(torch.zeros(3, 4))), name="vae")
     """
     if shared := trained_on(vae, hashes, labels):
         raise DataError(f"{source} overlaps the training data of model {name!r}: {shared}; use held-out data")

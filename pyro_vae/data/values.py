@@ -98,7 +98,7 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
         )
     if 0 in tensor.shape:
         raise DataError(f"{source}: the shape is {tuple(tensor.shape)}; there must be at least one row and one feature")
-    refuse_non_finite(tensor, source, columns)
+    validate_finite(tensor, source, columns)
     return tensor
 
 
@@ -144,7 +144,7 @@ def from_array(data: Any, source: str) -> Tensor:
     return torch.as_tensor(array if shareable else array.copy())
 
 
-def refuse_non_finite(tensor: Tensor, source: str, columns: Sequence[str] | None, first_row: int = 0) -> None:
+def validate_finite(tensor: Tensor, source: str, columns: Sequence[str] | None, first_row: int = 0) -> None:
     """Validate that all values are finite; messages count rows from ``first_row``."""
     bad = ~torch.isfinite(tensor)
     count = int(bad.sum())

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.__about__ import versions
 from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import evaluating, observed
-from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_p
 from pyro_vae.core.generate import latents
@@ -114,7 +114,7 @@ def sbc(
     whole("simulations", simulations, 20)
     whole("draws", draws, 9)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     device, parts = vae.like(torch.zeros(())).device, []
     with seeded(seed, device), evaluating(vae, draws * simulations):
         if around is None:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.format import Console
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -105,7 +105,7 @@ def check(
         >>> findings(tree)[0].level
         'fine'
     """
-    refuse_seed(seed)
+    validate_seed(seed)
     whole("gold", gold, 0)
     whole("draws", draws, FEWEST_DRAWS)
     above_zero("budget", budget)

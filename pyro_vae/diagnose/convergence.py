@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import make_generator, refuse_seed, seeded
+from pyro_vae.core.device import make_generator, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
@@ -92,7 +92,7 @@ class Iterates(Callback):
     def __init__(self, x: Any, *, data: int = 256, num_particles: int = 16, weights: int = 100, seed: int = 0) -> None:
         for name, value in {"data": data, "num_particles": num_particles, "weights": weights}.items():
             whole(name, value, 1)
-        refuse_seed(seed)
+        validate_seed(seed)
         self.x, self.seed = x, seed
         self.sizes = {"data": data, "num_particles": num_particles, "weights": weights}
         self._vae: VAE | None = None

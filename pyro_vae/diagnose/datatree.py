@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import __version__, versions
 from pyro_vae.core.component import Distribution, evaluating
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.pair import Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -120,7 +120,7 @@ def to_datatree(
         >>> tree["posterior"].z.sel(datum="b").dims
         ('chain', 'draw', 'latent')
     """
-    refuse_seed(seed)
+    validate_seed(seed)
     whole("draws", draws, 1)
     whole("prior_draws", prior_draws, 1)
     if posterior not in get_args(From):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_rounded
 from pyro_vae.core.progress import counting
@@ -175,7 +175,7 @@ def _validate_settings(steps: int, rate: float, particles: int, num_particles: i
     above_zero("rate", rate)
     whole("particles", particles, 1)
     whole("num_particles", num_particles, 50)
-    refuse_seed(seed)
+    validate_seed(seed)
     if torch.is_inference_mode_enabled():
         raise SettingsError("inference mode is on, in which q cannot be optimised; call this outside of it")
 

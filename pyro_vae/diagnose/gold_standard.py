@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.pair import Pair
 from pyro_vae.core.progress import counting
@@ -100,7 +100,7 @@ def nuts(
     """
     for name, value, least in ("chains", chains, 2), ("warmup", warmup, 20), ("draws", draws, 20):
         whole(name, value, least)
-    refuse_seed(seed)
+    validate_seed(seed)
     if torch.is_inference_mode_enabled():
         raise SettingsError("inference mode is on, in which NUTS has no gradients; call this outside of it")
     x = data_for(vae, x)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.pair import Amortised
@@ -69,7 +69,7 @@ def khat(vae: Amortised, x: Any, *, num_particles: int = 1000, seed: int = 0, ch
     """
     whole("num_particles", num_particles, LEAST)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     x = data_for(vae, x)
     rows, parts = rows_for(vae, x).like(vae), []
     names = row_names(x, len(rows))

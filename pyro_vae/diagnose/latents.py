@@ -13,7 +13,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, MixtureS
 from pyro_vae.__about__ import versions
 from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_rounded
 from pyro_vae.core.pair import Pair
@@ -92,7 +92,7 @@ def collapse(vae: VAE | Pair, x: Any, *, draws: int = 4, seed: int = 0, chunk: i
     """
     whole("draws", draws, 2)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     if isinstance(vae, Pair):
         return site_kl(vae, x, draws=draws, seed=seed, chunk=chunk)
     rows = rows_for(vae, x).like(vae)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import Distribution, evaluating, observed
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_p, format_rounded
 from pyro_vae.core.generate import latents
@@ -186,7 +186,7 @@ def _check(
 ) -> xr.Dataset:
     whole("draws", draws, 20)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     x = data_for(vae, x)
     functions = _validate_statistics(statistics) if statistics is not None else STATISTICS if _has_one_unit(x) else {}
     rows = rows_for(vae, x).like(vae)

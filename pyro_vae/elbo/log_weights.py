@@ -350,7 +350,7 @@ class Weights:
     @cached_property
     def score(self) -> Tensor:
         """``log q(z | x)`` at fixed latents, without temperature and scales, shape ``(K, batch)``."""
-        self.refuse_enumerated()
+        self.validate_not_enumerated()
         sites = ((site["fn"], site["value"].detach()) for _, site in samples(self.guide_trace))
         return torch.stack([self.by_datum(fn.log_prob(value)) for fn, value in sites]).sum(0)
 
@@ -501,10 +501,10 @@ class Weights:
         return self._sum({**site, "value": values[name]} for name, site in self._local(self.guide_trace))
 
     def _sum(self, sites: Iterable[Site]) -> Tensor:
-        self.refuse_enumerated()
+        self.validate_not_enumerated()
         return self._terms(sites)
 
-    def refuse_enumerated(self) -> None:
+    def validate_not_enumerated(self) -> None:
         """Raise an error if a site is enumerated, since log-weights then have no prior or posterior part."""
         if self.enumerated:
             raise ModelError(

@@ -3,7 +3,7 @@
 from pyro_vae.evidence.baseline import baseline, judge_baseline
 from pyro_vae.evidence.cross_check import check_where_possible, cross_check
 from pyro_vae.evidence.enumerated import discrete, enumerated_log_marginal
-from pyro_vae.evidence.estimate import log_evidence, refuse_particles
+from pyro_vae.evidence.estimate import log_evidence, validate_particles
 from pyro_vae.evidence.interval import interval
 from pyro_vae.evidence.judge import judge_evidence
 from pyro_vae.evidence.known import known_evidence
@@ -19,5 +19,5 @@ __all__ = [
     "judge_evidence",
     "known_evidence",
     "log_evidence",
-    "refuse_particles",
+    "validate_particles",
 ]

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core.device import make_generator, refuse_seed, seeded
+from pyro_vae.core.device import make_generator, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.rows import Rows
@@ -105,7 +105,7 @@ def baseline(
         >>> bool(found.difference[0] > 5 * found.difference_se[0])
         True
     """
-    refuse_seed(seed)
+    validate_seed(seed)
     x = data_for(vae, x, source="x")
     rows = rows_for(vae, x, source="x")
     if len(rows) < 2:

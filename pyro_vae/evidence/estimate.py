@@ -9,7 +9,7 @@ import xarray as xr
 
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.pair import Amortised, Pair
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
@@ -53,20 +53,20 @@ DIMS = {"x": "feature", "z": "latent"}
 UNITS = {"acceptance": "1", "khat": "1", "x": "of the data", "z": "of the latents"}
 
 
-def refuse_particles(num_particles: int) -> None:
+def validate_particles(num_particles: int) -> None:
     """Raise an error for fewer than two particles, which give no standard error.
 
     Example:
-        >>> refuse_particles(2)
+        >>> validate_particles(2)
     """
     whole("num_particles", num_particles, 2)
 
 
-def refuse_method(method: str, among: tuple[str, ...] = METHODS) -> None:
+def validate_method(method: str, among: tuple[str, ...] = METHODS) -> None:
     """Raise an error for an unknown method.
 
     Example:
-        >>> refuse_method("iw")
+        >>> validate_method("iw")
     """
     if method not in among:
         raise SettingsError(f"method is {method!r}; it must be {', '.join(among[:-1])} or {among[-1]}")
@@ -167,12 +167,12 @@ def log_evidence(
         >>> bool((abs(both.upper - both.lower) < 1e-9).all())
         True
     """
-    refuse_method(method)
+    validate_method(method)
     num_particles = PARTICLES[method] if num_particles is None else num_particles
-    refuse_particles(num_particles)
+    validate_particles(num_particles)
     for name, number in {"temperatures": temperatures, "leapfrog": leapfrog, "chunk": chunk}.items():
         whole(name, number, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     if torch.is_inference_mode_enabled() and method in ANNEALED:
         raise SettingsError(
             f"method {method!r} needs gradients, but inference mode is on; call log_evidence outside of it"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from pyro_vae.compare.seeds import drawn, refuse_stacked
+from pyro_vae.compare.seeds import drawn, validate_not_stacked
 from pyro_vae.errors import SettingsError
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE
 
@@ -85,7 +85,7 @@ def compare(comparison: xr.Dataset) -> Figure:
         >>> table = pv.compare_elbos(linear.as_vae(diagonal=True), linear.sample(5), particles=(1, 4), draws=4)
         >>> _ = compare(table)
     """
-    refuse_stacked(comparison)
+    validate_not_stacked(comparison)
     each = range(comparison.sizes.get("moment", 0))
     moments = [comparison.isel(moment=i) for i in each] or [comparison]
     groups = [g for g in ("Θ", "φ") if g in comparison.parameter_group.values] or ["all"]

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -168,7 +168,7 @@ def explore(
     from pyro_vae.plots.explorer_page import draw_page, validate_bokeh
 
     whole("rows", rows, 2)
-    refuse_seed(seed)
+    validate_seed(seed)
     validate_bokeh()
     data = _as_data(vae, x)
     decoder, notes = _exported_decoder(vae, data)

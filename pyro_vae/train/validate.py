@@ -10,12 +10,12 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.device import validate_seed
 from pyro_vae.core.pair import Amortised
 from pyro_vae.core.traces import Loss
 from pyro_vae.elbo import Estimator
 from pyro_vae.errors import SettingsError, did_you_mean
-from pyro_vae.train.callbacks.schedules import refuse_plateau
+from pyro_vae.train.callbacks.schedules import validate_no_plateau
 from pyro_vae.train.compiled.optimizers import validate_clip_norm
 from pyro_vae.train.compiled.precision import validate_precision
 from pyro_vae.train.compiled.steps import ENGINES
@@ -37,7 +37,7 @@ def validate_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size
         raise SettingsError(f"epochs is {epochs}; it must be at least 1")
     if not 1 <= batch_size <= n:
         raise SettingsError(f"batch_size is {batch_size}; it must be from 1 to the number of training data, {n}")
-    refuse_seed(seed)
+    validate_seed(seed)
     if getattr(elbo, "num_particles", 1) < 1:
         number = elbo.num_particles  # type: ignore[union-attr]
         raise SettingsError(f"elbo: num_particles is {number}; it must be at least 1")
@@ -100,7 +100,7 @@ def build_optimizer(vae: Amortised, optimizer: Any) -> BuiltOptimizer:
         )
     if isinstance(whole, torch.optim.LBFGS):
         raise SettingsError("optimizer: LBFGS needs a closure and fixed noise; use Adam or another without a closure")
-    refuse_plateau(made)
+    validate_no_plateau(made)
     return made
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.pair import Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
@@ -63,7 +63,7 @@ def classify(pair: Pair, x: Any, *, num_particles: int = 100, seed: int = 0, chu
     """
     whole("num_particles", num_particles, 2)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     x = data_for(pair, x)
     rows = rows_for(pair, x).like(pair)
     size = max(1, numbers_at_once(chunk, rows.x.device) // (num_particles * rows.x[0].numel()))

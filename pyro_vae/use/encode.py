@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from pyro_vae.core.component import Distribution
-from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.device import validate_seed
 from pyro_vae.core.joined import JoinedPosterior
 from pyro_vae.core.pair import Pair
 from pyro_vae.core.rows import Rows
@@ -72,7 +72,7 @@ def encode(
     """
     whole("draws", draws, 2)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     table = read(vae, data, context=context, mask=mask)
 
     def compute(rows: Rows) -> Found:

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.device import validate_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -95,7 +95,7 @@ def impute(
     whole("draws", draws, LEAST)
     whole("imputations", imputations, 0)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     table = read(vae, data, context=context, mask=mask, nan_is_missing=True)
 
     likelihood = likelihood_of(vae, table.first)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.device import validate_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -84,7 +84,7 @@ def predict(
     """
     whole("draws", draws, 2)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     table = read(vae, data, context=own_context, mask=mask)
     if table.first.context is None:
         raise SettingsError("the data have no context to be encoded in; pass it as own_context=")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.device import validate_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -75,7 +75,7 @@ def reconstruct(
     """
     whole("draws", draws, 2)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     table = read(vae, data, context=context, mask=mask)
     return encode_and_decode(vae, table, lambda rows: rows, draws=draws, seed=seed, chunk=chunk, progress=progress)
 

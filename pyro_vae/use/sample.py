@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import Distribution, evaluating
-from pyro_vae.core.device import derive_seed, numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.device import derive_seed, numbers_at_once, seeded, validate_seed
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -60,7 +60,7 @@ def sample(
     """
     whole("n", n, 1)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     given = contexts(vae, context, n)
     device = vae.like(torch.empty(0)).device
     with evaluating(vae):

@@ -11,17 +11,17 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.device import derive_seed, numbers_at_once, refuse_seed, seeded
+from pyro_vae.core.device import derive_seed, numbers_at_once, seeded, validate_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.fingerprint import data_hash, refuse_trained_on, row_hashes, trained_on
+from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on, validate_not_trained_on
 from pyro_vae.data.rows import rows_for
 from pyro_vae.data.sources import Source
 from pyro_vae.data.streams import Streamed
 from pyro_vae.elbo.log_weights import Weights, weigh, without_enumeration
 from pyro_vae.errors import CalibrationWarning, DataError
-from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, refuse_method
+from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, validate_method
 from pyro_vae.use.inputs import read
 
 ON_GIVEN_DATA = tuple(name for name in METHODS if name != "bdmc")
@@ -127,10 +127,10 @@ def score(
         >>> bool((abs(found.log_px - linear.log_marginal(x).numpy()) < 1e-4).all()), found.p_value.values[-1].item()
         (True, 0.005)
     """
-    refuse_method(method, ON_GIVEN_DATA)
+    validate_method(method, ON_GIVEN_DATA)
     whole("draws", draws, 2)
     whole("chunk", chunk, 1)
-    refuse_seed(seed)
+    validate_seed(seed)
     fresh = None if held_out is None else _fresh(vae, held_out)
     table = read(vae, data, context=context, mask=mask)
     evidence = partial(
@@ -142,7 +142,7 @@ def score(
     for rows in table.blocks(AT_ONCE if isinstance(table.rows, Streamed) else len(table)):
         hashes.append(row_hashes(rows))
         if fresh is not None:
-            refuse_trained_on(vae, hashes[-1], name="vae", source="data")
+            validate_not_trained_on(vae, hashes[-1], name="vae", source="data")
             if known is None:  # after validating the first rows, which is fast
                 known = evidence(fresh, seed=derive_seed(seed, "log p(x) of held-out data"))
         found = evidence(rows, seed=derive_seed(seed, "log p(x) of the data", first))
@@ -173,7 +173,7 @@ def _fresh(vae: VAE, held_out: Any) -> Rows:
     if isinstance(held_out, Source):
         raise DataError("held_out is a stream, but must be in memory; pass held_out.sample(10_000)")
     fresh = rows_for(vae, held_out, source="held_out")
-    refuse_trained_on(vae, row_hashes(fresh), name="vae", source="held_out")
+    validate_not_trained_on(vae, row_hashes(fresh), name="vae", source="held_out")
     return fresh.like(vae)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.core.component import Distribution, evaluating
-from pyro_vae.core.device import refuse_seed, seeded
+from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -116,7 +116,7 @@ def traverse(
         >>> traverse(vae, 0, steps=3).x.sel(feature=0).values.round(4)
         array([-2.,  0.,  2.], dtype=float32)
     """
-    refuse_seed(seed)
+    validate_seed(seed)
     whole("steps", steps, 2)
     whole("latent", latent, 0)
     at = _quantiles(quantiles, steps)

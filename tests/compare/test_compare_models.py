@@ -16,7 +16,7 @@ from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.models import _about_difference, judge_models, stacking_weights
 from pyro_vae.compare.swap import rank, ranking_table
 from pyro_vae.data import Data, Rows, repeats
-from pyro_vae.data.fingerprint import Trained, data_hash, refuse_trained_on, row_hashes, trained_on
+from pyro_vae.data.fingerprint import Trained, data_hash, row_hashes, trained_on, validate_not_trained_on
 from pyro_vae.data.repeats import clustered_error, distinct_rows, warn_of_duplicates
 from pyro_vae.errors import DataError, DuplicateRowsWarning, ModelError, SettingsError
 from pyro_vae.evidence.exact import LinearGaussian
@@ -204,8 +204,8 @@ def test_what_was_trained_on_goes_along_with_copies_and_adds_up():
     assert len(twin.trained_on.rows) == 60
     for part in (x[:30], x[30:60]):
         with pytest.raises(DataError, match="overlaps the training data"):
-            refuse_trained_on(twin, row_hashes(Rows(part)), name="twin")
-    refuse_trained_on(twin, row_hashes(Rows(x[60:])), name="twin")
+            validate_not_trained_on(twin, row_hashes(Rows(part)), name="twin")
+    validate_not_trained_on(twin, row_hashes(Rows(x[60:])), name="twin")
     assert "trained_on" not in vae.state_dict()
     assert small_vae().trained_on is None
 
@@ -232,14 +232,14 @@ def test_rows_that_meet_by_chance_pass():
     vae = small_vae()
     vae.trained_on = Trained.on(row_hashes(Rows(x[:300])))
     assert vae.trained_on.twins > 0.99
-    refuse_trained_on(vae, row_hashes(Rows(x[300:])), name="vae")
+    validate_not_trained_on(vae, row_hashes(Rows(x[300:])), name="vae")
     with pytest.raises(DataError):
-        refuse_trained_on(vae, row_hashes(Rows(x[:300])), name="vae")
+        validate_not_trained_on(vae, row_hashes(Rows(x[:300])), name="vae")
     some = torch.cat([torch.randn(250, 5), x[:20]])
     vae.trained_on = Trained.on(row_hashes(Rows(some)))
     assert 0 < vae.trained_on.twins < 0.1
     with pytest.raises(DataError, match="50 of its 60"):
-        refuse_trained_on(vae, row_hashes(Rows(torch.cat([some[:50], torch.randn(10, 5)]))), name="vae")
+        validate_not_trained_on(vae, row_hashes(Rows(torch.cat([some[:50], torch.randn(10, 5)]))), name="vae")
 
 
 def test_a_context_is_part_of_the_row():

@@ -14,7 +14,7 @@ from helpers.checks import small_vae
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.core.device import refuse_seed
+from pyro_vae.core.device import validate_seed
 from pyro_vae.core.validation import above_zero, python_number, takes_settings, whole
 from pyro_vae.errors import SettingsError
 
@@ -50,7 +50,13 @@ def numbers_of(function):
     return [n for n, p in inspect.signature(function).parameters.items() if of_numbers(p.annotation)]
 
 
-NOT_SETTINGS = {"warn_of_duplicates", "refuse_one_row", "refuse_particles", "check_where_possible", "note_objective"}
+NOT_SETTINGS = {
+    "warn_of_duplicates",
+    "validate_several_rows",
+    "validate_particles",
+    "check_where_possible",
+    "note_objective",
+}
 """Functions that others call with what was converted before."""
 
 FUNCTIONS = {
@@ -92,7 +98,7 @@ def test_a_whole_number_is_pythons(made):
     assert (epochs, rate, particles) == (3, 2, [1, 8])
     assert type(whole("n", made(3), 1)) is int
     assert above_zero("s", made(3)) == 3.0
-    assert refuse_seed(made(3)) is None
+    assert validate_seed(made(3)) is None
 
 
 @pytest.mark.parametrize("made", REAL)
@@ -124,7 +130,7 @@ def test_what_python_refuses_is_refused_of_numpy_too(value):
 )
 def test_no_seed_is_no_seed(value):
     with pytest.raises(SettingsError, match=r"seed is .*; it must be a whole number"):
-        refuse_seed(value)
+        validate_seed(value)
 
 
 def converted(settings, whole_by, real_by):

@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, lr_scheduler, swa_utils
 import pyro_vae as pv
 from pyro_vae.errors import DivergenceError, SettingsError
 from pyro_vae.train.callbacks import EMA, SWA, EarlyStopping, Explosion, RollBack, Schedule, TensorBoard
-from pyro_vae.train.callbacks.schedules import advance, refuse_plateau
+from pyro_vae.train.callbacks.schedules import advance, validate_no_plateau
 
 CALLBACKS = {
     "EMA": lambda folder: EMA(0.9, every=2, restore=False),
@@ -490,8 +490,8 @@ def test_a_plateau_by_shares_would_never_be_seen_and_is_refused():
         plateau.step(-5.0)
     assert optimizer.param_groups[0]["lr"] == 1.0, "what is refused is what torch does"
     with pytest.raises(SettingsError, match="threshold_mode='abs'"):
-        refuse_plateau(plateau)
-    refuse_plateau(lr_scheduler.ReduceLROnPlateau(optimizer, threshold_mode="abs"))
+        validate_no_plateau(plateau)
+    validate_no_plateau(lr_scheduler.ReduceLROnPlateau(optimizer, threshold_mode="abs"))
 
 
 # Explosions

@@ -16,7 +16,7 @@ from pyro_vae.data.sources import Window, permutation, spaced
 from pyro_vae.data.streams.layout import BLOCKS, Layout, window_rows
 from pyro_vae.data.streams.prefetch import prefetch
 from pyro_vae.data.streams.tables import Read, Table
-from pyro_vae.data.values import refuse_non_finite
+from pyro_vae.data.values import validate_finite
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 
@@ -213,15 +213,15 @@ class Streamed:
         x, mask, likelihood = part.x, part.mask, self.likelihood
         width = max(PIECE // max(x[0].numel(), 1), 1)
         if part.context is not None and not _all_finite(part.context):
-            refuse_non_finite(part.context, f"context of {name}", None, first)
+            validate_finite(part.context, f"context of {name}", None, first)
         for at in range(0, len(x), width):
             piece = x[at : at + width]
             missing = None if mask is None else self._missing(piece, mask[at : at + width], name, first + at)
             if missing is not None:
-                refuse_non_finite(piece.masked_fill(missing, 0), name, self.columns, first + at)
+                validate_finite(piece.masked_fill(missing, 0), name, self.columns, first + at)
                 piece.masked_fill_(missing, torch.nan)
             elif not _all_finite(piece):
-                refuse_non_finite(piece, name, self.columns, first + at)
+                validate_finite(piece, name, self.columns, first + at)
             # Checking the support of finite numbers is faster than refuse(), which explains what is wrong.
             if likelihood is not None and not (missing is None and likelihood.feature_support.check(piece).all()):
                 likelihood.refuse(piece, name, self.columns, first + at)

@@ -92,7 +92,7 @@ def _count_steps(run: Run, every: int) -> int:
     return getattr(run, "last", 0) * getattr(run, "steps_per_epoch", 0) // every * every
 
 
-def refuse_plateau(scheduler: object) -> None:
+def validate_no_plateau(scheduler: object) -> None:
     """Raise for a ``ReduceLROnPlateau`` with a relative threshold: the negative ELBO may be below 0.
 
     Torch would then count slightly worse epochs as better, and never reduce the rate at a plateau.
