@@ -112,6 +112,7 @@ def _gaps(axes: Axes, gap: np.ndarray) -> None:
     axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {_mean(gap)}")
     axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"a mean below {CLOSE_ENOUGH:g} is fine")
     axes.set(xlabel="upper − lower bound (nats)", ylabel="number of data")
+    axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _mean(gap: np.ndarray) -> str:

@@ -5,25 +5,11 @@ from functools import partial
 import pyro
 import pytest
 import torch
+from helpers.kills import Kill, Killed
 from test_global_sites import SharedMean, of
 from test_pair import TwoLayers, oracle, quiet
 
 import pyro_vae as pv
-
-
-class Killed(BaseException):
-    """What ends a process, as far as its files can tell."""
-
-
-class Kill(pv.callbacks.Callback):
-    """Ends the process after a step."""
-
-    def __init__(self, step):
-        self.every, self.last = 1, step
-
-    def step(self, run):
-        if run.step == self.last:
-            raise Killed
 
 
 def two_layers(x):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import engine_checks  # noqa: F401  (it quiets torch, whose trace of a trace pytest would listen to)
 from helpers.callback_checks import flat, flattened, plain, scalars, single
+from helpers.kills import Killed
 from helpers.members import FEATURES, LATENTS
 from test_callbacks import CALLBACKS, SCHEDULES
 from torch.optim import SGD, Adam, lr_scheduler
@@ -45,10 +46,6 @@ def fit(*callbacks, vae=None, x=X[:ROWS], epochs=4, **settings):
 
 def sgd(lr):
     return lambda parameters: SGD(parameters, lr=lr)
-
-
-class Killed(BaseException):
-    """What ends a process, as far as another can tell."""
 
 
 class At(pv.callbacks.Callback):

@@ -23,6 +23,7 @@ import torch
 import xarray as xr
 from helpers.checks import mostly_slow
 from helpers.engine_checks import data_of, estimators
+from helpers.kills import Kill, Killed
 from helpers.members import FEATURES, LATENTS
 from pyro.infer import RenyiELBO
 from safetensors.torch import load_file
@@ -44,21 +45,6 @@ from pyro_vae.train.resume import _tell_other_versions
 
 BATCH, EPOCHS = 8, 4  # 40 rows to train on, 5 steps an epoch
 X = data_of(dtype=torch.float32)
-
-
-class Killed(BaseException):
-    """What ends a process, as far as its files can tell."""
-
-
-class Kill(pv.callbacks.Callback):
-    """Ends the process after a step."""
-
-    def __init__(self, step):
-        self.every, self.last = 1, step
-
-    def step(self, run):
-        if run.step == self.last:
-            raise Killed
 
 
 def vae_of():
