@@ -5,6 +5,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pyro_vae.core.format import format_estimate
 from pyro_vae.evidence.judge import CLOSE_ENOUGH
@@ -112,7 +113,7 @@ def _gaps(axes: Axes, gap: np.ndarray) -> None:
     axes.axvline(gap.mean(), color=ORANGE, lw=2, label=f"mean {_mean(gap)}")
     axes.axvline(CLOSE_ENOUGH, color=GREY, ls="--", lw=1.5, label=f"a mean below {CLOSE_ENOUGH:g} is fine")
     axes.set(xlabel="upper − lower bound (nats)", ylabel="number of data")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _mean(gap: np.ndarray) -> str:
