@@ -22,7 +22,7 @@ from pyro_vae.core.one_at_a_time import one_at_a_time
 from pyro_vae.core.pair import Amortised
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.signals import ending_signals
+from pyro_vae.core.signals import end_process_if_asked, ending_signals
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import Trained, data_hash
@@ -153,7 +153,8 @@ def fit(
     Each epoch visits every datum once, in a new order. After each epoch, the ELBO per datum is evaluated on at most
     2048 training data and on the validation data. This evaluation uses the same random numbers each time and leaves
     those of the training alone. The same seed, machine and versions give the same numbers. Ctrl-C ends the training
-    after the current step and keeps the weights. One process trains one VAE at a time, because threads share Pyro's
+    after the current step and keeps the weights; SIGTERM also ends the process, unless the program handles it itself;
+    either leaves a last checkpoint. One process trains one VAE at a time, because threads share Pyro's
     handlers: a second thread waits for the first. Hashes of the rows stay on the VAE (``vae.trained_on``), so that
     :func:`pyro_vae.compare_models` can reject them as held-out data.
 
@@ -297,9 +298,9 @@ def _fit(
     processes = "" if group.alone else f"{group.ranks} processes, the first on "
     where = f"Training on {processes}{describe_device(chosen)} with {run.attributes['estimator']}"
     with (
+        _stop_on_signals() as stop_requested,  # the outermost: SIGTERM ends the process after the last checkpoint
         Journal(checkpoints, resume, group) as journal,
         display(where, epochs, epochs * run.steps_per_epoch, show=progress and group.first) as bar,
-        _stop_on_signals() as stop_requested,
         _quiet_pyro(),
         seeded(group.seed(seed), chosen),
         torch.enable_grad(),
@@ -345,11 +346,13 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield ending
         return
+    received: list[int] = []
 
-    def handle(*_: Any) -> None:
-        if ending.is_set():
-            raise KeyboardInterrupt
+    def handle(number: int, _: Any) -> None:
+        received.append(number)
         ending.set()
+        if len(received) > 1:
+            raise KeyboardInterrupt
 
     before = {kind: signal.signal(kind, handle) for kind in ending_signals()}
     try:
@@ -357,3 +360,4 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+        end_process_if_asked(received, before)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
-from pyro_vae.core.signals import ending_signals
+from pyro_vae.core.signals import end_process_if_asked, ending_signals
 from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, SettingsError
 from pyro_vae.train.distributed.group import LostPeerError, threads_per_process
 
@@ -84,7 +84,7 @@ def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     validate_main_guard()
-    with tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder, _quiet_torch(), forward_signals() as received:
+    with forward_signals() as received, tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder, _quiet_torch():
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=workers, max_restarts=0, run_id=uuid.uuid4().hex,
             rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
@@ -114,6 +114,7 @@ def validate_main_guard() -> None:
 def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
     """Run the function in this worker."""
     os.setpgid(0, 0)  # Ctrl-C goes to the launching process, which forwards it
+    signal.signal(signal.SIGTERM, _interrupt)  # fit returns after SIGTERM, so that the launching process gets weights
     _exit_if_orphaned()
     torch.set_num_threads(threads)
     try:
@@ -129,6 +130,10 @@ def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
         sys.exit(128 + signal.SIGINT)  # torch would treat it as a success without a result, and wait
     _exit_if_orphaned()
     return result if os.environ["RANK"] == "0" else None
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _exit_if_orphaned() -> None:
@@ -182,6 +187,7 @@ def forward_signals() -> Iterator[list[int]]:
         deadline.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+        end_process_if_asked(received, before)
 
 
 @contextmanager
