@@ -1,5 +1,6 @@
 """The VAE: a prior, a decoder and an encoder, combined into a Pyro model and guide."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -218,6 +219,27 @@ class VAE(Amortised):
         likelihood = compatibility.called("decoder", self.decoder, z, *rows.given)
         return likelihood if rows.mask is None else masked(likelihood, rows.mask)
 
+    def prior_of(self, rows: Rows) -> Distribution:
+        """Return ``p(z)`` given the contexts of rows, batch shape ``(datum,)``, or ``()`` without contexts."""
+        return compatibility.called("prior", self.prior, *rows.given)
+
+    def latent_names(self, rows: Rows) -> list[str]:
+        """Return the name of each latent, ``z[0]``, ``z[1]``, …."""
+        return [f"z[{i}]" for i in range(self.prior_of(rows).event_shape.numel())]
+
+    def stand_in(self, number: int) -> Tensor:
+        """Return rows without features, since prior and decoder do not see data."""
+        return self.like(torch.empty(number, 0))
+
+    def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
+        with torch.no_grad():
+            prior = self.prior_of(rows)  # once for all latents
+
+        def log_joint(z: Tensor) -> Tensor:
+            return prior.log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
+
+        return log_joint
+
     def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
         """Return ``log p(z) + log p(x|z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``.
 
@@ -230,8 +252,7 @@ class VAE(Amortised):
             >>> bool((evidence - linear.log_marginal(rows.x)).abs().max() < 1e-12)
             True
         """
-        prior = compatibility.called("prior", self.prior, *rows.given)
-        return prior.log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
+        return self.prior_of(rows).log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
 
     @torch.no_grad()
     def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:
