@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
@@ -19,6 +20,9 @@ from pyro_vae.errors import ModelError, PyroVAEError
 
 if TYPE_CHECKING:
     from pyro_vae.core.pair import Pair
+
+
+UNKNOWN_FAMILY = "so the family of q over the latents of all sites is unknown"
 
 
 class JoinedPosterior:
@@ -81,6 +85,27 @@ class JoinedPosterior:
         trace = self._run_once(self.program)
         for name in self.shapes:
             _validate_real(name, trace.nodes[name])
+
+    def as_normal(self) -> Distribution:
+        """Return this distribution as a normal one, if the sites are normal and do not depend on each other.
+
+        Raises:
+            ModelError: if a site is not normal or depends on another, or one of several is multivariate normal.
+        """
+        with torch.no_grad(), seeded(0, self.rows.x.device):
+            trace = self._run(self.program, (2,))
+        parts = {name: _normal_of(name, trace.nodes[name]["fn"]) for name in self.shapes}
+        for name, (loc, scale) in parts.items():
+            if not (_close(loc[0], loc[1]) and _close(scale[0], scale[1])):
+                raise ModelError(f"site {name} of the guide depends on other sites, {UNKNOWN_FAMILY}")
+        if all(loc.shape == scale.shape for loc, scale in parts.values()):
+            number = len(self.rows)
+            loc, scale = (torch.cat([part[i][0].reshape(number, -1) for part in parts.values()], -1) for i in range(2))
+            return dist.Normal(loc, scale).to_event(1)
+        if len(parts) > 1:
+            raise ModelError(f"the guide has several sites, one of them multivariate normal, {UNKNOWN_FAMILY}")
+        (loc, scale_tril), *_ = parts.values()
+        return dist.MultivariateNormal(loc[0], scale_tril=scale_tril[0])
 
     @torch.no_grad()
     def sample(self, shape: tuple[int, ...] = ()) -> Tensor:
@@ -241,6 +266,17 @@ def _observed(observed: dict[str, Site], x: Tensor) -> tuple[str, Site]:
 
 def _is_x(value: Tensor, x: Tensor) -> bool:
     return value.shape == x.shape and bool((value == x).all())
+
+
+def _normal_of(name: str, d: Any) -> tuple[Tensor, Tensor]:
+    """Return the mean and the scale or Cholesky factor of a normal distribution."""
+    while isinstance(d, torch.distributions.Independent):
+        d = d.base_dist
+    if isinstance(d, torch.distributions.Normal):
+        return d.loc, d.scale
+    if isinstance(d, torch.distributions.MultivariateNormal):
+        return d.loc, d.scale_tril
+    raise ModelError(f"site {name} of the guide is a {type(d).__name__} and not normal, {UNKNOWN_FAMILY}")
 
 
 def _event_shape(name: str, site: Site) -> torch.Size:

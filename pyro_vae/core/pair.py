@@ -66,6 +66,14 @@ class Amortised(Picklable):
         """Return the name of each latent: its site and its index within the site."""
 
     @abstractmethod
+    def closed_form_posterior(self, rows: Rows) -> Any:
+        """Return ``q(z|x)`` of rows as one distribution of pyro.distributions, if there is one."""
+
+    @abstractmethod
+    def part_names(self) -> dict[str, str]:
+        """Return the class or function of each part of the model and the guide, by role."""
+
+    @abstractmethod
     def stand_in(self, number: int) -> Tensor:
         """Return stand-ins for the data of ``number`` rows, for draws of new data."""
 
@@ -204,6 +212,19 @@ class Pair(Amortised):
         validate_generative(self.model, rows)
         return super().draw_latents(rows, shape)
 
+    def closed_form_posterior(self, rows: Rows) -> Distribution:
+        """Return ``q(z|x)`` of rows as one normal distribution.
+
+        Raises:
+            ModelError: if a site is not normal, or depends on another site.
+        """
+        return self.posterior(rows).as_normal()
+
+    def part_names(self) -> dict[str, str]:
+        """Return the names of the two programs, by role."""
+        programs = {"model": self.model, "guide": self.guide}
+        return {role: getattr(program, "name", type(program).__name__) for role, program in programs.items()}
+
     def stand_in(self, number: int) -> Tensor:
         """Return zeros of the shape of the rows that :meth:`check` saw last, for draws of new data.
 
@@ -314,6 +335,7 @@ class _ProgramAdapter(nn.Module):
         if not callable(program):
             raise ModelError(f"the {role} has type {type(program).__name__} and is not callable; pass a Pyro program")
         self.program, self.role = program, role
+        self.name = getattr(program, "__qualname__", type(program).__qualname__)
         owner = getattr(program, "__self__", None)
         if isinstance(owner, nn.Module):
             self.owner = owner  # registers the parameters that a bound method trains

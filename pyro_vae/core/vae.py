@@ -227,6 +227,15 @@ class VAE(Amortised):
         """Return the name of each latent, ``z[0]``, ``z[1]``, …."""
         return [f"z[{i}]" for i in range(self.prior_of(rows).event_shape.numel())]
 
+    def closed_form_posterior(self, rows: Rows) -> Distribution:
+        """Return ``q(z|x)`` of rows, as :meth:`posterior`."""
+        return self.posterior(rows)
+
+    def part_names(self) -> dict[str, str]:
+        """Return the class of each component, by role."""
+        parts = {"prior": self.prior, "likelihood": self.decoder, "posterior": self.encoder}
+        return {role: type(part).__name__ for role, part in parts.items()}
+
     def stand_in(self, number: int) -> Tensor:
         """Return rows without features, since prior and decoder do not see data."""
         return self.like(torch.empty(number, 0))

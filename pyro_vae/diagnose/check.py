@@ -12,8 +12,8 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.format import Console
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.fingerprint import row_hashes, trained_on
 from pyro_vae.data.repeats import warn_of_too_small_errors
@@ -21,7 +21,7 @@ from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.diagnose import DIAGNOSTICS, CheckInput, Finding
 from pyro_vae.diagnose.datatree import to_datatree
 from pyro_vae.elbo import log_weights
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError
 
 PILOT = 32
 """The number of particles to measure the time of an evaluation with."""
@@ -47,7 +47,7 @@ class Checked:
 
 @takes_settings
 def check(
-    vae: VAE,
+    vae: Amortised,
     x: Any,
     *,
     history: xr.Dataset | None = None,
@@ -68,7 +68,9 @@ def check(
     the convergence of training. The verdict is printed.
 
     Args:
-        vae: a trained VAE.
+        vae: a trained VAE or :class:`pyro_vae.Pair`. Diagnostics that the model does not allow (NUTS of discrete
+            latents, inference gaps of an unknown variational family, draws of data from a model that uses the values of
+            x other than as ``obs=x``) are left out and listed with the reason.
         x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context, mask and row
             labels, by which findings name data; at least two, and a few hundred are enough. The verdict says if some
             are training data.
@@ -133,8 +135,14 @@ def check(
             continue
         if diagnostic.name not in kept:
             console.print(f"{title} ...")
-            result, spent = diagnostic.run(check_input), time.perf_counter() - started
-            kept[CLOCK] = xr.Dataset({"evaluation": evaluation, "spent": spent})
+            try:
+                result = diagnostic.run(check_input)
+            except ModelError as error:  # such as latents that NUTS cannot move, or a guide of unknown family
+                if not found.findings:
+                    raise  # the first diagnostic needs nothing but log-weights
+                found.left_out.append(f"{diagnostic.about} ({error})")
+                continue
+            kept[CLOCK] = xr.Dataset({"evaluation": evaluation, "spent": time.perf_counter() - started})
             kept[diagnostic.name] = result
         found.groups[diagnostic.name] = kept[diagnostic.name]
         found.findings[diagnostic.name] = diagnostic.judge(found.groups[diagnostic.name])
@@ -165,15 +173,14 @@ def _chosen_epoch(history: xr.Dataset | None) -> int:
     return chosen if history is not None and chosen < history.sizes["epoch"] else 0
 
 
-def _describe(vae: VAE) -> str:
-    """Describe the components of a VAE and its size."""
-    parts = {"prior": vae.prior, "likelihood": vae.decoder, "posterior": vae.encoder}
-    named = ", ".join(f"{role} {type(part).__name__}" for role, part in parts.items())
+def _describe(vae: Amortised) -> str:
+    """Describe the parts of a model and its size."""
+    named = ", ".join(f"{role} {name}" for role, name in vae.part_names().items())
     return f"{named}; {sum(parameter.numel() for parameter in vae.parameters()):,} parameters"
 
 
 @torch.no_grad()
-def _measure_evaluation(vae: VAE, rows: Rows, seed: int) -> float:
+def _measure_evaluation(vae: Amortised, rows: Rows, seed: int) -> float:
     """Measure the seconds to evaluate log p(x, z) - log q(z | x) for one z of one datum; the best of five trials."""
     part, seconds = rows.take(slice(100)), []
     with seeded(seed, rows.x.device), evaluating(vae, PILOT * len(part)):

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.__about__ import __version__, versions
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import seeded, validate_seed
-from pyro_vae.core.pair import Pair
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -52,7 +52,7 @@ NOTES = {
 @torch.no_grad()
 @takes_settings
 def to_datatree(
-    vae: VAE | Pair,
+    vae: Amortised,
     x: Any,
     *,
     draws: int = 100,
@@ -132,10 +132,10 @@ def to_datatree(
     rows = given.like(vae)
     resampled = None if posterior == "guide" else proposals
     with seeded(seed, rows.x.device), evaluating(vae, draws * len(rows)):
-        if isinstance(vae, Pair):
-            groups = groups_of_sites(vae, rows, draws=draws, prior_draws=prior_draws, proposals=resampled)
-        else:
+        if isinstance(vae, VAE):
             groups = _groups(vae, rows, draws, prior_draws, resampled, chunk)
+        else:
+            groups = groups_of_sites(vae, rows, draws=draws, prior_draws=prior_draws, proposals=resampled)
     stamp = {"created_at": datetime.now(UTC).isoformat(), "inference_library": "pyro_vae", "seed": seed}
     attributes = {
         **stamp, "inference_library_version": __version__, **versions(), "posterior_from": posterior,

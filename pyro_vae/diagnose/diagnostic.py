@@ -8,8 +8,8 @@ from typing import Any
 import xarray as xr
 
 from pyro_vae.core.finding import Finding
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.train.overfitting import fall_of_validation
 
@@ -25,7 +25,7 @@ class CheckInput:
     """The arguments that :func:`pyro_vae.check` passes to each diagnostic.
 
     Args:
-        vae: the trained VAE.
+        vae: the trained VAE or :class:`pyro_vae.Pair`.
         x: held-out data, in the user's form.
         rows: the same data, on the device and in the precision of the VAE.
         evaluation: the seconds to evaluate log p(x, z) - log q(z | x) for one z of one datum.
@@ -42,7 +42,7 @@ class CheckInput:
         1.0
     """
 
-    vae: VAE
+    vae: Amortised
     x: Any
     rows: Rows
     evaluation: float

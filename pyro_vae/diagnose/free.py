@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution, as_encoded
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
 from pyro_vae.posteriors import DiagNormal, FullNormal, Posterior
 
@@ -45,10 +45,11 @@ class Free:
         return replace(self, parameters=self.parameters[index])
 
 
-def amortised(vae: VAE, rows: Rows) -> Free:
+def amortised(vae: Amortised, rows: Rows) -> Free:
     """Return the encoder's parameters for each datum, with the variational family.
 
-    The family of a :class:`~pyro_vae.posteriors.Posterior` has a member for any output of its network. Any other
+    The sites of a :class:`pyro_vae.Pair` must be normal and independent of each other, or one multivariate normal. The
+    family of a :class:`~pyro_vae.posteriors.Posterior` has a member for any output of its network. Any other
     encoder that returns normals, such as ``Refined``, has the family of all normals of the same kind.
 
     Raises:
@@ -60,7 +61,7 @@ def amortised(vae: VAE, rows: Rows) -> Free:
         >>> amortised(vae, Rows(torch.ones(3, 5))).parameters.shape
         torch.Size([3, 4])
     """
-    encoder, q = vae.encoder, vae.posterior(rows)
+    encoder, q = getattr(vae, "encoder", None), vae.closed_form_posterior(rows)
     if q.event_dim != 1 or not q.has_rsample:
         raise ModelError("inference gaps need a reparameterised q with latents in one dimension")
     if isinstance(encoder, Posterior) and type(encoder).forward is Posterior.forward:
@@ -126,7 +127,7 @@ def as_full(q: Distribution, draws: int = 2000) -> Free:
     return full(z.mean(0), torch.linalg.cholesky(covariance))
 
 
-def weights(vae: VAE, rows: Rows, free: Free, num_particles: int) -> Tensor:
+def weights(vae: Amortised, rows: Rows, free: Free, num_particles: int) -> Tensor:
     """Compute ``log p(x, z) - log q(z)`` at draws from q, in nats, shape ``(K, datum)``.
 
     With the same seed, normals of any kind use the same noise, so that their differences have small errors.
@@ -139,11 +140,11 @@ def weights(vae: VAE, rows: Rows, free: Free, num_particles: int) -> Tensor:
     """
     q = free.q()
     z = q.rsample((num_particles,))
-    return (vae.log_joint(z, rows) - q.log_prob(z)).double()
+    return (vae.log_joint_of(rows)(z) - q.log_prob(z)).double()
 
 
 @torch.enable_grad()
-def climb(vae: VAE, rows: Rows, start: Free, *, steps: int, rate: float, particles: int) -> Free:
+def climb(vae: Amortised, rows: Rows, start: Free, *, steps: int, rate: float, particles: int) -> Free:
     """Maximise the ELBO of each datum over its free parameters, with new noise at each step.
 
     The optimiser is Adam with the path derivative, whose variance is 0 if q is the posterior. Its second moment has a
@@ -167,13 +168,13 @@ def climb(vae: VAE, rows: Rows, start: Free, *, steps: int, rate: float, particl
         >>> bool((linear.elbo(x, near.q()) - linear.log_marginal(x)).abs().max() < 1e-3)
         True
     """
-    free = start.parameters.clone().requires_grad_()
+    free, log_joint = start.parameters.clone().requires_grad_(), vae.log_joint_of(rows)
     optimizer = torch.optim.Adam([free], lr=rate, betas=(0.9, 0.9))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: FALL ** max(0.0, 2 * step / steps - 1))
     with pyro.validation_enabled(False):  # a step may land where the decoder is not finite
         for _ in range(steps):
             z = start.family(free).rsample((particles,))
-            elbo = (vae.log_joint(z, rows) - start.family(free.detach()).log_prob(z)).mean(0)
+            elbo = (log_joint(z) - start.family(free.detach()).log_prob(z)).mean(0)
             (gradient,) = torch.autograd.grad(elbo.sum(), free)
             # A datum whose gradient is not finite skips the step.
             free.grad = -torch.where(gradient.isfinite().all(-1, keepdim=True), gradient, 0.0)

@@ -17,6 +17,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_rounded
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -64,7 +65,7 @@ MAY_BE_OFF = {
 @torch.no_grad()
 @takes_settings
 def inference_gaps(
-    vae: VAE,
+    vae: Amortised,
     x: Any,
     *,
     log_evidence: Any = None,
@@ -102,7 +103,8 @@ def inference_gaps(
     the best q found; check ``khat`` then.
 
     Args:
-        vae: a VAE.
+        vae: a VAE, or a :class:`pyro_vae.Pair` whose guide has normal sites that do not depend on each other, or one
+            multivariate normal site: its family is all such normals of the latents of all sites.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         log_evidence: log p(x) of each datum, if known: from :func:`pyro_vae.log_evidence`, or numbers.
         steps: the number of optimiser steps for each family, in two halves, at least 2.
@@ -121,7 +123,7 @@ def inference_gaps(
 
     Raises:
         DataError: if the data do not fit, or ``log_evidence`` is not one finite number per datum.
-        ModelError: if the VAE does not fit the data, or the variational family of its encoder is unknown.
+        ModelError: if the VAE does not fit the data, or the variational family of its encoder or guide is unknown.
         SettingsError: if a setting is out of its range.
 
     References:
@@ -203,9 +205,9 @@ def _as_known(log_evidence: Any, rows: Rows) -> _Known | None:
     return _Known(value.to(rows.x.device), error.to(rows.x.device), "given")
 
 
-def _oracle(vae: VAE, rows: Rows) -> _Known | None:
+def _oracle(vae: Amortised, rows: Rows) -> _Known | None:
     """Compute log p(x) in closed form or by quadrature, if the VAE allows it."""
-    if rows.context is not None or rows.mask is not None:
+    if not isinstance(vae, VAE) or rows.context is not None or rows.mask is not None:
         return None
     oracles = [("linear-Gaussian", lambda: LinearGaussian.of(vae).log_marginal(rows.x))]
     for points in GRIDS:
@@ -217,7 +219,7 @@ def _oracle(vae: VAE, rows: Rows) -> _Known | None:
     return None
 
 
-def _optimise(vae: VAE, rows: Rows, start: Free, *, steps: int, **settings: Any) -> list[Free]:
+def _optimise(vae: Amortised, rows: Rows, start: Free, *, steps: int, **settings: Any) -> list[Free]:
     """Return the amortised q, and q half-way through and at the end of the optimisation, for both families.
 
     Full normals start from the best diagonal normals: from a poor start, correlations make the optimisation very slow.
@@ -233,7 +235,7 @@ def _optimise(vae: VAE, rows: Rows, start: Free, *, steps: int, **settings: Any)
     return [start, *((wide_half, wide) if is_full else (half, end)), wide_half, wide]
 
 
-def _weights_with_common_noise(vae: VAE, rows: Rows, members: Sequence[Free], num_particles: int) -> Tensor:
+def _weights_with_common_noise(vae: Amortised, rows: Rows, members: Sequence[Free], num_particles: int) -> Tensor:
     """Compute the log-weights of each member with the same noise, shape ``(member, K, datum)``."""
     seed, found = int(torch.randint(2**32, ())), []
     for member in members:
@@ -243,7 +245,7 @@ def _weights_with_common_noise(vae: VAE, rows: Rows, members: Sequence[Free], nu
 
 
 def _evaluate(
-    vae: VAE, rows: Rows, members: Sequence[Free], known: _Known | None, num_particles: int
+    vae: Amortised, rows: Rows, members: Sequence[Free], known: _Known | None, num_particles: int
 ) -> dict[str, np.ndarray]:
     """Estimate each bound and difference with its error; q is selected on other draws than it is evaluated on."""
     trial = _weights_with_common_noise(vae, rows, members, num_particles).mean(1)

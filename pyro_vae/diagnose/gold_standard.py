@@ -14,7 +14,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.joined import JoinedPosterior
-from pyro_vae.core.pair import Pair
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -39,7 +39,7 @@ FLOORS = 3.0
 @torch.no_grad()
 @takes_settings
 def nuts(
-    vae: VAE | Pair,
+    vae: Amortised,
     x: Any,
     *,
     data: int | Sequence[int] | None = None,
@@ -116,7 +116,7 @@ def nuts(
         found = list(count(runs, len(rows) * chains))
     z = torch.stack([run[0] for run in found]).unflatten(0, (len(rows), chains)).movedim(0, 2)
     divergences, acceptance = (np.array([run[k] for run in found]).reshape(len(rows), chains).T for k in (1, 2))
-    latents = vae.posterior(rows).names if isinstance(vae, Pair) else range(z.shape[-1])
+    latents = range(z.shape[-1]) if isinstance(vae, VAE) else vae.latent_names(rows)
     both = {name: value.double().cpu().numpy() for name, value in {"z": z, "q": q}.items()}
     return xr.Dataset(
         {name: (("chain", "draw", "datum", "latent"), value, {"units": "z"}) for name, value in both.items()}
@@ -146,7 +146,7 @@ def _select(data: int | Sequence[int] | None, n: int) -> list[int]:
     return index
 
 
-def _validate_number(vae: VAE | Pair, rows: Rows, steps: int) -> None:
+def _validate_number(vae: Amortised, rows: Rows, steps: int) -> None:
     """Raise a SettingsError with the run time if there are too many data; a draw needs about five gradients."""
     if len(rows) <= MOST:
         return
@@ -165,7 +165,7 @@ def _validate_number(vae: VAE | Pair, rows: Rows, steps: int) -> None:
     )
 
 
-def _sample_q(vae: VAE | Pair, rows: Rows, chains: int, draws: int) -> Tensor:
+def _sample_q(vae: Amortised, rows: Rows, chains: int, draws: int) -> Tensor:
     """Sample q, shape ``(chains, draws, datum, latent)``."""
     q = vae.posterior(rows)
     if q.event_dim != 1:
@@ -175,7 +175,7 @@ def _sample_q(vae: VAE | Pair, rows: Rows, chains: int, draws: int) -> Tensor:
     return q.sample((chains, draws))
 
 
-def _potential(vae: VAE | Pair, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+def _potential(vae: Amortised, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return ``-log p(x, loc + scale u)`` of one datum as a function of u."""
 
     log_joint = vae.log_joint_of(row)
@@ -187,7 +187,7 @@ def _potential(vae: VAE | Pair, row: Rows, loc: Tensor, scale: Tensor) -> Callab
 
 
 def _run_chain(
-    vae: VAE | Pair, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
+    vae: Amortised, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
 ) -> tuple[Tensor, int, float]:
     """Run one chain for one datum, and return its draws, the number of divergences and the acceptance rate."""
     from pyro.infer import MCMC, NUTS

@@ -13,8 +13,8 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.device import make_generator, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.repeats import clustered_error, distinct_rows
@@ -48,7 +48,7 @@ Density = Callable[[Tensor], Tensor]
 
 @takes_settings
 def baseline(
-    vae: VAE,
+    vae: Amortised,
     x: Any,
     *,
     train: Any = None,
@@ -73,7 +73,7 @@ def baseline(
     variance. Baselines ignore the context.
 
     Args:
-        vae: a trained VAE.
+        vae: a trained VAE or :class:`pyro_vae.Pair`.
         x: held-out data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask; at
             least two rows.
         train: the data to which the baselines are fitted, usually the training data of the VAE. By default, each fifth
@@ -141,9 +141,10 @@ def baseline(
 
 
 @torch.no_grad()
-def _number_of_latents(vae: VAE, rows: Rows) -> int:
+def _number_of_latents(vae: Amortised, rows: Rows) -> int:
     one = rows.take(slice(1)).like(vae)
-    return int(vae.prior(*one.given).event_shape.numel())
+    with seeded(0, one.x.device):
+        return int(vae.prior_of(one).event_shape.numel())
 
 
 def _subsample(rows: Rows, seed: int) -> Rows:
