@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO, SVI, TraceEnum_ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine import runtime
 from torch import Tensor
@@ -145,7 +145,7 @@ class CompiledSVI(SVI):
         if self._stale():
             return super().evaluate_loss(*args, **kwargs)
         given = CallArguments(args, kwargs)
-        with self._computing(), torch.no_grad():
+        with self._computing(), torch.no_grad(), _explain_enumeration(self.estimator):
             replay = self._replays.get(("loss", given), self._loss_of(given), (), given.tensors, self._watch.restore)
             return replay.once(given.tensors).item()
 
@@ -223,7 +223,7 @@ class CompiledSVI(SVI):
             rest = [tensor[1:] for tensor in changing]
             return first if steps == 1 else torch.cat([first, self._steps(given, steps - 1, rest, fixed)])
         assert self._updates is not None
-        with self._computing(), torch.no_grad():
+        with self._computing(), torch.no_grad(), _explain_enumeration(self.estimator):
             numbers = self._updates.numbers(steps).to(self._updates.parameters[0].device, non_blocking=True)
             inputs = [numbers, *changing]
             replay = self._replays.get(("step", given), self._step_of(given), inputs, fixed, self._watch.restore)
@@ -307,6 +307,20 @@ class CompiledSVI(SVI):
 
     def _computing(self) -> contextlib.AbstractContextManager[None]:
         return computing_in(self.precision, "cuda" if self._device(torch.empty(0)).type == "cuda" else "cpu")
+
+
+@contextlib.contextmanager
+def _explain_enumeration(loss: Any) -> Iterator[None]:
+    """Name the estimators to use instead if a step of TraceEnum_ELBO cannot be compiled."""
+    try:
+        yield
+    except CompileError as error:
+        if not isinstance(loss, TraceEnum_ELBO):
+            raise
+        raise CompileError(
+            f"TraceEnum_ELBO leaves out values of probability 0, so its step depends on values ({error}); use ELBO, "
+            "IWAE or M2 of pyro_vae.elbo, which sum enumerated sites out, or pyro.infer.SVI"
+        ) from error
 
 
 @contextlib.contextmanager
