@@ -96,14 +96,18 @@ class Amortised(Picklable):
 
 
 class NoPart(ModelError, AttributeError):
-    """A Pair has no prior, decoder, encoder or likelihood."""
+    """A Pair has no prior, decoder or encoder as components."""
 
 
 class Pair(Amortised):
-    """A Pyro model and its guide, for all functions that need no prior, decoder or encoder.
+    """A Pyro model and its guide, for all functions that do not vary a prior, decoder or encoder.
 
-    :func:`pyro_vae.fit`, :func:`~pyro_vae.log_evidence` (``"iw"`` and ``"psis"``), :func:`~pyro_vae.diagnose.khat`,
-    :func:`~pyro_vae.compare_models`, :func:`~pyro_vae.compare_elbos` and :class:`~pyro_vae.CompiledSVI` take a Pair.
+    .. math:: p(x, z_1, \\dots, z_L), \\qquad q(z_1, \\dots, z_L | x)
+
+    Training, the evidence, comparisons, :func:`pyro_vae.check` and its diagnostics, :func:`~pyro_vae.sample`,
+    :func:`~pyro_vae.encode`, :func:`~pyro_vae.reconstruct`, :func:`~pyro_vae.score` and :func:`~pyro_vae.to_datatree`
+    take a Pair. The latents of all sites are joined to one vector per datum, in the order of the model. Draws of data
+    come from the model with x unobserved, so it may use x only as ``obs=x`` and for the number of rows.
     :func:`~pyro_vae.fit` trains the parameters of modules only, so model and guide must be modules (``PyroModule``, or
     ``nn.Module`` with ``pyro.module``) or bound methods of a module.
 
@@ -275,7 +279,7 @@ class Pair(Amortised):
         return conditioned
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("prior", "decoder", "encoder", "likelihood"):
+        if name in ("prior", "decoder", "encoder"):
             raise NoPart(f"this function needs the {name} of a VAE, which a Pair does not have; pass a pyro_vae.VAE")
         return super().__getattr__(name)
 

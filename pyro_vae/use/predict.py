@@ -7,8 +7,8 @@ import torch
 import xarray as xr
 
 from pyro_vae.core.device import validate_seed
+from pyro_vae.core.pair import Amortised
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
 from pyro_vae.use.inputs import read
@@ -19,7 +19,7 @@ from pyro_vae.use.sample import contexts
 @torch.no_grad()
 @takes_settings
 def predict(
-    vae: VAE,
+    vae: Amortised,
     data: Any,
     *,
     context: Any,
@@ -42,7 +42,7 @@ def predict(
     the difference from a reconstruction, or between two contexts, uses common random numbers.
 
     Args:
-        vae: a conditional VAE, whose decoder sees the context.
+        vae: a conditional VAE, whose decoder sees the context, or a :class:`pyro_vae.Pair` whose model takes one.
         data: what :func:`pyro_vae.reconstruct` takes.
         context: c', one for all rows, shape ``(c,)`` or ``(1, c)``, or one for each row, shape ``(datum, c)``; for a
             VAE that was trained on named context columns also a table of these columns, e.g. ``{"batch": ["b"]}``.

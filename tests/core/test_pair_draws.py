@@ -87,6 +87,7 @@ def test_contexts_and_masks_go_to_the_model():
         lambda of: pv.diagnose.sbc(of, simulations=40, context=context, mask=mask)["rank"],
         lambda of: pv.diagnose.predictive_check(of, given, draws=20).replicated,
         lambda of: pv.reconstruct(of, given).x,
+        lambda of: pv.predict(of, given, context=[0.5, -1.0], draws=5).x,
     ):
         np.testing.assert_array_equal(ask(both), ask(vae))
     with pytest.raises(ModelError, match="this prior needs a context; pass context="):
