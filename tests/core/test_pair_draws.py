@@ -198,6 +198,22 @@ def test_a_model_with_a_class_is_drawn_from():
     assert abs(z).max() < 5
 
 
+def test_densities_at_a_class_joined_with_a_latent_are_those_of_the_sites():
+    x = torch.tensor([[-2.0, -1.5], [1.5, 1.0], [3.0, 4.0]]).double()
+    q = classes().posterior(Rows(x))
+    joined = q.sample((50,))
+    y, z = joined[..., 0].long(), joined[..., 1]
+    assert q.names == ["y", "z"]
+    assert set(y.unique().tolist()) == {0, 1, 2}
+    normal = torch.distributions.Normal
+    log_q = log_joint(x).log_softmax(-1)[torch.arange(3), y]
+    log_q = log_q + normal((CENTERS[y] + x.sum(-1)) / 3, 3**-0.5).log_prob(z)
+    log_p = SHARES.log()[y] + normal(CENTERS[y], 1.0).log_prob(z)
+    log_p = log_p + normal(z.unsqueeze(-1), 1.0).log_prob(x).sum(-1)
+    torch.testing.assert_close(q.log_prob(joined), log_q)
+    torch.testing.assert_close(q.log_joint(joined), log_p)
+
+
 def test_a_class_is_calibrated_and_reconstructed():
     exact, deaf = (pv.diagnose.sbc(classes(deaf=deaf), simulations=1000) for deaf in (False, True))
     assert exact.quantity.values.tolist() == ["y", "z", LIKELIHOOD]
