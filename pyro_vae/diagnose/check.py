@@ -12,7 +12,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.format import Console
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.fingerprint import row_hashes, trained_on
@@ -47,7 +47,7 @@ class Checked:
 
 @takes_settings
 def check(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     *,
     history: xr.Dataset | None = None,
@@ -173,14 +173,14 @@ def _chosen_epoch(history: xr.Dataset | None) -> int:
     return chosen if history is not None and chosen < history.sizes["epoch"] else 0
 
 
-def _describe(vae: Amortised) -> str:
+def _describe(vae: Amortized) -> str:
     """Describe the parts of a model and its size."""
     named = ", ".join(f"{role} {name}" for role, name in vae.part_names().items())
     return f"{named}; {sum(parameter.numel() for parameter in vae.parameters()):,} parameters"
 
 
 @torch.no_grad()
-def _measure_evaluation(vae: Amortised, rows: Rows, seed: int) -> float:
+def _measure_evaluation(vae: Amortized, rows: Rows, seed: int) -> float:
     """Measure the seconds to evaluate log p(x, z) - log q(z | x) for one z of one datum; the best of five trials."""
     part, seconds = rows.take(slice(100)), []
     with seeded(seed, rows.x.device), evaluating(vae, PILOT * len(part)):

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.__about__ import __version__, versions
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import seeded, validate_seed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
@@ -52,7 +52,7 @@ NOTES = {
 @torch.no_grad()
 @takes_settings
 def to_datatree(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     *,
     draws: int = 100,
@@ -217,7 +217,7 @@ def _sample_guide(vae: VAE, rows: Rows, draws: int) -> _Drawn:
 
 
 def _smooth_weights(drawn: _Drawn) -> tuple[_Drawn, Tensor]:
-    """Add k̂ and the effective sample size, and return the normalised weights too, shape ``(draw, datum)``."""
+    """Add k̂ and the effective sample size, and return the normalized weights too, shape ``(draw, datum)``."""
     log_weights, khat = smoothed(drawn.log_weight)
     weights = log_weights.softmax(0)
     ess = 1 / (weights**2).sum(0)

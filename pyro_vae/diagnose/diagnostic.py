@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 
 from pyro_vae.core.finding import Finding
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.train.overfitting import fall_of_validation
@@ -42,7 +42,7 @@ class CheckInput:
         1.0
     """
 
-    vae: Amortised
+    vae: Amortized
     x: Any
     rows: Rows
     evaluation: float

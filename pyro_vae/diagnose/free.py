@@ -1,4 +1,4 @@
-"""Non-amortised posteriors: the parameters of q(z|x) are free, and optimised separately for each datum."""
+"""Non-amortized posteriors: the parameters of q(z|x) are free, and optimized separately for each datum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution, as_encoded
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.errors import ModelError
 from pyro_vae.posteriors import DiagNormal, FullNormal, Posterior
@@ -45,7 +45,7 @@ class Free:
         return replace(self, parameters=self.parameters[index])
 
 
-def amortised(vae: Amortised, rows: Rows) -> Free:
+def amortized(vae: Amortized, rows: Rows) -> Free:
     """Return the encoder's parameters for each datum, with the variational family.
 
     The sites of a :class:`pyro_vae.Pair` must be normal and independent of each other, or one multivariate normal. The
@@ -58,12 +58,12 @@ def amortised(vae: Amortised, rows: Rows) -> Free:
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae(diagonal=True)
-        >>> amortised(vae, Rows(torch.ones(3, 5))).parameters.shape
+        >>> amortized(vae, Rows(torch.ones(3, 5))).parameters.shape
         torch.Size([3, 4])
     """
     encoder, q = getattr(vae, "encoder", None), vae.closed_form_posterior(rows)
     if q.event_dim != 1 or not q.has_rsample:
-        raise ModelError("inference gaps need a reparameterised q with latents in one dimension")
+        raise ModelError("inference gaps need a reparameterized q with latents in one dimension")
     if isinstance(encoder, Posterior) and type(encoder).forward is Posterior.forward:
         numbers = encoder.encoded(as_encoded(encoder, rows.x, rows.mask), rows.context)
         return Free(encoder.distribution, numbers.detach(), type(encoder).__name__.lstrip("_"))
@@ -73,7 +73,7 @@ def amortised(vae: Amortised, rows: Rows) -> Free:
     if isinstance(q, torch.distributions.MultivariateNormal):
         return full(q.loc, q.scale_tril.expand(*q.loc.shape, -1))
     raise ModelError(
-        f"cannot optimise q: the variational family of encoder {type(encoder).__name__} is unknown; "
+        f"cannot optimize q: the variational family of encoder {type(encoder).__name__} is unknown; "
         "make it a pyro_vae.posteriors.Posterior, or let it return normals"
     )
 
@@ -127,7 +127,7 @@ def as_full(q: Distribution, draws: int = 2000) -> Free:
     return full(z.mean(0), torch.linalg.cholesky(covariance))
 
 
-def weights(vae: Amortised, rows: Rows, free: Free, num_particles: int) -> Tensor:
+def weights(vae: Amortized, rows: Rows, free: Free, num_particles: int) -> Tensor:
     """Compute ``log p(x, z) - log q(z)`` at draws from q, in nats, shape ``(K, datum)``.
 
     With the same seed, normals of any kind use the same noise, so that their differences have small errors.
@@ -135,7 +135,7 @@ def weights(vae: Amortised, rows: Rows, free: Free, num_particles: int) -> Tenso
     Example:
         >>> import pyro_vae as pv
         >>> vae, rows = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae(), Rows(torch.ones(3, 5))
-        >>> weights(vae, rows, amortised(vae, rows), 7).shape
+        >>> weights(vae, rows, amortized(vae, rows), 7).shape
         torch.Size([7, 3])
     """
     q = free.q()
@@ -144,10 +144,10 @@ def weights(vae: Amortised, rows: Rows, free: Free, num_particles: int) -> Tenso
 
 
 @torch.enable_grad()
-def climb(vae: Amortised, rows: Rows, start: Free, *, steps: int, rate: float, particles: int) -> Free:
-    """Maximise the ELBO of each datum over its free parameters, with new noise at each step.
+def climb(vae: Amortized, rows: Rows, start: Free, *, steps: int, rate: float, particles: int) -> Free:
+    """Maximize the ELBO of each datum over its free parameters, with new noise at each step.
 
-    The optimiser is Adam with the path derivative, whose variance is 0 if q is the posterior. Its second moment has a
+    The optimizer is Adam with the path derivative, whose variance is 0 if q is the posterior. Its second moment has a
     short memory, since the gradients of a poor initial q are larger by orders of magnitude.
 
     Args:

@@ -14,7 +14,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.joined import JoinedPosterior
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -39,7 +39,7 @@ FLOORS = 3.0
 @torch.no_grad()
 @takes_settings
 def nuts(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     *,
     data: int | Sequence[int] | None = None,
@@ -146,7 +146,7 @@ def _select(data: int | Sequence[int] | None, n: int) -> list[int]:
     return index
 
 
-def _validate_number(vae: Amortised, rows: Rows, steps: int) -> None:
+def _validate_number(vae: Amortized, rows: Rows, steps: int) -> None:
     """Raise a SettingsError with the run time if there are too many data; a draw needs about five gradients."""
     if len(rows) <= MOST:
         return
@@ -165,7 +165,7 @@ def _validate_number(vae: Amortised, rows: Rows, steps: int) -> None:
     )
 
 
-def _sample_q(vae: Amortised, rows: Rows, chains: int, draws: int) -> Tensor:
+def _sample_q(vae: Amortized, rows: Rows, chains: int, draws: int) -> Tensor:
     """Sample q, shape ``(chains, draws, datum, latent)``."""
     q = vae.posterior(rows)
     if q.event_dim != 1:
@@ -175,7 +175,7 @@ def _sample_q(vae: Amortised, rows: Rows, chains: int, draws: int) -> Tensor:
     return q.sample((chains, draws))
 
 
-def _potential(vae: Amortised, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+def _potential(vae: Amortized, row: Rows, loc: Tensor, scale: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return ``-log p(x, loc + scale u)`` of one datum as a function of u."""
 
     log_joint = vae.log_joint_of(row)
@@ -187,7 +187,7 @@ def _potential(vae: Amortised, row: Rows, loc: Tensor, scale: Tensor) -> Callabl
 
 
 def _run_chain(
-    vae: Amortised, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
+    vae: Amortized, rows: Rows, q: Tensor, datum: int, chain: int, warmup: int, draws: int
 ) -> tuple[Tensor, int, float]:
     """Run one chain for one datum, and return its draws, the number of divergences and the acceptance rate."""
     from pyro.infer import MCMC, NUTS

@@ -16,7 +16,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_rounded
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.core.zuko import MEAN_DRAWS, FlowDistribution
@@ -32,7 +32,7 @@ Density: TypeAlias = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 @takes_settings
-def collapse(vae: Amortised, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2**18) -> xr.Dataset:
+def collapse(vae: Amortized, x: Any, *, draws: int = 4, seed: int = 0, chunk: int = 2**18) -> xr.Dataset:
     """Compute the KL of each latent, the active latents, and the ELBO surgery of the mean KL.
 
     .. math:: \\underbrace{\\frac1n \\sum_i KL(q(z|x_i) \\| p(z))}_{\\text{mean KL}} =

@@ -12,7 +12,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, seeded
 from pyro_vae.core.finding import Finding
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh, without_enumeration
@@ -22,7 +22,7 @@ UNUSED = 0.01
 
 
 @torch.no_grad()
-def site_kl(pair: Amortised, x: Any, *, draws: int, seed: int, chunk: int) -> xr.Dataset:
+def site_kl(pair: Amortized, x: Any, *, draws: int, seed: int, chunk: int) -> xr.Dataset:
     """Estimate the KL of each site from draws of the guide.
 
     Args:
@@ -66,7 +66,7 @@ def site_kl(pair: Amortised, x: Any, *, draws: int, seed: int, chunk: int) -> xr
     )
 
 
-def _terms(pair: Amortised, rows: Rows, draws: int) -> dict[str, Tensor]:
+def _terms(pair: Amortized, rows: Rows, draws: int) -> dict[str, Tensor]:
     """Compute log q - log p of each site, shape ``(draw, datum)``."""
     w = weigh(pair.model, without_enumeration(pair.guide), *rows.arguments(), num_particles=draws)
     w.refuse()

@@ -13,7 +13,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.core.device import make_generator, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import data_hash, row_hashes
@@ -48,7 +48,7 @@ Density = Callable[[Tensor], Tensor]
 
 @takes_settings
 def baseline(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     *,
     train: Any = None,
@@ -141,7 +141,7 @@ def baseline(
 
 
 @torch.no_grad()
-def _number_of_latents(vae: Amortised, rows: Rows) -> int:
+def _number_of_latents(vae: Amortized, rows: Rows) -> int:
     one = rows.take(slice(1)).like(vae)
     with seeded(0, one.x.device):
         return int(vae.prior_of(one).event_shape.numel())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.rows import rows_for
@@ -19,7 +19,7 @@ OTHER_START: dict[str, Method] = {"iw": "ais_prior", "psis": "ais_prior", "ais":
 
 @takes_settings
 def cross_check(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     found: xr.Dataset,
     *,
@@ -93,7 +93,7 @@ def cross_check(
     return both.assign_attrs(second=second.attrs["method"], second_estimate=second.attrs["estimate"])
 
 
-def check_where_possible(vae: Amortised, x: Any, found: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
+def check_where_possible(vae: Amortized, x: Any, found: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
     """Run :func:`cross_check` if the latents are unbounded real numbers.
 
     For discrete or bounded latents there is no check, which :func:`judge_evidence` reports.

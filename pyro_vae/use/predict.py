@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from pyro_vae.core.device import validate_seed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.errors import SettingsError
@@ -19,7 +19,7 @@ from pyro_vae.use.sample import contexts
 @torch.no_grad()
 @takes_settings
 def predict(
-    vae: Amortised,
+    vae: Amortized,
     data: Any,
     *,
     context: Any,

@@ -74,7 +74,7 @@ def test_gaps_of_independent_sites_are_those_of_the_closed_form(shift, x):
     of_family = float(0.5 * (precision.diagonal().log().sum() - precision.logdet()))
     of_shift = float(0.5 * shift**2 * precision.sum())
     assert (abs(gaps.approximation_gap - of_family) < 5 * gaps.approximation_gap_se + 2e-3).all()
-    assert (abs(gaps.amortisation_gap - of_shift) < 5 * gaps.amortisation_gap_se + 2e-3).all()
+    assert (abs(gaps.amortization_gap - of_shift) < 5 * gaps.amortization_gap_se + 2e-3).all()
     assert (abs(gaps.richer_gap) < 5 * gaps.richer_gap_se + 2e-3).all(), "a full covariance is exact"
     assert of_family > 0.05, "power"
     assert shift == 0.0 or of_shift > 0.5, "power"
