@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyro_vae.data.fingerprint import Trained
 
 
-class Amortised(Picklable):
+class Amortized(Picklable):
     """A model and a guide of ``(x, size=None, context=None, mask=None)`` whose sites lie in a plate over data.
 
     The latents of a datum are a vector z of shape ``(latent,)``, of all sites together. Functions use the distributions
@@ -91,7 +91,7 @@ class NoPart(ModelError, AttributeError):
     """A Pair has no prior, decoder, encoder or likelihood."""
 
 
-class Pair(Amortised):
+class Pair(Amortized):
     """A Pyro model and its guide, for all functions that need no prior, decoder or encoder.
 
     :func:`pyro_vae.fit`, :func:`~pyro_vae.log_evidence` (``"iw"`` and ``"psis"``), :func:`~pyro_vae.diagnose.khat`,
@@ -135,7 +135,7 @@ class Pair(Amortised):
     def __init__(self, model: Program, guide: Program) -> None:
         super().__init__()
         self.model, self.guide = _ProgramAdapter(model, "model"), _ProgramAdapter(guide, "guide")
-        self.loose: list[str] = []
+        self.unowned: list[str] = []
         """Parameters of Pyro's parameter store that belong to no module; set by :meth:`check`."""
         self.global_sites: list[str] = []
         """The latents outside the plate over data; set by :meth:`check`."""
@@ -289,7 +289,7 @@ class Pair(Amortised):
         owned = {id(parameter) for parameter in self.parameters()}
         used = [name for t in (model_trace, guide_trace) for name, site in t.nodes.items() if site["type"] == "param"]
         store = pyro.get_param_store()
-        self.loose = [name for name in used if id(store[name].unconstrained()) not in owned]
+        self.unowned = [name for name in used if id(store[name].unconstrained()) not in owned]
 
 
 class _Conditioned(nn.Module):

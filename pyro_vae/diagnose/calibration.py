@@ -12,7 +12,7 @@ from pyro_vae.core.component import evaluating, observed
 from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_p
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import rows_for
@@ -41,7 +41,7 @@ LIKELIHOOD = "log p(x|z)"
 @torch.no_grad()
 @takes_settings
 def sbc(
-    vae: Amortised,
+    vae: Amortized,
     *,
     simulations: int = 500,
     draws: int = 99,
@@ -58,7 +58,7 @@ def sbc(
 
     If q is the posterior, the rank of any quantity t is uniform. The quantities are each latent, and the
     log-likelihood log p(x|z): the ranks of latents alone are uniform for q = prior too, which ignores x.
-    The guide is amortised, so that nothing is fitted again. Ties are ranked at random.
+    The guide is amortized, so that nothing is fitted again. Ties are ranked at random.
 
     The test uses the ECDF of each quantity's ranks: the smallest of its binomial tails is compared with its
     distribution for uniform ranks, which yields a p-value and a band that the ECDF of an exact guide leaves with
@@ -142,7 +142,7 @@ def sbc(
     )
 
 
-def _sample_contexts(vae: Amortised, context: Any, mask: Any, number: int) -> Rows:
+def _sample_contexts(vae: Amortized, context: Any, mask: Any, number: int) -> Rows:
     """Sample a context and a mask for each simulation, both from the same row, with stand-ins for x."""
     x = vae.stand_in(number)
     if context is None and mask is None:
@@ -161,7 +161,7 @@ def _sample_contexts(vae: Amortised, context: Any, mask: Any, number: int) -> Ro
     return Rows(x, *(None if value is None else value[index] for value in (context, mask)))
 
 
-def _ranks(vae: Amortised, rows: Rows, truth: Tensor, draws: int) -> Tensor:
+def _ranks(vae: Amortized, rows: Rows, truth: Tensor, draws: int) -> Tensor:
     """Rank each quantity among the draws of q, shape ``(datum, quantity)``."""
     q = vae.posterior(rows)
     z = torch.cat([truth.unsqueeze(0), q.sample((draws,))])

@@ -16,7 +16,7 @@ from pyro_vae.core.component import evaluating, observed
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_p, format_rounded
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import data_for, rows_for
@@ -66,7 +66,7 @@ distance is above FAR standard deviations of the replicated data sets, and large
 @torch.no_grad()
 @takes_settings
 def predictive_check(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     *,
     statistics: Mapping[str, Statistic] | None = None,
@@ -132,7 +132,7 @@ def predictive_check(
 @torch.no_grad()
 @takes_settings
 def prior_check(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     *,
     statistics: Mapping[str, Statistic] | None = None,
@@ -182,7 +182,7 @@ def prior_check(
 
 
 def _check(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     statistics: Mapping[str, Statistic] | None,
     draws: int,
@@ -225,7 +225,7 @@ def _has_one_unit(x: Any) -> bool:
     return getattr(x, "columns", None) is None or getattr(x, "image_shape", None) is not None
 
 
-def _has_zeros(vae: Amortised, rows: Rows, statistics: np.ndarray) -> np.ndarray:
+def _has_zeros(vae: Amortized, rows: Rows, statistics: np.ndarray) -> np.ndarray:
     """Return whether the share of zeros of each column is informative; in continuous data, a few zeros are rounding."""
     return np.array(countable_features(vae, rows)) | (statistics[OF_COLUMNS.index(ZEROS)] > atoms.SHARE)
 
@@ -250,7 +250,7 @@ def _with_columns(
     labels: Sequence[str] | None,
     has_zeros: np.ndarray,
 ) -> xr.Dataset:
-    """Summarise the table's statistics and the worst ones of single columns, ``(1 + draw, statistic, column)``."""
+    """Summarize the table's statistics and the worst ones of single columns, ``(1 + draw, statistic, column)``."""
     titles = [f"column {j}" for j in range(columns.shape[-1])] if labels is None else [*map(str, labels)]
     used = np.array([has_zeros if of == ZEROS else np.ones_like(has_zeros) for of in OF_COLUMNS]).ravel()
     every = list(compress((f"{of} of {title}" for of in OF_COLUMNS for title in titles), used))
@@ -303,7 +303,7 @@ def _with_nan(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _replicates(
-    vae: Amortised, rows: Rows, draws: int, chunk: int, prior: bool
+    vae: Amortized, rows: Rows, draws: int, chunk: int, prior: bool
 ) -> Iterator[tuple[Tensor, list[float]]]:
     """Yield replicated data sets, each with the discrepancies of data and replicate (none for the prior)."""
     parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
@@ -317,7 +317,7 @@ def _replicates(
             yield x, [] if prior else score
 
 
-def _replicate(vae: Amortised, rows: Rows, q: Any, shape: tuple[int]) -> tuple[Tensor, Tensor]:
+def _replicate(vae: Amortized, rows: Rows, q: Any, shape: tuple[int]) -> tuple[Tensor, Tensor]:
     """Replicate some rows, and return the sums of log p(x|z) of data and replicate too, ``(draw, 2)``."""
     z = vae.draw_latents(rows, shape) if q is None else q.sample(shape)
     p = vae.likelihood(z, rows)

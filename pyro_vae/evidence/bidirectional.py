@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.component import observed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.evidence.annealed import Path, State, Tuning, even_positions, frozen, move, traverse, tune
 from pyro_vae.evidence.weights import Estimates, Plan, log_mean, tail_shape
@@ -13,7 +13,7 @@ SPREADING_MOVES = 10
 """Moves that spread the chains of the upper bound, which all start at one exact draw, over the posterior or a mode."""
 
 
-def simulate(vae: Amortised, rows: Rows) -> tuple[Tensor, Rows]:
+def simulate(vae: Amortized, rows: Rows) -> tuple[Tensor, Rows]:
     """Simulate one datum per row, with its context and mask; return the latents and the data.
 
     Example:
@@ -28,7 +28,7 @@ def simulate(vae: Amortised, rows: Rows) -> tuple[Tensor, Rows]:
     return z, Rows(observed(x, rows.mask), rows.context, rows.mask)
 
 
-def bidirectional(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
+def bidirectional(vae: Amortized, rows: Rows, plan: Plan) -> Estimates:
     """Bound log p(x) of simulated data from below and from above.
 
     The latents from which a datum was simulated are an exact draw from its posterior. Annealing from this draw

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
 from pyro_vae.core.device import derive_seed, describe_device, seeded
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import Bar
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
@@ -73,7 +73,7 @@ class Run:
 
     def __init__(
         self,
-        vae: Amortised,
+        vae: Amortized,
         source: Source,
         watched: dict[str, Rows],
         loss: Loss,
@@ -193,7 +193,7 @@ class Run:
         """Take the remaining steps of an epoch; return whether it is complete."""
         started = time.perf_counter() - self.seconds
         for _, feed, segment in self.segments():
-            for losses in self.stepping.along(feed, segment):
+            for losses in self.stepping.steps_over(feed, segment):
                 self._account(losses)
                 if self.stepping.stopped:
                     self.ending.set()

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from pyro_vae.core.device import validate_seed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.use.features import likelihood_of, summarize, width_of
@@ -18,7 +18,7 @@ from pyro_vae.use.labelled import label
 @torch.no_grad()
 @takes_settings
 def reconstruct(
-    vae: Amortised,
+    vae: Amortized,
     data: Any,
     *,
     context: Any = None,
@@ -82,7 +82,7 @@ def reconstruct(
 
 @torch.no_grad()
 def encode_and_decode(
-    vae: Amortised,
+    vae: Amortized,
     table: Table,
     rows_to_decode: Callable[[Rows], Rows],
     *,

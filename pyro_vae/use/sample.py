@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import derive_seed, numbers_at_once, seeded, validate_seed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
@@ -28,7 +28,7 @@ from pyro_vae.use.labelled import label
 @torch.no_grad()
 @takes_settings
 def sample(
-    vae: Amortised, n: int, *, context: Any = None, seed: int = 0, chunk: int = 2**22, progress: bool = False
+    vae: Amortized, n: int, *, context: Any = None, seed: int = 0, chunk: int = 2**22, progress: bool = False
 ) -> xr.Dataset:
     """Sample new rows from the model.
 
@@ -82,7 +82,7 @@ def sample(
     return label({"x": (["datum", "feature"], np.concatenate(drawn))}, Names.of(vae), seed=seed)
 
 
-def _draw_one(vae: Amortised, row: Rows) -> tuple[Tensor, Distribution]:
+def _draw_one(vae: Amortized, row: Rows) -> tuple[Tensor, Distribution]:
     """Draw z of one row from the prior, and return p(x|z) too; an error names the context that the model needs."""
     parts = {role: getattr(vae, role, None) for role in ("prior", "decoder")}
     numbers = _inputs(parts["prior"]) if isinstance(parts["prior"], ContextNormal) else 0
@@ -94,7 +94,7 @@ def _draw_one(vae: Amortised, row: Rows) -> tuple[Tensor, Distribution]:
         raise _with_needed_context(error, vae, row.given, numbers) from error
 
 
-def contexts(vae: Amortised, context: Any, n: int) -> tuple[Tensor, ...]:
+def contexts(vae: Amortized, context: Any, n: int) -> tuple[Tensor, ...]:
     """Expand a context to n rows, on the device and in the precision of a VAE; return ``()`` without a context.
 
     Raises:
@@ -116,7 +116,7 @@ def contexts(vae: Amortised, context: Any, n: int) -> tuple[Tensor, ...]:
     return (rows.expand(n, -1),)
 
 
-def _as_numbers(vae: Amortised, context: Any) -> Any:
+def _as_numbers(vae: Amortized, context: Any) -> Any:
     """Encode a context of named columns as in training; return any other context unchanged."""
     known = vae.trained_on
     if not is_table(context):
@@ -171,7 +171,7 @@ def _inputs(part: nn.Module | None) -> int:
     return next((layer.in_features for layer in layers if isinstance(layer, nn.Linear)), 0)
 
 
-def _with_needed_context(error: ModelError, vae: Amortised, given: tuple[Tensor, ...], numbers: int) -> ModelError:
+def _with_needed_context(error: ModelError, vae: Amortized, given: tuple[Tensor, ...], numbers: int) -> ModelError:
     """Return an error that names the context that the model needs, or ``error`` if the context is not the cause.
 
     ``numbers`` is the width of the context for a VAE that was not trained on named context columns.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import derive_seed, numbers_at_once, seeded, validate_seed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on, validate_not_trained_on
@@ -42,7 +42,7 @@ OVER_DRAWS = ("elbo", "elbo_mcse", "reconstruction", "reconstruction_mcse")
 @torch.no_grad()
 @takes_settings
 def score(
-    vae: Amortised,
+    vae: Amortized,
     data: Any,
     *,
     context: Any = None,
@@ -168,7 +168,7 @@ def score(
     return xr.Dataset(variables, {"datum": labels}, attrs)
 
 
-def _fresh(vae: Amortised, held_out: Any) -> Rows:
+def _fresh(vae: Amortized, held_out: Any) -> Rows:
     """Return held-out rows in memory, after validating that they are not training data."""
     if isinstance(held_out, Source):
         raise DataError("held_out is a stream, but must be in memory; pass held_out.sample(10_000)")
@@ -234,7 +234,7 @@ def _warn_if_unmatched(count: np.ndarray) -> None:
         )
 
 
-def _over_draws(vae: Amortised, rows: Rows, draws: int, chunk: int, seed: int) -> np.ndarray:
+def _over_draws(vae: Amortized, rows: Rows, draws: int, chunk: int, seed: int) -> np.ndarray:
     """Compute the variables of ``OVER_DRAWS``, shape ``(4, datum)``."""
     size = max(1, numbers_at_once(chunk, rows.x.device) // (draws * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(vae, draws * min(size, len(rows))):
