@@ -19,7 +19,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.elbo.log_weights import weigh
-from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError, type_of
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 from pyro_vae.train.overfitting import ERRORS, NATS, fall_of_validation
 
@@ -355,7 +355,7 @@ def _table(run: Any) -> xr.Dataset:
         )
     if isinstance(run, xr.Dataset) and "value" in run:
         return run
-    raise DataError(f"a run is a {type(run).__name__}; pass Iterates, a result of fit, its history, or a list of these")
+    raise DataError(f"a run is {type_of(run)}; pass Iterates, a result of fit, its history, or a list of these")
 
 
 def _fall(runs: list[Any]) -> dict[str, list[float]] | None:

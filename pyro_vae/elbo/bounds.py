@@ -13,7 +13,7 @@ from pyro_vae.core.traces import Program, TensorELBO, samples
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.kl import closed_form
 from pyro_vae.elbo.log_weights import Weights, replace_gradient, weigh
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import ModelError, SettingsError, type_of
 
 __all__ = ["CIWAE", "ELBO", "IWAE", "IWAESTL", "MIWAE", "PIWAE", "STL", "AnalyticKL", "DReG", "Estimator", "Renyi"]
 
@@ -103,7 +103,7 @@ class Estimator(TensorELBO):
         for name, site in samples(w.guide_trace):
             if not site["fn"].has_rsample and name not in w.enumerated:
                 raise ModelError(
-                    f"site {name} has a {type(site['fn']).__name__}, which has no reparameterized gradient; "
+                    f"site {name} has {type_of(site['fn'])}, which has no reparameterized gradient; "
                     "use ScoreFunction or VIMCO"
                 )
         return w

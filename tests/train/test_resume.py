@@ -647,7 +647,7 @@ class Odd:
 def test_a_state_that_no_file_holds_is_refused_at_the_start_and_only_where_it_is_to_be_kept(tmp_path):
     settings = {"optimizer": lambda ps: lr_scheduler.LambdaLR(Adam(ps), Odd()), "epochs": 2}
     trained(None, **settings)
-    with pytest.raises(SettingsError, match="of the state is a ndarray, which cannot be stored"):
+    with pytest.raises(SettingsError, match="of the state is an ndarray, which cannot be stored"):
         trained(tmp_path, killed_at=1, **settings)
 
 
