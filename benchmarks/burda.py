@@ -36,7 +36,7 @@ ESTIMATORS: dict[str, Callable[[int], Any]] = {
     "DReG": pv.elbo.DReG,
     "STL": lambda k: pv.elbo.IWAESTL(k) if k > 1 else pv.elbo.STL(),
 }
-"""The bound of k samples, and its gradient: theirs, doubly reparameterised, or that which sticks the landing."""
+"""The bound of k samples, and its gradient: theirs, doubly reparameterized, or that which sticks the landing."""
 THEIR_PASSES = sum(3**i for i in range(STAGES))
 
 

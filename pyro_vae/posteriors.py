@@ -25,7 +25,7 @@ Rows = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Posterior(Conditional, Standardizable):
-    """Base class of amortised posteriors: modules from ``x`` of shape ``(*batch, *features)`` to ``q(z|x)``.
+    """Base class of amortized posteriors: modules from ``x`` of shape ``(*batch, *features)`` to ``q(z|x)``.
 
     A subclass implements ``distribution``, which turns the network's outputs into q, and ``outputs``, their number.
 
@@ -326,7 +326,7 @@ class Flow(Posterior):
 
 
 class Refined(Posterior):
-    """A semi-amortised diagonal normal: the encoder's output, refined for each datum by a few gradient steps.
+    """A semi-amortized diagonal normal: the encoder's output, refined for each datum by a few gradient steps.
 
     .. math::
         \\mu \\leftarrow \\mu + \\eta \\frac{\\sigma^2}{h} \\partial_\\mu \\hat{\\mathcal L}_i, \\quad
@@ -366,9 +366,9 @@ class Refined(Posterior):
         >>> _ = torch.manual_seed(0)
         >>> linear = pv.exact.LinearGaussian(torch.randn(5, 2), torch.zeros(5), 0.5)
         >>> x, vae = linear.sample(3), linear.as_vae(diagonal=True)
-        >>> amortised = DiagNormal(nn.Linear(5, 4))
-        >>> vae.encoder = Refined(amortised, steps=20)
-        >>> bool((linear.elbo(x, vae.encoder(x)) > linear.elbo(x, amortised(x))).all())
+        >>> amortized = DiagNormal(nn.Linear(5, 4))
+        >>> vae.encoder = Refined(amortized, steps=20)
+        >>> bool((linear.elbo(x, vae.encoder(x)) > linear.elbo(x, amortized(x))).all())
         True
     """
 
@@ -407,7 +407,7 @@ class Refined(Posterior):
         return self.net.center  # type: ignore[return-value]
 
     @property
-    def amortised(self) -> nn.Module:
+    def amortized(self) -> nn.Module:
         """The encoder that is refined; a VampPrior is a mixture of its posteriors."""
         return self.net
 

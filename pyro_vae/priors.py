@@ -249,7 +249,7 @@ class VampPrior(GivenNumbers, Prior):
 
         The tuple keeps the encoder from becoming a submodule.
         """
-        self._encoder = (getattr(vae.encoder, "amortised", vae.encoder),)
+        self._encoder = (getattr(vae.encoder, "amortized", vae.encoder),)
         if self._units is not None and not self._standardized:
             self._standardized = True
             self._standardize(self._units)

@@ -11,7 +11,7 @@ from sphinx.environment import BuildEnvironment
 
 OUTSIDE = re.compile(
     r"(torch|pyro|numpy|np|xr|xarray|pandas|pd|matplotlib|rich|sklearn|scipy|arviz|joblib|pathlib|collections|typing|abc|"
-    r"nn|dist|Figure|Module|Trained|Amortised|tuple\[int)\b"
+    r"nn|dist|Figure|Module|Trained|Amortized|tuple\[int)\b"
 )
 """Names of other libraries that are in no inventory, and of types without a page."""
 

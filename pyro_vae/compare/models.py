@@ -12,7 +12,7 @@ from pyro_vae.__about__ import versions
 from pyro_vae.compare.models_table import ModelComparison
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import data_hash, row_hashes, validate_not_trained_on
@@ -45,7 +45,7 @@ NOT_LOO = (
 
 @takes_settings
 def compare_models(
-    models: Mapping[str, Amortised | xr.Dataset],
+    models: Mapping[str, Amortized | xr.Dataset],
     x_test: Any,
     *,
     method: Method = "iw",
@@ -140,7 +140,7 @@ def compare_models(
     validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
         raise SettingsError("models: a comparison needs at least two models; pass {name: vae, other: vae}")
-    first = next((model for model in models.values() if isinstance(model, Amortised)), None)
+    first = next((model for model in models.values() if isinstance(model, Amortized)), None)
     x_test = x_test if first is None else data_for(first, x_test, source="x_test")
     rows, hashes = _checked(models, x_test)
     settings = {"method": method, "num_particles": num_particles, "temperatures": temperatures, "leapfrog": leapfrog}
@@ -195,7 +195,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
     for name, model in models.items():
         if isinstance(model, xr.Dataset):
             _validate_dataset(name, model, data_hash(hashes))
-        elif isinstance(model, Amortised):
+        elif isinstance(model, Amortized):
             ordered = rows_for(model, x_test, source="x_test")  # the model may order the columns differently
             validate_not_trained_on(model, row_hashes(ordered), getattr(x_test, "row_labels", None), name=name)
         else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyro_vae.data.fingerprint import Trained
 
 
-class Amortised(Picklable):
+class Amortized(Picklable):
     """A model and a guide of ``(x, size=None, context=None, mask=None)`` whose sites lie in a plate over data.
 
     Functions that need only log-weights, the loss and parameters take an instance: training, the evidence from draws
@@ -66,7 +66,7 @@ class NoPart(ModelError, AttributeError):
     """A Pair has no prior, decoder, encoder or likelihood."""
 
 
-class Pair(Amortised):
+class Pair(Amortized):
     """A Pyro model and its guide, for all functions that need no prior, decoder or encoder.
 
     :func:`pyro_vae.fit`, :func:`~pyro_vae.log_evidence` (``"iw"`` and ``"psis"``), :func:`~pyro_vae.diagnose.khat`,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Rows:
         """Split the rows into parts of at most ``size``."""
         return (self.take(slice(start, start + size)) for start in range(0, len(self), size))
 
-    def like(self, vae: "Amortised") -> "Rows":
+    def like(self, vae: "Amortized") -> "Rows":
         """Move the rows to the device and precision of a VAE."""
         x = vae.like(self.x)
         context = None if self.context is None else vae.like(self.context)

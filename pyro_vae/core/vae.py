@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core import compatibility
 from pyro_vae.core.component import Distribution, distribution, infer, masked, observed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.param_store import Picklable, register
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.standardize import Standardizable, Standardize
@@ -109,7 +109,7 @@ def _standardize_by(part: nn.Module, role: str, standardize: Any) -> None:
     part.standardize_by(standardize)
 
 
-class VAE(Amortised):
+class VAE(Amortized):
     """A variational autoencoder: a prior, a decoder and an encoder, each a module that returns a distribution.
 
     .. math:: p(x, z) = p(z)\\, p(x | z), \\qquad q(z | x)

@@ -15,7 +15,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
 
 
 def row_hashes(rows: Rows) -> np.ndarray:
@@ -172,7 +172,7 @@ def validate_names(*lists: Any) -> None:
         raise ValueError("the names of its columns are not text")
 
 
-def trained_on(vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
+def trained_on(vae: "Amortized", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
     """Describe the overlap of data with a VAE's training data; empty if due to chance.
 
     Rows with few countable values match by chance, as often as training rows match each other.
@@ -217,7 +217,7 @@ def overlap(known: Trained, hashes: np.ndarray, labels: np.ndarray | None = None
 
 
 def validate_not_trained_on(
-    vae: "Amortised", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
+    vae: "Amortized", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
 ) -> None:
     """Validate that data are held-out, up to matches by chance (see :func:`trained_on`).
 

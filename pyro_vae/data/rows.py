@@ -19,7 +19,7 @@ from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
 
 
 def data_of(
@@ -109,7 +109,7 @@ def validate_data(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
     return replace(data, said="; ".join(line))
 
 
-def _warn_if_coarse(rows: Rows, vae: "Amortised", source: str, columns: Sequence[str] | None) -> None:
+def _warn_if_coarse(rows: Rows, vae: "Amortized", source: str, columns: Sequence[str] | None) -> None:
     """Warn if the precision of a VAE merges values of a column."""
     single = vae.like(rows.x[:1]).dtype == torch.float32
     coarse = coarse_columns(rows.x, rows.mask) if single else []
@@ -179,7 +179,7 @@ def _as_mask(mask: Any, shape: Sequence[int], source: str) -> Tensor:
     return mask
 
 
-def rows_for(vae: "Amortised", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
+def rows_for(vae: "Amortized", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
     """Convert data to :class:`Rows`, and validate them against a VAE and the support of its likelihood.
 
     Args:
@@ -209,7 +209,7 @@ def rows_for(vae: "Amortised", data: Any, *, context: Any = None, mask: Any = No
 
 
 def data_for(
-    vae: "Amortised", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
+    vae: "Amortized", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
 ) -> Any:
     """Convert tables to :class:`Data` with the columns and category codes of a VAE's training data.
 

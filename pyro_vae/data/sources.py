@@ -17,7 +17,7 @@ from pyro_vae.errors import SettingsError
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Source(Protocol):
         but the last. A window is valid until the next one is requested.
         """
 
-    def like(self, vae: "Amortised") -> "Source":
+    def like(self, vae: "Amortized") -> "Source":
         """Return the source with its windows on the device and in the precision of a VAE."""
 
-    def checked_for(self, vae: "Amortised") -> "Source":
+    def checked_for(self, vae: "Amortized") -> "Source":
         """Validate the source against a VAE; rows read later are validated against the likelihood's support."""
 
 
@@ -151,11 +151,11 @@ class InMemory:
         if skip < len(self):
             yield Window(self.rows, permutation(len(self), seed, self.rows.x.device)[skip:])
 
-    def like(self, vae: "Amortised") -> "InMemory":
+    def like(self, vae: "Amortized") -> "InMemory":
         """Return the source with its rows on the device and in the precision of a VAE, copied only if needed."""
         return replace(self, rows=self.rows.like(vae))
 
-    def checked_for(self, vae: "Amortised") -> "InMemory":
+    def checked_for(self, vae: "Amortized") -> "InMemory":
         """Validate the rows against a VAE and the support of its likelihood, and return the source.
 
         Raises:
@@ -218,7 +218,7 @@ def spaced(n: int, k: int) -> Tensor:
     return torch.arange(k) * n // k
 
 
-def source_of(data: Any, vae: "Amortised", *, context: Any = None, mask: Any = None, source: str = "data") -> Source:
+def source_of(data: Any, vae: "Amortized", *, context: Any = None, mask: Any = None, source: str = "data") -> Source:
     """Convert the data of :func:`pyro_vae.fit` to a source, and validate it against a VAE.
 
     Args:

@@ -55,7 +55,7 @@ SECOND_CHAINS, SECOND_GRADIENTS = 16 * 32, 480
 FEWEST_FITTED = 20
 """The fewest held-out data that baselines can be fitted to, if the training data are not given."""
 GAPS = 50_000
-"""The evaluations to optimise q for each datum, where a gradient counts as three."""
+"""The evaluations to optimize q for each datum, where a gradient counts as three."""
 
 Q_IS_OFF = "q(z|x) differs from p(z|x)"
 DATA_DIFFER = "the model generates data that differ from these"

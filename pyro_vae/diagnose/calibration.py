@@ -60,7 +60,7 @@ def sbc(
 
     If q is the posterior, the rank of any quantity t is uniform. The quantities are each latent, and the
     log-likelihood log p(x|z): the ranks of latents alone are uniform for q = prior too, which ignores x.
-    The guide is amortised, so that nothing is fitted again. Ties are ranked at random.
+    The guide is amortized, so that nothing is fitted again. Ties are ranked at random.
 
     The test uses the ECDF of each quantity's ranks: the smallest of its binomial tails is compared with its
     distribution for uniform ranks, which yields a p-value and a band that the ECDF of an exact guide leaves with

@@ -200,7 +200,7 @@ class Iterates(Callback):
         """Copy the VAE with the mean of the last iterates as weights, which has less noise than the last iterate.
 
         If the iterates still drift, the mean lags behind, so check :func:`converged` first. Buffers, such as the
-        running means of batch normalisation, are copied unchanged.
+        running means of batch normalization, are copied unchanged.
 
         Args:
             tail: the share of the epochs to average over, above 0 and at most 1.

@@ -217,7 +217,7 @@ def _sample_guide(vae: VAE, rows: Rows, draws: int) -> _Drawn:
 
 
 def _smooth_weights(drawn: _Drawn) -> tuple[_Drawn, Tensor]:
-    """Add k̂ and the effective sample size, and return the normalised weights too, shape ``(draw, datum)``."""
+    """Add k̂ and the effective sample size, and return the normalized weights too, shape ``(draw, datum)``."""
     log_weights, khat = smoothed(drawn.log_weight)
     weights = log_weights.softmax(0)
     ess = 1 / (weights**2).sum(0)

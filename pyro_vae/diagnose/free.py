@@ -1,4 +1,4 @@
-"""Non-amortised posteriors: the parameters of q(z|x) are free, and optimised separately for each datum."""
+"""Non-amortized posteriors: the parameters of q(z|x) are free, and optimized separately for each datum."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ class Free:
         return replace(self, parameters=self.parameters[index])
 
 
-def amortised(vae: VAE, rows: Rows) -> Free:
+def amortized(vae: VAE, rows: Rows) -> Free:
     """Return the encoder's parameters for each datum, with the variational family.
 
     The family of a :class:`~pyro_vae.posteriors.Posterior` has a member for any output of its network. Any other
@@ -57,12 +57,12 @@ def amortised(vae: VAE, rows: Rows) -> Free:
     Example:
         >>> import pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae(diagonal=True)
-        >>> amortised(vae, Rows(torch.ones(3, 5))).parameters.shape
+        >>> amortized(vae, Rows(torch.ones(3, 5))).parameters.shape
         torch.Size([3, 4])
     """
     encoder, q = vae.encoder, vae.posterior(rows)
     if q.event_dim != 1 or not q.has_rsample:
-        raise ModelError("inference gaps need a reparameterised q with latents in one dimension")
+        raise ModelError("inference gaps need a reparameterized q with latents in one dimension")
     if isinstance(encoder, Posterior) and type(encoder).forward is Posterior.forward:
         numbers = encoder.encoded(as_encoded(encoder, rows.x, rows.mask), rows.context)
         return Free(encoder.distribution, numbers.detach(), type(encoder).__name__.lstrip("_"))
@@ -72,7 +72,7 @@ def amortised(vae: VAE, rows: Rows) -> Free:
     if isinstance(q, torch.distributions.MultivariateNormal):
         return full(q.loc, q.scale_tril.expand(*q.loc.shape, -1))
     raise ModelError(
-        f"cannot optimise q: the variational family of encoder {type(encoder).__name__} is unknown; "
+        f"cannot optimize q: the variational family of encoder {type(encoder).__name__} is unknown; "
         "make it a pyro_vae.posteriors.Posterior, or let it return normals"
     )
 
@@ -134,7 +134,7 @@ def weights(vae: VAE, rows: Rows, free: Free, num_particles: int) -> Tensor:
     Example:
         >>> import pyro_vae as pv
         >>> vae, rows = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae(), Rows(torch.ones(3, 5))
-        >>> weights(vae, rows, amortised(vae, rows), 7).shape
+        >>> weights(vae, rows, amortized(vae, rows), 7).shape
         torch.Size([7, 3])
     """
     q = free.q()
@@ -144,9 +144,9 @@ def weights(vae: VAE, rows: Rows, free: Free, num_particles: int) -> Tensor:
 
 @torch.enable_grad()
 def climb(vae: VAE, rows: Rows, start: Free, *, steps: int, rate: float, particles: int) -> Free:
-    """Maximise the ELBO of each datum over its free parameters, with new noise at each step.
+    """Maximize the ELBO of each datum over its free parameters, with new noise at each step.
 
-    The optimiser is Adam with the path derivative, whose variance is 0 if q is the posterior. Its second moment has a
+    The optimizer is Adam with the path derivative, whose variance is 0 if q is the posterior. Its second moment has a
     short memory, since the gradients of a poor initial q are larger by orders of magnitude.
 
     Args:

@@ -1,4 +1,4 @@
-"""Inference gaps: the loss of the ELBO by the variational family, and by amortisation."""
+"""Inference gaps: the loss of the ELBO by the variational family, and by amortization."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, takes_settings, whole
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import row_names
-from pyro_vae.diagnose.free import Free, amortised, as_full, climb, diagonal, weights
+from pyro_vae.diagnose.free import Free, amortized, as_full, climb, diagonal, weights
 from pyro_vae.errors import ModelError, SettingsError
 from pyro_vae.evidence import known_evidence
 from pyro_vae.evidence.exact import LinearGaussian, quadrature_log_marginal
@@ -40,25 +40,25 @@ GRIDS = (161, 321)
 """The numbers of quadrature points per latent to try."""
 
 CONVERGED = 0.01
-"""The largest difference between the halves of the optimiser's steps, in nats per latent: a fifth of a fine gap."""
+"""The largest difference between the halves of the optimizer's steps, in nats per latent: a fifth of a fine gap."""
 
-ERRORS_OVER = "draws of the q found, for the given data; neither data nor the optimisation"
+ERRORS_OVER = "draws of the q found, for the given data; neither data nor the optimization"
 """What the standard errors cover."""
 
 VALUES = ("log_evidence", "elbo", "best_elbo", "richer_elbo")
 DIFFERENCES = {
     "gap": ("log_evidence", "elbo"),
     "approximation_gap": ("log_evidence", "best_elbo"),
-    "amortisation_gap": ("best_elbo", "elbo"),
+    "amortization_gap": ("best_elbo", "elbo"),
     "closed": ("richer_elbo", "best_elbo"),
     "richer_gap": ("log_evidence", "richer_elbo"),
 }
 MAY_BE_OFF = {
     "approximation_gap": ("optimization_error", None),
-    "amortisation_gap": (None, "optimization_error"),
+    "amortization_gap": (None, "optimization_error"),
     "richer_gap": ("richer_optimization_error", None),
 }
-"""For each gap, the optimisation errors by which it may be too large and too small."""
+"""For each gap, the optimization errors by which it may be too large and too small."""
 
 
 @torch.no_grad()
@@ -76,27 +76,27 @@ def inference_gaps(
     seed: int = 0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """Split log p(x) - ELBO of each datum into the approximation gap and the amortisation gap.
+    """Split log p(x) - ELBO of each datum into the approximation gap and the amortization gap.
 
     .. math:: \\log p(x) - \\mathcal L(q_\\phi)
         = \\underbrace{\\log p(x) - \\mathcal L(q^*)}_{\\text{approximation}}
-        + \\underbrace{\\mathcal L(q^*) - \\mathcal L(q_\\phi)}_{\\text{amortisation}}, \\qquad
+        + \\underbrace{\\mathcal L(q^*) - \\mathcal L(q_\\phi)}_{\\text{amortization}}, \\qquad
         q^* = \\arg\\max_{q \\in \\mathcal Q} \\mathcal L(q)
 
     The variational family contains q for any outputs of the encoder's network: the outputs for each datum are free
-    parameters, optimised from those of the encoder. Refined posteriors are diagonal normals; of a flow, the context is
+    parameters, optimized from those of the encoder. Refined posteriors are diagonal normals; of a flow, the context is
     free. A richer family shows the possible gain: normals with a full covariance, or the family itself if it is better.
 
-    For each datum, the best q of start, middle and end of the optimisation is selected on one set of draws and
+    For each datum, the best q of start, middle and end of the optimization is selected on one set of draws and
     evaluated on another, so that no bound is biased upwards. Normals of all kinds use the same noise, so that their
     differences have small errors; a difference can be below 0 within its error.
 
     Each standard error is over draws from the q found, for the given data. It does not include the error of the
-    optimisation: since q* is only the best q found, the approximation gap may be too large and the amortisation gap too
+    optimization: since q* is only the best q found, the approximation gap may be too large and the amortization gap too
     small, by the same amount. The steps are therefore taken in two halves, the second of which restarts from the end of
     the first with the full learning rate. ``optimization_error`` is the difference of the ELBOs at the ends of the two
     halves: small at an optimum, large if the second half still gains or overshoots. If it is too large,
-    :func:`judge_gaps` reports that the optimiser has not converged, and calls no gap fine.
+    :func:`judge_gaps` reports that the optimizer has not converged, and calls no gap fine.
 
     Without an oracle (for a linear-Gaussian VAE, or one with at most two latents), log p(x) is importance-weighted with
     the best q found; check ``khat`` then.
@@ -105,7 +105,7 @@ def inference_gaps(
         vae: a VAE.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         log_evidence: log p(x) of each datum, if known: from :func:`pyro_vae.log_evidence`, or numbers.
-        steps: the number of optimiser steps for each family, in two halves, at least 2.
+        steps: the number of optimizer steps for each family, in two halves, at least 2.
         rate: the initial learning rate of each half, above 0, in units of the network's outputs; it decays later.
         particles: the number of draws per datum and step, at least 1.
         num_particles: the number of draws per datum to evaluate the bounds with, at least 50.
@@ -115,7 +115,7 @@ def inference_gaps(
 
     Returns:
         A dataset over ``datum``, in nats: ``log_evidence``, ``elbo``, ``best_elbo`` (of the family), ``richer_elbo``;
-        ``gap``, the sum of ``approximation_gap`` and ``amortisation_gap``; ``closed``, the gain of the richer family
+        ``gap``, the sum of ``approximation_gap`` and ``amortization_gap``; ``closed``, the gain of the richer family
         over the best of the family, and ``richer_gap``, the gap that remains; ``optimization_error`` and
         ``richer_optimization_error`` of either family; each with its Monte-Carlo standard error ``…_se``.
 
@@ -143,14 +143,14 @@ def inference_gaps(
     x = data_for(vae, x)
     rows = rows_for(vae, x).like(vae)
     known = _as_known(log_evidence, rows)
-    optimised, evaluated = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
-    at_once = particles * min(optimised, len(rows))
+    optimized, evaluated = (max(1, chunk // (k * rows.x[0].numel())) for k in (particles, num_particles))
+    at_once = particles * min(optimized, len(rows))
     with seeded(seed, rows.x.device), evaluating(vae, at_once), counting("inference gaps", progress) as count:
         known = known or _oracle(vae, rows)
-        start, parts = amortised(vae, rows), []
-        slices = _slices(len(rows), optimised)
+        start, parts = amortized(vae, rows), []
+        slices = _slices(len(rows), optimized)
         for block in count(iter(slices), len(slices)):
-            members = _optimise(vae, rows.take(block), start.take(block), steps=steps, rate=rate, particles=particles)
+            members = _optimize(vae, rows.take(block), start.take(block), steps=steps, rate=rate, particles=particles)
             for part in _slices(len(members[0].parameters), evaluated):
                 known_here = known and _Known(known.value[block][part], known.error[block][part], known.source)
                 some = [member.take(part) for member in members]
@@ -177,7 +177,7 @@ def _validate_settings(steps: int, rate: float, particles: int, num_particles: i
     whole("num_particles", num_particles, 50)
     validate_seed(seed)
     if torch.is_inference_mode_enabled():
-        raise SettingsError("inference mode is on, in which q cannot be optimised; call this outside of it")
+        raise SettingsError("inference mode is on, in which q cannot be optimized; call this outside of it")
 
 
 def _slices(n: int, size: int) -> list[slice]:
@@ -217,10 +217,10 @@ def _oracle(vae: VAE, rows: Rows) -> _Known | None:
     return None
 
 
-def _optimise(vae: VAE, rows: Rows, start: Free, *, steps: int, **settings: Any) -> list[Free]:
-    """Return the amortised q, and q half-way through and at the end of the optimisation, for both families.
+def _optimize(vae: VAE, rows: Rows, start: Free, *, steps: int, **settings: Any) -> list[Free]:
+    """Return the amortized q, and q half-way through and at the end of the optimization, for both families.
 
-    Full normals start from the best diagonal normals: from a poor start, correlations make the optimisation very slow.
+    Full normals start from the best diagonal normals: from a poor start, correlations make the optimization very slow.
     """
 
     def climb_twice(begin: Free) -> tuple[Free, Free]:
@@ -253,9 +253,9 @@ def _evaluate(
         chosen = trial[:first].argmax(0)
         return log_weights.gather(0, chosen.expand(1, *log_weights.shape[1:]))[0]
 
-    amortised_weights, half, end, wide_half, wide = log_weights
+    amortized_weights, half, end, wide_half, wide = log_weights
     best, richer = best_of(3), best_of(5)
-    bounds = {"elbo": amortised_weights, "best_elbo": best, "richer_elbo": richer}
+    bounds = {"elbo": amortized_weights, "best_elbo": best, "richer_elbo": richer}
     # The terms whose mean has the error of each estimate; for the log of a mean, to first order.
     value = {name: w.mean(0) for name, w in bounds.items()}
     spread = {name: w - value[name] for name, w in bounds.items()}
@@ -263,7 +263,7 @@ def _evaluate(
         value["log_evidence"] = richer.logsumexp(0) - math.log(num_particles)
         spread["log_evidence"] = (richer - value["log_evidence"]).exp() - 1
     else:
-        value["log_evidence"], spread["log_evidence"] = known.value, torch.zeros_like(amortised_weights)
+        value["log_evidence"], spread["log_evidence"] = known.value, torch.zeros_like(amortized_weights)
     known_error = torch.zeros_like(value["elbo"]) if known is None else known.error
 
     def error(values: Tensor, of_evidence: bool) -> Tensor:
@@ -285,15 +285,15 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
     """Judge whether the gaps are small, and if not, whether the family or the encoder is the cause.
 
     The means of both gaps over the given data are compared with thresholds in nats per latent. Their intervals include
-    two Monte-Carlo standard errors and the optimisation error, which makes the amortisation gap too small and the
-    approximation gap too large. The optimiser has not converged if the two halves of its steps end more than 0.01 nats
+    two Monte-Carlo standard errors and the optimization error, which makes the amortization gap too small and the
+    approximation gap too large. The optimizer has not converged if the two halves of its steps end more than 0.01 nats
     per latent apart.
 
     Args:
         gaps: from :func:`inference_gaps`.
 
     Returns:
-        ``"fine"`` if both gaps are below the lower threshold and the optimiser has converged, ``"bad"`` if one is
+        ``"fine"`` if both gaps are below the lower threshold and the optimizer has converged, ``"bad"`` if one is
         above the upper threshold, also without the datum with the largest gap.
 
     Example:
@@ -304,22 +304,22 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
     """
     latents = gaps.attrs["latents"]
     fine, bad = gaps.attrs["threshold_fine"] * latents, gaps.attrs["threshold_bad"] * latents
-    amortisation, approximation, closed = (
-        mean_gap(gaps, name) for name in ("amortisation_gap", "approximation_gap", "closed")
+    amortization, approximation, closed = (
+        mean_gap(gaps, name) for name in ("amortization_gap", "approximation_gap", "closed")
     )
-    levels = [_level(gap.low, gap.high, fine, bad) for gap in (amortisation, approximation)]
+    levels = [_level(gap.low, gap.high, fine, bad) for gap in (amortization, approximation)]
     heaviest = int(gaps.gap.values.argmax())
     if alone := "bad" in levels and gaps.sizes["datum"] > 1 and not _is_bad_without(gaps, heaviest, bad):
         levels = ["doubtful" if level == "bad" else level for level in levels]
     beyond = float((gaps.gap - 2 * gaps.gap_se > bad).mean())
     tails = float((gaps.khat > gaps.attrs["threshold_khat"]).mean()) if "khat" in gaps else 0.0
     share = gaps.attrs["threshold_share"]
-    if max(beyond, tails) > share or not optimiser_converged(gaps):
+    if max(beyond, tails) > share or not optimizer_converged(gaps):
         levels.append("doubtful")
     why = (
-        f"the encoder loses {amortisation} nats to the best {gaps.attrs['family']} found for each datum, which loses "
+        f"the encoder loses {amortization} nats to the best {gaps.attrs['family']} found for each datum, which loses "
         f"{approximation} nats to log p(x) ({gaps.attrs['log_evidence_from']}), means of these "
-        f"{gaps.sizes['datum']} data ± standard errors over draws{_over_data(gaps)}; {_optimisation(gaps)}; "
+        f"{gaps.sizes['datum']} data ± standard errors over draws{_over_data(gaps)}; {_optimization(gaps)}; "
         f"up to {fine:.3g} is fine, above {bad:.3g} bad; {beyond:.0%} of the data lose more than {bad:.3g} nats in "
         f"total, half of them less than {float(gaps.gap.median()):.3g}"
     )
@@ -330,7 +330,7 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
         why += f", and k̂ is above {gaps.attrs['threshold_khat']} for {tails:.0%}, whose log p(x) is unreliable"
     level: Level = "bad" if "bad" in levels else "doubtful" if "doubtful" in levels else "fine"
     steps = _next(levels, closed, approximation.value, tails > share)
-    if not optimiser_converged(gaps):
+    if not optimizer_converged(gaps):
         steps = "; ".join(filter(None, [f"first use more than {gaps.attrs['steps']} steps", steps]))
     return Finding("inference gaps", level, why, steps)
 
@@ -338,7 +338,7 @@ def judge_gaps(gaps: xr.Dataset) -> Finding:
 def _over_data(gaps: xr.Dataset) -> str:
     """Describe the standard errors of both means over data, which apply to other data."""
     n = gaps.sizes["datum"]
-    errors = [float(gaps[name].std(ddof=1)) / math.sqrt(n) for name in ("amortisation_gap", "approximation_gap")]
+    errors = [float(gaps[name].std(ddof=1)) / math.sqrt(n) for name in ("amortization_gap", "approximation_gap")]
     text = " and ".join(format_rounded(error, error) for error in errors)
     return f" (over data {text})" if n > 1 else ""
 
@@ -350,8 +350,8 @@ class MeanGap:
     Args:
         value: the mean.
         error: its standard error over draws.
-        low: the mean minus two standard errors and the optimisation error by which it may be too large.
-        high: the mean plus two standard errors and the optimisation error by which it may be too small.
+        low: the mean minus two standard errors and the optimization error by which it may be too large.
+        high: the mean plus two standard errors and the optimization error by which it may be too small.
     """
 
     value: float
@@ -364,7 +364,7 @@ class MeanGap:
 
 
 def mean_gap(gaps: xr.Dataset, name: str) -> MeanGap:
-    """Average a gap over data, with its Monte-Carlo error and the optimisation error.
+    """Average a gap over data, with its Monte-Carlo error and the optimization error.
 
     Args:
         gaps: from :func:`inference_gaps`.
@@ -392,11 +392,11 @@ def mean_gap(gaps: xr.Dataset, name: str) -> MeanGap:
 def _is_bad_without(gaps: xr.Dataset, datum: int, bad: float) -> bool:
     """Return whether a mean gap is above the upper threshold without one datum."""
     rest = gaps.drop_isel(datum=datum)
-    return any(mean_gap(rest, name).low > bad for name in ("amortisation_gap", "approximation_gap"))
+    return any(mean_gap(rest, name).low > bad for name in ("amortization_gap", "approximation_gap"))
 
 
-def optimiser_converged(gaps: xr.Dataset) -> bool:
-    """Return whether both halves of the optimiser's steps end at the same ELBO, in both families.
+def optimizer_converged(gaps: xr.Dataset) -> bool:
+    """Return whether both halves of the optimizer's steps end at the same ELBO, in both families.
 
     Args:
         gaps: from :func:`inference_gaps`.
@@ -404,18 +404,18 @@ def optimiser_converged(gaps: xr.Dataset) -> bool:
     Example:
         >>> import pyro_vae as pv
         >>> linear = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5)
-        >>> optimiser_converged(inference_gaps(linear.as_vae(), torch.ones(3, 5), steps=200, num_particles=50))
+        >>> optimizer_converged(inference_gaps(linear.as_vae(), torch.ones(3, 5), steps=200, num_particles=50))
         True
     """
     errors = (mean_gap(gaps, name) for name in ("optimization_error", "richer_optimization_error"))
     return all(error.low <= gaps.attrs["threshold_optimization"] * gaps.attrs["latents"] for error in errors)
 
 
-def _optimisation(gaps: xr.Dataset) -> str:
-    """Describe the optimisation error."""
+def _optimization(gaps: xr.Dataset) -> str:
+    """Describe the optimization error."""
     error, richer = (mean_gap(gaps, name) for name in ("optimization_error", "richer_optimization_error"))
-    text = f"the halves of the optimiser's {gaps.attrs['steps']} steps end {error} nats apart"
-    if optimiser_converged(gaps):
+    text = f"the halves of the optimizer's {gaps.attrs['steps']} steps end {error} nats apart"
+    if optimizer_converged(gaps):
         return text
     return (
         f"{text} ({richer} in the richer family), so it has not converged: the true loss of the encoder may be larger, "

@@ -13,7 +13,7 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import row_names
@@ -27,13 +27,13 @@ SOME, MANY = 0.02, 0.25
 
 @torch.no_grad()
 @takes_settings
-def khat(vae: Amortised, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: int = 2**20) -> xr.Dataset:
+def khat(vae: Amortized, x: Any, *, num_particles: int = 1000, seed: int = 0, chunk: int = 2**20) -> xr.Dataset:
     """Estimate the Pareto shape k̂ and the effective sample size of each datum's importance weights.
 
     .. math:: w_{ki} = p(x_i, z_{ki}) / q(z_{ki} | x_i), \\qquad
         \\mathrm{ESS}_i = \\frac{(\\sum_k w_{ki})^2}{\\sum_k w_{ki}^2}
 
-    k̂ is the shape of the generalised Pareto distribution fitted to the largest weights of one datum; weights of
+    k̂ is the shape of the generalized Pareto distribution fitted to the largest weights of one datum; weights of
     several data are never pooled. An exact guide has constant weights: no tail (k̂ is then 0), and an ESS of K. If q is
     too narrow somewhere, the weights have a heavy tail, and the estimated ESS is too high.
 
@@ -113,7 +113,7 @@ def _shape_error(shape: np.ndarray, num_particles: int) -> np.ndarray:
 
 
 def _effective(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the effective sample size of normalised log-weights, and its standard error by the delta method."""
+    """Return the effective sample size of normalized log-weights, and its standard error by the delta method."""
     number = smoothed.shape[1]
     weights = number * np.exp(smoothed)  # with mean 1
     square = (weights**2).mean(1)

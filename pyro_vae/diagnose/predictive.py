@@ -243,7 +243,7 @@ def _with_columns(
     labels: Sequence[str] | None,
     has_zeros: np.ndarray,
 ) -> xr.Dataset:
-    """Summarise the table's statistics and the worst ones of single columns, ``(1 + draw, statistic, column)``."""
+    """Summarize the table's statistics and the worst ones of single columns, ``(1 + draw, statistic, column)``."""
     titles = [f"column {j}" for j in range(columns.shape[-1])] if labels is None else [*map(str, labels)]
     used = np.array([has_zeros if of == ZEROS else np.ones_like(has_zeros) for of in OF_COLUMNS]).ravel()
     every = list(compress((f"{of} of {title}" for of in OF_COLUMNS for title in titles), used))

@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import samples
 from pyro_vae.elbo.log_weights import Weights, at_particles, weigh, with_values, without_enumeration
@@ -23,7 +23,7 @@ Draws = dict[str, Tensor]
 
 @torch.no_grad()
 def groups_of_sites(
-    pair: Amortised, rows: Rows, *, draws: int, prior_draws: int, proposals: int | None
+    pair: Amortized, rows: Rows, *, draws: int, prior_draws: int, proposals: int | None
 ) -> dict[str, xr.Dataset]:
     """Draw from the posterior, the prior and their predictive distributions; each site is a variable.
 
@@ -98,7 +98,7 @@ def _validate_shape(name: str, value: Tensor, w: Weights) -> Tensor:
     return value
 
 
-def _draw_data(pair: Amortised, rows: Rows, latents: Trace | None, draws: int) -> Trace:
+def _draw_data(pair: Amortized, rows: Rows, latents: Trace | None, draws: int) -> Trace:
     """Run the model with its data drawn, at given latents or at draws from the prior."""
     model = poutine.uncondition(at_particles(pair.model, draws))
     model = model if latents is None else poutine.replay(model, trace=latents)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.component import evaluating
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.rows import data_for, rows_of
 from pyro_vae.elbo.log_weights import weigh
@@ -14,7 +14,7 @@ from pyro_vae.elbo.log_weights import weigh
 
 @torch.no_grad()
 def per_datum_elbo(
-    vae: Amortised, x: Any, *, num_particles: int = 1, chunk: int = 4096, size: int | None = None
+    vae: Amortized, x: Any, *, num_particles: int = 1, chunk: int = 4096, size: int | None = None
 ) -> Tensor:
     """Estimate the ELBO of each datum by the mean of its log-weights.
 
@@ -43,6 +43,6 @@ def per_datum_elbo(
         return torch.cat([_elbo(vae, rows, num_particles, size or len(data)) for rows in data.split(chunk)])
 
 
-def _elbo(vae: Amortised, rows: Rows, num_particles: int, size: int) -> Tensor:
+def _elbo(vae: Amortized, rows: Rows, num_particles: int, size: int) -> Tensor:
     w = weigh(vae.model, vae.guide, *rows.arguments(), num_particles=num_particles, given_globals=True)
     return w.log.mean(0) + w.shared.mean() / size if w.global_sites else w.log.mean(0)

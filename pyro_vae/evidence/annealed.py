@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.core.compatibility import support_of
 from pyro_vae.core.component import Distribution, distribution
 from pyro_vae.core.joined import JoinedPosterior, JoinedPrior
-from pyro_vae.core.pair import Amortised, Pair
+from pyro_vae.core.pair import Amortized, Pair
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
@@ -133,7 +133,7 @@ class Path:
     schedule: Callable[[float], float] = temperature
 
     @classmethod
-    def from_guide(cls, vae: Amortised, rows: Rows) -> "Path":
+    def from_guide(cls, vae: Amortized, rows: Rows) -> "Path":
         """Build the path from the guide.
 
         Raises:
@@ -155,7 +155,7 @@ class Path:
         return cls(rows, q, cls.joint_of(vae, rows, cls.prior_of(vae, rows)))
 
     @classmethod
-    def from_prior(cls, vae: Amortised, rows: Rows) -> "Path":
+    def from_prior(cls, vae: Amortized, rows: Rows) -> "Path":
         """Build the path from the prior, which does not use the guide; it raises as :meth:`from_guide` does."""
         if isinstance(vae, Pair):
             joined = JoinedPrior(vae, rows)
@@ -201,7 +201,7 @@ class Path:
 
 
 @contextmanager
-def frozen(vae: Amortised) -> Iterator[None]:
+def frozen(vae: Amortized) -> Iterator[None]:
     """Turn off parameter gradients and Pyro's validation, since the decoder may not be finite at a rejected move.
 
     Example:
@@ -396,7 +396,7 @@ def even_positions(temperatures: int) -> list[float]:
     return [t / temperatures for t in range(temperatures + 1)]
 
 
-def anneal_from_guide(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
+def anneal_from_guide(vae: Amortized, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean weight of chains from q(z|x) to p(x, z).
 
     Example:
@@ -409,7 +409,7 @@ def anneal_from_guide(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
         return anneal(Path.from_guide(vae, rows), plan)
 
 
-def anneal_from_prior(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
+def anneal_from_prior(vae: Amortized, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean weight of chains from p(z) to p(x, z).
 
     Example:

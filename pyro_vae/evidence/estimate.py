@@ -10,7 +10,7 @@ import xarray as xr
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
-from pyro_vae.core.pair import Amortised, Pair
+from pyro_vae.core.pair import Amortized, Pair
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
@@ -75,7 +75,7 @@ def validate_method(method: str, among: tuple[str, ...] = METHODS) -> None:
 @torch.no_grad()
 @takes_settings
 def log_evidence(
-    vae: Amortised,
+    vae: Amortized,
     x: Any,
     *,
     method: Method = "iw",

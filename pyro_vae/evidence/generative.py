@@ -9,7 +9,7 @@ import xarray as xr
 from torch import nn
 
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.repeats import clustered_error
 
@@ -42,7 +42,7 @@ def generative_hash(vae: VAE) -> str:
     return digest.hexdigest()
 
 
-def generative_attribute(vae: Amortised) -> dict[str, str]:
+def generative_attribute(vae: Amortized) -> dict[str, str]:
     """Return the dataset attribute with the hash of the generative model; empty for a Pair, which has no hash.
 
     Example:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import samples, traces
 from pyro_vae.elbo.kl import base
@@ -21,7 +21,7 @@ NOT_KNOWN = "not known"
 
 
 @torch.no_grad()
-def countable_features(vae: Amortised, rows: Rows) -> tuple[bool, ...]:
+def countable_features(vae: Amortized, rows: Rows) -> tuple[bool, ...]:
     """Return whether the values of each feature are countable, so that they have a probability, not a density.
 
     Example:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import Ticks
 from pyro_vae.core.rows import Rows
 from pyro_vae.elbo import log_weights
@@ -167,7 +167,7 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return normalized + constant, torch.as_tensor(khat).to(log_weights)
 
 
-def guide_log_weights(vae: Amortised, rows: Rows, num_particles: int) -> Tensor:
+def guide_log_weights(vae: Amortized, rows: Rows, num_particles: int) -> Tensor:
     """Return the log-weights of draws from the guide in double precision, shape ``(K, datum)``.
 
     Example:
@@ -179,7 +179,7 @@ def guide_log_weights(vae: Amortised, rows: Rows, num_particles: int) -> Tensor:
     return log_weights(vae.model, vae.guide, *rows.arguments(), num_particles=num_particles).double()
 
 
-def importance_weighted(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
+def importance_weighted(vae: Amortized, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean importance weight.
 
     Example:
@@ -193,7 +193,7 @@ def importance_weighted(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
     return estimates
 
 
-def pareto_smoothed(vae: Amortised, rows: Rows, plan: Plan) -> Estimates:
+def pareto_smoothed(vae: Amortized, rows: Rows, plan: Plan) -> Estimates:
     """Estimate log p(x) by the log of the mean of the smoothed weights.
 
     The bias from smoothing is estimated by the difference to the plain mean of the same weights; its standard error is

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullFormatter
 
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.diagnose.gaps import mean_gap, optimiser_converged
+from pyro_vae.diagnose.gaps import mean_gap, optimizer_converged
 from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
 
 WIDE = 20
@@ -41,7 +41,7 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
     bars = {
         "approximation\n(family of q)": ("approximation_gap", BLUE),
         "approximation\n(richer family)": ("richer_gap", GREEN),
-        "amortisation\n(encoder)": ("amortisation_gap", ORANGE),
+        "amortization\n(encoder)": ("amortization_gap", ORANGE),
     }
     for i, (name, colour) in enumerate(bars.values()):
         gap = mean_gap(found, name)
@@ -55,8 +55,8 @@ def _means(axes: Axes, found: xr.Dataset) -> None:
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set_ylabel("mean gap (nats per datum)")
     axes.margins(y=0.15)
-    over = f"mean of these {n} data; bars: ± 2 s.e. over draws\nand the optimisation error"
-    if optimiser_converged(found):
+    over = f"mean of these {n} data; bars: ± 2 s.e. over draws\nand the optimization error"
+    if optimizer_converged(found):
         axes.set_title(over, fontsize=10)
     else:
         apart = mean_gap(found, "optimization_error")
@@ -70,9 +70,9 @@ def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
     order = np.argsort(-found.gap.values)
     order = order[np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).astype(int))]
     shown, place = found.isel(datum=order), np.arange(len(order))
-    approximation, amortisation = shown.approximation_gap.values, shown.amortisation_gap.values
+    approximation, amortization = shown.approximation_gap.values, shown.amortization_gap.values
     axes.bar(place, approximation, width=0.9, color=BLUE, label="approximation")
-    axes.bar(place, amortisation, width=0.9, color=ORANGE, bottom=np.maximum(approximation, 0), label="amortisation")
+    axes.bar(place, amortization, width=0.9, color=ORANGE, bottom=np.maximum(approximation, 0), label="amortization")
     axes.errorbar(
         place,
         shown.gap,

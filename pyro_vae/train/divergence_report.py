@@ -15,7 +15,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, differentiable, samples, traces
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
 
 DRAWS = 16
 """The most draws of the sites that are inspected: an estimator may have used more than one draw."""
@@ -28,7 +28,7 @@ FAR = 10.0
 
 
 def origin(
-    vae: "Amortised", loss: Loss, rows: Rows, *, size: int | None = None, numbers: Sequence[int] | None = None
+    vae: "Amortized", loss: Loss, rows: Rows, *, size: int | None = None, numbers: Sequence[int] | None = None
 ) -> str:
     """Find where a non-finite loss or gradient came from, as a clause of a sentence.
 
@@ -38,7 +38,7 @@ def origin(
 
     Args:
         vae: the VAE with the weights before the failed step; it is not changed.
-        loss: the minimised loss.
+        loss: the minimized loss.
         rows: the batch of that step, on the device of the VAE.
         size: the n of n/m.
         numbers: the row numbers in the data set; by default the positions in the batch.
@@ -68,7 +68,7 @@ def origin(
     return found or NOT_REPRODUCED
 
 
-def broken_weights(vae: "Amortised") -> str:
+def broken_weights(vae: "Amortized") -> str:
     """Name the first weight that is not finite; return an empty string if there is none.
 
     Example:
@@ -92,7 +92,7 @@ def broken_weights(vae: "Amortised") -> str:
 class _Inspection:
     """The inspection of one batch."""
 
-    vae: "Amortised"
+    vae: "Amortized"
     loss: Loss
     rows: Rows
     size: int

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vae.core.device import describe_device, seeded
 from pyro_vae.core.format import as_text
 from pyro_vae.core.one_at_a_time import one_at_a_time
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.signals import end_process_if_asked, ending_signals
@@ -58,7 +58,7 @@ EVALUATION_ROWS = 2048
 """The most training data whose ELBO is evaluated after each epoch."""
 
 
-A = TypeVar("A", bound=Amortised)
+A = TypeVar("A", bound=Amortized)
 """What is trained, a VAE or a Pair."""
 
 
@@ -325,7 +325,7 @@ def _validate_same_data(run: Run) -> None:
         raise DataError(f"the data of process {other} differ from those of process 0; pass the same data to all")
 
 
-def _watched(vae: Amortised, source: Source, validation: Rows | None) -> dict[str, Rows]:
+def _watched(vae: Amortized, source: Source, validation: Rows | None) -> dict[str, Rows]:
     """Select the data whose ELBO is evaluated after each epoch."""
     watched = {"train": source.sample(EVALUATION_ROWS).like(vae)}
     return watched if validation is None else {**watched, "validation": validation.like(vae)}

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
 from pyro_vae.core.device import derive_seed, describe_device, seeded
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import Bar
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
@@ -73,7 +73,7 @@ class Run:
 
     def __init__(
         self,
-        vae: Amortised,
+        vae: Amortized,
         source: Source,
         watched: dict[str, Rows],
         loss: Loss,

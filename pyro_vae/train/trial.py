@@ -10,7 +10,7 @@ from pyro.infer import ELBO
 
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.component import at_least_single, evaluating, join
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.core.vae import VAE
@@ -39,7 +39,7 @@ def default_batch_size(n: int) -> int:
     return _without_single_rows(n, min(LARGEST, n)) or n
 
 
-def validate_batch_size(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: int, size: int) -> None:
+def validate_batch_size(vae: Amortized, loss: Loss, rows: Rows, *, batch_size: int, size: int) -> None:
     """Raise if a training step would fail with this batch size or these components.
 
     Computes the loss in training mode on two rows and, if some batch has one row, on one row. Buffers and random
@@ -79,7 +79,7 @@ def validate_batch_size(vae: Amortised, loss: Loss, rows: Rows, *, batch_size: i
 
 
 @torch.no_grad()
-def warn_of_limits(vae: Amortised, rows: Rows) -> None:
+def warn_of_limits(vae: Amortized, rows: Rows) -> None:
     """Warn if the likelihood clamps outputs of the decoder's network for these rows.
 
     Args:
@@ -107,7 +107,7 @@ def warn_of_limits(vae: Amortised, rows: Rows) -> None:
 
 
 @torch.no_grad()
-def warn_of_narrow_likelihoods(vae: Amortised, rows: Rows, columns: Sequence[str] | None = None) -> None:
+def warn_of_narrow_likelihoods(vae: Amortized, rows: Rows, columns: Sequence[str] | None = None) -> None:
     """Warn if the likelihood of a column has become far narrower than the column itself.
 
     If a scale is learned, and the column is constant or the network reproduces it exactly, the density has no upper
@@ -166,7 +166,7 @@ def _without_single_rows(n: int, most: int) -> int | None:
     return next((b for b in range(most, 1, -1) if n % b != 1), None)
 
 
-def _failure(vae: Amortised, loss: ELBO, rows: Rows, size: int) -> Exception | None:
+def _failure(vae: Amortized, loss: ELBO, rows: Rows, size: int) -> Exception | None:
     """Return the exception that computing the loss raises, if any."""
     try:
         with _restored_state(vae, rows), torch.no_grad():
@@ -177,7 +177,7 @@ def _failure(vae: Amortised, loss: ELBO, rows: Rows, size: int) -> Exception | N
 
 
 @contextlib.contextmanager
-def _restored_state(vae: Amortised, rows: Rows) -> Iterator[None]:
+def _restored_state(vae: Amortized, rows: Rows) -> Iterator[None]:
     """Compute in training mode inside; restore buffers and random states afterwards."""
     before = [(buffer, buffer.detach().clone()) for buffer in vae.buffers()]
     devices = [rows.x.device] if rows.x.is_cuda else []

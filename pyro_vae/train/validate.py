@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.core.device import validate_seed
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.traces import Loss
 from pyro_vae.elbo import Estimator
 from pyro_vae.errors import SettingsError, did_you_mean, type_of
@@ -24,7 +24,7 @@ BuiltOptimizer: TypeAlias = torch.optim.Optimizer | LRScheduler
 Optimizer: TypeAlias = Callable[[Iterable[Tensor]], BuiltOptimizer] | BuiltOptimizer | PyroOptim
 
 
-def validate_settings(vae: Amortised, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
+def validate_settings(vae: Amortized, elbo: Loss | None, epochs: int, batch_size: int, n: int, seed: int) -> None:
     """Raise if a number is out of range, or the VAE cannot be trained.
 
     Raises:
@@ -84,7 +84,7 @@ def validate_engine(engine: str, clip_norm: float | None, precision: str) -> Non
     validate_clip_norm(clip_norm)
 
 
-def build_optimizer(vae: Amortised, optimizer: Any) -> BuiltOptimizer:
+def build_optimizer(vae: Amortized, optimizer: Any) -> BuiltOptimizer:
     """Build the optimizer of all trainable parameters, or its learning-rate schedule.
 
     Raises:

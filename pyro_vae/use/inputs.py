@@ -20,7 +20,7 @@ from pyro_vae.data.values import Data
 from pyro_vae.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
 
 Found: TypeAlias = dict[str, Tensor]
 """The results for a block of rows, by name, shape ``(datum, …)``."""
@@ -41,7 +41,7 @@ class Names:
     row_labels: np.ndarray | None = None
 
     @classmethod
-    def of(cls, vae: "Amortised", data: Any = None) -> "Names":
+    def of(cls, vae: "Amortized", data: Any = None) -> "Names":
         """Return the names of data, or those of the training data of a VAE if the data have none.
 
         Example:
@@ -87,7 +87,7 @@ class Table:
 
 
 def read(
-    vae: "Amortised",
+    vae: "Amortized",
     data: Any,
     *,
     context: Any = None,
@@ -131,7 +131,7 @@ def read(
     return Table(rows.like(vae), Names.of(vae, known), values)
 
 
-def _streamed(vae: "Amortised", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
+def _streamed(vae: "Amortized", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
     if context is not None or mask is not None:
         raise SettingsError(f"{data.source}: a stream holds its own context and mask; pass them where it is made")
     expected = given_names(Names.of(vae).columns)
@@ -158,7 +158,7 @@ def _values(data: Any, known: Any, rows: Rows) -> np.ndarray:
 
 
 def by_block(
-    vae: "Amortised",
+    vae: "Amortized",
     table: Table,
     compute: Callable[[Rows], Found],
     *,

@@ -86,7 +86,7 @@ def test_planted_errors_are_disagreements(term, value_differs, gradient_differs)
     assert "DISAGREE" in verdict(table)
 
 
-def test_vectorised_estimators_keep_the_same_noise_when_used_again():
+def test_vectorized_estimators_keep_the_same_noise_when_used_again():
     """Pyro guesses the nesting of plates at first use, and draws noise to do so."""
     vae, x = small_vae(), torch.randn(10, 6)
     used = pv.elbo.TraceMeanField_ELBO(num_particles=3, vectorize_particles=True)

@@ -131,7 +131,7 @@ def test_equation_08_the_expected_log_likelihood_is_a_bound_and_its_maximum_has_
         return loss
 
     optimizer.step(closure)
-    assert weight.detach().norm() < 1e-8, "maximised alone it is degenerate"
+    assert weight.detach().norm() < 1e-8, "maximized alone it is degenerate"
     assert model.weight.norm() > 1
 
 
@@ -190,11 +190,11 @@ def test_equation_12_the_bound_of_a_data_set_is_the_sum_of_its_bounds():
     assert sum(parts) < model.log_marginal(x).sum()
 
 
-def test_equation_13_amortisation_can_only_lower_the_bound():
+def test_equation_13_amortization_can_only_lower_the_bound():
     model = linear_gaussian()
     x = model.sample(20)
-    amortised = small_vae(features=5, latents=2).encoder(x)
-    loc, log_scale = (t.detach().clone().requires_grad_() for t in (amortised.mean, amortised.stddev.log()))
+    amortized = small_vae(features=5, latents=2).encoder(x)
+    loc, log_scale = (t.detach().clone().requires_grad_() for t in (amortized.mean, amortized.stddev.log()))
     optimizer = torch.optim.LBFGS([loc, log_scale], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
     def closure():
@@ -205,7 +205,7 @@ def test_equation_13_amortisation_can_only_lower_the_bound():
 
     optimizer.step(closure)
     own = model.elbo(x, dist.Normal(loc, log_scale.exp()).to_event(1))
-    assert (model.elbo(x, amortised) < own).all(), "datum by datum"
+    assert (model.elbo(x, amortized) < own).all(), "datum by datum"
     assert (own - model.elbo(x, model.best_diagonal(x))).abs().max() < 1e-8
 
 
@@ -255,26 +255,26 @@ def test_equation_16_the_covariance_is_the_square_of_sigma():
 
 
 def test_equation_17_the_second_integral_is_a_constant_and_j():
-    normalised = (2 * math.pi) ** 1.5 * SIGMA.prod()
-    j = normalised * expectation(lambda z: (z**2).sum(1))
-    assert abs(expectation(log_p) - (-1.5 * math.log(2 * math.pi) - j / (2 * normalised))) < 1e-12
+    normalized = (2 * math.pi) ** 1.5 * SIGMA.prod()
+    j = normalized * expectation(lambda z: (z**2).sum(1))
+    assert abs(expectation(log_p) - (-1.5 * math.log(2 * math.pi) - j / (2 * normalized))) < 1e-12
 
 
 def test_equation_18_each_j_is_a_second_moment():
-    normalised = (2 * math.pi) ** 1.5 * SIGMA.prod()
+    normalized = (2 * math.pi) ** 1.5 * SIGMA.prod()
     for k in range(3):
-        by_quadrature = normalised * expectation(lambda z, k=k: z[:, k] ** 2)
-        assert abs(by_quadrature - normalised * (SIGMA[k] ** 2 + MU[k] ** 2)) < 1e-11
+        by_quadrature = normalized * expectation(lambda z, k=k: z[:, k] ** 2)
+        assert abs(by_quadrature - normalized * (SIGMA[k] ** 2 + MU[k] ** 2)) < 1e-11
         # The printed integrand, (z - μ)² + 2μz - μ, has μ where μ² belongs.
-        printed = normalised * expectation(lambda z, k=k: (z[:, k] - MU[k]) ** 2 + 2 * MU[k] * z[:, k] - MU[k])
+        printed = normalized * expectation(lambda z, k=k: (z[:, k] - MU[k]) ** 2 + 2 * MU[k] * z[:, k] - MU[k])
         assert abs(by_quadrature - printed) > 1
 
 
 def test_equation_19_j_is_the_sum_of_second_moments():
-    normalised = (2 * math.pi) ** 1.5 * SIGMA.prod()
-    j = normalised * expectation(lambda z: (z**2).sum(1))
-    assert abs(j - normalised * (SIGMA**2 + MU**2).sum()) < 1e-11
-    printed = normalised * SIGMA.sum() * (SIGMA**2 + MU**2).sum()
+    normalized = (2 * math.pi) ** 1.5 * SIGMA.prod()
+    j = normalized * expectation(lambda z: (z**2).sum(1))
+    assert abs(j - normalized * (SIGMA**2 + MU**2).sum()) < 1e-11
+    printed = normalized * SIGMA.sum() * (SIGMA**2 + MU**2).sum()
     assert abs(j - printed) > 1, "the printed line has a spurious Σσ"
 
 
@@ -329,7 +329,7 @@ def test_equation_24_minibatch_gradients_are_unbiased():
     assert (ratio[replaced.var(0) > 1e-6] - (6 - 2) / (6 - 1)).abs().max() < 1e-9
 
 
-def test_equation_25_the_reparameterised_gradient_is_unbiased():
+def test_equation_25_the_reparameterized_gradient_is_unbiased():
     model = linear_gaussian()
     x = model.sample(1)
     mu, sigma = torch.tensor([0.3, -0.6]).double(), torch.tensor([0.4, 1.1]).double()

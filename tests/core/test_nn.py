@@ -67,7 +67,7 @@ def test_a_gradient_reaches_every_parameter():
         assert all(p.grad.abs().max() > 0 for p in net.parameters())
 
 
-def test_convolutions_make_a_vae_with_vectorised_particles():
+def test_convolutions_make_a_vae_with_vectorized_particles():
     torch.manual_seed(0)
     vae = pv.VAE(
         prior=pv.priors.StandardNormal(3),

@@ -218,20 +218,20 @@ def refined_linear(**settings):
     """An encoder that knows nothing about the oracle, to be refined."""
     model = linear_gaussian(features=6, latents=3)
     torch.manual_seed(5)
-    amortised = DiagNormal(nn.Linear(6, 6)).double()
+    amortized = DiagNormal(nn.Linear(6, 6)).double()
     vae = model.as_vae(diagonal=True)
-    vae.encoder = Refined(amortised, **settings)
-    return model, vae, amortised, model.sample(20)
+    vae.encoder = Refined(amortized, **settings)
+    return model, vae, amortized, model.sample(20)
 
 
 def test_refining_shrinks_every_datums_gap_and_reaches_the_best_diagonal():
     """With as many noise directions as latents the steps are exact for a linear decoder: the gap goes to 0."""
     gaps = []
     for steps in (1, 5, 20, 300):
-        model, vae, amortised, x = refined_linear(steps=steps, particles=6)
+        model, vae, amortized, x = refined_linear(steps=steps, particles=6)
         best = model.elbo(x, model.best_diagonal(x))
         gaps.append(best - model.elbo(x, vae.encoder(x)))
-    start = best - model.elbo(x, amortised(x))
+    start = best - model.elbo(x, amortized(x))
     assert (start > 1).all(), "power: there is something to gain"
     for before, after in zip([start, *gaps], gaps, strict=False):
         assert (after < before).all()
@@ -244,8 +244,8 @@ def test_refining_shrinks_every_datums_gap_and_reaches_the_best_diagonal():
 
 def test_a_rate_far_too_large_lowers_no_datums_estimate():
     for rate in (30.0, 1e200):
-        model, vae, amortised, x = refined_linear(steps=3, rate=rate, particles=6)
-        assert (model.elbo(x, vae.encoder(x)) >= model.elbo(x, amortised(x)) - 1e-12).all()
+        model, vae, amortized, x = refined_linear(steps=3, rate=rate, particles=6)
+        assert (model.elbo(x, vae.encoder(x)) >= model.elbo(x, amortized(x)) - 1e-12).all()
 
 
 @pytest.mark.parametrize("latents", [1, 2, 3, 5, 8])
@@ -290,8 +290,8 @@ def test_refined_rows_are_their_own_and_the_same_under_no_grad_and_at_every_call
 
 def test_the_gradient_passes_straight_through_the_refinement():
     """The gradient by φ of any f(μ, log σ) is that through the encoder, with f's slope at the refined place."""
-    _, vae, amortised, x = refined_linear()
-    q, start = vae.encoder(x), amortised(x)
+    _, vae, amortized, x = refined_linear()
+    q, start = vae.encoder(x), amortized(x)
     slope = torch.randn(2, 20, 3).double()
     refined = (slope[0] * q.mean + slope[1] * q.stddev.log()).sum()
     plain = (slope[0] * start.mean + slope[1] * start.stddev.log()).sum()

@@ -16,7 +16,7 @@ from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.train import per_datum_elbo
 
 
-def randomised(prior):
+def randomized(prior):
     """The prior with parameters drawn at random, in double precision."""
     prior = prior.double()
     with torch.no_grad():
@@ -50,7 +50,7 @@ LAWS = {
 @pytest.mark.parametrize("law", LAWS)
 def test_a_prior_at_random_parameters_is_scipys(law):
     make, truth = LAWS[law]
-    prior, z = randomised(make(3)), torch.randn(7, 3).double()
+    prior, z = randomized(make(3)), torch.randn(7, 3).double()
     found = prior().log_prob(z).detach().numpy()
     assert found == pytest.approx(truth(prior, z), rel=1e-12)
     start = make(3).double()
@@ -59,7 +59,7 @@ def test_a_prior_at_random_parameters_is_scipys(law):
 
 
 def test_a_normal_that_depends_on_the_context_is_scipys():
-    prior = randomised(pv.priors.ContextNormal(nn.Linear(2, 6)))
+    prior = randomized(pv.priors.ContextNormal(nn.Linear(2, 6)))
     z, context = torch.randn(7, 3).double(), torch.randn(7, 2).double()
     loc, log_scale = prior.net(context).detach().numpy().reshape(7, 2, 3).transpose(1, 0, 2)
     truth = stats.norm.logpdf(z, loc, np.exp(log_scale)).sum(-1)
@@ -174,7 +174,7 @@ def test_a_flow_that_does_not_live_on_all_real_numbers_is_refused():
 
 
 def test_a_mixture_of_zukos_is_a_prior():
-    """It has no reparameterised samples, and says so."""
+    """It has no reparameterized samples, and says so."""
     prior = pv.priors.Flow(zuko.flows.GMM(2, components=3)).double()
     d = prior()
     assert not d.has_rsample

@@ -15,7 +15,7 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.diagnose import judge_gaps
 from pyro_vae.diagnose.free import diagonal
-from pyro_vae.diagnose.gaps import mean_gap, optimiser_converged
+from pyro_vae.diagnose.gaps import mean_gap, optimizer_converged
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 MODEL = linear_gaussian()
@@ -24,13 +24,13 @@ broken = partial(off_centre, MODEL)
 
 
 def off(found, name, truth):
-    """How many standard errors each datum's number lies from the truth, with rounding and the optimiser's rest."""
+    """How many standard errors each datum's number lies from the truth, with rounding and the optimizer's rest."""
     truth = np.asarray(truth)
     return np.abs(found[name].values - truth) / np.sqrt(found[f"{name}_se"].values ** 2 + 5e-4**2)
 
 
 def adds_up(found):
-    return float(abs(found.gap - found.approximation_gap - found.amortisation_gap).max()) < 1e-10
+    return float(abs(found.gap - found.approximation_gap - found.amortization_gap).max()) < 1e-10
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,15 @@ def truth():
 
 def test_the_exact_guide_loses_nothing(x):
     found = pv.inference_gaps(MODEL.as_vae(), x, **SETTINGS)
-    assert float(max(abs(found[n]).max() for n in ("gap", "approximation_gap", "amortisation_gap"))) < 1e-4
-    assert float(abs(found.closed).max()) < 2e-3, "what the optimiser of full normals lacks"
+    assert float(max(abs(found[n]).max() for n in ("gap", "approximation_gap", "amortization_gap"))) < 1e-4
+    assert float(abs(found.closed).max()) < 2e-3, "what the optimizer of full normals lacks"
     assert judge_gaps(found).level == "fine"
 
 
 def test_the_best_diagonal_guide_loses_its_familys_part_only(x, truth):
     found = pv.inference_gaps(MODEL.as_vae(diagonal=True), x, steps=250, num_particles=4000)
     assert off(found, "approximation_gap", truth).max() < 5
-    assert off(found, "amortisation_gap", 0.0).max() < 5
+    assert off(found, "amortization_gap", 0.0).max() < 5
     assert off(found, "closed", truth).max() < 5
     assert float(abs(found.richer_gap).max()) < 1e-3, "the posterior itself is found"
     assert found.attrs["family"] == "DiagNormal"
@@ -66,11 +66,11 @@ def test_the_best_diagonal_guide_loses_its_familys_part_only(x, truth):
 
 
 @pytest.mark.parametrize(("shift", "factor", "level"), [(0.0, 0.3, "bad"), (1.5, 1.0, "bad"), (0.0, 0.6, "doubtful")])
-def test_a_broken_encoder_is_amortisation(x, truth, shift, factor, level):
+def test_a_broken_encoder_is_amortization(x, truth, shift, factor, level):
     vae = broken(shift, factor)
     found = pv.inference_gaps(vae, x, **SETTINGS)
     exact = MODEL.elbo(x, MODEL.best_diagonal(x)) - MODEL.elbo(x, vae.encoder(x))
-    assert off(found, "amortisation_gap", exact.detach()).max() < 5
+    assert off(found, "amortization_gap", exact.detach()).max() < 5
     assert off(found, "approximation_gap", truth).max() < 5
     assert off(found, "gap", (MODEL.log_marginal(x) - MODEL.elbo(x, vae.encoder(x))).detach()).max() < 5
     assert adds_up(found)
@@ -115,10 +115,10 @@ def test_quadrature_is_the_oracle_of_two_latents_and_the_order_holds():
     found = pv.inference_gaps(vae, x, **SETTINGS)
     assert found.attrs["log_evidence_from"] == "quadrature"
     order = [found[n].values for n in ("log_evidence", "richer_elbo", "best_elbo", "elbo")]
-    errors = [found[f"{n}_se"].values for n in ("richer_gap", "closed", "amortisation_gap")]
+    errors = [found[f"{n}_se"].values for n in ("richer_gap", "closed", "amortization_gap")]
     for above, below, error in zip(order, order[1:], errors, strict=False):
         assert (above >= below - 5 * error - 1e-9).all()
-    assert float(found.amortisation_gap.min()) > 0.05, "an untrained encoder"
+    assert float(found.amortization_gap.min()) > 0.05, "an untrained encoder"
 
 
 def test_missing_values_leave_the_likelihood(x):
@@ -164,7 +164,7 @@ def test_every_kind_of_posterior_adds_up_and_keeps_the_order(x, name):
     found = pv.inference_gaps(vae, x[:4], **SETTINGS)
     assert adds_up(found)
     assert found.attrs["family"] == name
-    for difference in ("richer_gap", "closed", "amortisation_gap"):
+    for difference in ("richer_gap", "closed", "amortization_gap"):
         assert (found[difference] > -5 * found[f"{difference}_se"] - 1e-9).all(), difference
     if name in ("FullNormal", "LowRankNormal"):
         assert float(abs(found.approximation_gap).max()) < 2e-3, "the posterior is in the family"
@@ -213,7 +213,7 @@ def test_small_parts_give_the_same_within_errors(x):
 
 @pytest.mark.slow
 def test_the_order_of_cremer_et_al_on_digits():
-    """Two latents, exact log p(x) ≥ full ≥ diagonal ≥ amortised for every datum; most is lost by the encoder."""
+    """Two latents, exact log p(x) ≥ full ≥ diagonal ≥ amortized for every datum; most is lost by the encoder."""
     digits = pv.data.digits().x
     torch.manual_seed(0)
     vae = pv.VAE(
@@ -230,10 +230,10 @@ def test_the_order_of_cremer_et_al_on_digits():
             if n[-3:] != "_se"
         }
     )
-    for name in ("richer_gap", "closed", "amortisation_gap"):
+    for name in ("richer_gap", "closed", "amortization_gap"):
         assert (found[name] > -5 * found[f"{name}_se"] - 1e-3).all(), name
         assert float(found[name].mean()) > 0
-    assert float(found.amortisation_gap.mean()) > float(found.approximation_gap.mean())
+    assert float(found.amortization_gap.mean()) > float(found.approximation_gap.mean())
 
 
 def test_each_part_takes_its_own_given_evidence(x):
@@ -257,19 +257,19 @@ def test_too_few_steps_are_either_within_the_error_or_said(x, truth, shift, fact
     """Also five steps that leap over the optimum, so that the second half gains nothing."""
     vae = broken(shift, factor)
     found = pv.inference_gaps(vae, x, steps=steps, num_particles=500)
-    amortised = float((MODEL.elbo(x, MODEL.best_diagonal(x)) - MODEL.elbo(x, vae.encoder(x))).mean().detach())
+    amortized = float((MODEL.elbo(x, MODEL.best_diagonal(x)) - MODEL.elbo(x, vae.encoder(x))).mean().detach())
     judged = judge_gaps(found)
-    for name, exact in ("approximation_gap", truth), ("amortisation_gap", amortised), ("richer_gap", 0.0):
+    for name, exact in ("approximation_gap", truth), ("amortization_gap", amortized), ("richer_gap", 0.0):
         gap = mean_gap(found, name)
         within = gap.low - 1e-3 <= exact <= gap.high + 1e-3
         assert within or "has not converged" in judged.why, (name, gap)
-    assert optimiser_converged(found) == (steps == 250)
+    assert optimizer_converged(found) == (steps == 250)
     if steps < 250:
         assert judged.level != "fine"
         assert judged.next.startswith(f"first use more than {steps} steps")
 
 
-def test_the_figure_says_that_the_optimiser_has_not_converged(x):
+def test_the_figure_says_that_the_optimizer_has_not_converged(x):
     for steps, said in (4, True), (250, False):
         figure = pv.plots.gaps(pv.inference_gaps(broken(1.5, 0.5), x, steps=steps, num_particles=50))
         assert ("NOT CONVERGED" in figure.axes[0].get_title()) == said
@@ -288,16 +288,16 @@ def test_the_bounds_are_not_measured_on_the_draws_that_they_are_chosen_by(monkey
     found = pv.inference_gaps(vae, x, num_particles=50)
     exact = (MODEL.elbo(x, best) - MODEL.elbo(x, vae.encoder(x))).detach()
     assert exact.min() > 0.5, "power: both are off by a standard deviation"
-    for name, truth in ("best_elbo", MODEL.elbo(x, best) - exact), ("amortisation_gap", 0.0):
+    for name, truth in ("best_elbo", MODEL.elbo(x, best) - exact), ("amortization_gap", 0.0):
         z = (found[name] - torch.as_tensor(truth).detach().numpy()) / found[f"{name}_se"].where(found[f"{name}_se"] > 0)
         assert abs(float(z.mean() * z.count() ** 0.5)) < 5, name
 
 
-def judged(approximation, amortisation, error=0.0, khat=0.1, latents=2, optimisation=0.0, richer=0.0):
+def judged(approximation, amortization, error=0.0, khat=0.1, latents=2, optimization=0.0, richer=0.0):
     """The level of 100 data with these gaps, each with this error; thresholds for two latents are .1 and .6."""
-    gaps = {"approximation_gap": approximation, "amortisation_gap": amortisation, "closed": 0.0, "khat": khat}
-    gaps["gap"] = np.asarray(approximation) + np.asarray(amortisation)
-    gaps |= {"optimization_error": optimisation, "richer_optimization_error": richer}
+    gaps = {"approximation_gap": approximation, "amortization_gap": amortization, "closed": 0.0, "khat": khat}
+    gaps["gap"] = np.asarray(approximation) + np.asarray(amortization)
+    gaps |= {"optimization_error": optimization, "richer_optimization_error": richer}
     table = {name: ("datum", np.full(100, value)) for name, value in gaps.items()}
     table |= {f"{name}_se": ("datum", np.full(100, error)) for name in gaps}
     attrs = {"threshold_fine": 0.05, "threshold_bad": 0.3, "threshold_share": 0.05, "threshold_khat": 0.7}
@@ -313,11 +313,11 @@ def test_the_thresholds_of_the_verdict():
     assert judged(0.61, 0.0) == "bad"
     assert judged(0.09, 0.0, error=0.04) == "fine", "the mean of 100 has a tenth of the error"
     assert judged(0.09, 0.0, error=0.06) == "doubtful"
-    assert judged(0.01, 0.09, optimisation=0.009) == "fine"
-    assert judged(0.01, 0.09, optimisation=0.011) == "doubtful", "the encoder may lose more"
-    assert judged(0.61, 0.0, optimisation=0.011) == "doubtful", "the family may lose less"
-    assert judged(0.09, 0.61, optimisation=0.5) == "bad", "the encoder loses at least that"
-    assert judged(0.01, 0.01, optimisation=0.021) == "doubtful", "not converged"
+    assert judged(0.01, 0.09, optimization=0.009) == "fine"
+    assert judged(0.01, 0.09, optimization=0.011) == "doubtful", "the encoder may lose more"
+    assert judged(0.61, 0.0, optimization=0.011) == "doubtful", "the family may lose less"
+    assert judged(0.09, 0.61, optimization=0.5) == "bad", "the encoder loses at least that"
+    assert judged(0.01, 0.01, optimization=0.021) == "doubtful", "not converged"
     assert judged(0.01, 0.01, richer=0.021) == "doubtful"
     one = np.where(np.arange(100) == 7, 500.0, 0.3)
     assert judged(one, 0.0) == "doubtful", "bad by one datum alone"

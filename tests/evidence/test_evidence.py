@@ -81,7 +81,7 @@ def test_smoothing_makes_a_bad_guides_answer_better():
     assert smooth.khat.mean() > good.khat.mean() + 0.2, "power: a wrong sign of the weights would turn this round"
 
 
-def test_smoothed_weights_are_not_normalised_and_keep_their_sum():
+def test_smoothed_weights_are_not_normalized_and_keep_their_sum():
     """Of exponential weights, whose mean is 1: the smoothed mean is near, however they are scaled."""
     weights = torch.empty(4000, 3).double().exponential_()
     offset = torch.tensor([-500.0, 0.0, 700.0]).double()

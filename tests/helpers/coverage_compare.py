@@ -121,7 +121,7 @@ class NoReference:
         return None
 
 
-class Reparameterised(NoReference, pv.elbo.ELBO):
+class Reparameterized(NoReference, pv.elbo.ELBO):
     pass
 
 
@@ -132,7 +132,7 @@ class Score(NoReference, pv.elbo.ScoreFunction):
 def exact_gradient(score: bool) -> dict[str, float]:
     """Norm, variance and signal-to-noise ratio of the gradient, by quadrature over the noise of each datum.
 
-    Of the ELBO of one particle by reparameterisation, or of two particles by the score function with each the other's
+    Of the ELBO of one particle by reparameterization, or of two particles by the score function with each the other's
     baseline; the gradient is a polynomial in the noise.
     """
     _, vae, x = subject()
@@ -178,7 +178,7 @@ def two_estimators(seed: int) -> dict[str, Draws]:
     """Bound and gradient of the ELBO, and the gradient of the score function, whose tails are heavier."""
     model, vae, x = subject()
     evidence = pv.log_evidence(vae, x, num_particles=100, seed=seed + 10**6)
-    elbos = {"ELBO": Reparameterised(1), "ScoreFunction": Score(2)}
+    elbos = {"ELBO": Reparameterized(1), "ScoreFunction": Score(2)}
     every = compared(elbos, (1.0, 3.0), seed, 20, log_evidence=evidence).sel(parameter_group="all")
     elbo = model.elbo(x, vae.encoder(x)).mean()
     found = {}

@@ -72,7 +72,7 @@ def gaps_of_each_datum(seed: int) -> dict[str, Draws]:
         elbo, best = MODEL.elbo(x, vae.encoder(x)), MODEL.elbo(x, MODEL.best_diagonal(x))
     found = pv.inference_gaps(vae, x, steps=300, num_particles=400, seed=seed)
     exact = {"elbo": elbo, "best_elbo": best, "gap": MODEL.log_marginal(x) - elbo, "approximation_gap": truth}
-    exact |= {"amortisation_gap": best - elbo, "closed": truth}
+    exact |= {"amortization_gap": best - elbo, "closed": truth}
     return with_errors(found, exact)
 
 
@@ -118,7 +118,7 @@ def _told(phi: float, epochs: int, noise: float) -> str:
     return f"{epochs} epochs, AR(1) with φ = {phi:g}{' plus white noise of its variance' if noise else ''}"
 
 
-GAPS = ("elbo", "best_elbo", "gap", "approximation_gap", "amortisation_gap", "closed")
+GAPS = ("elbo", "best_elbo", "gap", "approximation_gap", "amortization_gap", "closed")
 FEW, SPREAD = (1.0,) * 10, (0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
 SAMPLE = "a sample variance is skewed, and its error is as uncertain as the variance"
 

@@ -21,7 +21,7 @@ TITLES += ["iw ± 2 mcse", "psis ± 2 mcse", "`interval` of iw"]
 
 
 def pareto_log_weights(shape: float, particles: int, repetitions: int, seed: int) -> torch.Tensor:
-    """Log-weights of a generalised Pareto distribution of mean 1, shape ``(particles, repetitions)``."""
+    """Log-weights of a generalized Pareto distribution of mean 1, shape ``(particles, repetitions)``."""
     uniform = 1 - np.random.default_rng(seed).random((particles, repetitions))
     return torch.as_tensor((1 - shape) / shape * np.expm1(-shape * np.log(uniform))).log()
 

@@ -143,7 +143,7 @@ def test_what_is_planted_is_found(name):
 
 @pytest.mark.parametrize("row", [0, 7, N - 1])
 @pytest.mark.parametrize("loss", [pv.elbo.Trace_ELBO(), pv.elbo.IWAE(4), pv.elbo.AnalyticKL(), pv.elbo.note_objective])
-def test_the_row_is_found_wherever_it_is_and_whatever_is_minimised(row, loss):
+def test_the_row_is_found_wherever_it_is_and_whatever_is_minimized(row, loss):
     assert f"for row {100 + row}" in found(vae_of(), huge(row), loss)
 
 

@@ -20,7 +20,7 @@ def vae_of(*, encoder=None, decoder=None):
     )
 
 
-def normalised():
+def normalized():
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2 * LATENTS))
 
 
@@ -30,9 +30,9 @@ def fit(vae, n, batch_size, elbo=None, **settings):
     return pv.fit(vae, x, elbo=elbo, batch_size=batch_size, **settings)
 
 
-BATCH_NORM = {"batch norm": (normalised, None), "3 particles": (normalised, pv.elbo.ELBO(3))}
+BATCH_NORM = {"batch norm": (normalized, None), "3 particles": (normalized, pv.elbo.ELBO(3))}
 COUPLED = {"InfoVAE": (lambda: None, pv.elbo.InfoVAE(pv.elbo.ELBO()))}
-PYROS = {"Pyro's own": (normalised, pv.elbo.Trace_ELBO(num_particles=3, vectorize_particles=True))}
+PYROS = {"Pyro's own": (normalized, pv.elbo.Trace_ELBO(num_particles=3, vectorize_particles=True))}
 FAILING = BATCH_NORM | COUPLED | PYROS
 
 
@@ -55,15 +55,15 @@ def test_the_sizes_that_are_named_are_trained_with(encoder, elbo, batch_size):
 def test_by_default_no_batch_has_one_row():
     assert all(default_batch_size(n) == 1 or n % default_batch_size(n) != 1 for n in range(2, 2000))
     assert all(default_batch_size(n) == min(n, 128) for n in range(1, 2000) if n % 128 != 1 or n < 128)
-    result = fit(vae_of(encoder=normalised()), 129, None)
+    result = fit(vae_of(encoder=normalized()), 129, None)
     assert result.history.attrs["batch_size"] == 127
 
 
 def test_every_batch_of_one_row_is_refused():
     with pytest.raises(SettingsError, match=r"batch_size is 1, which makes batches of one row, .* pass batch_size=3$"):
-        fit(vae_of(encoder=normalised()), 3, 1)
+        fit(vae_of(encoder=normalized()), 3, 1)
     with pytest.raises(SettingsError, match=r"the data have one row, .* pass at least two"):
-        fit(vae_of(encoder=normalised()), 1, 1)
+        fit(vae_of(encoder=normalized()), 1, 1)
 
 
 def test_other_parts_are_trained_on_one_row():
@@ -71,7 +71,7 @@ def test_other_parts_are_trained_on_one_row():
 
 
 def test_parts_are_tried_in_training_mode():
-    """A decoder that takes particles in evaluation mode alone, as one with batch normalisation of its own does."""
+    """A decoder that takes particles in evaluation mode alone, as one with batch normalization of its own does."""
 
     class Decoder(nn.Module):
         def __init__(self):
@@ -90,7 +90,7 @@ def test_parts_are_tried_in_training_mode():
 
 
 def test_trying_changes_neither_numbers_nor_statistics():
-    vae = vae_of(encoder=normalised())
+    vae = vae_of(encoder=normalized())
     state = torch.get_rng_state()
     source = torch.randn(17, FEATURES)
     torch.set_rng_state(state)
@@ -102,7 +102,7 @@ def test_trying_changes_neither_numbers_nor_statistics():
 
 @pytest.mark.parametrize("elbo", [pv.elbo.ELBO(), pv.elbo.InfoVAE(pv.elbo.ELBO())], ids=str)
 def test_run_names_the_batch_of_one_row(elbo):
-    vae = vae_of(encoder=normalised())
+    vae = vae_of(encoder=normalized())
     svi = pv.CompiledSVI(vae.model, vae.guide, torch.optim.Adam(vae.parameters()), elbo)
     with pytest.raises(SettingsError, match=r"last batch of a pass, which has one row \(.*\); choose a batch_size"):
         svi.run(torch.randn(5, FEATURES), steps=2, batch_size=4, size=5)
@@ -114,4 +114,4 @@ def test_a_stream_is_tried_too(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(17, FEATURES)).astype(np.float32))
     stream = pv.data.stream(tmp_path / "x.npy")
     with pytest.raises(SettingsError, match="pass batch_size=7 or 9"):
-        pv.fit(vae_of(encoder=normalised()), stream, batch_size=8, epochs=1, progress=False, device="cpu")
+        pv.fit(vae_of(encoder=normalized()), stream, batch_size=8, epochs=1, progress=False, device="cpu")

@@ -77,7 +77,7 @@ def test_fit_collapses_the_latents_that_a_fixed_variance_must(digits, variance, 
 
 @pytest.mark.parametrize(("variance", "active"), [slow(*SMALL), slow(*LARGE)])
 def test_without_noise_each_kl_is_half_the_log_ratio(digits, variance, active):
-    """The exact ELBO maximised by LBFGS: ``½ log(λ/s²)`` for each active latent, to four digits, and 0 for the rest."""
+    """The exact ELBO maximized by LBFGS: ``½ log(λ/s²)`` for each active latent, to four digits, and 0 for the rest."""
     vae = linear_vae(variance)
     # The ELBO is quadratic in x: 128 points with the mean and covariance of the data stand for all of them.
     root = torch.linalg.cholesky(torch.cov(digits.T, correction=0) + 1e-12 * torch.eye(64)).T * 64**0.5

@@ -21,7 +21,7 @@ from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
 
 WINDOW_BYTES = 2**27
 """The maximum size, in bytes, of a window. There are two: one is used while the other is filled."""
@@ -238,7 +238,7 @@ class Streamed:
             raise DataError(f"{name}: row {row} has no observed value; drop it (rows are counted from 0)")
         return ~mask
 
-    def like(self, vae: "Amortised") -> "Streamed":
+    def like(self, vae: "Amortized") -> "Streamed":
         """Return the stream with its windows on the device and in the precision of a VAE, which NumPy must support."""
         own = vae.like(torch.empty(0))
         if own.dtype not in (torch.float16, torch.float32, torch.float64):
@@ -247,7 +247,7 @@ class Streamed:
             )
         return replace(self, dtype=own.dtype, device=own.device)
 
-    def checked_for(self, vae: "Amortised") -> "Streamed":
+    def checked_for(self, vae: "Amortized") -> "Streamed":
         """Validate the first rows against a VAE; validate all rows against its likelihood's support when read."""
         rows = self.head()
         vae.check(rows.x, rows.context, rows.mask)

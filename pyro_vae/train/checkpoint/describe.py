@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.errors import DataError, SettingsError, type_of
 from pyro_vae.train.checkpoint.rebuild import function_path, make_vae, named_tensors, path_of
 from pyro_vae.train.checkpoint.tensor_file import Tree, decode, encode, same_bits
@@ -25,7 +25,7 @@ class _Undescribed(Exception):
     """An object has no description; the message says why."""
 
 
-def describe_vae(vae: Amortised) -> tuple[Tree, str]:
+def describe_vae(vae: Amortized) -> tuple[Tree, str]:
     """Describe a VAE and verify that it can be rebuilt; return the description or None, and the reason for None."""
     describer = _Describer()
     try:
@@ -37,7 +37,7 @@ def describe_vae(vae: Amortised) -> tuple[Tree, str]:
     return (None, why) if why else (tree, "")
 
 
-def describe_again(vae: Amortised) -> Tree:
+def describe_again(vae: Amortized) -> Tree:
     """Describe a VAE without verifying the description; return None if it has none."""
     try:
         return _Describer().vae(vae)
@@ -58,7 +58,7 @@ class _Describer:
         self.known: dict[int, int] = {}
         self.classes: set[Any] = set()
 
-    def vae(self, vae: Amortised) -> Tree:
+    def vae(self, vae: Amortized) -> Tree:
         return {
             "made": self.module(vae, "vae"),
             "buffers": unsaved(vae),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from pyro_vae import __about__
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.fingerprint import Trained
 from pyro_vae.errors import DataError, SettingsError, UnfinishedRunWarning, WeightsOnlyWarning
@@ -26,7 +26,7 @@ WEIGHTS_FILE = "weights.safetensors"
 """The file of the final weights in a run folder."""
 
 
-def save(vae: Amortised, path: str | Path) -> None:
+def save(vae: Amortized, path: str | Path) -> None:
     """Save a VAE to one safetensors file: weights, architecture and hashes of the training data.
 
     The file has a checksum and is written atomically. It describes the VAE by the classes of its components and
@@ -62,7 +62,7 @@ def save(vae: Amortised, path: str | Path) -> None:
         warnings.warn(f"{path}: {why}", WeightsOnlyWarning, stacklevel=2)
 
 
-def write_vae(vae: Amortised, path: str | Path, step: int | None = None) -> str:
+def write_vae(vae: Amortized, path: str | Path, step: int | None = None) -> str:
     """Save a VAE as :func:`save` does, with the last step of its run; return why only the weights were saved."""
     described, why = describe_vae(vae)
     known = vae.trained_on.as_text() if vae.trained_on else None
@@ -166,7 +166,7 @@ def _resumed_since(path: Path, about: dict[str, Any]) -> str:
     )
 
 
-def validate_weights(vae: Amortised, weights: dict[str, Tensor], path: Path) -> None:
+def validate_weights(vae: Amortized, weights: dict[str, Tensor], path: Path) -> None:
     """Raise a DataError that names the first weight that does not match the VAE's architecture."""
     expected = vae.state_dict()
     missing = [f"missing weight {name}" for name in expected if name not in weights]

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_vae.core.pair import Amortised
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.threads import threads_for_evaluations
 from pyro_vae.core.traces import Loss, particles_of
@@ -103,7 +103,7 @@ class Steps:
 
     def __init__(
         self,
-        vae: Amortised,
+        vae: Amortized,
         loss: Loss,
         optim: WholeOptimizer,
         *,

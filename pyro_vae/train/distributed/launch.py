@@ -24,7 +24,7 @@ from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, Setting
 from pyro_vae.train.distributed.group import LostPeerError, threads_per_process
 
 if TYPE_CHECKING:
-    from pyro_vae.core.pair import Amortised
+    from pyro_vae.core.pair import Amortized
     from pyro_vae.train.fit import Fit
 
 GRACE = 2.0
@@ -38,7 +38,7 @@ SHARED = ("validation_data", "context", "mask")
 
 
 def fit_on_workers(
-    workers: int, fit: "Callable[..., Fit]", vae: "Amortised", data: Any, settings: dict[str, Any]
+    workers: int, fit: "Callable[..., Fit]", vae: "Amortized", data: Any, settings: dict[str, Any]
 ) -> "Fit":
     """Run ``fit`` on several workers, and load their weights into ``vae``, also after a divergence."""
     shared = {"data": data, **{name: settings.pop(name) for name in SHARED}}
@@ -50,7 +50,7 @@ def fit_on_workers(
 
 
 def _fit(
-    fit: "Callable[..., Fit]", vae: "Amortised", settings: dict[str, Any], **shared: Any
+    fit: "Callable[..., Fit]", vae: "Amortized", settings: dict[str, Any], **shared: Any
 ) -> tuple[dict[str, Tensor], Any, Any]:
     """Train on one worker; return the weights, the hashes of the rows, and the fit or its divergence."""
     result: Any
