@@ -94,7 +94,7 @@ def race(path: str, name: str, threads: int, repeats: int, windows: int, drop: b
         """Only whole batches, so that a short last window is no other graph."""
         order = order[: len(order) // case.batch * case.batch]
         feed = Feed([rows.x], rows.x.device)
-        return sum(len(losses) for losses in svi.along(feed, order, case.batch, arguments))
+        return sum(len(losses) for losses in svi.steps_over(feed, order, case.batch, arguments))
 
     def endless() -> Iterator[Any]:
         for epoch in range(10**6):

@@ -40,7 +40,7 @@ def run_check(arguments: Namespace) -> int:
     shown = held_out.rows(torch.arange(min(len(held_out.x), settings.rows)))
     history = _history(Path(settings.run))
     out = settings.out or _free_folder(settings.run)
-    with sweep_folder("check", out, goes_on=resumes) as run, _say_how_to_resume(run):
+    with sweep_folder("check", out, resumes=resumes) as run, _say_how_to_resume(run):
         kept = _KeptDiagnostics(KeptJobs(run, "check", settings, _hashes(settings.run, vae, shown, trained)))
         if resumes:
             tell(f"done already: {', '.join(one.about for one in DIAGNOSTICS if one.name in kept) or 'nothing'}")

@@ -181,7 +181,7 @@ def _show(moment: str, comparison: xr.Dataset, console: Console) -> None:
 
 def _compare_seeds(settings: Namespace, seeds: list[int], data: Loaded, *, resumes: bool) -> int:
     """Compare with each seed, and average over the seeds whose training finished."""
-    with sweep_folder("compare", settings.out, goes_on=resumes) as run:
+    with sweep_folder("compare", settings.out, resumes=resumes) as run:
         finished = KeptJobs(run, "compare", settings, {"data": hash_of(data.files)})
         sweep = _sweep(settings, {f"seed {seed}": (seed,) for seed in seeds}, data, finished)
         found = [sweep.results[job] for seed in seeds if (job := f"seed {seed}") in sweep.results]

@@ -139,8 +139,8 @@ def read_like(path: str, settings: Namespace, like: Data) -> Data:
 def report_reading(*data: Data) -> None:
     """Print a line for each file: what was read, and which options were detected."""
     for one in data:
-        if one.said:
-            Console().print(f"{one.source}: {one.said}", soft_wrap=True)
+        if one.summary:
+            Console().print(f"{one.source}: {one.summary}", soft_wrap=True)
 
 
 def _streamed(settings: Namespace) -> Loaded:

@@ -68,10 +68,10 @@ def _about(folder: Path) -> dict[str, str]:
     return about
 
 
-def sweep_folder(name: str, out: str | None, *, goes_on: bool) -> RunFolder:
+def sweep_folder(name: str, out: str | None, *, resumes: bool) -> RunFolder:
     """Return the folder of a sweep, a new one unless the sweep resumes."""
     folder = folder_for(name, out)
-    return RunFolder.again(folder) if goes_on else RunFolder(folder)
+    return RunFolder.again(folder) if resumes else RunFolder(folder)
 
 
 def tell_done(done: int, jobs: int) -> None:

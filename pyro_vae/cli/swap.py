@@ -66,7 +66,7 @@ def run_swap(arguments: Namespace) -> int:
     for name, vae in vaes.items():
         _validate(settings, name, vae, data)
     validate_held_out(settings, data)
-    with sweep_folder("swap", settings.out, goes_on=resumes) as run:
+    with sweep_folder("swap", settings.out, resumes=resumes) as run:
         finished = KeptJobs(run, "swap", settings, {"data": hash_of(data.files)})
         trained = _train_grid(settings, [*vaes], seeds, data, finished)
         if trained.interrupted:

@@ -110,7 +110,7 @@ class Pair(Amortized):
     def __init__(self, model: Program, guide: Program) -> None:
         super().__init__()
         self.model, self.guide = _ProgramAdapter(model, "model"), _ProgramAdapter(guide, "guide")
-        self.loose: list[str] = []
+        self.unowned: list[str] = []
         """Parameters of Pyro's parameter store that belong to no module; set by :meth:`check`."""
         self.global_sites: list[str] = []
         """The latents outside the plate over data; set by :meth:`check`."""
@@ -228,7 +228,7 @@ class Pair(Amortized):
         owned = {id(parameter) for parameter in self.parameters()}
         used = [name for t in (model_trace, guide_trace) for name, site in t.nodes.items() if site["type"] == "param"]
         store = pyro.get_param_store()
-        self.loose = [name for name in used if id(store[name].unconstrained()) not in owned]
+        self.unowned = [name for name in used if id(store[name].unconstrained()) not in owned]
 
 
 class _Conditioned(nn.Module):

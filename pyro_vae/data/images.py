@@ -85,14 +85,14 @@ class Pictures:
         names: the paths of the files, relative to the folder.
         labels: the index of each image's subfolder among the sorted subfolders; None without subfolders.
         label_names: the names of the subfolders.
-        said: notes on what was inferred.
+        notes: notes on what was inferred.
     """
 
     array: np.ndarray
     names: list[str]
     labels: np.ndarray | None
     label_names: list[str] | None
-    said: list[str]
+    notes: list[str]
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -129,15 +129,15 @@ def read_pictures(folder: Path, paths: Sequence[Path]) -> Pictures:
         if mode not in GREY + COLOUR:
             raise DataError(f"{path}: the pixels have Pillow's mode {mode}; save the image with 8 bits per channel")
     grey = [mode in GREY for mode in modes]
-    said = [f"{sum(grey)} grey images converted to colours"] if 0 < sum(grey) < len(grey) else []
+    notes = [f"{sum(grey)} grey images converted to colours"] if 0 < sum(grey) < len(grey) else []
     array = np.stack([np.asarray(image.convert("L" if all(grey) else "RGB")) for image in images])
     names = [path.relative_to(folder).as_posix() for path in paths]
     if paths[0].parent == folder:
-        return Pictures(array, names, None, None, said)
+        return Pictures(array, names, None, None, notes)
     of_files = [path.parent.name for path in paths]
     label_names = sorted({*of_files})
     labels = np.array([label_names.index(name) for name in of_files])
-    return Pictures(array, names, labels, label_names, [*said, f"labels from {len(label_names)} subfolders"])
+    return Pictures(array, names, labels, label_names, [*notes, f"labels from {len(label_names)} subfolders"])
 
 
 def _validate_sizes(folder: Path, paths: Sequence[Path]) -> None:

@@ -48,12 +48,12 @@ class Options:
         lists = {"drop": self.drop or None, "context": self.context or None}
         return {name: getattr(self, name) for name in ("index", "label", "columns", "missing", "key")} | lists
 
-    def table(self, table: Any, source: str, said: Sequence[str] = ()) -> Data:
+    def table(self, table: Any, source: str, notes: Sequence[str] = ()) -> Data:
         """Convert a table of named columns to data."""
         self.validate_unused(source, key=self.key)
         return data_of(
             table, index=self.index, label=self.label, drop=self.drop, columns=self.columns, missing=self.missing,
-            context=self.context, like=self.like, source=source, said=said,
+            context=self.context, like=self.like, source=source, notes=notes,
         )  # fmt: skip
 
     def array(
@@ -62,7 +62,7 @@ class Options:
         source: str,
         labels: np.ndarray | None = None,
         labels_source: str | None = None,
-        said: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> Data:
         """Convert an array to data; options name its columns ``f0``, ``f1``, …"""
         if array.dtype.names is not None:
@@ -87,7 +87,7 @@ class Options:
             x = as_tensor(array, source=source)
         classes = labels_of(labels, len(x), labels_source or source)
         data = Data(x.flatten(1), classes, image_shape=layout.image_shape, source=source, exact=exact)
-        data = validate_data(data, self.missing is not None, [*said, *layout.describe()])
+        data = validate_data(data, self.missing is not None, [*notes, *layout.describe()])
         return data if self.like is None else matched(data, self.like)
 
     def _without_key(self) -> "Options":

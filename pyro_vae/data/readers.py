@@ -38,7 +38,7 @@ def load(
 ) -> Data:
     """Read data from a file, or from a table or array of any library.
 
-    The attribute ``said`` summarizes in one line what was read and what was inferred. The first line of a text file is
+    The attribute ``summary`` says in one line what was read and what was inferred. The first line of a text file is
     a header if it contains no numbers, or the consecutive integers that pandas writes. A first column without a name
     holds the row labels if its values are unique. Rows with more than one dimension are flattened, and bytes of shape
     ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are divided by 255;
@@ -76,7 +76,7 @@ def load(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "a.csv").write_text("height;weight\\n1,8;80\\n1,7;70\\n")
         ...     data = load(Path(folder, "a.csv"))
-        >>> data.columns, data.x.shape, data.said
+        >>> data.columns, data.x.shape, data.summary
         (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; separated by semicolons; decimal commas')
     """
     options = Options(
@@ -356,7 +356,7 @@ def _load_folder(folder: Path) -> Data:
     if _find(folder, "train-images") is not None or not (paths := find_pictures(folder)):
         return _load_mnist_folder(folder, "train")
     found = read_pictures(folder, paths)
-    data = DEFAULTS.array(found.array, str(folder), found.labels, said=found.said)
+    data = DEFAULTS.array(found.array, str(folder), found.labels, notes=found.notes)
     return replace(data, x=data.x / 255, row_labels=np.array(found.names), label_names=found.label_names)
 
 

@@ -33,7 +33,7 @@ def data_of(
     context: Sequence[str] = (),
     like: Data | None = None,
     source: str = "data",
-    said: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Data:
     """Convert a table of named columns to :class:`Data`.
 
@@ -47,14 +47,14 @@ def data_of(
         context: the context columns.
         like: other data, whose columns, context columns and categories the table must have.
         source: the name of the data, for messages.
-        said: further notes on what was inferred.
+        notes: further notes on what was inferred.
 
     Raises:
         DataError: if a column is missing or not numeric, or a value is not finite.
 
     Example:
         >>> import pandas as pd
-        >>> data_of(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}, index=["x", "y"]), missing=[]).said
+        >>> data_of(pd.DataFrame({"a": [1, 2], "b": [0.5, None]}, index=["x", "y"]), missing=[]).summary
         'read 2 rows, 2 columns; row labels from the index; 1 of 4 values is missing'
     """
     frame = as_frame(source_of_data, source)
@@ -70,7 +70,7 @@ def data_of(
         if given_names(names):
             besides = {index, label, *drop, *context} if columns is None else {*names} - {*expected}
             columns, reordered = columns_like(names, expected, besides, source, like.source)
-            said = [*said, *reordered]
+            notes = [*notes, *reordered]
     table = columns_of(
         frame, index=index, label=label, drop=drop, columns=columns, missing=missing or (),
         context=context, categories=None if like is None else like.categories, source=source,
@@ -88,25 +88,25 @@ def data_of(
         label_names=table.label_names, categories=table.categories, context_columns=[*context] or None,
         exact=unrounded(table.values, x),
     )  # fmt: skip
-    return validate_data(data, missing is not None, [*said, *table.said])
+    return validate_data(data, missing is not None, [*notes, *table.notes])
 
 
-def validate_data(data: Data, may_miss: bool, said: Sequence[str] = ()) -> Data:
-    """Validate data, mask NaN if ``may_miss``, and set ``said`` to a summary of what was read.
+def validate_data(data: Data, may_miss: bool, notes: Sequence[str] = ()) -> Data:
+    """Validate data, mask NaN if ``may_miss``, and set ``summary`` to a summary of what was read.
 
     Raises:
         DataError: if a value is not finite, or a row has no observed value.
 
     Example:
-        >>> validate_data(Data(torch.tensor([[1.0, torch.nan]])), True).said
+        >>> validate_data(Data(torch.tensor([[1.0, torch.nan]])), True).summary
         'read 1 row, 2 columns; 1 of 2 values is missing'
     """
     gaps = int(data.x.isnan().sum()) if may_miss else 0
     data = mask_nan(data) if gaps else replace(data, x=as_tensor(data.x, source=data.source, columns=data.columns))
     (n, d), size = data.x.shape, data.x.numel()
     missing = [f"{gaps} of {size} values {'is' if gaps == 1 else 'are'} missing"] if gaps else []
-    line = [f"read {n} row{'s' if n > 1 else ''}, {d} column{'s' if d > 1 else ''}", *said, *missing]
-    return replace(data, said="; ".join(line))
+    line = [f"read {n} row{'s' if n > 1 else ''}, {d} column{'s' if d > 1 else ''}", *notes, *missing]
+    return replace(data, summary="; ".join(line))
 
 
 def _warn_if_coarse(rows: Rows, vae: "Amortized", source: str, columns: Sequence[str] | None) -> None:

@@ -29,7 +29,7 @@ class Columns:
         labels: a class per row.
         label_names: the names of the classes, unless they are integers.
         categories: the names of the codes 0, 1, …, by column.
-        said: notes on what was inferred.
+        notes: notes on what was inferred.
         context: shape ``(row, c)``, if there are context columns.
     """
 
@@ -39,7 +39,7 @@ class Columns:
     labels: np.ndarray | None
     label_names: list[str] | None
     categories: dict[str, list[str]]
-    said: list[str]
+    notes: list[str]
     context: np.ndarray | None = None
 
 
@@ -140,11 +140,11 @@ def columns_of(
     Example:
         >>> import pandas as pd
         >>> table = columns_of(pd.DataFrame({"size": [1, 2, 4, 3], "colour": list("rgrg")}))
-        >>> table.values[:2].tolist(), table.categories, table.said
+        >>> table.values[:2].tolist(), table.categories, table.notes
         ([[1.0, 1.0], [2.0, 0.0]], {'colour': ['g', 'r']}, ["column 'colour' as codes of 2 categories"])
     """
     names = _names(frame, source)
-    said: list[str] = []
+    notes: list[str] = []
     frame = frame.set_axis(names, axis="columns")
     for name in [index, label, *drop, *(columns or ()), *context]:
         if name and name not in names:
@@ -153,15 +153,15 @@ def columns_of(
         frame = frame.mask(frame.isin(list(missing)))
     given, coded = read_context(frame, context, categories=categories, source=source)
     if context:
-        said.append(describe_context(context, coded))
+        notes.append(describe_context(context, coded))
     frame = frame.drop(columns=list(drop))
-    frame, row_labels = _split_row_labels(frame, index, said)
+    frame, row_labels = _split_row_labels(frame, index, notes)
     labels, label_names = None, None
     if label is not None:
         labels, label_names = _labels(frame.pop(label), label, source)
-        said.append(f"labels from column {label!r}")
+        notes.append(f"labels from column {label!r}")
     frame = frame.drop(columns=[name for name in context if name in frame])
-    frame = _without_empty(frame, said) if columns is None else frame[[name for name in columns if name in frame]]
+    frame = _without_empty(frame, notes) if columns is None else frame[[name for name in columns if name in frame]]
     if 0 in frame.shape:
         raise DataError(
             f"{source}: the table has {frame.shape[0]} rows and {frame.shape[1]} columns; give at least one of each"
@@ -171,11 +171,11 @@ def columns_of(
         values[:, i], found = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
         if found is not None:
             coded[name] = found
-            said.append(f"column {name!r} as codes of {len(found)} categories")
+            notes.append(f"column {name!r} as codes of {len(found)} categories")
     if row_labels is None and (counting := _counts_rows(values[:, 0])):
-        said.append(f"column {frame.columns[0]!r} {counting}: index={frame.columns[0]!r} uses it as row labels")
+        notes.append(f"column {frame.columns[0]!r} {counting}: index={frame.columns[0]!r} uses it as row labels")
     return Columns(
-        values, [*frame.columns], row_labels, labels, label_names, coded, said, given if context else None
+        values, [*frame.columns], row_labels, labels, label_names, coded, notes, given if context else None
     )  # fmt: skip
 
 
@@ -229,23 +229,23 @@ def columns_like(
 
 
 def _split_row_labels(
-    frame: "pd.DataFrame", index: str | None, said: list[str]
+    frame: "pd.DataFrame", index: str | None, notes: list[str]
 ) -> "tuple[pd.DataFrame, np.ndarray | None]":
     """Separate the row labels from a table."""
     import pandas as pd
 
     if index:
-        said.append(f"row labels from column {index!r}")
+        notes.append(f"row labels from column {index!r}")
         return frame.drop(columns=index), row_labels_of(pd.Index(frame[index]))
     if index == "":
         return frame, None
     if not (isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))):
-        said.append("row labels from the index")
+        notes.append("row labels from the index")
         return frame, row_labels_of(frame.index)
     if frame.shape[1] > 1 and frame.columns[0] in UNNAMED:
         first = frame.iloc[:, 0]
         if first.is_unique and first.notna().all():
-            said.append("row labels from the unnamed first column")
+            notes.append("row labels from the unnamed first column")
             return frame.iloc[:, 1:], row_labels_of(pd.Index(first))
     return frame, None
 
@@ -289,11 +289,11 @@ def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, li
     return codes.astype(np.int64), [*map(str, names)]
 
 
-def _without_empty(frame: "pd.DataFrame", said: list[str]) -> "pd.DataFrame":
+def _without_empty(frame: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
     """Drop columns without name and values, which a separator at the end of each line creates."""
     empty = [name for name in frame.columns if name.startswith("Unnamed: ") and frame[name].isna().all()]
     if empty:
-        said.append(f"{len(empty)} empty column{'s' if len(empty) > 1 else ''} left out")
+        notes.append(f"{len(empty)} empty column{'s' if len(empty) > 1 else ''} left out")
     return frame.drop(columns=empty)
 
 

@@ -35,7 +35,7 @@ class Data:
         label_names: the names of the labels 0, 1, ….
         categories: the names of the codes 0, 1, …, by column.
         context_columns: the names of the context columns; those in ``categories`` are one-hot.
-        said: a summary in one line of what was read and inferred.
+        summary: a summary in one line of what was read and inferred.
         exact: the numbers in double precision if ``x`` rounds them, same shape as ``x``.
 
     Example:
@@ -54,7 +54,7 @@ class Data:
     label_names: Sequence[str] | None = None
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     context_columns: Sequence[str] | None = None
-    said: str = ""
+    summary: str = ""
     exact: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Data":

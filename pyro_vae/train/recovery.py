@@ -39,7 +39,7 @@ def _where(run: "Run", failed: int) -> str:
     """Repeat the steps since the last good state up to the failed one, and inspect its batch."""
     for window, feed, segment in run.segments():
         again = segment[: (failed - 1 - run.step) * run.batch_size]
-        for losses in run.stepping.along(feed, again):
+        for losses in run.stepping.steps_over(feed, again):
             run.step += len(losses)
         if len(again) == len(segment):
             run.call_step_hooks()

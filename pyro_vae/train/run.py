@@ -193,7 +193,7 @@ class Run:
         """Take the remaining steps of an epoch; return whether it is complete."""
         started = time.perf_counter() - self.seconds
         for _, feed, segment in self.segments():
-            for losses in self.stepping.along(feed, segment):
+            for losses in self.stepping.steps_over(feed, segment):
                 self._account(losses)
                 if self.stepping.stopped:
                     self.ending.set()

@@ -64,7 +64,7 @@ def restore(run: "Run", tree: Tree) -> None:
     run.best = tuple(best) if (best := progress.get("best")) else None  # a checkpoint turns tuples into lists
     for callback, (_, state) in zip(run.stateful_callbacks, tree["callbacks"], strict=True):
         callback.load(state)
-    run.stepping.moved()
+    run.stepping.refresh()
 
 
 def _changed(tensors: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:

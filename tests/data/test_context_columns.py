@@ -30,7 +30,7 @@ def test_numbers_stay_as_they_are_and_categories_become_one_hot(tmp_path):
         assert data.context.tolist() == AGE_SEX
         assert (data.columns, data.context_columns) == (["a", "b"], ["age", "sex"])
         assert context_names(data.context_columns, data.categories) == ["age", "sex=f", "sex=m"]
-        assert "context from columns 'age', 'sex' (one-hot: 2 categories)" in data.said
+        assert "context from columns 'age', 'sex' (one-hot: 2 categories)" in data.summary
     assert data.rows(torch.tensor([2])).context.tolist() == [AGE_SEX[2]]
 
 

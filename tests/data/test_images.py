@@ -23,7 +23,7 @@ def test_bytes_with_channels_last_become_rows_with_channels_first(tmp_path):
         assert data.image_shape == (3, 5, 4)
         for channel in range(3):
             np.testing.assert_array_equal(data.x.reshape(6, 3, 5, 4)[:, channel].numpy(), COLOURS[..., channel])
-        assert "channels moved from last to first" in data.said
+        assert "channels moved from last to first" in data.summary
 
 
 def test_grey_images_have_a_height_and_a_width():
@@ -38,7 +38,7 @@ def test_channels_that_are_first_stay_there(images):
     data = load(images)
     assert data.image_shape == (3, 5, 4)
     np.testing.assert_array_equal(data.x.numpy(), images.reshape(6, 60).astype(np.float32))
-    assert "channels" not in data.said
+    assert "channels" not in data.summary
 
 
 def test_other_arrays_are_flattened_as_they_are():
@@ -82,7 +82,7 @@ def test_a_folder_of_images_becomes_rows_with_labels(tmp_path):
     assert data.image_shape == (3, 5, 4)
     expected = np.moveaxis(COLOURS[[1, 0, 2]], -1, 1).reshape(3, 60).astype(np.float32) / 255
     np.testing.assert_array_equal(data.x.numpy(), expected)
-    assert "labels from 2 subfolders" in data.said
+    assert "labels from 2 subfolders" in data.summary
     assert load(str(folder)).rows(torch.tensor([2])).row_labels.tolist() == ["dog/3.bmp"]
 
 
@@ -94,7 +94,7 @@ def test_a_folder_of_grey_images_without_labels(tmp_path):
 
 def test_grey_images_among_colours_become_colours(tmp_path):
     data = load(write(tmp_path, a_png=COLOURS[0], b_png=GREYS[1, ..., 0]))
-    assert "1 grey images converted to colours" in data.said
+    assert "1 grey images converted to colours" in data.summary
     for channel in data.x[1].reshape(3, 20):
         np.testing.assert_array_equal(channel.numpy(), GREYS[1].ravel().astype(np.float32) / 255)
 

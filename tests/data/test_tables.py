@@ -322,7 +322,7 @@ def test_each_table_is_read_right_or_refused_in_a_sentence(case, tmp_path):
     if data.x.dtype == torch.float32:
         expected = expected.float().double()
     torch.testing.assert_close(x, expected, rtol=0, atol=0, equal_nan=True)
-    assert all(part in data.said for part in case.says), data.said
+    assert all(part in data.summary for part in case.says), data.summary
     for name, value in case.has.items():
         found = getattr(data, name)
         assert (found.tolist() if isinstance(found, np.ndarray | torch.Tensor) else found) == value, name
@@ -407,7 +407,7 @@ def test_new_data_are_matched_by_the_names_of_columns_and_categories():
     data = load(new, like=old)
     assert data.x.tolist() == old.x.tolist()
     assert data.columns == old.columns
-    assert "columns in the order of data" in data.said
+    assert "columns in the order of data" in data.summary
     assert matched(load(new), old).x.tolist() == old.x.tolist()
 
 

@@ -91,7 +91,7 @@ def gradients(group, clip_norm, rows=ROWS):
         made, loss = vae(), make()
         steps = stepping(group, made, loss, clip_norm=clip_norm, lr=1e-2 / SIZE, kind=torch.optim.SGD)
         fed, before, losses, moved = steps.feed(Rows(data(rows))), flat(made), [], []
-        for some in steps.along(fed, torch.arange(rows).flip(0)):
+        for some in steps.steps_over(fed, torch.arange(rows).flip(0)):
             losses += some
             moved.append((before - flat(made)) * SIZE / 1e-2)
             before = flat(made)
@@ -106,7 +106,7 @@ def along(group, engine, epochs, rows=ROWS):
     fed = steps.feed(Rows(data(rows)))
     for epoch in range(epochs):
         order = torch.randperm(rows, generator=torch.Generator().manual_seed(epoch))
-        losses += [loss for some in steps.along(fed, order) for loss in some]
+        losses += [loss for some in steps.steps_over(fed, order) for loss in some]
     group.validate_equal(made.state_dict())
     return losses, flat(made), steps.used
 
@@ -115,7 +115,7 @@ def wishing(group):
     """What is known of wishes after each step, where the second process wants to stop before the third."""
     made, told, asked = vae(), [], []
     steps = stepping(group, made, pv.elbo.ELBO(), wishes=lambda: (group.rank == 1 and len(asked) == 2, group.first))
-    for _ in steps.along(steps.feed(Rows(data())), torch.arange(ROWS)):
+    for _ in steps.steps_over(steps.feed(Rows(data())), torch.arange(ROWS)):
         asked.append(1)
         told.append((steps.stopped, steps.wanted))
     return told
@@ -130,7 +130,7 @@ def noise(group):
     steps = stepping(group, made, pv.elbo.ELBO())
     fed = steps.feed(Rows(data(dtype=torch.float32)))
     for epoch in range(17):
-        for _ in steps.along(fed, torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))):
+        for _ in steps.steps_over(fed, torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))):
             pass
     return group.all_gather((drawn, flat(made)))
 

@@ -45,7 +45,7 @@ def trained_elbo(vae, source, x, epochs=12, batch=128):
     arguments = RowArguments(len(source), False, False)
     for epoch in range(epochs):
         for window in source.windows(seed=epoch, batch_size=batch):
-            for _ in svi.along(Feed([window.rows.x], window.rows.x.device), window.order, batch, arguments):
+            for _ in svi.steps_over(Feed([window.rows.x], window.rows.x.device), window.order, batch, arguments):
                 pass
     assert isinstance(source, InMemory) or len(svi._replays._made) == 1, "one graph serves all windows"
     torch.manual_seed(2)

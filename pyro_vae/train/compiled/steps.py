@@ -152,7 +152,7 @@ class Steps:
         arguments = RowArguments(self.size, rows.context is not None, rows.mask is not None)
         return DeviceRows(rows, Feed(tensors, rows.x.device), arguments)
 
-    def along(self, fed: DeviceRows, order: Tensor) -> Iterator[list[float]]:
+    def steps_over(self, fed: DeviceRows, order: Tensor) -> Iterator[list[float]]:
         """Take steps over the rows in this order; yield the losses of a few steps at a time."""
         while len(order):
             if self.compiled is None:
@@ -169,7 +169,7 @@ class Steps:
 
     def state(self) -> dict[str, Any]:
         """Return the state that another process needs to take the same steps."""
-        begun = self.compiled is not None and self.compiled.begun
+        begun = self.compiled is not None and self.compiled.has_started
         return {"used": self.used, "reason": self.reason, "seconds": self.seconds, "left": self.left, "begun": begun}
 
     def load(self, state: dict[str, Any], rows: Rows) -> bool:
@@ -189,20 +189,20 @@ class Steps:
         self.compiled.step(*rows.arguments(self.size))
         return True
 
-    def moved(self) -> None:
+    def refresh(self) -> None:
         """Update after weights and the optimizer's state were restored in place."""
         if self.compiled is not None:
-            self.compiled.moved()
+            self.compiled.refresh()
 
     def _chunk(self, fed: DeviceRows, order: Tensor) -> Tensor:
         """Take some compiled steps, on whole batches or on the last, smaller batch; return the losses."""
         assert self.compiled is not None
         batch = min(self.batch_size, len(order))
         if self.all_reduce is None:
-            return next(self.compiled.along(fed.feed, order, batch, fed.arguments))
+            return next(self.compiled.steps_over(fed.feed, order, batch, fed.arguments))
         self.all_reduce.ask()
         own, size = self.group.parts(order[: min(CHUNK, len(order) // batch) * batch], batch)
-        return next(self.compiled.along(fed.feed, own, size, replace(fed.arguments, batch=batch)))
+        return next(self.compiled.steps_over(fed.feed, own, size, replace(fed.arguments, batch=batch)))
 
     def _eager(self, fed: DeviceRows, index: Tensor) -> float:
         started = time.perf_counter()
@@ -230,7 +230,7 @@ class Steps:
                 self.svi.model, self.svi.guide, self.svi.optim, self.loss, precision=self.precision
             )
             if self.all_reduce is not None:
-                self.compiled.spread(self.all_reduce)
+                self.compiled.distribute(self.all_reduce)
         except (ModelError, SettingsError) as error:
             self._fall_back(error)
 

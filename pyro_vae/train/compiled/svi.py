@@ -115,7 +115,7 @@ class CompiledSVI(SVI):
         self._counters: list[tuple[Tensor, float]] = []
         self._changes = 0
 
-    def spread(self, together: GradientAllReduce) -> None:
+    def distribute(self, together: GradientAllReduce) -> None:
         """Take all following steps together with other processes, each on its own rows.
 
         Args:
@@ -177,10 +177,10 @@ class CompiledSVI(SVI):
         losses: list[Tensor] = []
         while (left := steps - sum(map(len, losses))) > 0:
             order = torch.randperm(len(tensors[0]), device=feed.device)
-            losses += self.along(feed, order[: left * batch_size], batch_size, rows)
+            losses += self.steps_over(feed, order[: left * batch_size], batch_size, rows)
         return torch.cat(losses)
 
-    def along(self, feed: Feed, order: Tensor, batch_size: int, arguments: Arguments) -> Iterator[Tensor]:
+    def steps_over(self, feed: Feed, order: Tensor, batch_size: int, arguments: Arguments) -> Iterator[Tensor]:
         """Take steps over the rows of ``feed`` in the given order; the last batch may be smaller.
 
         Args:
@@ -206,11 +206,11 @@ class CompiledSVI(SVI):
             yield losses
 
     @property
-    def begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether the first step, Pyro's own, was taken."""
         return self._updates is not None
 
-    def moved(self) -> None:
+    def refresh(self) -> None:
         """Update after parameters or the optimizer's state were changed in place from outside."""
         if self._updates is not None and not self._updates.recount():
             self._updates = None
