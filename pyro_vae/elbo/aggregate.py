@@ -82,7 +82,7 @@ def total_correlation(w: Weights, *, particle: int = 0) -> Tensor:
     """Estimate ``log q(z_i) - Σ_j log q(z_ij)`` of one particle of each datum from the batch.
 
     Example:
-        >>> import pyro_vae as pv
+        >>> import torch, pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 1), torch.zeros(5), 0.5).as_vae(diagonal=True)
         >>> w = pv.elbo.ELBO().weigh(vae.model, vae.guide, torch.randn(7, 5))
         >>> bool(total_correlation(w).abs().max() < 1e-5)  # zero for one latent
@@ -173,6 +173,7 @@ def squared_mmd(
         second_weights: importance weights, shape ``(m,)``; 1 if not given.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> bool(squared_mmd(torch.randn(500, 2), torch.randn(500, 2) + 1) > 0.05)
         True

@@ -20,7 +20,7 @@ class ELBO(Estimator):
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> import pyro_vae as pv
+        >>> import torch, pyro_vae as pv
         >>> linear = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5)
         >>> vae, x = linear.as_vae(), torch.ones(3, 5).double()
         >>> bool((ELBO().loss(vae.model, vae.guide, x) + linear.log_marginal(x).sum()).abs() < 1e-12)
@@ -52,7 +52,7 @@ class STL(ELBO):
         | Sticking the Landing (Roeder, Wu & Duvenaud, 2017), https://arxiv.org/abs/1703.09194
 
     Example:
-        >>> import pyro_vae as pv
+        >>> import torch, pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2).double(), torch.zeros(5).double(), 0.5).as_vae()
         >>> STL().differentiable_loss(vae.model, vae.guide, torch.ones(3, 5).double()).backward()
         >>> bool(max(p.grad.abs().max() for p in vae.guide.parameters()) < 1e-12)
@@ -85,7 +85,7 @@ class AnalyticKL(ELBO):
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2013), https://arxiv.org/abs/1312.6114
 
     Example:
-        >>> import pyro_vae as pv
+        >>> import torch, pyro_vae as pv
         >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
         >>> vae.prior = pv.priors.StudentT(2)
         >>> AnalyticKL().loss(vae.model, vae.guide, torch.zeros(3, 5))

@@ -31,6 +31,7 @@ class Estimator(TensorELBO):
         ModelError: when called, if the guide is not reparameterizable, or a site has no log-weight per datum.
 
     Example:
+        >>> import torch
         >>> class Largest(Estimator):
         ...     def bound(self, w):
         ...         return w.log.amax(0)
@@ -148,6 +149,7 @@ def log_mean_exp(log: Tensor) -> Tensor:
     """Compute ``log 1/K Σ exp`` over the first dimension.
 
     Example:
+        >>> import torch
         >>> log_mean_exp(torch.tensor([[0.0], [0.0]]))
         tensor([0.])
     """

@@ -124,7 +124,7 @@ class Beta(Objective):
         | beta-VAE (Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl
 
     Example:
-        >>> from pyro_vae.elbo import ELBO
+        >>> from pyro_vae.elbo import ELBO, Linear
         >>> Beta(ELBO(), 4.0), Beta(ELBO(), Linear(100))
         (Beta(ELBO(1), beta=4), Beta(ELBO(1), beta=Linear(steps=100, start=0, end=1)))
     """
