@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from pyro_vae.cli.fit import Loaded
+from pyro_vae.cli.load_data import Loaded
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.elbos import verdict
 from pyro_vae.compare.recommend import recommend

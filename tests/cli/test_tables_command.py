@@ -7,7 +7,7 @@ import pytest
 import pyro_vae as pv
 from pyro_vae.cli import main, tables
 from pyro_vae.cli.commands import TABLES
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 
 QUICK = ("--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--engine", "eager", "--device", "cpu")
 

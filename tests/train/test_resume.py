@@ -31,7 +31,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.data import sources
 from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError, UnfinishedRunWarning
