@@ -1,18 +1,21 @@
-"""The posterior and the prior of a pair, with the continuous latents of all sites joined to one vector per datum."""
+"""The posterior, prior and likelihood of a pair, with the latents of all sites joined to one vector per datum."""
 
-import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_vae.core.compatibility import support_of
+from pyro_vae.core.compatibility import in_a_line, support_of
+from pyro_vae.core.component import Distribution
+from pyro_vae.core.device import seeded
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import PARTICLES, Program, Site, data_frames, samples
-from pyro_vae.errors import ModelError
+from pyro_vae.errors import ModelError, PyroVAEError
 
 if TYPE_CHECKING:
     from pyro_vae.core.pair import Pair
@@ -21,12 +24,14 @@ if TYPE_CHECKING:
 class JoinedPosterior:
     """q(z|x) of all sites as a distribution of batch shape ``(datum,)`` and event shape ``(latent,)``.
 
+    The sites have the order of the model. Discrete latents are joined as floating-point numbers.
+
     Args:
-        pair: a model and its guide, whose latents are real and lie in one plate over data.
+        pair: a model and its guide, whose latents lie in one plate over data.
         rows: the data.
 
     Raises:
-        ModelError: if a latent is discrete or bounded, lies outside the plate over data, or lies in a second plate.
+        ModelError: if a latent lies outside the plate over data, or in a second plate.
 
     Example:
         >>> import pyro_vae as pv
@@ -38,13 +43,16 @@ class JoinedPosterior:
     """
 
     event_dim = 1
+    has_rsample = False
 
     def __init__(self, pair: "Pair", rows: Rows) -> None:
         self.pair, self.rows = pair, rows
         self.batch_shape = torch.Size([len(rows)])
-        with torch.no_grad():
-            trace = self._run(pair.guide, 1)
-        self.shapes = {name: _real_event_shape(name, site) for name, site in samples(trace)}
+        trace = self._run_once(pair.model)
+        self.sites = {name: site for name, site in samples(trace) if not site["is_observed"]}
+        self.shapes = {name: _event_shape(name, site) for name, site in self.sites.items()}
+        if not self.shapes:
+            raise ModelError("the model has no latent site, so it has neither a prior nor a posterior of latents")
         self.event_shape = torch.Size([sum(shape.numel() for shape in self.shapes.values())])
 
     @property
@@ -62,13 +70,23 @@ class JoinedPosterior:
         """Raise NotImplementedError: not available in closed form."""
         raise NotImplementedError
 
+    @property
+    def support(self) -> Any:
+        """The real numbers; raises a ModelError if a latent is discrete or bounded."""
+        self.validate_real()
+        return constraints.real
+
+    def validate_real(self) -> None:
+        """Raise a ModelError if a latent is discrete or bounded."""
+        trace = self._run_once(self.program)
+        for name in self.shapes:
+            _validate_real(name, trace.nodes[name])
+
     @torch.no_grad()
     def sample(self, shape: tuple[int, ...] = ()) -> Tensor:
         """Draw latents of shape ``(*shape, datum, latent)``."""
-        trace = self._run(self.program, math.prod(shape))
-        values = {name: trace.nodes[name]["value"].expand(-1, len(self.rows), *s) for name, s in self.shapes.items()}
-        z = torch.cat([value.flatten(2) if value.dim() > 2 else value.unsqueeze(-1) for value in values.values()], -1)
-        return z.reshape(*shape, *z.shape[1:])
+        trace = self._run(self.program, shape)
+        return self._join({name: trace.nodes[name]["value"] for name in self.shapes}, shape)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Compute log q(z|x) at draws of shape ``(*shape, datum, latent)``, in nats, shape ``(*shape, datum)``."""
@@ -78,14 +96,40 @@ class JoinedPosterior:
         """Compute log p(x, z) at draws of shape ``(*shape, datum, latent)``, in nats, shape ``(*shape, datum)``."""
         return self._sum(self.pair.model, z)
 
+    def likelihood(self, z: Tensor) -> Distribution:
+        """Return p(x|z), the distribution of the site observed as x, at latents ``(*shape, datum, latent)``.
+
+        Raises:
+            ModelError: if no site, or more than one, observes x, or its events have another shape than the rows.
+        """
+        trace = self._run(poutine.condition(self.pair.model, data=self._split(z)), tuple(z.shape[:-2]))
+        name, site = _observed({name: s for name, s in samples(trace) if name not in self.shapes}, self.rows.x)
+        likelihood, row = site["fn"], self.rows.x.shape[1:]
+        if site["mask"] is not None:
+            raise ModelError(f"site {name} is masked by a handler; mask its distribution instead")
+        if likelihood.event_shape != row:
+            raise ModelError(
+                f"site {name} describes data of shape {tuple(likelihood.event_shape)}, a row of the data has shape "
+                f"{tuple(row)}; make them equal (to_event)"
+            )
+        return likelihood
+
     @property
     def program(self) -> Program:
         """The Pyro program that defines this distribution."""
         return self.pair.guide
 
-    def _run(self, program: Program, number: int) -> Trace:
+    def _run_once(self, program: Program) -> Trace:
+        """Run a program with one particle, and restore the state of the random number generators."""
+        with torch.no_grad(), seeded(0, self.rows.x.device):
+            return self._run(program, (1,))
+
+    def _run(self, program: Program, shape: tuple[int, ...]) -> Trace:
+        """Trace a program in plates of this shape, to the left of the plate over data."""
+        for i, size in enumerate(reversed(shape)):
+            program = pyro.plate(f"{PARTICLES}{i or ''}", size, dim=-2 - i)(program)
         try:
-            return poutine.trace(pyro.plate(PARTICLES, number, dim=-2)(program)).get_trace(*self.rows.arguments())
+            return poutine.trace(program).get_trace(*self.rows.arguments())
         except ValueError as error:
             if "collide at dim" in str(error):
                 raise ModelError(
@@ -94,18 +138,29 @@ class JoinedPosterior:
                 ) from error
             raise
 
+    def _join(self, values: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        lead = (*shape, len(self.rows))
+        parts = [values[name].expand(*lead, *event).reshape(*lead, -1) for name, event in self.shapes.items()]
+        z = torch.cat(parts, -1)
+        return z if z.is_floating_point() else z.to(self.rows.x.dtype)
+
+    def _split(self, z: Tensor) -> dict[str, Tensor]:
+        parts = z.split([shape.numel() for shape in self.shapes.values()], -1)
+        values = {}
+        for part, (name, shape) in zip(parts, self.shapes.items(), strict=True):
+            dtype = self.sites[name]["value"].dtype
+            value = part.reshape(*z.shape[:-1], *shape)
+            values[name] = value if dtype.is_floating_point else value.to(dtype)
+        return values
+
     def _sum(self, program: Program, z: Tensor, *, latents_only: bool = False) -> Tensor:
-        flat = z.reshape(-1, *z.shape[-2:]) if z.dim() > 2 else z.unsqueeze(0)
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
-        values = {
-            name: part.unflatten(-1, shape) if shape else part.squeeze(-1)
-            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
-        }
-        trace = self._run(poutine.condition(program, data=values), len(flat))
-        sites = (site for name, site in samples(trace) if name in self.shapes or not latents_only)
-        terms = [site["fn"].log_prob(site["value"]) for site in sites]
-        total = torch.stack([term.expand(len(flat), len(self.rows)) for term in terms]).sum(0)
-        return total.reshape(z.shape[:-1])
+        trace = self._run(poutine.condition(program, data=self._split(z)), tuple(z.shape[:-2]))
+        sites = dict(samples(trace))
+        if others := [name for name, site in sites.items() if name not in self.shapes and not site["is_observed"]]:
+            raise ModelError(f"the guide samples site {others[0]}, which the model lacks; q(z|x) has no known density")
+        scored = (site for name, site in sites.items() if name in self.shapes or not latents_only)
+        terms = [site["fn"].log_prob(site["value"]) for site in scored]
+        return torch.stack([term.expand(z.shape[:-1]) for term in terms]).sum(0)
 
 
 class JoinedPrior(JoinedPosterior):
@@ -124,17 +179,84 @@ class JoinedPrior(JoinedPosterior):
         return self.pair.model
 
 
-def _real_event_shape(name: str, site: Site) -> torch.Size:
-    """Return the event shape of a site; raise unless its latents are real and lie in the plate over data."""
-    support, frames = support_of(site["fn"]), data_frames(site)
-    if not frames:
+@torch.no_grad()
+def validate_generative(model: Program, rows: Rows) -> None:
+    """Validate that a model can draw data: it observes x in one site, and uses its values nowhere else.
+
+    Args:
+        model: a Pyro model; it runs on two rows, with each value 0 and with each value 1 in place of the data.
+        rows: data or stand-ins for them, with their context.
+
+    Raises:
+        ModelError: if the model fails, observes other data than x, or computes another site from the values of x.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> vae = pv.exact.LinearGaussian(torch.ones(5, 2), torch.zeros(5), 0.5).as_vae()
+        >>> validate_generative(vae.model, Rows(torch.ones(3, 5)))
+    """
+    part = rows.take(slice(2))
+    zeros, ones = (_draw_from_stand_ins(model, part, value) for value in (0.0, 1.0))
+    observed = [name for name, site in zeros.items() if site["infer"].get("was_observed")]
+    if len(observed) > 1:
+        raise ModelError(
+            f"the model observes the sites {', '.join(observed)}, so draws of x would have to be conditioned on the "
+            "others; leave out the context that gives their values"
+        )
+    for name, site in zeros.items():
+        if name not in ones or not _close(site["value"], ones[name]["value"]):
+            raise ModelError(
+                f"the model computes site {name} from the values of x, so it cannot draw x; use x as obs=x only, and "
+                "pass other inputs as context"
+            )
+
+
+def _draw_from_stand_ins(model: Program, rows: Rows, value: float) -> dict[str, Site]:
+    arguments = Rows(torch.full_like(rows.x, value), rows.context, rows.mask).arguments()
+    try:
+        with seeded(0, rows.x.device):
+            return dict(samples(poutine.trace(poutine.uncondition(model)).get_trace(*arguments)))
+    except PyroVAEError:
+        raise
+    except Exception as error:  # user code may raise anything
+        raise ModelError(f"the model fails on rows without data ({in_a_line(error)})") from error
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    same = one.shape == other.shape
+    return same and torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def _observed(observed: dict[str, Site], x: Tensor) -> tuple[str, Site]:
+    """Return the site that observes x: the only observed one, or the one with its values."""
+    if len(observed) > 1:
+        observed = {name: site for name, site in observed.items() if _is_x(site["value"], x)}
+    if len(observed) != 1:
+        raise ModelError(
+            f"{'no site' if not observed else f'each of the sites {sorted(observed)}'} of the model observes x, so "
+            "p(x|z) is not the distribution of one site; observe all of x in one site (obs=x)"
+        )
+    return next(iter(observed.items()))
+
+
+def _is_x(value: Tensor, x: Tensor) -> bool:
+    return value.shape == x.shape and bool((value == x).all())
+
+
+def _event_shape(name: str, site: Site) -> torch.Size:
+    """Return the event shape of a site, which must lie in the plate over data."""
+    if not data_frames(site):
         raise ModelError(
             f"site {name} lies in no plate over data; condition the pair on a draw of this site (pair.condition)"
         )
-    if support is not None and not isinstance(support, type(torch.distributions.constraints.real)):
+    return torch.Size(site["value"].shape[2:])
+
+
+def _validate_real(name: str, site: Site) -> None:
+    support = support_of(site["fn"])
+    if support is not None and not isinstance(support, type(constraints.real)):
         kind = "discrete" if support.is_discrete else "bounded"
         raise ModelError(
             f"site {name} has {kind} latents ({type(support).__name__}), but this function needs real "
             "latents; use to_datatree(posterior='psis') for draws, and the methods iw or psis for the evidence"
         )
-    return torch.Size(site["value"].shape[2:])

@@ -12,10 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vae.core.compatibility import in_a_line
-from pyro_vae.core.component import evaluating
+from pyro_vae.core.compatibility import drawn, in_a_line
+from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import seeded
-from pyro_vae.core.joined import JoinedPosterior
+from pyro_vae.core.joined import JoinedPosterior, JoinedPrior, validate_generative
 from pyro_vae.core.param_store import Picklable
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Program, global_sites, samples, traces
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class Amortized(Picklable):
     """A model and a guide of ``(x, size=None, context=None, mask=None)`` whose sites lie in a plate over data.
 
-    Functions that need only log-weights, the loss and parameters take an instance: training, the evidence from draws
-    of the guide, k̂ and comparisons. Functions that need a prior, a decoder and an encoder take a
-    :class:`pyro_vae.VAE`.
+    The latents of a datum are a vector z of shape ``(latent,)``, of all sites together. Functions use the distributions
+    of z and of x given z (:meth:`prior_of`, :meth:`posterior`, :meth:`likelihood`), the log-weights, the loss and the
+    parameters. Functions that vary a prior, decoder or encoder take a :class:`pyro_vae.VAE`.
     """
 
     model: nn.Module
@@ -48,6 +48,31 @@ class Amortized(Picklable):
     def _default_tensor(self, x: Tensor) -> Tensor:
         """Return a tensor on the default device and in the default precision, for models without parameters."""
         return torch.empty(())
+
+    @abstractmethod
+    def posterior(self, rows: Rows) -> Any:
+        """Return ``q(z|x)`` of rows, a distribution of batch shape ``(datum,)``."""
+
+    @abstractmethod
+    def prior_of(self, rows: Rows) -> Any:
+        """Return ``p(z)`` given the contexts of rows, a distribution of batch shape ``(datum,)`` or ``()``."""
+
+    @abstractmethod
+    def likelihood(self, z: Tensor, rows: Rows) -> Distribution:
+        """Return ``p(x|z)`` at latents ``(*, datum, latent)`` of rows, without their missing values."""
+
+    @abstractmethod
+    def latent_names(self, rows: Rows) -> list[str]:
+        """Return the name of each latent: its site and its index within the site."""
+
+    @abstractmethod
+    def stand_in(self, number: int) -> Tensor:
+        """Return stand-ins for the data of ``number`` rows, for draws of new data."""
+
+    def draw_latents(self, rows: Rows, shape: tuple[int, ...] = ()) -> Tensor:
+        """Draw z from the prior given the contexts of rows, shape ``(*shape, datum, latent)``."""
+        prior = self.prior_of(rows)
+        return drawn("prior", prior, shape if prior.batch_shape else (*shape, len(rows)))
 
     def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
         """Return ``log p(x, z)`` at these rows as a function of latents of shape ``(*, datum, latent)``."""
@@ -114,6 +139,8 @@ class Pair(Amortized):
         """Parameters of Pyro's parameter store that belong to no module; set by :meth:`check`."""
         self.global_sites: list[str] = []
         """The latents outside the plate over data; set by :meth:`check`."""
+        self.blank_row: Tensor | None = None
+        """A row of zeros of the shape of the data; set by :meth:`check`."""
 
     @torch.no_grad()
     @takes_settings
@@ -153,8 +180,39 @@ class Pair(Amortized):
         return {name: torch.stack([t.nodes[name]["value"] for t in runs]) for name in self.global_sites}
 
     def posterior(self, rows: Rows) -> JoinedPosterior:
-        """Return ``q(z|x)`` of rows, where z joins the continuous latents of all sites."""
+        """Return ``q(z|x)`` of rows, where z joins the latents of all sites in the order of the model."""
         return JoinedPosterior(self, rows)
+
+    def prior_of(self, rows: Rows) -> JoinedPrior:
+        """Return ``p(z)`` given the contexts of rows, with z as in :meth:`posterior`."""
+        return JoinedPrior(self, rows)
+
+    def likelihood(self, z: Tensor, rows: Rows) -> Distribution:
+        """Return ``p(x|z)``, the distribution of the site that observes x, at latents ``(*, datum, latent)``."""
+        return self.prior_of(rows).likelihood(z)
+
+    def latent_names(self, rows: Rows) -> list[str]:
+        """Return the name of each latent: its site and its index within the site."""
+        return self.prior_of(rows).names
+
+    def draw_latents(self, rows: Rows, shape: tuple[int, ...] = ()) -> Tensor:
+        """Draw z from the model without data, given the contexts of rows, shape ``(*shape, datum, latent)``.
+
+        Raises:
+            ModelError: if the model uses the values of x other than as ``obs=x``, or observes other data too.
+        """
+        validate_generative(self.model, rows)
+        return super().draw_latents(rows, shape)
+
+    def stand_in(self, number: int) -> Tensor:
+        """Return zeros of the shape of the rows that :meth:`check` saw last, for draws of new data.
+
+        Raises:
+            ModelError: if the pair has seen no data.
+        """
+        if self.blank_row is None:
+            raise ModelError("the shape of a row is unknown; train the pair, or call pair.check(x) first")
+        return self.like(self.blank_row).expand(number, *self.blank_row.shape[1:]).clone()
 
     def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
         return self.posterior(rows).log_joint
@@ -191,7 +249,9 @@ class Pair(Amortized):
             >>> bool((abs(found - exact) < 1e-6).all())
             True
         """
-        return Pair(_Conditioned(self.model, values), _Conditioned(self.guide, values))
+        conditioned = Pair(_Conditioned(self.model, values), _Conditioned(self.guide, values))
+        conditioned.blank_row = self.blank_row
+        return conditioned
 
     def __getattr__(self, name: str) -> Any:
         if name in ("prior", "decoder", "encoder", "likelihood"):
@@ -225,6 +285,7 @@ class Pair(Amortized):
         if missing := sorted(latents - {name for name, _ in samples(guide_trace)}):
             raise ModelError(f"the guide has no site {missing[0]}, a latent of the model; sample it in the guide too")
         self.global_sites = global_sites(model_trace, guide_trace)
+        self.blank_row = torch.zeros_like(rows.x[:1])
         owned = {id(parameter) for parameter in self.parameters()}
         used = [name for t in (model_trace, guide_trace) for name, site in t.nodes.items() if site["type"] == "param"]
         store = pyro.get_param_store()

@@ -38,12 +38,12 @@ def samples(trace: Trace) -> Iterator[tuple[str, Site]]:
 
 
 PARTICLES = "_particles"
-"""The name of the plate of particles, to the left of the plate over data."""
+"""The name of the plate of particles, to the left of the plate over data; of more than one, a prefix of the names."""
 
 
 def data_frames(site: Site) -> list[Any]:
     """Return the vectorized plates around a site, except the plate of particles."""
-    return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+    return [f for f in site["cond_indep_stack"] if f.vectorized and not f.name.startswith(PARTICLES)]
 
 
 def global_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:

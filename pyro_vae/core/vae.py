@@ -1,5 +1,6 @@
 """The VAE: a prior, a decoder and an encoder, combined into a Pyro model and guide."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from pyro_vae.core.param_store import Picklable, register
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.standardize import Standardizable, Standardize
 from pyro_vae.core.validation import whole
-from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError, type_of
 
 
 def data_plate(x: Tensor | None, size: int | None, context: Tensor | None = None) -> pyro.plate:
@@ -94,18 +95,16 @@ def _kind(part: Any) -> str:
     makes = part.func if isinstance(part, partial) else part
     if isinstance(makes, type):
         return f"{'a partial of ' * isinstance(part, partial)}the class {makes.__name__}, which must be called"
-    return f"a {type(part).__name__}"
+    return type_of(part)
 
 
 def _standardize_by(part: nn.Module, role: str, standardize: Any) -> None:
     if not isinstance(standardize, Standardize):
-        raise ModelError(
-            f"standardize is a {type(standardize).__name__}; give pyro_vae.data.mean_and_sd of the training data"
-        )
+        raise ModelError(f"standardize is {type_of(standardize)}; give pyro_vae.data.mean_and_sd of the training data")
     if not isinstance(part, Standardizable):
         base = "likelihoods.Likelihood" if role == "decoder" else "posteriors.Posterior"
         raise ModelError(
-            f"the {role} is a {type(part).__name__}, which does not support standardization; use a "
+            f"the {role} is {type_of(part)}, which does not support standardization; use a "
             f"pyro_vae.{base}, or standardize the data"
         )
     part.standardize_by(standardize)
@@ -218,6 +217,27 @@ class VAE(Amortized):
         likelihood = compatibility.called("decoder", self.decoder, z, *rows.given)
         return likelihood if rows.mask is None else masked(likelihood, rows.mask)
 
+    def prior_of(self, rows: Rows) -> Distribution:
+        """Return ``p(z)`` given the contexts of rows, batch shape ``(datum,)``, or ``()`` without contexts."""
+        return compatibility.called("prior", self.prior, *rows.given)
+
+    def latent_names(self, rows: Rows) -> list[str]:
+        """Return the name of each latent, ``z[0]``, ``z[1]``, …."""
+        return [f"z[{i}]" for i in range(self.prior_of(rows).event_shape.numel())]
+
+    def stand_in(self, number: int) -> Tensor:
+        """Return rows without features, since prior and decoder do not see data."""
+        return self.like(torch.empty(number, 0))
+
+    def log_joint_of(self, rows: Rows) -> Callable[[Tensor], Tensor]:
+        with torch.no_grad():
+            prior = self.prior_of(rows)  # once for all latents
+
+        def log_joint(z: Tensor) -> Tensor:
+            return prior.log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
+
+        return log_joint
+
     def log_joint(self, z: Tensor, rows: Rows) -> Tensor:
         """Return ``log p(z) + log p(x|z)`` of rows at latents ``(*, datum, latent)``, in nats, shape ``(*, datum)``.
 
@@ -230,8 +250,7 @@ class VAE(Amortized):
             >>> bool((evidence - linear.log_marginal(rows.x)).abs().max() < 1e-12)
             True
         """
-        prior = compatibility.called("prior", self.prior, *rows.given)
-        return prior.log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
+        return self.prior_of(rows).log_prob(z) + self.likelihood(z, rows).log_prob(rows.x)
 
     @torch.no_grad()
     def check(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> None:

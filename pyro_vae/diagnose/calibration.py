@@ -8,14 +8,12 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import evaluating, observed
 from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_p
-from pyro_vae.core.generate import latents
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import rows_for
 from pyro_vae.data.values import as_tensor
@@ -43,7 +41,7 @@ LIKELIHOOD = "log p(x|z)"
 @torch.no_grad()
 @takes_settings
 def sbc(
-    vae: VAE,
+    vae: Amortized,
     *,
     simulations: int = 500,
     draws: int = 99,
@@ -72,7 +70,8 @@ def sbc(
     mixture of q(z|x_i) over the data is the prior, so use the coverage, not the p-value.
 
     Args:
-        vae: a VAE.
+        vae: a VAE, or a :class:`pyro_vae.Pair` that was trained or has checked data. The quantities of a Pair are the
+            components of each site, and the log-likelihood is that of the site observed as x.
         simulations: the number of pairs (z, x), at least 20; the errors fall as its square root.
         draws: L, the number of draws from q for each pair, at least 9; the ranks have L + 1 values.
         around: data to reconstruct, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and
@@ -94,7 +93,8 @@ def sbc(
 
     Raises:
         DataError: if contexts or masks have the wrong type or shape.
-        ModelError: if the components of the VAE do not fit each other.
+        ModelError: if the components of the VAE do not fit each other; for a Pair, if its model uses the values of x
+            other than as ``obs=x``, or has a latent outside the plate over data.
         SettingsError: if a number is too small.
 
     References:
@@ -119,12 +119,12 @@ def sbc(
     with seeded(seed, device), evaluating(vae, draws * simulations):
         if around is None:
             given = _sample_contexts(vae, context, mask, simulations)
-            z = latents(vae, given)
+            z = vae.draw_latents(given)
         else:
             rows = rows_for(vae, around, context=context, mask=mask).like(vae)
             given = rows.take(torch.randint(len(rows), (simulations,), device=device))
             z = vae.posterior(given).sample()
-        x = called("decoder", vae.decoder, z, *given.given).sample()
+        x = vae.likelihood(z, Rows(given.x, given.context)).sample()
         if given.mask is not None and given.mask.shape != x.shape:
             raise DataError(
                 f"mask has shape {tuple(given.mask.shape[1:])} per datum, but the model's data {tuple(x.shape[1:])}"
@@ -134,19 +134,19 @@ def sbc(
         size = max(1, numbers_at_once(chunk, device) // (draws * x[0].numel()))
         for part, truth in zip(rows.split(size), z.split(size), strict=True):
             parts.append(_ranks(vae, part, truth, draws))
-        ranks = torch.cat(parts)
+        ranks, names = torch.cat(parts), vae.latent_names(given.take(slice(1)))
         within = torch.rand(ranks.shape).numpy()
-    return _summary(ranks.cpu().numpy(), within, draws).assign_attrs(
+    return _summary(ranks.cpu().numpy(), within, draws, names).assign_attrs(
         {"simulations": simulations, "draws": draws, "seed": seed, "latents": "prior" if around is None else "data"}
         | versions()
     )
 
 
-def _sample_contexts(vae: VAE, context: Any, mask: Any, number: int) -> Rows:
-    """Sample a context and a mask for each simulation, both from the same row; x is left empty."""
-    empty = torch.empty(number, 0)
+def _sample_contexts(vae: Amortized, context: Any, mask: Any, number: int) -> Rows:
+    """Sample a context and a mask for each simulation, both from the same row, with stand-ins for x."""
+    x = vae.stand_in(number)
     if context is None and mask is None:
-        return Rows(empty)
+        return Rows(x)
     context = None if context is None else vae.like(as_tensor(context, source="context"))
     device = vae.like(torch.zeros(())).device
     mask = None if mask is None else torch.as_tensor(mask, device=device)
@@ -158,10 +158,10 @@ def _sample_contexts(vae: VAE, context: Any, mask: Any, number: int) -> Rows:
     if mask is not None and not mask.numel():
         raise DataError(f"mask has shape {tuple(mask.shape)}; pass at least one row and one feature")
     index = torch.randint(len(known), (number,), device=device)
-    return Rows(empty, *(None if value is None else value[index] for value in (context, mask)))
+    return Rows(x, *(None if value is None else value[index] for value in (context, mask)))
 
 
-def _ranks(vae: VAE, rows: Rows, truth: Tensor, draws: int) -> Tensor:
+def _ranks(vae: Amortized, rows: Rows, truth: Tensor, draws: int) -> Tensor:
     """Rank each quantity among the draws of q, shape ``(datum, quantity)``."""
     q = vae.posterior(rows)
     z = torch.cat([truth.unsqueeze(0), q.sample((draws,))])
@@ -172,7 +172,7 @@ def _ranks(vae: VAE, rows: Rows, truth: Tensor, draws: int) -> Tensor:
     return below + (torch.rand(equal.shape, device=equal.device) * (equal + 1)).long().clamp(max=draws)
 
 
-def _summary(ranks: np.ndarray, within: np.ndarray, draws: int) -> xr.Dataset:
+def _summary(ranks: np.ndarray, within: np.ndarray, draws: int, latents: list[str]) -> xr.Dataset:
     number, quantities = ranks.shape
     counts = _ecdf.counts_below(ranks, draws + 1)
     p, error = np.array([_ecdf.p_value(column, number) for column in counts.T]).T
@@ -198,8 +198,12 @@ def _summary(ranks: np.ndarray, within: np.ndarray, draws: int) -> xr.Dataset:
         "expected_coverage": ("level", latent.mean(0), share),
         "expected_coverage_se": ("level", with_two.std(0, ddof=1) / np.sqrt(number + 2), share),
     }
-    names = [f"z[{i}]" for i in range(quantities - 1)] + [LIKELIHOOD]
-    coords = {"simulation": range(number), "quantity": names, "quantile": quantile, "level": list(LEVELS)}
+    coords = {
+        "simulation": range(number),
+        "quantity": [*latents, LIKELIHOOD],
+        "quantile": quantile,
+        "level": list(LEVELS),
+    }
     thresholds = {"band_miss": MISS, "doubtful_below": DOUBTFUL, "bad_below": BAD, "held": HELD, "apart": APART}
     return xr.Dataset(found, coords, attrs=thresholds)
 

@@ -12,13 +12,12 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
-from pyro_vae.core.component import Distribution, evaluating, observed
+from pyro_vae.core.component import evaluating, observed
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate, format_p, format_rounded
-from pyro_vae.core.generate import latents
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.errors import SettingsError
@@ -67,7 +66,7 @@ distance is above FAR standard deviations of the replicated data sets, and large
 @torch.no_grad()
 @takes_settings
 def predictive_check(
-    vae: VAE,
+    vae: Amortized,
     x: Any,
     *,
     statistics: Mapping[str, Statistic] | None = None,
@@ -88,7 +87,7 @@ def predictive_check(
     One discrepancy is always included: the mean of log p(x|z) per datum, of data and replicate at the same latents.
 
     Args:
-        vae: a VAE.
+        vae: a VAE or a :class:`pyro_vae.Pair`.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         statistics: functions from a data set of shape ``(datum, *features)`` to one number, by name; missing values are
             NaN in data and replicates. By default the mean, sd, smallest and largest value and share of zeros of each
@@ -110,7 +109,7 @@ def predictive_check(
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
-        ModelError: if the VAE does not fit the data.
+        ModelError: if the VAE does not fit the data, or a Pair has a latent outside the plate over data.
         SettingsError: if ``draws`` is below 20, or a statistic does not return one finite number.
 
     References:
@@ -133,7 +132,7 @@ def predictive_check(
 @torch.no_grad()
 @takes_settings
 def prior_check(
-    vae: VAE,
+    vae: Amortized,
     x: Any,
     *,
     statistics: Mapping[str, Statistic] | None = None,
@@ -151,7 +150,7 @@ def prior_check(
     guide is not used, and there is no discrepancy.
 
     Args:
-        vae: a VAE.
+        vae: a VAE or a :class:`pyro_vae.Pair`.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         statistics: as for :func:`predictive_check`.
         draws: the number of replicated data sets, at least 20.
@@ -163,7 +162,8 @@ def prior_check(
 
     Raises:
         DataError: if the data are not finite numbers in rows, or outside the support of the likelihood.
-        ModelError: if the VAE does not fit the data.
+        ModelError: if the VAE does not fit the data; for a Pair, if its model uses the values of x other than as
+            ``obs=x``, or has a latent outside the plate over data.
         SettingsError: if ``draws`` is below 20, or a statistic does not return one finite number.
 
     References:
@@ -182,7 +182,14 @@ def prior_check(
 
 
 def _check(
-    vae: VAE, x: Any, statistics: Mapping[str, Statistic] | None, draws: int, seed: int, chunk: int, *, prior: bool
+    vae: Amortized,
+    x: Any,
+    statistics: Mapping[str, Statistic] | None,
+    draws: int,
+    seed: int,
+    chunk: int,
+    *,
+    prior: bool,
 ) -> xr.Dataset:
     whole("draws", draws, 20)
     whole("chunk", chunk, 1)
@@ -218,7 +225,7 @@ def _has_one_unit(x: Any) -> bool:
     return getattr(x, "columns", None) is None or getattr(x, "image_shape", None) is not None
 
 
-def _has_zeros(vae: VAE, rows: Rows, statistics: np.ndarray) -> np.ndarray:
+def _has_zeros(vae: Amortized, rows: Rows, statistics: np.ndarray) -> np.ndarray:
     """Return whether the share of zeros of each column is informative; in continuous data, a few zeros are rounding."""
     return np.array(countable_features(vae, rows)) | (statistics[OF_COLUMNS.index(ZEROS)] > atoms.SHARE)
 
@@ -295,7 +302,9 @@ def _with_nan(x: Tensor, mask: Tensor | None) -> Tensor:
     return x.clone() if mask is None else x.masked_fill(~mask, torch.nan)
 
 
-def _replicates(vae: VAE, rows: Rows, draws: int, chunk: int, prior: bool) -> Iterator[tuple[Tensor, list[float]]]:
+def _replicates(
+    vae: Amortized, rows: Rows, draws: int, chunk: int, prior: bool
+) -> Iterator[tuple[Tensor, list[float]]]:
     """Yield replicated data sets, each with the discrepancies of data and replicate (none for the prior)."""
     parts = list(rows.split(max(1, chunk // rows.x[0].numel())))
     guides = [None if prior else vae.posterior(part) for part in parts]
@@ -308,9 +317,9 @@ def _replicates(vae: VAE, rows: Rows, draws: int, chunk: int, prior: bool) -> It
             yield x, [] if prior else score
 
 
-def _replicate(vae: VAE, rows: Rows, q: Distribution | None, shape: tuple[int]) -> tuple[Tensor, Tensor]:
+def _replicate(vae: Amortized, rows: Rows, q: Any, shape: tuple[int]) -> tuple[Tensor, Tensor]:
     """Replicate some rows, and return the sums of log p(x|z) of data and replicate too, ``(draw, 2)``."""
-    z = latents(vae, rows, shape) if q is None else q.sample(shape)
+    z = vae.draw_latents(rows, shape) if q is None else q.sample(shape)
     p = vae.likelihood(z, rows)
     x = p.sample()
     scores = [p.log_prob(value).double().sum(-1) for value in (rows.x, observed(x, rows.mask))]

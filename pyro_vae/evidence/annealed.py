@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.compatibility import support_of
-from pyro_vae.core.component import Distribution, distribution
-from pyro_vae.core.joined import JoinedPosterior, JoinedPrior
-from pyro_vae.core.pair import Amortized, Pair
+from pyro_vae.core.component import Distribution
+from pyro_vae.core.joined import JoinedPosterior
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.weights import Estimates, Plan, estimate_log_mean
 
@@ -145,41 +144,19 @@ class Path:
             >>> Path.from_guide(vae, Rows(torch.ones(3, 5))).at(torch.zeros(4, 3, 2)).slope_p.shape
             torch.Size([4, 3, 2])
         """
-        if isinstance(vae, Pair):
-            joined = vae.posterior(rows)
-            return cls(rows, joined, joined.log_joint)
-        assert isinstance(vae, VAE)
         with torch.no_grad():
-            q = vae.posterior(rows)
+            q, prior = vae.posterior(rows), vae.prior_of(rows)
         validate_latents(q, "encoder")
-        return cls(rows, q, cls.joint_of(vae, rows, cls.prior_of(vae, rows)))
+        validate_latents(prior, "prior")
+        return cls(rows, q, vae.log_joint_of(rows))
 
     @classmethod
     def from_prior(cls, vae: Amortized, rows: Rows) -> "Path":
         """Build the path from the prior, which does not use the guide; it raises as :meth:`from_guide` does."""
-        if isinstance(vae, Pair):
-            joined = JoinedPrior(vae, rows)
-            return cls(rows, joined, joined.log_joint, power_temperature)
-        assert isinstance(vae, VAE)
-        prior = cls.prior_of(vae, rows)
-        return cls(rows, prior, cls.joint_of(vae, rows, prior), power_temperature)
-
-    @staticmethod
-    def joint_of(vae: VAE, rows: Rows, prior: Distribution) -> Callable[[Tensor], Tensor]:
-        """Return log p(x, z) as a function of z, with a prior that is computed once."""
-
-        def log_joint(z: Tensor) -> Tensor:
-            return prior.log_prob(z) + vae.likelihood(z, rows).log_prob(rows.x)
-
-        return log_joint
-
-    @staticmethod
-    def prior_of(vae: VAE, rows: Rows) -> Distribution:
-        """Return p(z) given the contexts of the rows; raise a ModelError if z is discrete or bounded."""
         with torch.no_grad():
-            prior = distribution(vae.prior, "prior", *rows.given)
+            prior = vae.prior_of(rows)
         validate_latents(prior, "prior")
-        return prior
+        return cls(rows, prior, vae.log_joint_of(rows), power_temperature)
 
     def draw(self, chains: int) -> Tensor:
         """Draw the initial latents of ``chains`` chains per datum, shape ``(chains, datum, *event)``."""

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.component import observed
-from pyro_vae.core.generate import latents
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.evidence.annealed import Path, State, Tuning, even_positions, frozen, move, traverse, tune
 from pyro_vae.evidence.weights import Estimates, Plan, log_mean, tail_shape
 
@@ -14,7 +13,7 @@ SPREADING_MOVES = 10
 """Moves that spread the chains of the upper bound, which all start at one exact draw, over the posterior or a mode."""
 
 
-def simulate(vae: VAE, rows: Rows) -> tuple[Tensor, Rows]:
+def simulate(vae: Amortized, rows: Rows) -> tuple[Tensor, Rows]:
     """Simulate one datum per row, with its context and mask; return the latents and the data.
 
     Example:
@@ -24,12 +23,12 @@ def simulate(vae: VAE, rows: Rows) -> tuple[Tensor, Rows]:
         >>> z.shape, rows.x.shape
         (torch.Size([3, 2]), torch.Size([3, 5]))
     """
-    z = latents(vae, rows)
+    z = vae.draw_latents(rows)
     x = vae.likelihood(z, rows).sample()
     return z, Rows(observed(x, rows.mask), rows.context, rows.mask)
 
 
-def bidirectional(vae: VAE, rows: Rows, plan: Plan) -> Estimates:
+def bidirectional(vae: Amortized, rows: Rows, plan: Plan) -> Estimates:
     """Bound log p(x) of simulated data from below and from above.
 
     The latents from which a datum was simulated are an exact draw from its posterior. Annealing from this draw

@@ -10,14 +10,14 @@ import xarray as xr
 from pyro_vae.__about__ import versions
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import numbers_at_once, seeded, validate_seed
-from pyro_vae.core.pair import Amortized, Pair
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import row_names
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.annealed import PILOT, anneal_from_guide, anneal_from_prior
 from pyro_vae.evidence.bidirectional import SPREADING_MOVES, bidirectional
 from pyro_vae.evidence.generative import generative_attribute
@@ -114,8 +114,7 @@ def log_evidence(
     brackets log p(x) of simulated data.
 
     Args:
-        vae: a VAE, or for all methods but ``"bdmc"`` a :class:`pyro_vae.Pair`, whose latents of all sites are moved
-            together.
+        vae: a VAE, or a :class:`pyro_vae.Pair`, whose latents of all sites are moved together.
         x: data, shape ``(datum, *features)``, or :class:`~pyro_vae.data.Data` with context and mask.
         method: ``"iw"``, ``"psis"``, ``"ais"``, ``"ais_prior"`` or ``"bdmc"``.
         num_particles: the number of draws or chains per datum K, at least 2 (25 for ``"psis"`` and for k̂); by default
@@ -176,10 +175,6 @@ def log_evidence(
     if torch.is_inference_mode_enabled() and method in ANNEALED:
         raise SettingsError(
             f"method {method!r} needs gradients, but inference mode is on; call log_evidence outside of it"
-        )
-    if method == "bdmc" and isinstance(vae, Pair):
-        raise ModelError(
-            "method 'bdmc' needs a VAE with a prior and a decoder, which a Pair does not have; use iw, psis or ais"
         )
     x = data_for(vae, x)
     data = rows_for(vae, x)

@@ -79,6 +79,8 @@ def encode(
         return _moments(vae.posterior(rows), draws)
 
     sites = vae.posterior(table.first.like(vae)) if isinstance(vae, Pair) else None
+    if sites is not None:
+        sites.validate_real()
     event = vae.prior(*table.first.given).event_shape if sites is None else sites.event_shape
     width = max(table.first.x[0].numel(), event.numel())
     found = by_block(

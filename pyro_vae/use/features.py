@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.core.component import evaluating
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.likelihoods._distributions import Levels, LogisticLevels, Side
 from pyro_vae.use.inputs import Found
 
@@ -35,7 +35,7 @@ def parts_of(likelihood: Any) -> list[Any]:
     return [likelihood]
 
 
-def likelihood_of(vae: VAE, rows: Rows) -> Any:
+def likelihood_of(vae: Amortized, rows: Rows) -> Any:
     """Return p(x|z) at one draw of z, to inspect its distributions; the state of the generator is preserved.
 
     Example:

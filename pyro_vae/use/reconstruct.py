@@ -7,8 +7,8 @@ import torch
 import xarray as xr
 
 from pyro_vae.core.device import validate_seed
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.use.features import likelihood_of, summarize, width_of
 from pyro_vae.use.inputs import Found, Table, by_block, read
@@ -18,7 +18,7 @@ from pyro_vae.use.labelled import label
 @torch.no_grad()
 @takes_settings
 def reconstruct(
-    vae: VAE,
+    vae: Amortized,
     data: Any,
     *,
     context: Any = None,
@@ -39,7 +39,7 @@ def reconstruct(
     of a ``Categorical`` have no mean: their reconstruction is the most probable code.
 
     Args:
-        vae: a VAE.
+        vae: a VAE or a :class:`pyro_vae.Pair`.
         data: what :func:`pyro_vae.data.rows_for` takes, or a :func:`pyro_vae.data.stream`, which is read once; memory
             is bounded, except for the result.
         context: of a conditional VAE, shape ``(datum, c)``.
@@ -59,7 +59,7 @@ def reconstruct(
 
     Raises:
         DataError: if the values or columns of the data do not fit the VAE.
-        ModelError: if the VAE does not fit the data.
+        ModelError: if the VAE does not fit the data, or a Pair has a latent outside the plate over data.
         SettingsError: if a setting is out of its range.
 
     References:
@@ -82,7 +82,7 @@ def reconstruct(
 
 @torch.no_grad()
 def encode_and_decode(
-    vae: VAE,
+    vae: Amortized,
     table: Table,
     rows_to_decode: Callable[[Rows], Rows],
     *,

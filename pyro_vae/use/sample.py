@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from pyro_vae.core.compatibility import called
 from pyro_vae.core.component import Distribution, evaluating
 from pyro_vae.core.device import derive_seed, numbers_at_once, seeded, validate_seed
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import ticking
+from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.context import context_names, one_hot_context
@@ -26,14 +28,14 @@ from pyro_vae.use.labelled import label
 @torch.no_grad()
 @takes_settings
 def sample(
-    vae: VAE, n: int, *, context: Any = None, seed: int = 0, chunk: int = 2**22, progress: bool = False
+    vae: Amortized, n: int, *, context: Any = None, seed: int = 0, chunk: int = 2**22, progress: bool = False
 ) -> xr.Dataset:
     """Sample new rows from the model.
 
     .. math:: z \\sim p(z), \\qquad x \\sim p(x | z)
 
     Args:
-        vae: a VAE.
+        vae: a VAE, or a :class:`pyro_vae.Pair` that was trained or has checked data; its model runs without data.
         n: the number of rows, at least 1.
         context: the context of a conditional VAE, one for all rows, shape ``(c,)`` or ``(1, c)``, or one for each row,
             shape ``(n, c)``; for a VAE that was trained on named context columns also a table of these columns, e.g.
@@ -49,7 +51,8 @@ def sample(
 
     Raises:
         DataError: if the context is not finite, or has neither one row nor n rows.
-        ModelError: if the model needs a context and gets none, or one of another width.
+        ModelError: if the model needs a context and gets none, or one of another width; for a Pair, if its model uses
+            the values of x other than as ``obs=x``, or has a latent outside the plate over data.
         SettingsError: if a setting is out of its range.
 
     Example:
@@ -62,24 +65,36 @@ def sample(
     whole("chunk", chunk, 1)
     validate_seed(seed)
     given = contexts(vae, context, n)
-    device = vae.like(torch.empty(0)).device
+    rows = Rows(vae.stand_in(n), *given)
+    device = rows.x.device
     with evaluating(vae):
         with seeded(seed, device):  # one row, to find out the number of values
-            z = _sample_prior(vae, 1, *(rows[:1] for rows in given))
-            width = likelihood_at(vae, z, tuple(rows[:1] for rows in given)).event_shape.numel()
-        size = max(1, numbers_at_once(chunk, device) // max(width, z.numel()))
+            z, likelihood = _draw_one(vae, rows.take(slice(1)))
+        size = max(1, numbers_at_once(chunk, device) // max(likelihood.event_shape.numel(), z.numel()))
         starts, drawn = range(0, n, size), []
         with ticking("Sampling", len(starts), progress) as tick:
             for first in starts:
-                number, block = min(size, n - first), [rows[first : first + size] for rows in given]
+                block = rows.take(slice(first, first + size))
                 with seeded(derive_seed(seed, "sampling", first), device):
-                    x = vae.decoder(_sample_prior(vae, number, *block), *block).sample()
-                drawn.append(x.flatten(1).cpu().numpy())
+                    x = vae.likelihood(vae.draw_latents(block), block).sample()
+                drawn.append(x.reshape(len(x), -1).cpu().numpy())
                 tick()
     return label({"x": (["datum", "feature"], np.concatenate(drawn))}, Names.of(vae), seed=seed)
 
 
-def contexts(vae: VAE, context: Any, n: int) -> tuple[Tensor, ...]:
+def _draw_one(vae: Amortized, row: Rows) -> tuple[Tensor, Distribution]:
+    """Draw z of one row from the prior, and return p(x|z) too; an error names the context that the model needs."""
+    parts = {role: getattr(vae, role, None) for role in ("prior", "decoder")}
+    numbers = _inputs(parts["prior"]) if isinstance(parts["prior"], ContextNormal) else 0
+    try:
+        z = vae.draw_latents(row)
+        numbers = _inputs(parts["decoder"]) - z.shape[-1]
+        return z, vae.likelihood(z, row)
+    except ModelError as error:
+        raise _with_needed_context(error, vae, row.given, numbers) from error
+
+
+def contexts(vae: Amortized, context: Any, n: int) -> tuple[Tensor, ...]:
     """Expand a context to n rows, on the device and in the precision of a VAE; return ``()`` without a context.
 
     Raises:
@@ -101,7 +116,7 @@ def contexts(vae: VAE, context: Any, n: int) -> tuple[Tensor, ...]:
     return (rows.expand(n, -1),)
 
 
-def _as_numbers(vae: VAE, context: Any) -> Any:
+def _as_numbers(vae: Amortized, context: Any) -> Any:
     """Encode a context of named columns as in training; return any other context unchanged."""
     known = vae.trained_on
     if not is_table(context):
@@ -150,12 +165,13 @@ def prior_at(vae: VAE, given: tuple[Tensor, ...]) -> Distribution:
         raise _with_needed_context(error, vae, given, numbers) from error
 
 
-def _inputs(part: nn.Module) -> int:
+def _inputs(part: nn.Module | None) -> int:
     """Return the number of inputs of the first linear layer, or 0 if there is none."""
-    return next((layer.in_features for layer in part.modules() if isinstance(layer, nn.Linear)), 0)
+    layers = () if part is None else part.modules()
+    return next((layer.in_features for layer in layers if isinstance(layer, nn.Linear)), 0)
 
 
-def _with_needed_context(error: ModelError, vae: VAE, given: tuple[Tensor, ...], numbers: int) -> ModelError:
+def _with_needed_context(error: ModelError, vae: Amortized, given: tuple[Tensor, ...], numbers: int) -> ModelError:
     """Return an error that names the context that the model needs, or ``error`` if the context is not the cause.
 
     ``numbers`` is the width of the context for a VAE that was not trained on named context columns.
@@ -173,8 +189,3 @@ def _with_needed_context(error: ModelError, vae: VAE, given: tuple[Tensor, ...],
         f"the model needs a context of {numbers} number{'s' * (numbers > 1)}{names} and got {received}; "
         f"pass context= of shape ({numbers},){where}"
     )
-
-
-def _sample_prior(vae: VAE, number: int, *context: Tensor) -> Tensor:
-    prior = prior_at(vae, context)
-    return prior.sample(() if prior.batch_shape else (number,))

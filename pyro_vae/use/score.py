@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import derive_seed, numbers_at_once, seeded, validate_seed
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on, validate_not_trained_on
 from pyro_vae.data.rows import rows_for
@@ -42,7 +42,7 @@ OVER_DRAWS = ("elbo", "elbo_mcse", "reconstruction", "reconstruction_mcse")
 @torch.no_grad()
 @takes_settings
 def score(
-    vae: VAE,
+    vae: Amortized,
     data: Any,
     *,
     context: Any = None,
@@ -81,7 +81,7 @@ def score(
     from another population can have a high log p(x) (Nalisnick et al., 2019).
 
     Args:
-        vae: a VAE.
+        vae: a VAE or a :class:`pyro_vae.Pair`.
         data: shape ``(datum, *features)``, a table, :class:`~pyro_vae.data.Data` with context and mask, or a stream,
             which is scored 4096 rows at a time.
         context: for a conditional VAE, shape ``(datum, c)``, unless ``data`` hold it.
@@ -168,7 +168,7 @@ def score(
     return xr.Dataset(variables, {"datum": labels}, attrs)
 
 
-def _fresh(vae: VAE, held_out: Any) -> Rows:
+def _fresh(vae: Amortized, held_out: Any) -> Rows:
     """Return held-out rows in memory, after validating that they are not training data."""
     if isinstance(held_out, Source):
         raise DataError("held_out is a stream, but must be in memory; pass held_out.sample(10_000)")
@@ -234,7 +234,7 @@ def _warn_if_unmatched(count: np.ndarray) -> None:
         )
 
 
-def _over_draws(vae: VAE, rows: Rows, draws: int, chunk: int, seed: int) -> np.ndarray:
+def _over_draws(vae: Amortized, rows: Rows, draws: int, chunk: int, seed: int) -> np.ndarray:
     """Compute the variables of ``OVER_DRAWS``, shape ``(4, datum)``."""
     size = max(1, numbers_at_once(chunk, rows.x.device) // (draws * rows.x[0].numel()))
     with seeded(seed, rows.x.device), evaluating(vae, draws * min(size, len(rows))):

@@ -20,10 +20,10 @@ def x():
 def test_densities_at_joined_latents_are_those_of_the_sites(x):
     two = pair(1.4)
     q = two.posterior(Rows(x))
-    assert q.names == ["z2[0]", "z2[1]", "z2[2]", "z1[0]", "z1[1]"]
+    assert q.names == ["z1[0]", "z1[1]", "z2[0]", "z2[1]", "z2[2]"]
     z = q.sample((7, 3))
     assert z.shape == (7, 3, 5, 5)
-    w = z[..., :3], z[..., 3:]
+    w = z[..., 2:], z[..., :2]
     both = two.guide.owner
     log_q = dist.MultivariateNormal(both.encoder(x), 1.4 * both.covariance).log_prob(w[0])
     log_q = log_q + dist.MultivariateNormal(w[0] @ A @ both.top / 0.6**2, 1.4 * both.top).log_prob(w[1])
@@ -50,7 +50,7 @@ def test_annealing_moves_all_sites(method, x):
 
 def test_nuts_finds_the_posterior_of_all_sites(x):
     found = pv.diagnose.nuts(pair(), x, data=1, chains=2, warmup=30, draws=40)
-    assert found.latent.values.tolist() == ["z2[0]", "z2[1]", "z2[2]", "z1[0]", "z1[1]"]
+    assert found.latent.values.tolist() == ["z1[0]", "z1[1]", "z2[0]", "z2[1]", "z2[2]"]
     for site, (mean, covariance) in exact_moments(x).items():
         of = found.isel(datum=0, latent=[str(name).startswith(site) for name in found.latent.values])
         assert (abs(of["mean"] - mean[0].numpy()) < 5 * of.mean_se).all()
