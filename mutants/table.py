@@ -17,10 +17,13 @@ _COMPARE = "test_compare test_recommend test_seeds test_coverage"
 GROUPS: dict[str, str] = {
     "pyro_vae.elbo": _ELBO,
     "pyro_vae.elbo.bounds": f"{_ELBO} test_recommend",
+    "pyro_vae.elbo.estimator": f"{_ELBO} test_recommend",
+    "pyro_vae.elbo.importance_weighted": f"{_ELBO} test_recommend",
     "pyro_vae.elbo.hand_derived": "test_oracle_elbos test_elbo test_note",
     "pyro_vae.elbo.kl": "test_oracle_densities test_kl test_elbo",
     "pyro_vae.evidence": _EVIDENCE,
     "pyro_vae.diagnose.convergence": "test_converged test_coverage",
+    "pyro_vae.diagnose.iterates": "test_converged test_coverage",
     "pyro_vae.diagnose.gaps": "test_gaps test_coverage",
     "pyro_vae.diagnose.free": "test_gaps test_coverage",
     "pyro_vae.diagnose.latents": "test_collapse test_coverage",
@@ -118,7 +121,7 @@ REASONS: dict[tuple[str, str, str], str] = {
         "(torch.rand(equal.shape, device=equal.device) * (equal + 1)).long().clamp(max=draws)",
         "(torch.rand(equal.shape, device=equal.device) * (equal + 1)).long()",
     ): "float32 rounds one draw in some ten million up to the next whole number",
-    ("pyro_vae.elbo.objectives", "self.step.device != device", "self.step.device == device"): (
+    ("pyro_vae.elbo.schedules", "self.step.device != device", "self.step.device == device"): (
         "on a CPU there is one device; test_devices sees it on a GPU"
     ),
 }

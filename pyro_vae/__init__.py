@@ -1,6 +1,7 @@
 """Variational autoencoders in Pyro: verified estimators, interchangeable components, model evidence."""
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,17 @@ _MOVED = {
     "swap": "compare.swap",
 }
 """Short import paths, including those of earlier versions, and the modules they stand for."""
+
+
+def _use_one_thread() -> None:
+    """Use one thread in a forked process: torch would wait forever for the other threads, which only the parent has."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # missing on Windows
+    os.register_at_fork(after_in_child=_use_one_thread)
 
 
 def __getattr__(name: str) -> Any:

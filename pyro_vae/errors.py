@@ -20,6 +20,16 @@ def printable(text: str) -> str:
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
+def type_of(value: object) -> str:
+    """Name the type of a value with its article.
+
+    >>> type_of(3), type_of([])
+    ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' or name == 'ndarray' else 'a'} {name}"
+
+
 class PyroVAEError(Exception):
     """Base class of the errors that this library raises.
 

@@ -15,7 +15,7 @@ from pyro_vae.core.component import Conditional, Distribution, at_least_single, 
 from pyro_vae.core.distributions import LowRankMultivariateNormal, MultivariateNormal
 from pyro_vae.core.standardize import Standardizable, Standardize
 from pyro_vae.core.validation import above_zero, whole
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import ModelError, SettingsError, type_of
 
 if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
@@ -314,7 +314,7 @@ class Flow(Posterior):
         super().__init__(nn.Identity() if net is None else net)
         if not isinstance(flow, nn.Module):
             raise ModelError(
-                f"flow is a {type(flow).__name__}; pass a zuko flow (pip install pyro-vae[flows]), "
+                f"flow is {type_of(flow)}; pass a zuko flow (pip install pyro-vae[flows]), "
                 "such as zuko.flows.NICE(latents, context=features)"
             )
         self.flow = flow

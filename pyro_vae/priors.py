@@ -15,7 +15,7 @@ from pyro_vae.core.given_numbers import GivenNumbers
 from pyro_vae.core.standardize import Standardize
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import rows_of
-from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
+from pyro_vae.errors import ModelError, PyroVAEError, SettingsError, type_of
 
 if TYPE_CHECKING:
     from pyro_vae.core.vae import VAE
@@ -413,7 +413,7 @@ class Flow(Prior):
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
         if not isinstance(flow, nn.Module):
-            raise ModelError(f"flow is a {type(flow).__name__}; pass a zuko flow, such as zuko.flows.NSF(latents)")
+            raise ModelError(f"flow is {type_of(flow)}; pass a zuko flow, such as zuko.flows.NSF(latents)")
         self.flow = flow
         with torch.random.fork_rng(devices=[]):
             drawn("prior", called("prior", self))  # a flow with a context fails only when called

@@ -12,8 +12,8 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.checksums import read_checksums
 from pyro_vae.cli.commands import parser_for
-from pyro_vae.cli.fit import trained_run
 from pyro_vae.cli.kept_jobs import ABOUT, KeptJobs, hash_of, is_sweep, stopped_sweep, sweep_folder
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.cli.run_folder import RunFolder, folder_for, read_dataset
 from pyro_vae.cli.sweep import say, tell
 from pyro_vae.core.format import Console

@@ -8,17 +8,10 @@ from jsonargparse import Namespace
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build
-from pyro_vae.cli.fit import (
-    Loaded,
-    load_data,
-    report_reading,
-    saving_after_divergence,
-    train,
-    trained_run,
-    validate_held_out,
-    validate_training,
-)
+from pyro_vae.cli.fit import saving_after_divergence, train, validate_held_out, validate_training
 from pyro_vae.cli.kept_jobs import KeptJobs, hash_of, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
+from pyro_vae.cli.load_data import Loaded, load_data, report_reading
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.report import in_double, save_comparison, show_comparison, show_fit
 from pyro_vae.cli.run_folder import RunFolder, folder_for, read_dataset

@@ -2,7 +2,7 @@
 
 from jsonargparse import Namespace
 
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.cli.tables import new_file, validate_new
 from pyro_vae.core.format import Console
 from pyro_vae.core.validation import whole

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from pyro_vae.cli.fit import WriteSettings, build_untrained, saving_after_divergence, settings_of, train
+from pyro_vae.cli.fit import WriteSettings, build_untrained, saving_after_divergence, train
 from pyro_vae.cli.interrupts import interruptible
+from pyro_vae.cli.load_run import settings_of
 from pyro_vae.cli.report import save_fit, show_baseline, show_fit, write_held_out_rows
 from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.core.format import Console

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from pyro_vae.cli.fit import Loaded
+from pyro_vae.cli.load_data import Loaded
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.compare.elbos import verdict
 from pyro_vae.compare.recommend import recommend
@@ -70,7 +70,7 @@ def save_fit(run: RunFolder, fit: Fit, held_out: Data) -> None:
 
 
 def write_held_out_rows(run: RunFolder, data: Loaded) -> None:
-    """Write the numbers of the held-out rows, one per line, if the rows were split off from the training file.
+    """Write the labels or numbers of the held-out rows, one per line, if they were split off from the training file.
 
     Example:
         >>> import tempfile
@@ -79,14 +79,16 @@ def write_held_out_rows(run: RunFolder, data: Loaded) -> None:
         ...     run = RunFolder(folder)
         ...     write_held_out_rows(run, Loaded(part, part, files=(part,)))
         ...     print((run.path / "held_out_rows.txt").read_text(), end="")
-        # the rows of table.csv that were held out, counted from 0 after any header
+        # the rows of table.csv that were held out, by their row labels
         4
         1
     """
     labels = data.held_out.row_labels
     if len(data.files) > 1 or labels is None:
         return
-    head = f"# the rows of {data.held_out.source} that were held out, counted from 0 after any header"
+    are_numbers = data.files[0].row_labels is None
+    by = "counted from 0 after any header" if are_numbers else "by their row labels"
+    head = f"# the rows of {data.held_out.source} that were held out, {by}"
     run.text("held_out_rows.txt", "\n".join([head, *map(str, labels.tolist())]) + "\n")
 
 

@@ -10,16 +10,9 @@ import xarray as xr
 from jsonargparse import Namespace
 
 from pyro_vae.cli.build import Part, assemble, names_of
-from pyro_vae.cli.fit import (
-    Loaded,
-    load_data,
-    report_reading,
-    train,
-    validate_estimator,
-    validate_held_out,
-    validate_training,
-)
+from pyro_vae.cli.fit import train, validate_estimator, validate_held_out, validate_training
 from pyro_vae.cli.kept_jobs import KeptJobs, hash_of, is_sweep, places_of, stopped_sweep, sweep_folder, tell_done
+from pyro_vae.cli.load_data import Loaded, load_data, report_reading
 from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import as_yaml, command, swap_settings

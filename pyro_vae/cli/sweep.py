@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch.multiprocessing
 from jsonargparse import Namespace
 
-from pyro_vae.cli.fit import Loaded
+from pyro_vae.cli.load_data import Loaded
 from pyro_vae.cli.settings import with_absolute_paths
 from pyro_vae.core.device import validate_seed
 from pyro_vae.core.format import Console

@@ -12,7 +12,8 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 import pyro_vae
-from pyro_vae.cli.fit import load_weights, read_like, report_reading, settings_of, streamed, trained_run
+from pyro_vae.cli.load_data import read_like, report_reading, streamed
+from pyro_vae.cli.load_run import load_weights, settings_of, trained_run
 from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data, rows_for, stream

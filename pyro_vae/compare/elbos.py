@@ -30,7 +30,7 @@ from pyro_vae.elbo import (
     kl_provenance,
 )
 from pyro_vae.elbo.given import as_estimator
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import ModelError, SettingsError, type_of
 from pyro_vae.evidence import known_evidence
 
 
@@ -180,7 +180,7 @@ def compare_elbos(
 
 
 def _shown(elbos: Any) -> str:
-    return f"the class {elbos.__name__}" if isinstance(elbos, type) else f"a {type(elbos).__name__}"
+    return f"the class {elbos.__name__}" if isinstance(elbos, type) else type_of(elbos)
 
 
 def _as_numbers(particles: Any) -> list[int]:

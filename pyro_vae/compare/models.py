@@ -18,7 +18,7 @@ from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.fingerprint import data_hash, row_hashes, validate_not_trained_on
 from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
 from pyro_vae.data.rows import data_for, rows_for, rows_of
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import DataError, SettingsError, type_of
 from pyro_vae.evidence.atoms import REMEDY, atoms, warn_of_atoms
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, validate_method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model
@@ -200,7 +200,7 @@ def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
             validate_not_trained_on(model, row_hashes(ordered), getattr(x_test, "row_labels", None), name=name)
         else:
             raise SettingsError(
-                f"models[{name!r}] is a {type(model).__name__}; pass a VAE, a Pair or a dataset from log_evidence"
+                f"models[{name!r}] is {type_of(model)}; pass a VAE, a Pair or a dataset from log_evidence"
             )
     return rows, hashes
 

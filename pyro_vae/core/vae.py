@@ -15,7 +15,7 @@ from pyro_vae.core.param_store import Picklable, register
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.standardize import Standardizable, Standardize
 from pyro_vae.core.validation import whole
-from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError, type_of
 
 
 def data_plate(x: Tensor | None, size: int | None, context: Tensor | None = None) -> pyro.plate:
@@ -95,18 +95,16 @@ def _kind(part: Any) -> str:
     makes = part.func if isinstance(part, partial) else part
     if isinstance(makes, type):
         return f"{'a partial of ' * isinstance(part, partial)}the class {makes.__name__}, which must be called"
-    return f"a {type(part).__name__}"
+    return type_of(part)
 
 
 def _standardize_by(part: nn.Module, role: str, standardize: Any) -> None:
     if not isinstance(standardize, Standardize):
-        raise ModelError(
-            f"standardize is a {type(standardize).__name__}; give pyro_vae.data.mean_and_sd of the training data"
-        )
+        raise ModelError(f"standardize is {type_of(standardize)}; give pyro_vae.data.mean_and_sd of the training data")
     if not isinstance(part, Standardizable):
         base = "likelihoods.Likelihood" if role == "decoder" else "posteriors.Posterior"
         raise ModelError(
-            f"the {role} is a {type(part).__name__}, which does not support standardization; use a "
+            f"the {role} is {type_of(part)}, which does not support standardization; use a "
             f"pyro_vae.{base}, or standardize the data"
         )
     part.standardize_by(standardize)

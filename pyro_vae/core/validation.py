@@ -62,7 +62,7 @@ def above_zero(name: str, value: Any) -> float:
 
 
 def takes_settings(function: Callable[P, R], *, hints: Mapping[str, str] | None = None) -> Callable[P, R]:
-    """Decorate a public function: convert numbers to Python's, and explain unknown keywords.
+    """Decorate a public function: convert numbers to Python's, and explain unknown and missing keywords.
 
     Arguments annotated as a number, or as a sequence of numbers, may come from NumPy or be tensors.
 
@@ -71,7 +71,7 @@ def takes_settings(function: Callable[P, R], *, hints: Mapping[str, str] | None 
         hints: what to write instead of an unknown keyword, by keyword; ``{value}`` stands for its value.
 
     Raises:
-        SettingsError: in a call, if a keyword is unknown.
+        SettingsError: in a call, if a keyword is unknown, or if a setting is given without its keyword.
 
     Example:
         >>> @takes_settings
@@ -83,15 +83,24 @@ def takes_settings(function: Callable[P, R], *, hints: Mapping[str, str] | None 
         >>> train(epoch=3)
         Traceback (most recent call last):
         pyro_vae.errors.SettingsError: train has no setting epoch; did you mean epochs=3?
+        >>> train(3)
+        Traceback (most recent call last):
+        pyro_vae.errors.SettingsError: train takes no argument without its name; name 3, for example as epochs=3
     """
     parameters = inspect.signature(function).parameters
     numbers = {name for name, parameter in parameters.items() if _is_numeric(parameter.annotation)}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unnamed = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    takes_more = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
 
     @functools.wraps(function)
     def converted(*args: P.args, **kwargs: P.kwargs) -> R:
         if not takes_any and (unknown := next((name for name in kwargs if name not in parameters), None)):
             raise SettingsError(_name_unknown(function, unknown, kwargs[unknown], list(parameters), hints or {}))
+        if not takes_more and not takes_any and len(unnamed) < len(args) <= len(parameters):
+            value = args[len(unnamed)]
+            likely = [name for name in list(parameters)[len(unnamed) :] if (name in numbers) == isinstance(value, Real)]
+            raise SettingsError(_name_unnamed(function, unnamed, (likely or ["name"])[0], value))
         given = [_to_python(v) if n in numbers else v for v, n in zip(args, parameters, strict=False)]
         named = {name: _to_python(value) if name in numbers else value for name, value in kwargs.items()}
         return function(*given, *args[len(given) :], **named)  # type: ignore[arg-type]
@@ -108,6 +117,13 @@ def _name_unknown(
     if meant := did_you_mean(name, known):
         return f"{called} has no setting {name}; did you mean {meant}={_short_repr(value)}?"
     return f"{called} has no setting {name}; it takes {', '.join(n for n in known if n != 'self')}"
+
+
+def _name_unnamed(function: Callable[..., Any], unnamed: list[str], example: str, value: Any) -> str:
+    called, first = function.__qualname__.removesuffix(".__init__"), [name for name in unnamed if name != "self"]
+    takes = f"only {' and '.join(first)}" if first else "no argument"
+    name, shown = "a name" if first else "its name", _short_repr(value)
+    return f"{called} takes {takes} without {name}; name {shown}, for example as {example}={shown}"
 
 
 def _short_repr(value: Any) -> str:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, type_of
 
 LARGEST_TEXT = 2**24
 """The maximum size, in bytes, of a file of settings or notes in a run folder."""
@@ -201,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise
         raise DataError(f"{path}: not valid JSON ({type(error).__name__}); copy the run again") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: contains a {type(found).__name__}, not a JSON object; copy the run again")
+        raise DataError(f"{path}: contains {type_of(found)}, not a JSON object; copy the run again")
     return found
 
 

@@ -14,7 +14,7 @@ from pyro_vae.data.precision import narrow, unrounded
 from pyro_vae.data.rows import data_of, validate_data
 from pyro_vae.data.tables import is_table
 from pyro_vae.data.values import Data, as_tensor, matched
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import DataError, SettingsError, type_of
 
 MOST_DENSE_BYTES = 2**31
 """The maximum dense size, in bytes, of a sparse matrix."""
@@ -169,7 +169,7 @@ def from_memory(source: Any, options: Options) -> Data:
     if hasattr(source, "obs_names") and hasattr(source, "var_names"):
         return from_anndata(source, options)
     if callable(getattr(source, "collect", None)):
-        raise DataError(f"data: a {type(source).__name__} is lazy and has no values; give the result of its collect()")
+        raise DataError(f"data: {type_of(source)} is lazy and has no values; give the result of its collect()")
     array = dense(source)
     options.validate_unused("data", key=options.key)
     if isinstance(array, np.ma.MaskedArray):

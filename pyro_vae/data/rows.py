@@ -15,7 +15,7 @@ from pyro_vae.data.context import validate_context, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
 from pyro_vae.data.tables import UNNAMED, as_frame, columns_like, columns_of, given_names, is_table
 from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns
-from pyro_vae.errors import DataError, PrecisionWarning
+from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ def data_of(
     """
     frame = as_frame(source_of_data, source)
     if frame is None:
-        raise DataError(
-            f"{source}: is a {type(source_of_data).__name__}, not a table of named columns; give a DataFrame"
-        )
+        raise DataError(f"{source}: is {type_of(source_of_data)}, not a table of named columns; give a DataFrame")
     names = [str(name).strip() for name in frame.columns]
     if like is not None and like.context_columns:
         context = like.context_columns

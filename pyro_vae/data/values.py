@@ -15,7 +15,7 @@ from pyro_vae.data.columns import code_by_name, recode
 from pyro_vae.data.context import context_like, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow
 from pyro_vae.data.tables import columns_like, given_names
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, type_of
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _validate_in_memory(data: Any, source: str) -> None:
         )
     if isinstance(data, Dataset | DataLoader | Iterator):
         raise DataError(
-            f"{source}: a {type(data).__name__} gives rows in batches; pass pyro_vae.data.stream of it to "
+            f"{source}: {type_of(data)} gives rows in batches; pass pyro_vae.data.stream of it to "
             "pyro_vae.fit, and all rows as one tensor to other functions"
         )
 

@@ -2,11 +2,12 @@
 
 from pyro_vae.core.finding import Finding
 from pyro_vae.diagnose.calibration import judge_reconstructions, judge_sbc, sbc
-from pyro_vae.diagnose.convergence import Iterates, converged, judge_converged
+from pyro_vae.diagnose.convergence import converged, judge_converged
 from pyro_vae.diagnose.diagnostic import EPOCHS, PARTICLES, CheckInput, Diagnostic
 from pyro_vae.diagnose.gaps import inference_gaps, judge_gaps
 from pyro_vae.diagnose.gold_standard import judge_nuts, nuts
 from pyro_vae.diagnose.importance import judge_khat, khat
+from pyro_vae.diagnose.iterates import Iterates
 from pyro_vae.diagnose.latents import collapse, judge_collapse
 from pyro_vae.diagnose.predictive import STATISTICS, judge_predictive_check, predictive_check, prior_check
 from pyro_vae.diagnose.reliability import judge_reliability, reliability

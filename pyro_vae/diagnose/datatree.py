@@ -22,7 +22,7 @@ from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.rows import data_for, rows_for
 from pyro_vae.data.values import Data, row_names
 from pyro_vae.diagnose.sites import groups_of_sites
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import SettingsError, type_of
 from pyro_vae.evidence.kinds import countable_features
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed
@@ -269,7 +269,7 @@ def _labels(coords: Mapping[str, Sequence[Any]] | None, x: Any, groups: Mapping[
     """Return the labels of the dimensions, after validating their numbers."""
     sizes = {**groups["posterior"].sizes, **groups["observed_data"].sizes}
     if coords is not None and not isinstance(coords, Mapping):
-        raise SettingsError(f"coords is a {type(coords).__name__}; pass {{dimension: its labels}}")
+        raise SettingsError(f"coords is {type_of(coords)}; pass {{dimension: its labels}}")
     columns = x.columns if isinstance(x, Data) else None
     features = {"feature": columns} if columns is not None and len(columns) == sizes.get("feature") else {}
     labels = {"datum": row_names(x, sizes["datum"]), **features, **(coords or {})}

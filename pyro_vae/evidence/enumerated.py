@@ -11,7 +11,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.rows import rows_for
-from pyro_vae.errors import ModelError
+from pyro_vae.errors import ModelError, type_of
 from pyro_vae.nn import OnSimplex
 
 MOST = 100_000
@@ -52,11 +52,11 @@ def discrete(vae: VAE) -> VAE:
     parts = {"prior": vae.prior, "encoder": vae.encoder}
     for role, part in parts.items():
         if not callable(getattr(part, "discrete", None)):
-            raise ModelError(f"the {role} is a {type(part).__name__}; it must be a GumbelSoftmax")
+            raise ModelError(f"the {role} is {type_of(part)}; it must be a GumbelSoftmax")
     net = getattr(vae.decoder, "net", None)
     if not isinstance(net, OnSimplex):
         raise ModelError(
-            f"the decoder's network is a {type(net).__name__}; wrap it in pyro_vae.nn.OnSimplex, which converts "
+            f"the decoder's network is {type_of(net)}; wrap it in pyro_vae.nn.OnSimplex, which converts "
             "log-ratios to shares of categories"
         )
     decoder = copy.copy(vae.decoder)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.core.component import Conditional, Distribution, as_taken, at_least_single, join
 from pyro_vae.core.standardize import Standardizable, Standardize
-from pyro_vae.errors import DataError, ModelError, SettingsError
+from pyro_vae.errors import DataError, ModelError, SettingsError, type_of
 from pyro_vae.likelihoods._distributions import rescale
 
 
@@ -183,7 +183,7 @@ def make_likelihood(make: Any, role: str) -> Likelihood:
             f"{role} cannot be built from {name} ({error}); pass its settings with partial({name}, ...)"
         ) from error
     if not isinstance(likelihood, Likelihood):
-        raise SettingsError(f"{role} is a {type(likelihood).__name__}; it must be a likelihood")
+        raise SettingsError(f"{role} is {type_of(likelihood)}; it must be a likelihood")
     return likelihood
 
 

@@ -7,7 +7,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import SettingsError, type_of
 from pyro_vae.likelihoods import _counts
 from pyro_vae.likelihoods.base import Likelihood, make_likelihood
 from pyro_vae.likelihoods.counts import Counts
@@ -58,9 +58,7 @@ class _WithZeros(Likelihood):
 def _make_counts(counts: CountsMaker) -> Counts:
     likelihood = make_likelihood(counts, "counts")
     if not isinstance(likelihood, Counts):
-        raise SettingsError(
-            f"counts is a {type(likelihood).__name__}; it must be Poisson, NegativeBinomial or Binomial"
-        )
+        raise SettingsError(f"counts is {type_of(likelihood)}; it must be Poisson, NegativeBinomial or Binomial")
     return likelihood
 
 

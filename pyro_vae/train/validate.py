@@ -14,7 +14,7 @@ from pyro_vae.core.device import validate_seed
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.traces import Loss
 from pyro_vae.elbo import Estimator
-from pyro_vae.errors import SettingsError, did_you_mean
+from pyro_vae.errors import SettingsError, did_you_mean, type_of
 from pyro_vae.train.callbacks.schedules import validate_no_plateau
 from pyro_vae.train.compiled.optimizers import validate_clip_norm
 from pyro_vae.train.compiled.precision import validate_precision
@@ -95,8 +95,7 @@ def build_optimizer(vae: Amortized, optimizer: Any) -> BuiltOptimizer:
     whole = getattr(made, "optimizer", made)
     if not isinstance(whole, torch.optim.Optimizer):
         raise SettingsError(
-            f"optimizer returned a {type(made).__name__}; it must return a torch optimizer, such as "
-            "optimizer=torch.optim.Adam"
+            f"optimizer returned {type_of(made)}; it must return a torch optimizer, such as optimizer=torch.optim.Adam"
         )
     if isinstance(whole, torch.optim.LBFGS):
         raise SettingsError("optimizer: LBFGS needs a closure and fixed noise; use Adam or another without a closure")

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from pyro_vae.cli import main
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 
 QUICK = ("--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--engine", "eager", "--device", "cpu")
 N = 80

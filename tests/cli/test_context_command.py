@@ -8,7 +8,7 @@ import xarray as xr
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.data import rows_of
 from pyro_vae.errors import DataError, ModelError
 

@@ -19,8 +19,9 @@ from pyro_vae.cli import compare as cli_compare
 from pyro_vae.cli import main
 from pyro_vae.cli import swap as cli_swap
 from pyro_vae.cli.checksums import read_checksums
-from pyro_vae.cli.fit import load_data, trained_run
 from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of
+from pyro_vae.cli.load_data import load_data
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import command, swap_settings
 from pyro_vae.diagnose import DIAGNOSTICS

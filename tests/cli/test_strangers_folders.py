@@ -112,6 +112,22 @@ def test_no_command_imports_from_a_run_folder(arguments, run, capsys):
     assert not Path("RAN").exists()
 
 
+@pytest.mark.parametrize("place", ["", "runs", "runs/stranger/inside"])
+def test_a_run_folder_with_code_is_refused_where_python_imports_from_it(place, run, monkeypatch, capsys):
+    """Its module would be imported in place of an installed one of the same name, whatever the settings name."""
+    (run / "inside").mkdir()
+    (run / "inside" / "payload.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", [str(Path(place).resolve()), *sys.path])
+    if place.startswith(str(run)):
+        told = refused(capsys, ["sample", str(run), "--n", "2"])
+        assert "runs/stranger: holds code (inside/payload.py), which is never run from a run folder; call" in told
+    else:
+        assert main(["sample", str(run), "--n", "2"]) == 0
+    monkeypatch.chdir(run)
+    monkeypatch.setattr(sys, "path", ["", *sys.path[1:]])
+    assert "which is never run from a run folder" in refused(capsys, ["sample", ".", "--n", "2"])
+
+
 def test_nothing_is_imported_to_learn_its_type(run, capsys):
     with_settings(run, prior=of_class("antigravity.fly"))
     refused(capsys, ["fit", "--resume", str(run), "--epochs", "2"])

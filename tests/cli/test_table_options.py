@@ -8,7 +8,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.cli.checksums import compute_checksum
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.errors import DataError, PrecisionWarning
 
 ROWS = np.random.default_rng(0).normal(size=(20, 2)).round(3)

@@ -525,7 +525,7 @@ MISTAKES = {
         SettingsError,
         "method is 'bdmc'; it must be iw, psis, ais or ais_prior",
     ),
-    "no model": (lambda x: pv.compare_models({"a": VAE, "b": 3}, x), SettingsError, r"models\['b'\] is a int"),
+    "no model": (lambda x: pv.compare_models({"a": VAE, "b": 3}, x), SettingsError, r"models\['b'\] is an int"),
     "no evidence": (
         lambda x: pv.compare_models({"a": VAE, "b": pv.fit(small_vae(5), x, epochs=1, progress=False).history}, x),
         SettingsError,

@@ -211,7 +211,7 @@ def test_what_cannot_be_standardized_is_refused():
         def forward(self, x):
             return encoder(x)
 
-    with pytest.raises(ModelError, match="the encoder is a Own, which does not support standardization"):
+    with pytest.raises(ModelError, match="the encoder is an Own, which does not support standardization"):
         standardizing(decoder, Own())
     with pytest.raises(
         ModelError, match=r"standardize is a bool; give pyro_vae\.data\.mean_and_sd of the training data"

@@ -12,7 +12,7 @@ from torch import nn
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.errors import DataError, ModelError, SettingsError
 
 L, ID = pv.likelihoods, nn.Identity()

@@ -6,6 +6,7 @@ import struct
 from dataclasses import replace
 from functools import cache, partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,6 +309,7 @@ def test_the_command_hands_on_what_it_is_given(tmp_path, monkeypatch):
     assert main(["check", "run", "--budget", "3", "--rows", "7", "--seed", "5"]) == 2
     assert {name: given[name] for name in ("rows", "seed", "budget")} == {"rows": 7, "seed": 5, "budget": 3.0}
     assert given["history"].sizes["epoch"] == 2
+    assert Path("run/held_out_rows.txt").read_text().splitlines()[0].endswith(", counted from 0 after any header")
     held_out = np.loadtxt("run/held_out_rows.txt", dtype=int)
     assert given["labels"] == held_out[:7].tolist(), "rows are those of the file"
     assert len(given["train"].x) == 64

@@ -10,7 +10,8 @@ from scipy import linalg, optimize, special, stats
 
 import pyro_vae as pv
 from pyro_vae.diagnose import Iterates, converged, judge_converged
-from pyro_vae.diagnose.convergence import BLOCKS, PHIS, _Block, _standard_errors
+from pyro_vae.diagnose.convergence import PHIS, _standard_errors
+from pyro_vae.diagnose.iterates import BLOCKS, _Block
 from pyro_vae.errors import DataError, SettingsError
 
 

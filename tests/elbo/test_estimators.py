@@ -31,7 +31,7 @@ from pyro_vae.elbo import (
     ScoreFunction,
     Thermodynamic,
 )
-from pyro_vae.elbo.bounds import log_mean_exp
+from pyro_vae.elbo.estimator import log_mean_exp
 from pyro_vae.errors import ModelError, SettingsError
 
 SHARED = {"Estimator", "HandDerivedELBO", "M2", "Trace_ELBO", "TraceMeanField_ELBO"}

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 import pyro_vae as pv
 from pyro_vae.elbo import ELBO, IWAE, TCVAE, AnalyticKL, Beta, Cyclical, FreeBits, InfoVAE, Linear
-from pyro_vae.elbo.objectives import squared_mmd, total_correlation
+from pyro_vae.elbo.aggregate import squared_mmd, total_correlation
 from pyro_vae.errors import ModelError, SettingsError
 
 quiet_fit = partial(pv.fit, progress=False, device="cpu")

@@ -12,7 +12,7 @@ from pyro.infer import Trace_ELBO
 
 import pyro_vae as pv
 from pyro_vae.elbo import ELBO, IWAE, PIWAE, STL, VIMCO, DReG, ScoreFunction, Thermodynamic, log_weights
-from pyro_vae.elbo.bounds import log_mean_exp
+from pyro_vae.elbo.estimator import log_mean_exp
 from pyro_vae.elbo.log_weights import weigh
 from pyro_vae.errors import ModelError
 

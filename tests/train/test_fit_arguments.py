@@ -245,3 +245,15 @@ def test_validation_data_are_matched_by_name_at_the_first_fit():
     assert first_validation_elbo(pv.data.load(x), new[list("cba")]) == expected
     with pytest.raises(DataError, match="validation data: column 'b' of the training data is missing"):
         first_validation_elbo(x, x.drop(columns="b"))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: pv.fit(small_vae(), X, pv.elbo.STL()), "fit takes only vae and data without a name; .*elbo=STL"),
+        (lambda: pv.log_evidence(small_vae(), X, 100), "only vae and x without a name.* example as num_particles=100"),
+    ],
+)
+def test_a_setting_without_its_name_gets_a_sentence(call, says):
+    with pytest.raises(SettingsError, match=says):
+        call()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checks import small_vae
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pyro_vae as pv
 
@@ -77,7 +78,11 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("fits", 200), ("shapes", 100), ("streams", 50)])
 def test_a_process_is_as_large_after_many_as_after_few(kind, number, tmp_path):
-    """Of memory 5 MiB and 0.05 MiB for each are allowed: what the allocator scatters. Of shapes torch keeps more."""
+    """Memory may grow by 5 MiB and 0.05 MiB each, for the fragmentation of the heap.
+
+    The shapes use the backend "eager", which traces as all backends do. Each graph of "inductor" keeps 1.2 MiB more
+    until the process ends: its library, which Python never unloads, and torch's caches of its code.
+    """
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(500, 6)).astype("f4"))
     (tmp_path / "temporary").mkdir()
     done = subprocess.run(
@@ -87,17 +92,17 @@ def test_a_process_is_as_large_after_many_as_after_few(kind, number, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     few, many = json.loads(done.stdout.splitlines()[-1])
-    assert many.pop("MiB") - few.pop("MiB") < 5 + (0.25 if kind == "shapes" else 0.05) * number
+    assert many.pop("MiB") - few.pop("MiB") < 5 + 0.05 * number
     assert many == few
 
 
-def test_torch_keeps_no_source_of_a_compiled_graph():
+def test_torch_keeps_neither_source_nor_fake_results_of_a_compiled_graph():
     vae = small_vae()
-    kept = torch.fx.graph_module._loader.eval_cache
-    before = len(kept)
+    caches = torch.fx.graph_module._loader.eval_cache, FakeTensorMode.cache
+    before = [*map(len, caches)]
     svi = pv.CompiledSVI(
         vae.model, vae.guide, torch.optim.Adam(vae.parameters()), pv.elbo.Trace_ELBO(), backend="eager"
     )
     for _ in range(2):
         svi.step(torch.zeros(9, 6, dtype=torch.float64))
-    assert len(kept) == before
+    assert [*map(len, caches)] == before

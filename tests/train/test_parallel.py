@@ -222,6 +222,41 @@ def test_one_that_goes_wrong_stops_all(how, kind, message, capfd):
         assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_all_within_seconds_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text(
+        "import test_parallel as t, pyro_vae as pv\n"
+        "if __name__ == '__main__':\n"
+        "    settings = {**t.SETTINGS, 'epochs': 10**6}\n"
+        "    print(pv.fit(t.digits_vae(), t.digits()[0], devices=2, checkpoints='run', **settings).interrupted)\n"
+    )
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    process = run("script.py", cwd=tmp_path)
+    while not (tmp_path / "run").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    processes = [process.pid, *_children(process.pid)]
+    ports = _listening(processes)
+    assert ports
+    assert list(temporary.glob("pyro-vae-*"))
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert process.communicate(timeout=300) == ("True\n", "")
+    assert time.monotonic() - started < 20, "10 s on a machine with nothing else to do"
+    assert not any(map(_lives, processes))
+    assert not list(temporary.glob("pyro-vae-*"))
+    assert not ports & _listening()
+
+
+def _listening(processes=None):
+    """The local addresses that processes, or all processes, listen at."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    links = [link for one in processes or [] for link in Path(f"/proc/{one}/fd").iterdir()]
+    sockets = {os.readlink(link) for link in links if link.is_symlink()}
+    return {row[1] for row in rows if row[3] == "0A" and (processes is None or f"socket:[{row[9]}]" in sockets)}
+
+
 def test_processes_know_who_they_are_and_leave_nothing_behind(launched_once):
     two, before, after = launched_once
     for rank, found in enumerate(two):

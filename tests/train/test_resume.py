@@ -31,7 +31,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.cli.fit import trained_run
+from pyro_vae.cli.load_run import trained_run
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.data import sources
 from pyro_vae.errors import DataError, DivergenceError, OutputError, SettingsError, UnfinishedRunWarning
@@ -647,7 +647,7 @@ class Odd:
 def test_a_state_that_no_file_holds_is_refused_at_the_start_and_only_where_it_is_to_be_kept(tmp_path):
     settings = {"optimizer": lambda ps: lr_scheduler.LambdaLR(Adam(ps), Odd()), "epochs": 2}
     trained(None, **settings)
-    with pytest.raises(SettingsError, match="of the state is a ndarray, which cannot be stored"):
+    with pytest.raises(SettingsError, match="of the state is an ndarray, which cannot be stored"):
         trained(tmp_path, killed_at=1, **settings)
 
 

@@ -250,7 +250,7 @@ def test_an_attribute_that_was_changed_is_seen(name, tmp_path):
 
 UNDESCRIBED = {
     with_attribute: "vae.model.prior.df was changed after construction",
-    with_network: "vae.encoder.net is a Opaque, which does not store its argument size as an attribute",
+    with_network: "vae.encoder.net is an Opaque, which does not store its argument size as an attribute",
     with_hook: "vae.guide.encoder.net._forward_hooks was changed",
     with_tied_weights: "how they are shared, differ",
     with_parametrization: "disagree on whether it has guide.encoder.net.0.parametrizations",

@@ -341,7 +341,7 @@ def test_parts_that_do_not_fit_each_other():
     vae.decoder = small_vae(latents=2).decoder
     with pytest.raises(ModelError, match="the decoder was given rows of 3 numbers and was built for 2"):
         vae.check(x)
-    with pytest.raises(ModelError, match="the prior is a int"):
+    with pytest.raises(ModelError, match="the prior is an int"):
         pv.VAE(prior=3, decoder=vae.decoder, encoder=vae.encoder)
 
 

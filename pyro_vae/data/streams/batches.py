@@ -16,7 +16,7 @@ from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.streams.tables import Read, Table, copy_numbers
 from pyro_vae.data.values import Data, reason
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, type_of
 
 ONCE = "a generator can be read only once, but training reads the data in each epoch"
 PARTS = ("x", "context", "mask")
@@ -152,7 +152,7 @@ def _array(value: Any, name: str) -> np.ndarray:
         array = as_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{name}: an item or batch is a {type(value).__name__}, not an array ({reason(error)}); give arrays"
+            f"{name}: an item or batch is {type_of(value)}, not an array ({reason(error)}); give arrays"
         ) from error
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name}: the values have type {array.dtype}; give real numbers")
@@ -231,7 +231,7 @@ def _epoch(data: Any, name: str, seed: int) -> Iterable[Any]:
         return (dict(zip(PARTS, _cut(parts_of(one, name), None), strict=True)) for one in data)
     made = data if isinstance(data, Iterable) else data()
     if not isinstance(made, Iterable):
-        raise DataError(f"{name}: the function returns a {type(made).__name__}; return an iterable of batches")
+        raise DataError(f"{name}: the function returns {type_of(made)}; return an iterable of batches")
     return made
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from pyro_vae.core.validation import python_number, whole
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import SettingsError, type_of
 from pyro_vae.train.checkpoint.tensor_file import Tree
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def validate_callbacks(callbacks: Sequence[Callback]) -> None:
         pyro_vae.errors.SettingsError: callbacks: Callback is a class; pass an instance, Callback(...)
     """
     if not isinstance(callbacks, Iterable):
-        raise SettingsError(f"callbacks is a {type(callbacks).__name__}; pass a list of callbacks")
+        raise SettingsError(f"callbacks is {type_of(callbacks)}; pass a list of callbacks")
     for callback in callbacks:
         if isinstance(callback, type):
             raise SettingsError(

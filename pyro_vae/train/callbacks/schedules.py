@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import SettingsError, type_of
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
 ScheduleMaker: TypeAlias = Callable[[Optimizer], LRScheduler]
@@ -57,8 +57,7 @@ class Schedule(Callback):
             raise SettingsError(f"Schedule: cannot make the schedule ({error}); change its settings") from error
         if not isinstance(made, LRScheduler) or isinstance(made, ReduceLROnPlateau):
             raise SettingsError(
-                f"Schedule: scheduler made a {type(made).__name__}; make one of torch.optim.lr_scheduler that needs no "
-                "metric"
+                f"Schedule: scheduler made {type_of(made)}; make one of torch.optim.lr_scheduler that needs no metric"
             )
         steps, end = _count_steps(run, self.every or 1), getattr(made, "total_steps", None)
         if end is not None and steps > end:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.pair import Amortized
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import DataError, SettingsError, type_of
 from pyro_vae.train.checkpoint.rebuild import function_path, make_vae, named_tensors, path_of
 from pyro_vae.train.checkpoint.tensor_file import Tree, decode, encode, same_bits
 
@@ -132,7 +132,7 @@ class _Describer:
         if type(value) in (dict, OrderedDict):
             return {"dict": self._items(value, where)}
         name = getattr(value, "__qualname__", None)
-        kind = f"the function {name}" if name else f"a {type(value).__name__}"
+        kind = f"the function {name}" if name else type_of(value)
         raise _Undescribed(f"{where} is {kind}, which has no description")
 
     def _items(self, value: dict[Any, Any], where: str) -> Tree:
@@ -146,7 +146,7 @@ def _arguments(module: nn.Module, where: str) -> dict[str, Any]:
     if (made_of := vars(module).get("_made_of")) is None:
         return dict(_read_back(module, parameters, where))
     if {p.kind for p in parameters} & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
-        raise _Undescribed(f"{where} is a {type(module).__name__}, whose arguments have no names")
+        raise _Undescribed(f"{where} is {type_of(module)}, whose arguments have no names")
     bound = signature.bind(module, *made_of[0], **made_of[1])
     given = {**dict(zip((p.name for p in parameters), bound.args[1:], strict=False)), **bound.kwargs}
     for name, value in given.items():
@@ -166,7 +166,7 @@ def _read_back(module: nn.Module, parameters: list[inspect.Parameter], where: st
             yield parameter.name, value
         elif parameter.default is parameter.empty:
             raise _Undescribed(
-                f"{where} is a {type(module).__name__}, which does not store its argument {parameter.name} as an "
+                f"{where} is {type_of(module)}, which does not store its argument {parameter.name} as an "
                 "attribute of the same name"
             )
 
@@ -179,7 +179,7 @@ def _difference(one: nn.Module, other: nn.Module) -> str:
     for name, module in mine.items():
         again, where = theirs[name], f"vae.{name}".rstrip(".")
         if type(module) is not type(again):
-            return f"{where} is a {type(module).__name__}, but its arguments make a {type(again).__name__}"
+            return f"{where} is {type_of(module)}, but its arguments make {type_of(again)}"
         current, rebuilt = _attributes(module), _attributes(again)
         for key in {**current, **rebuilt}:
             if not _equal(current.get(key, ...), rebuilt.get(key, ...)):

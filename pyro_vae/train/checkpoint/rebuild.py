@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Transform
 from pyro_vae.core.allocation import AllocationLimit
 from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.vae import VAE
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, type_of
 from pyro_vae.nn import conv_decoder, conv_encoder, mlp
 from pyro_vae.train.checkpoint.tensor_file import Tree
 
@@ -63,7 +63,7 @@ def make_vae(tree: Tree, weights: dict[str, Tensor], classes: Iterable[type] = (
     except Exception as error:  # a user's class may raise anything
         raise DataError(f"the VAE cannot be rebuilt ({in_a_line(error)})") from error
     if not isinstance(vae, VAE):
-        raise DataError(f"describes a {type(vae).__name__}, not a VAE")
+        raise DataError(f"describes {type_of(vae)}, not a VAE")
     return vae
 
 

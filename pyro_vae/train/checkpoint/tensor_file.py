@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.limits import free_memory, in_bytes, validate_regular, validate_size
-from pyro_vae.errors import DataError, OutputError, SettingsError
+from pyro_vae.errors import DataError, OutputError, SettingsError, type_of
 
 Tree: TypeAlias = Any
 """Nested dicts, lists and tuples of tensors, ints, floats (NaN and infinities too), bools, strings and None."""
@@ -183,7 +183,7 @@ class _Encoder:
             return {"$": "counter" if isinstance(value, Counter) else "dict", "items": [*map(list, named.items())]}
         where = ".".join(place) or "the tree"
         raise SettingsError(
-            f"{where} of the state is a {type(value).__name__}, which cannot be stored; "
+            f"{where} of the state is {type_of(value)}, which cannot be stored; "
             "make it a tensor, a number, a string, or a list or dict of them"
         )
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae.errors import CompileError, PyroVAEError
+from pyro_vae.errors import CompileError, PyroVAEError, type_of
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _lift_captures(module: fx.GraphModule, real: dict[int, tuple[Tensor, Tensor]
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         tensor = getattr(module, node.target)
         if not isinstance(tensor, Tensor):
-            raise CompileError(f"the step contains a {type(tensor).__name__}, an operator that cannot be traced")
+            raise CompileError(f"the step contains {type_of(tensor)}, an operator that cannot be traced")
         if id(tensor) in real:
             tensor = real[id(tensor)][0]
         elif isinstance(tensor, FakeTensor):

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.errors import CompileError, SettingsError
+from pyro_vae.errors import CompileError, SettingsError, type_of
 
 Maker: TypeAlias = Callable[[Iterable[Tensor]], Any]
 Group: TypeAlias = dict[str, Any]
@@ -50,7 +50,7 @@ class WholeOptimizer(PyroOptim):
             every = dict.fromkeys(p for _, p in pyro.get_param_store().named_parameters())
             self.made = self.made([p for p in every if p in used])
             if not isinstance(self.optimizer, Optimizer):
-                raise SettingsError(f"optim returned a {type(self.made).__name__}; it must return a torch optimizer")
+                raise SettingsError(f"optim returned {type_of(self.made)}; it must return a torch optimizer")
         if self.clip_norm is not None:
             clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm)
         self.optimizer.step()

@@ -1,6 +1,8 @@
 """Start workers on this machine with torchrun's launcher, and report how they ended."""
 
+import atexit
 import dataclasses
+import gc
 import logging
 import multiprocessing
 import os
@@ -115,6 +117,7 @@ def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
     """Run the function in this worker."""
     os.setpgid(0, 0)  # Ctrl-C goes to the launching process, which forwards it
     signal.signal(signal.SIGTERM, _interrupt)  # fit returns after SIGTERM, so that the launching process gets weights
+    atexit.register(gc.freeze)  # otherwise the last garbage collection takes a second of each worker
     _exit_if_orphaned()
     torch.set_num_threads(threads)
     try:

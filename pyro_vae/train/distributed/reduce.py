@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.nested import losses_in
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import ModelError, SettingsError, type_of
 from pyro_vae.train.distributed.group import Group, reraise_lost_peer
 
 EXTRA = 4
@@ -59,7 +59,7 @@ def validate_distributable(vae: nn.Module, loss: Loss, batch_size: int, group: G
     for name, module in vae.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise ModelError(
-                f"{name} is a {type(module).__name__}, whose statistics couple the data of a batch, so the batch "
+                f"{name} is {type_of(module)}, whose statistics couple the data of a batch, so the batch "
                 f"cannot be distributed over {group.ranks} processes; use LayerNorm, GroupNorm or devices=1"
             )
 
