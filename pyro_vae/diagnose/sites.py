@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import samples
-from pyro_vae.elbo.log_weights import Weights, at_particles, weigh, with_values, without_enumeration
+from pyro_vae.elbo.log_weights import at_particles, weigh, with_values, without_enumeration
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import ModelError
 from pyro_vae.evidence.psis import BAD, LEAST
 from pyro_vae.evidence.weights import smoothed

@@ -10,10 +10,11 @@ from pyro_vae.elbo.estimator import Estimator
 from pyro_vae.elbo.hand_derived import HandDerivedELBO, note_objective
 from pyro_vae.elbo.importance_weighted import *  # noqa: F403
 from pyro_vae.elbo.kl import kl_provenance
-from pyro_vae.elbo.log_weights import Weights, log_weights
+from pyro_vae.elbo.log_weights import log_weights
 from pyro_vae.elbo.objectives import *  # noqa: F403
 from pyro_vae.elbo.schedules import *  # noqa: F403
 from pyro_vae.elbo.score_function import *  # noqa: F403
+from pyro_vae.elbo.weights import Weights
 
 __all__ = [
     *aggregate.__all__,

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from pyro_vae.core.traces import Site, samples
 from pyro_vae.core.validation import takes_settings
+from pyro_vae.elbo.copies import replace_gradient
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.log_weights import Weights, replace_gradient
 from pyro_vae.elbo.objectives import Objective, latent_factors
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import ModelError, SettingsError
 
 __all__ = ["TCVAE", "InfoVAE"]

@@ -5,7 +5,7 @@ from torch import Tensor
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.estimator import Estimator
 from pyro_vae.elbo.kl import closed_form
-from pyro_vae.elbo.log_weights import Weights
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import ModelError
 
 __all__ = ["ELBO", "STL", "AnalyticKL"]

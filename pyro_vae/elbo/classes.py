@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.bounds import ELBO
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.log_weights import Weights
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import ModelError, SettingsError
 
 __all__ = ["M2"]

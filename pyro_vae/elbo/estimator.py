@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_vae.core.traces import Program, TensorELBO, samples
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.elbo.log_weights import Weights, weigh
+from pyro_vae.elbo.log_weights import weigh
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import ModelError, SettingsError, type_of
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.core.validation import takes_settings
+from pyro_vae.elbo.copies import replace_gradient
 from pyro_vae.elbo.estimator import Estimator, log_mean_exp
-from pyro_vae.elbo.log_weights import Weights, replace_gradient
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import SettingsError
 
 __all__ = ["CIWAE", "IWAE", "IWAESTL", "MIWAE", "PIWAE", "DReG", "Renyi"]

@@ -12,8 +12,8 @@ from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.estimator import Estimator, format_settings
 from pyro_vae.elbo.given import as_estimator
 from pyro_vae.elbo.kl import family
-from pyro_vae.elbo.log_weights import Weights
 from pyro_vae.elbo.schedules import Schedule
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import ModelError, SettingsError
 
 __all__ = ["Beta", "FreeBits"]

@@ -9,9 +9,11 @@ from torch import Tensor
 from pyro_vae.core.traces import Program
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.bounds import ELBO
+from pyro_vae.elbo.copies import replace_gradient
 from pyro_vae.elbo.estimator import Estimator, log_mean_exp
 from pyro_vae.elbo.importance_weighted import IWAE, importance_weighted
-from pyro_vae.elbo.log_weights import Weights, replace_gradient, weigh
+from pyro_vae.elbo.log_weights import weigh
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import SettingsError
 
 __all__ = ["VIMCO", "ScoreFunction", "Thermodynamic"]

@@ -19,7 +19,8 @@ from pyro_vae.data.fingerprint import data_hash, row_hashes, trained_on, validat
 from pyro_vae.data.rows import rows_for
 from pyro_vae.data.sources import Source
 from pyro_vae.data.streams import Streamed
-from pyro_vae.elbo.log_weights import Weights, weigh, without_enumeration
+from pyro_vae.elbo.log_weights import weigh, without_enumeration
+from pyro_vae.elbo.weights import Weights
 from pyro_vae.errors import CalibrationWarning, DataError
 from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, validate_method
 from pyro_vae.use.inputs import read

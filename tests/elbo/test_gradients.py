@@ -11,8 +11,8 @@ from helpers.members import ESTIMATORS
 
 import pyro_vae as pv
 from pyro_vae.elbo import ELBO, IWAE, IWAESTL, STL, VIMCO, AnalyticKL, Beta, DReG, Estimator, Renyi
+from pyro_vae.elbo.copies import replace_gradient
 from pyro_vae.elbo.estimator import log_mean_exp
-from pyro_vae.elbo.log_weights import replace_gradient
 
 
 def orthogonal():
