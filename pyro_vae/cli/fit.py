@@ -102,6 +102,11 @@ def _validate_optimizer(optimizer: Any, vae: VAE) -> None:
         optimizer(list(vae.parameters())).step()
     except (RuntimeError, TypeError, ValueError) as error:
         raise SettingsError(f"the optimizer cannot be used ({first_line(error)}); change its settings") from error
+    except OSError as error:  # torch's optimizers import its compiler, which makes a folder
+        raise SettingsError(
+            f"torch cannot create its cache folder ({first_line(error)}); set TMPDIR or TORCHINDUCTOR_CACHE_DIR to a "
+            "folder that can be written"
+        ) from error
 
 
 def _validate_scheduler(made: Namespace, vae: VAE) -> None:

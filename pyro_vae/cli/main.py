@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,6 +113,8 @@ def _run(command: str, settings: Namespace) -> int:
     from pyro_vae.core.device import validate_seed
 
     validate_seed(settings.get("seed", 0))
+    if command not in TABLES:
+        _validate_temporary_folder()
     if command == "demo":
         from pyro_vae.cli.demo import run_demo
 
@@ -139,6 +142,16 @@ def _run(command: str, settings: Namespace) -> int:
     from pyro_vae.cli.check import run_check
 
     return run_check(settings)
+
+
+def _validate_temporary_folder() -> None:
+    """Validate that there is a temporary folder, where torch and Matplotlib put caches if there is no other place."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to one that can"
+        ) from error
 
 
 def _current_folder() -> str:

@@ -109,6 +109,28 @@ def test_whatever_the_environment(variables, folder, monkeypatch):
     assert scored("again.csv") == (0, Path("scores.csv").read_text())
 
 
+def test_training_needs_a_temporary_folder(folder, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    assert main([*FIT, "--out", "new"]) == 2
+    sentence = "pyro-vae: no folder for temporary files can be written (No usable temporary directory found in "
+    assert capsys.readouterr().err == sentence + "['/proc/none']); set TMPDIR to one that can\n"
+    assert not Path("new").exists()
+
+
+@pytest.mark.slow
+def test_training_needs_a_cache_folder_for_torch(folder):
+    """In a process of its own, where torch's compiler is not imported yet."""
+    done = subprocess.run(
+        [*PYTHON, "-m", "pyro_vae", *FIT, "--out", "new"], capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": "/proc/none", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyro-vae: torch cannot create its cache folder (")
+    assert done.stderr.endswith("; set TMPDIR or TORCHINDUCTOR_CACHE_DIR to a folder that can be written\n")
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize("name", ["with a space", "\u6f22\u5b57\u00e9"])
 def test_whatever_the_names(name, folder):
     Path(name).mkdir()
