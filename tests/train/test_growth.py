@@ -80,8 +80,9 @@ print(json.dumps(found))
 def test_a_process_is_as_large_after_many_as_after_few(kind, number, tmp_path):
     """Memory may grow by 5 MiB and 0.05 MiB each, for the fragmentation of the heap.
 
-    The shapes use the backend "eager", which traces as all backends do. Each graph of "inductor" keeps 1.2 MiB more
-    until the process ends: its library, which Python never unloads, and torch's caches of its code.
+    The shapes use the backend "eager", which traces as all backends do. Each graph of "inductor" keeps 1.2 MiB until
+    the process ends, in its library, which Python never unloads, and in torch's caches of its code. A loop of
+    ``torch.compile`` alone, on a smaller network and with ``torch._dynamo.reset()``, keeps 1.0 MiB per shape.
     """
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(500, 6)).astype("f4"))
     (tmp_path / "temporary").mkdir()
