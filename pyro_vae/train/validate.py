@@ -48,9 +48,9 @@ def validate_settings(vae: Amortized, elbo: Loss | None, epochs: int, batch_size
         )
     if torch.is_inference_mode_enabled():
         raise SettingsError("fit cannot train in inference mode; call it outside torch.inference_mode()")
-    if loose := getattr(vae, "loose", []):
+    if unowned := getattr(vae, "unowned", []):
         raise SettingsError(
-            f"parameter {loose[0]!r} is in Pyro's parameter store but in no module, so fit can neither save nor "
+            f"parameter {unowned[0]!r} is in Pyro's parameter store but in no module, so fit can neither save nor "
             "restore it; make model and guide modules (pyro.nn.PyroModule) that own it, or train with pyro.infer.SVI; "
             "if another module of that name was made before, call pyro.clear_param_store() first"
         )
