@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae.core.compatibility import drawn, in_a_line
@@ -149,6 +150,8 @@ class Pair(Amortized):
         self.model, self.guide = _ProgramAdapter(model, "model"), _ProgramAdapter(guide, "guide")
         self.unowned: list[str] = []
         """Parameters of Pyro's parameter store that belong to no module; set by :meth:`check`."""
+        self.unregistered: list[str] = []
+        """Parameters that neither model nor guide registers with Pyro; set by :meth:`check`."""
         self.global_sites: list[str] = []
         """The latents outside the plate over data; set by :meth:`check`."""
         self.blank_row: Tensor | None = None
@@ -314,7 +317,16 @@ class Pair(Amortized):
         owned = {id(parameter) for parameter in self.parameters()}
         used = [name for t in (model_trace, guide_trace) for name, site in t.nodes.items() if site["type"] == "param"]
         store = pyro.get_param_store()
-        self.unowned = [name for name in used if id(store[name].unconstrained()) not in owned]
+        registered = {name: id(store[name].unconstrained()) for name in used}
+        self.unowned = [name for name, parameter in registered.items() if parameter not in owned]
+        self.unregistered = self._unregistered({*registered.values()})
+
+    def _unregistered(self, registered: set[int]) -> list[str]:
+        """Name the trainable parameters that Pyro does not see; a PyroModule shows each parameter when it is used."""
+        if any(isinstance(module, PyroModule) for module in self.modules()):
+            return []
+        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return [name.split(".owner.")[-1] for name, p in trainable.items() if id(p) not in registered]
 
 
 class _Conditioned(nn.Module):

@@ -54,6 +54,12 @@ def validate_settings(vae: Amortized, elbo: Loss | None, epochs: int, batch_size
             "restore it; make model and guide modules (pyro.nn.PyroModule) that own it, or train with pyro.infer.SVI; "
             "if another module of that name was made before, call pyro.clear_param_store() first"
         )
+    if unregistered := getattr(vae, "unregistered", []):
+        raise SettingsError(
+            f"neither model nor guide registers parameter {unregistered[0]!r} with Pyro, so it would not be trained; "
+            "call pyro.module with a name and its module in both, make the module a pyro.nn.PyroModule, or freeze the "
+            "parameter (requires_grad_(False))"
+        )
     if not any(p.requires_grad for p in vae.parameters()):
         raise SettingsError("every parameter of the VAE is frozen; set requires_grad on those to train")
 

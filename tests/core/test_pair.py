@@ -10,7 +10,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ModelError, SettingsError, WeightsOnlyWarning
+from pyro_vae.errors import CompileError, ModelError, SettingsError, WeightsOnlyWarning
 from pyro_vae.train import per_datum_elbo
 
 A = torch.tensor([[1.0, -0.5], [0.3, 0.8], [-0.7, 0.2]]).double()
@@ -232,6 +232,24 @@ def only_the_middle(x):
         pyro.sample("z2", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1))
 
 
+class HalfRegistered(nn.Module):
+    """Its guide forgets to show its network to Pyro."""
+
+    def __init__(self):
+        super().__init__()
+        self.dec, self.enc = nn.Linear(1, 5).double(), nn.Linear(5, 1).double()
+
+    def model(self, x, size=None):
+        pyro.module("half", self.dec)
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.dec(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x, size=None):
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            pyro.sample("z", dist.Normal(self.enc(x), 1.0).to_event(1))
+
+
 def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
     two = pair()
     for ask in (lambda: pv.evidence.enumerated_log_marginal(two, x), lambda: pv.describe(two)):
@@ -242,6 +260,14 @@ def test_what_a_pair_cannot_have_is_said_in_a_sentence(x):
     with pytest.raises(SettingsError, match="parameter 's' is in Pyro's parameter store but in no module"):
         pv.fit(without_modules(), torch.zeros(4, 2).double(), epochs=1, **quiet)
     pyro.clear_param_store()
+    half = HalfRegistered()
+    with pytest.raises(SettingsError, match=r"neither model nor guide registers parameter 'enc\.weight'"):
+        pv.fit(pv.Pair(half.model, half.guide), x, epochs=1, **quiet)
+    half.enc.requires_grad_(False)
+    pv.fit(pv.Pair(half.model, half.guide), x, epochs=1, **quiet)
+    half.dec.requires_grad_(False)
+    with pytest.raises(CompileError, match="register no parameter with Pyro"):
+        pv.CompiledSVI(half.guide, half.guide, torch.optim.SGD, Trace_ELBO()).step(x)
     own = TwoLayers()
     alone = pv.Pair(lambda x: own.model(x), own.guide)
     with pytest.raises(ModelError, match="the model takes 1 argument and no size, so minibatches cannot be scaled"):

@@ -243,6 +243,8 @@ class CompiledSVI(SVI):
         parameters = list({id(p): p for site in sites.values() for p in [site["value"].unconstrained()]}.values())
         if self._all_reduce is not None:  # a process without rows has no parameter sites
             parameters = self._all_reduce.trained
+        if not parameters:
+            raise CompileError("model and guide register no parameter with Pyro, so none is trained; use pyro.module")
         self.optim(parameters)
         self._updates = Updates(self.optim, parameters)
         for parameter in parameters:
