@@ -27,7 +27,8 @@ def type_of(value: object) -> str:
     ('an int', 'a list')
     """
     name = type(value).__name__
-    return f"{'an' if name[0] in 'aeioAEIO' or name == 'ndarray' else 'a'} {name}"
+    starts_with_vowel = name[0] in "aeioAEIO" and not name.startswith("One")
+    return f"{'an' if starts_with_vowel or name == 'ndarray' else 'a'} {name}"
 
 
 class PyroVAEError(Exception):

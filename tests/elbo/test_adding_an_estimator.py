@@ -11,14 +11,14 @@ from helpers import members, reference_bounds
 from helpers.pages import blocks, rows, run
 
 import pyro_vae as pv
-from pyro_vae.elbo import bounds
+from pyro_vae.elbo import importance_weighted
 
 
 @pytest.fixture
 def estimator(monkeypatch):
     """The class in ``pyro_vae.elbo`` and its row in the table, for the time of a test."""
     of_class, of_formula, of_row, _ = blocks("adding_an_estimator")
-    names = run("adding_an_estimator", of_class, vars(bounds))
+    names = run("adding_an_estimator", of_class, vars(importance_weighted))
     monkeypatch.setattr(pv.elbo, "TruncatedIWAE", names["TruncatedIWAE"], raising=False)
     names = run("adding_an_estimator", of_formula, vars(reference_bounds))
     ((name, row),) = rows(of_row, names).items()
