@@ -109,7 +109,7 @@ def coverage(found: xr.Dataset) -> Figure:
 
 
 def reliability(found: xr.Dataset) -> Figure:
-    """How often predicted classes are right, against how sure the classifier is of them, with two standard errors.
+    """Draw how often predicted classes are right, against their probability, with two standard errors.
 
     Below the diagonal it is too sure. The bars are the data of each bin.
 
@@ -131,7 +131,7 @@ def reliability(found: xr.Dataset) -> Figure:
         found.confidence, found.accuracy, 2 * found.accuracy_se, fmt="o", color=BLUE, ms=4, capsize=2, label=label
     )
     upper.set(ylabel="share of predictions that are right", ylim=(-0.02, 1.02))
-    upper.legend(loc="upper left", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     lower.bar(found.bin, found["count"], width=0.9 / found.sizes["bin"], color=BLUE)
     lower.set(xlabel="probability of the predicted class", ylabel="data")
     for axes in (upper, lower):

@@ -128,6 +128,8 @@ def _thresholds(draw: Any, found: xr.Dataset) -> None:
 def collapse(found: xr.Dataset) -> Figure:
     """Draw the KL of each latent, the active latents, and the decomposition of the mean KL.
 
+    For a :class:`pyro_vae.Pair`, draw the KL of each site.
+
     Args:
         found: from :func:`pyro_vae.diagnose.collapse`.
 
@@ -139,6 +141,8 @@ def collapse(found: xr.Dataset) -> Figure:
         >>> linear = pv.exact.LinearGaussian(torch.ones(4, 1), torch.zeros(4), 0.5)
         >>> _ = collapse(pv.diagnose.collapse(linear.as_vae(diagonal=True), torch.randn(9, 4)))
     """
+    if "site" in found.dims:
+        return _kl_of_sites(found)
     figure = Figure(figsize=(12.4, 4.0), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.3, 1.3, 1])
     by_size = np.argsort(-found.mean_variance.values, kind="stable")
@@ -170,6 +174,17 @@ def collapse(found: xr.Dataset) -> Figure:
         axes.set_xticks(place, [str(i) for i in latents.latent.values], fontsize=8 if len(place) < 25 else 5)
         axes.grid(alpha=0.3, axis="y")
     _decomposition(right, found)
+    return figure
+
+
+def _kl_of_sites(found: xr.Dataset) -> Figure:
+    figure = Figure(figsize=(1.8 + 1.4 * found.sizes["site"], 4.0), layout="constrained")
+    axes = figure.subplots()
+    used = found.kl.values > found.attrs["unused_below"]
+    axes.bar(found.site, found.kl, yerr=2 * found.kl_se, color=np.where(used, BLUE, GREY), capsize=4, width=0.6)
+    axes.set(xlabel="latent site", ylabel="mean KL (nats, ± 2 s.e. over draws)")
+    axes.set_title(f"{used.sum()} of {len(used)} sites are used", fontsize=10)
+    axes.grid(alpha=0.3, axis="y")
     return figure
 
 

@@ -160,3 +160,11 @@ def test_every_diagnostic_runs_on_an_exact_pair_and_those_of_q_see_a_narrow_one(
     levels = dict(zip(narrow["findings"].group.values, (one.level for one in findings(narrow)), strict=True))
     assert levels["reconstructions"] == levels["sbc"] == "bad"
     capsys.readouterr()
+
+
+def test_the_figure_of_collapse_shows_the_kl_of_each_site():
+    found = pv.diagnose.collapse(pair(), oracle().sample(12))
+    (axes,) = pv.plots.collapse(found).axes
+    assert [bar.get_height() for bar in axes.patches] == found.kl.values.tolist()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["z2", "z1"]
+    assert axes.get_title() == "2 of 2 sites are used"
