@@ -152,7 +152,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "train.callbacks.Schedule": {"every": 1},
     "nn.conv_decoder": {"outputs_per_feature": 1},
     "nn.conv_encoder": {"context": 0},
-    "data.Data": {"source": "data", "said": ""},
+    "data.Data": {"source": "data", "summary": ""},
     "data.as_tensor": {"source": "data"},
     "data.mask_nan": {"source": "data"},
     "data.rows_for": {"source": "data"},

@@ -291,7 +291,7 @@ def every(number):
 @pytest.mark.parametrize(
     ("callbacks", "sentence"),
     [
-        ([EMA], r"EMA is a class; pass an instance"), ([3], "int is not a Callback"), (EMA(), "callbacks is a EMA"),
+        ([EMA], r"EMA is a class; pass an instance"), ([3], "int is not a Callback"), (EMA(), "callbacks is an EMA"),
         (None, "callbacks is a NoneType"), ([EMA()] * 2, "is listed twice"), (every(-2), "every of Callback is -2"),
         (every(2.5), "every of Callback is 2.5"), (every(0), "every of Callback is 0"),
     ],
