@@ -21,7 +21,7 @@ from faults.kill import fit
 from pyro_vae.cli import main
 from pyro_vae.cli.check import _history
 from pyro_vae.cli.checksums import compute_checksum, record_checksum, validate_unchanged
-from pyro_vae.cli.fit import settings_of
+from pyro_vae.cli.load_run import settings_of
 from pyro_vae.data.limits import read_json
 from pyro_vae.train.checkpoint import tensor_file
 
