@@ -39,7 +39,7 @@ PARTICLES = {"iw": 500, "psis": 500, "ais": 32, "ais_prior": 32, "bdmc": 32}
 """The default number of particles of each method."""
 
 ESTIMATES = {
-    "iw": "importance-weighted bound",
+    "iw": "the importance-weighted bound",
     "psis": "Pareto-smoothed importance sampling",
     "ais": "annealed importance sampling from the guide",
     "ais_prior": "annealed importance sampling from the prior",

@@ -108,7 +108,7 @@ def test_a_comparison_of_models_prints_as_a_table_and_is_a_frame(models, tmp_pat
     assert isinstance(table, pd.DataFrame)
     assert max(map(len, shown.splitlines())) <= 80
     text = " ".join(shown.split())
-    for told in ("150 held-out data, in nats", "by importance-weighted bound", "standard error over data"):
+    for told in ("150 held-out data, in nats", "by the importance-weighted bound", "standard error over data"):
         assert told in text, told
     best, worst = table.iloc[0], table.iloc[1]
     beside = format_estimate(worst.elpd_diff, worst.dse, over="")
