@@ -27,6 +27,7 @@ extensions = [
     "links",
     "mathjax_offline",
     "outside",
+    "signatures",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext", "_templates", "inventories"]

@@ -174,8 +174,13 @@ def with_failures(ranked: xr.Dataset, failures: Mapping[str, str]) -> xr.Dataset
 def ranking_table(ranked: xr.Dataset) -> Table:
     """Tabulate a ranking, a row per model, best first.
 
+    A notebook displays the table; a script prints it with ``rich.print``.
+
     Args:
         ranked: from :func:`rank`.
+
+    Returns:
+        The table, of the library rich.
 
     Example:
         >>> import torch, pyro_vae as pv

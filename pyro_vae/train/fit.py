@@ -168,7 +168,7 @@ def fit(
             gets 1/n of the part of a Pair's global sites, where n is the number of training data, and all data of an
             evaluation share one draw of these sites.
         optimizer: a function (a class is one) from all trainable parameters to a torch optimizer or to a learning-rate
-            scheduler of one; :func:`~pyro_vae.train.fit.adam` by default. A scheduler steps after each epoch
+            scheduler of one; Adam with learning rate 1e-3 by default. A scheduler steps after each epoch
             (``ReduceLROnPlateau`` on the validation ELBO, or on the training ELBO without validation data). An
             optimizer or scheduler of the VAE's parameters is used as it is and keeps its state; an optimizer of
             ``pyro.optim`` provides its class and settings.

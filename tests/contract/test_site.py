@@ -75,6 +75,14 @@ def test_every_page_opens_without_a_fault(browser, address):
     assert not wrong
 
 
+def test_every_class_shows_the_arguments_of_its_constructor():
+    pages = [page for page in PAGES if page.startswith("api/generated/")]
+    assert len(pages) > 150
+    shown = {page: text.partition('<dt class="sig')[2].partition("</dt>")[0] for page in pages
+             if "<em" in (text := (SITE / page).read_text(encoding="utf-8"))}  # fmt: skip
+    assert not [page for page, head in shown.items() if ">class<" in head and ">args<" in head]
+
+
 def test_search_finds_an_estimator(browser, address):
     from selenium.webdriver.support.ui import WebDriverWait
 

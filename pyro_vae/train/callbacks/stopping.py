@@ -28,7 +28,8 @@ class EarlyStopping(Callback):
 
     Args:
         patience: the number of epochs without a better one, at least 1.
-        steps: the least number of steps without a better epoch, at least 0.
+        steps: the least number of steps without a better epoch, at least 0. With few data an epoch has few steps, and
+            ``patience`` alone ends the training too early; the command line uses 1000.
         errors: c, the standard errors by which a better epoch must exceed the best one, at least 0.
         restore: whether the VAE gets the weights of the best epoch at the end, even if the training was not stopped.
 
