@@ -54,7 +54,8 @@ class JoinedPosterior:
         self.batch_shape = torch.Size([len(rows)])
         trace = self._run_once(pair.model)
         self.sites = {name: site for name, site in samples(trace) if not site["is_observed"]}
-        self.shapes = {name: _event_shape(name, site) for name, site in self.sites.items()}
+        plates = {f.name for _, s in samples(trace) if _is_data(s) for f in data_frames(s)}
+        self.shapes = {name: _event_shape(name, site, plates) for name, site in self.sites.items()}
         if not self.shapes:
             raise ModelError("the model has no latent site, so it has neither a prior nor a posterior of latents")
         self.event_shape = torch.Size([sum(shape.numel() for shape in self.shapes.values())])
@@ -183,8 +184,8 @@ class JoinedPosterior:
         sites = dict(samples(trace))
         if others := [name for name, site in sites.items() if name not in self.shapes and not site["is_observed"]]:
             raise ModelError(f"the guide samples site {others[0]}, which the model lacks; q(z|x) has no known density")
-        scored = (site for name, site in sites.items() if name in self.shapes or not latents_only)
-        terms = [site["fn"].log_prob(site["value"]) for site in scored]
+        scored = {name: site for name, site in sites.items() if name in self.shapes or not latents_only}
+        terms = [_log_prob(name, site) for name, site in scored.items()]
         return torch.stack([term.expand(z.shape[:-1]) for term in terms]).sum(0)
 
 
@@ -222,7 +223,7 @@ def validate_generative(model: Program, rows: Rows) -> None:
     """
     part = rows.take(slice(2))
     zeros, ones = (_draw_from_stand_ins(model, part, value) for value in (0.0, 1.0))
-    observed = [name for name, site in zeros.items() if site["infer"].get("was_observed")]
+    observed = [name for name, s in zeros.items() if s["infer"].get("was_observed") and not _is_deterministic(s)]
     if len(observed) > 1:
         raise ModelError(
             f"the model observes the sites {', '.join(observed)}, so draws of x would have to be conditioned on the "
@@ -254,6 +255,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 def _observed(observed: dict[str, Site], x: Tensor) -> tuple[str, Site]:
     """Return the site that observes x: the only observed one, or the one with its values."""
+    observed = {name: site for name, site in observed.items() if not _is_deterministic(site)}
     if len(observed) > 1:
         observed = {name: site for name, site in observed.items() if _is_x(site["value"], x)}
     if len(observed) != 1:
@@ -279,9 +281,30 @@ def _normal_of(name: str, d: Any) -> tuple[Tensor, Tensor]:
     raise ModelError(f"site {name} of the guide is a {type(d).__name__} and not normal, {UNKNOWN_FAMILY}")
 
 
-def _event_shape(name: str, site: Site) -> torch.Size:
-    """Return the event shape of a site, which must lie in the plate over data."""
-    if not data_frames(site):
+def _is_deterministic(site: Site) -> bool:
+    """Return whether a site records a computed value (``pyro.deterministic``), which Pyro treats as observed."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def _is_data(site: Site) -> bool:
+    return site["is_observed"] and not _is_deterministic(site)
+
+
+def _log_prob(name: str, site: Site) -> Tensor:
+    """Compute the log density of a site's value; handlers that would change it are refused."""
+    if site["mask"] is not None:
+        raise ModelError(f"site {name} is masked by a handler, which densities ignore; mask its distribution instead")
+    scale = site["scale"]
+    if not (scale == 1 if isinstance(scale, float | int) else bool((scale == 1).all())):
+        raise ModelError(f"site {name} is scaled by a handler (poutine.scale), so its density is unknown; remove it")
+    density: Tensor = site["fn"].log_prob(site["value"])
+    return density
+
+
+def _event_shape(name: str, site: Site, plates: set[str]) -> torch.Size:
+    """Return the event shape of a site, which must lie in a plate of the observed sites."""
+    frames = {frame.name for frame in data_frames(site)}
+    if not (frames & plates if plates else frames):
         raise ModelError(
             f"site {name} lies in no plate over data; condition the pair on a draw of this site (pair.condition)"
         )

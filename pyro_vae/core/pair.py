@@ -78,8 +78,12 @@ class Amortized(Picklable):
     def stand_in(self, number: int) -> Tensor:
         """Return stand-ins for the data of ``number`` rows, for draws of new data."""
 
+    def validate_draws(self, rows: Rows) -> None:
+        """Raise a ModelError if data cannot be drawn from the model."""
+
     def draw_latents(self, rows: Rows, shape: tuple[int, ...] = ()) -> Tensor:
         """Draw z from the prior given the contexts of rows, shape ``(*shape, datum, latent)``."""
+        self.validate_draws(rows)
         prior = self.prior_of(rows)
         return drawn("prior", prior, shape if prior.batch_shape else (*shape, len(rows)))
 
@@ -210,14 +214,13 @@ class Pair(Amortized):
         """Return the name of each latent: its site and its index within the site."""
         return self.prior_of(rows).names
 
-    def draw_latents(self, rows: Rows, shape: tuple[int, ...] = ()) -> Tensor:
-        """Draw z from the model without data, given the contexts of rows, shape ``(*shape, datum, latent)``.
+    def validate_draws(self, rows: Rows) -> None:
+        """Validate that data can be drawn from the model.
 
         Raises:
             ModelError: if the model uses the values of x other than as ``obs=x``, or observes other data too.
         """
         validate_generative(self.model, rows)
-        return super().draw_latents(rows, shape)
 
     def closed_form_posterior(self, rows: Rows) -> Distribution:
         """Return ``q(z|x)`` of rows as one normal distribution.
@@ -278,7 +281,7 @@ class Pair(Amortized):
             True
         """
         conditioned = Pair(_Conditioned(self.model, values), _Conditioned(self.guide, values))
-        conditioned.blank_row = self.blank_row
+        conditioned.blank_row, conditioned.trained_on = self.blank_row, self.trained_on
         return conditioned
 
     def __getattr__(self, name: str) -> Any:
@@ -323,10 +326,9 @@ class Pair(Amortized):
 
     def _unregistered(self, registered: set[int]) -> list[str]:
         """Name the trainable parameters that Pyro does not see; a PyroModule shows each parameter when it is used."""
-        if any(isinstance(module, PyroModule) for module in self.modules()):
-            return []
+        shown = {id(p) for module in self.modules() if isinstance(module, PyroModule) for p in module.parameters()}
         trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return [name.split(".owner.")[-1] for name, p in trainable.items() if id(p) not in registered]
+        return [name.split(".owner.")[-1] for name, p in trainable.items() if id(p) not in registered | shown]
 
 
 class _Conditioned(nn.Module):

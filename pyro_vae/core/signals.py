@@ -1,5 +1,6 @@
 """The signals that ask a process to end."""
 
+import contextlib
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,17 +18,25 @@ def ending_signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if is_handled else [])]
 
 
-def end_process_if_asked(received: Sequence[int], handlers: Mapping[signal.Signals, Any]) -> None:
-    """End the process by the first received signal, if that is SIGTERM or SIGHUP and had its default handler.
+def deliver_again(received: Sequence[int], handlers: Mapping[signal.Signals, Any]) -> None:
+    """Deliver SIGTERM or SIGHUP to the handler that was there before: by default, it ends the process.
 
-    Python code that handles these signals, and a caller of the command line, decide for themselves.
+    A KeyboardInterrupt of the handler is dropped, since the training has ended already.
 
     Args:
         received: the received signals, first to last.
         handlers: the handlers that were there before, and are there again.
 
     Example:
-        >>> end_process_if_asked([signal.SIGINT], {signal.SIGINT: signal.default_int_handler})
+        >>> deliver_again([signal.SIGTERM], {signal.SIGTERM: lambda number, frame: print("asked to end")})
+        asked to end
     """
-    if received and received[0] != signal.SIGINT and handlers.get(signal.Signals(received[0])) == signal.SIG_DFL:
-        signal.raise_signal(received[0])
+    ending = [number for number in received if number != signal.SIGINT and number in handlers]
+    if not ending:
+        return
+    handler = handlers[signal.Signals(ending[0])]
+    if handler == signal.SIG_DFL:
+        signal.raise_signal(ending[0])
+    elif callable(handler):
+        with contextlib.suppress(KeyboardInterrupt):
+            handler(ending[0], None)

@@ -123,6 +123,7 @@ def sbc(
         else:
             rows = rows_for(vae, around, context=context, mask=mask).like(vae)
             given = rows.take(torch.randint(len(rows), (simulations,), device=device))
+            vae.validate_draws(given)
             z = vae.posterior(given).sample()
         x = vae.likelihood(z, Rows(given.x, given.context)).sample()
         if given.mask is not None and given.mask.shape != x.shape:

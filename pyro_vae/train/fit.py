@@ -22,7 +22,7 @@ from pyro_vae.core.one_at_a_time import one_at_a_time
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import display
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.signals import end_process_if_asked, ending_signals
+from pyro_vae.core.signals import deliver_again, ending_signals
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.fingerprint import Trained, data_hash
@@ -360,4 +360,4 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
-        end_process_if_asked(received, before)
+        deliver_again(received, before)

@@ -51,7 +51,7 @@ def vae_of():
     ("kind", "handled", "code", "says"),
     [
         ("SIGINT", "default", 0, "goes on True\n"),
-        ("SIGTERM", "handled", 0, "goes on True\n"),
+        ("SIGTERM", "handled", 0, "asked to end\ngoes on True\n"),
         ("SIGTERM", "default", -signal.SIGTERM, ""),
         ("SIGHUP", "default", -signal.SIGHUP, ""),
     ],

@@ -320,8 +320,8 @@ def _explain_enumeration(loss: Any) -> Iterator[None]:
         if not isinstance(loss, TraceEnum_ELBO):
             raise
         raise CompileError(
-            f"TraceEnum_ELBO leaves out values of probability 0, so its step depends on values ({error}); use ELBO, "
-            "IWAE or M2 of pyro_vae.elbo, which sum enumerated sites out, or pyro.infer.SVI"
+            f"a step of TraceEnum_ELBO, which leaves out values of probability 0, cannot be compiled ({error}); use "
+            "ELBO, IWAE or M2 of pyro_vae.elbo, which sum enumerated sites out, or pyro.infer.SVI"
         ) from error
 
 

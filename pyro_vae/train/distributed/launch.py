@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import errors
-from pyro_vae.core.signals import end_process_if_asked, ending_signals
+from pyro_vae.core.signals import deliver_again, ending_signals
 from pyro_vae.errors import DivergenceError, ProcessError, PyroVAEError, SettingsError
 from pyro_vae.train.distributed.group import LostPeerError, threads_per_process
 
@@ -44,8 +44,9 @@ def fit_on_workers(
 ) -> "Fit":
     """Run ``fit`` on several workers, and load their weights into ``vae``, also after a divergence."""
     shared = {"data": data, **{name: settings.pop(name) for name in SHARED}}
-    weights, vae.trained_on, result = launch(workers, _fit, fit, vae, settings, shared=shared)
+    weights, seen, result = launch(workers, _fit, fit, vae, settings, shared=shared)
     vae.load_state_dict(weights)
+    vars(vae).update(seen)
     if isinstance(result, DivergenceError):
         raise result
     return dataclasses.replace(result, vae=vae)
@@ -53,14 +54,18 @@ def fit_on_workers(
 
 def _fit(
     fit: "Callable[..., Fit]", vae: "Amortized", settings: dict[str, Any], **shared: Any
-) -> tuple[dict[str, Tensor], Any, Any]:
-    """Train on one worker; return the weights, the hashes of the rows, and the fit or its divergence."""
+) -> tuple[dict[str, Tensor], dict[str, Any], Any]:
+    """Train on one worker; return the weights, what the model knows of the data, and the fit or its divergence."""
     result: Any
     try:
         result = dataclasses.replace(fit(vae, **settings, **shared), vae=None)
     except DivergenceError as error:
         result = error
-    return {name: value.cpu() for name, value in vae.state_dict().items()}, vae.trained_on, result
+    seen: dict[str, Any] = {
+        name: vars(vae)[name] for name in ("trained_on", "blank_row", "global_sites") if name in vars(vae)
+    }
+    seen |= {name: value.cpu() for name, value in seen.items() if isinstance(value, Tensor)}
+    return {name: value.cpu() for name, value in vae.state_dict().items()}, seen, result
 
 
 def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[str, Any] | None = None) -> Any:
@@ -190,7 +195,7 @@ def forward_signals() -> Iterator[list[int]]:
         deadline.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-        end_process_if_asked(received, before)
+        deliver_again(received, before)
 
 
 @contextmanager
