@@ -71,15 +71,15 @@ def groups_of_sites(
         ess = 1 / weights.softmax(0).square().sum(0)
         stats = stats.assign(khat=("datum", khat.cpu().numpy(), {"threshold": BAD}), ess=("datum", ess.cpu().numpy()))
     predicted = _values(_draw_data(pair, rows, with_values(w.guide_trace, latents), draws), observed)
-    prior = _draw_data(pair, rows.take(slice(1)), None, prior_draws)
+    prior = _draw_prior(pair, rows, prior_draws, [*latents, *observed], w.global_sites)
     seen = {name: w.model_trace.nodes[name]["value"] for name in observed}
     return {
         "posterior": _latent_variables(latents, w.global_sites),
         "posterior_predictive": _variables(predicted, observed),
         "log_likelihood": _variables({"x": w.likelihood[chosen, column]}),
         "sample_stats": stats,
-        "prior": _latent_variables(_values(prior, latents), w.global_sites).isel(datum=0, missing_dims="ignore"),
-        "prior_predictive": _variables(_values(prior, observed), observed).isel(datum=0),
+        "prior": _latent_variables({n: prior[n] for n in latents}, w.global_sites).isel(datum=0, missing_dims="ignore"),
+        "prior_predictive": _variables({n: prior[n] for n in observed}, observed).isel(datum=0),
         "observed_data": _variables({name: x.unsqueeze(0) for name, x in seen.items()}, observed).isel(chain=0, draw=0),
     }
 
@@ -104,6 +104,15 @@ def _draw_data(pair: Amortized, rows: Rows, latents: Trace | None, draws: int) -
     model = poutine.uncondition(at_particles(pair.model, draws))
     model = model if latents is None else poutine.replay(model, trace=latents)
     return poutine.trace(model).get_trace(*rows.arguments())
+
+
+def _draw_prior(pair: Amortized, rows: Rows, draws: int, names: list[str], shared: list[str]) -> Draws:
+    """Draw one datum at a time, each with the context of a random row; with global sites, that of the first row."""
+    if rows.context is None or shared:
+        return _values(_draw_data(pair, rows.take(slice(1)), None, draws), names)
+    index = torch.randint(len(rows), (draws,), device=rows.x.device)
+    drawn = _values(_draw_data(pair, rows.take(index), None, 1), names)
+    return {name: value.transpose(0, 1) for name, value in drawn.items()}
 
 
 def _values(trace: Trace, names: Iterable[str]) -> Draws:

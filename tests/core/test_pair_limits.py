@@ -138,3 +138,20 @@ def test_a_conditioned_pair_knows_what_it_was_trained_on():
     pv.fit(pair, X, epochs=1, device="cpu", **QUIET)
     assert pair.trained_on is not None
     assert pair.condition({}).trained_on is pair.trained_on
+
+
+def test_draws_from_the_prior_have_the_contexts_of_all_rows():
+    def model(x, size=None, context=None):
+        with rows(x, size):
+            z = pyro.sample("z", dist.Normal(context, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def of_context(x, size=None, context=None):
+        guide(x, size)
+
+    contexts = torch.tensor([[0.0], [100.0], [100.0]]).double()
+    tree = pv.to_datatree(pv.Pair(model, of_context), pv.data.Data(X, context=contexts), draws=4, prior_draws=3000)
+    for group, name in (("prior", "z"), ("prior_predictive", "x")):
+        values = tree[group][name].values.flatten()
+        assert values.shape == (3000,)
+        assert abs(values.mean() - 200 / 3) < 5 * 47.2 / 3000**0.5
