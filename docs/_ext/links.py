@@ -29,6 +29,7 @@ SHORT = {
     "xarray.core.datatree.DataTree": "xarray.DataTree",
     "Figure": "matplotlib.figure.Figure",
     "Module": "torch.nn.Module",
+    "Tensor": "torch.Tensor",
 }
 """Names of other libraries as annotations give them, and as their sites list them."""
 
