@@ -97,6 +97,29 @@ def support_of(d: Distribution) -> Any:
     return support
 
 
+def validate_real(d: Distribution, what: str) -> None:
+    """Validate that latents are unbounded real numbers, as Hamiltonian moves and tables of means need them.
+
+    Args:
+        d: the distribution of the latents.
+        what: what it belongs to, for the message.
+
+    Raises:
+        ModelError: if the latents are discrete or bounded.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> validate_real(dist.Normal(torch.zeros(2), 1.0).to_event(1), "the prior")
+    """
+    support = support_of(d)
+    if support is not None and not isinstance(support, type(constraints.real)):
+        kind = "discrete" if support.is_discrete else "bounded"
+        raise ModelError(
+            f"{what} has {kind} latents ({type(support).__name__}), but this function needs latents that can be any "
+            "real number; use to_datatree(posterior='psis') for draws, and the methods iw or psis for the evidence"
+        )
+
+
 def called(role: str, part: nn.Module, *given: Tensor) -> Distribution:
     """Return the distribution of a component.
 

@@ -11,11 +11,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.core.compatibility import in_a_line, support_of
+from pyro_vae.core.compatibility import in_a_line, validate_real
 from pyro_vae.core.component import Distribution
 from pyro_vae.core.device import seeded
 from pyro_vae.core.rows import Rows
-from pyro_vae.core.traces import PARTICLES, Program, Site, data_frames, samples
+from pyro_vae.core.traces import PARTICLES, Program, Site, data_frames, samples, validate_unmasked
 from pyro_vae.errors import ModelError, PyroVAEError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class JoinedPosterior:
         self.batch_shape = torch.Size([len(rows)])
         trace = self._run_once(pair.model)
         self.sites = {name: site for name, site in samples(trace) if not site["is_observed"]}
-        plates = {f.name for _, s in samples(trace) if _is_data(s) for f in data_frames(s)}
+        plates = {f.name for _, site in samples(trace) if site["is_observed"] for f in data_frames(site)}
         self.shapes = {name: _event_shape(name, site, plates) for name, site in self.sites.items()}
         if not self.shapes:
             raise ModelError("the model has no latent site, so it has neither a prior nor a posterior of latents")
@@ -85,7 +85,7 @@ class JoinedPosterior:
         """Raise a ModelError if a latent is discrete or bounded."""
         trace = self._run_once(self.program)
         for name in self.shapes:
-            _validate_real(name, trace.nodes[name])
+            validate_real(trace.nodes[name]["fn"], f"site {name}")
 
     def as_normal(self) -> Distribution:
         """Return this distribution as a normal one, if the sites are normal and do not depend on each other.
@@ -131,8 +131,7 @@ class JoinedPosterior:
         trace = self._run(poutine.condition(self.pair.model, data=self._split(z)), tuple(z.shape[:-2]))
         name, site = _observed({name: s for name, s in samples(trace) if name not in self.shapes}, self.rows.x)
         likelihood, row = site["fn"], self.rows.x.shape[1:]
-        if site["mask"] is not None:
-            raise ModelError(f"site {name} is masked by a handler; mask its distribution instead")
+        validate_unmasked(name, site)
         if likelihood.event_shape != row:
             raise ModelError(
                 f"site {name} describes data of shape {tuple(likelihood.event_shape)}, a row of the data has shape "
@@ -223,7 +222,7 @@ def validate_generative(model: Program, rows: Rows) -> None:
     """
     part = rows.take(slice(2))
     zeros, ones = (_draw_from_stand_ins(model, part, value) for value in (0.0, 1.0))
-    observed = [name for name, s in zeros.items() if s["infer"].get("was_observed") and not _is_deterministic(s)]
+    observed = [name for name, site in zeros.items() if site["infer"].get("was_observed")]
     if len(observed) > 1:
         raise ModelError(
             f"the model observes the sites {', '.join(observed)}, so draws of x would have to be conditioned on the "
@@ -255,7 +254,6 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 def _observed(observed: dict[str, Site], x: Tensor) -> tuple[str, Site]:
     """Return the site that observes x: the only observed one, or the one with its values."""
-    observed = {name: site for name, site in observed.items() if not _is_deterministic(site)}
     if len(observed) > 1:
         observed = {name: site for name, site in observed.items() if _is_x(site["value"], x)}
     if len(observed) != 1:
@@ -281,19 +279,9 @@ def _normal_of(name: str, d: Any) -> tuple[Tensor, Tensor]:
     raise ModelError(f"site {name} of the guide is a {type(d).__name__} and not normal, {UNKNOWN_FAMILY}")
 
 
-def _is_deterministic(site: Site) -> bool:
-    """Return whether a site records a computed value (``pyro.deterministic``), which Pyro treats as observed."""
-    return bool(site["infer"].get("_deterministic"))
-
-
-def _is_data(site: Site) -> bool:
-    return site["is_observed"] and not _is_deterministic(site)
-
-
 def _log_prob(name: str, site: Site) -> Tensor:
     """Compute the log density of a site's value; handlers that would change it are refused."""
-    if site["mask"] is not None:
-        raise ModelError(f"site {name} is masked by a handler, which densities ignore; mask its distribution instead")
+    validate_unmasked(name, site)
     scale = site["scale"]
     if not (scale == 1 if isinstance(scale, float | int) else bool((scale == 1).all())):
         raise ModelError(f"site {name} is scaled by a handler (poutine.scale), so its density is unknown; remove it")
@@ -309,13 +297,3 @@ def _event_shape(name: str, site: Site, plates: set[str]) -> torch.Size:
             f"site {name} lies in no plate over data; condition the pair on a draw of this site (pair.condition)"
         )
     return torch.Size(site["value"].shape[2:])
-
-
-def _validate_real(name: str, site: Site) -> None:
-    support = support_of(site["fn"])
-    if support is not None and not isinstance(support, type(constraints.real)):
-        kind = "discrete" if support.is_discrete else "bounded"
-        raise ModelError(
-            f"site {name} has {kind} latents ({type(support).__name__}), but this function needs real "
-            "latents; use to_datatree(posterior='psis') for draws, and the methods iw or psis for the evidence"
-        )

@@ -32,9 +32,19 @@ def traces(model: Program, guide: Program, *args: Any, **kwargs: Any) -> tuple[T
 
 
 def samples(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """Iterate over the sample sites of a trace by name, except the subsampling sites of plates."""
+    """Iterate over the sample sites of a trace by name.
+
+    The subsampling sites of plates are left out, and so are values that ``pyro.deterministic`` records, which Pyro
+    treats as observed.
+    """
     sites = ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
-    return ((name, site) for name, site in sites if not site_is_subsample(site))
+    return ((n, site) for n, site in sites if not (site_is_subsample(site) or site["infer"].get("_deterministic")))
+
+
+def validate_unmasked(name: str, site: Site) -> None:
+    """Raise a ModelError if a handler masks a site, which its density would not show."""
+    if site["mask"] is not None:
+        raise ModelError(f"site {name} is masked by a handler, which densities ignore; mask its distribution instead")
 
 
 PARTICLES = "_particles"

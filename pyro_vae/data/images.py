@@ -85,7 +85,7 @@ class Pictures:
         names: the paths of the files, relative to the folder.
         labels: the index of each image's subfolder among the sorted subfolders; None without subfolders.
         label_names: the names of the subfolders.
-        notes: notes on what was inferred.
+        notes: sentences for the summary, such as on grey images among colour images.
     """
 
     array: np.ndarray

@@ -38,9 +38,9 @@ def load(
 ) -> Data:
     """Read data from a file, or from a table or array of any library.
 
-    The attribute ``summary`` says in one line what was read and what was inferred. The first line of a text file is
-    a header if it contains no numbers, or the consecutive integers that pandas writes. A first column without a name
-    holds the row labels if its values are unique. Rows with more than one dimension are flattened, and bytes of shape
+    The attribute ``summary`` describes in one line what was read and which options were detected. The first line of a
+    text file is a header if it contains no numbers, or the consecutive integers that pandas writes. A first column
+    without a name holds the row labels if its values are unique. Rows with more than one dimension are flattened, and bytes of shape
     ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are divided by 255;
     other numbers are not changed.
 

@@ -47,7 +47,7 @@ def data_of(
         context: the context columns.
         like: other data, whose columns, context columns and categories the table must have.
         source: the name of the data, for messages.
-        notes: further notes on what was inferred.
+        notes: sentences to add to the summary.
 
     Raises:
         DataError: if a column is missing or not numeric, or a value is not finite.
@@ -92,7 +92,7 @@ def data_of(
 
 
 def validate_data(data: Data, may_miss: bool, notes: Sequence[str] = ()) -> Data:
-    """Validate data, mask NaN if ``may_miss``, and set ``summary`` to a summary of what was read.
+    """Validate data, mask NaN if ``may_miss``, and describe in ``summary`` what was read.
 
     Raises:
         DataError: if a value is not finite, or a row has no observed value.

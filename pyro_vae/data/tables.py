@@ -29,7 +29,7 @@ class Columns:
         labels: a class per row.
         label_names: the names of the classes, unless they are integers.
         categories: the names of the codes 0, 1, …, by column.
-        notes: notes on what was inferred.
+        notes: sentences for the summary, such as which column holds the row labels.
         context: shape ``(row, c)``, if there are context columns.
     """
 

@@ -35,7 +35,7 @@ class Data:
         label_names: the names of the labels 0, 1, ….
         categories: the names of the codes 0, 1, …, by column.
         context_columns: the names of the context columns; those in ``categories`` are one-hot.
-        summary: a summary in one line of what was read and inferred.
+        summary: one line on the rows and columns that were read, and on detected options.
         exact: the numbers in double precision if ``x`` rounds them, same shape as ``x``.
 
     Example:

@@ -10,10 +10,10 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vae.__about__ import versions
+from pyro_vae.core.compatibility import validate_real
 from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.finding import Finding, Level
-from pyro_vae.core.joined import JoinedPosterior
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.progress import counting
 from pyro_vae.core.rows import Rows
@@ -170,8 +170,7 @@ def _sample_q(vae: Amortized, rows: Rows, chains: int, draws: int) -> Tensor:
     q = vae.posterior(rows)
     if q.event_dim != 1:
         raise ModelError(f"NUTS needs latents in one dimension, these have shape {tuple(q.event_shape)}")
-    if isinstance(q, JoinedPosterior):
-        q.validate_real()
+    validate_real(q, "the encoder")
     return q.sample((chains, draws))
 
 

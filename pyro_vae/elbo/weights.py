@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_vae.core.traces import PARTICLES, Site, data_frames, global_sites, samples
+from pyro_vae.core.traces import PARTICLES, Site, data_frames, global_sites, samples, validate_unmasked
 from pyro_vae.elbo.copies import Copies
 from pyro_vae.errors import ModelError
 
@@ -327,8 +327,7 @@ def _raise_for_globals(names: list[str]) -> None:
 
 
 def _validate_site(name: str, site: Site, *, plates: bool) -> None:
-    if site["mask"] is not None:
-        raise ModelError(f"site {name} is masked by a handler, which log-weights ignore; mask its distribution instead")
+    validate_unmasked(name, site)
     if site["infer"].get("enumerate") and "_enumerate_dim" not in site["infer"]:
         raise ModelError(
             f"site {name} is enumerated, but not in parallel in the guide, so it has no log-weight; set "

@@ -10,12 +10,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.core.compatibility import support_of
+from pyro_vae.core.compatibility import validate_real
 from pyro_vae.core.component import Distribution
 from pyro_vae.core.joined import JoinedPosterior
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
-from pyro_vae.errors import ModelError
 from pyro_vae.evidence.weights import Estimates, Plan, estimate_log_mean
 
 POSITIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -146,8 +145,8 @@ class Path:
         """
         with torch.no_grad():
             q, prior = vae.posterior(rows), vae.prior_of(rows)
-        validate_latents(q, "encoder")
-        validate_latents(prior, "prior")
+        validate_real(q, "the encoder")
+        validate_real(prior, "the prior")
         return cls(rows, q, vae.log_joint_of(rows))
 
     @classmethod
@@ -155,7 +154,7 @@ class Path:
         """Build the path from the prior, which does not use the guide; it raises as :meth:`from_guide` does."""
         with torch.no_grad():
             prior = vae.prior_of(rows)
-        validate_latents(prior, "prior")
+        validate_real(prior, "the prior")
         return cls(rows, prior, vae.log_joint_of(rows), power_temperature)
 
     def draw(self, chains: int) -> Tensor:
@@ -197,25 +196,6 @@ def frozen(vae: Amortized) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def validate_latents(d: Distribution, role: str) -> None:
-    """Raise an error unless latents are unbounded real numbers, as Hamiltonian moves need them.
-
-    Raises:
-        ModelError: if the latents are discrete or bounded.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> validate_latents(dist.Normal(torch.zeros(2), 1.0).to_event(1), "prior")
-    """
-    support = support_of(d)
-    if support is not None and not isinstance(support, type(torch.distributions.constraints.real)):
-        kind = "discrete" if support.is_discrete else "bounded"
-        raise ModelError(
-            f"the {role} gives {kind} latents ({type(support).__name__}), but annealing needs latents that can be any "
-            'real number; use method="iw" or "psis"'
-        )
 
 
 @dataclass(frozen=True, eq=False)

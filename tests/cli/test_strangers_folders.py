@@ -114,7 +114,7 @@ def test_no_command_imports_from_a_run_folder(arguments, run, capsys):
 
 @pytest.mark.parametrize("place", ["", "runs", "runs/stranger/inside"])
 def test_a_run_folder_with_code_is_refused_where_python_imports_from_it(place, run, monkeypatch, capsys):
-    """Its module would be imported in place of an installed one of the same name, whatever the settings name."""
+    """Python would import such a file in place of an installed module of the same name."""
     (run / "inside").mkdir()
     (run / "inside" / "payload.py").write_text(OWN)
     monkeypatch.setattr(sys, "path", [str(Path(place).resolve()), *sys.path])

@@ -1,4 +1,4 @@
-"""``check`` and the inference gaps of a Pair, and what they say of models that lack a diagnostic."""
+"""``check`` and the inference gaps for a Pair, and the reasons for leaving out a diagnostic that its model does not allow."""
 
 import numpy as np
 import pyro
