@@ -1,4 +1,4 @@
-"""``check`` and the inference gaps for a Pair, and the reasons for leaving out a diagnostic that its model does not allow."""
+"""``check`` and the inference gaps for a Pair, and why a diagnostic that its model does not allow is left out."""
 
 import numpy as np
 import pyro
