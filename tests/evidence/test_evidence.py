@@ -265,7 +265,7 @@ def test_settings_out_of_their_range_are_refused(mistake):
 @pytest.mark.parametrize("method", ["ais", "ais_prior", "bdmc"])
 def test_latents_that_cannot_be_moved_are_refused(part, kind, method):
     vae = with_part(encoder=part(), prior=part())
-    with pytest.raises(ModelError, match=f'the (encoder|prior) has {kind} latents .*use .* iw or psis') as caught:
+    with pytest.raises(ModelError, match=f"the (encoder|prior) has {kind} latents .*use .* iw or psis") as caught:
         pv.log_evidence(vae, X, method=method)
     assert "\n" not in str(caught.value)
     assert pv.log_evidence(vae, X, num_particles=5).log_evidence.notnull().all(), "which can"
