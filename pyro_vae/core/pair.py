@@ -311,7 +311,8 @@ class Pair(Amortized):
         except PyroVAEError:
             raise
         except Exception as error:  # user code may raise anything
-            raise ModelError(f"model or guide fails on two rows of the data ({in_a_line(error)})") from error
+            advice = "; it takes a context: pass context=" if context is None and self._takes_context() else ""
+            raise ModelError(f"model or guide fails on two rows of the data ({in_a_line(error)}){advice}") from error
         latents = {name for name, site in samples(model_trace) if not site["is_observed"]}
         if missing := sorted(latents - {name for name, _ in samples(guide_trace)}):
             raise ModelError(f"the guide has no site {missing[0]}, a latent of the model; sample it in the guide too")
@@ -323,6 +324,9 @@ class Pair(Amortized):
         registered = {name: id(store[name].unconstrained()) for name in used}
         self.unowned = [name for name, parameter in registered.items() if parameter not in owned]
         self.unregistered = self._unregistered({*registered.values()})
+
+    def _takes_context(self) -> bool:
+        return any(isinstance(p, _ProgramAdapter) and p.takes > 2 for p in (self.model, self.guide))
 
     def _unregistered(self, registered: set[int]) -> list[str]:
         """Name the trainable parameters that Pyro does not see; a PyroModule shows each parameter when it is used."""

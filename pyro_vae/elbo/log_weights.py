@@ -8,10 +8,12 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.traces import PARTICLES, Program, replayed, samples
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.copies import Copies, Detached, Gated
 from pyro_vae.elbo.weights import Weights
+from pyro_vae.errors import ModelError
 
 PARTICLE_DIMS = (-2, -3, -4, -5)
 """Candidate dimensions of the plate of particles; the first one that no plate of the user occupies is used."""
@@ -50,7 +52,7 @@ def log_weights(
 
     Raises:
         ModelError: if a site is masked by a handler, enumerated in the model only, or lies in no plate over data; the
-            message names the estimator of Pyro to use instead.
+            message names the estimator of Pyro to use instead. Or if model or guide does not broadcast over particles.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -106,13 +108,25 @@ def weigh(
     """
     copies = Detached() if detached else Gated() if path_gradient else None
     run = partial(_weigh, model, guide, num_particles, copies, given_globals, args, kwargs)
-    for dim in PARTICLE_DIMS[:-1]:
+    for dim in PARTICLE_DIMS:
         try:
             return run(dim)
-        except ValueError as error:
-            if "collide at dim" not in str(error):
+        except (RuntimeError, ValueError, IndexError) as error:
+            if "collide at dim" not in str(error) or dim == PARTICLE_DIMS[-1]:
+                _explain(error, num_particles)
                 raise
-    return run(PARTICLE_DIMS[-1])
+    raise AssertionError("the last dimension returns or raises")
+
+
+def _explain(error: Exception, num_particles: int) -> None:
+    """Raise a ModelError if a program fails because its values do not broadcast over particles."""
+    plain = type(error) in (RuntimeError, ValueError, IndexError)  # not a lack of memory, or a limit of the compiler
+    if plain and num_particles > 1:
+        raise ModelError(
+            f"model or guide fails with {num_particles} particles, a dimension to the left of the data "
+            f"({in_a_line(error)}); let it broadcast: index latents from the right (z[..., 0]), and unsqueeze global "
+            "sites where they meet vectors (mean.unsqueeze(-1))"
+        ) from error
 
 
 def _weigh(

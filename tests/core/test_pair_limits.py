@@ -159,3 +159,37 @@ def test_draws_from_the_prior_have_the_contexts_of_all_rows():
         values = tree[group][name].values.flatten()
         assert values.shape == (3000,)
         assert abs(values.mean() - 200 / 3) < 5 * 47.2 / 3000**0.5
+
+
+def test_a_global_site_that_does_not_broadcast_over_particles_is_explained():
+    def model(x, size=None):
+        mean = pyro.sample("mean", normal(x))
+        with rows(x, size):
+            z = pyro.sample("z", dist.Normal(mean * x.new_ones(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def own_guide(x, size=None):
+        mean = pyro.sample("mean", normal(x, 0.3, 0.1))
+        with rows(x, size):
+            pyro.sample("z", dist.Normal((x + mean) / 2, 0.5).to_event(1))
+
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
+    with pytest.raises(ModelError, match=r"fails with 3 particles.*mean\.unsqueeze\(-1\)"):
+        pv.elbo.ELBO(3).loss(model, own_guide, x)
+    assert pv.elbo.ELBO(1).loss(model, own_guide, x) > 0
+
+
+def test_a_missing_context_is_named():
+    def model(x, size=None, context=None):
+        with rows(x, size):
+            pyro.sample("z", dist.Normal(context, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(context, 1.0).to_event(1), obs=x)
+
+    def own_guide(x, size=None, context=None):
+        with rows(x, size):
+            pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
+    pair = pv.Pair(model, own_guide)
+    with pytest.raises(ModelError, match=r"fails on two rows .*; it takes a context: pass context="):
+        pv.encode(pair, X)
+    pv.encode(pair, X, context=X)
