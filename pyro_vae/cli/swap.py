@@ -17,7 +17,8 @@ from pyro_vae.cli.messages import instantiated
 from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import as_yaml, command, swap_settings
 from pyro_vae.cli.sweep import Outcome, run_jobs, say, seeds_of, with_seed
-from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, validate_several_rows, with_failures
+from pyro_vae.compare.held_out import validate_several_rows
+from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, with_failures
 from pyro_vae.core.format import Console
 from pyro_vae.core.vae import VAE
 from pyro_vae.data import Data
@@ -54,7 +55,7 @@ def run_swap(arguments: Namespace) -> int:
     seeds = seeds_of(settings)
     data = load_data(settings)
     report_reading(*data.files)
-    validate_several_rows(len(data.held_out.x))
+    validate_several_rows(len(data.held_out.x), "the held-out part")
     vaes = _grid(settings, data.train)
     for name, vae in vaes.items():
         _validate(settings, name, vae, data)
@@ -215,7 +216,7 @@ def _best_of(ranked: xr.Dataset) -> str:
 
 def _as_csv(ranked: xr.Dataset) -> str:
     """Write the ranking as CSV, best first, with the folder of each model."""
-    columns = ["log_evidence", "se", "difference", "difference_se", "mcse", "kind", "note", "folder"]
+    columns = ["log_evidence", "se", "difference", "difference_se", "mcse", "bad_khat", "kind", "note", "folder"]
     table = ranked[columns].to_dataframe()[columns]
     table.insert(0, "rank", range(1, len(table) + 1))
     csv: str = table.to_csv(index_label="model")

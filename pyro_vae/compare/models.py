@@ -9,21 +9,20 @@ import pandas as pd
 import xarray as xr
 
 from pyro_vae.__about__ import versions
+from pyro_vae.compare.held_out import evaluate_models
 from pyro_vae.compare.models_table import ModelComparison
 from pyro_vae.core.finding import Finding, Level
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.pair import Amortized
-from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.data.fingerprint import data_hash, row_hashes, validate_not_trained_on
-from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
-from pyro_vae.data.rows import data_for, rows_for, rows_of
-from pyro_vae.errors import DataError, SettingsError, type_of
-from pyro_vae.evidence.atoms import REMEDY, atoms, warn_of_atoms
-from pyro_vae.evidence.estimate import METHODS, Method, log_evidence, validate_method
+from pyro_vae.data.fingerprint import data_hash
+from pyro_vae.data.repeats import clustered_error, count
+from pyro_vae.errors import SettingsError
+from pyro_vae.evidence.atoms import REMEDY
+from pyro_vae.evidence.estimate import METHODS, Method, validate_method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model
 from pyro_vae.evidence.judge import agreement
-from pyro_vae.evidence.kinds import CAUTION, NOT_KNOWN, differing, kind, known_features
+from pyro_vae.evidence.kinds import CAUTION
 from pyro_vae.evidence.psis import BAD as BAD_KHAT
 
 TIED = 2.0
@@ -140,31 +139,24 @@ def compare_models(
     validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
         raise SettingsError("models: a comparison needs at least two models; pass {name: vae, other: vae}")
-    first = next((model for model in models.values() if isinstance(model, Amortized)), None)
-    x_test = x_test if first is None else data_for(first, x_test, source="x_test")
-    rows, hashes = _checked(models, x_test)
     settings = {"method": method, "num_particles": num_particles, "temperatures": temperatures, "leapfrog": leapfrog}
-    found = {
-        name: model
-        if isinstance(model, xr.Dataset)
-        else log_evidence(model, x_test, **settings, seed=seed, progress=progress)  # type: ignore[arg-type]
-        for name, model in models.items()
-    }
-    features = {name: known_features(one, rows.x[0].numel()) for name, one in found.items()}
-    number = distinct_rows(rows, _log_probability(found, features))
-    remedy = "standard errors are clustered by distinct row"
-    warn_of_duplicates(number, source="x_test", remedy=remedy, stacklevel=3)
-    kinds = {name: NOT_KNOWN if own is None else kind(own) for name, own in features.items()}
-    pairs = guides_of_one_model(found, number)
-    table = ModelComparison(_table(found, number, pairs).assign(kind=pd.Series(kinds)))
-    unlike = differing(features, getattr(x_test, "columns", None))
-    shared = atoms(rows, features.values(), getattr(x_test, "columns", None))
-    warn_of_atoms(shared, source="x_test", stacklevel=3)
+    held_out = evaluate_models(
+        {name: [model] for name, model in models.items()},
+        x_test,
+        source="x_test",
+        stacklevel=3,
+        **settings,
+        seed=seed,
+        progress=progress,
+    )
+    found = {name: one for name, (one,) in held_out.found.items()}
+    pairs = guides_of_one_model(found, held_out.number)
+    table = ModelComparison(_table(found, held_out.number, pairs).assign(kind=pd.Series(held_out.kinds)))
     table.attrs = {
-        "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(hashes),
-        "distinct": count(number), "data_hash": data_hash(hashes), "seed": seed, "note": NOT_LOO,
-        "caution": CAUTION if unlike else "", "unlike": unlike, "atoms": shared,
-        "not_known": ", ".join(name for name, own in features.items() if own is None),
+        "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(held_out.hashes),
+        "distinct": count(held_out.number), "data_hash": data_hash(held_out.hashes), "seed": seed, "note": NOT_LOO,
+        "caution": CAUTION if held_out.unlike else "", "unlike": held_out.unlike, "atoms": held_out.shared,
+        "not_known": ", ".join(name for name, own in held_out.features.items() if own is None),
         "not_checked": "; ".join(_not_checked(found)),
         "same_model": "; ".join(str(pair) for pair in pairs), "same_model_apart": any(map(_is_apart, pairs)),
         **versions(),
@@ -176,44 +168,6 @@ def _not_checked(found: Mapping[str, xr.Dataset]) -> list[str]:
     """List why the estimate of a model may have missed a mode, unless a second estimate agrees."""
     parts = {name: agreement(one) for name, one in found.items()}
     return [f"{name}: {part.why}" for name, part in parts.items() if part.level != "fine"]
-
-
-def _log_probability(
-    found: Mapping[str, xr.Dataset], features: Mapping[str, tuple[bool, ...] | None]
-) -> np.ndarray | None:
-    """Return log p of each row under the best model that gives it a probability, not a density, if there is one."""
-    each = [one.log_evidence.values.astype(float) for name, one in found.items() if all(features[name] or (False,))]
-    return max(each, key=np.sum) if each else None
-
-
-def _checked(models: Mapping[str, Any], x_test: Any) -> tuple[Rows, np.ndarray]:
-    """Validate all models against the held-out rows before any is evaluated; return the rows and their hashes."""
-    rows = rows_of(x_test, source="x_test")
-    if len(rows) < 2:
-        raise DataError("x_test holds 1 datum; standard errors need at least 2")
-    hashes = row_hashes(rows)
-    for name, model in models.items():
-        if isinstance(model, xr.Dataset):
-            _validate_dataset(name, model, data_hash(hashes))
-        elif isinstance(model, Amortized):
-            ordered = rows_for(model, x_test, source="x_test")  # the model may order the columns differently
-            validate_not_trained_on(model, row_hashes(ordered), getattr(x_test, "row_labels", None), name=name)
-        else:
-            raise SettingsError(
-                f"models[{name!r}] is {type_of(model)}; pass a VAE, a Pair or a dataset from log_evidence"
-            )
-    return rows, hashes
-
-
-def _validate_dataset(name: str, found: xr.Dataset, expected: str) -> None:
-    if not {"log_evidence", "mcse"} <= set(found):
-        raise SettingsError(f"models[{name!r}] lacks log_evidence or mcse; pass a dataset from log_evidence")
-    if found.attrs.get("method") == "bdmc":
-        raise DataError(f"models[{name!r}] is the evidence of simulated data; estimate that of x_test, such as by ais")
-    if found.attrs.get("data_hash") != expected:
-        raise DataError(f"models[{name!r}] is the evidence of data other than x_test; estimate that of x_test")
-    if overlap := found.attrs.get("trained_on"):
-        raise DataError(f"x_test overlaps the training data of model {name!r} ({overlap}); use held-out data")
 
 
 def _table(found: Mapping[str, xr.Dataset], number: np.ndarray, pairs: list[Guides]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Rank VAEs with different components by their evidence of held-out data."""
+"""Rank models with different components by their evidence of held-out data."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,25 +9,34 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from pyro_vae.compare.held_out import evaluate_models
 from pyro_vae.core.format import format_estimate
-from pyro_vae.core.vae import VAE
+from pyro_vae.core.pair import Amortized
 from pyro_vae.core.validation import takes_settings
-from pyro_vae.data.fingerprint import row_hashes, validate_not_trained_on
-from pyro_vae.data.repeats import clustered_error, count, distinct_rows, warn_of_duplicates
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.repeats import clustered_error, count
 from pyro_vae.errors import SettingsError
+from pyro_vae.evidence.atoms import MEANING
+from pyro_vae.evidence.estimate import METHODS, Method, validate_method
+from pyro_vae.evidence.kinds import CAUTION
+from pyro_vae.evidence.psis import BAD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-from pyro_vae.evidence import log_evidence
-from pyro_vae.evidence.atoms import MEANING, atoms, warn_of_atoms
-from pyro_vae.evidence.kinds import CAUTION, countable_features, differing, kind
+MANY_BAD = 0.1
+"""If k̂ is bad for a larger share of the data, the table warns."""
 
 
 @takes_settings
-def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int = 500, seed: int = 0) -> xr.Dataset:
-    """Rank trained VAEs by the evidence of held-out data, best first.
+def rank(
+    vaes: Mapping[str, Amortized | Sequence[Amortized]],
+    x: Any,
+    *,
+    method: Method = "iw",
+    num_particles: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Rank trained models by the evidence of held-out data, best first.
 
     .. math:: \\frac1n \\sum_i \\log p(x_i), \\qquad \\Delta_m = \\frac1n \\sum_i \\log p_m(x_i) - \\log p_{best}(x_i)
 
@@ -37,24 +46,28 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     feature has a density under one model and a probability under another, the attribute ``caution`` names it.
 
     If each model was trained with several seeds, log p(x) is the mean over seeds, and the errors include the spread
-    over seeds: :math:`\\sqrt{s_x^2 / n + s_{seed}^2 / S}` for n data and S seeds.
+    over seeds: :math:`\\sqrt{s_x^2 / n + s_{seed}^2 / S}` for n data and S seeds. For one training of each model,
+    :func:`~pyro_vae.compare_models` says more.
 
     Args:
-        vaes: name → trained VAE, or a list of VAEs that differ only in their seed, of equal length for each name.
+        vaes: name → trained VAE or Pair, or a list of those that differ only in their seed, of equal length for each
+            name.
         x: held-out data, shape ``(datum, *features)``, at least 2.
-        num_particles: of the importance-weighted bound.
+        method: ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``, of :func:`~pyro_vae.log_evidence`.
+        num_particles: draws or chains per datum; by default that of :func:`~pyro_vae.log_evidence`.
         seed: of the particles.
 
     Returns:
         A dataset over ``model``, best first: ``log_evidence``, ``se``, ``difference``, ``difference_se``,
-        in nats per datum; ``mcse``, the root mean square of the Monte-Carlo errors per datum; ``kind``, whether
-        p(x) is a probability, a density or both; ``seed_log_evidence``, per seed if there are several; ``note``, empty
-        (see :func:`with_failures`).
+        in nats per datum; ``mcse``, the root mean square of the Monte-Carlo errors per datum; ``bad_khat``, the share
+        of data with k̂ above 0.7, whose log p(x) is probably too low; ``kind``, whether p(x) is a probability, a density
+        or both; ``seed_log_evidence``, per seed if there are several; ``note``, empty (see :func:`with_failures`).
 
     Raises:
-        DataError: if the data are not finite numbers in rows, outside the support of a likelihood, or were trained on.
-        ModelError: if a VAE does not match the data.
-        SettingsError: if there is no VAE, or only one datum.
+        DataError: if the data are not finite numbers in rows, are fewer than two, outside the support of a likelihood,
+            or were trained on.
+        ModelError: if a model does not match the data.
+        SettingsError: if there is no model, or a setting is out of range.
 
     References:
         | Practical Bayesian model evaluation (Vehtari, Gelman & Gabry, 2017), https://arxiv.org/abs/1507.04544
@@ -70,62 +83,57 @@ def rank(vaes: Mapping[str, VAE | Sequence[VAE]], x: Any, *, num_particles: int 
     """
     if not vaes:
         raise SettingsError("vaes is empty; pass at least one VAE")
-    several = {name: [vae] if isinstance(vae, VAE) else list(vae) for name, vae in vaes.items()}
+    validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
+    several = {name: [vae] if isinstance(vae, Amortized) else list(vae) for name, vae in vaes.items()}
     if len(sizes := {len(trained) for trained in several.values()}) > 1 or 0 in sizes:
         raise SettingsError(f"vaes: the models have {sorted(sizes)} seeds; pass equally many for each, at least 1")
-    checked = {name: rows_for(trained[0], x) for name, trained in several.items()}  # before any is evaluated
-    validate_several_rows(len(next(iter(checked.values()))))
-    for name, trained in several.items():
-        for vae in trained:
-            validate_not_trained_on(
-                vae, row_hashes(checked[name]), getattr(x, "row_labels", None), name=name, source="x"
-            )
-    countable = {name: countable_features(trained[0], checked[name]) for name, trained in several.items()}
-    found = {
-        name: [log_evidence(vae, x, num_particles=num_particles, seed=seed) for vae in trained]
-        for name, trained in several.items()
-    }
-    every = np.stack([[one.log_evidence.values for one in each] for each in found.values()])  # (model, seed, datum)
+    held_out = evaluate_models(
+        several, x, source="x", stacklevel=3, method=method, num_particles=num_particles, seed=seed
+    )
+    every = np.array([[one.log_evidence.values for one in each] for each in held_out.found.values()])
     order = np.argsort(-every.mean((1, 2)), kind="stable")
-    every, names = every[order], [list(found)[i] for i in order]
-    each, apart = every.mean(1), (every - every[0]).mean(1)
-    probabilities = [name for name in names if all(countable[name])]
-    rows = next(iter(checked.values()))
-    number = distinct_rows(rows, each[names.index(probabilities[0])] if probabilities else None)
-    remedy = "standard errors are clustered by distinct row"
-    warn_of_duplicates(number, source="x", remedy=remedy, stacklevel=3)
-    unlike = differing(countable, getattr(x, "columns", None))
-    shared = atoms(rows, countable.values(), getattr(x, "columns", None)) if len(several) > 1 else ""
-    warn_of_atoms(shared, source="x", stacklevel=3)
-    nats = {"units": "nats per datum"}
+    names = [list(several)[i] for i in order]
+    ranked = _ranking({name: held_out.found[name] for name in names}, every[order], held_out.number)
+    unlike, shared = held_out.unlike, held_out.shared
+    ranked["kind"] = "model", [held_out.kinds[name] for name in names]
+    ranked.attrs |= {
+        "seed": seed,
+        "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}."
+        if unlike
+        else f"{shared}; {MEANING}"
+        if shared
+        else "",
+        "atoms": shared,
+    }
+    return with_failures(ranked, {})
+
+
+def _ranking(found: Mapping[str, Sequence[xr.Dataset]], every: np.ndarray, number: np.ndarray) -> xr.Dataset:
+    """Make the ranking of models that are sorted; values have dims ``(model, seed, datum)``."""
+    each, apart, nats = every.mean(1), (every - every[0]).mean(1), {"units": "nats per datum"}
+    first = next(iter(found.values()))[0].attrs
     ranked = xr.Dataset(
         {
             "log_evidence": ("model", each.mean(1), nats),
             "se": ("model", _error(every, number), nats),
             "difference": ("model", apart.mean(1), nats),
             "difference_se": ("model", _error(every - every[0], number), nats),
-            "mcse": ("model", [_mcse(found[name]) for name in names], {"units": "nats"}),
+            "mcse": ("model", [_mcse(seeds) for seeds in found.values()], {"units": "nats"}),
+            "bad_khat": ("model", [_bad_khat(seeds) for seeds in found.values()]),
             "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
-            "kind": ("model", [kind(countable[name]) for name in names]),
         },
-        {"model": names},
+        {"model": [*found]},
         {
-            "num_particles": num_particles,
-            "seed": seed,
+            "method": first["method"],
+            "num_particles": first["num_particles"],
             "data": each.shape[1],
             "distinct": count(number),
             "seeds": every.shape[1],
-            "caution": f"{CAUTION} {unlike[0].upper()}{unlike[1:]}."
-            if unlike
-            else f"{shared}; {MEANING}"
-            if shared
-            else "",
-            "atoms": shared,
         },
     )
     if every.shape[1] > 1:
         ranked["seed_log_evidence"] = ("model", "seed"), every.mean(2), nats
-    return with_failures(ranked, {})
+    return ranked
 
 
 def _error(every: np.ndarray, number: np.ndarray) -> np.ndarray:
@@ -139,14 +147,10 @@ def _mcse(found: Sequence[xr.Dataset]) -> float:
     return float(np.sqrt(np.mean([(one.mcse**2).mean() for one in found]) / len(found)))
 
 
-def validate_several_rows(rows: int) -> None:
-    """Raise if there are too few held-out data for a standard error.
-
-    Example:
-        >>> validate_several_rows(2)
-    """
-    if rows < 2:
-        raise SettingsError("there is 1 held-out datum; standard errors need at least 2")
+def _bad_khat(found: Sequence[xr.Dataset]) -> float:
+    """Return the share of data and seeds with k̂ above 0.7; NaN if k̂ is not estimated."""
+    khat = np.array([one.khat.values if "khat" in one else np.nan for one in found])
+    return float("nan") if np.isnan(khat).all() else float((khat > BAD).mean())
 
 
 def with_failures(ranked: xr.Dataset, failures: Mapping[str, str]) -> xr.Dataset:
@@ -189,25 +193,44 @@ def ranking_table(ranked: xr.Dataset) -> Table:
         1
     """
     caution = ranked.attrs["caution"]
+    errors = f"±: standard error over {_over(ranked)}; that of a difference is paired."
     table = Table(
         title=f"log p(x) per held-out datum ({ranked.attrs['data']} data{_distinct(ranked)}, "
-        f"{ranked.attrs['num_particles']} particles"
+        f"{ranked.attrs['num_particles']} {_draws(ranked)}"
         f"{f', {seeds} seeds' if (seeds := ranked.attrs['seeds']) > 1 else ''})",
-        caption=f"±: standard error over {_over(ranked)}; that of a difference is paired. {caution}".strip(),
+        caption=" ".join(filter(None, [errors, _low(ranked), caution])),
         box=box.SIMPLE,
     )
     table.add_column("model", overflow="fold")
     table.add_column("nats", justify="right", no_wrap=True)
     table.add_column("difference from best", justify="right", no_wrap=True)
+    if has_khat := bool(ranked.bad_khat.notnull().any()):
+        table.add_column(f"k̂ > {BAD}", justify="right", no_wrap=True)
     for name in ranked.model.values:
         row = ranked.sel(model=name)
         label = escape(f"{name} ({row.kind.item()})" if caution and row.kind.item() else str(name))
         if row.note.item():
-            table.add_row(label, "diverged", "")
+            table.add_row(label, "diverged")
             continue
         behind = format_estimate(row.difference.item(), row.difference_se.item(), over="") if row.difference < 0 else ""
-        table.add_row(label, format_estimate(row.log_evidence.item(), row.se.item(), over=""), behind)
+        cells = [format_estimate(row.log_evidence.item(), row.se.item(), over=""), behind]
+        table.add_row(label, *cells, *[f"{row.bad_khat.item():.0%}"] * has_khat)
     return table
+
+
+def _draws(ranked: xr.Dataset) -> str:
+    """Name the draws of a datum."""
+    method = ranked.attrs["method"]
+    return (
+        "particles" if method == "iw" else f"chains, {method}" if method.startswith("ais") else f"particles, {method}"
+    )
+
+
+def _low(ranked: xr.Dataset) -> str:
+    """Explain the shares of k̂ if one is large."""
+    if ranked.bad_khat.max() > MANY_BAD:
+        return f'Where k̂ is above {BAD}, log p(x) is probably too low; compare with method="ais".'
+    return ""
 
 
 def _over(ranked: xr.Dataset) -> str:

@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.cli import swap as cli_swap
 from pyro_vae.compare.swap import rank, ranking_figure, ranking_table, with_failures
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import DataError
 from pyro_vae.evidence.exact import LinearGaussian
 
 FAST = ["--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--particles", "10", "--batch_size", "16"]
@@ -73,7 +73,7 @@ SECOND = "[StandardNormal, Laplace]"
         (["--priors", SECOND, "--optimizer.lr=-1"], "the optimizer cannot be used (Invalid learning rate: -1.0)"),
         (["--priors", "[StandardNormal, StandardNormal]"], "priors holds pyro_vae.priors.StandardNormal twice"),
         (["--likelihoods", "[Normal, {class_path: Normal, init_args: {scale: 1.0}}]"], "Normal twice; leave one out"),
-        (["--held_out", "0.01"], "there is 1 held-out datum; standard errors need at least 2"),
+        (["--held_out", "0.01"], "the held-out part holds 1 datum; standard errors need at least 2"),
     ],
 )
 def test_what_is_wrong_with_one_combination_is_found_before_any_is_trained(flags, message, folder, trained, capsys):
@@ -320,7 +320,7 @@ def test_the_figures_bars_are_two_standard_errors_about_the_differences():
 
 def test_one_datum_is_no_ranking_and_data_are_looked_at_first():
     models, x = three()
-    with pytest.raises(SettingsError, match="there is 1 held-out datum"):
+    with pytest.raises(DataError, match="x holds 1 datum"):
         rank({"a": models[0].as_vae()}, x[:1])
     poisson = models[0].as_vae()
     poisson.decoder = pv.likelihoods.Poisson(poisson.decoder.net)

@@ -1,6 +1,10 @@
 """Ranking swapped parts by held-out evidence, from Python and from the command line."""
 
+import math
+
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -8,7 +12,7 @@ from helpers.checks import linear_gaussian, small_vae, z_score
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.compare.swap import rank
+from pyro_vae.compare.swap import rank, ranking_table
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.exact import LinearGaussian, quadrature_log_marginal
 
@@ -109,3 +113,39 @@ def test_a_grid_that_cannot_be_made_is_refused(flags, message, tmp_path, monkeyp
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_ranking_shows_where_importance_weights_are_poor_and_takes_annealing():
+    x = 1.5 * torch.randn(40, 1, generator=torch.Generator().manual_seed(0)).double()
+    exact = -0.25 * x[:, 0] ** 2 - 0.5 * math.log(4 * math.pi)  # z ~ N(0, 1), x|z ~ N(z, 1), so x ~ N(0, 2)
+    guided = {"narrow": unit_pair(0.15), "exact": unit_pair(0.5**0.5)}
+    ranked = rank(guided, x, num_particles=400)
+    assert ranked.model.values.tolist() == ["exact", "narrow"]
+    assert ranked.bad_khat.values[0] == 0
+    assert ranked.bad_khat.values[1] > 0.5
+    table = ranking_table(ranked)
+    assert table.columns[-1].header == "k̂ > 0.7"
+    assert 'compare with method="ais"' in table.caption
+    assert 'method="ais"' not in ranking_table(rank({"exact": guided["exact"]}, x)).caption
+
+    annealed = rank(guided, x, method="ais")
+    assert "32 chains, ais" in ranking_table(annealed).title
+    narrow = annealed.sel(model="narrow")
+    assert abs(narrow.log_evidence - exact.mean().item()) < abs(ranked.log_evidence[1] - exact.mean().item()) / 3
+    with pytest.raises(SettingsError, match="bdmc"):
+        rank(guided, x, method="bdmc")
+    with pytest.raises(SettingsError, match=r"models\['no'\] is an int; pass a VAE, a Pair"):
+        rank({"no": [3]}, x)
+
+
+def unit_pair(scale):
+    def model(x, size=None):
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x, size=None):
+        with pyro.plate("data", len(x) if size is None else size, subsample=x):
+            pyro.sample("z", dist.Normal(x / 2, scale).to_event(1))
+
+    return pv.Pair(model, guide)
