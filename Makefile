@@ -29,6 +29,7 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell pyro_vae docs/*.md docs/*/*.md README.md CHANGELOG.md CITATION.cff benchmarks/results/README.md
+	$(BIN)/python docs/_ext/spelling.py
 
 # The site, in docs/_build/html: a minute or two, most of it the figures of the gallery. Warnings are errors.
 docs: $(VENV)/.docs

@@ -20,7 +20,7 @@ class FlowDistribution(ZukoToPyro):
 
     @property
     def has_rsample(self) -> bool:
-        """Whether samples are reparametrized; zuko ignores the base of the flow."""
+        """Whether samples are reparameterized; zuko ignores the base of the flow."""
         base: Any = getattr(self.dist, "base", self.dist)
         return bool(self.dist.has_rsample and base.has_rsample)
 
