@@ -118,11 +118,15 @@ def weigh(
     raise AssertionError("the last dimension returns or raises")
 
 
+class ParticlesError(ModelError):
+    """Model or guide fails with several particles; its cause is the reason."""
+
+
 def _explain(error: Exception, num_particles: int) -> None:
-    """Raise a ModelError if a program fails because its values do not broadcast over particles."""
+    """Raise a ParticlesError if a program fails with several particles, such as one that does not broadcast."""
     plain = type(error) in (RuntimeError, ValueError, IndexError)  # not a lack of memory, or a limit of the compiler
     if plain and num_particles > 1:
-        raise ModelError(
+        raise ParticlesError(
             f"model or guide fails with {num_particles} particles, a dimension to the left of the data "
             f"({in_a_line(error)}); let it broadcast: index latents from the right (z[..., 0]), and unsqueeze global "
             "sites where they meet vectors (mean.unsqueeze(-1))"
