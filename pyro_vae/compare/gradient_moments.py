@@ -38,6 +38,7 @@ class Moments:
         self.squares = torch.zeros(self.blocks, len(shapes), dtype=torch.float64, device=like.device)
         self.counts = torch.zeros(self.blocks, dtype=torch.float64)
         self.each: list[Tensor] = []
+        self._products: Tensor | None = None
 
     def add(self, gradient: Sequence[Tensor]) -> None:
         """Add the gradient of one draw, a tensor per parameter."""
@@ -49,14 +50,20 @@ class Moments:
         self.each.append(square)
         self.counts[block] += 1
         self.seen += 1
+        self._products = None
 
     def without(self, block: int | None) -> tuple[Tensor, Tensor, float]:
-        """Return the sum, the sum of squares per parameter and the number of draws, without one block or none."""
-        keep = torch.ones(self.blocks)
+        """Return the squared norm of the sum, the sum of squares and the number of draws, without one block or none.
+
+        The first two are per parameter.
+        """
+        if self._products is None:
+            self._products = products(self.sums, self.sums, self.shapes)
+        keep = torch.ones_like(self.counts)
         if block is not None:
             keep[block] = 0
         mask = keep.to(self.sums)
-        return mask @ self.sums, mask @ self.squares, float((keep.double() * self.counts).sum())
+        return mask @ self._products @ mask, mask @ self.squares, float((keep * self.counts).sum())
 
     def means(self) -> Tensor:
         """Return the mean of each block, shape ``(block, number)``."""
@@ -71,6 +78,19 @@ def by_parameter(values: Tensor, shapes: Sequence[int]) -> Tensor:
         tensor([3., 4.])
     """
     return torch.stack([part.sum() for part in values.split(list(shapes))])
+
+
+def products(first: Tensor, second: Tensor, shapes: Sequence[int]) -> Tensor:
+    """Compute the inner products of the rows of two tables per parameter, shape ``(parameter, row, row)``.
+
+    All statistics below are functions of such products, so that the gradients are passed over once.
+
+    Example:
+        >>> products(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0, 2.0]]), [2, 1]).flatten()
+        tensor([3., 6.])
+    """
+    pairs = zip(first.split(list(shapes), 1), second.split(list(shapes), 1), strict=True)
+    return torch.stack([a @ b.T for a, b in pairs])
 
 
 @dataclass(frozen=True)
@@ -120,17 +140,17 @@ def squares(moments: Moments, groups: Sequence[Sequence[int]], without: int | No
         >>> squares(moments, [[0]]).variance
         tensor([2.], dtype=torch.float64)
     """
-    total, square, count = moments.without(without)
-    mean_square = by_parameter((total / count).square(), moments.shapes)
-    # Without noise, rounding leaves about 1e-16 of the square; treat this as 0.
+    square_of_total, square, count = moments.without(without)
+    mean_square = square_of_total / count**2
+    # Without noise, rounding leaves up to 1e-14 of the square; treat this as 0.
     variance = (square / count - mean_square).clamp(min=0)
-    variance = torch.where(variance < 1e-14 * square / count, 0.0, variance) * count / (count - 1)
+    variance = torch.where(variance < 1e-12 * square / count, 0.0, variance) * count / (count - 1)
     signal = mean_square - variance / count
     return Squares(_over(signal, groups), _over(variance, groups))
 
 
 def _over(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    return torch.stack([values[list(group)].sum() for group in groups])
+    return torch.stack([values[list(group)].sum(0) for group in groups])
 
 
 def jackknife(moments: Moments, statistic: Callable[[int | None], Tensor]) -> tuple[Tensor, Tensor]:
@@ -144,7 +164,7 @@ def jackknife(moments: Moments, statistic: Callable[[int | None], Tensor]) -> tu
         >>> moments = Moments([1], 4, like=torch.zeros(()))
         >>> for value in (1.0, 2.0, 3.0, 4.0):
         ...     moments.add([torch.full((1,), value)])
-        >>> mean, error = jackknife(moments, lambda block: moments.without(block)[0] / moments.without(block)[2])
+        >>> mean, error = jackknife(moments, lambda block: moments.without(block)[0].sqrt() / moments.without(block)[2])
         >>> mean.item(), round(error.item(), 4)  # √(5/3 / 4)
         (2.5, 0.6455)
     """
@@ -188,20 +208,20 @@ def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) 
         nothing = torch.full((len(groups),), torch.nan, dtype=torch.float64, device=one.device)
         return nothing, nothing
 
+    tables = ((one, other), (one, one), (other, other))
+    ab, aa, bb = (_over(products(*pair, first.shapes), groups) for pair in tables)
+
     def cosine(keep: Tensor) -> Tensor:
-        a, b = one[keep], other[keep]
-        ab, aa, bb = (_between(*pair, first.shapes, groups) for pair in ((a, b), (a, a), (b, b)))
-        return ab / (aa.clamp(min=0) * bb.clamp(min=0)).sqrt()
+        norms = _between(aa, keep).clamp(min=0) * _between(bb, keep).clamp(min=0)
+        return _between(ab, keep) / norms.sqrt()
 
-    blocks = torch.arange(len(one))
-    return cosine(blocks), _spread(torch.stack([cosine(blocks[blocks != b]) for b in blocks]))
+    return _leave_one_out(cosine, len(one))
 
 
-def _between(first: Tensor, second: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
-    """Compute the mean inner product of rows i ≠ j of two tables, per group."""
-    m = len(first)
-    whole, diagonal = first.sum(0) * second.sum(0), (first * second).sum(0)
-    return _over(by_parameter((whole - diagonal) / (m * (m - 1)), shapes), groups)
+def _between(product: Tensor, keep: Tensor) -> Tensor:
+    """Average the inner products of different rows over the rows that are kept."""
+    kept, m = product[:, keep][..., keep], len(keep)
+    return (kept.sum((-2, -1)) - kept.diagonal(dim1=-2, dim2=-1).sum(-1)) / (m * (m - 1))
 
 
 def square_of_mean(blocks: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
@@ -216,7 +236,7 @@ def square_of_mean(blocks: Tensor, shapes: Sequence[int], groups: Sequence[Seque
         >>> square_of_mean(torch.tensor([[3.0], [1.0]]), [1], [[0]])
         tensor([3.])
     """
-    return _between(blocks, blocks, shapes, groups)
+    return _between(_over(products(blocks, blocks, shapes), groups), torch.arange(len(blocks)))
 
 
 def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -240,13 +260,14 @@ def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -
     norm = second.means()[:blocks]
     apart = first.means()[:blocks] - norm
 
-    def relative(included: list[int]) -> Tensor:
-        of_apart, of_norm = (square_of_mean(rows[included], first.shapes, groups) for rows in (apart, norm))
-        return of_apart / of_norm.clamp(min=0)
+    of_apart, of_norm = (_over(products(rows, rows, first.shapes), groups) for rows in (apart, norm))
+    return root(*_leave_one_out(lambda keep: _between(of_apart, keep) / _between(of_norm, keep).clamp(min=0), blocks))
 
-    every = list(range(blocks))
-    left_out = torch.stack([relative([*every[:b], *every[b + 1 :]]) for b in every])
-    return root(relative(every), _spread(left_out))
+
+def _leave_one_out(statistic: Callable[[Tensor], Tensor], blocks: int) -> tuple[Tensor, Tensor]:
+    """Compute a statistic of the blocks to keep for all blocks, and its standard error by the jackknife."""
+    every = torch.arange(blocks)
+    return statistic(every), _spread(torch.stack([statistic(every[every != block]) for block in every]))
 
 
 def _spread(left_out: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from helpers.checks import linear_gaussian, small_vae
 
 import pyro_vae as pv
 from pyro_vae.compare.cost import median_seconds
-from pyro_vae.compare.gradient_moments import Moments, alignment, square_of_mean
+from pyro_vae.compare.gradient_moments import Moments, alignment, square_of_mean, squares
 from pyro_vae.core.format import format_estimate
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError
 
@@ -357,3 +357,17 @@ def test_bad_settings_of_a_comparison_are_one_sentence(settings, message):
 def test_numbers_of_particles_may_be_an_array():
     table = compared(particles=np.array([1, 4]), draws=2)
     assert table.particles.values.tolist() == [1, 4]
+
+
+def test_gradients_without_noise_have_no_variance_however_many_numbers_they_hold():
+    gradient = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    moments = Moments([40_000, 60_000], 30, like=gradient)
+    for _ in range(30):
+        moments.add(gradient.split([40_000, 60_000]))
+    found = squares(moments, [[0], [0, 1]])
+    assert found.variance.tolist() == [0, 0]
+    assert found.signal[1] == pytest.approx(gradient.double().square().sum().item(), rel=1e-12)
+    moments = Moments([100_000], 2, like=gradient)
+    for factor in (1.0, 1 + 1e-4):
+        moments.add([gradient * factor])
+    assert squares(moments, [[0]]).variance > 0, "power"
