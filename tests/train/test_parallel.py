@@ -272,8 +272,11 @@ IGNORES = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
-def test_workers_that_ignore_a_signal_are_killed_and_no_other_process_is(signals, tmp_path, monkeypatch):
-    """After a while, and by a second signal at once."""
+def test_workers_that_ignore_a_signal_are_killed_and_no_other_process_is(signals, tmp_path, monkeypatch, request):
+    """After a while, and by a second signal at once; then the program's own handler is called."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
     monkeypatch.setattr("pyro_vae.train.distributed.launch.ENDING", 0.5 if signals == 1 else 60.0)
     monkeypatch.chdir(tmp_path)
     spawn = multiprocessing.get_context("spawn")
@@ -294,6 +297,7 @@ def test_workers_that_ignore_a_signal_are_killed_and_no_other_process_is(signals
     assert hang.exitcode == -signal.SIGKILL
     assert time.monotonic() - started < 20
     assert len(received) == 2
+    assert heard == [signal.SIGTERM]
     assert other.is_alive()
     other.kill()
     other.join()
