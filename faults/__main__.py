@@ -25,21 +25,22 @@ def run() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     told: dict[str, Any] = {}
+
+    def tell(name: str, counts: dict[str, Any]) -> None:
+        told[name] = counts
+        print(json.dumps({name: counts}, indent=1), flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        told["kills, eager"] = kills(Path(folder), asked.kills, engine="eager", start=forked)
-        print(told)
+        tell("kills, eager", kills(Path(folder), asked.kills, engine="eager", start=forked))
     with tempfile.TemporaryDirectory() as folder:
-        told["kills, compiled"] = kills(
-            Path(folder), asked.compiled, engine="compiled", start=spawned, in_training=True
-        )
-        print(told["kills, compiled"])
+        compiled = kills(Path(folder), asked.compiled, engine="compiled", start=spawned, in_training=True)
+        tell("kills, compiled", compiled)
     with tempfile.TemporaryDirectory() as folder:
         if main(fit(Path(folder), "eager", epochs=1)):
             return 1
-        told["damages"] = trials(Path(folder) / "run", asked.damages)
-        told["hostile folders"] = counts(Path(folder), Path(folder) / "run", every())
+        tell("damages", trials(Path(folder) / "run", asked.damages))
+        tell("hostile folders", counts(Path(folder), Path(folder) / "run", every()))
     asked.out.write_text(json.dumps(told, indent=1) + "\n")
-    print(json.dumps(told, indent=1))
     exact = all(told[k]["ended"] == told[k]["equal to the bit"] for k in told if k.startswith("kills"))
     harmless = all(of["wrong"] == of["code run"] == 0 for of in told["hostile folders"].values())
     return int(not exact or not harmless or any(WRONG in of for of in told["damages"].values()))
