@@ -215,7 +215,8 @@ def test_the_command_compares_over_seeds(folder, capsys, monkeypatch):
     code, mean = compare("two", "--seeds", "[3, 5]")
     assert code == 0
     assert {path.name for path in Path("two").iterdir()} == {
-        "comparison.nc", "comparison.png", "elbos_by_datum.png", "seeds.nc", "config.yaml", "SHA256SUMS",
+        "comparison.nc", "comparison.png", "elbos_by_datum.png", "seeds.nc", "seeds", "sweep.json", "config.yaml",
+        "SHA256SUMS",
     }  # fmt: skip
     shown = capsys.readouterr()
     assert "3 draws of each of 2 seeds" in shown.out
