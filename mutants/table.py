@@ -48,6 +48,7 @@ GROUPS: dict[str, str] = {
     "pyro_vae.diagnose.gold_standard": "test_nuts",
     "pyro_vae.diagnose": "test_sbc test_predictive_check test_check test_khat",
     "pyro_vae.compare": _COMPARE,
+    "pyro_vae.compare.held_out": "test_compare_models test_swap test_atoms",
     "pyro_vae.compare.models": "test_compare_models",
     "pyro_vae.compare.swap": "test_swap test_swap_command",
     "pyro_vae.compare.pair": "test_compare test_seeds",

@@ -90,7 +90,7 @@ class DiagNormal(Posterior):
 
 
 class FullNormal(Posterior):
-    """A normal with a full covariance, parametrized by its Cholesky factor.
+    """A normal with a full covariance, parameterized by its Cholesky factor.
 
     .. math:: q(z | x) = \\mathcal N(z | \\mu, L L^\\top), \\qquad L_{jj} = \\exp \\ell_j
 

@@ -40,6 +40,11 @@ class Moments:
         self.each: list[Tensor] = []
         self._products: Tensor | None = None
 
+    @property
+    def rounding(self) -> Tensor:
+        """A bound of the relative rounding error of a sum of squares, per parameter: the variance without noise."""
+        return torch.finfo(torch.float64).eps * torch.tensor(self.shapes).clamp(min=100).to(self.sums)
+
     def add(self, gradient: Sequence[Tensor]) -> None:
         """Add the gradient of one draw, a tensor per parameter."""
         block = self.seen * self.blocks // self.draws
@@ -83,7 +88,8 @@ def by_parameter(values: Tensor, shapes: Sequence[int]) -> Tensor:
 def products(first: Tensor, second: Tensor, shapes: Sequence[int]) -> Tensor:
     """Compute the inner products of the rows of two tables per parameter, shape ``(parameter, row, row)``.
 
-    All statistics below are functions of such products, so that the gradients are passed over once.
+    Statistics of means over subsets of the rows are sums of these products, so the jackknife needs no other pass over
+    the gradients.
 
     Example:
         >>> products(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 1.0, 2.0]]), [2, 1]).flatten()
@@ -142,9 +148,8 @@ def squares(moments: Moments, groups: Sequence[Sequence[int]], without: int | No
     """
     square_of_total, square, count = moments.without(without)
     mean_square = square_of_total / count**2
-    # Without noise, rounding leaves up to 1e-14 of the square; treat this as 0.
     variance = (square / count - mean_square).clamp(min=0)
-    variance = torch.where(variance < 1e-12 * square / count, 0.0, variance) * count / (count - 1)
+    variance = torch.where(variance < moments.rounding * square / count, 0.0, variance) * count / (count - 1)
     signal = mean_square - variance / count
     return Squares(_over(signal, groups), _over(variance, groups))
 
@@ -153,22 +158,32 @@ def _over(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack([values[list(group)].sum(0) for group in groups])
 
 
-def jackknife(moments: Moments, statistic: Callable[[int | None], Tensor]) -> tuple[Tensor, Tensor]:
+def jackknife(blocks: int, statistic: Callable[[int | None], Tensor]) -> tuple[Tensor, Tensor]:
     """Compute a statistic of all draws, and its standard error by leaving out one block at a time.
 
     Args:
-        moments: the moments, whose blocks are left out.
+        blocks: the number of blocks.
         statistic: a function of the block to leave out, or of None.
 
     Example:
-        >>> moments = Moments([1], 4, like=torch.zeros(()))
-        >>> for value in (1.0, 2.0, 3.0, 4.0):
-        ...     moments.add([torch.full((1,), value)])
-        >>> mean, error = jackknife(moments, lambda block: moments.without(block)[0].sqrt() / moments.without(block)[2])
+        >>> values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> mean, error = jackknife(4, lambda block: kept(values, block).mean())
         >>> mean.item(), round(error.item(), 4)  # √(5/3 / 4)
         (2.5, 0.6455)
     """
-    return statistic(None), _spread(torch.stack([statistic(block) for block in range(moments.blocks)]))
+    left_out = torch.stack([statistic(block) for block in range(blocks)])
+    spread = (left_out - left_out.mean(0)).square().sum(0)
+    return statistic(None), (spread * (blocks - 1) / blocks).sqrt()
+
+
+def kept(blocks: Tensor, without: int | None) -> Tensor:
+    """Return a tensor of blocks without one of them, or none.
+
+    Example:
+        >>> kept(torch.arange(4), 1)
+        tensor([0, 2, 3])
+    """
+    return blocks if without is None else torch.cat([blocks[:without], blocks[without + 1 :]])
 
 
 def tail_shapes(moments: Moments, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -211,17 +226,18 @@ def alignment(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) 
     tables = ((one, other), (one, one), (other, other))
     ab, aa, bb = (_over(products(*pair, first.shapes), groups) for pair in tables)
 
-    def cosine(keep: Tensor) -> Tensor:
-        norms = _between(aa, keep).clamp(min=0) * _between(bb, keep).clamp(min=0)
-        return _between(ab, keep) / norms.sqrt()
+    def cosine(without: int | None) -> Tensor:
+        norms = _between(aa, without).clamp(min=0) * _between(bb, without).clamp(min=0)
+        return _between(ab, without) / norms.sqrt()
 
-    return _leave_one_out(cosine, len(one))
+    return jackknife(len(one), cosine)
 
 
-def _between(product: Tensor, keep: Tensor) -> Tensor:
-    """Average the inner products of different rows over the rows that are kept."""
-    kept, m = product[:, keep][..., keep], len(keep)
-    return (kept.sum((-2, -1)) - kept.diagonal(dim1=-2, dim2=-1).sum(-1)) / (m * (m - 1))
+def _between(product: Tensor, without: int | None = None) -> Tensor:
+    """Average the inner products of different rows, without one row or none."""
+    keep = kept(torch.arange(product.shape[-1]), without)
+    rows, m = product[:, keep][..., keep], len(keep)
+    return (rows.sum((-2, -1)) - rows.diagonal(dim1=-2, dim2=-1).sum(-1)) / (m * (m - 1))
 
 
 def square_of_mean(blocks: Tensor, shapes: Sequence[int], groups: Sequence[Sequence[int]]) -> Tensor:
@@ -236,7 +252,7 @@ def square_of_mean(blocks: Tensor, shapes: Sequence[int], groups: Sequence[Seque
         >>> square_of_mean(torch.tensor([[3.0], [1.0]]), [1], [[0]])
         tensor([3.])
     """
-    return _between(_over(products(blocks, blocks, shapes), groups), torch.arange(len(blocks)))
+    return _between(_over(products(blocks, blocks, shapes), groups))
 
 
 def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -261,16 +277,4 @@ def distance(first: Moments, second: Moments, groups: Sequence[Sequence[int]]) -
     apart = first.means()[:blocks] - norm
 
     of_apart, of_norm = (_over(products(rows, rows, first.shapes), groups) for rows in (apart, norm))
-    return root(*_leave_one_out(lambda keep: _between(of_apart, keep) / _between(of_norm, keep).clamp(min=0), blocks))
-
-
-def _leave_one_out(statistic: Callable[[Tensor], Tensor], blocks: int) -> tuple[Tensor, Tensor]:
-    """Compute a statistic of the blocks to keep for all blocks, and its standard error by the jackknife."""
-    every = torch.arange(blocks)
-    return statistic(every), _spread(torch.stack([statistic(every[every != block]) for block in every]))
-
-
-def _spread(left_out: Tensor) -> Tensor:
-    """Compute the jackknife standard error from the values that leave out one block each."""
-    blocks = len(left_out)
-    return ((left_out - left_out.mean(0)).square().sum(0) * (blocks - 1) / blocks).sqrt()
+    return root(*jackknife(blocks, lambda b: _between(of_apart, b) / _between(of_norm, b).clamp(min=0)))

@@ -201,7 +201,7 @@ def _gradients(found: Measurements) -> dict[str, tuple[np.ndarray, dict[str, str
     per_datum, one = {"units": "nats per datum per unit of the parameters"}, {"units": "1"}
     columns: dict[str, list[Tensor]] = {}
     for sums, reference in zip(found.moments, found.references, strict=True):
-        square = {name: jackknife(sums, partial(_moment, sums, found.groups, name)) for name in MOMENTS}
+        square = {name: jackknife(sums.blocks, partial(_moment, sums, found.groups, name)) for name in MOMENTS}
         of_cell = {
             "norm": root(*square["signal"]),
             "variance": square["variance"],

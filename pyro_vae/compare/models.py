@@ -19,7 +19,7 @@ from pyro_vae.data.fingerprint import data_hash
 from pyro_vae.data.repeats import clustered_error, count
 from pyro_vae.errors import SettingsError
 from pyro_vae.evidence.atoms import REMEDY
-from pyro_vae.evidence.estimate import METHODS, Method, validate_method
+from pyro_vae.evidence.estimate import Method
 from pyro_vae.evidence.generative import Guides, guides_of_one_model
 from pyro_vae.evidence.judge import agreement
 from pyro_vae.evidence.kinds import CAUTION
@@ -136,26 +136,27 @@ def compare_models(
         >>> list(table.index), bool(table.elpd_diff["wrong"] < -10 * table.dse["wrong"])
         (['right', 'wrong'], True)
     """
-    validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
     if not isinstance(models, Mapping) or len(models) < 2:
         raise SettingsError("models: a comparison needs at least two models; pass {name: vae, other: vae}")
-    settings = {"method": method, "num_particles": num_particles, "temperatures": temperatures, "leapfrog": leapfrog}
     held_out = evaluate_models(
         {name: [model] for name, model in models.items()},
         x_test,
         source="x_test",
         stacklevel=3,
-        **settings,
+        method=method,
+        num_particles=num_particles,
+        temperatures=temperatures,
+        leapfrog=leapfrog,
         seed=seed,
         progress=progress,
     )
-    found = {name: one for name, (one,) in held_out.found.items()}
-    pairs = guides_of_one_model(found, held_out.number)
-    table = ModelComparison(_table(found, held_out.number, pairs).assign(kind=pd.Series(held_out.kinds)))
+    found = {name: one for name, (one,) in held_out.evidence.items()}
+    pairs = guides_of_one_model(found, held_out.row_number)
+    table = ModelComparison(_table(found, held_out.row_number, pairs).assign(kind=pd.Series(held_out.kinds)))
     table.attrs = {
         "method": ", ".join(sorted({one.attrs["method"] for one in found.values()})), "data": len(held_out.hashes),
-        "distinct": count(held_out.number), "data_hash": data_hash(held_out.hashes), "seed": seed, "note": NOT_LOO,
-        "caution": CAUTION if held_out.unlike else "", "unlike": held_out.unlike, "atoms": held_out.shared,
+        "distinct": count(held_out.row_number), "data_hash": data_hash(held_out.hashes), "seed": seed, "note": NOT_LOO,
+        "caution": CAUTION if held_out.incomparable else "", "unlike": held_out.incomparable, "atoms": held_out.atoms,
         "not_known": ", ".join(name for name, own in held_out.features.items() if own is None),
         "not_checked": "; ".join(_not_checked(found)),
         "same_model": "; ".join(str(pair) for pair in pairs), "same_model_apart": any(map(_is_apart, pairs)),

@@ -14,9 +14,9 @@ from pyro_vae.core.format import format_estimate
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.repeats import clustered_error, count
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import SettingsError, type_of
 from pyro_vae.evidence.atoms import MEANING
-from pyro_vae.evidence.estimate import METHODS, Method, validate_method
+from pyro_vae.evidence.estimate import Method
 from pyro_vae.evidence.kinds import CAUTION
 from pyro_vae.evidence.psis import BAD
 
@@ -34,7 +34,10 @@ def rank(
     *,
     method: Method = "iw",
     num_particles: int | None = None,
+    temperatures: int = 100,
+    leapfrog: int = 5,
     seed: int = 0,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Rank trained models by the evidence of held-out data, best first.
 
@@ -53,9 +56,13 @@ def rank(
         vaes: name → trained VAE or Pair, or a list of those that differ only in their seed, of equal length for each
             name.
         x: held-out data, shape ``(datum, *features)``, at least 2.
-        method: ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``, of :func:`~pyro_vae.log_evidence`.
-        num_particles: draws or chains per datum; by default that of :func:`~pyro_vae.log_evidence`.
-        seed: of the particles.
+        method: ``"iw"``, ``"psis"``, ``"ais"`` or ``"ais_prior"``; this and the following settings are those of
+            :func:`~pyro_vae.log_evidence`.
+        num_particles: draws or chains per datum.
+        temperatures: of ``"ais"`` and ``"ais_prior"``.
+        leapfrog: of ``"ais"`` and ``"ais_prior"``.
+        seed: of the particles, the same for each model.
+        progress: whether to show a progress bar.
 
     Returns:
         A dataset over ``model``, best first: ``log_evidence``, ``se``, ``difference``, ``difference_se``,
@@ -81,20 +88,24 @@ def rank(
         >>> ranked.model.values.tolist()
         ['right', 'wrong']
     """
-    if not vaes:
-        raise SettingsError("vaes is empty; pass at least one VAE")
-    validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
-    several = {name: [vae] if isinstance(vae, Amortized) else list(vae) for name, vae in vaes.items()}
-    if len(sizes := {len(trained) for trained in several.values()}) > 1 or 0 in sizes:
-        raise SettingsError(f"vaes: the models have {sorted(sizes)} seeds; pass equally many for each, at least 1")
+    several = _validated(vaes)
     held_out = evaluate_models(
-        several, x, source="x", stacklevel=3, method=method, num_particles=num_particles, seed=seed
+        several,
+        x,
+        source="x",
+        stacklevel=3,
+        method=method,
+        num_particles=num_particles,
+        temperatures=temperatures,
+        leapfrog=leapfrog,
+        seed=seed,
+        progress=progress,
     )
-    every = np.array([[one.log_evidence.values for one in each] for each in held_out.found.values()])
+    every = np.array([[one.log_evidence.values for one in each] for each in held_out.evidence.values()])
     order = np.argsort(-every.mean((1, 2)), kind="stable")
     names = [list(several)[i] for i in order]
-    ranked = _ranking({name: held_out.found[name] for name in names}, every[order], held_out.number)
-    unlike, shared = held_out.unlike, held_out.shared
+    ranked = _ranking({name: held_out.evidence[name] for name in names}, every[order], held_out.row_number)
+    unlike, shared = held_out.incomparable, held_out.atoms
     ranked["kind"] = "model", [held_out.kinds[name] for name in names]
     ranked.attrs |= {
         "seed": seed,
@@ -108,6 +119,23 @@ def rank(
     return with_failures(ranked, {})
 
 
+def _validated(vaes: Mapping[str, Amortized | Sequence[Amortized]]) -> dict[str, list[Any]]:
+    """Return the list of each model's seeds."""
+    if not isinstance(vaes, Mapping):
+        raise SettingsError(f"vaes is {type_of(vaes)}; pass {{name: vae, other: vae}}")
+    if not vaes:
+        raise SettingsError("vaes is empty; pass at least one VAE")
+    several = {name: list(vae) if isinstance(vae, list | tuple) else [vae] for name, vae in vaes.items()}
+    for name, trained in several.items():
+        if wrong := next((vae for vae in trained if not isinstance(vae, Amortized)), None):
+            raise SettingsError(
+                f"vaes[{name!r}] is {type_of(wrong)}; pass a VAE or a Pair, or a list with one per seed"
+            )
+    if len(sizes := {len(trained) for trained in several.values()}) > 1 or 0 in sizes:
+        raise SettingsError(f"vaes: the models have {sorted(sizes)} seeds; pass equally many for each, at least 1")
+    return several
+
+
 def _ranking(found: Mapping[str, Sequence[xr.Dataset]], every: np.ndarray, number: np.ndarray) -> xr.Dataset:
     """Make the ranking of models that are sorted; values have dims ``(model, seed, datum)``."""
     each, apart, nats = every.mean(1), (every - every[0]).mean(1), {"units": "nats per datum"}
@@ -119,7 +147,7 @@ def _ranking(found: Mapping[str, Sequence[xr.Dataset]], every: np.ndarray, numbe
             "difference": ("model", apart.mean(1), nats),
             "difference_se": ("model", _error(every - every[0], number), nats),
             "mcse": ("model", [_mcse(seeds) for seeds in found.values()], {"units": "nats"}),
-            "bad_khat": ("model", [_bad_khat(seeds) for seeds in found.values()]),
+            "bad_khat": ("model", [_bad_khat(seeds) for seeds in found.values()], {"units": "1"}),
             "datum_log_evidence": (("model", "datum"), each, {"units": "nats"}),
         },
         {"model": [*found]},
@@ -204,7 +232,7 @@ def ranking_table(ranked: xr.Dataset) -> Table:
     table.add_column("model", overflow="fold")
     table.add_column("nats", justify="right", no_wrap=True)
     table.add_column("difference from best", justify="right", no_wrap=True)
-    if has_khat := bool(ranked.bad_khat.notnull().any()):
+    if has_khat := "bad_khat" in ranked and bool(ranked.bad_khat.notnull().any()):
         table.add_column(f"k̂ > {BAD}", justify="right", no_wrap=True)
     for name in ranked.model.values:
         row = ranked.sel(model=name)
@@ -220,17 +248,18 @@ def ranking_table(ranked: xr.Dataset) -> Table:
 
 def _draws(ranked: xr.Dataset) -> str:
     """Name the draws of a datum."""
-    method = ranked.attrs["method"]
-    return (
-        "particles" if method == "iw" else f"chains, {method}" if method.startswith("ais") else f"particles, {method}"
-    )
+    if (method := ranked.attrs.get("method", "iw")) == "iw":
+        return "particles"
+    return f"{'chains' if method.startswith('ais') else 'particles'}, {method}"
 
 
 def _low(ranked: xr.Dataset) -> str:
     """Explain the shares of k̂ if one is large."""
-    if ranked.bad_khat.max() > MANY_BAD:
-        return f'Where k̂ is above {BAD}, log p(x) is probably too low; compare with method="ais".'
-    return ""
+    if "bad_khat" not in ranked or not (ranked.bad_khat > MANY_BAD).any():
+        return ""
+    annealed = str(ranked.attrs.get("method")).startswith("ais")
+    remedy = "temperatures, or chains" if annealed else 'particles, or method="ais" in Python'
+    return f"Where k̂ is above {BAD}, log p(x) is probably too low; take more {remedy}."
 
 
 def _over(ranked: xr.Dataset) -> str:

@@ -311,7 +311,7 @@ class Pair(Amortized):
         except PyroVAEError:
             raise
         except Exception as error:  # user code may raise anything
-            advice = "; it takes a context: pass context=" if context is None and self._takes_context() else ""
+            advice = "; it was called without a context" if context is None and self._takes_context() else ""
             raise ModelError(f"model or guide fails on two rows of the data ({in_a_line(error)}){advice}") from error
         latents = {name for name, site in samples(model_trace) if not site["is_observed"]}
         if missing := sorted(latents - {name for name, _ in samples(guide_trace)}):
@@ -326,7 +326,7 @@ class Pair(Amortized):
         self.unregistered = self._unregistered({*registered.values()})
 
     def _takes_context(self) -> bool:
-        return any(isinstance(p, _ProgramAdapter) and p.takes > 2 for p in (self.model, self.guide))
+        return any(isinstance(p, _ProgramAdapter) and p.takes_context for p in (self.model, self.guide))
 
     def _unregistered(self, registered: set[int]) -> list[str]:
         """Name the trainable parameters that Pyro does not see; a PyroModule shows each parameter when it is used."""
@@ -365,6 +365,7 @@ class _ProgramAdapter(nn.Module):
         kinds = [p.kind for p in inspect.signature(called).parameters.values()]
         every = inspect.Parameter.VAR_POSITIONAL in kinds
         self.takes = 4 if every else sum(kind is not inspect.Parameter.KEYWORD_ONLY for kind in kinds)
+        self.takes_context = self.takes > 2 and not every
 
     def forward(
         self, x: Tensor | None, size: int | None = None, context: Tensor | None = None, mask: Tensor | None = None

@@ -9,7 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.core.compatibility import in_a_line
-from pyro_vae.core.traces import PARTICLES, Program, replayed, samples
+from pyro_vae.core.traces import PARTICLES, Program, replayed, samples, traces
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.elbo.copies import Copies, Detached, Gated
 from pyro_vae.elbo.weights import Weights
@@ -52,7 +52,8 @@ def log_weights(
 
     Raises:
         ModelError: if a site is masked by a handler, enumerated in the model only, or lies in no plate over data; the
-            message names the estimator of Pyro to use instead. Or if model or guide does not broadcast over particles.
+            message names the estimator of Pyro to use instead. Also if only the dimension of particles makes shapes
+            not fit.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2015), https://arxiv.org/abs/1509.00519
@@ -108,29 +109,35 @@ def weigh(
     """
     copies = Detached() if detached else Gated() if path_gradient else None
     run = partial(_weigh, model, guide, num_particles, copies, given_globals, args, kwargs)
-    for dim in PARTICLE_DIMS:
+    for dim in PARTICLE_DIMS[:-1]:
         try:
             return run(dim)
-        except (RuntimeError, ValueError, IndexError) as error:
-            if "collide at dim" not in str(error) or dim == PARTICLE_DIMS[-1]:
-                _explain(error, num_particles)
+        except ValueError as error:
+            if "collide at dim" not in str(error):
+                _refuse_if_particles_fail(error, model, guide, args, kwargs)
                 raise
-    raise AssertionError("the last dimension returns or raises")
+        except (RuntimeError, IndexError) as error:
+            _refuse_if_particles_fail(error, model, guide, args, kwargs)
+            raise
+    return run(PARTICLE_DIMS[-1])
 
 
-class ParticlesError(ModelError):
-    """Model or guide fails with several particles; its cause is the reason."""
+SHAPES = ("must match the size", "broadcast", "hape mismatch", "out of range")
+"""Parts of messages of torch and Pyro about shapes that do not fit."""
 
 
-def _explain(error: Exception, num_particles: int) -> None:
-    """Raise a ParticlesError if a program fails with several particles, such as one that does not broadcast."""
-    plain = type(error) in (RuntimeError, ValueError, IndexError)  # not a lack of memory, or a limit of the compiler
-    if plain and num_particles > 1:
-        raise ParticlesError(
-            f"model or guide fails with {num_particles} particles, a dimension to the left of the data "
-            f"({in_a_line(error)}); let it broadcast: index latents from the right (z[..., 0]), and unsqueeze global "
-            "sites where they meet vectors (mean.unsqueeze(-1))"
-        ) from error
+def _refuse_if_particles_fail(error: Exception, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
+    """Raise a ModelError if shapes do not fit with a dimension of particles, but do without it."""
+    if not any(part in str(error) for part in SHAPES):
+        return
+    try:
+        traces(model, guide, *args, **kwargs)
+    except Exception:  # the error has another reason
+        return
+    raise ModelError(
+        f"model or guide fails with particles, a dimension to the left of the data ({in_a_line(error)}); index latents "
+        "from the right (z[..., 0]), and unsqueeze global sites where they meet vectors (mean.unsqueeze(-1))"
+    ) from error
 
 
 def _weigh(

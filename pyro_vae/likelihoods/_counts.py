@@ -17,7 +17,7 @@ EMPTY = torch.Size()
 
 
 class Poisson(dist.Poisson):
-    """Pyro's Poisson distribution, parametrized by the logarithm of the rate."""
+    """Pyro's Poisson distribution, parameterized by the logarithm of the rate."""
 
     def __init__(self, log_rate: Tensor, validate_args: bool | None = None) -> None:
         self.log_rate = log_rate
@@ -75,7 +75,7 @@ class Binomial(dist.Binomial):
 
 
 class NegativeBinomial(dist.NegativeBinomial):
-    """Pyro's negative binomial distribution, parametrized by the logarithm of ``total_count`` and logits."""
+    """Pyro's negative binomial distribution, parameterized by the logarithm of ``total_count`` and logits."""
 
     def __init__(self, log_count: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:
         self.log_count = log_count

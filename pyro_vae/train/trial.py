@@ -16,7 +16,6 @@ from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.spread import moments
 from pyro_vae.data.tables import list_names
-from pyro_vae.elbo.log_weights import ParticlesError
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError, UnboundedDensityWarning
 from pyro_vae.likelihoods import Likelihood
 
@@ -173,8 +172,7 @@ def _failure(vae: Amortized, loss: ELBO, rows: Rows, size: int) -> Exception | N
         with _restored_state(vae, rows), torch.no_grad():
             loss.loss(vae.model, vae.guide, *rows.arguments(size))
     except Exception as error:  # a user's component may raise anything
-        cause = error.__cause__ if isinstance(error, ParticlesError) else None
-        return cause if isinstance(cause, Exception) else error
+        return error
     return None
 
 

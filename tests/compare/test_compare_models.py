@@ -621,3 +621,29 @@ def test_repeats_count_beyond_three_times_chance_and_five_standard_deviations(pa
     twice = torch.arange(pairs).repeat(2)
     rows = Rows(torch.cat([twice, -1 - torch.arange(50)])[:, None].double())
     assert (len(np.unique(distinct_rows(rows))) < len(rows)) is found
+
+
+def test_models_may_order_the_columns_differently():
+    def table(seed):
+        generator = np.random.default_rng(seed)
+        columns = {"u": generator.normal(size=60), "v": generator.poisson(3, 60), "w": generator.normal(size=60)}
+        return pd.DataFrame(columns).astype(float)
+
+    def trained(order):
+        torch.manual_seed(0)
+        blocks = [(pv.likelihoods.Poisson if column == "v" else pv.likelihoods.Normal, 1) for column in order]
+        net = pv.nn.mlp(1, [4], pv.likelihoods.Blocks.outputs(3, blocks=blocks))
+        vae = pv.VAE(
+            prior=pv.priors.StandardNormal(1),
+            decoder=pv.likelihoods.Blocks(net, blocks),
+            encoder=pv.posteriors.DiagNormal(pv.nn.mlp(3, [4], 2)),
+        )
+        pv.fit(vae, table(0)[list(order)], epochs=1, progress=False)
+        return vae
+
+    first, second, test = trained("uvw"), trained("vuw"), table(5)
+    known = pv.log_evidence(first, test, num_particles=50)
+    found = pv.compare_models({"first": known, "second": second}, test, num_particles=50)
+    assert not found.attrs["unlike"]
+    assert found.elpd["first"] == pytest.approx(known.log_evidence.sum().item())
+    assert not rank({"first": first, "second": second}, test, num_particles=50).attrs["caution"]

@@ -359,15 +359,13 @@ def test_numbers_of_particles_may_be_an_array():
     assert table.particles.values.tolist() == [1, 4]
 
 
-def test_gradients_without_noise_have_no_variance_however_many_numbers_they_hold():
-    gradient = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+def test_rounding_is_no_variance_of_a_gradient_of_many_numbers():
+    gradient = torch.full((100_000,), 0.1).double()
     moments = Moments([40_000, 60_000], 30, like=gradient)
     for _ in range(30):
         moments.add(gradient.split([40_000, 60_000]))
-    found = squares(moments, [[0], [0, 1]])
-    assert found.variance.tolist() == [0, 0]
-    assert found.signal[1] == pytest.approx(gradient.double().square().sum().item(), rel=1e-12)
+    assert squares(moments, [[0], [0, 1]]).variance.tolist() == [0, 0]
     moments = Moments([100_000], 2, like=gradient)
-    for factor in (1.0, 1 + 1e-4):
+    for factor in (1.0, 1 + 1e-5):
         moments.add([gradient * factor])
-    assert squares(moments, [[0]]).variance > 0, "power"
+    assert squares(moments, [[0]]).variance.item() == pytest.approx(1000 * 1e-10 / 2, rel=1e-2)

@@ -125,7 +125,7 @@ def test_a_ranking_shows_where_importance_weights_are_poor_and_takes_annealing()
     assert ranked.bad_khat.values[1] > 0.5
     table = ranking_table(ranked)
     assert table.columns[-1].header == "k̂ > 0.7"
-    assert 'compare with method="ais"' in table.caption
+    assert 'take more particles, or method="ais"' in table.caption
     assert 'method="ais"' not in ranking_table(rank({"exact": guided["exact"]}, x)).caption
 
     annealed = rank(guided, x, method="ais")
@@ -134,8 +134,13 @@ def test_a_ranking_shows_where_importance_weights_are_poor_and_takes_annealing()
     assert abs(narrow.log_evidence - exact.mean().item()) < abs(ranked.log_evidence[1] - exact.mean().item()) / 3
     with pytest.raises(SettingsError, match="bdmc"):
         rank(guided, x, method="bdmc")
-    with pytest.raises(SettingsError, match=r"models\['no'\] is an int; pass a VAE, a Pair"):
-        rank({"no": [3]}, x)
+    for wrong in ([3], 3):
+        with pytest.raises(SettingsError, match=r"vaes\['no'\] is an int; pass a VAE or a Pair"):
+            rank({"no": wrong}, x)
+    with pytest.raises(SettingsError, match=r"vaes is a Pair; pass \{name: vae"):
+        rank(guided["exact"], x)
+    with pytest.raises(SettingsError, match="is a Dataset"):
+        rank({"no": pv.log_evidence(guided["exact"], x)}, x)
 
 
 def unit_pair(scale):

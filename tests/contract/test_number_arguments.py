@@ -52,7 +52,6 @@ def numbers_of(function):
 
 NOT_SETTINGS = {
     "warn_of_duplicates",
-    "validate_several_rows",
     "validate_particles",
     "check_where_possible",
     "note_objective",

@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae.errors import ModelError, SettingsError
+from pyro_vae.errors import CompileError, ModelError, SettingsError
 
 X = torch.tensor([[0.3], [-1.2], [0.8]]).double()
 QUIET = {"progress": False}
@@ -174,9 +174,53 @@ def test_a_global_site_that_does_not_broadcast_over_particles_is_explained():
             pyro.sample("z", dist.Normal((x + mean) / 2, 0.5).to_event(1))
 
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
-    with pytest.raises(ModelError, match=r"fails with 3 particles.*mean\.unsqueeze\(-1\)"):
+    with pytest.raises(ModelError, match=r"fails with particles.*mean\.unsqueeze\(-1\)"):
         pv.elbo.ELBO(3).loss(model, own_guide, x)
     assert pv.elbo.ELBO(1).loss(model, own_guide, x) > 0
+
+    def indexes_from_the_left(x, size=None):
+        with rows(x, size):
+            z = pyro.sample("z", normal(x).expand([2]).to_event(1))
+            pyro.sample("x", dist.Normal(z[:, 0].unsqueeze(-1) * x.new_ones(2), 1.0).to_event(1), obs=x)
+
+    def of_z(x, size=None):
+        with rows(x, size):
+            pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
+    for ask in (pv.log_evidence, pv.diagnose.khat):
+        with pytest.raises(ModelError, match=r"fails with particles.*z\[\.\.\., 0\]"):
+            ask(pv.Pair(indexes_from_the_left, of_z), x)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("the file server is gone", RuntimeError),
+        ("can't allocate memory", RuntimeError),
+        ("the size of a must match the size of b, with or without particles", ValueError),
+    ],
+)
+def test_other_failures_are_not_blamed_on_particles(reason, kind):
+    def breaks(x, size=None):
+        raise kind(reason)
+
+    with pytest.raises(kind, match=reason):
+        pv.elbo.ELBO(3).loss(breaks, guide, X)
+
+
+def test_what_cannot_be_traced_is_not_blamed_on_particles():
+    class Untraceable(nn.Linear):
+        def forward(self, z):
+            z.detach().numpy()
+            return super().forward(z)
+
+    vae = pv.VAE(
+        prior=pv.priors.StandardNormal(1),
+        decoder=pv.likelihoods.Normal(Untraceable(1, 1), scale=0.5),
+        encoder=pv.posteriors.DiagNormal(nn.Linear(1, 2)),
+    )
+    with pytest.raises(CompileError, match=r"\.numpy\(\)"):
+        pv.fit(vae, X.float(), elbo=pv.elbo.IWAE(3), epochs=3, engine="compiled", **QUIET)
 
 
 def test_a_missing_context_is_named():
@@ -190,6 +234,6 @@ def test_a_missing_context_is_named():
             pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
 
     pair = pv.Pair(model, own_guide)
-    with pytest.raises(ModelError, match=r"fails on two rows .*; it takes a context: pass context="):
+    with pytest.raises(ModelError, match=r"fails on two rows .*; it was called without a context"):
         pv.encode(pair, X)
     pv.encode(pair, X, context=X)
