@@ -1,5 +1,9 @@
 """The number of threads for a computation of a given size."""
 
+import functools
+import os
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -12,10 +16,15 @@ SMALL_STEP = 32_000_000
 WITH_GRADIENT = 6
 """Operations per weight and datum: one multiplication and one addition forward, twice as many backward."""
 
+ENDING = 0.05
+"""The seconds before a fork in which torch's threads end that belonged to an ended thread."""
+
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Set the number of threads of torch and of the BLAS inside."""
+    if threading.current_thread() is not threading.main_thread():
+        _pause_before_forks()
     before = torch.get_num_threads()
     if number != before:
         torch.set_num_threads(number)
@@ -24,6 +33,13 @@ def threads(number: int) -> Iterator[None]:
     finally:
         if number != before:
             torch.set_num_threads(before)
+
+
+@functools.cache
+def _pause_before_forks() -> None:
+    """Pause before each fork from now on: while threads end, MKL holds a lock that a forked child would wait for."""
+    if hasattr(os, "register_at_fork"):  # missing on Windows
+        os.register_at_fork(before=lambda: time.sleep(ENDING))
 
 
 def threads_for_operations(operations: float) -> int:
