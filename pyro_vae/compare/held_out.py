@@ -101,7 +101,7 @@ def evaluate_models(
 def _orders(tables: Sequence[Any], source: str) -> dict[str, Sequence[str] | None]:
     """Return the hash of each table → its columns, in their order."""
     orders: dict[str, Sequence[str] | None] = {}
-    for table in tables:
+    for table in {id(table): table for table in tables}.values():  # without named columns, all are one table
         with contextlib.suppress(DataError):  # only a model knows the codes of some columns
             orders[data_hash(row_hashes(rows_of(table, source=source)))] = getattr(table, "columns", None)
     return orders
