@@ -78,10 +78,8 @@ def evaluate_models(
         {'a': 'density'}
     """
     validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
-    # Models may order the columns differently.
-    tables = [data_for(m, x, source=source) for each in models.values() for m in each if isinstance(m, Amortized)] or [
-        x
-    ]
+    amortized = [model for each in models.values() for model in each if isinstance(model, Amortized)]
+    tables = [data_for(model, x, source=source) for model in amortized] or [x]  # the columns in each model's order
     rows, columns = rows_of(tables[0], source=source), getattr(tables[0], "columns", None)
     validate_several_rows(len(rows), source)
     orders = _orders([*tables, x], source)
