@@ -36,6 +36,7 @@ def numbers_of(
         DataError: if a value is not a number in a column without categories, or a category is unknown.
     """
     import pandas as pd
+    import pyarrow as pa
 
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
@@ -53,7 +54,13 @@ def numbers_of(
         return code_by_name(column, name, source, known)
     if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
         return column.to_numpy(np.float64, na_value=np.nan), None
-    numbers = pd.to_numeric(column.map(_as_scalar), errors="coerce")
+    try:
+        numbers = pd.to_numeric(column.map(_as_scalar), errors="coerce")
+    except (OverflowError, pa.ArrowException) as error:  # an integer beyond all floats; text that is not Unicode
+        reason = f"{type(error).__name__}: {str(error)[:60]!r}"
+        raise DataError(
+            f"{source}: column {name!r} cannot be read as numbers ({reason}); correct its values, or drop it"
+        ) from error
     here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
     if not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
         return numbers.to_numpy(np.float64, na_value=np.nan), None

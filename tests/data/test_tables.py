@@ -581,3 +581,16 @@ def test_the_double_precision_of_a_table_is_kept_where_single_would_change_it(tm
     data = matched(load(tmp_path / "a.csv", missing="nan"), load(table[["a", "b"]].fillna(0)))
     np.testing.assert_array_equal(data.exact, table[["a", "b"]].to_numpy())
     assert load(table.round().fillna(0).iloc[[0, 2]]).exact is None
+
+
+def test_integers_beyond_all_floats_and_text_that_is_not_unicode_are_refused(tmp_path):
+    """Both found by ``make fuzz``."""
+    path = tmp_path / "long.csv"
+    path.write_text("9" * 2000 + "\n")
+    with pytest.raises(DataError, match=r"cannot be read as numbers \(OverflowError.*correct its values"):
+        pv.data.load(path)
+    rows = np.zeros(12, dtype=[("a", "<f8"), ("b", "<U2")])
+    rows["b"] = np.frombuffer(np.full(24, 0xD5555555, np.uint32).tobytes(), "<U2")  # beyond Unicode
+    np.save(tmp_path / "text.npy", rows)
+    with pytest.raises(DataError, match="column 'b' cannot be read as numbers"):
+        pv.data.load(tmp_path / "text.npy")
