@@ -3,6 +3,8 @@
 import gzip
 import math
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -221,11 +223,20 @@ def _choose_arrays(
     return archive[name], archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
 
 
+def _survives(path: Path) -> None:
+    """Read a .mat file in a process of its own, since some damaged files end the process in scipy."""
+    program = "import sys; from scipy.io import loadmat; loadmat(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-P", "-c", program, str(path.resolve())], capture_output=True, check=False)
+    if done.returncode < 0:
+        raise DataError(f"{path}: not a valid .mat file (reading it ends the process); copy or make it again")
+
+
 def _load_matlab(path: Path, options: Options) -> Data:
     from scipy.io import loadmat
 
     try:
         _validate_matlab(path)
+        _survives(path)
         loaded = loadmat(path)
     except DataError:
         raise
@@ -284,7 +295,7 @@ def whole_parquet(path: str | Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a valid Parquet file ({reason(error)}); copy or make it again") from error
 
 

@@ -1,10 +1,12 @@
 """Tables as people have them: each file and frame becomes the right table, or is refused in the right sentence."""
 
+import base64
 import csv
 import gzip
 import sys
 import types
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -26,6 +28,7 @@ from hypothesis.extra import numpy as hnp
 import pyro_vae as pv
 from pyro_vae.data import Data, load, mask_nan, rows_of
 from pyro_vae.data.fingerprint import Trained
+from pyro_vae.data.readers import whole_parquet
 from pyro_vae.data.values import matched
 from pyro_vae.errors import DataError, SettingsError
 
@@ -594,3 +597,23 @@ def test_integers_beyond_all_floats_and_text_that_is_not_unicode_are_refused(tmp
     np.save(tmp_path / "text.npy", rows)
     with pytest.raises(DataError, match="column 'b' cannot be read as numbers"):
         pv.data.load(tmp_path / "text.npy")
+
+
+ENDS_SCIPY = (
+    "c-r%I4DoSvQZUssQ1EpO(M`+DNmU5QNi0drFUqx2D9A6)tk6+#E=o--Nlj76&$ChpPApOI%P&(fvQRKGurjc;G5|4*%oxZ3j"
+    "Gn%HKq`Qdfq@N3b1*<?5MYJ!d4QN1q!b7%fHWb@3B(FO^Bh}lcfJ)rVE^Gt%bVS|cG=qq>{Zjh`^A3ui8)iX?7!@9R+iecaw"
+    "gM(?`l1tcIQ3c|Ks3?S?UqD><c(9pW(Rs)&72BvX9lvH})^OV$F}$z1@G}U3F@z`iK3|+P-PC{T|w%aozj!{EGwo-#R~&Fj0"
+    "B9fAOBoJvDys?0<hz@Vxu+@%}p1xec+5XZBxNQhQ-y*2DdileX0>t@~gvuf`ni=J|AgF00=H1Hm2ktjj+-C3@f8e@JZRGv{N"
+    "c_KSS2wEkRq+CFzf#*!uBbx-V{T|756Ugf&I#`;?a|F=Bb|Cp!y@LG+f_H~b(0v+Ce-mh`t3X`+lmHiy^?mxR!d|-dkiwoi^"
+    "_1Emzr3-!7ck20m@gmmAQTk`>Pv2HCtVukwfBDO^I=TC<*@FUp0s|u8`OpHM5gPcQfUktI6OiK$N;5%eW+=^qWDWyTgt9|v4"
+    "k*nDrMaLqH<Shd-u=8@"
+)
+"""A damaged .mat file of ``make fuzz`` that ends the process in scipy 1.x, compressed."""
+
+
+def test_files_that_end_their_reader_are_refused(tmp_path):
+    (tmp_path / "damaged.mat").write_bytes(zlib.decompress(base64.b85decode("".join(ENDS_SCIPY))))
+    with pytest.raises(DataError, match=r"damaged\.mat: not a valid \.mat file"):
+        pv.data.load(tmp_path / "damaged.mat")
+    with pytest.raises(DataError, match=r"not a valid Parquet file .*'utf-8' codec"), whole_parquet("names.parquet"):
+        b"\xff".decode()
