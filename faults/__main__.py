@@ -24,26 +24,26 @@ def run() -> int:
     )
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
-    def tell(name: str, counts: dict[str, Any]) -> None:
-        told[name] = counts
+    def report(name: str, counts: dict[str, Any]) -> None:
+        results[name] = counts
         print(json.dumps({name: counts}, indent=1), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        tell("kills, eager", kills(Path(folder), asked.kills, engine="eager", start=forked))
+        report("kills, eager", kills(Path(folder), asked.kills, engine="eager", start=forked))
     with tempfile.TemporaryDirectory() as folder:
         compiled = kills(Path(folder), asked.compiled, engine="compiled", start=spawned, in_training=True)
-        tell("kills, compiled", compiled)
+        report("kills, compiled", compiled)
     with tempfile.TemporaryDirectory() as folder:
         if main(fit(Path(folder), "eager", epochs=1)):
             return 1
-        tell("damages", trials(Path(folder) / "run", asked.damages))
-        tell("hostile folders", counts(Path(folder), Path(folder) / "run", every()))
-    asked.out.write_text(json.dumps(told, indent=1) + "\n")
-    exact = all(told[k]["ended"] == told[k]["equal to the bit"] for k in told if k.startswith("kills"))
-    harmless = all(of["wrong"] == of["code run"] == 0 for of in told["hostile folders"].values())
-    return int(not exact or not harmless or any(WRONG in of for of in told["damages"].values()))
+        report("damages", trials(Path(folder) / "run", asked.damages))
+        report("hostile folders", counts(Path(folder), Path(folder) / "run", every()))
+    asked.out.write_text(json.dumps(results, indent=1) + "\n")
+    exact = all(results[k]["ended"] == results[k]["equal to the bit"] for k in results if k.startswith("kills"))
+    harmless = all(of["wrong"] == of["code run"] == 0 for of in results["hostile folders"].values())
+    return int(not exact or not harmless or any(WRONG in of for of in results["damages"].values()))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def evaluate_models(
         {'a': 'density'}
     """
     validate_method(method, tuple(name for name in METHODS if name != "bdmc"))
-    amortized = [model for each in models.values() for model in each if isinstance(model, Amortized)]
+    amortized = [each[0] for each in models.values() if isinstance(each[0], Amortized)]  # seeds have equal columns
     tables = [data_for(model, x, source=source) for model in amortized] or [x]  # the columns in each model's order
     rows, columns = rows_of(tables[0], source=source), getattr(tables[0], "columns", None)
     validate_several_rows(len(rows), source)

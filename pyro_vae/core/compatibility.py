@@ -102,7 +102,7 @@ def validate_real(d: Distribution, what: str) -> None:
 
     Args:
         d: the distribution of the latents.
-        what: what it belongs to, for the message.
+        what: the part that the message names, such as ``the prior``.
 
     Raises:
         ModelError: if the latents are discrete or bounded.

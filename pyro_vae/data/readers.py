@@ -223,12 +223,12 @@ def _choose_arrays(
     return archive[name], archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
 
 
-def _survives(path: Path) -> None:
-    """Read a .mat file in a process of its own, since some damaged files end the process in scipy."""
+def _try_matlab(path: Path) -> None:
+    """Raise a DataError if reading a .mat file crashes a process of its own: scipy crashes on some damaged files."""
     program = "import sys; from scipy.io import loadmat; loadmat(sys.argv[1])"
     done = subprocess.run([sys.executable, "-P", "-c", program, str(path.resolve())], capture_output=True, check=False)
     if done.returncode < 0:
-        raise DataError(f"{path}: not a valid .mat file (reading it ends the process); copy or make it again")
+        raise DataError(f"{path}: not a valid .mat file (reading it crashes the process); copy or make it again")
 
 
 def _load_matlab(path: Path, options: Options) -> Data:
@@ -236,7 +236,7 @@ def _load_matlab(path: Path, options: Options) -> Data:
 
     try:
         _validate_matlab(path)
-        _survives(path)
+        _try_matlab(path)
         loaded = loadmat(path)
     except DataError:
         raise

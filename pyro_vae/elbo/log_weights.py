@@ -112,18 +112,15 @@ def weigh(
     for dim in PARTICLE_DIMS[:-1]:
         try:
             return run(dim)
-        except ValueError as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             if "collide at dim" not in str(error):
                 _refuse_if_particles_fail(error, model, guide, args, kwargs)
                 raise
-        except (RuntimeError, IndexError) as error:
-            _refuse_if_particles_fail(error, model, guide, args, kwargs)
-            raise
     return run(PARTICLE_DIMS[-1])
 
 
 SHAPES = ("must match the size", "broadcast", "hape mismatch", "out of range")
-"""Parts of messages of torch and Pyro about shapes that do not fit."""
+"""Torch and Pyro use these words in errors about shapes that do not fit."""
 
 
 def _refuse_if_particles_fail(error: Exception, model: Program, guide: Program, args: Any, kwargs: Any) -> None:
