@@ -52,11 +52,12 @@ def _file(name: str) -> Callable[[Path, bytes], object]:
 
 
 def _load(name: str) -> Callable[[Path], object]:
-    def read(folder: Path) -> None:
+    def read(folder: Path) -> pv.data.Data:
         data = pv.data.load(folder / name)
         assert data.x.ndim == 2, data.x.shape
         assert data.x.numel(), data.x.shape
         assert data.x.isfinite().all(), "a number is not finite"
+        return data
 
     return read
 
@@ -140,15 +141,14 @@ def _annotated() -> list[bytes]:
     return files
 
 
-def _load_annotated(folder: Path) -> None:
+def _load_annotated(folder: Path) -> object:
     """Load an AnnData file; where anndata is not installed, h5py reads the matrix and the names in its place."""
     if importlib.util.find_spec("anndata"):
-        _load("x.h5ad")(folder)
-    else:
-        stand_in = ModuleType("anndata")
-        stand_in.read_h5ad = _read_with_h5py  # type: ignore[attr-defined]
-        with patch.dict(sys.modules, anndata=stand_in):
-            _load("x.h5ad")(folder)
+        return _load("x.h5ad")(folder)
+    stand_in = ModuleType("anndata")
+    stand_in.read_h5ad = _read_with_h5py  # type: ignore[attr-defined]
+    with patch.dict(sys.modules, anndata=stand_in):
+        return _load("x.h5ad")(folder)
 
 
 def _read_with_h5py(path: Path) -> SimpleNamespace:

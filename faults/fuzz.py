@@ -1,8 +1,8 @@
 """``make fuzz``: run each file reader on mutated files for a given time.
 
 A reader must return finite numbers or raise an exception of :mod:`pyro_vae.errors` with a one-sentence message, within
-one minute and 1 GiB of additional memory. Any other exception and any crash is a fault. Files that reach new lines of
-the reader join the corpus and are mutated further.
+one minute and 1 GiB of memory besides the data, in double precision. Any other exception and any crash is a fault.
+Files that reach new lines of the reader join the corpus and are mutated further.
 """
 
 import argparse
@@ -34,7 +34,7 @@ HERE = Path(pyro_vae.__file__).parent
 SECONDS = 60
 """Time limit per file."""
 MEBIBYTES = 1024
-"""Limit of additional memory per file."""
+"""Limit of memory per file, besides the data."""
 
 TOKENS = (
     b"", b"-1", b"0", b"1", b"255", b"65536", b"1000000000", b"1000000000000000000000000000000", b"1e400", b"-1e308",
@@ -123,20 +123,20 @@ def describe_fault(error: BaseException) -> str | None:
     return f"{type(error).__name__} at {at}: {str(error)[:200]!r}"
 
 
-def read_once(kind: Format, folder: Path, data: bytes) -> str | None:
-    """Read one file and return the fault, or None."""
+def read_once(kind: Format, folder: Path, data: bytes) -> tuple[str | None, int]:
+    """Read one file, and return the fault, or None, and the size in MiB of what was read."""
     current = folder / "current"
     shutil.rmtree(current, ignore_errors=True)
     current.mkdir()
     kind.place(current, data)
     signal.alarm(SECONDS)  # SIGALRM ends the process
     try:
-        kind.read(current)
+        read = kind.read(current)
     except Exception as error:
-        return describe_fault(error)
+        return describe_fault(error), 0
     finally:
         signal.alarm(0)
-    return None
+    return None, 8 * read.x.numel() // 2**20 if isinstance(read, pyro_vae.data.Data) else 0
 
 
 def _fuzz(kind: Format, folder: Path, seconds: float, seed: int) -> None:
@@ -153,11 +153,11 @@ def _fuzz(kind: Format, folder: Path, seconds: float, seed: int) -> None:
         known, before = len(lines.run), _peak()
         sys.settrace(lines.trace)
         try:
-            problem = read_once(kind, folder, data)
+            problem, size = read_once(kind, folder, data)
         finally:
             sys.settrace(None)
-        if _peak() - before > MEBIBYTES or _peak() > limit:
-            problem = problem or f"takes {_peak() - before} MiB"
+        if _peak() - before - size > MEBIBYTES or _peak() - size > limit:
+            problem = problem or f"takes {_peak() - before} MiB for {size} MiB of data"
         counts["files"] += 1
         counts["read"] += problem is None
         if len(lines.run) > known and len(data) < 10**6:

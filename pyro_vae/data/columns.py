@@ -54,8 +54,9 @@ def numbers_of(
         return code_by_name(column, name, source, known)
     if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
         return column.to_numpy(np.float64, na_value=np.nan), None
+    is_text = isinstance(kind, pd.StringDtype)
     try:
-        numbers = pd.to_numeric(column.map(_as_scalar), errors="coerce")
+        numbers = _parse_text(column) if is_text else pd.to_numeric(column.map(_as_scalar), errors="coerce")
     except (OverflowError, pa.ArrowException) as error:  # an integer beyond all floats; text that is not Unicode
         reason = f"{type(error).__name__}: {str(error)[:60]!r}"
         raise DataError(
@@ -64,7 +65,7 @@ def numbers_of(
     here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
     if not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
         return numbers.to_numpy(np.float64, na_value=np.nan), None
-    values = column[here].map(lambda value: value.strip() if isinstance(value, str) else None)
+    values = column[here].str.strip() if is_text else column[here].map(_stripped)
     if text.sum() == here.sum() and values.notna().all() and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2):
         return code_by_name(column, name, source, sorted(values.unique()))
     row = int(text.argmax())
@@ -74,6 +75,19 @@ def numbers_of(
         f"{source}: row {row}, column {name!r} is {shown}, not a number; encode the column as "
         "numbers, use it as row labels (index) or label, or drop it (rows are counted from 0)"
     )
+
+
+def _parse_text(column: "pd.Series") -> "pd.Series":
+    """Convert a column of text to numbers, each distinct value once; NaN where it is not a number."""
+    import pandas as pd
+
+    codes, distinct = pd.factorize(column)
+    numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").to_numpy()
+    return pd.Series(np.append(numbers, np.nan)[codes], index=column.index)  # the code of a missing value is -1
+
+
+def _stripped(value: Any) -> str | None:
+    return value.strip() if isinstance(value, str) else None
 
 
 def _as_scalar(value: Any) -> Any:
@@ -92,6 +106,8 @@ def code_by_name(column: "pd.Series", name: str, source: str, known: Sequence[st
         >>> code_by_name(pd.Series([2.0, None, 1.0]), "a", "data", ["1", "2"])
         (array([ 1., nan,  0.]), ['1', '2'])
     """
+    import pandas as pd
+
     exact = {value: float(i) for i, value in enumerate(known)}
     stripped = _unique([value.strip() for value in known])
     numbers = _unique([_as_number(value) for value in known])
@@ -103,7 +119,10 @@ def code_by_name(column: "pd.Series", name: str, source: str, known: Sequence[st
             found = numbers.get(_as_number(value))
         return np.nan if found is None else found
 
-    codes = column.map(code, na_action="ignore").to_numpy(np.float64, na_value=np.nan)
+    # Text is encoded once per distinct value; in other columns 1, 1.0 and True would count as one.
+    is_text = isinstance(column.dtype, pd.StringDtype)
+    coded = {value: code(value) for value in column.dropna().unique()} if is_text else code
+    codes = column.map(coded, na_action="ignore").to_numpy(np.float64, na_value=np.nan)
     unknown = np.isnan(codes) & column.notna().to_numpy()
     if unknown.any():
         row = int(unknown.argmax())

@@ -23,6 +23,9 @@ MOST_ENTRIES = 10**5
 UNPACKED = 2**29
 """The size, in bytes, to which a file of any size may unpack."""
 
+BYTES_PER_CELL = 16
+"""The memory, in bytes, that a cell of a text table takes at least while it is parsed."""
+
 RATIO = 100
 """The maximum ratio of unpacked to packed size above ``UNPACKED``; data that shrink more are nearly constant."""
 
@@ -130,10 +133,10 @@ def validate_unpacked(path: Path, size: int, packed: int | None = None) -> None:
 
 
 class Unpacking(io.RawIOBase):
-    """A packed file that raises a DataError once it has unpacked to more bytes than allowed."""
+    """A packed text file that raises a DataError once its text or its cells take more memory than allowed."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file, self.path, self.unpacked = file, path, 0
+        self.file, self.path, self.unpacked, self.cells = file, path, 0, 0
 
     def readable(self) -> bool:
         """Return true, as ``io`` requires."""
@@ -144,8 +147,9 @@ class Unpacking(io.RawIOBase):
         data = self.file.read(len(into))
         into[: len(data)] = data
         self.unpacked += len(data)
-        if self.unpacked > UNPACKED:
-            validate_unpacked(self.path, self.unpacked)
+        self.cells += sum(data.count(end) for end in b",;|\t \n")
+        if (size := max(self.unpacked, BYTES_PER_CELL * self.cells)) > UNPACKED:
+            validate_unpacked(self.path, size)
         return len(data)
 
 
@@ -239,5 +243,5 @@ def _hdf5_bytes(path: Path, group: Any, seen: set[Any]) -> int:
         elif isinstance(found, h5py.Dataset):
             if found.external or found.is_virtual:
                 raise DataError(f"{path}: {name!r} is stored in another file; give a file that contains all its data")
-            size += math.prod(found.shape or (0,)) * found.dtype.itemsize
+            size += math.prod(found.shape or (0,)) * max(8, found.dtype.itemsize)  # numbers become doubles
     return size

@@ -72,7 +72,7 @@ class Options:
         if by_name and array.ndim == 2:
             import pandas as pd
 
-            frame = pd.DataFrame(array, columns=[f"f{i}" for i in range(array.shape[1])])
+            frame = pd.DataFrame(array, columns=[f"f{i}" for i in range(array.shape[1])], copy=False)
             return self._without_key().table(frame, source)
         if by_name:
             raise SettingsError(f"{source}: the data have no named columns; leave out options that name columns")
@@ -222,7 +222,8 @@ def from_anndata(source: Any, options: Options, name: str = "data") -> Data:
     if options.key is not None and options.key not in source.layers:
         raise DataError(f"{name}: there is no layer {options.key!r}; it has {[*source.layers] or 'none'}")
     matrix = dense(source.X if options.key is None else source.layers[options.key])
-    frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=[str(gene) for gene in source.var_names])
+    genes = [str(gene) for gene in source.var_names]
+    frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=genes, copy=False)
     for column in _obs_columns(source, options):
         if column not in source.obs:
             raise DataError(f"{name}: obs has no column {column!r}; it has {list_names([*source.obs]) or 'none'}")

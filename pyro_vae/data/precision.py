@@ -7,6 +7,9 @@ from torch import Tensor
 COARSE = 1e-3
 """A column is coarse if the spacing of single-precision numbers exceeds this share of its sd."""
 
+BLOCK = 2**20
+"""How many numbers are examined at a time, to limit the additional memory."""
+
 
 def coarse_columns(x: Tensor, mask: Tensor | None = None) -> list[int]:
     """Find the columns that single precision would change noticeably.
@@ -21,6 +24,13 @@ def coarse_columns(x: Tensor, mask: Tensor | None = None) -> list[int]:
     """
     if x.dtype != torch.float64 or x.dim() != 2:
         return []
+    width = BLOCK // max(len(x), 1) + 1
+    blocks = x.split(width, 1)
+    masks = [None] * len(blocks) if mask is None else mask.split(width, 1)
+    return torch.cat([*map(_is_coarse, blocks, masks)]).nonzero().flatten().tolist()
+
+
+def _is_coarse(x: Tensor, mask: Tensor | None) -> Tensor:
     seen = x.isfinite() if mask is None else x.isfinite() & mask
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
     count = seen.sum(0).clamp(min=1)
@@ -28,7 +38,7 @@ def coarse_columns(x: Tensor, mask: Tensor | None = None) -> list[int]:
     sd = (torch.where(seen, x - mean, zero).square().sum(0) / count).sqrt()
     step = torch.where(seen, x, zero).abs().amax(0) * torch.finfo(torch.float32).eps
     changed = (seen & (x.float().double() != x)).any(0)
-    return ((step > COARSE * sd) & (sd > 0) & changed).nonzero().flatten().tolist()
+    return (step > COARSE * sd) & (sd > 0) & changed
 
 
 def unrounded(array: np.ndarray, x: Tensor) -> Tensor | None:
@@ -44,7 +54,10 @@ def unrounded(array: np.ndarray, x: Tensor) -> Tensor | None:
         (tensor([[0.5000],
                 [0.1000]], dtype=torch.float64), None)
     """
-    if x.dtype == torch.float64 or np.array_equal(array, x.numpy(), equal_nan=True):
+    rows = max(1, BLOCK // max(array[:1].size, 1))
+    starts = range(0, len(array), rows)
+    same = (np.array_equal(array[i : i + rows], x[i : i + rows].numpy(), equal_nan=True) for i in starts)
+    if x.dtype == torch.float64 or all(same):
         return None
     return torch.as_tensor(np.array(array, np.float64))
 
@@ -58,6 +71,7 @@ def narrow(array: np.ndarray) -> Tensor:
     """
     if array.dtype == np.float32 or array.dtype.itemsize < 3:
         return torch.as_tensor(array.astype(np.float32))
-    double = torch.as_tensor(array.astype(np.float64))
+    shared = np.ascontiguousarray(array, np.float64)
+    double = torch.as_tensor(shared if shared.flags.writeable else shared.copy())
     flat = double.flatten(1) if double.dim() > 1 else double
-    return double if coarse_columns(flat) else double.float()
+    return double.clone() if coarse_columns(flat) else double.float()

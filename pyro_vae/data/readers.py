@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.data.images import find_pictures, read_pictures
-from pyro_vae.data.limits import HIGHEST_RATIO, UNPACKED, in_bytes, validate_hdf5, validate_unpacked
+from pyro_vae.data.limits import (
+    BYTES_PER_CELL,
+    HIGHEST_RATIO,
+    UNPACKED,
+    in_bytes,
+    validate_hdf5,
+    validate_unpacked,
+)
 from pyro_vae.data.memory import DEFAULTS, Options, as_list, as_missing, from_anndata, from_memory
 from pyro_vae.data.text import open_text, read_text
 from pyro_vae.data.values import Data, reason
@@ -128,7 +135,7 @@ def is_text(path: Path) -> bool:
 
 def _validate_packed(path: Path) -> None:
     """Validate the unpacked size of a text file by unpacking it to nowhere."""
-    if path.suffix.lower() not in TEXT and path.stat().st_size > UNPACKED / HIGHEST_RATIO:
+    if path.suffix.lower() not in TEXT and path.stat().st_size > UNPACKED / HIGHEST_RATIO / BYTES_PER_CELL:
         with open_text(path) as file:
             while file.read(2**20):
                 pass
@@ -220,7 +227,14 @@ def _choose_arrays(
             f"{path}: contains {[*names] or 'no arrays'}{lacks}; choose an array by key, or name the data x (and the "
             "labels y)"
         )
-    return archive[name], archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
+    labels = archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
+    return _validate_converted(path, archive[name]), labels
+
+
+def _validate_converted(path: Path, array: np.ndarray) -> np.ndarray:
+    """Validate the size of an unpacked array in double precision, which bytes reach only when converted."""
+    validate_unpacked(path, max(8, array.itemsize) * array.size)
+    return array
 
 
 def _try_matlab(path: Path) -> None:
@@ -345,11 +359,11 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _load_idx(path: Path, options: Options = DEFAULTS) -> Data:
     options.validate_unused(str(path), **options.of_tables())
-    array = _read_idx(path)
+    array = _validate_converted(path, _read_idx(path))
     if array.ndim < 2:
         raise DataError(f"{path}: contains {array.ndim}-dimensional data, perhaps labels; give the file of the images")
     labels = _sibling_labels(path)
-    pixels = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array
+    pixels = np.divide(array, 255, dtype=np.float32) if array.dtype == np.uint8 else array
     named = str(path if labels is None else labels)
     return options.array(pixels, str(path), None if labels is None else _read_idx(labels), named)
 

@@ -68,6 +68,35 @@ def test_a_file_that_unpacks_to_far_more_is_refused_with_its_size(name, make, tm
     assert peak < 2**24
 
 
+BYTES = np.zeros((2**13, 64), np.uint8)  # 512 KiB, 4 MiB as doubles
+IDX = struct.pack(">IIII", 0x00000803, 2**13, 8, 8) + bytes(2**19)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("x.npz", lambda path: np.savez_compressed(path, x=BYTES)),
+        ("x.mat", lambda path: scipy.io.savemat(path, {"x": BYTES}, do_compression=True)),
+        ("x.idx.gz", lambda path: path.write_bytes(gzip.compress(IDX))),
+        ("x.csv.gz", lambda path: path.write_bytes(gzip.compress(b"0\n" * 2**18))),
+    ],
+)  # fmt: skip
+def test_bytes_count_as_the_numbers_they_become(name, make, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "UNPACKED", 2**20)
+    make(tmp_path / name)
+    with pytest.raises(DataError, match=r"unpacks from .* to [14](\.0\d)? MiB, more than 100 times as much"):
+        pv.data.load(tmp_path / name)
+
+
+def test_bytes_of_hdf5_count_as_the_numbers_they_become(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("X", (2**13, 64), "u1", chunks=(64, 64), compression="gzip")
+    limits.validate_hdf5(tmp_path / "x.h5")
+    monkeypatch.setattr(limits, "UNPACKED", 2**20)
+    with pytest.raises(DataError, match=r"unpacks from .* to 4 MiB, more than 100 times as much"):
+        limits.validate_hdf5(tmp_path / "x.h5")
+
+
 def test_images_are_measured_before_their_pixels_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "UNPACKED", 2**20)
     for i in range(4):

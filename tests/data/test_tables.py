@@ -27,7 +27,9 @@ from hypothesis.extra import numpy as hnp
 
 import pyro_vae as pv
 from pyro_vae.data import Data, load, mask_nan, rows_of
+from pyro_vae.data.columns import numbers_of
 from pyro_vae.data.fingerprint import Trained
+from pyro_vae.data.precision import coarse_columns, narrow, unrounded
 from pyro_vae.data.readers import whole_parquet
 from pyro_vae.data.values import matched
 from pyro_vae.errors import DataError, SettingsError
@@ -617,3 +619,31 @@ def test_files_that_end_their_reader_are_refused(tmp_path):
         pv.data.load(tmp_path / "damaged.mat")
     with pytest.raises(DataError, match=r"not a valid Parquet file .*'utf-8' codec"), whole_parquet("names.parquet"):
         b"\xff".decode()
+
+
+def test_text_is_converted_once_per_distinct_value_with_the_same_result():
+    cells = ["c", " c", "b", None, "b ", "a", "nan.", "a", "c", "a", "b", "1e2x"] * 2
+    for values in (cells, ["1", "2.5", None, "1", " 7 ", "3"], ["10000000000000000000", "2", "-3"]):
+        text, objects = (pd.Series(values, dtype=dtype) for dtype in ("str", object))
+        numbers, names = numbers_of(text, "x", "data")
+        expected, expected_names = numbers_of(objects, "x", "data")
+        np.testing.assert_array_equal(numbers, expected)
+        assert names == expected_names
+
+
+def test_columns_are_examined_in_blocks_with_the_same_result(monkeypatch):
+    x = torch.stack([torch.arange(50.0).double() + offset for offset in (0, 1.7e9, 3e5, 1e12)], 1)
+    x[3, 1] = torch.nan
+    mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.9
+    whole = coarse_columns(x), coarse_columns(x, mask), narrow(x.numpy()).dtype
+    monkeypatch.setattr("pyro_vae.data.precision.BLOCK", 1)
+    assert (coarse_columns(x), coarse_columns(x, mask), narrow(x.numpy()).dtype) == whole == ([1, 3], [1, 3], x.dtype)
+    assert torch.equal(unrounded(x[:, :1].numpy() + 0.1, x[:, :1].float() + 0.1), x[:, :1] + 0.1)
+    assert unrounded(x[:, :1].numpy(), x[:, :1].float()) is None
+
+
+def test_reading_does_not_share_memory_with_an_array():
+    array = 1.7e9 + np.arange(9.0).reshape(-1, 1)
+    data = pv.data.load(array)
+    array[:] = 0
+    assert data.x.min() == 1.7e9
