@@ -2,13 +2,15 @@
 
 import io
 import json
-import math
 import os
 import stat
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pyro_vae.data import trial_read
 from pyro_vae.errors import DataError, type_of
 
 LARGEST_TEXT = 2**24
@@ -28,6 +30,9 @@ BYTES_PER_CELL = 16
 
 RATIO = 100
 """The maximum ratio of unpacked to packed size above ``UNPACKED``; data that shrink more are nearly constant."""
+
+TRIAL_SECONDS = 30
+"""How long a small file may be read in a process of its own."""
 
 HIGHEST_RATIO = 1032
 """The highest ratio of unpacked to packed size that gzip and zip can reach."""
@@ -120,7 +125,7 @@ def validate_unpacked(path: Path, size: int, packed: int | None = None) -> None:
         DataError: if a limit is exceeded.
     """
     packed = path.stat().st_size if packed is None else packed
-    if size > max(UNPACKED, RATIO * packed):
+    if size > most_unpacked(packed):
         raise DataError(
             f"{path}: unpacks from {in_bytes(packed)} to {in_bytes(size)}, more than {RATIO} times as much; if you "
             "trust the file, unpack it first"
@@ -130,6 +135,11 @@ def validate_unpacked(path: Path, size: int, packed: int | None = None) -> None:
             f"{path}: needs {in_bytes(size)} of memory, but only {in_bytes(left)} is free; save it as .npy or Parquet, "
             "which can be streamed"
         )
+
+
+def most_unpacked(packed: int) -> int:
+    """Return the size in bytes to which a file may unpack."""
+    return max(UNPACKED, RATIO * packed)
 
 
 class Unpacking(io.RawIOBase):
@@ -210,38 +220,38 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def validate_hdf5(path: Path) -> None:
-    """Validate that an HDF5 file contains all its data, within the limit on the unpacked size.
+    """Validate that an HDF5 file is whole and contains all its data, within the limit on the unpacked size.
 
     Raises:
         DataError: if the file is damaged, links to other files, or is too large once unpacked.
     """
-    import h5py  # type: ignore[import-untyped]
+    validate_unpacked(path, try_reading("hdf5", path, "HDF5 file", most_unpacked(path.stat().st_size)))
 
+
+def try_reading(reader: str, path: Path, kind: str, allowed: int) -> int:
+    """Read a file in a process of its own, which a damaged file may crash, and return the size of its data in bytes.
+
+    Args:
+        reader: the name of a reader of :mod:`~pyro_vae.data.trial_read`.
+        path: the path of the file.
+        kind: the kind of file, for messages.
+        allowed: the size in bytes above which the data are not read.
+
+    Raises:
+        DataError: if the file is damaged: reading it raises an exception, ends the process, or takes more than 30 s
+            and one second per 10 MB, or more memory than the data and 1 GiB.
+    """
+    seconds = TRIAL_SECONDS + path.stat().st_size // 10**7
+    command = [sys.executable, "-P", trial_read.__file__, reader, str(path.resolve()), str(allowed), str(2 * seconds)]
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
     try:
-        with h5py.File(path, "r") as file:
-            size = _hdf5_bytes(path, file, set())
-    except DataError:
-        raise
-    except Exception as error:  # h5py's errors on damaged files have no common base class
-        raise DataError(f"{path}: not a valid HDF5 file ({' '.join(str(error).split())}); copy it again") from error
-    validate_unpacked(path, size)
-
-
-def _hdf5_bytes(path: Path, group: Any, seen: set[Any]) -> int:
-    import h5py
-
-    size = 0
-    for name in group:
-        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-            raise DataError(f"{path}: {name!r} links to another file; give a file that contains all its data")
-        found = group.get(name)
-        if found is None or (key := h5py.h5o.get_info(found.id).addr) in seen:
-            continue
-        seen.add(key)
-        if isinstance(found, h5py.Group):
-            size += _hdf5_bytes(path, found, seen)
-        elif isinstance(found, h5py.Dataset):
-            if found.external or found.is_virtual:
-                raise DataError(f"{path}: {name!r} is stored in another file; give a file that contains all its data")
-            size += math.prod(found.shape or (0,)) * max(8, found.dtype.itemsize)  # numbers become doubles
-    return size
+        done = subprocess.run(command, timeout=seconds, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **quiet)
+    except subprocess.TimeoutExpired:
+        said: dict[str, Any] = {"error": f"reading it takes more than {seconds} s"}
+    else:
+        said = {"error": "reading it crashes the process"} if done.returncode else json.loads(done.stdout)
+    if "elsewhere" in said:
+        raise DataError(f"{path}: {said['elsewhere']}; give a file that contains all its data")
+    if "error" in said:
+        raise DataError(f"{path}: not a valid {kind} ({said['error'][:200]}); copy or make it again")
+    return int(said["bytes"])

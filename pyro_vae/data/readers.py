@@ -3,8 +3,6 @@
 import gzip
 import math
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +19,7 @@ from pyro_vae.data.limits import (
     HIGHEST_RATIO,
     UNPACKED,
     in_bytes,
+    try_reading,
     validate_hdf5,
     validate_unpacked,
 )
@@ -237,25 +236,14 @@ def _validate_converted(path: Path, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _try_matlab(path: Path) -> None:
-    """Raise a DataError if reading a .mat file crashes a process of its own: scipy crashes on some damaged files."""
-    program = "import sys; from scipy.io import loadmat; loadmat(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-P", "-c", program, str(path.resolve())], capture_output=True, check=False)
-    if done.returncode < 0:
-        raise DataError(f"{path}: not a valid .mat file (reading it crashes the process); copy or make it again")
-
-
 def _load_matlab(path: Path, options: Options) -> Data:
     from scipy.io import loadmat
 
     try:
-        _validate_matlab(path)
-        _try_matlab(path)
+        try_reading("mat", path, ".mat file", _matlab_bytes(path))
         loaded = loadmat(path)
     except DataError:
         raise
-    except NotImplementedError as error:  # version 7.3 is HDF5
-        raise DataError(f"{path}: is a MATLAB file of version 7.3; save it with save(..., '-v7')") from error
     except Exception as error:  # scipy's errors on damaged files have no common base class
         raise DataError(f"{path}: not a valid .mat file ({reason(error)}); copy or make it again") from error
     names = [name for name in loaded if not name.startswith("__")]
@@ -263,11 +251,13 @@ def _load_matlab(path: Path, options: Options) -> Data:
     return options.array(array, str(path), None if labels is None else np.squeeze(labels))
 
 
-def _validate_matlab(path: Path) -> None:
-    """Validate the unpacked size of the compressed variables of a MATLAB file by unpacking them to nowhere."""
+def _matlab_bytes(path: Path) -> int:
+    """Measure the unpacked size of a MATLAB file by unpacking its compressed variables to nowhere."""
     with path.open("rb") as file:
-        order = {b"IM": "<", b"MI": ">"}.get(file.read(128)[126:])
-        unpacked = 0
+        head, unpacked = file.read(128), 0
+        order = {b"IM": "<", b"MI": ">"}.get(head[126:])
+        if order and max(head[124:126]) == 2:  # HDF5
+            raise DataError(f"{path}: is a MATLAB file of version 7.3; save it with save(..., '-v7')")
         while order and len(tag := file.read(8)) == 8:
             kind, size = struct.unpack(f"{order}II", tag)
             unpacker, packed = zlib.decompressobj(), file.read(min(size, path.stat().st_size))
@@ -276,6 +266,7 @@ def _validate_matlab(path: Path) -> None:
                 packed = unpacker.unconsumed_tail
                 if unpacked > UNPACKED:
                     validate_unpacked(path, unpacked)
+    return unpacked + path.stat().st_size
 
 
 def _load_anndata(path: Path, options: Options) -> Data:

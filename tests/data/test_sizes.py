@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.data import limits
+from pyro_vae.data import limits, trial_read
 from pyro_vae.errors import DataError
 
 ZEROS = np.zeros((2**16, 64))  # 32 MiB
@@ -94,6 +94,27 @@ def test_bytes_of_hdf5_count_as_the_numbers_they_become(tmp_path, monkeypatch):
     limits.validate_hdf5(tmp_path / "x.h5")
     monkeypatch.setattr(limits, "UNPACKED", 2**20)
     with pytest.raises(DataError, match=r"unpacks from .* to 4 MiB, more than 100 times as much"):
+        limits.validate_hdf5(tmp_path / "x.h5")
+
+
+SPOILED = {
+    "reading it takes more than 1 s": "import time; time.sleep(60)",
+    "reading it crashes the process": "import os; os.kill(os.getpid(), 11)",
+    "MemoryError": "bytearray(2**31)",
+    "one, two": "raise OSError('one,\\n two')",
+}
+
+
+@pytest.mark.parametrize("why", SPOILED)
+def test_what_the_readers_of_damaged_files_do_ends_with_their_process(why, tmp_path, monkeypatch):
+    whole = Path(trial_read.__file__).read_text()
+    (tmp_path / "spoiled.py").write_text(
+        whole.replace("    with h5py.File(", f"    {SPOILED[why]}\n    with h5py.File(")
+    )
+    monkeypatch.setattr(trial_read, "__file__", str(tmp_path / "spoiled.py"))
+    monkeypatch.setattr(limits, "TRIAL_SECONDS", 1 if "takes" in why else 30)
+    (tmp_path / "x.h5").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=rf"x\.h5: not a valid HDF5 file \({why}\); copy or make it again"):
         limits.validate_hdf5(tmp_path / "x.h5")
 
 

@@ -1,0 +1,116 @@
+"""Read a whole file and print the size of its data: a script for a process of its own.
+
+Damaged files crash the C libraries that read them, make them loop without end or take all memory. So
+:func:`pyro_vae.data.limits.try_reading` runs this file first; it imports nothing of this package, to start fast.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+
+class StoredElsewhere(ValueError):
+    """Data that a file takes from another file."""
+
+
+def hdf5_bytes(path: str, allowed: int) -> int:
+    """Return the size in bytes of all data of an HDF5 file as doubles, and read them if the size is allowed.
+
+    Raises:
+        StoredElsewhere: if data are stored in another file.
+
+    Example:
+        >>> import h5py, tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     h5py.File(file.name, "w").create_dataset("x", (3, 2), "u1").file.close()
+        ...     hdf5_bytes(file.name, 100)
+        48
+    """
+    import h5py  # type: ignore[import-untyped]
+
+    with h5py.File(path, "r") as file:
+        size = _group_bytes(file, set())
+        if size <= allowed:
+            _limit_memory(2**30 + size)
+            dict(file.attrs)
+            file.visititems(_read)
+    return size
+
+
+def _group_bytes(group: Any, seen: set[Any]) -> int:
+    import h5py
+
+    size = 0
+    for name in group:
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            raise StoredElsewhere(f"{name!r} links to another file")
+        found = group.get(name)
+        if found is None or (key := h5py.h5o.get_info(found.id).addr) in seen:
+            continue
+        seen.add(key)
+        if isinstance(found, h5py.Group):
+            size += _group_bytes(found, seen)
+        elif isinstance(found, h5py.Dataset):
+            if found.external or found.is_virtual:
+                raise StoredElsewhere(f"{name!r} is stored in another file")
+            size += math.prod(found.shape or (0,)) * max(8, found.dtype.itemsize)
+    return size
+
+
+def _read(_: str, found: Any) -> None:
+    import h5py
+
+    dict(found.attrs)
+    if isinstance(found, h5py.Dataset):
+        found[()]
+
+
+def mat_bytes(path: str, allowed: int) -> int:
+    """Read a MATLAB file, and return the size of its arrays in bytes.
+
+    Example:
+        >>> import tempfile, scipy.io
+        >>> with tempfile.NamedTemporaryFile(suffix=".mat") as file:
+        ...     scipy.io.savemat(file.name, {"x": [[1.0, 2.0]]})
+        ...     mat_bytes(file.name, 100)
+        16
+    """
+    from scipy.io import loadmat
+
+    _limit_memory(2**30 + allowed)
+    return sum(getattr(array, "nbytes", 0) for array in loadmat(path).values())
+
+
+def _limit_memory(more: int) -> None:
+    """Limit the memory of this process to ``more`` bytes above what it has now, where the system can."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _limit_time(seconds: int) -> None:
+    """End this process after so many seconds of computing, also if its parent is gone by then."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
+READERS: dict[str, Callable[[str, int], int]] = {"hdf5": hdf5_bytes, "mat": mat_bytes}
+
+if __name__ == "__main__":
+    try:
+        _limit_memory(2**30)
+        _limit_time(int(sys.argv[4]))
+        said: dict[str, Any] = {"bytes": READERS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))}
+    except StoredElsewhere as error:
+        said = {"elsewhere": str(error)}
+    except BaseException as error:  # errors of these libraries have no common base class
+        said = {"error": " ".join(str(error).split()) or type(error).__name__}
+    print(json.dumps(said))
