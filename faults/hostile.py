@@ -257,8 +257,8 @@ def every() -> list[Hostile]:
 
 
 def _is_watched(event: str, given: tuple[Any, ...]) -> bool:
-    own = [sys.executable, "-P", trial_read.__file__]
-    return event in WATCHED and not (event == "subprocess.Popen" and [*given[1]][:3] == own)
+    own = [sys.executable, "-P", "-W", "ignore", trial_read.__file__]
+    return event in WATCHED and not (event == "subprocess.Popen" and [*given[1]][:5] == own)
 
 
 def _child(arguments: Sequence[str], said: Path) -> None:

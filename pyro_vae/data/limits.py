@@ -242,10 +242,14 @@ def try_reading(reader: str, path: Path, kind: str, allowed: int) -> int:
             and one second per 10 MB, or more memory than the data and 1 GiB.
     """
     seconds = TRIAL_SECONDS + path.stat().st_size // 10**7
-    command = [sys.executable, "-P", trial_read.__file__, reader, str(path.resolve()), str(allowed), str(2 * seconds)]
-    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
+    options = [str(path.resolve()), str(allowed), str(2 * seconds)]
+    command = [sys.executable, "-P", "-W", "ignore", trial_read.__file__, reader, *options]
+    packages = os.pathsep.join(filter(None, sys.path))
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": packages}
     try:
-        done = subprocess.run(command, timeout=seconds, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **quiet)
+        done = subprocess.run(
+            command, timeout=seconds, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
     except subprocess.TimeoutExpired:
         said: dict[str, Any] = {"error": f"reading it takes more than {seconds} s"}
     else:
