@@ -40,12 +40,20 @@ ESTIMATORS: dict[str, Callable[[int], Any]] = {
 THEIR_PASSES = sum(3**i for i in range(STAGES))
 
 
-def model() -> pv.VAE:
-    """Theirs: two tanh layers of 200 either way, 50 latents."""
+def model(grey: Tensor) -> pv.VAE:
+    """Theirs: two tanh layers of 200 either way, 50 latents; Glorot's weights, and the pixels' means as biases."""
+    decoder = pv.nn.mlp(50, [200, 200], 784, activation=nn.Tanh)
+    encoder = pv.nn.mlp(784, [200, 200], 2 * 50, activation=nn.Tanh)
+    layers = [layer for net in (encoder, decoder) for layer in net.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        layers[-1].bias.copy_(torch.logit(grey.mean(0), eps=1e-3))
     return pv.VAE(
         prior=pv.priors.StandardNormal(50),
-        decoder=pv.likelihoods.Bernoulli(pv.nn.mlp(50, [200, 200], 784, activation=nn.Tanh)),
-        encoder=pv.posteriors.DiagNormal(pv.nn.mlp(784, [200, 200], 2 * 50, activation=nn.Tanh)),
+        decoder=pv.likelihoods.Bernoulli(decoder),
+        encoder=pv.posteriors.DiagNormal(encoder),
     )
 
 
@@ -101,7 +109,7 @@ def train(
 ) -> tuple[pv.VAE, dict[str, float]]:
     """Train a model, from its newest checkpoint if there is one; return it with its ELBO and times."""
     torch.manual_seed(seed)
-    vae, bits = model().to(grey.device), NewBits(grey, seed)
+    vae, bits = model(grey).to(grey.device), NewBits(grey, seed)
     kept = pv.Checkpoints(folder, minutes=2)
     started, worked = time.perf_counter(), time.process_time()
     fitted = pv.fit(
