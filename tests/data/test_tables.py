@@ -24,13 +24,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pyarrow import parquet
 
 import pyro_vae as pv
 from pyro_vae.data import Data, load, mask_nan, rows_of
 from pyro_vae.data.columns import numbers_of
 from pyro_vae.data.fingerprint import Trained
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
-from pyro_vae.data.readers import whole_parquet
 from pyro_vae.data.values import matched
 from pyro_vae.errors import DataError, SettingsError
 
@@ -617,8 +617,15 @@ def test_files_that_end_their_reader_are_refused(tmp_path):
     (tmp_path / "damaged.mat").write_bytes(zlib.decompress(base64.b85decode("".join(ENDS_SCIPY))))
     with pytest.raises(DataError, match=r"damaged\.mat: not a valid \.mat file"):
         pv.data.load(tmp_path / "damaged.mat")
-    with pytest.raises(DataError, match=r"not a valid Parquet file .*'utf-8' codec"), whole_parquet("names.parquet"):
-        b"\xff".decode()
+
+
+@pytest.mark.parametrize("read", [load, pv.data.stream])
+def test_names_in_a_parquet_file_that_are_not_unicode_are_refused(read, tmp_path):
+    parquet.write_table(pa.table({"name": [1.0, 2.5], "other": [3.0, 4.0]}), tmp_path / "x.parquet", store_schema=False)
+    assert read(tmp_path / "x.parquet").columns == ["name", "other"]
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes().replace(b"name", b"\xffame"))
+    with pytest.raises(DataError, match=r"not a valid Parquet file .*'utf-8' codec"):
+        read(tmp_path / "x.parquet")
 
 
 def test_text_is_converted_once_per_distinct_value_with_the_same_result():

@@ -95,7 +95,7 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
         with whole_parquet(fragment.path):
             files.append((fragment, stamp_of(Path(fragment.path))))
             fragment.ensure_complete_metadata()
-        _validate_schema(fragment, fragments[0])
+            _validate_schema(fragment, fragments[0])
     schema = fragments[0].physical_schema
     names = [name for name in schema.names if name not in context] if columns is None else list(columns)
     _validate_columns(fragments[0].path, schema, names, context)
