@@ -98,6 +98,7 @@ def _structured() -> np.ndarray:
 
 
 def _parquets() -> list[bytes]:
+    import pandas as pd
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -105,13 +106,17 @@ def _parquets() -> list[bytes]:
         pa.table(dict(zip("abc", X.T, strict=True))),
         pa.table({"a": pa.array([1, None] * 6), "b": [*"xy"] * 6, "c": pa.array([True, False] * 6)}),
     ]
-    buffers = [io.BytesIO() for _ in tables]
-    for table, buffer in zip(tables, buffers, strict=True):
+    frame = pd.DataFrame(X, columns=[*"abc"], index=pd.Index([f"row{i}" for i in range(12)], name="row"))
+    buffers = [io.BytesIO() for _ in range(4)]
+    for table, buffer in zip(tables, buffers, strict=False):
         parquet.write_table(table, buffer, row_group_size=5)
+    frame.to_parquet(buffers[2])
+    frame.assign(kind=pd.Categorical([*"xy"] * 6)).to_parquet(buffers[3], compression=None)
     return [buffer.getvalue() for buffer in buffers]
 
 
 def _matlabs() -> list[bytes]:
+    from scipy import sparse
     from scipy.io import savemat
 
     files = []
@@ -119,6 +124,10 @@ def _matlabs() -> list[bytes]:
         buffer = io.BytesIO()
         savemat(buffer, {"x": X, "y": np.arange(12)}, **options)
         files.append(buffer.getvalue())
+    buffer = io.BytesIO()
+    others = {"s": {"a": 1.0, "b": "text"}, "c": np.array([X, "text"], dtype=object), "t": sparse.csc_array(X)}
+    savemat(buffer, {"x": X.astype("f4"), "z": X * 1j, "flag": X > 0, **others})
+    files.append(buffer.getvalue())
     return files
 
 

@@ -77,17 +77,27 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
                 f"{name}: the {type(source).__name__} is not a table; give each column as a list with one value per "
                 "row, all of the same length"
             ) from error
-    import pyarrow as pa
-
     if hasattr(source, "__arrow_c_stream__"):
-        try:
-            return pa.table(source).to_pandas()
-        except pa.ArrowInvalid:  # a single column, such as a polars Series
-            column = pa.chunked_array(source).to_pandas()
-            return column.to_frame(getattr(source, "name", None) or 0)
+        return _from_arrow(source, name)
     from pyarrow.interchange import from_dataframe
 
     return from_dataframe(source).to_pandas()
+
+
+def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
+    """Convert a table or a column with the Arrow protocol."""
+    import pyarrow as pa
+
+    try:
+        table = pa.table(source)
+    except pa.ArrowInvalid:  # a single column, such as a polars Series
+        column = pa.chunked_array(source).to_pandas()
+        return column.to_frame(getattr(source, "name", None) or 0)
+    try:
+        return table.to_pandas()
+    except Exception as error:  # what pandas wrote about the columns may be anything in a file, and so the error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise DataError(f"{name}: cannot be converted to a DataFrame ({what}); write the table again") from error
 
 
 PROTOCOLS = ("__arrow_c_stream__", "__dataframe__")

@@ -619,6 +619,16 @@ def test_files_that_end_their_reader_are_refused(tmp_path):
         pv.data.load(tmp_path / "damaged.mat")
 
 
+@pytest.mark.parametrize(
+    "about", [b"{", b"[]", b"\xff", b'{"index_columns": 3}', b'{"index_columns": ["?"], "columns": []}']
+)
+def test_damaged_notes_of_pandas_in_a_parquet_file_are_refused(about, tmp_path):
+    table = pa.table({"a": [1.0, 2.5]}).replace_schema_metadata({b"pandas": about})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be converted to a DataFrame \(\w+Error: .*\); write"):
+        load(tmp_path / "x.parquet")
+
+
 @pytest.mark.parametrize("read", [load, pv.data.stream])
 def test_names_in_a_parquet_file_that_are_not_unicode_are_refused(read, tmp_path):
     parquet.write_table(pa.table({"name": [1.0, 2.5], "other": [3.0, 4.0]}), tmp_path / "x.parquet", store_schema=False)
