@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +19,9 @@ from pyro_vae.errors import DataError
 
 DEEPEST, MOST_VALUES = 64, 10**5
 """The largest depth of settings, and the largest number of values with aliases expanded."""
+
+MOST_BITS = 64
+"""The largest number of bits of an integer; Python refuses to print one of more than 4,300 digits."""
 
 
 def read_settings(config: Path, parser: ArgumentParser, trust: str | None = None) -> Namespace:
@@ -81,11 +85,24 @@ def read_yaml(path: Path, text: str) -> Any:
     """
     try:
         _validate_counts(path, text)
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        found = yaml.safe_load(text)
+        if any(number.bit_length() > MOST_BITS for number in _integers(found)):
+            raise DataError(f"{path}: has an integer of more than {MOST_BITS} bits; give a smaller one")
+        return found
+    except DataError:
+        raise
+    except Exception as error:  # besides YAML's errors, those of Python's numbers and dates
         raise DataError(
             f"{path}: not the settings of a run ({' '.join(str(error).split())}); copy the run again"
         ) from error
+
+
+def _integers(tree: Any) -> Iterator[int]:
+    if isinstance(tree, int):
+        yield tree
+    elif isinstance(tree, dict | list | tuple | set):
+        yield from (number for part in tree for number in _integers(part))
+        yield from _integers([*tree.values()]) if isinstance(tree, dict) else ()
 
 
 def _validate_counts(path: Path, text: str) -> None:

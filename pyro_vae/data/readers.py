@@ -290,6 +290,7 @@ def _load_parquet(path: Path, options: Options) -> Data:
         stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
         validate_unpacked(path, max(8 * about.num_rows * about.num_columns, stored))
         table = file.read()
+        table.validate(full=True)  # text that is not UTF-8, for example, is an error only when it is used
     return options.table(table, str(path))
 
 

@@ -160,6 +160,23 @@ def test_settings_are_counted_before_they_are_read(text, run, capsys):
     assert "config.yaml: has more than" in refused(capsys, ["encode", str(run)]) or text == "[1, 2]"
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"seed: {'9' * 5000}", "not the settings of a run (Exceeds the limit (4300 digits)"),
+        (f"seed: 0x{'f' * 5000}", "has an integer of more than 64 bits; give a smaller one"),
+        (f"seed: {{a: [!!int '0x{'f' * 17}']}}", "has an integer of more than 64 bits; give a smaller one"),
+        ("seed: 2001-99-99", "not the settings of a run (month must be in 1..12"),
+        ("seed: 2001-01-01T00:00:00+99:99", "not the settings of a run (offset must be a timedelta"),
+        ("seed: &a [*a]", "not the settings of a run (maximum recursion depth"),
+        ("{[]: 1}", "not the settings of a run (while constructing a mapping"),
+    ],
+)
+def test_values_that_python_cannot_make_are_refused(text, why, run, capsys):
+    with_text(run, "config.yaml", text)
+    assert why in refused(capsys, ["encode", str(run)])
+
+
 @pytest.mark.parametrize("sizes", [{"latent_dim": 10**9}, {"hidden": [10**9]}])
 def test_networks_are_measured_before_they_are_made(sizes, run, capsys):
     with_settings(run, **sizes)

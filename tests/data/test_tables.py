@@ -629,6 +629,15 @@ def test_damaged_notes_of_pandas_in_a_parquet_file_are_refused(about, tmp_path):
         load(tmp_path / "x.parquet")
 
 
+def test_text_in_a_parquet_file_that_is_not_unicode_is_refused(tmp_path):
+    table = pa.table({"a": [1.0, 2.5], "row": ["one", "two"]})
+    parquet.write_table(table, tmp_path / "x.parquet", compression="none", use_dictionary=False, write_statistics=False)
+    assert load(tmp_path / "x.parquet", index="row").row_labels.tolist() == ["one", "two"]
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes().replace(b"two", b"\xffwo"))
+    with pytest.raises(DataError, match=r"not a valid Parquet file .*Invalid UTF8 sequence"):
+        load(tmp_path / "x.parquet", index="row")
+
+
 @pytest.mark.parametrize("read", [load, pv.data.stream])
 def test_names_in_a_parquet_file_that_are_not_unicode_are_refused(read, tmp_path):
     parquet.write_table(pa.table({"name": [1.0, 2.5], "other": [3.0, 4.0]}), tmp_path / "x.parquet", store_schema=False)
