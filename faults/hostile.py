@@ -21,7 +21,7 @@ import yaml
 
 from pyro_vae.cli import main
 from pyro_vae.cli.checksums import compute_checksum, record_checksum
-from pyro_vae.data import trial_read
+from pyro_vae.data.limits import trial_command
 from pyro_vae.train.checkpoint.tensor_file import read_tree, write_tree
 
 REFUSED, RIGHT, WRONG = "refused", "right", "wrong"
@@ -257,8 +257,8 @@ def every() -> list[Hostile]:
 
 
 def _is_watched(event: str, given: tuple[Any, ...]) -> bool:
-    own = [sys.executable, "-P", "-W", "ignore", trial_read.__file__]
-    return event in WATCHED and not (event == "subprocess.Popen" and [*given[1]][:5] == own)
+    own = trial_command()
+    return event in WATCHED and not (event == "subprocess.Popen" and [*given[1]][: len(own)] == own)
 
 
 def _child(arguments: Sequence[str], said: Path) -> None:

@@ -1,5 +1,6 @@
 """Validate the type of a file, and its size in memory before it is read."""
 
+import inspect
 import io
 import json
 import os
@@ -25,8 +26,8 @@ MOST_ENTRIES = 10**5
 UNPACKED = 2**29
 """The size, in bytes, to which a file of any size may unpack."""
 
-BYTES_PER_CELL = 16
-"""The memory, in bytes, that a cell of a text table takes at least while it is parsed."""
+MOST_CELLS = 5 * 10**7
+"""The number of cells that a packed text table of any size may have; parsing each takes 20 bytes besides the number."""
 
 RATIO = 100
 """The maximum ratio of unpacked to packed size above ``UNPACKED``; data that shrink more are nearly constant."""
@@ -128,7 +129,7 @@ def validate_unpacked(path: Path, size: int, packed: int | None = None) -> None:
     if size > most_unpacked(packed):
         raise DataError(
             f"{path}: unpacks from {in_bytes(packed)} to {in_bytes(size)}, more than {RATIO} times as much; if you "
-            "trust the file, unpack it first"
+            "trust the file, unpack it first, or save the numbers as .npy"
         )
     if size > (left := free_memory()):
         raise DataError(
@@ -147,6 +148,7 @@ class Unpacking(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file, self.path, self.unpacked, self.cells = file, path, 0, 0
+        self.packed = path.stat().st_size
 
     def readable(self) -> bool:
         """Return true, as ``io`` requires."""
@@ -157,9 +159,14 @@ class Unpacking(io.RawIOBase):
         data = self.file.read(len(into))
         into[: len(data)] = data
         self.unpacked += len(data)
-        self.cells += sum(data.count(end) for end in b",;|\t \n")
-        if (size := max(self.unpacked, BYTES_PER_CELL * self.cells)) > UNPACKED:
-            validate_unpacked(self.path, size)
+        self.cells += sum(data.count(end) for end in b",;|\t ") + max(data.count(b"\n"), data.count(b"\r"))
+        if self.unpacked > UNPACKED:
+            validate_unpacked(self.path, self.unpacked)
+        if self.cells > MOST_CELLS and 8 * self.cells > RATIO * self.packed:
+            raise DataError(
+                f"{self.path}: has more than {MOST_CELLS:,} cells in {in_bytes(self.packed)}; if you trust the file, "
+                "unpack it first"
+            )
         return len(data)
 
 
@@ -238,24 +245,41 @@ def try_reading(reader: str, path: Path, kind: str, allowed: int) -> int:
         allowed: the size in bytes above which the data are not read.
 
     Raises:
-        DataError: if the file is damaged: reading it raises an exception, ends the process, or takes more than 30 s
-            and one second per 10 MB, or more memory than the data and 1 GiB.
+        DataError: if reading the file raises an exception, ends the process, takes longer than 30 s plus one second per
+            10 MB, or takes more memory than the data plus 1 GiB; or if Python cannot be started.
     """
     seconds = TRIAL_SECONDS + path.stat().st_size // 10**7
-    options = [str(path.resolve()), str(allowed), str(2 * seconds)]
-    command = [sys.executable, "-P", "-W", "ignore", trial_read.__file__, reader, *options]
-    packages = os.pathsep.join(filter(None, sys.path))
-    env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": packages}
+    packages = json.dumps([place for place in sys.path if isinstance(place, str) and place])
+    arguments = [reader, str(path.resolve()), str(allowed), str(2 * seconds), packages]
     try:
-        done = subprocess.run(
-            command, timeout=seconds, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-    except subprocess.TimeoutExpired:
-        said: dict[str, Any] = {"error": f"reading it takes more than {seconds} s"}
-    else:
-        said = {"error": "reading it crashes the process"} if done.returncode else json.loads(done.stdout)
-    if "elsewhere" in said:
-        raise DataError(f"{path}: {said['elsewhere']}; give a file that contains all its data")
-    if "error" in said:
-        raise DataError(f"{path}: not a valid {kind} ({said['error'][:200]}); copy or make it again")
-    return int(said["bytes"])
+        process = subprocess.run(
+            [*trial_command(), *arguments], timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{path}: could not be read within {seconds} s; copy or make it again") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: Python cannot be started to try the file ({error}); set sys.executable") from error
+    answer = _answer(path, process)
+    if "elsewhere" in answer:
+        raise DataError(f"{path}: {answer['elsewhere']}; give a file that contains all its data")
+    if "error" in answer:
+        raise DataError(f"{path}: not a valid {kind} ({answer['error'][:200]}); copy or make it again")
+    return int(answer["bytes"])
+
+
+def trial_command() -> list[str]:
+    """Return the command that runs :mod:`~pyro_vae.data.trial_read`."""
+    return [sys.executable, "-P", "-W", "ignore", "-c", inspect.getsource(trial_read)]
+
+
+def _answer(path: Path, process: "subprocess.CompletedProcess[bytes]") -> dict[str, Any]:
+    """Return what the process printed last; what its libraries printed before is ignored."""
+    lines = process.stdout.decode(errors="replace").splitlines()
+    if trial_read.STARTED not in lines:
+        why = " ".join(process.stderr.decode(errors="replace").split())[-200:]
+        raise DataError(f"{path}: Python cannot be started to try the file ({why}); see whether {sys.executable} works")
+    if process.returncode:
+        return {"error": "reading it crashes the process"}
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer

@@ -15,15 +15,15 @@ import numpy as np
 
 from pyro_vae.data.images import find_pictures, read_pictures
 from pyro_vae.data.limits import (
-    BYTES_PER_CELL,
     HIGHEST_RATIO,
+    MOST_CELLS,
     UNPACKED,
     in_bytes,
     try_reading,
     validate_hdf5,
     validate_unpacked,
 )
-from pyro_vae.data.memory import DEFAULTS, Options, as_list, as_missing, from_anndata, from_memory
+from pyro_vae.data.memory import DEFAULTS, Options, as_list, as_missing, dense, from_anndata, from_memory
 from pyro_vae.data.text import open_text, read_text
 from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
@@ -134,7 +134,7 @@ def is_text(path: Path) -> bool:
 
 def _validate_packed(path: Path) -> None:
     """Validate the unpacked size of a text file by unpacking it to nowhere."""
-    if path.suffix.lower() not in TEXT and path.stat().st_size > UNPACKED / HIGHEST_RATIO / BYTES_PER_CELL:
+    if path.suffix.lower() not in TEXT and path.stat().st_size > MOST_CELLS / HIGHEST_RATIO:
         with open_text(path) as file:
             while file.read(2**20):
                 pass
@@ -227,12 +227,13 @@ def _choose_arrays(
             "labels y)"
         )
     labels = archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
-    return _validate_converted(path, archive[name]), labels
+    return _validate_converted(path, dense(archive[name])), labels
 
 
 def _validate_converted(path: Path, array: np.ndarray) -> np.ndarray:
-    """Validate the size of an unpacked array in double precision, which bytes reach only when converted."""
-    validate_unpacked(path, max(8, array.itemsize) * array.size)
+    """Validate the size of the numbers that an unpacked array becomes."""
+    single = array.itemsize < 3 or array.dtype == np.float32
+    validate_unpacked(path, (4 if single else max(8, array.itemsize)) * array.size)
     return array
 
 

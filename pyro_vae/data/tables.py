@@ -273,7 +273,7 @@ def row_labels_of(index: "pd.Index") -> np.ndarray:
     if isinstance(index, pd.MultiIndex):
         return np.array([", ".join(map(str, key)) for key in index])
     if isinstance(index.dtype, np.dtype) and index.dtype.kind in "iufM":
-        return index.to_numpy()
+        return index.to_numpy(copy=True)
     if pd.api.types.is_integer_dtype(index.dtype) and not index.hasnans:
         return index.to_numpy(np.int64)
     return np.array([str(value) for value in index])

@@ -1,7 +1,7 @@
 """Read a whole file and print the size of its data: a script for a process of its own.
 
 Damaged files crash the C libraries that read them, make them loop without end or take all memory. So
-:func:`pyro_vae.data.limits.try_reading` runs this file first; it imports nothing of this package, to start fast.
+:func:`pyro_vae.data.limits.try_reading` runs this text first. It imports nothing of this package, to start fast.
 """
 
 import json
@@ -10,6 +10,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+STARTED = "started"
+"""The first line that this program prints."""
+
+BYTES_PER_TEXT = 150
+"""The memory, in bytes, of a text of variable length."""
 
 
 class StoredElsewhere(ValueError):
@@ -31,11 +37,13 @@ def hdf5_bytes(path: str, allowed: int) -> int:
     """
     import h5py  # type: ignore[import-untyped]
 
+    with suppress(ImportError):
+        import hdf5plugin  # type: ignore[import-not-found]  # noqa: F401  # filters that the parent may have imported
     with h5py.File(path, "r") as file:
         size = _group_bytes(file, set())
         if size <= allowed:
             _limit_memory(2**30 + size)
-            dict(file.attrs)
+            _read("", file)
             file.visititems(_read)
     return size
 
@@ -56,14 +64,17 @@ def _group_bytes(group: Any, seen: set[Any]) -> int:
         elif isinstance(found, h5py.Dataset):
             if found.external or found.is_virtual:
                 raise StoredElsewhere(f"{name!r} is stored in another file")
-            size += math.prod(found.shape or (0,)) * max(8, found.dtype.itemsize)
+            each = BYTES_PER_TEXT if found.dtype.kind == "O" else max(8, found.dtype.itemsize)
+            size += math.prod(found.shape or (0,)) * each
     return size
 
 
 def _read(_: str, found: Any) -> None:
     import h5py
 
-    dict(found.attrs)
+    for name in found.attrs:
+        with suppress(TypeError):  # a type that NumPy lacks
+            found.attrs[name]
     if isinstance(found, h5py.Dataset):
         found[()]
 
@@ -95,22 +106,31 @@ def _limit_memory(more: int) -> None:
 
 
 def _limit_time(seconds: int) -> None:
-    """End this process after so many seconds of computing, also if its parent is gone by then."""
-    with suppress(ImportError, OSError, ValueError):
+    """End this process after so many seconds of computing, or with its parent, where the system can."""
+    with suppress(ImportError, OSError, ValueError, AttributeError):
+        import ctypes
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 
 READERS: dict[str, Callable[[str, int], int]] = {"hdf5": hdf5_bytes, "mat": mat_bytes}
 
-if __name__ == "__main__":
+
+def run(reader: str, path: str, allowed: str, seconds: str, packages: str) -> dict[str, Any]:
+    """Read a file, and return the size of its data or the error."""
+    sys.path[:] = json.loads(packages)
+    _limit_memory(2**30)
+    _limit_time(int(seconds))
     try:
-        _limit_memory(2**30)
-        _limit_time(int(sys.argv[4]))
-        said: dict[str, Any] = {"bytes": READERS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))}
+        return {"bytes": READERS[reader](path, int(allowed))}
     except StoredElsewhere as error:
-        said = {"elsewhere": str(error)}
+        return {"elsewhere": str(error)}
     except BaseException as error:  # errors of these libraries have no common base class
-        said = {"error": " ".join(str(error).split()) or type(error).__name__}
-    print(json.dumps(said))
+        return {"error": " ".join(str(error).split()) or type(error).__name__}
+
+
+if __name__ == "__main__":
+    print(STARTED, flush=True)
+    print("\n" + json.dumps(run(*sys.argv[1:])))

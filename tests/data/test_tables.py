@@ -664,12 +664,19 @@ def test_columns_are_examined_in_blocks_with_the_same_result(monkeypatch):
     whole = coarse_columns(x), coarse_columns(x, mask), narrow(x.numpy()).dtype
     monkeypatch.setattr("pyro_vae.data.precision.BLOCK", 1)
     assert (coarse_columns(x), coarse_columns(x, mask), narrow(x.numpy()).dtype) == whole == ([1, 3], [1, 3], x.dtype)
+    last = torch.arange(50.0).reshape(-1, 1)
+    assert unrounded(last.numpy() + np.eye(50)[:, 49:] / 3, last) is not None
+    observed = torch.ones(50, 2, dtype=torch.bool)
+    observed[1:, 1] = False  # one value alone is not coarse
+    assert coarse_columns(x[:, [1, 1]], observed) == [0]
     assert torch.equal(unrounded(x[:, :1].numpy() + 0.1, x[:, :1].float() + 0.1), x[:, :1] + 0.1)
     assert unrounded(x[:, :1].numpy(), x[:, :1].float()) is None
 
 
 def test_reading_does_not_share_memory_with_an_array():
-    array = 1.7e9 + np.arange(9.0).reshape(-1, 1)
-    data = pv.data.load(array)
+    array = 1.7e9 + np.arange(27.0).reshape(-1, 3)
+    data = pv.data.load(array, index="f0", label="f1")
     array[:] = 0
-    assert data.x.min() == 1.7e9
+    assert data.x.min() == 1.7e9 + 2
+    assert data.row_labels.min() == 1.7e9
+    assert data.labels.min() == 1.7e9 + 1
