@@ -257,8 +257,10 @@ def every() -> list[Hostile]:
 
 
 def _is_watched(event: str, given: tuple[Any, ...]) -> bool:
-    own = trial_command()
-    return event in WATCHED and not (event == "subprocess.Popen" and [*given[1]][: len(own)] == own)
+    if event == "subprocess.Popen":
+        own = trial_command()
+        return [*given[1]][: len(own)] != own
+    return event in WATCHED
 
 
 def _child(arguments: Sequence[str], said: Path) -> None:

@@ -106,7 +106,7 @@ def _limit_memory(more: int) -> None:
 
 
 def _limit_time(seconds: int) -> None:
-    """End this process after so many seconds of computing, or with its parent, where the system can."""
+    """End this process with its parent, or after a number of seconds of computing, where the system can."""
     with suppress(ImportError, OSError, ValueError, AttributeError):
         import ctypes
         import resource
