@@ -107,11 +107,10 @@ def _parquets() -> list[bytes]:
         pa.table({"a": pa.array([1, None] * 6), "b": [*"xy"] * 6, "c": pa.array([True, False] * 6)}),
     ]
     frame = pd.DataFrame(X, columns=[*"abc"], index=pd.Index([f"row{i}" for i in range(12)], name="row"))
-    buffers = [io.BytesIO() for _ in range(4)]
-    for table, buffer in zip(tables, buffers, strict=False):
+    tables += [pa.Table.from_pandas(frame), pa.Table.from_pandas(frame.assign(kind=pd.Categorical([*"xy"] * 6)))]
+    buffers = [io.BytesIO() for _ in tables]
+    for table, buffer in zip(tables, buffers, strict=True):
         parquet.write_table(table, buffer, row_group_size=5)
-    frame.to_parquet(buffers[2])
-    frame.assign(kind=pd.Categorical([*"xy"] * 6)).to_parquet(buffers[3], compression=None)
     return [buffer.getvalue() for buffer in buffers]
 
 

@@ -124,7 +124,7 @@ def describe_fault(error: BaseException) -> str | None:
 
 
 def read_once(kind: Format, folder: Path, data: bytes) -> tuple[str | None, int]:
-    """Read one file, and return the fault, or None, and the size in MiB of what was read."""
+    """Read one file; return its fault (None if there is none), and the size of its data in MiB."""
     current = folder / "current"
     shutil.rmtree(current, ignore_errors=True)
     current.mkdir()

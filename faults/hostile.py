@@ -30,7 +30,7 @@ SECONDS = 60
 
 PAYLOAD = "import pathlib\n\npathlib.Path('RAN').touch()\n\nfrom pyro_vae.priors import StandardNormal as Own\n"
 WATCHED = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "webbrowser.open"}
-"""Audit events that no reading of a run folder raises, but for the process of ``trial_read``."""
+"""Audit events that reading a run folder must not raise, except for the process of ``trial_read``."""
 
 CLASSES = (
     "runs.hostile.payload.Own", "payload.Own", "os.system", "os._exit", "builtins.exec", "builtins.print",

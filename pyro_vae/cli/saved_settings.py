@@ -21,7 +21,7 @@ DEEPEST, MOST_VALUES = 64, 10**5
 """The largest depth of settings, and the largest number of values with aliases expanded."""
 
 MOST_BITS = 64
-"""The largest number of bits of an integer; Python refuses to print one of more than 4,300 digits."""
+"""The size of the largest integer in settings, in bits; Python refuses to print integers of more than 4,300 digits."""
 
 
 def read_settings(config: Path, parser: ArgumentParser, trust: str | None = None) -> Namespace:
@@ -101,8 +101,8 @@ def _integers(tree: Any) -> Iterator[int]:
     if isinstance(tree, int):
         yield tree
     elif isinstance(tree, dict | list | tuple | set):
-        yield from (number for part in tree for number in _integers(part))
-        yield from _integers([*tree.values()]) if isinstance(tree, dict) else ()
+        for part in [*tree, *tree.values()] if isinstance(tree, dict) else tree:
+            yield from _integers(part)
 
 
 def _validate_counts(path: Path, text: str) -> None:

@@ -57,11 +57,7 @@ def numbers_of(
     is_text = isinstance(kind, pd.StringDtype)
     try:
         numbers = _parse_text(column) if is_text else pd.to_numeric(column.map(_as_scalar), errors="coerce")
-    except (
-        OverflowError,
-        UnicodeError,
-        pa.ArrowException,
-    ) as error:  # an integer beyond all floats; text that is not Unicode
+    except (OverflowError, UnicodeError, pa.ArrowException) as error:  # too large for a float, or not Unicode
         reason = f"{type(error).__name__}: {str(error)[:60]!r}"
         raise DataError(
             f"{source}: column {name!r} cannot be read as numbers ({reason}); correct its values, or drop it"

@@ -92,7 +92,7 @@ def data_of(
 
 
 def validate_data(data: Data, may_miss: bool, notes: Sequence[str] = ()) -> Data:
-    """Validate data, mask NaN if ``may_miss``, and set ``summary``, a line about what was read.
+    """Validate data, mask NaN if ``may_miss``, and describe in ``summary`` what was read.
 
     Raises:
         DataError: if a value is not finite, or a row has no observed value.

@@ -96,7 +96,7 @@ def mat_bytes(path: str, allowed: int) -> int:
 
 
 def _limit_memory(more: int) -> None:
-    """Limit the memory of this process to ``more`` bytes above what it has now, where the system can."""
+    """Allow this process ``more`` bytes of memory in addition to what it uses now; does nothing outside Linux."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -106,7 +106,7 @@ def _limit_memory(more: int) -> None:
 
 
 def _limit_time(seconds: int) -> None:
-    """End this process with its parent, or after a number of seconds of computing, where the system can."""
+    """End this process with its parent, or after a number of seconds of computing; does nothing outside Linux."""
     with suppress(ImportError, OSError, ValueError, AttributeError):
         import ctypes
         import resource

@@ -3,7 +3,9 @@
 import gzip
 import json
 import os
+import signal
 import struct
+import subprocess
 import sys
 import tracemalloc
 import zipfile
@@ -173,6 +175,15 @@ def test_a_reader_that_crashes_or_hangs_is_stopped(why, tmp_path, monkeypatch):
     (tmp_path / "x.h5").write_bytes(b"damaged")
     with pytest.raises(DataError, match=rf"x\.h5: {why} copy or make it again"):
         limits.validate_hdf5(tmp_path / "x.h5")
+
+
+def test_a_trial_ends_by_itself_when_its_time_is_over(tmp_path):
+    """Nothing of it is left when its parent was killed."""
+    *command, program = limits.trial_command()
+    program = program.replace("    with h5py.File(", "    while True: pass\n    with h5py.File(")
+    arguments = ["hdf5", str(tmp_path / "x.h5"), "0", "1", json.dumps(sys.path)]
+    process = subprocess.run([*command, program, *arguments], capture_output=True, check=False, timeout=60)
+    assert process.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
 
 
 def test_a_sparse_matrix_in_a_matlab_file_is_read(tmp_path):
