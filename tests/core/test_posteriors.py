@@ -15,7 +15,8 @@ from torch import nn
 import pyro_vae as pv
 from pyro_vae.elbo import AnalyticKL, HandDerivedELBO, log_weights
 from pyro_vae.errors import ModelError, SettingsError
-from pyro_vae.posteriors import DiagNormal, Flow, FullNormal, LowRankNormal, Refined, _orthogonal_pairs
+from pyro_vae.posteriors import DiagNormal, Flow, FullNormal, LowRankNormal, Refined
+from pyro_vae.posteriors.refined import _orthogonal_pairs
 
 
 class Given(nn.Module):
