@@ -1,6 +1,7 @@
 """The settings of the commands that train, from the command line or a YAML file."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -220,6 +221,7 @@ def without(settings: Namespace, *names: str) -> Namespace:
     return others
 
 
+@functools.cache
 def training() -> ArgumentParser:
     """Return the parser of the settings of a training, which all commands that train share."""
     return command("training", fit_settings)

@@ -138,7 +138,8 @@ def test_one_tree_holds_all_goes_to_netcdf_and_back(exact, tmp_path):
 
 def test_the_same_seed_gives_the_same_findings():
     vae, x = broken("shifted")
-    first, second, other = (findings(pv.check(vae, x[:20], gold=0, draws=20, budget=3, seed=s))[0] for s in (1, 1, 2))
+    settings = {"gold": 0, "draws": 20, "budget": 300}  # of a small budget, the clock decides what is left out
+    first, second, other = (findings(pv.check(vae, x[:6], seed=seed, **settings)) for seed in (1, 1, 2))
     assert first == second
     assert first != other
 
