@@ -355,7 +355,7 @@ FORMATS = (
     Format("text, zipped", _texts, _zipped, _load("x.zip"), ("data/text.py", *DATA)),
     Format("npy", lambda: [_npy(), _npy(_structured())], _file("x.npy"), _load("x.npy"), DATA),
     Format("npz", _npz, _file("x.npz"), _load("x.npz"), DATA),
-    Format("npz, its array", lambda: [_npy()], _npz_of, _load("x.npz"), DATA),
+    Format("npz, its array", lambda: [_npy(), _npy(_structured())], _npz_of, _load("x.npz"), DATA),
     Format("npy, streamed", lambda: [_npy()], _file("x.npy"), _stream("x.npy"), STREAMS),
     Format("Parquet", _parquets, _file("x.parquet"), _load("x.parquet"), DATA),
     Format(

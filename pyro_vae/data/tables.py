@@ -72,7 +72,7 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     if isinstance(source, np.ndarray | dict):
         try:
             return pd.DataFrame(source)
-        except (TypeError, ValueError, SystemError) as error:  # the last of text that is none
+        except (TypeError, ValueError, IndexError, SystemError) as error:  # the last of text that is none
             raise DataError(
                 f"{name}: the {type(source).__name__} is not a table; give each column as a list with one value per "
                 "row, all of the same length"

@@ -539,6 +539,13 @@ def test_a_dict_that_is_no_table_is_refused_in_a_sentence(table):
             use(table)
 
 
+@pytest.mark.parametrize("shape", [(), (0, 0), (2, 1)], ids=str)
+def test_a_structured_array_that_is_no_table_is_refused_in_a_sentence(shape):
+    for use in (load, rows_of, mask_nan):
+        with pytest.raises(DataError, match="data: the ndarray is not a table; give each column as a list with one"):
+            use(np.zeros(shape, [("a", "f4")]))
+
+
 # A mask beside a table.
 
 UNDER = pd.DataFrame({"b": ["x", "u", "v"], "a": [1, 2, 99]})
