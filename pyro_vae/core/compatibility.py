@@ -32,7 +32,10 @@ def check(vae: "VAE", x: Tensor, context: Tensor | None, mask: Tensor | None = N
     with torch.random.fork_rng(devices=[row.device] if row.is_cuda else []), evaluating(vae, len(row)):
         q = called("encoder", vae.encoder, row, *given)
         if tuple(q.batch_shape) != (len(row),):
-            raise ModelError(f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows")
+            raise ModelError(
+                f"the encoder gives batch shape {tuple(q.batch_shape)} for {len(row)} rows of shape "
+                f"{tuple(x.shape[1:])}; make it give one distribution per row, or flatten the rows"
+            )
         p = called("prior", vae.prior, *given)
         if q.event_shape != p.event_shape:
             raise ModelError(

@@ -56,7 +56,7 @@ def numbers_of(
         return column.to_numpy(np.float64, na_value=np.nan), None
     is_text = isinstance(kind, pd.StringDtype)
     try:
-        numbers = _parse_text(column) if is_text else pd.to_numeric(column.map(_as_scalar), errors="coerce")
+        numbers = _parse_text(column) if is_text else pd.to_numeric(column.map(as_scalar), errors="coerce")
     except (OverflowError, UnicodeError, pa.ArrowException) as error:  # too large for a float, or not Unicode
         reason = f"{type(error).__name__}: {str(error)[:60]!r}"
         raise DataError(
@@ -90,7 +90,7 @@ def _stripped(value: Any) -> str | None:
     return value.strip() if isinstance(value, str) else None
 
 
-def _as_scalar(value: Any) -> Any:
+def as_scalar(value: Any) -> Any:
     """Convert a list or array to text, so that pandas does not parse it as several values."""
     return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
 

@@ -67,14 +67,14 @@ class Options:
         """Convert an array to data; options name its columns ``f0``, ``f1``, …"""
         if array.dtype.names is not None:
             return self._without_key().table(array, source)
-        by_name = any(value for value in (self.index, self.label, self.drop, self.columns, self.context))
+        by_name = any((self.index, self.label is not None, self.drop, self.columns, self.context))
         by_name = by_name or (self.like is not None and bool(self.like.context_columns))
-        if by_name and array.ndim == 2:
+        if by_name and array.ndim == 2 and array.dtype.kind not in "mM":
             import pandas as pd
 
             frame = pd.DataFrame(array, columns=[f"f{i}" for i in range(array.shape[1])], copy=False)
             return self._without_key().table(frame, source)
-        if by_name:
+        if by_name and array.ndim != 2:
             raise SettingsError(f"{source}: the data have no named columns; leave out options that name columns")
         exact = None
         layout = layout_of(array.shape, array.dtype) if array.ndim > 2 else Layout(None)
@@ -141,7 +141,7 @@ def as_missing(values: str | Sequence[Any] | None) -> list[Any] | None:
         codes.append(str(value))
         try:
             codes.append(float(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     return codes
 

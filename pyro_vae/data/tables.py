@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.data.columns import list_names, numbers_of
+from pyro_vae.data.columns import as_scalar, list_names, numbers_of
 from pyro_vae.data.context import describe_context, read_context
 from pyro_vae.errors import DataError
 
@@ -61,6 +61,7 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     if isinstance(source, np.ndarray):
         if source.dtype.names is None:
             return None
+        _validate_fields(source, name)
     elif not isinstance(source, dict) and not any(hasattr(source, name) for name in PROTOCOLS):
         return None
     import pandas as pd
@@ -82,6 +83,15 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     from pyarrow.interchange import from_dataframe
 
     return from_dataframe(source).to_pandas()
+
+
+def _validate_fields(array: np.ndarray, name: str) -> None:
+    """Raise unless each field of a structured array holds one number, text or date per row."""
+    names = array.dtype.names or ()
+    if wrong := next((field for field in names if array.dtype[field].kind == "V"), None):
+        raise DataError(
+            f"{name}: field {wrong!r} has type {array.dtype[wrong]}; give each field one number, text or date per row"
+        )
 
 
 def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
@@ -156,11 +166,9 @@ def columns_of(
     names = _names(frame, source)
     notes: list[str] = []
     frame = frame.set_axis(names, axis="columns")
-    for name in [index, label, *drop, *(columns or ()), *context]:
-        if name and name not in names:
-            raise DataError(f"{source}: there is no column {name!r}; the columns are {list_names(names)}")
+    _validate_uses(names, [index or None, label, *drop, *context], columns or (), source)
     if missing:
-        frame = frame.mask(frame.isin(list(missing)))
+        frame = frame.mask(frame.apply(_equals_any, values=list(missing)))
     given, coded = read_context(frame, context, categories=categories, source=source)
     if context:
         notes.append(describe_context(context, coded))
@@ -193,9 +201,33 @@ def _names(frame: "pd.DataFrame", source: str) -> list[str]:
     """Validate that the names of the columns differ, and return them as text."""
     names = [", ".join(map(str, name)) if isinstance(name, tuple) else str(name).strip() for name in frame.columns]
     counts = Counter(names)
-    if twice := next((name for name, count in counts.items() if count > 1), None):
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
         raise DataError(f"{source}: {counts[twice]} columns have the name {twice!r}; rename them or leave some out")
     return names
+
+
+def _validate_uses(names: Sequence[str], used: Sequence[str | None], columns: Sequence[str], source: str) -> None:
+    """Raise unless the columns that options name exist, and each has one use besides ``columns``."""
+    uses = Counter(name for name in used if name is not None)
+    for name in (*uses, *columns):
+        if name not in names:
+            raise DataError(f"{source}: there is no column {name!r}; the columns are {list_names(names)}")
+        if uses[name] > 1:
+            raise DataError(
+                f"{source}: column {name!r} is given {uses[name]} times among index, label, drop and context; give it "
+                "one use"
+            )
+
+
+def _equals_any(column: "pd.Series", values: list[Any]) -> "pd.Series":
+    """Return where a column equals one of some values; a value of another type is equal to none."""
+    import pyarrow as pa
+
+    try:
+        return column.isin(values)
+    except (TypeError, pa.ArrowException):  # Arrow compares values of one type only
+        return column.astype(object).isin(values)
 
 
 def given_names(names: Sequence[str] | None) -> list[str] | None:
@@ -246,18 +278,27 @@ def _split_row_labels(
 
     if index:
         notes.append(f"row labels from column {index!r}")
-        return frame.drop(columns=index), row_labels_of(pd.Index(frame[index]))
+        return frame.drop(columns=index), row_labels_of(_as_index(frame[index]))
     if index == "":
         return frame, None
     if not (isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))):
         notes.append("row labels from the index")
         return frame, row_labels_of(frame.index)
     if frame.shape[1] > 1 and frame.columns[0] in UNNAMED:
-        first = frame.iloc[:, 0]
-        if first.is_unique and first.notna().all():
+        first = _as_index(frame.iloc[:, 0])
+        if first.is_unique and not first.hasnans:
             notes.append("row labels from the unnamed first column")
-            return frame.iloc[:, 1:], row_labels_of(pd.Index(first))
+            return frame.iloc[:, 1:], row_labels_of(first)
     return frame, None
+
+
+def _as_index(column: "pd.Series") -> "pd.Index":
+    """Convert a column to an index; pandas has none of half precision, and needs values that can be hashed."""
+    import pandas as pd
+
+    if column.dtype == object:
+        return pd.Index(column.map(as_scalar))
+    return pd.Index(column.astype(np.float32) if column.dtype == np.float16 else column)
 
 
 def row_labels_of(index: "pd.Index") -> np.ndarray:
@@ -288,15 +329,16 @@ def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, li
         raise DataError(
             f"{source}: row {row} has no label in column {name!r}; add one or drop the row (rows are counted from 0)"
         )
-    if pd.api.types.is_numeric_dtype(column.dtype):
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
         numbers = column.to_numpy(np.float64)
-        if (numbers == np.floor(numbers)).all():
+        if (numbers != np.floor(numbers)).any():
+            raise DataError(
+                f"{source}: label column {name!r} contains fractions, but labels are classes; drop it, or use it as data"
+            )
+        if (np.abs(numbers) < 2.0**63).all():
             return column.to_numpy(np.int64), None
-        raise DataError(
-            f"{source}: label column {name!r} contains fractions, but labels are classes; drop it, or use it as data"
-        )
-    codes, names = pd.factorize(column.astype(str), sort=True)
-    return codes.astype(np.int64), [*map(str, names)]
+    codes, names = pd.factorize(np.array([str(value) for value in column], object), sort=True)
+    return codes.astype(np.int64), [*names]
 
 
 def _without_empty(frame: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
