@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.data.precision import validate_integers
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ def numbers_of(
     if known is not None:
         return code_by_name(column, name, source, known)
     if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
+        if pd.api.types.is_integer_dtype(kind):
+            validate_integers(column.dropna().to_numpy(), f"{source}: column {name!r}")
         return column.to_numpy(np.float64, na_value=np.nan), None
     is_text = isinstance(kind, pd.StringDtype)
     try:
-        numbers = _parse_text(column) if is_text else pd.to_numeric(column.map(as_scalar), errors="coerce")
+        numbers = _parse_text(column) if is_text else pd.to_numeric(column.map(_as_scalar), errors="coerce")
     except (OverflowError, UnicodeError, pa.ArrowException) as error:  # too large for a float, or not Unicode
         reason = f"{type(error).__name__}: {str(error)[:60]!r}"
         raise DataError(
@@ -90,7 +93,7 @@ def _stripped(value: Any) -> str | None:
     return value.strip() if isinstance(value, str) else None
 
 
-def as_scalar(value: Any) -> Any:
+def _as_scalar(value: Any) -> Any:
     """Convert a list or array to text, so that pandas does not parse it as several values."""
     return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
 

@@ -29,6 +29,9 @@ UNPACKED = 2**29
 MOST_CELLS = 5 * 10**7
 """The number of cells that a packed text table of any size may have; parsing each takes 20 bytes besides the number."""
 
+LONGEST_CELL = 2**26
+"""The number of bytes that a packed text table may have between two separators; reading takes ten times as many."""
+
 RATIO = 100
 """The maximum ratio of unpacked to packed size above ``UNPACKED``; data that shrink more are nearly constant."""
 
@@ -148,6 +151,7 @@ class Unpacking(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file, self.path, self.unpacked, self.cells = file, path, 0, 0
+        self.quoted, self.cell = False, 0  # whether a quote is open, and the length of the last cell so far
         self.packed = path.stat().st_size
 
     def readable(self) -> bool:
@@ -160,6 +164,14 @@ class Unpacking(io.RawIOBase):
         into[: len(data)] = data
         self.unpacked += len(data)
         self.cells += sum(data.count(end) for end in b",;|\t ") + max(data.count(b"\n"), data.count(b"\r"))
+        self.quoted ^= data.count(b'"') % 2 == 1
+        ends = b'"' if self.quoted else b",;|\t \n\r"
+        last = max(data.rfind(end) for end in ends)
+        self.cell = len(data) - last - 1 if last >= 0 else self.cell + len(data)
+        if self.cell > LONGEST_CELL:
+            raise DataError(
+                f"{self.path}: has a cell of more than {in_bytes(LONGEST_CELL)}; correct its separators and quotes"
+            )
         if self.unpacked > UNPACKED:
             validate_unpacked(self.path, self.unpacked)
         if self.cells > MOST_CELLS and 8 * self.cells > RATIO * self.packed:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.data.columns import list_names
 from pyro_vae.data.images import Layout, layout_of
-from pyro_vae.data.precision import narrow, unrounded
+from pyro_vae.data.precision import narrow, unrounded, validate_integers
 from pyro_vae.data.rows import data_of, validate_data
 from pyro_vae.data.tables import is_table
 from pyro_vae.data.values import Data, as_tensor, matched
@@ -79,6 +79,7 @@ class Options:
         exact = None
         layout = layout_of(array.shape, array.dtype) if array.ndim > 2 else Layout(None)
         if array.dtype.kind in "fiu" and array.ndim >= 2 and 0 not in array.shape:
+            validate_integers(array, source)
             x = narrow(layout.rows(array))
             exact = unrounded(array, x) if array.ndim == 2 else None  # imputation does not restore images to the bit
             if codes := [value for value in self.missing or () if isinstance(value, int | float)]:
@@ -177,11 +178,11 @@ def from_memory(source: Any, options: Options) -> Data:
     return options.array(np.asarray(array), "data")
 
 
-def dense(source: Any) -> Any:
+def dense(source: Any, name: str = "data") -> Any:
     """Convert a sparse matrix, a tensor or nested lists to a dense NumPy array.
 
     Raises:
-        DataError: if a sparse matrix would take more than 2 GiB.
+        DataError: if a sparse matrix has entries outside, or would take more than 2 GiB.
 
     Example:
         >>> from scipy import sparse
@@ -193,10 +194,11 @@ def dense(source: Any) -> Any:
     if (is_scipy or is_torch) and (size := 8 * int(np.prod(source.shape))) > MOST_DENSE_BYTES:
         shape = " × ".join(map(str, source.shape))
         raise DataError(
-            f"data: the sparse matrix of {shape} would take {size / 2**30:.1f} GiB as a dense array; give fewer rows "
+            f"{name}: the sparse matrix of {shape} would take {size / 2**30:.1f} GiB as a dense array; give fewer rows "
             "or columns at a time, or save it as Zarr or Parquet and read it with pyro_vae.data.stream"
         )
     if is_scipy:
+        _validate_indices(source, name)
         return source.toarray()
     if isinstance(source, Tensor):
         tensor = (source.to_dense() if is_torch else source).detach().cpu()
@@ -204,6 +206,20 @@ def dense(source: Any) -> Any:
     if not isinstance(source, np.ndarray):
         as_tensor(source)  # explains the error if it is not an array
     return np.asanyarray(source)
+
+
+def _validate_indices(matrix: Any, name: str) -> None:
+    """Validate that the entries of a sparse matrix lie inside it; SciPy writes others to any place in memory."""
+    try:
+        if hasattr(matrix, "check_format"):  # CSR, CSC and BSR
+            matrix.check_format(full_check=True)
+        elif matrix.nnz and matrix.format != "dia":  # diagonals may reach beyond the matrix
+            coordinates = matrix.tocoo().coords
+            inside = all((c.min() >= 0) and (c.max() < n) for c, n in zip(coordinates, matrix.shape, strict=True))
+            if not inside:
+                raise ValueError("indices must be < the shape and >= 0")
+    except ValueError as error:
+        raise DataError(f"{name}: the sparse matrix is damaged ({error}); make it again") from error
 
 
 def from_anndata(source: Any, options: Options, name: str = "data") -> Data:
@@ -221,7 +237,7 @@ def from_anndata(source: Any, options: Options, name: str = "data") -> Data:
 
     if options.key is not None and options.key not in source.layers:
         raise DataError(f"{name}: there is no layer {options.key!r}; it has {[*source.layers] or 'none'}")
-    matrix = dense(source.X if options.key is None else source.layers[options.key])
+    matrix = dense(source.X if options.key is None else source.layers[options.key], name)
     genes = [str(gene) for gene in source.var_names]
     frame = pd.DataFrame(np.asarray(matrix), index=source.obs_names, columns=genes, copy=False)
     for column in _obs_columns(source, options):

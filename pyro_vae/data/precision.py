@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import DataError
+
 COARSE = 1e-3
 """A column is coarse if the spacing of single-precision numbers exceeds this share of its sd."""
 
@@ -39,6 +41,33 @@ def _is_coarse(x: Tensor, mask: Tensor | None) -> Tensor:
     step = torch.where(seen, x, zero).abs().amax(0) * torch.finfo(torch.float32).eps
     changed = (seen & (x.float().double() != x)).any(0)
     return (step > COARSE * sd) & (sd > 0) & changed
+
+
+def validate_integers(array: np.ndarray, where: str) -> None:
+    """Validate that double precision holds integers exactly.
+
+    Args:
+        array: numbers of any type and shape.
+        where: the data and the column, for the message.
+
+    Raises:
+        DataError: if an integer above 2⁵³ would be rounded.
+
+    Example:
+        >>> validate_integers(np.array([2**60, 2**53 + 1]), "data")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: data: has 9007199254740993, which double precision would round; ...
+    """
+    if array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or not array.size:
+        return
+    if max(-int(array.min()), int(array.max())) <= 2**53:
+        return
+    rounded = array.astype(np.float64).astype(np.longdouble) != array.astype(np.longdouble)
+    if rounded.any():
+        raise DataError(
+            f"{where}: has {array[rounded][0]}, which double precision would round; subtract a constant from the "
+            "column, use it as row labels (index), or drop it"
+        )
 
 
 def unrounded(array: np.ndarray, x: Tensor) -> Tensor | None:

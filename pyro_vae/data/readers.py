@@ -227,7 +227,7 @@ def _choose_arrays(
             "labels y)"
         )
     labels = archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
-    return _validate_converted(path, dense(archive[name])), labels
+    return _validate_converted(path, dense(archive[name], str(path))), labels
 
 
 def _validate_converted(path: Path, array: np.ndarray) -> np.ndarray:

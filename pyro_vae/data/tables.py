@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.data.columns import as_scalar, list_names, numbers_of
+from pyro_vae.data.columns import list_names, numbers_of
 from pyro_vae.data.context import describe_context, read_context
 from pyro_vae.errors import DataError
 
@@ -73,7 +73,7 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     if isinstance(source, np.ndarray | dict):
         try:
             return pd.DataFrame(source)
-        except (TypeError, ValueError, IndexError, SystemError) as error:  # the last of text that is none
+        except (TypeError, ValueError, SystemError) as error:  # the last of text that is none
             raise DataError(
                 f"{name}: the {type(source).__name__} is not a table; give each column as a list with one value per "
                 "row, all of the same length"
@@ -88,6 +88,11 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
 def _validate_fields(array: np.ndarray, name: str) -> None:
     """Raise unless each field of a structured array holds one number, text or date per row."""
     names = array.dtype.names or ()
+    if array.ndim != 1 or not names:
+        raise DataError(
+            f"{name}: the structured array has shape {array.shape} and {len(names)} fields; give one dimension, and a "
+            "field per column"
+        )
     if wrong := next((field for field in names if array.dtype[field].kind == "V"), None):
         raise DataError(
             f"{name}: field {wrong!r} has type {array.dtype[wrong]}; give each field one number, text or date per row"
@@ -109,6 +114,9 @@ def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise DataError(f"{name}: cannot be converted to a DataFrame ({what}); write the table again") from error
 
+
+MOST_TEXT_COLUMNS = 10**4
+"""The maximum number of columns that are not numbers; encoding each takes a millisecond."""
 
 PROTOCOLS = ("__arrow_c_stream__", "__dataframe__")
 
@@ -166,23 +174,27 @@ def columns_of(
     names = _names(frame, source)
     notes: list[str] = []
     frame = frame.set_axis(names, axis="columns")
-    _validate_uses(names, [index or None, label, *drop, *context], columns or (), source)
-    if missing:
+    _validate_uses(names, [index or None, label, *drop], [*(columns or ()), *context], source)
+    if missing and names:
         frame = frame.mask(frame.apply(_equals_any, values=list(missing)))
     given, coded = read_context(frame, context, categories=categories, source=source)
     if context:
         notes.append(describe_context(context, coded))
     frame = frame.drop(columns=list(drop))
-    frame, row_labels = _split_row_labels(frame, index, notes)
     labels, label_names = None, None
     if label is not None:
         labels, label_names = _labels(frame.pop(label), label, source)
         notes.append(f"labels from column {label!r}")
+    frame, row_labels = _split_row_labels(frame, index, notes)
     frame = frame.drop(columns=[name for name in context if name in frame])
     frame = _without_empty(frame, notes) if columns is None else frame[[name for name in columns if name in frame]]
     if 0 in frame.shape:
         raise DataError(
             f"{source}: the table has {frame.shape[0]} rows and {frame.shape[1]} columns; give at least one of each"
+        )
+    if (texts := sum(kind.kind not in "biufcmM" for kind in frame.dtypes)) > MOST_TEXT_COLUMNS:
+        raise DataError(
+            f"{source}: {texts:,} columns are not numbers, above the limit of {MOST_TEXT_COLUMNS:,}; encode them first"
         )
     values = np.empty(frame.shape)
     for i, name in enumerate(frame.columns):
@@ -207,23 +219,29 @@ def _names(frame: "pd.DataFrame", source: str) -> list[str]:
     return names
 
 
-def _validate_uses(names: Sequence[str], used: Sequence[str | None], columns: Sequence[str], source: str) -> None:
-    """Raise unless the columns that options name exist, and each has one use besides ``columns``."""
-    uses = Counter(name for name in used if name is not None)
-    for name in (*uses, *columns):
+def _validate_uses(names: Sequence[str], removed: Sequence[str | None], others: Sequence[str], source: str) -> None:
+    """Raise unless the columns that options name exist, and none is removed from the data twice."""
+    uses = Counter(name for name in removed if name is not None)
+    for name in (*uses, *others):
         if name not in names:
             raise DataError(f"{source}: there is no column {name!r}; the columns are {list_names(names)}")
         if uses[name] > 1:
             raise DataError(
-                f"{source}: column {name!r} is given {uses[name]} times among index, label, drop and context; give it "
-                "one use"
+                f"{source}: column {name!r} is given {uses[name]} times among index, label and drop; give it one use"
             )
 
 
 def _equals_any(column: "pd.Series", values: list[Any]) -> "pd.Series":
-    """Return where a column equals one of some values; a value of another type is equal to none."""
+    """Return where a column equals one of some values, in the precision and without the outer spaces of its own."""
+    import pandas as pd
     import pyarrow as pa
 
+    kind = getattr(column.dtype, "numpy_dtype", column.dtype)  # of extension types
+    if kind in (np.float16, np.float32):
+        with np.errstate(over="ignore"):
+            values = [*values, *(float(kind.type(value)) for value in values if isinstance(value, float))]
+    if isinstance(column.dtype, pd.StringDtype):
+        column = column.str.strip()
     try:
         return column.isin(values)
     except (TypeError, pa.ArrowException):  # Arrow compares values of one type only
@@ -297,8 +315,9 @@ def _as_index(column: "pd.Series") -> "pd.Index":
     import pandas as pd
 
     if column.dtype == object:
-        return pd.Index(column.map(as_scalar))
-    return pd.Index(column.astype(np.float32) if column.dtype == np.float16 else column)
+        return pd.Index(column.map(lambda value: str(value) if np.iterable(value) else value), dtype=object)
+    is_half = getattr(column.dtype, "numpy_dtype", column.dtype) == np.float16
+    return pd.Index(column.astype(np.float32) if is_half else column)
 
 
 def row_labels_of(index: "pd.Index") -> np.ndarray:
@@ -333,7 +352,8 @@ def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, li
         numbers = column.to_numpy(np.float64)
         if (numbers != np.floor(numbers)).any():
             raise DataError(
-                f"{source}: label column {name!r} contains fractions, but labels are classes; drop it, or use it as data"
+                f"{source}: label column {name!r} contains fractions, but labels are classes; drop it, or use it as "
+                "data"
             )
         if (np.abs(numbers) < 2.0**63).all():
             return column.to_numpy(np.int64), None

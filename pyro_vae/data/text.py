@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import re
 import warnings
 import zipfile
@@ -39,7 +40,8 @@ class Dialect:
         sep: the separator, a key of ``SEPARATORS`` or another character.
         decimal: the decimal point.
         header: whether the first line names the columns.
-        comments: whether lines that start with ``#`` are comments.
+        numbered: whether that line was found to be names though it has only numbers.
+        skipped: the number of lines above the table: comments, which start with ``#``, and blank lines.
         encoding: the encoding of the text.
         open_ended: whether each row, but not the header, ends with a separator.
     """
@@ -47,7 +49,8 @@ class Dialect:
     sep: str
     decimal: str
     header: bool
-    comments: bool
+    numbered: bool
+    skipped: int
     encoding: str
     open_ended: bool
 
@@ -58,7 +61,8 @@ class Dialect:
             *([f"separated by {name}"] if self.sep != "," else []),
             *(["decimal commas"] if self.decimal == "," else []),
             *([] if self.header else ["no header"]),
-            *(["lines starting with # skipped"] if self.comments else []),
+            *(["the first line names the columns"] if self.numbered else []),
+            *([f"{self.skipped} line{'s' * (self.skipped > 1)} above the table skipped"] if self.skipped else []),
         ]
 
 
@@ -113,8 +117,8 @@ def read_text(
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(
                 file, sep=found.sep, decimal=found.decimal, header=0 if found.header else None, encoding=encoding,
-                comment="#" if found.comments else None, index_col=False if found.open_ended else None,
-                na_values=list(missing), skipinitialspace=True, low_memory=False, **exact,
+                skiprows=found.skipped, index_col=False if found.open_ended else None, na_values=list(missing),
+                skipinitialspace=True, low_memory=False, **exact,
             )  # fmt: skip
     except UnicodeError as error:
         raise _not_text(path, error) from error
@@ -127,6 +131,8 @@ def read_text(
         _validate_lengths(path, found)  # pandas fills short rows with missing values
     if not found.header:
         frame.columns = [f"f{i}" for i in range(frame.shape[1])]
+    if found.decimal == ",":
+        _validate_no_points(path, frame)
     return frame.rename(columns=str), found
 
 
@@ -148,7 +154,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
                     raise DataError(f"{path}: contains {names or 'no files'}; give a zip file with exactly one table")
                 with archive.open(names[0]) as file:
                     yield io.BufferedReader(Unpacking(file, path))
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: encrypted, or packed in an unknown way
             raise DataError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from error
     else:
         with path.open("rb") as file:
@@ -170,7 +176,7 @@ def _head(path: Path) -> tuple[str, list[str]]:
         raise _not_text(path, error) from error
     if "\0" in text:  # UTF-16 without a byte order mark, or not text
         raise _not_text(path, "it contains NUL characters")
-    lines = text.splitlines()
+    lines = re.split(r"\r\n|\r|\n", text)
     return encoding, lines if len(head) < HEAD or len(lines) < 2 else lines[:-1]
 
 
@@ -199,8 +205,8 @@ def find_dialect(
         >>> find_dialect(["1,5 2", "3 4,25"]).describe()
         ['separated by spaces', 'decimal commas', 'no header']
     """
-    comments = any(line.lstrip().startswith("#") for line in lines)
-    lines = [line for line in lines if line.strip() and not (comments and line.lstrip().startswith("#"))]
+    skipped = _comments_above(lines)
+    lines = [line for line in lines[skipped:] if line.strip()]
     candidates = [sep] if sep else [key for key in SEPARATORS if key != decimal]
     cut = {key: _cells(lines, key) for key in candidates}
     best = max(candidates, key=lambda key: (_score(cut[key]), key == ","))
@@ -212,14 +218,29 @@ def find_dialect(
         commas = sum(bool(COMMA.fullmatch(cell)) for row in rows for cell in row)
         points = sum(bool(POINT.fullmatch(cell)) for row in rows for cell in row)
         decimal = "," if best != "," and commas > points else "."
+    numbered = False
     if header is None:
         header = is_header(first, rest, decimal, missing)
+        numbered = header and all(_number(cell, decimal) for cell in first)  # from 0, they are names that pandas gives
     longer = [row for row in rest if len(row) == len(first) + 1]
     open_ended = header and bool(longer) and len(longer) == len(rest) and not any(row[-1] for row in longer)
-    return Dialect(best, decimal, header, comments, encoding, open_ended)
+    return Dialect(best, decimal, header, numbered, skipped, encoding, open_ended)
 
 
 COMMA, POINT = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?"), re.compile(r"[-+]?\d*\.\d+([eE][-+]?\d+)?")
+THOUSANDS = re.compile(r"[-+]?[\d.]*\.\d+(,\d+)?")
+EXCEL_ERROR = re.compile(r"#(N/?A|DIV/0|REF|NAME|NULL|NUM|VALUE)\b")
+
+
+def _comments_above(lines: Sequence[str]) -> int:
+    """Count the lines above a table: comments and blank lines; 0 without comments.
+
+    Below its first line, a line that starts with ``#`` is data.
+    """
+    for i, line in enumerate(lines):
+        if line.strip() and (not line.lstrip().startswith("#") or EXCEL_ERROR.match(line.lstrip())):
+            return i if any(above.strip() for above in lines[:i]) else 0
+    return len(lines) if any(line.strip() for line in lines) else 0
 
 
 def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
@@ -255,8 +276,8 @@ def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str,
     """Return whether the first row names the columns.
 
     The first row is a header if it contains no numbers. Consecutive integers, such as years or the names that pandas
-    gives to unnamed columns, are names too if they count from 0, are next to a text or an empty cell, or above
-    fractions.
+    gives to unnamed columns, are names too if they count from 0, are next to a text or an empty cell, or several are
+    above fractions.
 
     Args:
         first: the cells of the first row.
@@ -278,7 +299,7 @@ def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str,
     beside = len(found) > 1 and len(found) < len(first)
     below = [_number(cell, decimal) for row in rest for cell in row]
     fractions = any(number is not None and number % 1 for number in below)
-    return (found[0] == 0 and len(found) > 1) or beside or fractions
+    return beside or (len(found) > 1 and (found[0] == 0 or fractions))
 
 
 def _validate_lengths(path: Path, found: Dialect) -> None:
@@ -304,11 +325,23 @@ def _validate_width(path: Path, found: Dialect) -> None:
         )
 
 
+def _validate_no_points(path: Path, frame: Any) -> None:
+    """Validate that no number has a point where the decimal is a comma: 1.234 may be a thousand, or a little more."""
+    for name, column in frame.items():
+        if column.dtype.kind not in "biuf":
+            shown = next((cell for cell in column if isinstance(cell, str) and THOUSANDS.fullmatch(cell.strip())), None)
+            if shown is not None:
+                raise DataError(
+                    f"{path}: column {str(name)!r} has {shown.strip()!r}, but the decimals are commas; write the "
+                    "numbers without points between thousands"
+                )
+
+
 def _rows(path: Path, found: Dialect) -> Iterator[list[str]]:
     """Iterate over the cells of each line that is not empty."""
     with open_text(path) as file:
         text = io.TextIOWrapper(file, found.encoding, newline="")
-        lines = (line for line in text if not (found.comments and line.lstrip().startswith("#")))
+        lines = itertools.islice(text, found.skipped, None)
         spaces = found.sep == r"\s+"
         cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines) if spaces else lines
         try:

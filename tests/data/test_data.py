@@ -110,12 +110,16 @@ def test_a_byte_order_mark_is_no_header(tmp_path):
     assert load(tmp_path / "a.csv").x.tolist() == [[1, 2], [3, 4]]
 
 
-def test_integers_beyond_the_exact_ones_are_rounded_alike_in_every_format(tmp_path):
-    array = np.array([[2**60 + 1], [3]])
+@pytest.mark.parametrize("integer", [2**60 + 1, -(2**53) - 1, 2**63 + 1])
+def test_integers_that_double_precision_would_round_are_refused_in_every_format(tmp_path, integer):
+    array = np.array([[integer], [3]], np.uint64 if integer > 0 else np.int64)
     np.save(tmp_path / "a.npy", array)
-    (tmp_path / "a.csv").write_text(f"{2**60 + 1}\n3\n")
+    (tmp_path / "a.csv").write_text(f"{integer}\n3\n")
     parquet.write_table(pa.table({"c": array[:, 0]}), tmp_path / "a.parquet")
-    assert all(same(load(tmp_path / name).x, array) for name in ("a.npy", "a.csv", "a.parquet"))
+    for name in ("a.npy", "a.csv", "a.parquet"):
+        with pytest.raises(DataError, match=f"{name}: .*has {integer}, which double precision would round; subtract"):
+            load(tmp_path / name)
+    assert same(load(np.array([[2**60], [3]])).x, [[2**60], [3]])
 
 
 def test_parquet_keeps_numbers_of_every_type(tmp_path):

@@ -337,3 +337,33 @@ def test_the_whole_file_system_is_no_data(capsys):
     assert main(["fit", "--data", "/", "--out", "nowhere"]) == 2
     *_, told = capsys.readouterr().err.strip().splitlines()
     assert told.startswith("pyro-vae: /: ")
+
+
+def test_a_packed_cell_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "LONGEST_CELL", 2**20)
+    for name, cell, says in [("a", "x" * 2**21, "x"), ("b", f'"{"1," * 2**20}"', "x"), ("c", f'"{"x" * 2**19}"', "")]:
+        (tmp_path / f"{name}.csv.gz").write_bytes(gzip.compress(f"a,b\n1,2\n3,{cell}\n".encode()))
+        with pytest.raises(DataError, match="has a cell of more than 1 MiB; correct" if says else "not a number"):
+            pv.data.load(tmp_path / f"{name}.csv.gz")
+
+
+def test_more_columns_of_text_than_can_be_looked_at_are_refused(monkeypatch):
+    monkeypatch.setattr("pyro_vae.data.tables.MOST_TEXT_COLUMNS", 3)
+    with pytest.raises(DataError, match="4 columns are not numbers, above the limit of 3; encode them first"):
+        pv.data.load({f"c{i}": ["a", "b"] * 3 for i in range(4)})
+
+
+@pytest.mark.parametrize("wrong", [3, -1, 10**8])
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "bsr"])
+def test_a_sparse_matrix_with_entries_outside_is_refused(wrong, kind, tmp_path):
+    """SciPy would write them somewhere in memory."""
+    good = scipy.sparse.csc_array(np.array([[1.0, 0], [0, 2], [3, 0]]))
+    assert pv.data.load(good.asformat(kind)).x.tolist() == [[1, 0], [0, 2], [3, 0]]
+    bad = good.asformat(kind)
+    (bad.coords[0] if kind == "coo" else bad.indices)[-1] = wrong
+    with pytest.raises(DataError, match=r"the sparse matrix is damaged \(.*\); make it again"):
+        pv.data.load(bad)
+    if kind == "csc":
+        scipy.io.savemat(tmp_path / "x.mat", {"x": bad})
+        with pytest.raises(DataError, match=r"x\.mat: "):
+            pv.data.load(tmp_path / "x.mat")

@@ -135,8 +135,29 @@ DIALECTS = [
     text("a separator asked for", "a:b\n1:2\n3:4\n", SQUARE, sep=":", has=AB),
     text("a separator by its name", "a\tb\n1\t2\n3\t4\n", SQUARE, sep="tabs", has=AB),
     text("decimals asked for", "a;b\n1,000;2,000\n3;4\n", SQUARE, decimal=",", has=AB),
-    text("a comment above", "# made on Monday, by hand\na,b\n1,2\n3,4\n", SQUARE, "# skipped", has=AB),
-    text("comments in between", "a,b\n1,2\n# a pause\n3,4 # tired\n", SQUARE, has=AB),
+    text(
+        "a comment above",
+        "# made on Monday, by hand\na,b\n1,2\n3,4\n",
+        SQUARE,
+        "1 line above the table skipped",
+        has=AB,
+    ),
+    text("comments and a blank line above", "\n# one\n#two, too\n\na,b\n1,2\n3,4\n", SQUARE, "4 lines above", has=AB),
+    bad("a comment in between", "a,b\n1,2\n# a pause\n3,4\n", "row 1 has 1 value, but the table has 2 columns"),
+    bad("a comment behind numbers", "a,b\n1,2\n3,4 # tired\n", "row 1, column 'b' is '4 # tired', not a number"),
+    text(
+        "an error of Excel in the first column",
+        "a,b\n1,2\n#N/A,6\n9,#N/A\n",
+        [[1, 2], [NAN, 6], [9, NAN]],
+        missing="nan",
+    ),
+    text("the same in the first line", "#N/A,2\n3,4\n", [[NAN, 2], [3, 4]], missing="nan", has=F),
+    bad("another error of Excel", "a,b\n#DIV/0!,2\n3,4\n", "row 0, column 'a' is '#DIV/0!', not a number"),
+    text(
+        "text with #", "# made by hand\na,b\n1,S#1\n3,S#2\n", [[1], [3]], label="b", has={"label_names": ["S#1", "S#2"]}
+    ),
+    bad("points between thousands", "a;c;b\n1,5;2,5;1.234\n", "column 'b' has '1.234', but the decimals are commas"),
+    bad("points between thousands, twice", "a;b\n" + "1,5;1.234,5\n" * 4, "'1.234,5', but the decimals are commas"),
     text("quoted names with commas in them", '"a, cm","b"\n1,2\n3,4\n', SQUARE, has={"columns": ["a, cm", "b"]}),
     text("a byte order mark", "\ufeffa,b\n1,2\n3,4\n".encode(), SQUARE, has=AB),
     text("UTF-16, as Excel saves text", "a\tb\n1\t2\n3\t4\n".encode("utf-16"), SQUARE, name="a.txt", has=AB),
@@ -163,6 +184,8 @@ HEADERS = [
     text("an index and a header of 0, 1", ",0,1\n0,1,2\n1,3,4\n", SQUARE, "row labels", has={"columns": ["0", "1"]}),
     text("a header of years", "2001,2002\n1.5,2\n3,4\n", [[1.5, 2], [3, 4]], has={"columns": ["2001", "2002"]}),
     text("countries and years", "land,2001,2002\nA,1,2\nB,3,4\n", index="land", has={"columns": ["2001", "2002"]}),
+    text("a header of 1, 2 above fractions", "1,2\n1.5,0.3\n", [[1.5, 0.3]], "the first line names the columns"),
+    text("one column without a header", "5\n1.5\n2.7\n", [[5], [1.5], [2.7]], "no header", has={"columns": ["f0"]}),
     text("numbers that only look like years", "2001,1999\n3,4\n", [[2001, 1999], [3, 4]], has=F),
     text("no header, two integers in turn", "1,2\n3,4\n", SQUARE, "no header", has=F),
     text("no header, a gap in the first row", "NA,2\n3,4\n", [[NAN, 2], [3, 4]], missing="nan", has=F),
@@ -191,6 +214,13 @@ LABELS = [
     text("columns chosen, in another order", "b,t,a\n2,u,1\n4,v,3\n", columns=["a", "b"], has=AB),
     text("labels that are integers", "a,b,y\n1,2,5\n3,4,9\n", label="y", has={**AB, "labels": [5, 9]}),
     text("a label among the columns", "a,b,y\n1,2,5\n3,4,9\n", columns="a,b,y", label="y", has={"labels": [5, 9]}),
+    bad("a column used twice", "a,b\n1,2\n", "'a' is given 2 times among index, label and drop", index="a", drop="a"),
+    bad("no name", "a,b\n1,2\n", "no column ''", label=""),
+    bad("names that are empty", lambda: pa.table([[1.0], [2.0]], ["", ""]), "2 columns have the name ''", name=None),
+    made("labels that are infinite", frame(a=[1, 3], y=[np.inf, 2]), [[1], [3]], label="y", has={"labels": [1, 0]}),
+    made("labels that are bytes", frame(a=[1, 3], y=[b"\xff", b"a"]), [[1], [3]], label="y"),
+    made("an index in half precision", frame(a=np.array([1, 3], np.float16), b=[2, 4]), [[2], [4]], index="a"),
+    made("an unnamed column of lists", frame(**{"": [[1], [2]], "a": [1, 3]}), [[1], [3]], "row labels"),
     bad("an index that is not there", "a,b\n1,2\n", "no column 'id'; the columns are 'a', 'b'", index="id"),
     bad("a column to drop that is not there", "a,b\n1,2\n", "no column 'c'", drop="c"),
     bad("labels that are fractions", "a,y\n1,2.5\n", "label column 'y' contains fractions", label="y"),
@@ -205,6 +235,20 @@ MISSING = [
     text("empty cells", "a,b\n1,\n,4\n", [[1, NAN], [NAN, 4]], missing="nan"),
     text("missing allowed and none there", "a,b\n1,2\n3,4\n", missing="nan", has={"mask": None}),
     bad("a gap", "a,b\n1,\n3,4\n", "1 of 4 values is not finite", "column 'b' (nan)", "missing='nan'"),
+    text("a code with a space behind", "a,b\n1,x \n3,4\n", [[1, NAN], [3, 4]], missing="x"),
+    made(
+        "a number for missing in single precision",
+        frame(a=np.array([-9999.9, 1], np.float32), b=[2, 4]),
+        [[NAN, 2], [1, 4]],
+        missing="-9999.9",
+    ),
+    made(
+        "a number for missing among Arrow's",
+        frame(a=pd.array([-9, 1], "int64[pyarrow]"), b=[2, 4]),
+        [[NAN, 2], [1, 4]],
+        missing="-9",
+    ),
+    made("a huge code", frame(a=[1, 3], b=[2, 4]), missing=[10**400]),
     bad("a row of gaps", "a,b\n,\n3,4\n", "row 0 has no observed value", missing="nan"),
     made("a number for missing in an array", lambda: np.array([[1, -9], [3, 4]]), [[1, NAN], [3, 4]], missing=[-9]),
     made("pd.NA", frame(a=pd.array([1, None], "Int64"), b=[2, 4]), [[1, 2], [NAN, 4]], missing=[]),
@@ -231,6 +275,9 @@ TYPES = [
     bad("dates", frame(a=pd.to_datetime(["2020-01-01", "2020-01-02"])), "column 'a'", "datetime64", name=None),
     bad("durations", frame(a=pd.to_timedelta([1, 2], "s")), "column 'a'", "timedelta64", name=None),
     bad("complex numbers", frame(a=[1j, 2.0]), "column 'a' has type complex128", name=None),
+    bad("fields of several numbers", lambda: np.zeros(3, [("a", "f4", 2)]), "field 'a' has type", name=None),
+    bad("fields of bytes", lambda: np.zeros(3, [("a", "V4")]), "field 'a' has type |V4", name=None),
+    bad("an array of dates", lambda: np.zeros((3, 2), "M8[D]"), "have type datetime64", name=None, index="f0"),
     bad("lists in cells", frame(a=[[1, 2], [3]]), "row 0, column 'a' is [1, 2]", name=None),
     bad("infinity", frame(a=[1.0, np.inf]), "column 'a' (inf", name=None),
     made("seconds since 1970", frame(t=PRECISE), PRECISE[:, None].tolist()),
@@ -539,11 +586,13 @@ def test_a_dict_that_is_no_table_is_refused_in_a_sentence(table):
             use(table)
 
 
-@pytest.mark.parametrize("shape", [(), (0, 0), (2, 1)], ids=str)
-def test_a_structured_array_that_is_no_table_is_refused_in_a_sentence(shape):
+@pytest.mark.parametrize(("shape", "fields"), [((), 1), ((0, 0), 1), ((2, 1), 1), ((0, 3), 0), ((2,), 0)], ids=str)
+def test_a_structured_array_that_is_no_table_is_refused_in_a_sentence(shape, fields):
     for use in (load, rows_of, mask_nan):
-        with pytest.raises(DataError, match="data: the ndarray is not a table; give each column as a list with one"):
-            use(np.zeros(shape, [("a", "f4")]))
+        with pytest.raises(
+            DataError, match=rf"data: the structured array has shape {re.escape(str(shape))} and {fields} "
+        ):
+            use(np.zeros(shape, [("a", "f4")][:fields]))
 
 
 # A mask beside a table.
