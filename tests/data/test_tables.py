@@ -3,6 +3,7 @@
 import base64
 import csv
 import gzip
+import re
 import sys
 import types
 import zipfile
