@@ -17,6 +17,7 @@ from unittest.mock import patch
 import numpy as np
 
 import pyro_vae as pv
+from faults.generated import read_array, read_table
 from faults.kill import fit
 from pyro_vae.cli import main
 from pyro_vae.cli.check import _history
@@ -357,6 +358,8 @@ FORMATS = (
     Format("npz", _npz, _file("x.npz"), _load("x.npz"), DATA),
     Format("npz, its array", lambda: [_npy(), _npy(_structured())], _npz_of, _load("x.npz"), DATA),
     Format("npy, streamed", lambda: [_npy()], _file("x.npy"), _stream("x.npy"), STREAMS),
+    Format("arrays", lambda: [*map(bytes, range(9))], _file("seed"), read_array, DATA),
+    Format("tables", lambda: [*map(bytes, range(9))], _file("seed"), read_table, DATA),
     Format("Parquet", _parquets, _file("x.parquet"), _load("x.parquet"), DATA),
     Format(
         "Parquet, streamed", _parquets, _file("x.parquet"), _stream("x.parquet"),

@@ -69,10 +69,11 @@ class Options:
             return self._without_key().table(array, source)
         by_name = any((self.index, self.label is not None, self.drop, self.columns, self.context))
         by_name = by_name or (self.like is not None and bool(self.like.context_columns))
-        if by_name and array.ndim == 2 and array.dtype.kind not in "mM":
+        if by_name and array.ndim == 2 and array.dtype.kind in "biufOU":
             import pandas as pd
 
-            frame = pd.DataFrame(array, columns=[f"f{i}" for i in range(array.shape[1])], copy=False)
+            kind = object if array.dtype.kind in "OU" else None  # pandas would validate text
+            frame = pd.DataFrame(array, columns=[f"f{i}" for i in range(array.shape[1])], dtype=kind, copy=False)
             return self._without_key().table(frame, source)
         if by_name and array.ndim != 2:
             raise SettingsError(f"{source}: the data have no named columns; leave out options that name columns")

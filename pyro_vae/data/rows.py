@@ -71,10 +71,18 @@ def data_of(
             besides = {index, label, *drop, *context} if columns is None else {*names} - {*expected}
             columns, reordered = columns_like(names, expected, besides, source, like.source)
             notes = [*notes, *reordered]
-    table = columns_of(
-        frame, index=index, label=label, drop=drop, columns=columns, missing=missing or (),
-        context=context, categories=None if like is None else like.categories, source=source,
-    )  # fmt: skip
+    import pyarrow as pa
+
+    try:
+        table = columns_of(
+            frame, index=index, label=label, drop=drop, columns=columns, missing=missing or (),
+            context=context, categories=None if like is None else like.categories, source=source,
+        )  # fmt: skip
+    except (UnicodeError, pa.ArrowException) as error:
+        what = " ".join(str(error).split())[:100]
+        raise DataError(
+            f"{source}: contains text that is not Unicode ({what!r}); correct it, or drop its column"
+        ) from error
     if like is not None:
         expected = [] if like.columns is None else [*like.columns]
         features = [name for name in table.names if name in expected]

@@ -71,8 +71,9 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     if isinstance(source, pd.Series):
         return source.to_frame(0 if source.name is None else source.name)
     if isinstance(source, np.ndarray | dict):
+        fields = source if isinstance(source, dict) else {field: source[field] for field in source.dtype.names or ()}
         try:
-            return pd.DataFrame(source)
+            return pd.DataFrame({field: _usable(values) for field, values in fields.items()})
         except (TypeError, ValueError, SystemError) as error:  # the last of text that is none
             raise DataError(
                 f"{name}: the {type(source).__name__} is not a table; give each column as a list with one value per "
@@ -97,6 +98,16 @@ def _validate_fields(array: np.ndarray, name: str) -> None:
         raise DataError(
             f"{name}: field {wrong!r} has type {array.dtype[wrong]}; give each field one number, text or date per row"
         )
+
+
+def _usable(values: Any) -> Any:
+    """Convert NumPy's types that pandas takes but cannot use: bytes, other byte orders, half and extended precision."""
+    kind = getattr(values, "dtype", None)
+    if not isinstance(kind, np.dtype):
+        return values
+    if kind.kind == "S":
+        return values.astype(object)
+    return values.astype({"e": "f4", "g": "f8", "G": "c16"}.get(kind.char, kind.newbyteorder("=")))
 
 
 def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
@@ -316,8 +327,9 @@ def _as_index(column: "pd.Series") -> "pd.Index":
 
     if column.dtype == object:
         return pd.Index(column.map(lambda value: str(value) if np.iterable(value) else value), dtype=object)
-    is_half = getattr(column.dtype, "numpy_dtype", column.dtype) == np.float16
-    return pd.Index(column.astype(np.float32) if is_half else column)
+    if getattr(column.dtype, "numpy_dtype", None) == np.float16:  # of Arrow
+        column = column.astype(np.float32)
+    return pd.Index(_usable(column))
 
 
 def row_labels_of(index: "pd.Index") -> np.ndarray:
