@@ -342,7 +342,7 @@ def _read_sums(folder: Path) -> None:
         validate_unchanged(folder / "run" / name)
 
 
-DATA = ("data/readers.py", "data/tables.py", "data/columns.py", "data/memory.py", "data/limits.py")
+DATA = ("data/readers.py", "data/frames.py", "data/tables.py", "data/columns.py", "data/memory.py", "data/limits.py")
 RUN_FILES = ("data/limits.py", "cli/checksums.py")
 TENSORS = ("train/checkpoint/tensor_file.py", "train/checkpoint/save_load.py", "train/checkpoint/rebuild.py")
 STREAMS = ("data/streams/tables.py", "data/streams/__init__.py")

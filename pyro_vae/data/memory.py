@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.columns import list_names
+from pyro_vae.data.frames import is_table
 from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import narrow, unrounded, validate_integers
 from pyro_vae.data.rows import data_of, validate_data
-from pyro_vae.data.tables import is_table
 from pyro_vae.data.values import Data, as_tensor, matched
 from pyro_vae.errors import DataError, SettingsError, type_of
 

@@ -12,8 +12,9 @@ from torch.utils.data import TensorDataset
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.context import validate_context, validate_kind
+from pyro_vae.data.frames import as_frame, is_table
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
-from pyro_vae.data.tables import UNNAMED, as_frame, columns_like, columns_of, given_names, is_table
+from pyro_vae.data.tables import UNNAMED, columns_like, columns_of, given_names
 from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns
 from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood
@@ -38,7 +39,7 @@ def data_of(
     """Convert a table of named columns to :class:`Data`.
 
     Args:
-        source_of_data: a DataFrame, or an input of :func:`~pyro_vae.data.tables.as_frame`.
+        source_of_data: a DataFrame, or an input of :func:`~pyro_vae.data.frames.as_frame`.
         index: the column of the row labels, as in :func:`~pyro_vae.data.tables.columns_of`.
         label: the column of the labels.
         drop: columns to leave out.

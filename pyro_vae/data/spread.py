@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.standardize import Standardize
+from pyro_vae.data.columns import list_names
 from pyro_vae.data.rows import data_like, rows_of
-from pyro_vae.data.tables import list_names
 from pyro_vae.data.values import Data
 from pyro_vae.errors import ConstantColumnsWarning
 from pyro_vae.likelihoods import Likelihood

@@ -14,8 +14,8 @@ from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.traces import Loss, loss_name
 from pyro_vae.core.vae import VAE
+from pyro_vae.data.columns import list_names
 from pyro_vae.data.spread import moments
-from pyro_vae.data.tables import list_names
 from pyro_vae.errors import ModelError, PyroVAEError, SettingsError, UnboundedDensityWarning
 from pyro_vae.likelihoods import Likelihood
 

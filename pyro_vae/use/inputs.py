@@ -13,9 +13,10 @@ from pyro_vae.core.component import evaluating
 from pyro_vae.core.device import derive_seed, numbers_at_once, seeded
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
+from pyro_vae.data.frames import as_frame, is_table
 from pyro_vae.data.rows import data_for, mask_nan, rows_for
 from pyro_vae.data.streams import Streamed
-from pyro_vae.data.tables import as_frame, given_names, is_table
+from pyro_vae.data.tables import given_names
 from pyro_vae.data.values import Data
 from pyro_vae.errors import DataError, SettingsError
 

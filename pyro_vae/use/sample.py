@@ -16,8 +16,8 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.context import context_names, one_hot_context
+from pyro_vae.data.frames import is_table
 from pyro_vae.data.rows import data_of
-from pyro_vae.data.tables import is_table
 from pyro_vae.data.values import Data, as_tensor
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.priors import ContextNormal

@@ -1,0 +1,107 @@
+"""Convert tables of any library to DataFrames."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROTOCOLS = ("__arrow_c_stream__", "__dataframe__")
+
+
+def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
+    """Convert a table of any library to a pandas DataFrame; return None for other objects.
+
+    Args:
+        source: a DataFrame or Series, a structured array, a dict of columns, or an object with the Arrow or
+            ``__dataframe__`` protocol (polars, pyarrow, DuckDB, …).
+        name: the name of the data, for messages.
+
+    Raises:
+        DataError: if the columns of a dict or array are not sequences of the same length.
+
+    Example:
+        >>> as_frame({"a": [1, 2]}).shape, as_frame(np.zeros((2, 2)))
+        ((2, 1), None)
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype.names is None:
+            return None
+        _validate_fields(source, name)
+    elif not isinstance(source, dict) and not any(hasattr(source, name) for name in PROTOCOLS):
+        return None
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        return source
+    if isinstance(source, pd.Series):
+        return source.to_frame(0 if source.name is None else source.name)
+    if isinstance(source, np.ndarray | dict):
+        fields = source if isinstance(source, dict) else {field: source[field] for field in source.dtype.names or ()}
+        try:
+            return pd.DataFrame({field: usable(values) for field, values in fields.items()})
+        except (TypeError, ValueError, SystemError) as error:  # the last of text that is none
+            raise DataError(
+                f"{name}: the {type(source).__name__} is not a table; give each column as a list with one value per "
+                "row, all of the same length"
+            ) from error
+    if hasattr(source, "__arrow_c_stream__"):
+        return _from_arrow(source, name)
+    from pyarrow.interchange import from_dataframe
+
+    return from_dataframe(source).to_pandas()
+
+
+def _validate_fields(array: np.ndarray, name: str) -> None:
+    """Raise unless each field of a structured array holds one number, text or date per row."""
+    names = array.dtype.names or ()
+    if array.ndim != 1 or not names:
+        raise DataError(
+            f"{name}: the structured array has shape {array.shape} and {len(names)} fields; give one dimension, and a "
+            "field per column"
+        )
+    if wrong := next((field for field in names if array.dtype[field].kind == "V"), None):
+        raise DataError(
+            f"{name}: field {wrong!r} has type {array.dtype[wrong]}; give each field one number, text or date per row"
+        )
+
+
+def usable(values: Any) -> Any:
+    """Convert NumPy's types that pandas takes but cannot use: bytes, other byte orders, half and extended precision."""
+    kind = getattr(values, "dtype", None)
+    if not isinstance(kind, np.dtype):
+        return values
+    if kind.kind == "S":
+        return values.astype(object)
+    return values.astype({"e": "f4", "g": "f8", "G": "c16"}.get(kind.char, kind.newbyteorder("=")))
+
+
+def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
+    """Convert a table or a column with the Arrow protocol."""
+    import pyarrow as pa
+
+    try:
+        table = pa.table(source)
+    except pa.ArrowInvalid:  # a single column, such as a polars Series
+        column = pa.chunked_array(source).to_pandas()
+        return column.to_frame(getattr(source, "name", None) or 0)
+    try:
+        return table.to_pandas()
+    except Exception as error:  # what pandas wrote about the columns may be anything in a file, and so the error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise DataError(f"{name}: cannot be converted to a DataFrame ({what}); write the table again") from error
+
+
+def is_table(source: Any) -> bool:
+    """Return whether an object is a table of named columns, without converting it.
+
+    Example:
+        >>> is_table({"a": [1, 2]}), is_table(np.zeros((2, 2)))
+        (True, False)
+    """
+    if isinstance(source, np.ndarray):
+        return source.dtype.names is not None
+    return isinstance(source, dict) or any(hasattr(source, name) for name in PROTOCOLS)
