@@ -150,6 +150,31 @@ def test_trust_names_a_package_of_ones_own_but_none_below_the_run_folder(run, ca
     assert main(["sample", str(run), "--n", "2", "--trust", "trusted_package,logs"]) == 0
 
 
+IMPORTED = "import json, os\n\nimport torch\nfrom pyro_vae.errors import DataError\n\n" + OWN
+PLACES = "prior", "likelihood", "posterior", "optimizer", "scheduler", "elbo", "callbacks"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("path", ["torch.load", "os.abort", "os.getcwd", "json.JSONDecoder", "DataError", "os", "no"])
+def test_what_a_trusted_package_imports_is_not_trusted(place, path, run, capsys, monkeypatch):
+    Path("mine_of_imports.py").write_text(IMPORTED)
+    torch.save(EvilPickle(), run / "evil")
+    monkeypatch.chdir(run)
+    monkeypatch.syspath_prepend(str(Path("../..").resolve()))
+    named = of_class(f"mine_of_imports.{path}", **({"f": "evil", "weights_only": False} if "load" in path else {}))
+    with_settings(Path(), **{place: [named] if place == "callbacks" else named})
+    told = refused(capsys, ["fit", "--resume", ".", "--epochs", "2", "--trust", "mine_of_imports"])
+    assert f"names mine_of_imports.{path}, which" in told
+    assert not Path("OPENED").exists()
+
+
+class EvilPickle:
+    """An object that touches a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("OPENED").touch, ()
+
+
 GROWING = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(9))
 TOO_MANY = {"aliases that grow": GROWING, "3,000 levels": f"seed: {'[' * 3000}{']' * 3000}", "no table": "[1, 2]"}
 
