@@ -78,7 +78,7 @@ def _interrupted_settings(arguments: Namespace) -> Namespace:
         raise SettingsError(
             f"{arguments.run} is an interrupted check with its own {changed[0]}; leave --{changed[0]} out"
         )
-    return stopped_sweep("check", arguments.run, trust=arguments.trust)
+    return stopped_sweep("check", arguments.run, arguments)
 
 
 def _free_folder(run: str) -> str:

@@ -96,12 +96,13 @@ def resume_settings(
     """
 
 
-def resume_sweep_settings(resume: str, *, workers: int | None = None) -> None:
+def resume_sweep_settings(resume: str, *, workers: int | None = None, cluster: str | None = None) -> None:
     """Resume a swap, or a compare over seeds, that was stopped or killed; finished trainings are not repeated.
 
     Args:
         resume: the folder of its results.
-        workers: how many trainings run at the same time; by default as many as before.
+        workers: how many trainings run at the same time; by default as many as before, and at most one per core.
+        cluster: the address of a Ray cluster to run them on; by default none.
     """
 
 

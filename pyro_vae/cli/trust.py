@@ -28,8 +28,8 @@ KINDS = nn.Module, ELBO, Optimizer, LRScheduler, Callback
 PLAIN = str, int, float, bool, Path, NoneType, Ellipsis
 """Types of settings that never import a class."""
 
-NEVER_SAVED = "config", "trust"
-"""Settings that are never written to a run folder."""
+NEVER_SAVED = "config", "trust", "cluster"
+"""Settings that are never written to a run folder: a cluster is an address that this library connects to."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,14 @@ class Trust:
         """
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise SettingsError(f"{self.config}: not a table of settings, as a run writes it; copy the run again")
-        if odd := next((name for name in settings if name in NEVER_SAVED or not name.isidentifier()), None):
+        if odd := next(
+            (
+                name
+                for name in settings
+                if (name in NEVER_SAVED and settings[name] is not None) or not name.isidentifier()
+            ),
+            None,
+        ):
             raise SettingsError(f"{self.config}: {odd!r} is not a setting of a run; copy the run again")
         self._validate_arguments(settings, hints, "", writes=False)
 

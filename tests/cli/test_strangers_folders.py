@@ -88,6 +88,7 @@ NAMED = {
     "YAML in a string": {"prior": "{class_path: os.system}"},
     "a setting within a setting": {"prior.class_path": "os.system"},
     "another file of settings": {"config": "/etc/passwd"},
+    "a cluster to connect to": {"cluster": "ray://evil.example:10001"},
     "trust in itself": {"trust": "runs", "prior": of_class("runs.stranger.payload.Own")},
     "another folder to write to": {"callbacks": [of_class("pyro_vae.callbacks.TensorBoard", folder="/tmp/elsewhere")]},
     "no class at all": {"prior": {"class_path": 3}},
