@@ -1,5 +1,6 @@
 """Run folders from strangers: nothing in them is run, nothing grows, nothing outside them is read or written."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -247,6 +248,62 @@ def test_weights_that_are_no_numbers_are_refused(number, finished, tmp_path):
     write_tree(tmp_path / "odd.safetensors", tree, about)
     with pytest.raises(DataError, match="is not finite; train again"):
         pv.load(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("unit", [np.inf, np.nan, 0.0, -1.0])
+def test_units_are_finite_and_above_0(unit, run, capsys):
+    change_weights(
+        run,
+        lambda tree, _: next(value for name, value in tree.items() if name.endswith("encoder.standardize.unit")).fill_(
+            unit
+        ),
+    )
+    told = refused(capsys, ["encode", str(run), "--out", "latents.csv"])
+    assert "encoder.standardize.unit is not " in told
+    with pytest.raises(DataError, match=r"standardize\.unit is not "):
+        pv.load(run / "weights.safetensors", into=pv.load(run / "checkpoints"))
+
+
+def change_weights(run: Path, change) -> None:
+    """Write a weights file again with its sums, as a stranger can."""
+    tree, about = read_tree(run / "weights.safetensors")
+    change(tree, about)
+    write_tree(run / "weights.safetensors", tree, about)
+    record_checksum(run, "weights.safetensors", compute_checksum(run / "weights.safetensors"))
+
+
+ODD = {
+    "a deep fingerprint": {"trained_on": "[" * 10**5},
+    "a fingerprint of another type": {"trained_on": 7},
+    "a step of text": {"step": "abc"},
+    "a list of steps": {"step": [1]},
+    "versions of text": {"versions": "x"},
+}
+ODD |= {f"a share of {n}": {"twins": n} for n in (10**400, 2, -1, np.nan, "x")}
+ODD |= {f"hashes that are {n}": {"whole": n} for n in ("x", [1], 7)}
+
+
+@pytest.mark.parametrize("changed", ODD.values(), ids=ODD.keys())
+def test_what_a_weights_file_says_of_itself_is_read_or_refused(changed, run, capsys):
+    def change(tree, about):
+        if {*changed} & {"twins", "whole"}:
+            changed_text = json.dumps(json.loads(about["trained_on"]) | changed)
+            about["trained_on"] = changed_text
+        else:
+            about.update(changed)
+
+    change_weights(run, change)
+    assert "weights.safetensors: " in refused(capsys, ["encode", str(run), "--out", "latents.csv"])
+
+
+def test_the_version_of_a_refused_description_is_text_or_left_out(run):
+    def change(tree, about):
+        tree["vae"]["made"]["class"] = "os.system"
+        about["versions"] = "x"
+
+    change_weights(run, change)
+    with pytest.raises(DataError, match="its versions is a str"):
+        pv.load(run)
 
 
 def test_a_vae_is_loaded_in_a_process_that_has_made_none(finished):
