@@ -251,17 +251,14 @@ def test_weights_that_are_no_numbers_are_refused(number, finished, tmp_path):
 
 
 @pytest.mark.parametrize("unit", [np.inf, np.nan, 0.0, -1.0])
-def test_units_are_finite_and_above_0(unit, run, capsys):
-    change_weights(
-        run,
-        lambda tree, _: next(value for name, value in tree.items() if name.endswith("encoder.standardize.unit")).fill_(
-            unit
-        ),
-    )
-    told = refused(capsys, ["encode", str(run), "--out", "latents.csv"])
-    assert "encoder.standardize.unit is not " in told
+def test_units_are_finite_and_above_0(unit, finished, run, capsys):
+    def change(tree, _):
+        next(value for name, value in tree.items() if name.endswith("encoder.standardize.unit")).fill_(unit)
+
+    change_weights(run, change)
+    assert "encoder.standardize.unit is not " in refused(capsys, ["encode", str(run), "--out", "latents.csv"])
     with pytest.raises(DataError, match=r"standardize\.unit is not "):
-        pv.load(run / "weights.safetensors", into=pv.load(run / "checkpoints"))
+        pv.load(run / "weights.safetensors", into=pv.load(finished))
 
 
 def change_weights(run: Path, change) -> None:
