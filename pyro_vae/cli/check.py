@@ -1,6 +1,7 @@
 """``pyro-vae check``: run the diagnostics of a trained VAE and write a report."""
 
 import hashlib
+import os
 import shlex
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -143,7 +144,7 @@ def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
 
 def _history(folder: Path) -> xr.Dataset | None:
     path = folder / "history.nc"
-    if not path.is_file() and path.name not in dict(read_checksums(folder)):
+    if not os.path.isfile(path) and path.name not in dict(read_checksums(folder)):
         return None
     found = read_dataset(path)
     if not is_history(found):

@@ -1,8 +1,8 @@
 """The commands and their parsers; importing this module does not import what the commands need to run."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -262,7 +262,7 @@ def with_named_run(flags: Sequence[str]) -> list[str]:
     command, *settings = flags
     if settings and not settings[0].startswith("-"):
         return [command, flag, *settings]
-    if len(settings) > 1 and not settings[-2].startswith("-") and Path(settings[-1]).is_dir():
+    if len(settings) > 1 and not settings[-2].startswith("-") and os.path.isdir(settings[-1]):
         return [command, flag, settings[-1], *settings[:-1]]
     return list(flags)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import torch
 from jsonargparse import Namespace
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build, first_line
@@ -36,11 +37,12 @@ from pyro_vae.errors import (
     printable,
 )
 from pyro_vae.train.callbacks import Callback, EarlyStopping
-from pyro_vae.train.callbacks.schedules import validate_no_plateau
+from pyro_vae.train.callbacks.schedules import try_schedule, validate_no_plateau
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.distributed.group import writes
 from pyro_vae.train.fit import Fit, fit
 from pyro_vae.train.resume import validation_hash
+from pyro_vae.train.run_state import try_step
 
 ABOUT = "run.json"
 """The file with the versions, the seed and the hash of the data."""
@@ -97,10 +99,8 @@ def validate_training(settings: Namespace, vae: VAE, data: Loaded) -> None:
 def _validate_optimizer(optimizer: Any, vae: VAE) -> None:
     """Take a step on a copy: torch's optimizers reject settings when created, but parameters only when they step."""
     try:
-        for parameter in vae.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer(list(vae.parameters())).step()
-    except (RuntimeError, TypeError, ValueError) as error:
+        try_step(optimizer(list(vae.parameters())))
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SettingsError(f"the optimizer cannot be used ({first_line(error)}); change its settings") from error
     except OSError as error:  # torch's optimizers import its compiler, which makes a folder
         raise SettingsError(
@@ -114,7 +114,9 @@ def _validate_scheduler(made: Namespace, vae: VAE) -> None:
         optimizer = _optimizer(made)(list(vae.parameters()))
         optimizer.state_dict()  # as for a checkpoint
         validate_no_plateau(optimizer)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(optimizer, LRScheduler):
+            try_schedule(optimizer)
+    except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"the scheduler cannot be used ({first_line(error)}); change its settings") from error

@@ -1,6 +1,7 @@
 """Write each finished job of a sweep or a check to its folder, so that an interrupted one can resume."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ def is_sweep(folder: str | Path) -> bool:
         >>> is_sweep("nowhere")
         False
     """
-    return (Path(folder) / ABOUT).is_file() and (Path(folder) / "config.yaml").is_file()
+    return os.path.isfile(Path(folder) / ABOUT) and os.path.isfile(Path(folder) / "config.yaml")
 
 
 def stopped_sweep(name: str, folder: str, given: Namespace) -> Namespace:
@@ -147,7 +148,7 @@ class KeptJobs:
     def path(self, place: str, file: str) -> Path | None:
         """Return a file of a finished job, or None if the job is not finished."""
         path = self.run.path / place / file
-        if not path.is_file():
+        if not os.path.isfile(path):
             return None
         validate_unchanged(path)
         return path

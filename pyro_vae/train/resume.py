@@ -1,6 +1,7 @@
 """Write the checkpoints of a run, and resume the run from them if its settings are unchanged."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -62,7 +63,7 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         if self.saved is not None and self.group.first:
-            if self.resumes and not self.saved.run.is_dir():
+            if self.resumes and not os.path.isdir(self.saved.run):
                 raise DataError(f"{self.saved.run}: not a folder, so there is no run to resume; pass a run folder")
             make_folder(self.saved.run)
             self._held.enter_context(self.saved.locked())

@@ -204,6 +204,34 @@ def test_values_that_python_cannot_make_are_refused(text, why, run, capsys):
     assert why in refused(capsys, ["encode", str(run)])
 
 
+def scheduled(name: str, **arguments) -> dict:
+    return {"scheduler": of_class(f"torch.optim.lr_scheduler.{name}", **arguments)}
+
+
+UNUSABLE = [
+    scheduled("StepLR", step_size=0), scheduled("StepLR", step_size=3, last_epoch=5),
+    scheduled("CosineAnnealingLR", T_max=0), scheduled("CyclicLR", base_lr=0.1, max_lr=0.2, step_size_up=0),
+    scheduled("OneCycleLR", max_lr=0.1, total_steps=1), scheduled("ExponentialLR", gamma=1e300),
+    scheduled("MultiStepLR", milestones=[1], gamma=1e308), scheduled("ExponentialLR", gamma=-1.0),
+    {"optimizer": of_class("torch.optim.ASGD", t0=0, alpha=1e308, lambd=1e308)},
+    {"device": "hpu"}, {"device": ""}, {"data": "x" * 5000}, {"data": "x" * 5000 + ".npy"}, {"data": "/x" * 5000},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", UNUSABLE, ids=lambda changed: f"{changed!s:.90}")
+def test_settings_that_only_training_would_refuse_are_refused_before_it(changed, run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    with_settings(run, **changed)
+    refused(capsys, ["fit", "--resume", str(run), "--epochs", "2"])
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream, pv.load])
+@pytest.mark.parametrize("path", ["x" * 5000 + ".npy", "x\0y.npy", "/x" * 5000])
+def test_paths_that_no_system_takes_are_refused(read, path):
+    with pytest.raises(DataError, match="; "):
+        read(path)
+
+
 @pytest.mark.parametrize("sizes", [{"latent_dim": 10**9}, {"hidden": [10**9]}])
 def test_networks_are_measured_before_they_are_made(sizes, run, capsys):
     with_settings(run, **sizes)

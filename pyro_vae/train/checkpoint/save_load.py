@@ -1,6 +1,7 @@
 """Save a VAE to one file and load it; damaged files are rejected, and no code in a file is ever run."""
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -155,13 +156,13 @@ def _is_class(value: Any) -> bool:
 
 def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
     """Find and read a file; return its path, the description or None, the weights and ``about``."""
-    if path.is_dir() and not (path / WEIGHTS_FILE).exists():
+    if os.path.isdir(path) and not os.path.exists(path / WEIGHTS_FILE):
         found = Checkpoints(path).newest()
         if found is None:
             raise DataError(f"{path}: contains no {WEIGHTS_FILE} and no checkpoint; pass a run folder or a file")
         _, tree, about, path = found
     else:
-        path = path / WEIGHTS_FILE if path.is_dir() else path
+        path = path / WEIGHTS_FILE if os.path.isdir(path) else path
         tree, about = read_tree(path)
     for name, kind in {"step": int, "versions": dict}.items():
         if not isinstance(about.get(name), kind | None):
