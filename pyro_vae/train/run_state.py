@@ -105,7 +105,7 @@ def _validate_optimizer(tree: Tree, now: Tree) -> None:
             if value is None or isinstance(value, bool | str):
                 _validate(type(then[name]) is type(value) and then[name] == value, f"setting {name}", then[name])
     for number, values in tree["state"].items():
-        for name, value in now["state"][number].items():
+        for name, value in now["state"].get(number, {}).items():
             then = values[name]
             _validate(type(then) is type(value), f"state {name} of the optimizer", then)
             if isinstance(value, Tensor):
