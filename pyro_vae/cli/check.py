@@ -147,6 +147,6 @@ def _history(folder: Path) -> xr.Dataset | None:
     if not os.path.isfile(path) and path.name not in dict(read_checksums(folder)):
         return None
     found = read_dataset(path)
-    if not is_history(found):
+    if "train_elbo" not in found or not is_history(found):
         raise DataError(f"{path}: not the history of a run (it has no ELBO by epoch); copy the run again")
     return found

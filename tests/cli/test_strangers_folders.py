@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import yaml
 
 import pyro_vae as pv
@@ -422,6 +423,36 @@ def test_a_history_is_measured_before_it_is_read(run, capsys):
         run, lambda file: file.create_dataset("many", (2 * 10**9,), "f8", chunks=(10**6,), compression="gzip")
     )
     assert "to 14.9 GiB, more than 100 times as much" in refused(capsys, ["check", str(run)])
+
+
+EPOCHS = 3
+TEXT = ("epoch", np.array(["x"] * EPOCHS))
+HISTORIES = {
+    "an ELBO of text": {"train_elbo": TEXT},
+    "a validation ELBO of text": {"validation_elbo": TEXT},
+    "an ELBO of two dimensions": {"train_elbo": (("epoch", "k"), np.zeros((EPOCHS, 2)))},
+    "an ELBO of none": {"validation_elbo": ((), 3.0)},
+    "epochs of text": {"epoch": TEXT},
+    "epochs of fractions": {"epoch": ("epoch", np.arange(EPOCHS) + 0.5)},
+    "a chosen epoch of text": {"weights_epoch": "x"},
+    "no ELBO to fall from": {"validation_elbo": None},
+    "no errors of a fall": {"validation_below_best_se": None},
+    "values only": {"train_elbo": None, "value": ("epoch", np.zeros(EPOCHS))},
+}
+
+
+@pytest.mark.parametrize("changed", HISTORIES.values(), ids=HISTORIES.keys())
+def test_a_history_of_another_kind_is_refused(changed, run, capsys):
+    names = "objective", "train_elbo", "validation_elbo", "validation_below_best", "validation_below_best_se", "seconds"
+    columns = {name: ("epoch", np.linspace(-2.0, -1.0, EPOCHS)) for name in names}
+    kept = changed.get("weights_epoch", 0)
+    columns |= {name: values for name, values in changed.items() if name not in ("epoch", "weights_epoch")}
+    columns = {name: values for name, values in columns.items() if values is not None}
+    epochs = changed.get("epoch", ("epoch", np.arange(1, EPOCHS + 1)))
+    history = xr.Dataset(columns, {"epoch": epochs}, {"weights_epoch": kept})
+    history.to_netcdf(run / "history.nc", engine="h5netcdf")
+    record_checksum(run, "history.nc", compute_checksum(run / "history.nc"))
+    assert "history.nc: not the history of a run" in refused(capsys, ["check", str(run), "--rows", "2"])
 
 
 def test_held_out_data_that_are_training_data_are_refused(run, capsys):
