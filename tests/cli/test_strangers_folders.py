@@ -191,8 +191,12 @@ def test_settings_are_counted_before_they_are_read(text, run, capsys):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (f"seed: {'9' * 5000}", "not the settings of a run (Exceeds the limit (4300 digits)"),
-        (f"seed: 0x{'f' * 5000}", "has an integer of more than 64 bits; give a smaller one"),
+        (f"seed: {'9' * 5000}", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: 0x{'f' * 5000}", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: 1{':1' * 10**6}", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: '1{':1' * 10**6}'", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: !!int ' _1{':1' * 10**6}'", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: 0x{'f' * 17}", "has an integer of more than 64 bits; give a smaller one"),
         (f"seed: {{a: [!!int '0x{'f' * 17}']}}", "has an integer of more than 64 bits; give a smaller one"),
         ("seed: 2001-99-99", "not the settings of a run (month must be in 1..12"),
         ("seed: 2001-01-01T00:00:00+99:99", "not the settings of a run (offset must be a timedelta"),
@@ -248,6 +252,31 @@ def test_a_description_is_measured_by_its_weights(finished, tmp_path):
         DataError, match=r"the VAE cannot be rebuilt \(MemoryError: its tensors take 3725\.3 GiB of memory or more"
     ):
         pv.load(tmp_path / "giant.safetensors")
+
+
+IDENTITY = {"module": {"class": "torch.nn.Identity", "arguments": {}}}
+
+
+def encoder_of(layer, copies):
+    arguments = {"encoder_layer": layer, "num_layers": copies, "enable_nested_tensor": False}
+    return {"module": {"class": "torch.nn.TransformerEncoder", "arguments": arguments}}
+
+
+@pytest.mark.parametrize("net", [encoder_of(IDENTITY, 10**6), encoder_of(encoder_of(IDENTITY, 5000), 5000)])
+def test_modules_are_counted_before_they_are_copied(net, finished, tmp_path):
+    tree, about = read_tree(finished / "weights.safetensors")
+    tree["vae"]["made"]["arguments"]["encoder"]["module"]["arguments"]["net"] = net
+    write_tree(tmp_path / "many.safetensors", tree, about)
+    with pytest.raises(DataError, match=r"many\.safetensors: describes [0-9,]+ modules; the maximum is 10,000"):
+        pv.load(tmp_path / "many.safetensors")
+
+
+def test_values_of_a_header_are_counted_before_they_are_parsed(tmp_path, monkeypatch):
+    write_tree(tmp_path / "many.safetensors", {"w": [[]] * 1000})
+    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file.MOST_VALUES", 1000)
+    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file.json.loads", None)
+    with pytest.raises(DataError, match=r"many\.safetensors: has more than 1,000 values in its header"):
+        read_tree(tmp_path / "many.safetensors")
 
 
 def test_tensors_of_many_names_are_not_copied_without_end(tmp_path):
