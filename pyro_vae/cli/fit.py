@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from jsonargparse import Namespace
@@ -26,9 +25,10 @@ from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data import Data
-from pyro_vae.data.fingerprint import Trained, overlap, row_hashes
+from pyro_vae.data.fingerprint import Trained, mostly_trained_on, overlap, row_hashes
 from pyro_vae.data.limits import read_json
 from pyro_vae.data.rows import rows_for, rows_of
+from pyro_vae.data.sources import hashes_of
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import (
     DataError,
@@ -71,11 +71,13 @@ def validate_held_out(settings: Namespace, data: Loaded) -> None:
     Raises:
         DataError: with the number of such rows.
     """
-    if not settings.validation_data or data.stream is not None:
+    if not settings.validation_data:
         return
-    known, hashes = Trained.on(row_hashes(rows_of(data.train))), row_hashes(rows_of(data.held_out))
+    trained = row_hashes(rows_of(data.train)) if data.stream is None else hashes_of(data.stream)
+    sampled = 1.0 if data.stream is None else len(trained) / len(data.stream)
+    known, hashes = Trained.on(trained), row_hashes(rows_of(data.held_out))
     shared = overlap(known, hashes, data.held_out.row_labels)
-    if shared and np.isin(hashes, known.rows).mean() > 0.5:
+    if shared and mostly_trained_on(known, hashes, sampled):
         raise DataError(f"{settings.validation_data}: {shared}, are training data; give rows that --data does not hold")
     if shared and writes():
         print(printable(f"pyro-vae: {settings.validation_data}: {shared}, are training data"), file=sys.stderr)

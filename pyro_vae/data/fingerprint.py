@@ -218,6 +218,23 @@ def overlap(known: Trained, hashes: np.ndarray, labels: np.ndarray | None = None
     return f"{count} of {among} (the first is row {which})"
 
 
+def mostly_trained_on(known: Trained, hashes: np.ndarray, sampled: float = 1.0) -> bool:
+    """Return whether most of the rows of data are training data.
+
+    Args:
+        known: the fingerprint of the training data, or of a sample of their rows.
+        hashes: the hashes of the data, from :func:`row_hashes`.
+        sampled: the share of the training data in the sample; below 1, fewer than 5 equal rows are not enough.
+
+    Example:
+        >>> rows = row_hashes(Rows(torch.arange(8.0)[:, None]))
+        >>> mostly_trained_on(Trained.on(rows), rows[:5]), mostly_trained_on(Trained.on(rows[:4]), rows, 0.5)
+        (True, False)
+    """
+    count = int(np.isin(hashes, known.rows).sum())
+    return count > sampled * len(hashes) / 2 and (sampled == 1 or count >= 5)
+
+
 def validate_not_trained_on(
     vae: "Amortized", hashes: np.ndarray, labels: np.ndarray | None = None, *, name: str, source: str = "x_test"
 ) -> None:

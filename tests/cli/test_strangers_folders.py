@@ -484,6 +484,14 @@ def test_a_history_of_another_kind_is_refused(changed, run, capsys):
     assert "history.nc: not the history of a run" in refused(capsys, ["check", str(run), "--rows", "2"])
 
 
+def test_held_out_data_that_are_rows_of_a_stream_are_refused(run, capsys):
+    zarr = pytest.importorskip("zarr")
+    zarr.save_array("x.zarr", X)
+    np.save("x.npy", X[:9])
+    told = refused(capsys, ["fit", "--data", "x.zarr", "--out", "out", "--epochs", "1", "--validation_data", "x.npy"])
+    assert "x.npy: 9 of its 9 rows" in told
+
+
 def test_held_out_data_that_are_training_data_are_refused(run, capsys):
     np.save("x.npy", X)
     np.save("some.npy", np.concatenate([X[:2], X[:20] + 1]))
