@@ -286,6 +286,8 @@ def ranking_figure(ranked: xr.Dataset) -> "Figure":
     count = ranked.sizes["model"]
     from matplotlib.figure import Figure
 
+    from pyro_vae.plots._style import literal
+
     figure = Figure(figsize=(8, 1.6 + 0.42 * count), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#777777", lw=1)
@@ -304,7 +306,7 @@ def ranking_figure(ranked: xr.Dataset) -> "Figure":
     axes.grid(alpha=0.3, axis="x")
     if ranked.attrs["caution"]:
         figure.supxlabel(ranked.attrs["caution"], fontsize=9)
-    return figure
+    return literal(figure)
 
 
 def _label(row: xr.Dataset) -> str:
