@@ -286,15 +286,13 @@ def ranking_figure(ranked: xr.Dataset) -> "Figure":
     count = ranked.sizes["model"]
     from matplotlib.figure import Figure
 
-    from pyro_vae.plots._style import literal
-
     figure = Figure(figsize=(8, 1.6 + 0.42 * count), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#777777", lw=1)
     axes.errorbar(
         ranked.difference, range(count), xerr=2 * ranked.difference_se, fmt="o", color="#0072B2", capsize=4, ms=6
     )
-    axes.set_yticks(range(count), [_label(ranked.sel(model=name)) for name in ranked.model.values])
+    axes.set_yticks(range(count), [_label(ranked.sel(model=name)) for name in ranked.model.values], parse_math=False)
     axes.invert_yaxis()
     best = ranked.isel(model=0)
     value = format_estimate(best.log_evidence.item(), best.se.item(), "nats per datum", over="")
@@ -306,7 +304,7 @@ def ranking_figure(ranked: xr.Dataset) -> "Figure":
     axes.grid(alpha=0.3, axis="x")
     if ranked.attrs["caution"]:
         figure.supxlabel(ranked.attrs["caution"], fontsize=9)
-    return literal(figure)
+    return figure
 
 
 def _label(row: xr.Dataset) -> str:

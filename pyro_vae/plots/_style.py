@@ -20,23 +20,19 @@ Limits = tuple[float, float]
 ESTIMATORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#777777"]
 
 
-def literal(figure: Figure) -> Figure:
-    """Show the texts of a figure as they are; matplotlib would parse the column ``$50% or 60%$`` as a formula.
+def literal_text(make: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Make a function draw texts as they are; matplotlib would parse the column ``$50% or 60%$`` as a formula.
 
     The labels of logarithmic axes, which are formulas, are written later, when the figure is drawn.
     """
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and "$" in text.get_text():
-            text.set_parse_math(False)
-    return figure
-
-
-def literal_text(make: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Make a function return a :func:`literal` figure."""
 
     @functools.wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        return literal(make(*args, **kwargs))
+        figure = make(*args, **kwargs)
+        for text in figure.findobj(Text):
+            if isinstance(text, Text) and "$" in text.get_text():
+                text.set_parse_math(False)
+        return figure
 
     return made
 
