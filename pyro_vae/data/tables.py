@@ -333,7 +333,8 @@ def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, li
         numbers = column.to_numpy(np.float64)
         if (numbers != np.floor(numbers)).any():
             raise DataError(
-                f"{source}: label column {name!r} contains fractions, but labels are classes; drop it, or use it as data"
+                f"{source}: label column {name!r} contains fractions, but labels are classes; drop it, or use it as "
+                "data"
             )
         if (np.abs(numbers) < 2.0**63).all():
             return column.to_numpy(np.int64), None
