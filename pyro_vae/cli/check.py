@@ -1,6 +1,7 @@
 """``pyro-vae check``: run the diagnostics of a trained VAE and write a report."""
 
 import hashlib
+import os
 import shlex
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def _interrupted_settings(arguments: Namespace) -> Namespace:
         raise SettingsError(
             f"{arguments.run} is an interrupted check with its own {changed[0]}; leave --{changed[0]} out"
         )
-    return stopped_sweep("check", arguments.run, trust=arguments.trust)
+    return stopped_sweep("check", arguments.run, arguments)
 
 
 def _free_folder(run: str) -> str:
@@ -143,9 +144,9 @@ def _head(settings: Namespace, held_out: Data, rows: int) -> dict[str, object]:
 
 def _history(folder: Path) -> xr.Dataset | None:
     path = folder / "history.nc"
-    if not path.is_file() and path.name not in dict(read_checksums(folder)):
+    if not os.path.isfile(path) and path.name not in dict(read_checksums(folder)):
         return None
     found = read_dataset(path)
-    if not is_history(found):
+    if "train_elbo" not in found or not is_history(found):
         raise DataError(f"{path}: not the history of a run (it has no ELBO by epoch); copy the run again")
     return found

@@ -1,8 +1,8 @@
 """The commands and their parsers; importing this module does not import what the commands need to run."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -96,12 +96,13 @@ def resume_settings(
     """
 
 
-def resume_sweep_settings(resume: str, *, workers: int | None = None) -> None:
+def resume_sweep_settings(resume: str, *, workers: int | None = None, cluster: str | None = None) -> None:
     """Resume a swap, or a compare over seeds, that was stopped or killed; finished trainings are not repeated.
 
     Args:
         resume: the folder of its results.
-        workers: how many trainings run at the same time; by default as many as before.
+        workers: how many trainings run at the same time; by default as many as before, and at most one per core.
+        cluster: the address of a Ray cluster to run them on; by default none.
     """
 
 
@@ -261,7 +262,7 @@ def with_named_run(flags: Sequence[str]) -> list[str]:
     command, *settings = flags
     if settings and not settings[0].startswith("-"):
         return [command, flag, *settings]
-    if len(settings) > 1 and not settings[-2].startswith("-") and Path(settings[-1]).is_dir():
+    if len(settings) > 1 and not settings[-2].startswith("-") and os.path.isdir(settings[-1]):
         return [command, flag, settings[-1], *settings[:-1]]
     return list(flags)
 

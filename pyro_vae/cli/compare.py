@@ -70,10 +70,10 @@ def run_compare(arguments: Namespace) -> int:
 def _resolve(arguments: Namespace) -> Namespace:
     """Return the settings, or those of RUN if RUN is an interrupted comparison over seeds."""
     if "resume" in arguments:
-        return stopped_sweep("compare", arguments.resume, arguments.workers, arguments.trust)
+        return stopped_sweep("compare", arguments.resume, arguments)
     if arguments.run is not None and is_sweep(arguments.run):
         _validate_no_training_settings(arguments)
-        return stopped_sweep("compare", arguments.run, trust=arguments.trust)
+        return stopped_sweep("compare", arguments.run, Namespace(trust=arguments.trust))
     return arguments
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from jsonargparse import Namespace
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.cli.auto_likelihood import settle_likelihood
 from pyro_vae.cli.build import build, first_line
@@ -25,9 +25,10 @@ from pyro_vae.core.device import seeded
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import whole
 from pyro_vae.data import Data
-from pyro_vae.data.fingerprint import Trained, overlap, row_hashes
+from pyro_vae.data.fingerprint import Trained, mostly_trained_on, overlap, row_hashes
 from pyro_vae.data.limits import read_json
 from pyro_vae.data.rows import rows_for, rows_of
+from pyro_vae.data.sources import hashes_of
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import (
     DataError,
@@ -36,11 +37,12 @@ from pyro_vae.errors import (
     printable,
 )
 from pyro_vae.train.callbacks import Callback, EarlyStopping
-from pyro_vae.train.callbacks.schedules import validate_no_plateau
+from pyro_vae.train.callbacks.schedules import try_schedule, validate_no_plateau
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.distributed.group import writes
 from pyro_vae.train.fit import Fit, fit
 from pyro_vae.train.resume import validation_hash
+from pyro_vae.train.run_state import try_step
 
 ABOUT = "run.json"
 """The file with the versions, the seed and the hash of the data."""
@@ -69,11 +71,13 @@ def validate_held_out(settings: Namespace, data: Loaded) -> None:
     Raises:
         DataError: with the number of such rows.
     """
-    if not settings.validation_data or data.stream is not None:
+    if not settings.validation_data:
         return
-    known, hashes = Trained.on(row_hashes(rows_of(data.train))), row_hashes(rows_of(data.held_out))
+    trained = row_hashes(rows_of(data.train)) if data.stream is None else hashes_of(data.stream)
+    sampled = 1.0 if data.stream is None else len(trained) / len(data.stream)
+    known, hashes = Trained.on(trained), row_hashes(rows_of(data.held_out))
     shared = overlap(known, hashes, data.held_out.row_labels)
-    if shared and np.isin(hashes, known.rows).mean() > 0.5:
+    if shared and mostly_trained_on(known, hashes, sampled):
         raise DataError(f"{settings.validation_data}: {shared}, are training data; give rows that --data does not hold")
     if shared and writes():
         print(printable(f"pyro-vae: {settings.validation_data}: {shared}, are training data"), file=sys.stderr)
@@ -97,10 +101,8 @@ def validate_training(settings: Namespace, vae: VAE, data: Loaded) -> None:
 def _validate_optimizer(optimizer: Any, vae: VAE) -> None:
     """Take a step on a copy: torch's optimizers reject settings when created, but parameters only when they step."""
     try:
-        for parameter in vae.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer(list(vae.parameters())).step()
-    except (RuntimeError, TypeError, ValueError) as error:
+        try_step(optimizer(list(vae.parameters())))
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SettingsError(f"the optimizer cannot be used ({first_line(error)}); change its settings") from error
     except OSError as error:  # torch's optimizers import its compiler, which makes a folder
         raise SettingsError(
@@ -114,7 +116,9 @@ def _validate_scheduler(made: Namespace, vae: VAE) -> None:
         optimizer = _optimizer(made)(list(vae.parameters()))
         optimizer.state_dict()  # as for a checkpoint
         validate_no_plateau(optimizer)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(optimizer, LRScheduler):
+            try_schedule(optimizer)
+    except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"the scheduler cannot be used ({first_line(error)}); change its settings") from error

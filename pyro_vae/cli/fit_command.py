@@ -1,6 +1,6 @@
 """``pyro-vae fit``: start or resume a run."""
 
-from pathlib import Path
+import os
 
 from jsonargparse import Namespace
 
@@ -71,6 +71,6 @@ def _resolve(arguments: Namespace) -> Namespace:
     for name in ("data", "validation_data", "epochs", "steps", "device"):
         if arguments[name] is not None:
             settings[name] = arguments[name]
-        elif "data" in name and settings[name] and not Path(settings[name]).exists():
+        elif "data" in name and settings[name] and not os.path.exists(settings[name]):
             raise DataError(f"{settings[name]}: no longer exists; give its new path with --{name}")
     return settings

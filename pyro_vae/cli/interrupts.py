@@ -1,5 +1,6 @@
 """Stop on SIGTERM and SIGHUP as on Ctrl-C, and print how to resume."""
 
+import os
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ def interruptible(folder: str) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            if (Path(folder) / "config.yaml").exists():
+            if os.path.exists(Path(folder) / "config.yaml"):
                 print(printable(f"pyro-vae: resume with pyro-vae fit --resume {folder}"), file=sys.stderr)
             raise
 

@@ -1,6 +1,7 @@
 """Write each finished job of a sweep or a check to its folder, so that an interrupted one can resume."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from pyro_vae.cli.checksums import validate_unchanged
 from pyro_vae.cli.commands import parser_for
 from pyro_vae.cli.run_folder import RunFolder, folder_for
 from pyro_vae.cli.saved_settings import read_settings
-from pyro_vae.cli.settings import with_absolute_paths
+from pyro_vae.cli.settings import with_absolute_paths, without
 from pyro_vae.cli.sweep import tell
 from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.limits import read_json
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.train.distributed.group import available_cores
 
 ABOUT = "sweep.json"
 """The file that marks the folder of a sweep: the command, and hashes of its data and model."""
@@ -32,17 +34,17 @@ def is_sweep(folder: str | Path) -> bool:
         >>> is_sweep("nowhere")
         False
     """
-    return (Path(folder) / ABOUT).is_file() and (Path(folder) / "config.yaml").is_file()
+    return os.path.isfile(Path(folder) / ABOUT) and os.path.isfile(Path(folder) / "config.yaml")
 
 
-def stopped_sweep(name: str, folder: str, workers: int | None = None, trust: str | None = None) -> Namespace:
+def stopped_sweep(name: str, folder: str, given: Namespace) -> Namespace:
     """Read the settings of a sweep that resumes.
 
     Args:
         name: the name of the command.
         folder: the folder of the sweep.
-        workers: a new number of workers; by default that of the sweep.
-        trust: the user's own packages and folders that the settings may name.
+        given: the flags: ``trust``, ``cluster``, which no folder names, and ``workers``, by default as many as before,
+            but at most one per core.
 
     Raises:
         DataError: if the folder is not of a sweep of this command, or its settings are damaged.
@@ -52,10 +54,11 @@ def stopped_sweep(name: str, folder: str, workers: int | None = None, trust: str
         raise DataError(f"{folder}: holds no {ABOUT}; give the folder of an interrupted pyro-vae {name}")
     if (other := _about(Path(folder))["command"]) != name:
         raise DataError(f"{folder}: was written by pyro-vae {other}; resume with pyro-vae {other} {folder}")
-    settings = read_settings(config, parser_for(name), trust)
+    settings = read_settings(config, parser_for(name), given.trust)
     settings.out = str(folder)
-    if workers:
-        settings.workers = workers
+    if "workers" in settings:
+        settings.cluster = given.get("cluster")
+        settings.workers = given.get("workers") or min(settings.workers, available_cores())
     return settings
 
 
@@ -140,12 +143,12 @@ class KeptJobs:
 
     def write_settings(self) -> None:
         """Write the settings, from which the sweep can be resumed or repeated."""
-        self.run.text("config.yaml", parser_for(self.name).dump(with_absolute_paths(self.settings)))
+        self.run.text("config.yaml", parser_for(self.name).dump(without(with_absolute_paths(self.settings), "cluster")))
 
     def path(self, place: str, file: str) -> Path | None:
         """Return a file of a finished job, or None if the job is not finished."""
         path = self.run.path / place / file
-        if not path.is_file():
+        if not os.path.isfile(path):
             return None
         validate_unchanged(path)
         return path

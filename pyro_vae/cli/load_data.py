@@ -1,5 +1,6 @@
 """Load the data that a command trains or evaluates on."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,9 @@ def streamed(path: Path) -> bool:
         >>> streamed(Path("nowhere.npy"))
         False
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return is_zarr(path) or bool(parquet_fragments(path))
-    return path.suffix.lower() in (".npy", ".parquet") and path.is_file() and path.stat().st_size > STREAMED_BYTES
+    return path.suffix.lower() in (".npy", ".parquet") and os.path.isfile(path) and path.stat().st_size > STREAMED_BYTES
 
 
 def load_data(settings: Namespace) -> Loaded:

@@ -102,7 +102,7 @@ def _validate_configs(flags: Sequence[str]) -> None:
     configs = [value for flag, value in itertools.pairwise([*flags, ""]) if flag == "--config"]
     configs += [flag.removeprefix("--config=") for flag in flags if flag.startswith("--config=")]
     for config in map(Path, configs):
-        if (config.parent / "SHA256SUMS").exists():
+        if os.path.exists(config.parent / "SHA256SUMS"):
             from pyro_vae.cli.saved_settings import read_text, validate_settings
 
             validate_settings(config, read_text(config), advice=f"copy {config.name} to another folder, to allow")

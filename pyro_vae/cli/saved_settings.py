@@ -24,6 +24,10 @@ MOST_BITS = 64
 """The size of the largest integer in settings, in bits; Python refuses to print integers of more than 4,300 digits."""
 
 
+LONGEST_NUMBER, NUMBERS = 1000, frozenset("0123456789abcdefABCDEFxo_+-.: \t\n")
+"""The longest number in settings, and the characters of numbers; YAML takes ``1:1:1…`` for one of base 60, slowly."""
+
+
 def read_settings(config: Path, parser: ArgumentParser, trust: str | None = None) -> Namespace:
     """Read the settings of a run folder; they are validated before any class that they name is imported.
 
@@ -119,6 +123,8 @@ def _validate_counts(path: Path, text: str) -> None:
             levels[-1][1] += sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
             levels[-1][1] += 1
+            if len(event.value) > LONGEST_NUMBER and NUMBERS.issuperset(event.value):
+                raise DataError(f"{path}: has a number of more than {LONGEST_NUMBER:,} characters; give a smaller one")
         if len(levels) > DEEPEST or levels[-1][1] > MOST_VALUES:
             raise DataError(
                 f"{path}: has more than {MOST_VALUES:,} values or {DEEPEST} levels, too many for settings; shorten it"

@@ -50,7 +50,7 @@ class Trained:
 def run_swap(arguments: Namespace) -> int:
     """Train every combination of components, and rank them by held-out evidence."""
     resumes = "resume" in arguments
-    settings = stopped_sweep("swap", arguments.resume, arguments.workers, arguments.trust) if resumes else arguments
+    settings = stopped_sweep("swap", arguments.resume, arguments) if resumes else arguments
     validate_particles(settings.particles)
     seeds = seeds_of(settings)
     data = load_data(settings)

@@ -1,5 +1,7 @@
 """Validate the settings of a run folder before any class that they name is imported, so that no code of it runs."""
 
+import inspect
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -12,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.errors import SettingsError
 from pyro_vae.train.callbacks import Callback
 from pyro_vae.train.checkpoint.rebuild import FUNCTIONS, is_under, part_called
@@ -25,8 +28,8 @@ KINDS = nn.Module, ELBO, Optimizer, LRScheduler, Callback
 PLAIN = str, int, float, bool, Path, NoneType, Ellipsis
 """Types of settings that never import a class."""
 
-NEVER_SAVED = "config", "trust"
-"""Settings that are never written to a run folder."""
+NEVER_SAVED = "config", "trust", "cluster"
+"""Settings that are never written to a run folder: a cluster is an address that this library connects to."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,14 @@ class Trust:
         """
         if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
             raise SettingsError(f"{self.config}: not a table of settings, as a run writes it; copy the run again")
-        if odd := next((name for name in settings if name in NEVER_SAVED or not name.isidentifier()), None):
+        if odd := next(
+            (
+                name
+                for name in settings
+                if (name in NEVER_SAVED and settings[name] is not None) or not name.isidentifier()
+            ),
+            None,
+        ):
             raise SettingsError(f"{self.config}: {odd!r} is not a setting of a run; copy the run again")
         self._validate_arguments(settings, hints, "", writes=False)
 
@@ -101,13 +111,30 @@ class Trust:
             return FUNCTIONS.get(path)
         if is_under(path, tuple(self.trusted)):
             self._validate_place(path)
-            return None
+            return self._own_part(path, where)
         module, _, name = path.rpartition(".")
         found = part_called(module, name) if is_under(module, PACKAGES) else None
         if not (isinstance(found, type) and issubclass(found, KINDS) and is_under(found.__module__, PACKAGES)):
             raise SettingsError(
                 f"{self.config}: the setting {where} names {path}, which is not a class of pyro_vae, torch or zuko for "
                 f"VAEs or training; if it is your own and you trust it, {self.advice} {path.split('.')[0]}"
+            )
+        return found
+
+    def _own_part(self, path: str, where: str) -> Any:
+        """Import a class or function of a trusted package; what the package itself imports is not part of it."""
+        try:
+            found = pkgutil.resolve_name(path)
+        except Exception as error:  # a user's package may raise anything
+            raise SettingsError(
+                f"{self.config}: the setting {where} names {path}, which cannot be imported ({in_a_line(error)}); "
+                "install the package, or correct the setting"
+            ) from error
+        is_part = inspect.isfunction(found) or (isinstance(found, type) and issubclass(found, KINDS))
+        if not (is_part and is_under(found.__module__, tuple(self.trusted))):
+            raise SettingsError(
+                f"{self.config}: the setting {where} names {path}, which is not a class for VAEs or training that a "
+                "trusted package defines; name the class by the module that defines it"
             )
         return found
 
@@ -165,5 +192,5 @@ def _hints_of(cls: Any) -> dict[str, Any]:
         return {}
     try:
         return get_type_hints(cls.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):
+    except Exception:  # the annotations of a user's class may raise anything
         return {}

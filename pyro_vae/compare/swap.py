@@ -292,7 +292,7 @@ def ranking_figure(ranked: xr.Dataset) -> "Figure":
     axes.errorbar(
         ranked.difference, range(count), xerr=2 * ranked.difference_se, fmt="o", color="#0072B2", capsize=4, ms=6
     )
-    axes.set_yticks(range(count), [_label(ranked.sel(model=name)) for name in ranked.model.values])
+    axes.set_yticks(range(count), [_label(ranked.sel(model=name)) for name in ranked.model.values], parse_math=False)
     axes.invert_yaxis()
     best = ranked.isel(model=0)
     value = format_estimate(best.log_evidence.item(), best.se.item(), "nats per datum", over="")

@@ -29,8 +29,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     try:
         chosen = torch.device(device)
         torch.zeros((), device=chosen).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(" device type at start")[0]
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(" device type at start")[0]
         raise SettingsError(f"device {device} is not available ({reason}); use auto or cpu") from error
     return chosen
 

@@ -156,9 +156,11 @@ class Trained:
             rows = np.frombuffer(base64.b64decode(known["rows"]), dtype="<u8").astype(np.uint64)
             columns, categories = known.get("columns"), known.get("categories") or {}
             context = known.get("context_columns")
-            validate_names(columns or [], context or [], *categories.values())
-            return cls(rows, float(known["twins"]), frozenset(known["whole"]), columns, categories, context)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            validate_names(known["whole"], columns or [], context or [], *categories.values())
+            if not 0 <= (twins := float(known["twins"])) <= 1:
+                raise ValueError(f"the share of duplicate rows is {twins}")
+            return cls(rows, twins, frozenset(known["whole"]), columns, categories, context)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DataError(f"the fingerprint of the training data is damaged ({error}); copy the run again") from error
 
 
@@ -169,7 +171,7 @@ def validate_names(*lists: Any) -> None:
         ValueError: if one is not.
     """
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise ValueError("the names of its columns are not text")
+        raise ValueError("its names are not text")
 
 
 def trained_on(vae: "Amortized", hashes: np.ndarray, labels: np.ndarray | None = None) -> str:
@@ -214,6 +216,23 @@ def overlap(known: Trained, hashes: np.ndarray, labels: np.ndarray | None = None
     first = int(matches.argmax())
     which = f"{first}, counted from 0" if labels is None else f"{labels[first]}"
     return f"{count} of {among} (the first is row {which})"
+
+
+def mostly_trained_on(known: Trained, hashes: np.ndarray, sampled: float = 1.0) -> bool:
+    """Return whether most of the rows of data are training data.
+
+    Args:
+        known: the fingerprint of the training data, or of a sample of their rows.
+        hashes: the hashes of the data, from :func:`row_hashes`.
+        sampled: the share of the training data in the sample; below 1, fewer than 5 equal rows are not enough.
+
+    Example:
+        >>> rows = row_hashes(Rows(torch.arange(8.0)[:, None]))
+        >>> mostly_trained_on(Trained.on(rows), rows[:5]), mostly_trained_on(Trained.on(rows[:4]), rows, 0.5)
+        (True, False)
+    """
+    count = int(np.isin(hashes, known.rows).sum())
+    return count > sampled * len(hashes) / 2 and (sampled == 1 or count >= 5)
 
 
 def validate_not_trained_on(

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -96,9 +97,9 @@ def load(
         return from_memory(source, options)
     path = Path(source)
     try:
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"{path}: no such file; give the path of a data file")
-        if path.is_dir():
+        if os.path.isdir(path):
             options.validate_unused(str(path), **of_text, **options.of_tables())
             return _load_folder(path)
         if path.stat().st_size == 0:
@@ -151,7 +152,7 @@ def load_held_out(path: str | Path) -> Data | None:
         True
     """
     path = Path(path)
-    return _load_mnist_folder(path, "t10k") if path.is_dir() and _find(path, "t10k-images") else None
+    return _load_mnist_folder(path, "t10k") if os.path.isdir(path) and _find(path, "t10k-images") else None
 
 
 def _reader(path: Path) -> Callable[[Path, Options], Data]:
@@ -367,7 +368,7 @@ def _sibling_labels(images: Path) -> Path | None:
 
 
 def _find(folder: Path, prefix: str) -> Path | None:
-    return next((p for p in sorted(folder.glob(prefix + "*")) if "idx" in p.name and p.is_file()), None)
+    return next((p for p in sorted(folder.glob(prefix + "*")) if "idx" in p.name and os.path.isfile(p)), None)
 
 
 def _load_folder(folder: Path) -> Data:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -198,7 +199,17 @@ def is_history(found: Any) -> bool:
         >>> is_history(xr.Dataset({"train_elbo": ("epoch", [1.0])})), is_history(xr.Dataset())
         (True, False)
     """
-    return isinstance(found, xr.Dataset) and "epoch" in found.sizes and bool({"train_elbo", "value"} & set(found))
+    if not isinstance(found, xr.Dataset) or "epoch" not in found.sizes or not {"train_elbo", "value"} & {*found}:
+        return False
+    columns = {"train_elbo", "validation_elbo", "validation_below_best", "validation_below_best_se"}
+    known = columns & {*found}
+    kept = found.attrs.get("weights_epoch", 0)
+    return (
+        all(found[name].dims == ("epoch",) and found[name].dtype.kind in "fiu" for name in known)
+        and ("validation_below_best" not in known or known == columns)
+        and found.epoch.dtype.kind in "iu"
+        and isinstance(kept, int | np.integer)
+    )
 
 
 def _validate_history(history: Any) -> None:

@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_vae.core.format import format_estimate, format_p
-from pyro_vae.plots._style import BLUE, GREY, ORANGE
+from pyro_vae.plots._style import BLUE, GREY, ORANGE, literal_text
 
 SHOWN = 12
 """The largest number of quantities to draw, those with the smallest p-values."""
 
 
+@literal_text
 def sbc(found: xr.Dataset) -> Figure:
     """Draw the ECDF of each quantity's ranks minus that of uniform ranks, with the band of an exact guide.
 
@@ -68,6 +69,7 @@ def _difference(axes: Axes, one: xr.Dataset) -> None:
     axes.grid(alpha=0.3)
 
 
+@literal_text
 def coverage(found: xr.Dataset) -> Figure:
     """Draw the coverage of q's central intervals, and its difference from their levels, with two standard errors.
 
@@ -108,6 +110,7 @@ def coverage(found: xr.Dataset) -> Figure:
     return figure
 
 
+@literal_text
 def reliability(found: xr.Dataset) -> Figure:
     """Draw how often predicted classes are right, against their probability, with two standard errors.
 
@@ -141,6 +144,7 @@ def reliability(found: xr.Dataset) -> Figure:
     return figure
 
 
+@literal_text
 def predictive_check(found: xr.Dataset) -> Figure:
     """Draw each statistic of the data against those of replicated data sets.
 

@@ -11,9 +11,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from pyro_vae.compare.seeds import drawn, validate_not_stacked
 from pyro_vae.errors import SettingsError
-from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE
+from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, MARKERS, ORANGE, literal_text
 
 
+@literal_text
 def elbos_by_datum(comparison: xr.Dataset) -> Figure:
     """Draw each estimator's ELBO of each datum against the hand-derived (or the first) one, and the differences.
 
@@ -65,6 +66,7 @@ def _differences(axes: Axes, by_hand: np.ndarray, difference: np.ndarray, name: 
     axes.set_title(f"{name}\nat most {largest:.2g} nats", fontsize=10)
 
 
+@literal_text
 def compare(comparison: xr.Dataset) -> Figure:
     """Draw each estimator's bound by its number of particles, and its gradient's signal-to-noise by the step time.
 

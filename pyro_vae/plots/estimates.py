@@ -5,7 +5,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from pyro_vae.errors import SettingsError
-from pyro_vae.plots._style import BLUE, GREY
+from pyro_vae.plots._style import BLUE, GREY, literal_text
 
 MOST_LABELS = 12
 """The largest number of points with a label for each; more are numbered."""
@@ -24,6 +24,7 @@ def with_errors(found: xr.Dataset) -> list[str]:
     return [str(name) for name in found.data_vars if f"{name}_se" in found and found[name].ndim == 1]
 
 
+@literal_text
 def estimates(found: xr.Dataset) -> Figure:
     """Draw each estimate that has a standard error, one panel per variable.
 

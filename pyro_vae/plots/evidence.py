@@ -9,9 +9,10 @@ from matplotlib.ticker import MaxNLocator
 
 from pyro_vae.core.format import format_estimate
 from pyro_vae.evidence.judge import CLOSE_ENOUGH
-from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE
+from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, literal_text
 
 
+@literal_text
 def models(comparison: pd.DataFrame) -> Figure:
     """Draw each model's difference from the best model, with two standard errors of the paired difference.
 
@@ -62,6 +63,7 @@ def _label(name: object, row: pd.Series) -> str:
     return f"{name}\n({row.diag_elpd})" if row.diag_elpd else str(name)
 
 
+@literal_text
 def bdmc(found: xr.Dataset) -> Figure:
     """Draw the bounds on log p(x) of each simulated datum, minus their middle, and their mean gap.
 

@@ -9,12 +9,13 @@ from matplotlib.ticker import NullFormatter
 from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.diagnose.gaps import mean_gap, optimizer_converged
-from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE
+from pyro_vae.plots._style import BLUE, ESTIMATORS, GREEN, GREY, ORANGE, literal_text
 
 WIDE = 20
 """The ratio of the largest gap to the median above which the axis is logarithmic beyond the threshold for bad."""
 
 
+@literal_text
 def gaps(found: xr.Dataset) -> Figure:
     """Draw the inference gaps: their means with errors and thresholds, and those of each datum.
 
@@ -95,6 +96,7 @@ def _by_datum(axes: Axes, found: xr.Dataset, most: int = 80) -> None:
 
 
 @takes_settings
+@literal_text
 def nuts(found: xr.Dataset, *, data: int = 3, latents: int = 4) -> Figure:
     """Draw the marginals of q and of NUTS with their distance, for the data and latents that are farthest off.
 
@@ -141,6 +143,7 @@ def _marginal(axes: Axes, one: xr.Dataset, limits: dict[str, float]) -> None:
     axes.set_yticks([])
 
 
+@literal_text
 def converged(found: xr.Dataset) -> Figure:
     """Draw the ELBO after each epoch with the trend of the last ones, and R̂ of all recorded quantities.
 

@@ -12,10 +12,11 @@ from pyro_vae.core.format import format_estimate
 from pyro_vae.core.validation import takes_settings
 from pyro_vae.data.rows import rows_of
 from pyro_vae.errors import SettingsError
-from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, Limits, describe_limits, draw_image
+from pyro_vae.plots._style import BLUE, GREEN, GREY, ORANGE, Limits, describe_limits, draw_image, literal_text
 
 
 @takes_settings
+@literal_text
 def khat(
     found: xr.Dataset,
     *,
@@ -125,6 +126,7 @@ def _thresholds(draw: Any, found: xr.Dataset) -> None:
     draw(found.attrs["bad_above"], color=ORANGE, ls=":", lw=1.6, label=f"bad above {found.attrs['bad_above']:g}")
 
 
+@literal_text
 def collapse(found: xr.Dataset) -> Figure:
     """Draw the KL of each latent, the active latents, and the decomposition of the mean KL.
 

@@ -20,12 +20,13 @@ from pyro_vae.data.tables import given_names
 from pyro_vae.data.values import as_tensor
 from pyro_vae.diagnose.datatree import from_the_prior
 from pyro_vae.errors import printable
-from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits, describe_limits, draw_image
+from pyro_vae.plots._style import BLUE, CLASSES, MARKERS, ORANGE, Limits, describe_limits, draw_image, literal_text
 
 NAMED = 40
 """The largest number of columns with names along an axis; more are numbered."""
 
 
+@literal_text
 def history(data: xr.Dataset) -> Figure:
     """Draw the training and validation ELBO after each epoch, with two standard errors.
 
@@ -62,6 +63,7 @@ def _last(data: xr.Dataset, name: str) -> str:
 
 @torch.no_grad()
 @takes_settings
+@literal_text
 def reconstructions(
     vae: VAE,
     x: Any,
@@ -100,6 +102,7 @@ def reconstructions(
 
 @torch.no_grad()
 @takes_settings
+@literal_text
 def prior_samples(
     vae: VAE,
     *,
@@ -180,6 +183,7 @@ def _lines(rows: dict[str, np.ndarray], title: str, units: str, columns: Sequenc
 
 
 @torch.no_grad()
+@literal_text
 def latent_space(vae: VAE, x: Any, *, labels: Tensor | None = None) -> Figure:
     """Draw the posterior means of data, or their first two principal components if there are more latents.
 

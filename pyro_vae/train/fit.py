@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyro
 import torch
 import xarray as xr
@@ -25,7 +26,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.core.signals import deliver_again, ending_signals
 from pyro_vae.core.traces import Loss
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.fingerprint import Trained, data_hash
+from pyro_vae.data.fingerprint import Trained, data_hash, mostly_trained_on, overlap, row_hashes
 from pyro_vae.data.repeats import warn_of_too_small_errors
 from pyro_vae.data.rows import data_like, rows_for
 from pyro_vae.data.sources import Source, hashes_of, source_of
@@ -306,6 +307,8 @@ def _fit(
         torch.enable_grad(),
     ):
         named = {name: getattr(source, name, None) for name in ("columns", "categories", "context_columns")}
+        if shared := _shared(hashes, len(source), validation):
+            bar.say(f"validation data: {shared}, are training data; the validation ELBO is not that of new data")
         vae.trained_on = Trained.on(hashes, vae.trained_on, **named)
         run.folder = journal.saved.run if journal.saved is not None else None
         journal.find(run, bar.say)
@@ -316,6 +319,14 @@ def _fit(
         warn_of_limits(vae, run.watched["train"])
         warn_of_narrow_likelihoods(vae, run.watched["train"], source.columns)
     return Fit(vae, run.history(), describe_device(chosen), run.ending.is_set() and not run.stopped)
+
+
+def _shared(hashes: np.ndarray, size: int, validation: Rows | None) -> str:
+    """Describe the validation data that are training data, if most are."""
+    if validation is None:
+        return ""
+    known, new = Trained.on(hashes), row_hashes(validation)
+    return overlap(known, new) if mostly_trained_on(known, new, len(hashes) / size) else ""
 
 
 def _validate_same_data(run: Run) -> None:

@@ -1,25 +1,28 @@
 """Write the checkpoints of a run, and resume the run from them if its settings are unchanged."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pyro.infer import ELBO
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import __about__
+from pyro_vae.core.compatibility import in_a_line
 from pyro_vae.core.traces import Loss, TensorELBO, particles_of
-from pyro_vae.data.fingerprint import Trained, data_hash, row_hashes
+from pyro_vae.data.fingerprint import data_hash, row_hashes
 from pyro_vae.data.streams.base import Streamed
 from pyro_vae.errors import DataError, OutputError, PyroVAEError, SettingsError
 from pyro_vae.train.callbacks.base import describe_arguments, describe_value
 from pyro_vae.train.checkpoint.describe import describe_again, describe_vae
 from pyro_vae.train.checkpoint.rotation import Checkpoints
-from pyro_vae.train.checkpoint.save_load import VAE_KEY, validate_weights
+from pyro_vae.train.checkpoint.save_load import VAE_KEY, read_trained_on, validate_weights
 from pyro_vae.train.checkpoint.tensor_file import encode, make_folder
 from pyro_vae.train.distributed.group import ALONE, Group
 from pyro_vae.train.divergence_report import broken_weights
@@ -55,12 +58,12 @@ class Journal:
             raise SettingsError(f"resume is {resume}, but checkpoints go to {self.saved.run}; use the same folder")
         self.written, self.group = (-1, 0), group
         self.begun_with: dict[str, Any] = {}
-        self.found: tuple[int, Any, dict[str, Any]] | None = None
+        self.found: tuple[Path, Any, dict[str, Any]] | None = None
         self._held = ExitStack()
 
     def __enter__(self) -> "Journal":
         if self.saved is not None and self.group.first:
-            if self.resumes and not self.saved.run.is_dir():
+            if self.resumes and not os.path.isdir(self.saved.run):
                 raise DataError(f"{self.saved.run}: not a folder, so there is no run to resume; pass a run folder")
             make_folder(self.saved.run)
             self._held.enter_context(self.saved.locked())
@@ -91,18 +94,19 @@ class Journal:
                 f"{self.saved.run}: already holds checkpoints of a run; resume it with resume=, or choose another "
                 "folder"
             )
-        _, tree, about = self.found
+        path, tree, about = self.found
         if about.get("state") != STATE:
             raise DataError(
                 f"{self.saved.run} was started by an earlier pyro-vae and cannot be resumed by this version; load its "
                 "weights with pyro_vae.load, and train them in a new run"
             )
         own = {name: run.attributes[name] for name in MUST_AGREE}
-        _validate_settings({**about, **about["begun_with"]}, {**own, **self.begun_with}, self.saved.run)
-        _tell_other_versions(run, about, self.saved.run, say)
-        validate_weights(run.vae, tree["weights"], self.saved.run)
-        _validate_parts(self.described, tree[VAE_KEY], self.saved.run)
-        _validate_callbacks(run, tree)
+        with _refusing_damage(path):
+            _validate_settings({**about, **about["begun_with"]}, {**own, **self.begun_with}, self.saved.run)
+            _tell_other_versions(run, about, self.saved.run, say)
+            validate_weights(run.vae, tree["weights"], self.saved.run)
+            _validate_parts(self.described, tree[VAE_KEY], self.saved.run)
+            _validate_callbacks(run, tree)
 
     def begin(self, run: Run) -> None:
         """Resume from the checkpoint that was found.
@@ -115,30 +119,36 @@ class Journal:
         callbacks = {"callbacks": _callbacks(run)}  # known only after their start, where Schedule makes its scheduler
         self.begun_with |= callbacks
         if self.found is not None:
-            _validate_settings(self.found[2]["begun_with"], callbacks, self.saved.run)
+            with _refusing_damage(self.found[0]):
+                _validate_settings(self.found[2]["begun_with"], callbacks, self.saved.run)
         encode(run.state())  # fail now, not at the first checkpoint minutes later
         run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
         if self.found is None:
             return
-        step, tree, about = self.found
+        path, tree, about = self.found
         self.found = None  # free the memory: the run now holds the state
-        if known := about["trained_on"]:
-            run.vae.trained_on = Trained.from_text(known)
-        run.resume(tree)
-        self.written = step, run.rollbacks
-        run.say(f"Resuming from step {step} of {self.saved.run}")
+        run.vae.trained_on = read_trained_on(about, path) or run.vae.trained_on
+        with _refusing_damage(path):
+            if tree["progress"]["step"] != about["step"]:
+                raise ValueError(f"it holds the state of step {tree['progress']['step']}")
+            if tree["good"] is not None:
+                validate_weights(run.vae, tree["good"]["weights"], path)
+            run.resume(tree)
+        self.written = run.step, run.rollbacks
+        run.say(f"Resuming from step {run.step} of {self.saved.run}")
         if (then := about.get("processes")) != run.ranks:
             run.say(f"resuming with {run.ranks} processes (started with {then}): the random draws will differ")
 
-    def _newest(self) -> tuple[int, Any, dict[str, Any]] | None:
+    def _newest(self) -> tuple[Path, Any, dict[str, Any]] | None:
         """Read the newest checkpoint on the first process, for all."""
         found = None
         with self.group.raise_together(PyroVAEError):
-            if self.saved is not None and self.group.first and (whole := self.saved.newest()) is not None:
-                found = whole[:3]
+            if self.saved is not None and self.group.first and (newest := self.saved.newest()) is not None:
+                _, tree, about, path = newest
+                found = path, tree, about
         found = self.group.broadcast(found)
         if found is not None and self.saved is not None:
-            self.saved.written(found[0])
+            self.saved.written(found[2]["step"])
         return found
 
     def write_if_due(self, run: Run) -> None:
@@ -164,6 +174,20 @@ class Journal:
                 self.saved.write(run.step, {**state, VAE_KEY: described}, {**run.attributes, **about})
         self.saved.written(run.step)
         self.written = now
+
+
+@contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    """Raise a DataError that names the checkpoint, if its state is not of a training of this VAE."""
+    try:
+        yield
+    except (PyroVAEError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: the state of the training is damaged, or not of this VAE ({in_a_line(error)}); delete it to "
+            "resume from the checkpoint before it, or train anew"
+        ) from error
 
 
 def validation_hash(run: Run) -> str:
@@ -222,7 +246,7 @@ def _callbacks(run: Run) -> dict[str, Any]:
 
 def _validate_parts(now: Any, then: Any, folder: Any) -> None:
     """Raise if a VAE has other components, or other settings of them, even where its weights have the same shapes."""
-    if then is not None and now is not None and (other := _other(then["made"], now["made"], "vae")):
+    if then is not None and (other := _other(then["made"], (now or then)["made"], "vae")):
         raise SettingsError(f"{folder} was started with {other}; resume it with the original VAE")
 
 

@@ -30,7 +30,7 @@ from pyro_vae.train.distributed.group import ALONE, Group
 from pyro_vae.train.divergence_report import broken_weights, origin
 from pyro_vae.train.overfitting import fall_of_validation, judge_overfitting
 from pyro_vae.train.recovery import NotFiniteError, recover
-from pyro_vae.train.run_state import copied, restore, state_of
+from pyro_vae.train.run_state import copied, restore, state_of, try_step, validate_state
 
 CheckpointHook = Callable[["Run"], None]
 """A function that is called after every few steps and may write a checkpoint."""
@@ -312,6 +312,12 @@ class Run:
 
     def resume(self, tree: Tree) -> None:
         """Resume from the state of an earlier process, with the same engine."""
+        try_step(self.optimizer)
+        for state in (tree, tree["good"]):
+            if state is not None:
+                validate_state(self, state)
+                self.load(state)
+                try_step(self.optimizer)
         self.load(tree)
         rows = self.source.head(self.batch_size).like(self.vae)
         if self.stepping.load(tree["engine"], rows):

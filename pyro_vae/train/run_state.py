@@ -1,6 +1,7 @@
 """Collect the state of a training run as a tree, and restore it in place."""
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,6 +66,73 @@ def restore(run: "Run", tree: Tree) -> None:
     for callback, (_, state) in zip(run.stateful_callbacks, tree["callbacks"], strict=True):
         callback.load(state)
     run.stepping.refresh()
+
+
+def validate_state(run: "Run", tree: Tree) -> None:
+    """Validate the numbers of a state that restoring would take as they are.
+
+    Raises:
+        ArithmeticError, AttributeError, KeyError, TypeError, ValueError: if one is not of a state of this run.
+    """
+    progress = tree["progress"]
+    step, seen, best = progress["step"], progress["seen"], progress.get("best")
+    _validate(type(step) is int and 0 <= step < 2**62, "step", step)
+    _validate(type(seen) is int and 0 <= seen <= len(run.source), "rows seen", seen)
+    for name in ("total", "seconds"):
+        _validate(math.isfinite(progress[name]), name, progress[name])
+    _validate(isinstance(progress["stopped"], str), "stopped", progress["stopped"])
+    for row in progress["epochs"]:
+        _validate({"objective", "seconds", "step"} <= row.keys(), "row of the history", row)
+        _validate(all(isinstance(number, int | float) for number in row.values()), "row of the history", row)
+        int(row["step"])
+    watched = [*progress["values"].items(), *([("validation", best[1])] if best else [])]
+    for name, values in watched:
+        _validate(values.shape == (len(run.watched[name].x),), f"ELBO of the {name} data", values)
+    _validate(not best or (type(best[0]) is int and len(best) == 2), "best epoch", best)
+    buffers = unsaved(run.vae)
+    _validate(tree["buffers"].keys() == buffers.keys(), "list of buffers", [*tree["buffers"]])
+    for name, value in tree["buffers"].items():
+        _validate(value.shape == buffers[name].shape and not value.isnan().any(), f"buffer {name}", value)
+    _validate_optimizer(tree["optimizer"], run.optimizer.state_dict())
+
+
+def _validate_optimizer(tree: Tree, now: Tree) -> None:
+    """Validate the state of an optimizer against one that took a step: torch's fused steps read it without checks."""
+    for then, group in zip(tree["param_groups"], now["param_groups"], strict=True):
+        _validate(then.keys() == group.keys() and then["params"] == group["params"], "optimizer", [*then])
+        _validate(0 <= float(then["lr"]) < math.inf, "learning rate", then["lr"])
+        for name, value in group.items():
+            if value is None or isinstance(value, bool | str):
+                _validate(type(then[name]) is type(value) and then[name] == value, f"setting {name}", then[name])
+    for number, values in tree["state"].items():
+        for name, value in now["state"].get(number, {}).items():
+            then = values[name]
+            _validate(type(then) is type(value), f"state {name} of the optimizer", then)
+            if isinstance(value, Tensor):
+                same = (then.shape, then.dtype) == (value.shape, value.dtype)
+                _validate(same and not then.isnan().any(), f"state {name} of the optimizer", then)
+
+
+def _validate(is_right: bool, name: str, value: object) -> None:
+    if not is_right:
+        raise ValueError(f"its {name} is {str(value)[:80]}")
+
+
+def try_step(optimizer: Optimizer) -> None:
+    """Take a step of no gradient, whose effects the caller must undo: an optimizer reads its state only in a step.
+
+    Raises:
+        ValueError: if a parameter is not finite afterwards.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    gradients = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise ValueError("a step of its optimizer gives numbers that are not finite")
 
 
 def _changed(tensors: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:

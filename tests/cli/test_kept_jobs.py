@@ -18,8 +18,8 @@ from pyro_vae.cli import check as cli_check
 from pyro_vae.cli import compare as cli_compare
 from pyro_vae.cli import main
 from pyro_vae.cli import swap as cli_swap
-from pyro_vae.cli.checksums import read_checksums
-from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of
+from pyro_vae.cli.checksums import compute_checksum, read_checksums, record_checksum
+from pyro_vae.cli.kept_jobs import KeptJobs, is_sweep, places_of, stopped_sweep
 from pyro_vae.cli.load_data import load_data
 from pyro_vae.cli.load_run import trained_run
 from pyro_vae.cli.run_folder import RunFolder
@@ -27,6 +27,7 @@ from pyro_vae.cli.settings import command, swap_settings
 from pyro_vae.diagnose import DIAGNOSTICS
 from pyro_vae.diagnose import check as diagnose_check
 from pyro_vae.errors import DataError
+from pyro_vae.train.distributed.group import available_cores
 
 FAST = ["--data", "data.npy", "--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "16"]
 FAST += ["--engine", "eager", "--device", "cpu"]
@@ -141,6 +142,27 @@ def test_a_sweep_goes_on_with_its_own_data_and_command_only(folder, monkeypatch,
     assert "cut was started with other data; resume with the same data" in capsys.readouterr().err
     assert main(["swap", "nowhere"]) == 2
     assert "nowhere: holds no sweep.json; give the folder of an interrupted pyro-vae swap" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["swap", "cut"], ["swap", "--config", "cut/config.yaml"]])
+def test_a_folder_names_no_cluster_and_no_more_workers_than_cores(flags, folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        counted(patch, cli_swap, dies_at=2)
+        with pytest.raises(SystemExit):
+            main([*SWAP, "--workers", "1", "--out", "cut"])
+    config, connected = Path("cut/config.yaml"), []
+    assert "cluster:" not in config.read_text()
+    monkeypatch.setattr("pyro_vae.cli.sweep._cluster", connected.append)
+    for wrong in ("cluster: ray://evil.example:10001", "workers: 1000000"):
+        changed = [line for line in config.read_text().splitlines() if line.split(":")[0] not in ("workers", "cluster")]
+        config.write_text("\n".join([*changed, wrong, ""]))
+        record_checksum(Path("cut"), "config.yaml", compute_checksum(config))
+        if "cluster" in wrong:
+            assert main(flags) == 2
+            assert "config.yaml: 'cluster' is not a setting of a run" in capsys.readouterr().err
+        else:
+            assert stopped_sweep("swap", "cut", Namespace(trust=None)).workers == available_cores()
+    assert not connected
 
 
 def test_the_best_is_named_with_those_that_are_not_told_apart_from_it():

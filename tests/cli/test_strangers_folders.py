@@ -1,5 +1,6 @@
 """Run folders from strangers: nothing in them is run, nothing grows, nothing outside them is read or written."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import yaml
 
 import pyro_vae as pv
@@ -88,6 +90,7 @@ NAMED = {
     "YAML in a string": {"prior": "{class_path: os.system}"},
     "a setting within a setting": {"prior.class_path": "os.system"},
     "another file of settings": {"config": "/etc/passwd"},
+    "a cluster to connect to": {"cluster": "ray://evil.example:10001"},
     "trust in itself": {"trust": "runs", "prior": of_class("runs.stranger.payload.Own")},
     "another folder to write to": {"callbacks": [of_class("pyro_vae.callbacks.TensorBoard", folder="/tmp/elsewhere")]},
     "no class at all": {"prior": {"class_path": 3}},
@@ -150,6 +153,31 @@ def test_trust_names_a_package_of_ones_own_but_none_below_the_run_folder(run, ca
     assert main(["sample", str(run), "--n", "2", "--trust", "trusted_package,logs"]) == 0
 
 
+IMPORTED = "import json, os\n\nimport torch\nfrom pyro_vae.errors import DataError\n\n" + OWN
+PLACES = "prior", "likelihood", "posterior", "optimizer", "scheduler", "elbo", "callbacks"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("path", ["torch.load", "os.abort", "os.getcwd", "json.JSONDecoder", "DataError", "os", "no"])
+def test_what_a_trusted_package_imports_is_not_trusted(place, path, run, capsys, monkeypatch):
+    Path("mine_of_imports.py").write_text(IMPORTED)
+    torch.save(EvilPickle(), run / "evil")
+    monkeypatch.chdir(run)
+    monkeypatch.syspath_prepend(str(Path("../..").resolve()))
+    named = of_class(f"mine_of_imports.{path}", **({"f": "evil", "weights_only": False} if "load" in path else {}))
+    with_settings(Path(), **{place: [named] if place == "callbacks" else named})
+    told = refused(capsys, ["fit", "--resume", ".", "--epochs", "2", "--trust", "mine_of_imports"])
+    assert f"names mine_of_imports.{path}, which" in told
+    assert not Path("OPENED").exists()
+
+
+class EvilPickle:
+    """An object that touches a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("OPENED").touch, ()
+
+
 GROWING = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(9))
 TOO_MANY = {"aliases that grow": GROWING, "3,000 levels": f"seed: {'[' * 3000}{']' * 3000}", "no table": "[1, 2]"}
 
@@ -163,8 +191,12 @@ def test_settings_are_counted_before_they_are_read(text, run, capsys):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (f"seed: {'9' * 5000}", "not the settings of a run (Exceeds the limit (4300 digits)"),
-        (f"seed: 0x{'f' * 5000}", "has an integer of more than 64 bits; give a smaller one"),
+        (f"seed: {'9' * 5000}", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: 0x{'f' * 5000}", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: 1{':1' * 10**6}", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: '1{':1' * 10**6}'", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: !!int ' _1{':1' * 10**6}'", "has a number of more than 1,000 characters; give a smaller one"),
+        (f"seed: 0x{'f' * 17}", "has an integer of more than 64 bits; give a smaller one"),
         (f"seed: {{a: [!!int '0x{'f' * 17}']}}", "has an integer of more than 64 bits; give a smaller one"),
         ("seed: 2001-99-99", "not the settings of a run (month must be in 1..12"),
         ("seed: 2001-01-01T00:00:00+99:99", "not the settings of a run (offset must be a timedelta"),
@@ -175,6 +207,34 @@ def test_settings_are_counted_before_they_are_read(text, run, capsys):
 def test_values_that_python_cannot_make_are_refused(text, why, run, capsys):
     with_text(run, "config.yaml", text)
     assert why in refused(capsys, ["encode", str(run)])
+
+
+def scheduled(name: str, **arguments) -> dict:
+    return {"scheduler": of_class(f"torch.optim.lr_scheduler.{name}", **arguments)}
+
+
+UNUSABLE = [
+    scheduled("StepLR", step_size=0), scheduled("StepLR", step_size=3, last_epoch=5),
+    scheduled("CosineAnnealingLR", T_max=0), scheduled("CyclicLR", base_lr=0.1, max_lr=0.2, step_size_up=0),
+    scheduled("OneCycleLR", max_lr=0.1, total_steps=1), scheduled("ExponentialLR", gamma=1e300),
+    scheduled("MultiStepLR", milestones=[1], gamma=1e308), scheduled("ExponentialLR", gamma=-1.0),
+    {"optimizer": of_class("torch.optim.ASGD", t0=0, alpha=1e308, lambd=1e308)},
+    {"device": "hpu"}, {"device": ""}, {"data": "x" * 5000}, {"data": "x" * 5000 + ".npy"}, {"data": "/x" * 5000},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", UNUSABLE, ids=lambda changed: f"{changed!s:.90}")
+def test_settings_that_only_training_would_refuse_are_refused_before_it(changed, run, capsys):
+    shutil.rmtree(run / "checkpoints")
+    with_settings(run, **changed)
+    refused(capsys, ["fit", "--resume", str(run), "--epochs", "2"])
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream, pv.load])
+@pytest.mark.parametrize("path", ["x" * 5000 + ".npy", "x\0y.npy", "/x" * 5000])
+def test_paths_that_no_system_takes_are_refused(read, path):
+    with pytest.raises(DataError, match="; "):
+        read(path)
 
 
 @pytest.mark.parametrize("sizes", [{"latent_dim": 10**9}, {"hidden": [10**9]}])
@@ -192,6 +252,31 @@ def test_a_description_is_measured_by_its_weights(finished, tmp_path):
         DataError, match=r"the VAE cannot be rebuilt \(MemoryError: its tensors take 3725\.3 GiB of memory or more"
     ):
         pv.load(tmp_path / "giant.safetensors")
+
+
+IDENTITY = {"module": {"class": "torch.nn.Identity", "arguments": {}}}
+
+
+def encoder_of(layer, copies):
+    arguments = {"encoder_layer": layer, "num_layers": copies, "enable_nested_tensor": False}
+    return {"module": {"class": "torch.nn.TransformerEncoder", "arguments": arguments}}
+
+
+@pytest.mark.parametrize("net", [encoder_of(IDENTITY, 10**6), encoder_of(encoder_of(IDENTITY, 5000), 5000)])
+def test_modules_are_counted_before_they_are_copied(net, finished, tmp_path):
+    tree, about = read_tree(finished / "weights.safetensors")
+    tree["vae"]["made"]["arguments"]["encoder"]["module"]["arguments"]["net"] = net
+    write_tree(tmp_path / "many.safetensors", tree, about)
+    with pytest.raises(DataError, match=r"many\.safetensors: describes [0-9,]+ modules; the maximum is 10,000"):
+        pv.load(tmp_path / "many.safetensors")
+
+
+def test_values_of_a_header_are_counted_before_they_are_parsed(tmp_path, monkeypatch):
+    write_tree(tmp_path / "many.safetensors", {"w": [[]] * 1000})
+    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file.MOST_VALUES", 1000)
+    monkeypatch.setattr("pyro_vae.train.checkpoint.tensor_file.json.loads", None)
+    with pytest.raises(DataError, match=r"many\.safetensors: has more than 1,000 values in its header"):
+        read_tree(tmp_path / "many.safetensors")
 
 
 def test_tensors_of_many_names_are_not_copied_without_end(tmp_path):
@@ -221,6 +306,59 @@ def test_weights_that_are_no_numbers_are_refused(number, finished, tmp_path):
     write_tree(tmp_path / "odd.safetensors", tree, about)
     with pytest.raises(DataError, match="is not finite; train again"):
         pv.load(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("unit", [np.inf, np.nan, 0.0, -1.0])
+def test_units_are_finite_and_above_0(unit, finished, run, capsys):
+    def change(tree, _):
+        next(value for name, value in tree.items() if name.endswith("encoder.standardize.unit")).fill_(unit)
+
+    change_weights(run, change)
+    assert "encoder.standardize.unit is not " in refused(capsys, ["encode", str(run), "--out", "latents.csv"])
+    with pytest.raises(DataError, match=r"standardize\.unit is not "):
+        pv.load(run / "weights.safetensors", into=pv.load(finished))
+
+
+def change_weights(run: Path, change) -> None:
+    """Write a weights file again with its sums, as a stranger can."""
+    tree, about = read_tree(run / "weights.safetensors")
+    change(tree, about)
+    write_tree(run / "weights.safetensors", tree, about)
+    record_checksum(run, "weights.safetensors", compute_checksum(run / "weights.safetensors"))
+
+
+ODD = {
+    "a deep fingerprint": {"trained_on": "[" * 10**5},
+    "a fingerprint of another type": {"trained_on": 7},
+    "a step of text": {"step": "abc"},
+    "a list of steps": {"step": [1]},
+    "versions of text": {"versions": "x"},
+}
+ODD |= {f"a share of {n}": {"twins": n} for n in (10**400, 2, -1, np.nan, "x")}
+ODD |= {f"hashes that are {n}": {"whole": n} for n in ("x", [1], 7)}
+
+
+@pytest.mark.parametrize("changed", ODD.values(), ids=ODD.keys())
+def test_what_a_weights_file_says_of_itself_is_read_or_refused(changed, run, capsys):
+    def change(tree, about):
+        if {*changed} & {"twins", "whole"}:
+            changed_text = json.dumps(json.loads(about["trained_on"]) | changed)
+            about["trained_on"] = changed_text
+        else:
+            about.update(changed)
+
+    change_weights(run, change)
+    assert "weights.safetensors: " in refused(capsys, ["encode", str(run), "--out", "latents.csv"])
+
+
+def test_the_version_of_a_refused_description_is_text_or_left_out(run):
+    def change(tree, about):
+        tree["vae"]["made"]["class"] = "os.system"
+        about["versions"] = "x"
+
+    change_weights(run, change)
+    with pytest.raises(DataError, match="its versions is a str"):
+        pv.load(run)
 
 
 def test_a_vae_is_loaded_in_a_process_that_has_made_none(finished):
@@ -314,6 +452,44 @@ def test_a_history_is_measured_before_it_is_read(run, capsys):
         run, lambda file: file.create_dataset("many", (2 * 10**9,), "f8", chunks=(10**6,), compression="gzip")
     )
     assert "to 14.9 GiB, more than 100 times as much" in refused(capsys, ["check", str(run)])
+
+
+EPOCHS = 3
+TEXT = ("epoch", np.array(["x"] * EPOCHS))
+HISTORIES = {
+    "an ELBO of text": {"train_elbo": TEXT},
+    "a validation ELBO of text": {"validation_elbo": TEXT},
+    "an ELBO of two dimensions": {"train_elbo": (("epoch", "k"), np.zeros((EPOCHS, 2)))},
+    "an ELBO of none": {"validation_elbo": ((), 3.0)},
+    "epochs of text": {"epoch": TEXT},
+    "epochs of fractions": {"epoch": ("epoch", np.arange(EPOCHS) + 0.5)},
+    "a chosen epoch of text": {"weights_epoch": "x"},
+    "no ELBO to fall from": {"validation_elbo": None},
+    "no errors of a fall": {"validation_below_best_se": None},
+    "values only": {"train_elbo": None, "value": ("epoch", np.zeros(EPOCHS))},
+}
+
+
+@pytest.mark.parametrize("changed", HISTORIES.values(), ids=HISTORIES.keys())
+def test_a_history_of_another_kind_is_refused(changed, run, capsys):
+    names = "objective", "train_elbo", "validation_elbo", "validation_below_best", "validation_below_best_se", "seconds"
+    columns = {name: ("epoch", np.linspace(-2.0, -1.0, EPOCHS)) for name in names}
+    kept = changed.get("weights_epoch", 0)
+    columns |= {name: values for name, values in changed.items() if name not in ("epoch", "weights_epoch")}
+    columns = {name: values for name, values in columns.items() if values is not None}
+    epochs = changed.get("epoch", ("epoch", np.arange(1, EPOCHS + 1)))
+    history = xr.Dataset(columns, {"epoch": epochs}, {"weights_epoch": kept})
+    history.to_netcdf(run / "history.nc", engine="h5netcdf")
+    record_checksum(run, "history.nc", compute_checksum(run / "history.nc"))
+    assert "history.nc: not the history of a run" in refused(capsys, ["check", str(run), "--rows", "2"])
+
+
+def test_held_out_data_that_are_rows_of_a_stream_are_refused(run, capsys):
+    zarr = pytest.importorskip("zarr")
+    zarr.save_array("x.zarr", X)
+    np.save("x.npy", X[:9])
+    told = refused(capsys, ["fit", "--data", "x.zarr", "--out", "out", "--epochs", "1", "--validation_data", "x.npy"])
+    assert "x.npy: 9 of its 9 rows" in told
 
 
 def test_held_out_data_that_are_training_data_are_refused(run, capsys):

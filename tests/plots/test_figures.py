@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli import main
+from pyro_vae.compare.swap import rank, ranking_figure
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +58,28 @@ def test_differences_have_the_digits_that_they_need(linear):
     shown = [text for text in texts(pv.plots.elbos_by_datum(table)) if "at most" in text]
     assert shown
     assert not [text for text in shown if "e-01" in text or "e+00" in text]
+
+
+NAMES = ["price $50% or 60%$", "US$ per R$^", "$x^$", "$\\frac{"]
+
+
+def test_names_with_dollar_signs_are_no_formulas(tmp_path, monkeypatch):
+    """They are the columns, the categories, the labels and the file of a run, whose figures `fit` writes."""
+    monkeypatch.chdir(tmp_path)
+    labels = ["$<50^$", "$>50^$"]
+    rows = [f"{i * 0.73 % 1:.3f},{i * 0.37 % 1:.3f},{labels[i % 2]},{labels[i % 3 == 0]}" for i in range(60)]
+    (tmp_path / "so$^$me.csv").write_text("\n".join([",".join(NAMES), *rows]))
+    flags = ["--data", "so$^$me.csv", "--out", "m$^$r", "--label", NAMES[3], "--epochs", "1", "--engine", "eager"]
+    assert main(["fit", *flags, "--device", "cpu", "--hidden", "[4]"]) == 0
+    assert len([*(tmp_path / "m$^$r").glob("*.png")]) == 4
+
+
+def test_formulas_of_axes_are_drawn_and_names_are_not(linear):
+    models = {"$a^$": linear.as_vae(), "b": linear.as_vae()}
+    figure = ranking_figure(rank(models, linear.sample(5)))
+    figure.axes[0].set_xscale("symlog", linthresh=1e-9)
+    figure.savefig(io.BytesIO(), format="png")
+    ticks = [text for text in figure.axes[0].get_xticklabels() if "mathdefault" in text.get_text()]
+    assert ticks
+    assert all(text.get_parse_math() for text in ticks)
+    assert not figure.axes[0].get_yticklabels()[0].get_parse_math()

@@ -1,5 +1,6 @@
 """Stream data larger than memory from files, data sets and iterables, in shuffled windows."""
 
+import os
 from collections.abc import Iterable, Sequence
 from mmap import mmap
 from os import PathLike
@@ -117,13 +118,13 @@ def _open_table(data: Any, *, source: str | None, size: int | None, columns: Any
 
 
 def _open_path(path: Path, columns: Sequence[str] | None, context: Any) -> Table:
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path}: no such file or folder; give the path of data")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         validate_regular(path, links=True, advice="give the path of a file")
-    if path.is_dir() and is_zarr(path):
+    if os.path.isdir(path) and is_zarr(path):
         return Sliced(**describe_array(array := open_zarr(path), str(path)), array=array)
-    if path.is_dir() or path.suffix.lower() == ".parquet":
+    if os.path.isdir(path) or path.suffix.lower() == ".parquet":
         names = context is not None and not isinstance(context, str | PathLike) and not hasattr(context, "shape")
         return open_parquet(path, columns=columns, context=tuple(context) if names else ())
     if path.suffix.lower() == ".npy":

@@ -127,11 +127,11 @@ def parquet_fragments(path: Path) -> list[Any]:
     import pyarrow as pa
     from pyarrow import dataset
 
-    if path.is_dir() and not _holds_parquet(path):
+    if os.path.isdir(path) and not _holds_parquet(path):
         return []
     with whole_parquet(path):
         found = [*dataset.dataset(path, format="parquet", schema=pa.schema([])).get_fragments()]
-    return [fragment for fragment in found if path.is_file() or fragment.path.endswith(".parquet")]
+    return [fragment for fragment in found if os.path.isfile(path) or fragment.path.endswith(".parquet")]
 
 
 def _holds_parquet(folder: Path) -> bool:

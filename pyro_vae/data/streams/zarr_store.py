@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ MOST_CHUNKS = 10**7
 
 def is_zarr(folder: Path) -> bool:
     """Return whether a folder is a Zarr store."""
-    return any((folder / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+    return any(os.path.isfile(folder / name) for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def open_zarr(folder: Path) -> Any:
@@ -69,7 +70,7 @@ def _validate_chunks(folder: Path, array: Any) -> None:
 
 
 def _validate_description(folder: Path) -> None:
-    path = next(folder / name for name in ("zarr.json", ".zarray", ".zgroup") if (folder / name).is_file())
+    path = next(folder / name for name in ("zarr.json", ".zarray", ".zgroup") if os.path.isfile(folder / name))
     try:
         validate_size(path, validate_regular(path, links=True), LARGEST_TEXT)
         about = json.loads(path.read_text(encoding="utf-8"))

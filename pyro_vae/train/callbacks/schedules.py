@@ -1,5 +1,6 @@
 """``Schedule``: a learning-rate schedule that advances with each step; and epoch schedules of ``fit``."""
 
+import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,6 +12,9 @@ from pyro_vae.errors import SettingsError, type_of
 from pyro_vae.train.callbacks.base import Callback, Run, Tree
 
 ScheduleMaker: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+LARGEST_RATE = 1e30
+"""A larger learning rate overflows single precision within a step."""
 
 
 class Schedule(Callback):
@@ -53,7 +57,7 @@ class Schedule(Callback):
             )
         try:
             made = self.make(run.optimizer)
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise SettingsError(f"Schedule: cannot make the schedule ({error}); change its settings") from error
         if not isinstance(made, LRScheduler) or isinstance(made, ReduceLROnPlateau):
             raise SettingsError(
@@ -73,7 +77,7 @@ class Schedule(Callback):
         try:
             for _ in range(self.every or 1):
                 self.scheduler.step()
-        except ValueError as error:
+        except (ArithmeticError, ValueError) as error:
             raise SettingsError(
                 f"Schedule: the schedule has ended by step {run.step} ({error}); make it longer"
             ) from error
@@ -106,12 +110,27 @@ def validate_no_plateau(scheduler: object) -> None:
         )
 
 
+def try_schedule(scheduler: LRScheduler) -> None:
+    """Advance a schedule twice: torch divides by its settings only then.
+
+    Raises:
+        SettingsError: if it cannot advance.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a schedule that advances without a step
+        for _ in range(2):
+            advance(scheduler, 0.0)
+
+
 def advance(scheduler: LRScheduler, elbo: float) -> None:
     """Advance a schedule after an epoch that ended with this ELBO.
 
     Args:
         scheduler: a torch schedule.
         elbo: the validation ELBO, or the training ELBO without validation data, nats per datum.
+
+    Raises:
+        SettingsError: if the schedule has ended, or gives a negative or a far too large learning rate.
 
     Example:
         >>> import torch
@@ -122,7 +141,14 @@ def advance(scheduler: LRScheduler, elbo: float) -> None:
         >>> adam.param_groups[0]["lr"]
         0.5
     """
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(-elbo if scheduler.mode == "min" else elbo)
-    else:
-        scheduler.step()
+    name = type(scheduler).__name__
+    try:
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(-elbo if scheduler.mode == "min" else elbo)
+        else:
+            scheduler.step()
+        rates = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
+    except (ArithmeticError, ValueError) as error:
+        raise SettingsError(f"{name}: the schedule cannot advance ({error}); change its settings") from error
+    if odd := [rate for rate in rates if not 0 <= rate <= LARGEST_RATE]:
+        raise SettingsError(f"{name}: the learning rate becomes {odd[0]}; change the settings of the schedule")

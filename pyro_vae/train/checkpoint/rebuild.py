@@ -37,6 +37,9 @@ FUNCTIONS = {f"pyro_vae.nn.{function.__name__}": function for function in (mlp, 
 """Functions that a description may name; no others of torch, as some read and write files."""
 
 
+MOST_MODULES = 10**4
+"""The largest number of copies of modules that one module may make; those with weights count as tensors too."""
+
 SPARE_BYTES = 2**28
 """The bytes that building a VAE may take beyond twice its weights."""
 
@@ -120,7 +123,10 @@ class _Maker:
             modules = OrderedDict((name, self.value(child)) for name, child in tree["modules"].items())
             return cls(list(modules.values()) if cls is nn.ModuleList else modules)
         named = {name: self.value(value) for name, value in tree["arguments"].items()}
-        return cls(*self.value(tree.get("positional", [])), **named)
+        positional = self.value(tree.get("positional", []))
+        if is_under(cls.__module__, ("torch.nn",)):
+            _validate_copies([*positional, *named.values()])
+        return cls(*positional, **named)
 
     def _restored(self, cls: Any, tree: Tree) -> nn.Module:
         """Rebuild a zuko module from its attributes, without calling its constructor."""
@@ -178,6 +184,14 @@ class _Maker:
         if not (isinstance(found, type) and issubclass(found, bases if is_under(module, PIECES) else nn.Module)):
             raise DataError(f"contains {path}, which this version of the library does not have")
         return found
+
+
+def _validate_copies(arguments: list[Any]) -> None:
+    """Raise before torch copies a module too often, as for the layers of a ``TransformerEncoder``."""
+    modules = sum(1 for value in arguments if isinstance(value, nn.Module) for _ in value.modules())
+    copies = max((value for value in arguments if type(value) is int), default=1)
+    if modules * copies > MOST_MODULES:
+        raise DataError(f"describes {modules * copies:,} modules; the maximum is {MOST_MODULES:,}")
 
 
 _DTYPES = [value for value in vars(torch).values() if isinstance(value, torch.dtype)]

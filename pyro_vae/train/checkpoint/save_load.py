@@ -1,6 +1,7 @@
 """Save a VAE to one file and load it; damaged files are rejected, and no code in a file is ever run."""
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.nn import Parameter
 
 from pyro_vae import __about__
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.vae import VAE
 from pyro_vae.data.fingerprint import Trained
-from pyro_vae.errors import DataError, SettingsError, UnfinishedRunWarning, WeightsOnlyWarning
+from pyro_vae.errors import DataError, SettingsError, UnfinishedRunWarning, WeightsOnlyWarning, type_of
 from pyro_vae.train.checkpoint.describe import describe_vae
-from pyro_vae.train.checkpoint.rebuild import make_vae
+from pyro_vae.train.checkpoint.rebuild import is_under, make_vae, named_tensors
 from pyro_vae.train.checkpoint.rotation import Checkpoints
 from pyro_vae.train.checkpoint.tensor_file import Tree, read_tree, write_tree
 
@@ -102,13 +104,9 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
     path, described, weights, about = _read(Path(path))
     if warning := _resumed_since(path, about):
         warnings.warn(warning, UnfinishedRunWarning, stacklevel=2)
-    if bad := [name for name, weight in weights.items() if isinstance(weight, Tensor) and weight.isnan().any()]:
-        raise DataError(f"{path}: weight {bad[0]} is not finite; train again")
-    known = about.get("trained_on")
-    trained_on = Trained.from_text(known) if known else None
+    trained_on = read_trained_on(about, path)
     if into is not None:
         validate_weights(into, weights, path)
-        _validate_finite(path, {name: weights[name] for name, _ in into.named_parameters()})
         into.load_state_dict(weights)
         vae = into
     elif described is None:
@@ -118,14 +116,38 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
             vae = make_vae(described, weights, classes)
         except DataError as error:
             raise DataError(f"{path}: {error}{_of_version(about)}") from error
-        _validate_finite(path, dict(vae.named_parameters()))
+        validate_finite(vae, dict(named_tensors(vae)), path)
     vae.trained_on = trained_on
     return vae
 
 
-def _validate_finite(path: Path, weights: dict[str, Tensor]) -> None:
-    if bad := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
-        raise DataError(f"{path}: weight {bad} is not finite; train again")
+OURS = "pyro_vae", "torch", "zuko"
+"""Packages whose buffers are finite; a buffer of a user's class may hold infinities, such as a mask."""
+
+POSITIVE = "unit", "fixed_scale"
+"""Buffers of this library that are above 0."""
+
+
+def validate_finite(vae: Amortized, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise a DataError that names the first of a VAE's tensors that is not finite, or not above 0 as it must be."""
+    for place, module in vae.named_modules(remove_duplicate=False):
+        for name, current in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            full = f"{place}.{name}".lstrip(".")
+            tensor = tensors.get(full, current)
+            may_be_infinite = not isinstance(current, Parameter) and not is_under(type(module).__module__, OURS)
+            if tensor.isnan().any() or not (may_be_infinite or tensor.isfinite().all()):
+                raise DataError(f"{path}: weight {full} is not finite; train again")
+            if name in POSITIVE and is_under(type(module).__module__, OURS) and not (tensor > 0).all():
+                raise DataError(f"{path}: weight {full} is not above 0; train again")
+
+
+def read_trained_on(about: dict[str, Any], path: Path) -> Trained | None:
+    """Decode the fingerprint of the training data; a DataError names the file."""
+    known = about.get("trained_on")
+    try:
+        return Trained.from_text(known) if known else None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _is_class(value: Any) -> bool:
@@ -134,14 +156,19 @@ def _is_class(value: Any) -> bool:
 
 def _read(path: Path) -> tuple[Path, Tree, dict[str, Tensor], dict[str, Any]]:
     """Find and read a file; return its path, the description or None, the weights and ``about``."""
-    if path.is_dir() and not (path / WEIGHTS_FILE).exists():
+    if os.path.isdir(path) and not os.path.exists(path / WEIGHTS_FILE):
         found = Checkpoints(path).newest()
         if found is None:
             raise DataError(f"{path}: contains no {WEIGHTS_FILE} and no checkpoint; pass a run folder or a file")
         _, tree, about, path = found
     else:
-        path = path / WEIGHTS_FILE if path.is_dir() else path
+        path = path / WEIGHTS_FILE if os.path.isdir(path) else path
         tree, about = read_tree(path)
+    for name, kind in {"step": int, "versions": dict}.items():
+        if not isinstance(about.get(name), kind | None):
+            raise DataError(
+                f"{path}: its {name} is {type_of(about[name])}, unlike in a file of pyro-vae; copy it again"
+            )
     if isinstance(tree, dict) and about.get("kind") == "VAE":
         return path, tree.pop(VAE_KEY, None), tree, about
     if isinstance(tree, dict) and WEIGHTS_KEY in tree:
@@ -167,7 +194,7 @@ def _resumed_since(path: Path, about: dict[str, Any]) -> str:
 
 
 def validate_weights(vae: Amortized, weights: dict[str, Tensor], path: Path) -> None:
-    """Raise a DataError that names the first weight that does not match the VAE's architecture."""
+    """Raise a DataError that names the first weight that does not match the VAE's architecture, or is not finite."""
     expected = vae.state_dict()
     missing = [f"missing weight {name}" for name in expected if name not in weights]
     unexpected = [f"unexpected weight {name}" for name in weights if name not in expected]
@@ -178,6 +205,7 @@ def validate_weights(vae: Amortized, weights: dict[str, Tensor], path: Path) -> 
     ]
     if wrong := [*missing, *unexpected, *different]:
         raise DataError(f"{path}: the architecture differs ({wrong[0]}); pass a VAE built like the saved one")
+    validate_finite(vae, weights, path)
 
 
 def _kind(value: Any) -> str:

@@ -30,6 +30,9 @@ FORMAT = 2
 LARGEST_HEADER = 100 * 2**20
 """The largest header in bytes, the limit of safetensors."""
 
+MOST_VALUES = 4 * 10**6
+"""The largest number of values in a header, each of which takes some hundred bytes; 400,000 epochs of a history."""
+
 KIND = "pyro_vae"
 """The metadata key of the JSON."""
 
@@ -56,6 +59,7 @@ def write_tree(path: str | Path, tree: Tree, about: dict[str, Any] | None = None
     encoded, tensors = encode(tree)
     described = {"sha256": _ZEROS.decode(), "format": FORMAT, "about": about or {}, "tree": encoded}
     text = json.dumps(described, allow_nan=False, separators=(",", ":"))
+    _validate_values(path, text.encode())
     data = bytearray(safetensors.torch.save(tensors, {KIND: text}))
     place, _ = _checksum_of(path, data)
     data[place] = hashlib.sha256(data).hexdigest().encode()
@@ -97,7 +101,9 @@ def _read_whole(path: Path) -> bytearray:
             length = int.from_bytes(start[:8], "little")
             if length > LARGEST_HEADER:
                 raise DataError(f"{path}: is damaged (header of {in_bytes(length)}); copy it again")
-            header = json.loads((start + file.read(8 + length - len(start)))[8 : 8 + length])
+            text = (start + file.read(8 + length - len(start)))[8 : 8 + length]
+            _validate_values(path, text)
+            header = json.loads(text)
             end = max([of["data_offsets"][1] for name, of in header.items() if name != "__metadata__"], default=0)
         validate_size(path, size, free_memory())
         if size != 8 + length + end:
@@ -110,6 +116,12 @@ def _read_whole(path: Path) -> bytearray:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: is damaged ({type(error).__name__} in its header); copy it again") from error
+
+
+def _validate_values(path: str | Path, text: bytes) -> None:
+    """Count the values of JSON before it is parsed: of `[[],[],…]` each byte would take 50 bytes of memory."""
+    if sum(text.count(start) for start in (b",", b"[", b"{")) > MOST_VALUES:
+        raise DataError(f"{path}: has more than {MOST_VALUES:,} values in its header, the maximum; write fewer")
 
 
 def _validate_sharing(tree: Any, tensors: dict[str, Tensor]) -> None:

@@ -278,6 +278,15 @@ def threads_per_process(processes: int) -> int:
     """
     if (requested := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         return max(1, int(requested))
+    return max(1, math.floor(available_cores() / processes))
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use.
+
+    Example:
+        >>> available_cores() >= 1
+        True
+    """
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, math.floor(cores / processes))
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
