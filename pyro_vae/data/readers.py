@@ -371,9 +371,10 @@ def _find(folder: Path, prefix: str) -> Path | None:
 
 
 def _load_folder(folder: Path) -> Data:
-    if _find(folder, "train-images") is not None or not (paths := find_pictures(folder)):
+    paths, notes = ([], []) if _find(folder, "train-images") is not None else find_pictures(folder)
+    if not paths:
         return _load_mnist_folder(folder, "train")
-    found = read_pictures(folder, paths)
+    found = read_pictures(folder, paths, notes)
     data = DEFAULTS.array(found.array, str(folder), found.labels, notes=found.notes)
     return replace(data, x=data.x / 255, row_labels=np.array(found.names), label_names=found.label_names)
 
