@@ -24,6 +24,7 @@ from pyro_vae.data.limits import (
     validate_unpacked,
 )
 from pyro_vae.data.memory import DEFAULTS, Options, as_list, as_missing, dense, from_anndata, from_memory
+from pyro_vae.data.parquet import read_parquet
 from pyro_vae.data.text import open_text, read_text
 from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
@@ -284,45 +285,8 @@ def _load_anndata(path: Path, options: Options) -> Data:
 
 
 def _load_parquet(path: Path, options: Options) -> Data:
-    from pyarrow import parquet
-
-    with whole_parquet(path), parquet.ParquetFile(path) as file:
-        about = file.metadata
-        stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        validate_unpacked(path, max(8 * about.num_rows * about.num_columns, stored))
-        table = file.read()
-        table.validate(full=True)  # text that is not UTF-8, for example, is an error only when it is used
-    return options.table(table, str(path))
-
-
-@contextmanager
-def whole_parquet(path: str | Path) -> Iterator[None]:
-    """Convert Arrow's errors on reading a Parquet file to a DataError of one sentence."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a valid Parquet file ({reason(error)}); copy or make it again") from error
-
-
-def arrow_numbers(column: Any) -> np.ndarray | None:
-    """Convert a column of an Arrow table to numbers, NaN for null; None if its type is not numeric.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> arrow_numbers(pa.chunked_array([[1, None]])), arrow_numbers(pa.chunked_array([["a"]]))
-        (array([ 1., nan]), None)
-    """
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_floating(kind):
-        values: np.ndarray = column.to_numpy(zero_copy_only=False)
-        return values
-    if pa.types.is_integer(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None
+    table, dropped = read_parquet(path, drop=options.drop, text=(options.index, options.label))
+    return replace(options, drop=[name for name in options.drop if name not in dropped]).table(table, str(path))
 
 
 # The types of the IDX format, by the third byte of the file; numbers are big-endian.

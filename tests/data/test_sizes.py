@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import h5py
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pytest
 import scipy.io
 import scipy.sparse
+import torch
 import zarr
 from PIL import Image
 from pyarrow import parquet
@@ -24,6 +27,7 @@ from pyarrow import parquet
 import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.data import limits
+from pyro_vae.data.rows import data_of
 from pyro_vae.errors import DataError
 
 ZEROS = np.zeros((2**16, 64))  # 32 MiB
@@ -70,6 +74,86 @@ def test_a_file_that_unpacks_to_far_more_is_refused_with_its_size(name, make, tm
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**24
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False, "column_encoding": {"a": "DELTA_BYTE_ARRAY"}}])
+def test_text_that_unpacks_to_far_more_is_refused_before_it_is_read(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "UNPACKED", 2**22)
+    path = tmp_path / "x.parquet"
+    table = pa.table({"a": ["x" * 2000 + "a", "x" * 2000 + "b"] * 2000, "b": np.arange(4000.0)})
+    parquet.write_table(table, path, **options)
+    assert path.stat().st_size < 80_000
+    with pytest.raises(DataError, match=r"x\.parquet: unpacks from .* to 7\.6\d MiB, more than 100 times as much"):
+        pv.data.load(path)
+    assert pv.data.load(path, drop="a").columns == ["b"]
+    monkeypatch.setattr(limits, "UNPACKED", 2**23)
+    assert pv.data.load(path).x[:2, 0].tolist() == [0, 1]
+
+
+def test_pages_of_parquet_are_tried_where_a_codec_may_inflate_them(tmp_path, monkeypatch):
+    """The sizes in a footer may be too small."""
+    for codec, tried in [("snappy", False), ("none", False), ("zstd", True), ("gzip", True)]:
+        parquet.write_table(pa.table({"a": [1.0, 2.0]}), tmp_path / codec, compression=codec)
+        (tmp_path / codec).rename(tmp_path / "x.parquet")
+        calls = []
+        monkeypatch.setattr("pyro_vae.data.parquet.try_reading", lambda *given, calls=calls: calls.append(given) or 16)
+        assert pv.data.load(tmp_path / "x.parquet").x.tolist() == [[1], [2]]
+        assert bool(calls) == tried
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])
+@pytest.mark.parametrize("value", [[1.0, 2.0], {"b": 1.0}, [{"c": [1.0]}]])
+def test_lists_in_a_table_are_refused_before_they_are_read(value, read, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet.ParquetFile, "read", lambda *_, **__: pytest.fail("values were read"))
+    parquet.write_table(pa.table({"a": [value], "b": [1.0]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: column 'a' has type .*, not "):
+        read(tmp_path / "x.parquet")
+
+
+def test_lists_that_are_dropped_are_no_obstacle(tmp_path):
+    parquet.write_table(pa.table({"a": [[1.0, 2.0]] * 3, "b": [1.0, 2.0, 3.0]}), tmp_path / "x.parquet")
+    assert pv.data.load(tmp_path / "x.parquet", drop="a").x.tolist() == [[1], [2], [3]]
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])
+def test_columns_have_as_many_values_as_rows(read, tmp_path):
+    """Arrow takes the number of values from the footer, which is written last."""
+    parquet.write_table(pa.table({"a": np.arange(77.0)}), tmp_path / "x.parquet", compression="none")
+    data = (tmp_path / "x.parquet").read_bytes()
+    at = data.rindex(b"\x16\x9a\x01\x16")  # Thrift's code of 77, then the next field
+    (tmp_path / "x.parquet").write_bytes(data[:at] + b"\x16\x9c\x01\x16" + data[at + 4 :])
+    with pytest.raises(DataError, match=r"not a valid Parquet file \(column 'a' has 78 values in 77 rows\)"):
+        read(tmp_path / "x.parquet")
+
+
+def test_decimals_become_numbers_before_pandas_sees_them(tmp_path, monkeypatch):
+    """In pandas each decimal is an object; those of row labels stay text, of which doubles would merge some."""
+    texts, ids = ["-0.10", "12.34", "0.07", "-9999.90"], [f"{10**20 + i}" for i in range(4)]
+    table = pa.table({
+        "id": pa.array(map(Decimal, ids), pa.decimal128(38, 0)),
+        "a": pa.array(map(Decimal, texts), pa.decimal128(9, 2)),
+        "b": pa.array([Decimal(1), None, Decimal(3), Decimal(4)], pa.decimal256(40, 1)),
+    })  # fmt: skip
+    parquet.write_table(table, tmp_path / "x.parquet")
+    seen = []
+    monkeypatch.setattr(
+        "pyro_vae.data.memory.data_of", lambda given, **more: seen.append(given) or data_of(given, **more)
+    )
+    data = pv.data.load(tmp_path / "x.parquet", index="id", missing="-9999.9")
+    assert [str(kind) for kind in seen[0].schema.types] == ["string", "double", "double"]
+    assert data.row_labels.tolist() == ids
+    assert data.mask.tolist() == [[True, True], [True, False], [True, True], [False, True]]
+    assert data.exact[:3, 0].tolist() == [-0.1, 12.34, 0.07]
+    streamed = pv.data.stream(tmp_path / "x.parquet", columns=["a"])
+    assert replace(streamed, dtype=torch.float64).head(4).x.flatten().tolist() == [float(text) for text in texts]
+
+
+def test_dates_count_as_the_objects_they_become(tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"a": pa.array([0] * 1000, pa.date32())}), tmp_path / "x.parquet")
+    monkeypatch.setattr(limits, "UNPACKED", 63_000)
+    monkeypatch.setattr(limits, "RATIO", 1)
+    with pytest.raises(DataError, match=r"to 62\.5 KiB"):
+        pv.data.load(tmp_path / "x.parquet")
 
 
 BYTES = np.zeros((2**13, 64), np.uint8)  # 512 KiB, 2 MiB in single precision

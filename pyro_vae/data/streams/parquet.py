@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.limits import MOST_ENTRIES, validate_regular
-from pyro_vae.data.readers import arrow_numbers, whole_parquet
+from pyro_vae.data.parquet import arrow_numbers, column_chunks, whole_parquet
 from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
 
@@ -100,6 +100,8 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
     names = [name for name in schema.names if name not in context] if columns is None else list(columns)
     _validate_columns(fragments[0].path, schema, names, context)
     for index, (fragment, _) in enumerate(files):
+        for _ in column_chunks(fragment.path, fragment.metadata, [*names, *context]):
+            pass
         first = 0
         for group in fragment.row_groups:
             if (size := 8 * group.num_rows * (len(names) + len(context))) > MOST_BYTES:
