@@ -8,12 +8,14 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import h5py
+import numcodecs
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -315,6 +317,92 @@ def test_a_missing_chunk_is_no_data(tmp_path):
     next(path for path in (folder / "c").rglob("*") if path.is_file()).unlink()
     with pytest.raises(DataError, match="1 of its 10 chunks are missing, so their values are unknown; copy it again"):
         pv.data.stream(folder)
+
+
+def packed(folder: Path, codec: str) -> zarr.Array:
+    """An array of one chunk, of a version of Zarr that has the codec."""
+    compressor = {
+        "gzip 3": zarr.codecs.GzipCodec(),
+        "zstd 3": zarr.codecs.ZstdCodec(),
+        "blosc 3": zarr.codecs.BloscCodec(),
+    }
+    compressor |= {
+        f"{name} 2": numcodecs.get_codec({"id": name}) for name in ("gzip", "zlib", "bz2", "zstd", "lz4", "blosc")
+    }
+    settings = {"shape": (50, 4), "chunks": (50, 4), "dtype": "f4", "zarr_format": int(codec[-1])}
+    array = zarr.create_array(str(folder), compressors=compressor[codec], **settings)
+    array[:] = np.arange(200).reshape(50, 4)
+    return array
+
+
+@pytest.mark.parametrize(
+    "codec", ["gzip 2", "zlib 2", "bz2 2", "zstd 2", "lz4 2", "blosc 2", "gzip 3", "zstd 3", "blosc 3"]
+)
+def test_a_chunk_that_unpacks_to_more_than_its_numbers_is_refused(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.data.streams.zarr_chunks.UNPACKED", 0)
+    packed(tmp_path, codec)
+    path = tmp_path / ("c/0/0" if codec[-1] == "3" else "0.0")
+    assert pv.data.stream(tmp_path).head(50).x.flatten().tolist() == [*range(200)]
+    bomb = bytes(numcodecs.get_codec({"id": codec[:-2]}).encode(np.zeros(2**20, "u1")))
+    empty = bytes(numcodecs.get_codec({"id": codec[:-2]}).encode(np.zeros(1, "u1")))
+    for data in (bomb, empty + bomb) if codec[:-2] in ("gzip", "bz2", "zstd") else (bomb,):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"/0.0: a chunk of .* unpacks to more than its numbers, .* copy it again"):
+            pv.data.stream(tmp_path).head()
+
+
+def test_a_file_larger_than_its_chunk_is_refused_before_it_is_read(tmp_path):
+    folder = stored(tmp_path / "x.zarr", (100, 4), (10, 4))
+    os.truncate(folder / "c/3/0", 3 * 2**30)
+    with pytest.raises(DataError, match=r"c/3/0: has 3 GiB, but its numbers take 64\.\d KiB at most; copy it again"):
+        pv.data.stream(folder)
+
+
+def test_a_chunk_is_packed_once_and_of_numbers(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Zarr's, on codecs that its specification lacks
+        for name, filters in {
+            "twice": [numcodecs.Zlib()],
+            "text": [numcodecs.AsType(encode_dtype="f4", decode_dtype="S100000000")],
+        }.items():
+            zarr.create_array(str(tmp_path / name), shape=(4, 2), chunks=(4, 2), dtype="f4", zarr_format=2)[:] = 1
+            about = json.loads((tmp_path / name / ".zarray").read_text())
+            about["filters"] = [one.get_config() for one in filters]
+            (tmp_path / name / ".zarray").write_text(json.dumps(about))
+            with pytest.raises(DataError, match=r"in an unusual order|converts to \|S100000000; store numbers"):
+                pv.data.stream(tmp_path / name)
+
+
+SHARDS = {"shape": (70, 6), "chunks": (10, 2), "shards": {"shape": (40, 4), "index_location": "end"}, "dtype": "f4"}
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_shards_are_read_whole_or_refused(where, tmp_path):
+    """A chunk that is missing in a shard would be read as zeros."""
+    config = {**SHARDS, "shards": {**SHARDS["shards"], "index_location": where}}
+    x = np.arange(420).reshape(70, 6)
+    zarr.create_array(str(tmp_path / "whole"), **config)[:] = x + 1
+    assert pv.data.stream(tmp_path / "whole").head(70).x.flatten().tolist() == [*range(1, 421)]
+    array = zarr.create_array(str(tmp_path / "part"), **config)
+    array[:] = x + 1
+    array[40:50] = 0
+    with pytest.raises(DataError, match=r"c/1/0: 2 of its 6 chunks are missing, so their values are unknown; copy it "):
+        pv.data.stream(tmp_path / "part")
+    zarr.create_array(str(tmp_path / "zeros"), config={"write_empty_chunks": True}, **config)[:] = 0
+    assert not pv.data.stream(tmp_path / "zeros").head(70).x.any()
+
+
+def test_the_index_of_a_shard_is_validated(tmp_path):
+    array = zarr.create_array(str(tmp_path), **SHARDS)
+    array[:] = np.arange(1, 421).reshape(70, 6)
+    path = tmp_path / "c/0/0"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + struct.pack("<QQ", 0, 2**40) + data[-4:])
+    with pytest.raises(DataError, match=r"c/0/0: a chunk has 1 TiB, more than its shard or its numbers; copy it again"):
+        pv.data.stream(tmp_path)
+    path.write_bytes(data[:20])
+    with pytest.raises(DataError, match="is shorter than the index of its chunks"):
+        pv.data.stream(tmp_path)
 
 
 ODD = {

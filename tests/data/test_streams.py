@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -441,6 +442,36 @@ def test_parquet_files_that_differ_are_refused(tmp_path):
             pv.data.stream(folder)
     with pytest.raises(DataError, match=r"b\.parquet: the file has changed"):
         visited(source, seed=0, batch_size=2)
+
+
+ENCODED = [("scale_factor", 0.01), ("add_offset", 273.15), ("_FillValue", -32768), ("missing_value", [-1])]
+
+
+@pytest.mark.parametrize("kind", ["zarr", "hdf5"])
+@pytest.mark.parametrize(("name", "value"), ENCODED)
+def test_numbers_that_the_netcdf_conventions_encode_are_refused(name, value, kind, tmp_path):
+    zarr, h5py = pytest.importorskip("zarr"), pytest.importorskip("h5py")
+    folder = zarr_array(np.ones((10, 2), "i2"), tmp_path)
+    array = zarr.open_array(str(folder)) if kind == "zarr" else h5py.File(tmp_path / "a.h5", "w").create_dataset(
+        "a", data=np.ones((10, 2), "i2")
+    )  # fmt: skip
+    array.attrs[name] = value
+    with pytest.raises(DataError, match=f"the attribute {name} is .*; open it with xarray, and save the decoded"):
+        pv.data.stream(folder if kind == "zarr" else array)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_xarray_writes_is_read_where_the_numbers_are_the_values(version, tmp_path):
+    """NaN is the fill value that xarray writes for every array of numbers with a fraction."""
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("zarr")
+    data = xarray.Dataset({"a": (("i", "j"), rows(10)), "b": (("i", "j"), rows(10))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on consolidated metadata
+        data.to_zarr(tmp_path / "x.zarr", zarr_format=version, encoding={"b": {"_FillValue": -9999.0}})
+    assert pv.data.stream(tmp_path / "x.zarr" / "a").head(10).x.tolist() == rows(10).tolist()
+    with pytest.raises(DataError, match="the attribute _FillValue is "):
+        pv.data.stream(tmp_path / "x.zarr" / "b")
 
 
 def test_pickle_in_a_zarr_array_is_never_run(tmp_path):
