@@ -556,6 +556,42 @@ def test_windows_are_in_the_precision_of_the_vae(tmp_path):
     assert window.rows.x[0, 0].item() == 0.1
 
 
+SECONDS = 1_700_000_000
+"""Since 1970; single precision has one number in 128."""
+
+EXACT = {
+    "npy": npy,
+    "zarr": zarr_array,
+    "parquet": lambda x, f: parquet.write_table(table_of(x), f / "x.parquet") or f / "x.parquet",
+}
+
+
+def warned(source, vae):
+    """What is warned of before the VAE is tried, which numbers of this size may be too much for."""
+    with warnings.catch_warnings(record=True) as caught, suppress(pv.errors.ModelError):
+        warnings.simplefilter("always")
+        source_of(source, vae)
+    return [str(one.message) for one in caught if one.category is pv.errors.PrecisionWarning]
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("n", [3, 200])
+def test_a_stream_is_as_precise_as_its_columns_need(n, kind, tmp_path):
+    counts = np.arange(6 * n).reshape(n, 6)
+    source = pv.data.stream(EXACT[kind](counts + SECONDS, tmp_path))
+    assert source.head(n).x.tolist() == (counts + SECONDS).tolist()
+    assert "distinct values, but only" in warned(source, small_vae().float())[0]
+    assert warned(source, small_vae()) == []
+    (tmp_path / "b").mkdir()
+    assert pv.data.stream(EXACT[kind](counts / 7, tmp_path / "b")).head(n).x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [TensorDataset, lambda x: lambda: [x]])
+def test_coarse_numbers_of_a_data_set_or_an_iterable_are_warned_of(make):
+    source = pv.data.stream(make(torch.arange(60).reshape(10, 6) + SECONDS), size=10)
+    assert "column 0 has 10 distinct values, but only 1 in" in warned(source, small_vae().float())[0]
+
+
 READING = """
 import sys, pyro_vae as pv
 source = pv.data.stream(sys.argv[1])

@@ -87,13 +87,14 @@ def stream(
     if size not in (None, table.size):
         raise SettingsError(f"{table.name}: size is {size} but there are {table.size} rows; leave size out")
     given = {"context": None if table.context else context, "mask": mask}
-    return Streamed(
+    streamed = Streamed(
         table=table,
         beside={part: _open_beside(other, part, table) for part, other in given.items() if other is not None},
         nan_is_missing=bool(nan_is_missing),
         window_bytes=whole("window_bytes", window_bytes, 1),
         block_rows=None if block_rows is None else whole("block_rows", block_rows, 1),
     )
+    return streamed.narrowed() if table.wide else streamed
 
 
 def _open_table(data: Any, *, source: str | None, size: int | None, columns: Any = None, context: Any = None) -> Table:

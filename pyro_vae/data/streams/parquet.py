@@ -17,6 +17,9 @@ from pyro_vae.errors import DataError
 MOST_BYTES = 2**30
 """The maximum size, in bytes, of a row group, which must fit into the memory of a stream."""
 
+NARROW = ("float", "halffloat", "int8", "uint8", "int16", "uint16", "bool", "null")
+"""The types of columns whose numbers single precision does not change."""
+
 PIECE = 2**12
 """The number of rows to transpose at a time, small enough for the cache of the CPU."""
 
@@ -37,6 +40,11 @@ class ParquetTable(Table):
     bounds: np.ndarray
     names: Sequence[str]
     _last: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def wide(self) -> bool:
+        schema = self.files[0][0].physical_schema
+        return any(str(schema.field(name).type) not in NARROW for name in self.names)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, without the cached row group."""

@@ -51,6 +51,11 @@ class Table:
         """The shape of an image, if rows are images."""
         return self.layout.image_shape
 
+    @property
+    def wide(self) -> bool:
+        """Whether single precision may change the numbers of an array or a table of numbers."""
+        return self.dtype is not None and self.dtype != np.float32 and self.dtype.itemsize > 2
+
     def cuts(self, rows: int) -> np.ndarray:
         """Return the bounds of blocks of about ``rows`` rows, from 0 to the number of rows."""
         return np.append(np.arange(0, self.size, rows), self.size)
