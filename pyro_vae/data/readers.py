@@ -5,6 +5,7 @@ import math
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -182,11 +183,17 @@ def _validate_numpy(path: Path, file: Any) -> None:
     """Validate the sizes in the headers of an array or of an archive of arrays."""
     if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):  # the magic numbers of an archive and of an empty archive
         with zipfile.ZipFile(path) as archive:
-            arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            validate_unpacked(path, sum(info.file_size for info in archive.infolist()))
-            for info in arrays:
+            members = archive.infolist()
+            counts = Counter(info.filename.removesuffix(".npy") for info in members)
+            if twice := next((name for name, count in counts.items() if count > 1), None):  # NumPy reads the last
+                raise DataError(f"{path}: {counts[twice]} arrays have the name {twice!r}; save each with its own name")
+            validate_unpacked(path, sum(info.file_size for info in members))
+            for info in members:
                 with archive.open(info) as packed:
-                    _validate_array(path, packed, info.file_size)
+                    is_array = packed.read(6) == np.lib.format.MAGIC_PREFIX
+                    packed.seek(0)
+                    if is_array or info.filename.endswith(".npy"):
+                        _validate_array(path, packed, info.file_size)
     else:
         file.seek(0)
         _validate_array(path, file, path.stat().st_size)

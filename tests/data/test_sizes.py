@@ -292,9 +292,25 @@ def test_an_array_that_is_shorter_than_its_header_says_is_refused(tmp_path):
         file.write(bytes(64))
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.write(tmp_path / "x.npy", "x.npy")
-    for name in ("x.npy", "x.npz"):
+    with zipfile.ZipFile(tmp_path / "bare.npz", "w") as archive:
+        archive.write(tmp_path / "x.npy", "x")
+        archive.writestr("notes.txt", "no array")
+    for name in ("x.npy", "x.npz", "bare.npz"):
         with pytest.raises(DataError, match=r"the header announces 7\.28 TiB, but the file has"):
             pv.data.load(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("names", [["x.npy", "x.npy"], ["x", "x.npy"], ["y.npy", "x.npy", "y"]])
+def test_an_array_that_is_in_an_archive_twice_is_refused(names, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for i, name in enumerate(names):
+            np.save(tmp_path / "a.npy", np.full((2, 2), i))
+            archive.write(tmp_path / "a.npy", name)
+    with pytest.raises(
+        DataError, match=rf"x\.npz: 2 arrays have the name '{names[0][0]}'; save each with its own name"
+    ):
+        pv.data.load(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("shape", [(0, 2**32 - 1, 2**32 - 1), (2**32 - 1, 2**32 - 1, 2**32 - 1)])
