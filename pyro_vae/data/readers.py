@@ -292,7 +292,10 @@ def _load_anndata(path: Path, options: Options) -> Data:
 
 
 def _load_parquet(path: Path, options: Options) -> Data:
-    table, dropped = read_parquet(path, drop=options.drop, text=(options.index, options.label))
+    known = () if options.like is None else options.like.context_columns or ()
+    used = {options.index, options.label, *options.context, *known}
+    unused = [name for name in options.drop if name not in used]
+    table, dropped = read_parquet(path, drop=unused, text=(options.index, options.label))
     return replace(options, drop=[name for name in options.drop if name not in dropped]).table(table, str(path))
 
 

@@ -115,6 +115,8 @@ def test_lists_in_a_table_are_refused_before_they_are_read(value, read, tmp_path
 def test_lists_that_are_dropped_are_no_obstacle(tmp_path):
     parquet.write_table(pa.table({"a": [[1.0, 2.0]] * 3, "b": [1.0, 2.0, 3.0]}), tmp_path / "x.parquet")
     assert pv.data.load(tmp_path / "x.parquet", drop="a").x.tolist() == [[1], [2], [3]]
+    with pytest.raises(DataError, match="there is no column 'c'"):
+        pv.data.load(tmp_path / "x.parquet", drop="a,c")
 
 
 @pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])

@@ -583,7 +583,10 @@ def test_a_stream_is_as_precise_as_its_columns_need(n, kind, tmp_path):
     assert "distinct values, but only" in warned(source, small_vae().float())[0]
     assert warned(source, small_vae()) == []
     (tmp_path / "b").mkdir()
-    assert pv.data.stream(EXACT[kind](counts / 7, tmp_path / "b")).head(n).x.dtype == torch.float32
+    (tmp_path / "c").mkdir()
+    gaps = np.where(counts % 5, counts, np.nan)
+    assert pv.data.stream(EXACT[kind](gaps, tmp_path / "b"), nan_is_missing=True).dtype == torch.float32
+    assert pv.data.stream(EXACT[kind](counts / 7, tmp_path / "c")).head(n).x.dtype == torch.float32
 
 
 @pytest.mark.parametrize("make", [TensorDataset, lambda x: lambda: [x]])
