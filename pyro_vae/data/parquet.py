@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.limits import most_unpacked, try_reading, validate_unpacked
+from pyro_vae.data.limits import UNPACKED, in_bytes, most_unpacked, try_reading, validate_unpacked
 from pyro_vae.data.tables import UNNAMED
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError
 
 BYTES_PER_OBJECT = 64
 """The memory, in bytes, of a value that pandas has no array type for, such as a date."""
+
+SLACK = 2**24
+"""The size, in bytes, by which a column may exceed its numbers."""
 
 TAME = ("UNCOMPRESSED", "SNAPPY")
 """Codecs that cannot inflate numbers to many times their size."""
@@ -67,29 +70,40 @@ def _validate_size(path: Path, about: Any, fields: Sequence[Any], dropped: Seque
     """Validate the size of columns in memory: from the footer, and text and other codecs by reading them."""
     chunks = [*column_chunks(path, about, [field.name for field in fields])]
     rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
-    stored = sum(chunk.total_uncompressed_size for chunk in chunks)
-    validate_unpacked(path, max(rows * sum(_bytes_of(field.type) for field in fields), stored))
+    size = rows * sum(_bytes_of(field.type) for field in fields)
+    stored = sum(max(chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in chunks)
+    validate_unpacked(path, max(size, stored))
     if any(chunk.compression not in TAME or chunk.physical_type == "BYTE_ARRAY" for chunk in chunks):
         allowed = most_unpacked(path.stat().st_size)
-        validate_unpacked(path, try_reading("parquet", path, "Parquet file", allowed, dropped))
+        size = max(size, try_reading("parquet", path, "Parquet file", allowed, dropped))
+        validate_unpacked(path, size)
+    if stored > 2 * size + UNPACKED:
+        raise DataError(f"{path}: {in_bytes(stored)} are stored for {in_bytes(size)} of values; copy or make it again")
 
 
 def column_chunks(path: str | Path, about: Any, names: Sequence[str]) -> Iterator[Any]:
     """Iterate over the descriptions of columns in each row group of a Parquet file, given its footer.
 
     Raises:
-        DataError: if a column does not have one value, or null, per row; its values would take other memory than rows.
+        DataError: if a column does not have one value, or null, per row, or its numbers take too many bytes.
     """
-    paths, some = [about.schema.column(i).path for i in range(about.num_columns)], {*names}
+    columns, some = [about.schema.column(i) for i in range(about.num_columns)], {*names}
+    chosen = [(i, column) for i, column in enumerate(columns) if column.path in some]
     for group in map(about.row_group, range(about.num_row_groups)):
-        for i, name in enumerate(paths):
-            if name in some:
-                if (values := (chunk := group.column(i)).num_values) != group.num_rows:
-                    raise DataError(
-                        f"{path}: not a valid Parquet file (column {name!r} has {values} values in {group.num_rows} "
-                        "rows); copy or make it again"
-                    )
-                yield chunk
+        for i, column in chosen:
+            chunk = group.column(i)
+            if (values := chunk.num_values) != group.num_rows:
+                raise DataError(
+                    f"{path}: not a valid Parquet file (column {column.path!r} has {values} values in "
+                    f"{group.num_rows} rows); copy or make it again"
+                )
+            most = max(BYTES_PER_OBJECT, 2 * column.length) * values + SLACK
+            if chunk.physical_type != "BYTE_ARRAY" and chunk.total_compressed_size > most:
+                raise DataError(
+                    f"{path}: column {column.path!r} has {in_bytes(chunk.total_compressed_size)} for numbers of "
+                    f"{in_bytes(most)} at most; copy or make it again"
+                )
+            yield chunk
 
 
 def _bytes_of(kind: Any) -> int:

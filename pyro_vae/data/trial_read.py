@@ -112,7 +112,7 @@ def parquet_bytes(path: str, allowed: int, *without: str) -> int:
 
     _limit_memory(2**30 + allowed)
     size = 0
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
+    with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
         names = [name for name in file.schema_arrow.names if name not in without]
         for batch in file.iter_batches(ROWS, columns=names, use_threads=False):
             size += batch.nbytes

@@ -130,6 +130,26 @@ def test_columns_have_as_many_values_as_rows(read, tmp_path):
         read(tmp_path / "x.parquet")
 
 
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])
+def test_a_column_of_numbers_takes_no_more_bytes_than_they(read, tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"a": np.arange(1000.0)}), tmp_path / "x.parquet", compression="none")
+    assert read(tmp_path / "x.parquet") is not None
+    monkeypatch.setattr("pyro_vae.data.parquet.SLACK", 2**20 - 64_000)
+    assert read(tmp_path / "x.parquet") is not None
+    monkeypatch.setattr("pyro_vae.data.parquet.SLACK", 7000 - 64_000)
+    with pytest.raises(
+        DataError, match=r"column 'a' has .* KiB for numbers of 6\.84 KiB at most; copy or make it again"
+    ):
+        read(tmp_path / "x.parquet")
+
+
+def test_text_takes_about_as_many_bytes_as_are_stored(tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"a": ["x", "y"] * 500}), tmp_path / "x.parquet", compression="none")
+    monkeypatch.setattr("pyro_vae.data.parquet.UNPACKED", -20_000)
+    with pytest.raises(DataError, match=r"x\.parquet: .* are stored for 7\.81 KiB of values; copy or make it again"):
+        pv.data.load(tmp_path / "x.parquet")
+
+
 def test_decimals_become_numbers_before_pandas_sees_them(tmp_path, monkeypatch):
     """In pandas each decimal is an object; those of row labels stay text, of which doubles would merge some."""
     texts, ids = ["-0.10", "12.34", "0.07", "-9999.90"], [f"{10**20 + i}" for i in range(4)]
