@@ -41,7 +41,9 @@ def stream(
     rows, concatenates the blocks in a new order, cuts the result into windows, and visits the rows of each window in a
     new order, so each row is visited once. Two distant rows share a batch only if their blocks fall into the same
     window. Shuffle the data once before you stream them if they are sorted and a window has few blocks (row groups,
-    chunks). Rows of files with more than one dimension are flattened. Each value is validated when it is read.
+    chunks). Rows of files with more than one dimension are flattened. Each value is validated when it is read. Files
+    and arrays are in double precision if single precision would merge values of a few rows; a fit uses the precision
+    of the VAE.
 
     Args:
         data: the path of a ``.npy`` file, a Parquet file, a folder of Parquet files (values in folder names, such as
