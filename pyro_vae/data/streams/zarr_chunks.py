@@ -154,7 +154,8 @@ class ZarrRows:
                 raise DataError(
                     f"{path}: has {in_bytes(size)}, but its numbers take {in_bytes(most)} at most; copy it again"
                 )
-            self._spans(place)
+            if self._packing.index_last is not None:
+                self._spans(place)
 
     def _spans(self, place: tuple[int, ...]) -> list[tuple[int, int]]:
         """Return the position and size, in bytes, of each chunk in a file, validated."""
