@@ -1,6 +1,8 @@
 """Convert images to flat rows, channels first, from arrays of any layout and from folders of files."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from pyro_vae.errors import DataError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of image files."""
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's formats of these suffixes; it chooses one by content, and would start Ghostscript for a PostScript file."""
 
 GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's modes with 8 bits per channel."""
@@ -95,73 +100,120 @@ class Pictures:
     notes: list[str]
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Find the image files in a folder and its subfolders, sorted by name.
+def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
+    """Find the image files in a folder and its subfolders, sorted by name; note how many other entries there are.
 
     Raises:
         DataError: if only some files are in subfolders.
     """
-    every = [*folder.glob("*"), *folder.glob("*/*")]
-    found = sorted(path for path in every if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
+    every = [*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*")]
+    found = sorted(path for path in every if path.suffix.lower() in SUFFIXES and path.is_file())
     beside = [path for path in found if path.parent == folder]
     if beside and len(beside) < len(found):
         raise DataError(
             f"{folder}: {beside[0].name} is in no subfolder, but other images are; put every image or none into a "
             "subfolder named by its label"
         )
-    return found
+    others = len({*every} - {*found} - {path.parent for path in found})
+    kind = "file or folder" if others == 1 else "files and folders"
+    return found, [f"{others} other {kind} left out"] if others else []
 
 
-def read_pictures(folder: Path, paths: Sequence[Path]) -> Pictures:
+def read_pictures(folder: Path, paths: Sequence[Path], notes: Sequence[str] = ()) -> Pictures:
     """Read image files of one size; convert grey images to colours if there are both.
 
     Args:
         folder: the folder of the files; subfolders are labels.
         paths: the paths of the files.
+        notes: sentences to add to those on the images.
 
     Raises:
-        DataError: if a file cannot be read, or the sizes differ.
+        DataError: if a file cannot be read, has several frames or more than 8 bits per channel, or the sizes differ.
     """
     _validate_sizes(folder, paths)
-    images = [_open(path) for path in paths]
-    modes = [image.mode for image in images]
-    for path, mode in zip(paths, modes, strict=True):
-        if mode not in GREY + COLOUR:
-            raise DataError(f"{path}: the pixels have Pillow's mode {mode}; save the image with 8 bits per channel")
-    grey = [mode in GREY for mode in modes]
-    notes = [f"{sum(grey)} grey images converted to colours"] if 0 < sum(grey) < len(grey) else []
-    array = np.stack([np.asarray(image.convert("L" if all(grey) else "RGB")) for image in images])
+    images, ignored = zip(*map(_pixels, paths), strict=True)
+    grey = [image.ndim == 2 for image in images]
+    if not all(grey):
+        images = tuple(np.stack([x, x, x], -1) if x.ndim == 2 else x for x in images)
+    counts = {"grey images converted to colours": sum(grey) if not all(grey) else 0}
+    counts |= {what: sum(what in one for one in ignored) for what in (ALPHA, TURNED)}
+    about = [*notes, *(f"{count} {what}" for what, count in counts.items() if count)]
     names = [path.relative_to(folder).as_posix() for path in paths]
     if paths[0].parent == folder:
-        return Pictures(array, names, None, None, notes)
+        return Pictures(np.stack(images), names, None, None, about)
     of_files = [path.parent.name for path in paths]
     label_names = sorted({*of_files})
     labels = np.array([label_names.index(name) for name in of_files])
-    return Pictures(array, names, labels, label_names, [*notes, f"labels from {len(label_names)} subfolders"])
+    about.append(f"labels from {len(label_names)} subfolders")
+    return Pictures(np.stack(images), names, labels, label_names, about)
 
 
 def _validate_sizes(folder: Path, paths: Sequence[Path]) -> None:
     """Validate, before any pixel is read, that images have one size and fit into memory."""
-    sizes = [_open(path, load=False).size for path in paths]
+    sizes, pixels = [], 0
+    for path in paths:
+        with _opened(path) as image:
+            sizes.append(image.size)
+            pixels += max(image.width * image.height, _tile(image))
     if other := next((i for i, size in enumerate(sizes) if size != sizes[0]), None):
         first, second = (f"{sizes[i][0]} × {sizes[i][1]}" for i in (0, other))
         raise DataError(
             f"{folder}: {paths[0].name} has {first} pixels and {paths[other].name} {second}; make the sizes equal"
         )
-    width, height = sizes[0]
-    validate_unpacked(folder, 12 * width * height * len(paths), sum(path.stat().st_size for path in paths))
+    validate_unpacked(folder, 12 * pixels, sum(path.stat().st_size for path in paths))
 
 
-def _open(path: Path, *, load: bool = True) -> Any:
-    """Open an image, and read its pixels unless ``load`` is false."""
+def _tile(image: Any) -> int:
+    """Return the number of pixels in a tile of a TIFF image, which is decoded whole."""
+    width, height = (getattr(image, "tag_v2", {}).get(tag, 0) for tag in (322, 323))
+    return int(width) * int(height)
+
+
+def _pixels(path: Path) -> tuple[np.ndarray, set[str]]:
+    """Read the bytes of an image, shape ``(height, width)`` if grey, else with 3 channels, and what they leave out."""
+    with _opened(path) as image:
+        _validate_channels(path, image)
+        ignored = {ALPHA} if "A" in image.mode or "transparency" in image.info else set()
+        if image.getexif().get(ORIENTATION, 1) not in (0, 1):
+            ignored.add(TURNED)
+        return np.asarray(image.convert("L" if image.mode in GREY else "RGB")), ignored
+
+
+ALPHA, TURNED = "alpha channels left out", "EXIF orientations ignored"
+
+ORIENTATION = 274
+"""The EXIF tag of an image that is to be turned or mirrored."""
+
+
+def _validate_channels(path: Path, image: Any) -> None:
+    """Validate that an image has one frame and 8 bits per channel; Pillow reads a part of other images."""
+    if image.mode not in GREY + COLOUR:
+        raise DataError(f"{path}: the pixels have Pillow's mode {image.mode}; save the image with 8 bits per channel")
+    raw = [part for tile in image.tile for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    if any(re.search(r";16[BLN]", str(part)) for part in raw) or (
+        image.format == "PPM" and max(map(_depth, raw)) > 255
+    ):
+        raise DataError(f"{path}: the pixels have 16 bits per channel; save the image with 8 bits per channel")
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's JPEG with a preview
+        raise DataError(f"{path}: has more than one frame or page; save each as an image of its own")
+
+
+def _depth(part: Any) -> int:
+    return part if isinstance(part, int) else 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open an image, and convert Pillow's errors to a DataError of one sentence."""
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError(f"{path}: reading images needs Pillow; pip install pillow") from error
     try:
-        with Image.open(path) as image:
-            if load:
-                image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a valid image ({' '.join(str(error).split())}); copy or make it again") from error
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # the errors of Pillow on damaged files have no common base class
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path}: not a valid image ({why}); copy or make it again") from error

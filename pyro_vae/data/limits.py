@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -247,7 +248,7 @@ def validate_hdf5(path: Path) -> None:
     validate_unpacked(path, try_reading("hdf5", path, "HDF5 file", most_unpacked(path.stat().st_size)))
 
 
-def try_reading(reader: str, path: Path, kind: str, allowed: int) -> int:
+def try_reading(reader: str, path: Path, kind: str, allowed: int, without: Sequence[str] = ()) -> int:
     """Read a file in a process of its own, which a damaged file may crash, and return the size of its data in bytes.
 
     Args:
@@ -255,6 +256,7 @@ def try_reading(reader: str, path: Path, kind: str, allowed: int) -> int:
         path: the path of the file.
         kind: the kind of file, for messages.
         allowed: the size in bytes above which the data are not read.
+        without: the columns that are not read.
 
     Raises:
         DataError: if reading the file raises an exception, ends the process, takes longer than 30 s plus one second per
@@ -262,7 +264,7 @@ def try_reading(reader: str, path: Path, kind: str, allowed: int) -> int:
     """
     seconds = TRIAL_SECONDS + path.stat().st_size // 10**7
     packages = json.dumps([place for place in sys.path if isinstance(place, str) and place])
-    arguments = [reader, str(path.resolve()), str(allowed), str(2 * seconds), packages]
+    arguments = [reader, str(path.resolve()), str(allowed), str(2 * seconds), packages, *without]
     try:
         process = subprocess.run(
             [*trial_command(), *arguments], timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True, check=False,

@@ -6,6 +6,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from pyro_vae.data.limits import (
     validate_unpacked,
 )
 from pyro_vae.data.memory import DEFAULTS, Options, as_list, as_missing, dense, from_anndata, from_memory
+from pyro_vae.data.parquet import read_parquet
 from pyro_vae.data.text import open_text, read_text
 from pyro_vae.data.values import Data, reason
 from pyro_vae.errors import DataError
@@ -56,8 +58,9 @@ def load(
     Args:
         source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz``,
             ``.mat`` or ``.h5ad`` file (``pip install pyro-vae[anndata]``); an IDX file or MNIST's folder; a folder of
-            images of one size, whose subfolders, if any, are the labels; a DataFrame, a Series, an Arrow table or any
-            table with the Arrow protocol, such as polars'; an AnnData; an array or tensor, structured or sparse.
+            images of one size and 8 bits per channel, whose subfolders, if any, are the labels; a DataFrame, a Series,
+            an Arrow table or any table with the Arrow protocol, such as polars'; an AnnData; an array or tensor,
+            structured or sparse.
         index: the column of the row labels; ``""`` for none.
         label: the column of the labels, for colours in figures.
         drop: columns to leave out, as ``"id,date"`` or a list.
@@ -182,11 +185,17 @@ def _validate_numpy(path: Path, file: Any) -> None:
     """Validate the sizes in the headers of an array or of an archive of arrays."""
     if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):  # the magic numbers of an archive and of an empty archive
         with zipfile.ZipFile(path) as archive:
-            arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            validate_unpacked(path, sum(info.file_size for info in archive.infolist()))
-            for info in arrays:
+            members = archive.infolist()
+            counts = Counter(info.filename.removesuffix(".npy") for info in members)
+            if twice := next((name for name, count in counts.items() if count > 1), None):  # NumPy reads the last
+                raise DataError(f"{path}: {counts[twice]} arrays have the name {twice!r}; save each with its own name")
+            validate_unpacked(path, sum(info.file_size for info in members))
+            for info in members:
                 with archive.open(info) as packed:
-                    _validate_array(path, packed, info.file_size)
+                    is_array = packed.read(6) == np.lib.format.MAGIC_PREFIX
+                    packed.seek(0)
+                    if is_array or info.filename.endswith(".npy"):
+                        _validate_array(path, packed, info.file_size)
     else:
         file.seek(0)
         _validate_array(path, file, path.stat().st_size)
@@ -285,45 +294,11 @@ def _load_anndata(path: Path, options: Options) -> Data:
 
 
 def _load_parquet(path: Path, options: Options) -> Data:
-    from pyarrow import parquet
-
-    with whole_parquet(path), parquet.ParquetFile(path) as file:
-        about = file.metadata
-        stored = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        validate_unpacked(path, max(8 * about.num_rows * about.num_columns, stored))
-        table = file.read()
-        table.validate(full=True)  # text that is not UTF-8, for example, is an error only when it is used
-    return options.table(table, str(path))
-
-
-@contextmanager
-def whole_parquet(path: str | Path) -> Iterator[None]:
-    """Convert Arrow's errors on reading a Parquet file to a DataError of one sentence."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a valid Parquet file ({reason(error)}); copy or make it again") from error
-
-
-def arrow_numbers(column: Any) -> np.ndarray | None:
-    """Convert a column of an Arrow table to numbers, NaN for null; None if its type is not numeric.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> arrow_numbers(pa.chunked_array([[1, None]])), arrow_numbers(pa.chunked_array([["a"]]))
-        (array([ 1., nan]), None)
-    """
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_floating(kind):
-        values: np.ndarray = column.to_numpy(zero_copy_only=False)
-        return values
-    if pa.types.is_integer(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
-        return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None
+    known = () if options.like is None else options.like.context_columns or ()
+    used = {options.index, options.label, *options.context, *known}
+    unused = [name for name in options.drop if name not in used]
+    table, dropped = read_parquet(path, drop=unused, text=(options.index, options.label))
+    return replace(options, drop=[name for name in options.drop if name not in dropped]).table(table, str(path))
 
 
 # The types of the IDX format, by the third byte of the file; numbers are big-endian.
@@ -372,9 +347,10 @@ def _find(folder: Path, prefix: str) -> Path | None:
 
 
 def _load_folder(folder: Path) -> Data:
-    if _find(folder, "train-images") is not None or not (paths := find_pictures(folder)):
+    paths, notes = ([], []) if _find(folder, "train-images") is not None else find_pictures(folder)
+    if not paths:
         return _load_mnist_folder(folder, "train")
-    found = read_pictures(folder, paths)
+    found = read_pictures(folder, paths, notes)
     data = DEFAULTS.array(found.array, str(folder), found.labels, notes=found.notes)
     return replace(data, x=data.x / 255, row_labels=np.array(found.names), label_names=found.label_names)
 

@@ -118,7 +118,7 @@ def validate_data(data: Data, may_miss: bool, notes: Sequence[str] = ()) -> Data
     return replace(data, summary="; ".join(line))
 
 
-def _warn_if_coarse(rows: Rows, vae: "Amortized", source: str, columns: Sequence[str] | None) -> None:
+def warn_if_coarse(rows: Rows, vae: "Amortized", source: str, columns: Sequence[str] | None) -> None:
     """Warn if the precision of a VAE merges values of a column."""
     single = vae.like(rows.x[:1]).dtype == torch.float32
     coarse = coarse_columns(rows.x, rows.mask) if single else []
@@ -210,7 +210,7 @@ def rows_for(vae: "Amortized", data: Any, *, context: Any = None, mask: Any = No
     """
     data = data_for(vae, data, source=source, mask=mask)
     rows = rows_of(data, context=context, mask=None if isinstance(data, Data) else mask, source=source)
-    _warn_if_coarse(rows, vae, *name_and_columns(data, source))
+    warn_if_coarse(rows, vae, *name_and_columns(data, source))
     vae.check(rows.x, rows.context, rows.mask)
     if isinstance(decoder := getattr(vae, "decoder", None), Likelihood):
         decoder.refuse(rows.x, *name_and_columns(data, source))

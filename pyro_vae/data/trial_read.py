@@ -6,6 +6,7 @@ Damaged files crash the C libraries that read them, make them loop without end o
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,9 @@ STARTED = "started"
 
 BYTES_PER_TEXT = 150
 """The memory, in bytes, of a text of variable length."""
+
+ROWS = 2**12
+"""The number of rows of a Parquet file that are read at once."""
 
 
 class StoredElsewhere(ValueError):
@@ -95,6 +99,28 @@ def mat_bytes(path: str, allowed: int) -> int:
     return sum(getattr(array, "nbytes", 0) for array in loadmat(path).values())
 
 
+def parquet_bytes(path: str, allowed: int, *without: str) -> int:
+    """Read a Parquet file in parts until their size exceeds the allowed one, and return the size in bytes.
+
+    Args:
+        path: the path of the file.
+        allowed: the size in bytes above which the rest is not read.
+        without: the columns that are not read.
+    """
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the others reserve more memory than they use
+    from pyarrow import parquet
+
+    _limit_memory(2**30 + allowed)
+    size = 0
+    with parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+        names = [name for name in file.schema_arrow.names if name not in without]
+        for batch in file.iter_batches(ROWS, columns=names, use_threads=False):
+            size += batch.nbytes
+            if size > allowed:
+                break
+    return size
+
+
 def _limit_memory(more: int) -> None:
     """Allow this process ``more`` bytes of memory in addition to what it uses now; does nothing outside Linux."""
     with suppress(ImportError, OSError, ValueError):
@@ -115,16 +141,16 @@ def _limit_time(seconds: int) -> None:
         ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 
-READERS: dict[str, Callable[[str, int], int]] = {"hdf5": hdf5_bytes, "mat": mat_bytes}
+READERS: dict[str, Callable[..., int]] = {"hdf5": hdf5_bytes, "mat": mat_bytes, "parquet": parquet_bytes}
 
 
-def run(reader: str, path: str, allowed: str, seconds: str, packages: str) -> dict[str, Any]:
+def run(reader: str, path: str, allowed: str, seconds: str, packages: str, *without: str) -> dict[str, Any]:
     """Read a file, and return the size of its data or the error."""
     sys.path[:] = json.loads(packages)
     _limit_memory(2**30)
     _limit_time(int(seconds))
     try:
-        return {"bytes": READERS[reader](path, int(allowed))}
+        return {"bytes": READERS[reader](path, int(allowed), *without)}
     except StoredElsewhere as error:
         return {"elsewhere": str(error)}
     except BaseException as error:  # errors of these libraries have no common base class

@@ -1,5 +1,8 @@
 """Images: channels are moved first, folders become rows, and figures draw both grey levels and colours."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +102,80 @@ def test_grey_images_among_colours_become_colours(tmp_path):
         np.testing.assert_array_equal(channel.numpy(), GREYS[1].ravel().astype(np.float32) / 255)
 
 
+def test_parts_of_images_that_are_left_out_are_noted(tmp_path):
+    write(tmp_path, a__1_png=COLOURS[0])
+    Image.fromarray(np.dstack([COLOURS[1], GREYS[1]])).save(tmp_path / "a" / "2.png")
+    turned = Image.fromarray(COLOURS[2])
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "a" / "3.jpg", exif=exif)
+    (tmp_path / "a" / "4.jp2").write_bytes(b"of another type")
+    write(tmp_path / "a", x__5_png=COLOURS[3])
+    summary = load(tmp_path).summary
+    for note in ("1 alpha channels left out", "1 EXIF orientations ignored", "2 other files and folders left out"):
+        assert note in summary
+    assert load(tmp_path).x.shape == (3, 60)
+
+
+def postscript(path):
+    text = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n({path}) (w) file closefile\n%%EOF\n"
+    path.with_suffix(".png").write_text(text)
+
+
+def frames(suffix):
+    first, *rest = (Image.new("L", (8, 8), 50 * i) for i in range(3))
+    return lambda f: first.save(f / f"a.{suffix}", save_all=True, append_images=rest)
+
+
+def png48(folder):
+    """A colour image with 16 bits per channel, of which Pillow reads 8."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(100))),
+        (b"IEND", b""),
+    ]
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+@pytest.mark.parametrize("kind", ["ICO", "DDS", "TGA", "JPEG2000", "PCX"])
+def test_formats_of_other_suffixes_are_refused(kind, tmp_path):
+    """Pillow chooses the format by content: a PostScript file named a.png would start Ghostscript."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", kind)
+    with pytest.raises(DataError, match=r"a\.png: not a valid image"):
+        load(tmp_path)
+
+
+def test_postscript_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    postscript(tmp_path / "a")
+    with pytest.raises(DataError, match=r"a\.png: not a valid image"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, struct.error, SyntaxError, IndexError])
+def test_any_error_on_content_is_one_sentence(error, tmp_path, monkeypatch):
+    def load_pixels(self):
+        raise error("one\ntwo")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load_pixels)
+    with pytest.raises(DataError, match=r"a\.png: not a valid image \(one two\); copy or make it again"):
+        load(write(tmp_path, a_png=COLOURS[0]))
+
+
+def test_tiles_of_a_tiff_image_are_measured(tmp_path):
+    """A tile is decoded whole, however small the image."""
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 2**15, 323: 2**15, 324: 8, 325: 8}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<IQH", 16, 0, len(tags)) + entries + bytes(4))
+    with pytest.raises(DataError, match=r"unpacks from .* to 12 GiB"):
+        load(tmp_path)
+
+
 def damaged(folder):
     write(folder, a_png=COLOURS[0])
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:-30])
@@ -110,6 +187,14 @@ def damaged(folder):
         (lambda f: write(f, a_png=COLOURS[0], b_png=COLOURS[1, :3]), "a.png has 4 × 5 pixels and b.png 4 × 3; make"),
         (lambda f: write(f, a_png=COLOURS[0], cat__b_png=COLOURS[1]), "a.png is in no subfolder, but other images are"),
         (lambda f: write(f, a_png=np.zeros((5, 4), np.uint16)), "a.png: the pixels have Pillow's mode I;16"),
+        (png48, "a.png: the pixels have 16 bits per channel"),
+        (
+            lambda f: (f / "a.ppm").write_bytes(b"P6 4 4 65535\n" + bytes(96)),
+            "a.ppm: the pixels have 16 bits per channel",
+        ),
+        (frames("gif"), "a.gif: has more than one frame or page; save each as an image of its own"),
+        (frames("tif"), "a.tif: has more than one frame"),
+        (frames("webp"), "a.webp: has more than one frame"),
         (damaged, "b.png: not a valid image"),
         (lambda f: (f / "a.png").write_text("none"), "a.png: not a valid image"),
         (lambda f: (f / "a.csv").write_text("a\n1\n"), "the folder contains neither MNIST's train-images.* nor images"),

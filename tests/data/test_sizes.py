@@ -8,15 +8,20 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import h5py
+import numcodecs
 import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.io
 import scipy.sparse
+import torch
 import zarr
 from PIL import Image
 from pyarrow import parquet
@@ -24,6 +29,7 @@ from pyarrow import parquet
 import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.data import limits
+from pyro_vae.data.rows import data_of
 from pyro_vae.errors import DataError
 
 ZEROS = np.zeros((2**16, 64))  # 32 MiB
@@ -70,6 +76,108 @@ def test_a_file_that_unpacks_to_far_more_is_refused_with_its_size(name, make, tm
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**24
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False, "column_encoding": {"a": "DELTA_BYTE_ARRAY"}}])
+def test_text_that_unpacks_to_far_more_is_refused_before_it_is_read(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "UNPACKED", 2**22)
+    path = tmp_path / "x.parquet"
+    table = pa.table({"a": ["x" * 2000 + "a", "x" * 2000 + "b"] * 2000, "b": np.arange(4000.0)})
+    parquet.write_table(table, path, **options)
+    assert path.stat().st_size < 80_000
+    with pytest.raises(DataError, match=r"x\.parquet: unpacks from .* to 7\.6\d MiB, more than 100 times as much"):
+        pv.data.load(path)
+    assert pv.data.load(path, drop="a").columns == ["b"]
+    monkeypatch.setattr(limits, "UNPACKED", 2**23)
+    assert pv.data.load(path).x[:2, 0].tolist() == [0, 1]
+
+
+def test_pages_of_parquet_are_tried_where_a_codec_may_inflate_them(tmp_path, monkeypatch):
+    """The sizes in a footer may be too small."""
+    for codec, tried in [("snappy", False), ("none", False), ("zstd", True), ("gzip", True)]:
+        parquet.write_table(pa.table({"a": [1.0, 2.0]}), tmp_path / codec, compression=codec)
+        (tmp_path / codec).rename(tmp_path / "x.parquet")
+        calls = []
+        monkeypatch.setattr("pyro_vae.data.parquet.try_reading", lambda *given, calls=calls: calls.append(given) or 16)
+        assert pv.data.load(tmp_path / "x.parquet").x.tolist() == [[1], [2]]
+        assert bool(calls) == tried
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])
+@pytest.mark.parametrize("value", [[1.0, 2.0], {"b": 1.0}, [{"c": [1.0]}]])
+def test_lists_in_a_table_are_refused_before_they_are_read(value, read, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet.ParquetFile, "read", lambda *_, **__: pytest.fail("values were read"))
+    parquet.write_table(pa.table({"a": [value], "b": [1.0]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: column 'a' has type .*, not "):
+        read(tmp_path / "x.parquet")
+
+
+def test_lists_that_are_dropped_are_no_obstacle(tmp_path):
+    parquet.write_table(pa.table({"a": [[1.0, 2.0]] * 3, "b": [1.0, 2.0, 3.0]}), tmp_path / "x.parquet")
+    assert pv.data.load(tmp_path / "x.parquet", drop="a").x.tolist() == [[1], [2], [3]]
+    with pytest.raises(DataError, match="there is no column 'c'"):
+        pv.data.load(tmp_path / "x.parquet", drop="a,c")
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])
+def test_columns_have_as_many_values_as_rows(read, tmp_path):
+    """Arrow takes the number of values from the footer, which is written last."""
+    parquet.write_table(pa.table({"a": np.arange(77.0)}), tmp_path / "x.parquet", compression="none")
+    data = (tmp_path / "x.parquet").read_bytes()
+    at = data.rindex(b"\x16\x9a\x01\x16")  # Thrift's code of 77, then the next field
+    (tmp_path / "x.parquet").write_bytes(data[:at] + b"\x16\x9c\x01\x16" + data[at + 4 :])
+    with pytest.raises(DataError, match=r"not a valid Parquet file \(column 'a' has 78 values in 77 rows\)"):
+        read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])
+def test_a_column_of_numbers_takes_no_more_bytes_than_they(read, tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"a": np.arange(1000.0)}), tmp_path / "x.parquet", compression="none")
+    assert read(tmp_path / "x.parquet") is not None
+    monkeypatch.setattr("pyro_vae.data.parquet.SLACK", 2**20 - 64_000)
+    assert read(tmp_path / "x.parquet") is not None
+    monkeypatch.setattr("pyro_vae.data.parquet.SLACK", 7000 - 64_000)
+    with pytest.raises(
+        DataError, match=r"column 'a' has .* KiB for numbers of 6\.84 KiB at most; copy or make it again"
+    ):
+        read(tmp_path / "x.parquet")
+
+
+def test_text_takes_about_as_many_bytes_as_are_stored(tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"a": ["x", "y"] * 500}), tmp_path / "x.parquet", compression="none")
+    monkeypatch.setattr("pyro_vae.data.parquet.UNPACKED", -20_000)
+    with pytest.raises(DataError, match=r"x\.parquet: .* are stored for 7\.81 KiB of values; copy or make it again"):
+        pv.data.load(tmp_path / "x.parquet")
+
+
+def test_decimals_become_numbers_before_pandas_sees_them(tmp_path, monkeypatch):
+    """In pandas each decimal is an object; those of row labels stay text, of which doubles would merge some."""
+    texts, ids = ["-0.10", "12.34", "0.07", "-9999.90"], [f"{10**20 + i}" for i in range(4)]
+    table = pa.table({
+        "id": pa.array(map(Decimal, ids), pa.decimal128(38, 0)),
+        "a": pa.array(map(Decimal, texts), pa.decimal128(9, 2)),
+        "b": pa.array([Decimal(1), None, Decimal(3), Decimal(4)], pa.decimal256(40, 1)),
+    })  # fmt: skip
+    parquet.write_table(table, tmp_path / "x.parquet")
+    seen = []
+    monkeypatch.setattr(
+        "pyro_vae.data.memory.data_of", lambda given, **more: seen.append(given) or data_of(given, **more)
+    )
+    data = pv.data.load(tmp_path / "x.parquet", index="id", missing="-9999.9")
+    assert [str(kind) for kind in seen[0].schema.types] == ["string", "double", "double"]
+    assert data.row_labels.tolist() == ids
+    assert data.mask.tolist() == [[True, True], [True, False], [True, True], [False, True]]
+    assert data.exact[:3, 0].tolist() == [-0.1, 12.34, 0.07]
+    streamed = pv.data.stream(tmp_path / "x.parquet", columns=["a"])
+    assert replace(streamed, dtype=torch.float64).head(4).x.flatten().tolist() == [float(text) for text in texts]
+
+
+def test_dates_count_as_the_objects_they_become(tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"a": pa.array([0] * 1000, pa.date32())}), tmp_path / "x.parquet")
+    monkeypatch.setattr(limits, "UNPACKED", 63_000)
+    monkeypatch.setattr(limits, "RATIO", 1)
+    with pytest.raises(DataError, match=r"to 62\.5 KiB"):
+        pv.data.load(tmp_path / "x.parquet")
 
 
 BYTES = np.zeros((2**13, 64), np.uint8)  # 512 KiB, 2 MiB in single precision
@@ -206,9 +314,25 @@ def test_an_array_that_is_shorter_than_its_header_says_is_refused(tmp_path):
         file.write(bytes(64))
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.write(tmp_path / "x.npy", "x.npy")
-    for name in ("x.npy", "x.npz"):
+    with zipfile.ZipFile(tmp_path / "bare.npz", "w") as archive:
+        archive.write(tmp_path / "x.npy", "x")
+        archive.writestr("notes.txt", "no array")
+    for name in ("x.npy", "x.npz", "bare.npz"):
         with pytest.raises(DataError, match=r"the header announces 7\.28 TiB, but the file has"):
             pv.data.load(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("names", [["x.npy", "x.npy"], ["x", "x.npy"], ["y.npy", "x.npy", "y"]])
+def test_an_array_that_is_in_an_archive_twice_is_refused(names, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for i, name in enumerate(names):
+            np.save(tmp_path / "a.npy", np.full((2, 2), i))
+            archive.write(tmp_path / "a.npy", name)
+    with pytest.raises(
+        DataError, match=rf"x\.npz: 2 arrays have the name '{names[0][0]}'; save each with its own name"
+    ):
+        pv.data.load(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("shape", [(0, 2**32 - 1, 2**32 - 1), (2**32 - 1, 2**32 - 1, 2**32 - 1)])
@@ -231,6 +355,92 @@ def test_a_missing_chunk_is_no_data(tmp_path):
     next(path for path in (folder / "c").rglob("*") if path.is_file()).unlink()
     with pytest.raises(DataError, match="1 of its 10 chunks are missing, so their values are unknown; copy it again"):
         pv.data.stream(folder)
+
+
+def packed(folder: Path, codec: str) -> zarr.Array:
+    """An array of one chunk, of a version of Zarr that has the codec."""
+    compressor = {
+        "gzip 3": zarr.codecs.GzipCodec(),
+        "zstd 3": zarr.codecs.ZstdCodec(),
+        "blosc 3": zarr.codecs.BloscCodec(),
+    }
+    compressor |= {
+        f"{name} 2": numcodecs.get_codec({"id": name}) for name in ("gzip", "zlib", "bz2", "zstd", "lz4", "blosc")
+    }
+    settings = {"shape": (50, 4), "chunks": (50, 4), "dtype": "f4", "zarr_format": int(codec[-1])}
+    array = zarr.create_array(str(folder), compressors=compressor[codec], **settings)
+    array[:] = np.arange(200).reshape(50, 4)
+    return array
+
+
+@pytest.mark.parametrize(
+    "codec", ["gzip 2", "zlib 2", "bz2 2", "zstd 2", "lz4 2", "blosc 2", "gzip 3", "zstd 3", "blosc 3"]
+)
+def test_a_chunk_that_unpacks_to_more_than_its_numbers_is_refused(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.data.streams.zarr_chunks.UNPACKED", 0)
+    packed(tmp_path, codec)
+    path = tmp_path / ("c/0/0" if codec[-1] == "3" else "0.0")
+    assert pv.data.stream(tmp_path).head(50).x.flatten().tolist() == [*range(200)]
+    bomb = bytes(numcodecs.get_codec({"id": codec[:-2]}).encode(np.zeros(2**20, "u1")))
+    empty = bytes(numcodecs.get_codec({"id": codec[:-2]}).encode(np.zeros(1, "u1")))
+    for data in (bomb, empty + bomb) if codec[:-2] in ("gzip", "bz2", "zstd") else (bomb,):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"/0.0: a chunk of .* unpacks to more than its numbers, .* copy it again"):
+            pv.data.stream(tmp_path).head()
+
+
+def test_a_file_larger_than_its_chunk_is_refused_before_it_is_read(tmp_path):
+    folder = stored(tmp_path / "x.zarr", (100, 4), (10, 4))
+    os.truncate(folder / "c/3/0", 3 * 2**30)
+    with pytest.raises(DataError, match=r"c/3/0: has 3 GiB, but its numbers take 64\.\d KiB at most; copy it again"):
+        pv.data.stream(folder)
+
+
+def test_a_chunk_is_packed_once_and_of_numbers(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Zarr's, on codecs that its specification lacks
+        for name, filters in {
+            "twice": [numcodecs.Zlib()],
+            "text": [numcodecs.AsType(encode_dtype="f4", decode_dtype="S100000000")],
+        }.items():
+            zarr.create_array(str(tmp_path / name), shape=(4, 2), chunks=(4, 2), dtype="f4", zarr_format=2)[:] = 1
+            about = json.loads((tmp_path / name / ".zarray").read_text())
+            about["filters"] = [one.get_config() for one in filters]
+            (tmp_path / name / ".zarray").write_text(json.dumps(about))
+            with pytest.raises(DataError, match=r"in an unusual order|converts to \|S100000000; store numbers"):
+                pv.data.stream(tmp_path / name)
+
+
+SHARDS = {"shape": (70, 6), "chunks": (10, 2), "shards": {"shape": (40, 4), "index_location": "end"}, "dtype": "f4"}
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_shards_are_read_whole_or_refused(where, tmp_path):
+    """A chunk that is missing in a shard would be read as zeros."""
+    config = {**SHARDS, "shards": {**SHARDS["shards"], "index_location": where}}
+    x = np.arange(420).reshape(70, 6)
+    zarr.create_array(str(tmp_path / "whole"), **config)[:] = x + 1
+    assert pv.data.stream(tmp_path / "whole").head(70).x.flatten().tolist() == [*range(1, 421)]
+    array = zarr.create_array(str(tmp_path / "part"), **config)
+    array[:] = x + 1
+    array[40:50] = 0
+    with pytest.raises(DataError, match=r"c/1/0: 2 of its 6 chunks are missing, so their values are unknown; copy it "):
+        pv.data.stream(tmp_path / "part")
+    zarr.create_array(str(tmp_path / "zeros"), config={"write_empty_chunks": True}, **config)[:] = 0
+    assert not pv.data.stream(tmp_path / "zeros").head(70).x.any()
+
+
+def test_the_index_of_a_shard_is_validated(tmp_path):
+    array = zarr.create_array(str(tmp_path), **SHARDS)
+    array[:] = np.arange(1, 421).reshape(70, 6)
+    path = tmp_path / "c/0/0"
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + struct.pack("<QQ", 0, 2**40) + data[-4:])
+    with pytest.raises(DataError, match=r"c/0/0: a chunk has 1 TiB, more than its shard or its numbers; copy it again"):
+        pv.data.stream(tmp_path)
+    path.write_bytes(data[:20])
+    with pytest.raises(DataError, match="is shorter than the index of its chunks"):
+        pv.data.stream(tmp_path)
 
 
 ODD = {

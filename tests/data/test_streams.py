@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -443,6 +444,36 @@ def test_parquet_files_that_differ_are_refused(tmp_path):
         visited(source, seed=0, batch_size=2)
 
 
+ENCODED = [("scale_factor", 0.01), ("add_offset", 273.15), ("_FillValue", -32768), ("missing_value", [-1])]
+
+
+@pytest.mark.parametrize("kind", ["zarr", "hdf5"])
+@pytest.mark.parametrize(("name", "value"), ENCODED)
+def test_numbers_that_the_netcdf_conventions_encode_are_refused(name, value, kind, tmp_path):
+    zarr, h5py = pytest.importorskip("zarr"), pytest.importorskip("h5py")
+    folder = zarr_array(np.ones((10, 2), "i2"), tmp_path)
+    array = zarr.open_array(str(folder)) if kind == "zarr" else h5py.File(tmp_path / "a.h5", "w").create_dataset(
+        "a", data=np.ones((10, 2), "i2")
+    )  # fmt: skip
+    array.attrs[name] = value
+    with pytest.raises(DataError, match=f"the attribute {name} is .*; open it with xarray, and save the decoded"):
+        pv.data.stream(folder if kind == "zarr" else array)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_xarray_writes_is_read_where_the_numbers_are_the_values(version, tmp_path):
+    """NaN is the fill value that xarray writes for every array of numbers with a fraction."""
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("zarr")
+    data = xarray.Dataset({"a": (("i", "j"), rows(10)), "b": (("i", "j"), rows(10))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on consolidated metadata
+        data.to_zarr(tmp_path / "x.zarr", zarr_format=version, encoding={"b": {"_FillValue": -9999.0}})
+    assert pv.data.stream(tmp_path / "x.zarr" / "a").head(10).x.tolist() == rows(10).tolist()
+    with pytest.raises(DataError, match="the attribute _FillValue is "):
+        pv.data.stream(tmp_path / "x.zarr" / "b")
+
+
 def test_pickle_in_a_zarr_array_is_never_run(tmp_path):
     zarr = pytest.importorskip("zarr")
     import json
@@ -523,6 +554,45 @@ def test_windows_are_in_the_precision_of_the_vae(tmp_path):
     [window] = source.windows(seed=0, batch_size=2)
     assert window.rows.x.dtype == torch.float64
     assert window.rows.x[0, 0].item() == 0.1
+
+
+SECONDS = 1_700_000_000
+"""Since 1970; single precision has one number in 128."""
+
+EXACT = {
+    "npy": npy,
+    "zarr": zarr_array,
+    "parquet": lambda x, f: parquet.write_table(table_of(x), f / "x.parquet") or f / "x.parquet",
+}
+
+
+def warned(source, vae):
+    """What is warned of before the VAE is tried, which numbers of this size may be too much for."""
+    with warnings.catch_warnings(record=True) as caught, suppress(pv.errors.ModelError):
+        warnings.simplefilter("always")
+        source_of(source, vae)
+    return [str(one.message) for one in caught if one.category is pv.errors.PrecisionWarning]
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("n", [3, 200])
+def test_a_stream_is_as_precise_as_its_columns_need(n, kind, tmp_path):
+    counts = np.arange(6 * n).reshape(n, 6)
+    source = pv.data.stream(EXACT[kind](counts + SECONDS, tmp_path))
+    assert source.head(n).x.tolist() == (counts + SECONDS).tolist()
+    assert "distinct values, but only" in warned(source, small_vae().float())[0]
+    assert warned(source, small_vae()) == []
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    gaps = np.where(counts % 5, counts, np.nan)
+    assert pv.data.stream(EXACT[kind](gaps, tmp_path / "b"), nan_is_missing=True).dtype == torch.float32
+    assert pv.data.stream(EXACT[kind](counts / 7, tmp_path / "c")).head(n).x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [TensorDataset, lambda x: lambda: [x]])
+def test_coarse_numbers_of_a_data_set_or_an_iterable_are_warned_of(make):
+    source = pv.data.stream(make(torch.arange(60).reshape(10, 6) + SECONDS), size=10)
+    assert "column 0 has 10 distinct values, but only 1 in" in warned(source, small_vae().float())[0]
 
 
 READING = """

@@ -42,7 +42,9 @@ def stream(
     rows, concatenates the blocks in a new order, cuts the result into windows, and visits the rows of each window in a
     new order, so each row is visited once. Two distant rows share a batch only if their blocks fall into the same
     window. Shuffle the data once before you stream them if they are sorted and a window has few blocks (row groups,
-    chunks). Rows of files with more than one dimension are flattened. Each value is validated when it is read.
+    chunks). Rows of files with more than one dimension are flattened. Each value is validated when it is read. Files
+    and arrays are in double precision if single precision would merge values of a few rows; a fit uses the precision
+    of the VAE.
 
     Args:
         data: the path of a ``.npy`` file, a Parquet file, a folder of Parquet files (values in folder names, such as
@@ -88,13 +90,14 @@ def stream(
     if size not in (None, table.size):
         raise SettingsError(f"{table.name}: size is {size} but there are {table.size} rows; leave size out")
     given = {"context": None if table.context else context, "mask": mask}
-    return Streamed(
+    streamed = Streamed(
         table=table,
         beside={part: _open_beside(other, part, table) for part, other in given.items() if other is not None},
         nan_is_missing=bool(nan_is_missing),
         window_bytes=whole("window_bytes", window_bytes, 1),
         block_rows=None if block_rows is None else whole("block_rows", block_rows, 1),
     )
+    return streamed.narrowed() if table.wide else streamed
 
 
 def _open_table(data: Any, *, source: str | None, size: int | None, columns: Any = None, context: Any = None) -> Table:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyro_vae.core.device import derive_seed
 from pyro_vae.core.rows import Rows
+from pyro_vae.data.precision import coarse_columns
+from pyro_vae.data.rows import warn_if_coarse
 from pyro_vae.data.sources import Window, permutation, spaced
 from pyro_vae.data.streams.layout import BLOCKS, Layout, window_rows
 from pyro_vae.data.streams.prefetch import prefetch
@@ -115,6 +117,22 @@ class Streamed:
         spans = min(most, SAMPLE_SPANS)
         counts = [most * (i + 1) // spans - most * i // spans for i in range(spans)]
         return self._read([(s, s + c) for s, c in zip(spaced(n, spans).tolist(), counts, strict=True)])
+
+    def glance(self) -> Rows:
+        """Return a few rows in double precision, not validated: 4 of each of 4 places if rows are read in any order."""
+        exact = replace(self, dtype=torch.float64, device=torch.device("cpu"), likelihood=None)
+        if not self.table.seekable:
+            return exact.head(16)
+        firsts = spaced(len(self), 4).tolist() if len(self) >= 32 else [0]
+        each = min(len(self), 4 if len(firsts) > 1 else 32)
+        rows = exact._place(each * len(firsts))
+        for i, first in enumerate(firsts):
+            self.table.read_all(first, rows.take(slice(i * each, (i + 1) * each)))
+        return rows
+
+    def narrowed(self) -> "Streamed":
+        """Return the stream in single precision, or in double if a column would be too coarse."""
+        return replace(self, dtype=torch.float64 if coarse_columns(*_flat(self.glance())) else torch.float32)
 
     def in_order(self, rows: int) -> Iterator[Rows]:
         """Iterate over the data in their order, at most ``rows`` rows at a time, validated."""
@@ -249,12 +267,17 @@ class Streamed:
 
     def checked_for(self, vae: "Amortized") -> "Streamed":
         """Validate the first rows against a VAE; validate all rows against its likelihood's support when read."""
+        warn_if_coarse(self.glance(), vae, f"some rows of {self.source}", self.columns)
         rows = self.head()
         vae.check(rows.x, rows.context, rows.mask)
         decoder = getattr(vae, "decoder", None)
         checked = replace(self, likelihood=decoder if isinstance(decoder, Likelihood) else None)
         checked.head()
         return checked
+
+
+def _flat(rows: Rows) -> tuple[Tensor, Tensor | None]:
+    return rows.x.flatten(1), None if rows.mask is None else rows.mask.flatten(1)
 
 
 def _all_finite(x: Tensor) -> bool:

@@ -10,12 +10,15 @@ import numpy as np
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.limits import MOST_ENTRIES, validate_regular
-from pyro_vae.data.readers import arrow_numbers, whole_parquet
+from pyro_vae.data.parquet import arrow_numbers, column_chunks, whole_parquet
 from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
 
 MOST_BYTES = 2**30
 """The maximum size, in bytes, of a row group, which must fit into the memory of a stream."""
+
+NARROW = ("float", "halffloat", "int8", "uint8", "int16", "uint16", "bool", "null")
+"""The types of columns whose numbers single precision does not change."""
 
 PIECE = 2**12
 """The number of rows to transpose at a time, small enough for the cache of the CPU."""
@@ -37,6 +40,11 @@ class ParquetTable(Table):
     bounds: np.ndarray
     names: Sequence[str]
     _last: dict[tuple[int, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def wide(self) -> bool:
+        schema = self.files[0][0].physical_schema
+        return any(str(schema.field(name).type) not in NARROW for name in self.names)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, without the cached row group."""
@@ -100,6 +108,8 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
     names = [name for name in schema.names if name not in context] if columns is None else list(columns)
     _validate_columns(fragments[0].path, schema, names, context)
     for index, (fragment, _) in enumerate(files):
+        for _ in column_chunks(fragment.path, fragment.metadata, [*names, *context]):
+            pass
         first = 0
         for group in fragment.row_groups:
             if (size := 8 * group.num_rows * (len(names) + len(context))) > MOST_BYTES:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,11 @@ class Table:
         """The shape of an image, if rows are images."""
         return self.layout.image_shape
 
+    @property
+    def wide(self) -> bool:
+        """Whether single precision may change the numbers of an array or a table of numbers."""
+        return self.dtype is not None and self.dtype != np.float32 and self.dtype.itemsize > 2
+
     def cuts(self, rows: int) -> np.ndarray:
         """Return the bounds of blocks of about ``rows`` rows, from 0 to the number of rows."""
         return np.append(np.arange(0, self.size, rows), self.size)
@@ -86,9 +91,32 @@ def describe_array(array: Any, name: str) -> dict[str, Any]:
         raise DataError(f"{name}: the shape is {tuple(shape)}; give one row per datum and one column per feature")
     if 0 in shape:
         raise DataError(f"{name}: the shape is {tuple(shape)}; there must be at least one row and one feature")
+    _validate_decoded(name, getattr(array, "attrs", None), dtype)
     size, *row = map(int, shape)
     about = {"name": name, "size": size, "features": (math.prod(row),), "dtype": dtype}
     return {**about, "layout": layout_of(shape, dtype)}
+
+
+def _validate_decoded(name: str, attributes: Any, dtype: np.dtype) -> None:
+    """Validate that attributes of the netCDF conventions do not give the stored numbers another meaning."""
+    attributes = attributes if isinstance(attributes, Mapping) else {}
+    for key, neutral in (("scale_factor", 1), ("add_offset", 0), ("_FillValue", None), ("missing_value", None)):
+        value = attributes.get(key)
+        is_nan = dtype.kind == "f" and str(np.squeeze(value)) in NAN
+        if (
+            value is None
+            or is_nan
+            or (neutral is not None and str(np.squeeze(value)) in (f"{neutral}", f"{neutral}.0"))
+        ):
+            continue
+        raise DataError(
+            f"{name}: the attribute {key} is {reason(value, 40)}, so the stored numbers are not the values; open it "
+            "with xarray, and save the decoded values without encoding"
+        )
+
+
+NAN = ("nan", "NaN", "AAAAAAAA+H8=", "AADAfw==")
+"""NaN as text, in JSON, and in base 64 in double and single precision, as xarray writes it."""
 
 
 def copy_numbers(values: Any, into: np.ndarray) -> None:
@@ -186,6 +214,8 @@ class Sliced(Table):
     def read(self, start: int, into: Rows) -> int:
         try:
             copy_numbers(self.layout.rows(np.asarray(self.array[start : start + len(into)])), into.x.numpy())
+        except DataError:
+            raise
         except Exception as error:  # the array may come from any library
             raise DataError(f"{self.name}: cannot be read ({reason(error)}); copy or make it again") from error
         return len(into)

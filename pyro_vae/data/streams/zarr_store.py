@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.data.limits import LARGEST_TEXT, in_bytes, validate_folder, validate_regular, validate_size
+from pyro_vae.data.streams.zarr_chunks import ZarrRows, packing_of
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
 
 CODECS = frozenset(
     {
-        "bytes", "transpose", "sharding_indexed", "gzip", "zstd", "blosc", "zlib", "lz4", "bz2", "lzma", "shuffle",
-        "delta", "fixedscaleoffset", "quantize", "astype", "packbits", "bitround", "crc32", "crc32c", "adler32",
-        "fletcher32", "jenkins_lookup3",
+        "bytes", "transpose", "sharding_indexed", "gzip", "zstd", "blosc", "zlib", "lz4", "bz2", "shuffle", "delta",
+        "fixedscaleoffset", "quantize", "astype", "packbits", "bitround", "crc32", "crc32c", "adler32", "fletcher32",
+        "jenkins_lookup3",
     }
 )  # fmt: skip
-"""The allowed codecs; others, such as pickle, could run code from a file."""
+"""The allowed codecs; others, such as pickle, could run code from a file, or unpack without bound."""
 
 MOST_BYTES = 2**30
 """The maximum size, in bytes, of a chunk or a row, which must fit into the memory of a stream."""
@@ -38,12 +39,12 @@ def open_zarr(folder: Path) -> Any:
         import zarr
     except ImportError as error:
         raise SettingsError("reading Zarr arrays needs zarr; pip install pyro-vae[zarr]") from error
-    _validate_description(folder)
+    about = _description(folder)
     validate_folder(folder, links=True, most=2 * MOST_CHUNKS)
     try:
         array = zarr.open_array(str(folder), mode="r")
         _validate_chunks(folder, array)
-        return array
+        return ZarrRows(folder, array, packing_of(folder, about, array.dtype.itemsize))
     except DataError:
         raise
     except Exception as error:  # zarr's errors have no common base class
@@ -69,7 +70,11 @@ def _validate_chunks(folder: Path, array: Any) -> None:
         )
 
 
-def _validate_description(folder: Path) -> None:
+def _description(folder: Path) -> dict[str, Any]:
+    """Read the description of an array, and validate its codecs."""
+    for name in (".zattrs", ".zmetadata"):  # which zarr reads
+        if (folder / name).exists():
+            validate_size(folder / name, validate_regular(folder / name, links=True), LARGEST_TEXT)
     path = next(folder / name for name in ("zarr.json", ".zarray", ".zgroup") if os.path.isfile(folder / name))
     try:
         validate_size(path, validate_regular(path, links=True), LARGEST_TEXT)
@@ -84,6 +89,7 @@ def _validate_description(folder: Path) -> None:
     for name in _codecs([about.get(key) for key in ("codecs", "filters", "compressor", "storage_transformers")]):
         if name.removeprefix("numcodecs.") not in CODECS:
             raise DataError(f"{folder}: the codec {name!r} is not known to be safe; write the array with another codec")
+    return about
 
 
 def _codecs(described: Any) -> Iterator[str]:
