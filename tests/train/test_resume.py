@@ -811,7 +811,7 @@ def test_the_command_streams_a_folder_of_parquet(tmp_path, monkeypatch, capsys):
     for i in range(2):
         columns = {f"c{j}": X[20 * i : 20 * i + 20, j].numpy() for j in range(X.shape[1])}
         pq.write_table(pa.table(columns), f"table/{i}.parquet")
-    np.save("held.npy", X.numpy())
+    np.save("held.npy", X.numpy() + 1)
     settings = ["fit", "--data", "table", "--epochs", "2", "--batch_size", "8", "--latent_dim", "2"]
     assert main([*settings, "--out", "run"]) == 2
     assert "table: streamed data are not split; name held-out data" in capsys.readouterr().err
