@@ -94,6 +94,13 @@ def validate_state(run: "Run", tree: Tree) -> None:
     for name, value in tree["buffers"].items():
         _validate(value.shape == buffers[name].shape and not value.isnan().any(), f"buffer {name}", value)
     _validate_optimizer(tree["optimizer"], run.optimizer.state_dict())
+    if run.scheduler is not None and tree["scheduler"] is not None:
+        known = run.scheduler.state_dict()
+        for name, value in tree["scheduler"].items():
+            is_same = (
+                isinstance(value, float | int) if isinstance(known[name], float) else type(value) is type(known[name])
+            )
+            _validate(is_same, f"{name} of the schedule", value)
 
 
 def _validate_optimizer(tree: Tree, now: Tree) -> None:

@@ -84,6 +84,20 @@ def refused(killed, tmp_path, tree, about):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "value"), [("gamma", "x"), ("last_epoch", "x"), ("step", 7), ("base_lrs", 7)])
+def test_a_damaged_schedule_is_refused(name, value, tmp_path):
+    def schedule(parameters):
+        return torch.optim.lr_scheduler.ExponentialLR(torch.optim.SGD(parameters, lr=1e-3), 0.9)
+
+    trained(tmp_path, 1, optimizer=schedule)
+    (path,) = sorted(tmp_path.glob("checkpoints/*"))[-1:]
+    tree, about = read_tree(path)
+    tree["scheduler"][name] = value
+    write_tree(path, tree, about)
+    with pytest.raises(DataError, match=r"safetensors: the state of the training is damaged"):
+        trained(tmp_path, 2, optimizer=schedule, resume=tmp_path)
+
+
 def test_a_damaged_state_to_roll_back_to_is_refused(killed, tmp_path):
     tree, about = read_tree(killed)
     tree["good"] = {name: value for name, value in copy.deepcopy(tree).items() if name not in ("good", "vae")}
