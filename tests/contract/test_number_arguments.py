@@ -170,7 +170,7 @@ GIVEN = {  # what a class needs besides, and a value for each number of its cons
     "Laplace": ({"net": nn.Identity()}, {"scale": 0.5, "per_feature": 2}),
     "StudentT": ({"net": nn.Identity()}, {"df": 4.0, "scale": 0.5, "per_feature": 2}),
     "pyro_vae.priors.GumbelSoftmax": ({}, {"latent_dim": 2, "categories": 3, "temperature": 0.5}),
-    "pyro_vae.posteriors.GumbelSoftmax": ({"net": nn.Identity()}, {"categories": 3, "temperature": 0.5}),
+    "pyro_vae.posteriors.categories.GumbelSoftmax": ({"net": nn.Identity()}, {"categories": 3, "temperature": 0.5}),
     "OnSimplex": ({"net": nn.Identity()}, {"latents": 2, "categories": 3}),
     "LowRankNormal": ({"net": nn.Identity()}, {"rank": 2}),
     "Refined": ({"encoder": nn.Identity()}, {"steps": 2, "rate": 0.5, "particles": 4}),
