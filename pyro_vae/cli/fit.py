@@ -117,7 +117,7 @@ def _validate_scheduler(made: Namespace, vae: VAE) -> None:
         optimizer.state_dict()  # as for a checkpoint
         validate_no_plateau(optimizer)
         if isinstance(optimizer, LRScheduler):
-            try_schedule(optimizer)
+            try_schedule(optimizer, made.epochs)
     except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise

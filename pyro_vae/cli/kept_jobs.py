@@ -58,7 +58,8 @@ def stopped_sweep(name: str, folder: str, given: Namespace) -> Namespace:
     settings.out = str(folder)
     if "workers" in settings:
         settings.cluster = given.get("cluster")
-        settings.workers = given.get("workers") or min(settings.workers, available_cores())
+        most = settings.workers if settings.cluster else min(settings.workers, available_cores())
+        settings.workers = given.get("workers") or most
     return settings
 
 

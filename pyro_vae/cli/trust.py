@@ -72,7 +72,7 @@ class Trust:
             ),
             None,
         ):
-            raise SettingsError(f"{self.config}: {odd!r} is not a setting of a run; copy the run again")
+            raise SettingsError(f"{self.config}: {odd!r} is not a setting of a run; delete its line")
         self._validate_arguments(settings, hints, "", writes=False)
 
     def _validate_arguments(self, given: Any, hints: Mapping[str, Any], where: str, *, writes: bool) -> None:
@@ -130,11 +130,12 @@ class Trust:
                 f"{self.config}: the setting {where} names {path}, which cannot be imported ({in_a_line(error)}); "
                 "install the package, or correct the setting"
             ) from error
-        is_part = inspect.isfunction(found) or (isinstance(found, type) and issubclass(found, KINDS))
-        if not (is_part and is_under(found.__module__, tuple(self.trusted))):
+        if not (
+            (inspect.isfunction(found) or isinstance(found, type)) and is_under(found.__module__, tuple(self.trusted))
+        ):
             raise SettingsError(
-                f"{self.config}: the setting {where} names {path}, which is not a class for VAEs or training that a "
-                "trusted package defines; name the class by the module that defines it"
+                f"{self.config}: the setting {where} names {path}, which is no class or function that a trusted "
+                "package itself defines; name it by the module that defines it, or correct the setting"
             )
         return found
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.data.limits import UNPACKED, in_bytes, most_unpacked, try_reading, validate_unpacked
+from pyro_vae.data.precision import validate_integers
 from pyro_vae.data.tables import UNNAMED
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError
@@ -17,9 +18,6 @@ BYTES_PER_OBJECT = 64
 
 SLACK = 2**24
 """The size, in bytes, by which a column may exceed its numbers."""
-
-TAME = ("UNCOMPRESSED", "SNAPPY")
-"""Codecs that cannot inflate numbers to many times their size."""
 
 
 def read_parquet(path: Path, *, drop: Sequence[str] = (), text: Sequence[str | None] = ()) -> tuple[Any, list[str]]:
@@ -68,15 +66,14 @@ def _validate_flat(path: Path, fields: Sequence[Any]) -> None:
 
 def _validate_size(path: Path, about: Any, fields: Sequence[Any], dropped: Sequence[str]) -> None:
     """Validate the size of columns in memory: from the footer, and text and other codecs by reading them."""
+    tried = try_reading("parquet", path, "Parquet file", most_unpacked(path.stat().st_size), dropped)
     chunks = [*column_chunks(path, about, [field.name for field in fields])]
     rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
     size = rows * sum(_bytes_of(field.type) for field in fields)
     stored = sum(max(chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in chunks)
     validate_unpacked(path, max(size, stored))
-    if any(chunk.compression not in TAME or chunk.physical_type == "BYTE_ARRAY" for chunk in chunks):
-        allowed = most_unpacked(path.stat().st_size)
-        size = max(size, try_reading("parquet", path, "Parquet file", allowed, dropped))
-        validate_unpacked(path, size)
+    size = max(size, tried)
+    validate_unpacked(path, size)
     if stored > 2 * size + UNPACKED:
         raise DataError(f"{path}: {in_bytes(stored)} are stored for {in_bytes(size)} of values; copy or make it again")
 
@@ -169,5 +166,7 @@ def arrow_numbers(column: Any) -> np.ndarray | None:
         values: np.ndarray = column.to_numpy(zero_copy_only=False)
         return values
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        if kind.bit_width == 64:
+            validate_integers(column.drop_null().to_numpy(zero_copy_only=False), "a column")
         return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None

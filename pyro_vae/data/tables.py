@@ -1,5 +1,6 @@
 """Convert tables of named columns to numbers, row labels, labels and category names."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -85,10 +86,10 @@ def columns_of(
         >>> table.values[:2].tolist(), table.categories, table.notes
         ([[1.0, 1.0], [2.0, 0.0]], {'colour': ['g', 'r']}, ["column 'colour' as codes of 2 categories"])
     """
-    names = _names(frame, source)
+    names, decimal_comma = _names(frame, source), frame.attrs.get("decimal") == ","
     notes: list[str] = []
     frame = frame.set_axis(names, axis="columns")
-    _validate_uses(names, [index or None, label, *drop], [*(columns or ()), *context], source)
+    _validate_uses(names, [index or None, label, *{*drop}], [*(columns or ()), *context], source)
     if missing and names:
         frame = frame.mask(frame.apply(_equals_any, values=list(missing)))
     given, coded = read_context(frame, context, categories=categories, source=source)
@@ -110,6 +111,8 @@ def columns_of(
         raise DataError(
             f"{source}: {texts:,} columns are not numbers, above the limit of {MOST_TEXT_COLUMNS:,}; encode them first"
         )
+    if decimal_comma:
+        _validate_no_points(frame, source)
     values = np.empty(frame.shape)
     for i, name in enumerate(frame.columns):
         values[:, i], found = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
@@ -131,6 +134,23 @@ def _names(frame: "pd.DataFrame", source: str) -> list[str]:
     if twice is not None:
         raise DataError(f"{source}: {counts[twice]} columns have the name {twice!r}; rename them or leave some out")
     return names
+
+
+POINT, THOUSANDS = re.compile(r"\s*[-+]?\d*\.\d+\s*"), re.compile(r"\s*[-+]?\d{1,3}(\.\d{3})+(,\d+)?\s*")
+
+
+def _validate_no_points(frame: "pd.DataFrame", source: str) -> None:
+    """Raise if a column has points between thousands where the decimal is a comma: 1.234 would be read as 1,234."""
+    for name, column in frame.items():
+        cells = [] if column.dtype.kind in "biuf" else [cell for cell in column if isinstance(cell, str)]
+        odd = next((cell for cell in cells if THOUSANDS.fullmatch(cell)), None)
+        if odd is None and cells and all(POINT.fullmatch(cell) for cell in cells):
+            odd = cells[0]
+        if odd is not None:
+            raise DataError(
+                f"{source}: column {name!r} has {odd.strip()!r}, but the decimals are commas; write its numbers "
+                "without points, or drop it"
+            )
 
 
 def _validate_uses(names: Sequence[str], removed: Sequence[str | None], others: Sequence[str], source: str) -> None:
@@ -272,8 +292,13 @@ def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, li
             )
         if (np.abs(numbers) < 2.0**63).all():
             return column.to_numpy(np.int64), None
-    codes, names = pd.factorize(np.array([str(value) for value in column], object), sort=True)
+    text = column.map(_as_text) if column.dtype == object else column.astype(str)
+    codes, names = pd.factorize(text.to_numpy(object), sort=True)
     return codes.astype(np.int64), [*names]
+
+
+def _as_text(value: Any) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _without_empty(frame: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":

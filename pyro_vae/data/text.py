@@ -131,9 +131,9 @@ def read_text(
         _validate_lengths(path, found)  # pandas fills short rows with missing values
     if not found.header:
         frame.columns = [f"f{i}" for i in range(frame.shape[1])]
-    if found.decimal == ",":
-        _validate_no_points(path, frame)
-    return frame.rename(columns=str), found
+    frame = frame.rename(columns=str)
+    frame.attrs["decimal"] = found.decimal
+    return frame, found
 
 
 @contextmanager
@@ -221,14 +221,14 @@ def find_dialect(
     numbered = False
     if header is None:
         header = is_header(first, rest, decimal, missing)
-        numbered = header and all(_number(cell, decimal) for cell in first)  # from 0, they are names that pandas gives
+        numbered = header and (len(first) == 1 or first[0] != "0")  # from 0, they are names that pandas gives
+        numbered = numbered and all(_number(cell, decimal) is not None for cell in first)
     longer = [row for row in rest if len(row) == len(first) + 1]
     open_ended = header and bool(longer) and len(longer) == len(rest) and not any(row[-1] for row in longer)
     return Dialect(best, decimal, header, numbered, skipped, encoding, open_ended)
 
 
 COMMA, POINT = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?"), re.compile(r"[-+]?\d*\.\d+([eE][-+]?\d+)?")
-THOUSANDS = re.compile(r"[-+]?[\d.]*\.\d+(,\d+)?")
 EXCEL_ERROR = re.compile(r"#(N/?A|DIV/0|REF|NAME|NULL|NUM|VALUE)\b")
 
 
@@ -296,10 +296,12 @@ def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str,
     whole = all(cell.isdecimal() for cell, number in zip(first, every, strict=True) if number is not None)
     if not whole or found != [found[0] + i for i in range(len(found))]:
         return False
-    beside = len(found) > 1 and len(found) < len(first)
+    lone = len(first) == 2 and first[0] == ""  # as pandas names an index, and a column without a name
     below = [_number(cell, decimal) for row in rest for cell in row]
     fractions = any(number is not None and number % 1 for number in below)
-    return beside or (len(found) > 1 and (found[0] == 0 or fractions))
+    if len(found) < len(first):
+        return len(found) > 1 or (lone and (found[0] == 0 or fractions))
+    return fractions if len(found) == 1 and first[0] == "0" else len(found) > 1 and (found[0] == 0 or fractions)
 
 
 def _validate_lengths(path: Path, found: Dialect) -> None:
@@ -309,6 +311,10 @@ def _validate_lengths(path: Path, found: Dialect) -> None:
     for i, row in enumerate(rows, 0 if found.header else 1):
         if i == 0 and len(row) == expected + 1:
             labelled = True
+        if row[0].startswith("#") and not EXCEL_ERROR.match(row[0]):
+            raise DataError(
+                f"{path}: row {i} starts with #; delete comments below the header (rows are counted from 0, after it)"
+            )
         if len(row) != expected + (labelled or found.open_ended):
             raise DataError(
                 f"{path}: row {i} has {len(row)} value{'s' if len(row) > 1 else ''}, but the table has {expected} "
@@ -323,18 +329,6 @@ def _validate_width(path: Path, found: Dialect) -> None:
             f"{path}: has {columns:,} columns, above the limit of {MOST_COLUMNS:,} for text files; save the numbers as "
             ".npy"
         )
-
-
-def _validate_no_points(path: Path, frame: Any) -> None:
-    """Validate that no number has a point where the decimal is a comma: 1.234 may be a thousand, or a little more."""
-    for name, column in frame.items():
-        if column.dtype.kind not in "biuf":
-            shown = next((cell for cell in column if isinstance(cell, str) and THOUSANDS.fullmatch(cell.strip())), None)
-            if shown is not None:
-                raise DataError(
-                    f"{path}: column {str(name)!r} has {shown.strip()!r}, but the decimals are commas; write the "
-                    "numbers without points between thousands"
-                )
 
 
 def _rows(path: Path, found: Dialect) -> Iterator[list[str]]:

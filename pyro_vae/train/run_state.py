@@ -132,6 +132,8 @@ def try_step(optimizer: Optimizer) -> None:
         ValueError: if a parameter is not finite afterwards.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if optimizer.state:  # of a parameter that the loss never reached, there is none
+        parameters = [p for p in parameters if optimizer.state.get(p)]
     gradients = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

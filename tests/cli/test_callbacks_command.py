@@ -39,6 +39,11 @@ def test_callbacks_schedules_clipping_and_precision_are_flags(folder):
     assert main(["fit", "--resume", "run"]) == 0
 
 
+def test_a_schedule_of_one_step_lasts_one_epoch(folder):
+    schedule = ["--scheduler", "OneCycleLR", "--scheduler.max_lr", "0.1", "--scheduler.total_steps", "1"]
+    assert main([*FLAGS, "--epochs", "1", *schedule]) == 0
+
+
 def test_a_log_without_tensorboard_is_refused_before_anything_is_done(folder, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)

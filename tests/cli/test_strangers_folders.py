@@ -153,6 +153,25 @@ def test_trust_names_a_package_of_ones_own_but_none_below_the_run_folder(run, ca
     assert main(["sample", str(run), "--n", "2", "--trust", "trusted_package,logs"]) == 0
 
 
+HELPED = """from pyro_vae.priors import StandardNormal
+
+
+class Part:
+    pass
+
+
+class Helped(StandardNormal):
+    def __init__(self, latent_dim: int, part: Part | None = None):
+        super().__init__(latent_dim)
+"""
+
+
+def test_a_trusted_package_may_define_any_class(run):
+    Path("helped_package.py").write_text(HELPED)
+    with_settings(run, prior=of_class("helped_package.Helped", part=of_class("helped_package.Part")))
+    assert main(["sample", str(run), "--n", "2", "--trust", "helped_package"]) == 0
+
+
 IMPORTED = "import json, os\n\nimport torch\nfrom pyro_vae.errors import DataError\n\n" + OWN
 PLACES = "prior", "likelihood", "posterior", "optimizer", "scheduler", "elbo", "callbacks"
 

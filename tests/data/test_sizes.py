@@ -1,5 +1,6 @@
 """Files that unpack to far more than they hold are refused with their size, before memory is taken."""
 
+import base64
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -28,7 +30,7 @@ from pyarrow import parquet
 
 import pyro_vae as pv
 from pyro_vae.cli import main
-from pyro_vae.data import limits
+from pyro_vae.data import limits, trial_read
 from pyro_vae.data.rows import data_of
 from pyro_vae.errors import DataError
 
@@ -92,15 +94,31 @@ def test_text_that_unpacks_to_far_more_is_refused_before_it_is_read(options, tmp
     assert pv.data.load(path).x[:2, 0].tolist() == [0, 1]
 
 
-def test_pages_of_parquet_are_tried_where_a_codec_may_inflate_them(tmp_path, monkeypatch):
+def test_pages_of_parquet_are_tried_where_a_codec_may_inflate_them(tmp_path):
     """The sizes in a footer may be too small."""
     for codec, tried in [("snappy", False), ("none", False), ("zstd", True), ("gzip", True)]:
-        parquet.write_table(pa.table({"a": [1.0, 2.0]}), tmp_path / codec, compression=codec)
-        (tmp_path / codec).rename(tmp_path / "x.parquet")
-        calls = []
-        monkeypatch.setattr("pyro_vae.data.parquet.try_reading", lambda *given, calls=calls: calls.append(given) or 16)
+        parquet.write_table(pa.table({"a": [1.0, 2.0]}), tmp_path / "x.parquet", compression=codec)
         assert pv.data.load(tmp_path / "x.parquet").x.tolist() == [[1], [2]]
-        assert bool(calls) == tried
+        # In a process of its own it limits the memory.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trial_read, "_limit_memory", lambda _: None)
+            assert (trial_read.parquet_bytes(str(tmp_path / "x.parquet"), 100) >= 16) == tried
+
+
+CRASHES = (
+    "c-oaw!AiqG5S`tI5Q~SlI3Wvr$i<-0R;yG*1ew&TMa3E@;xUwvDrjS>_ILackA9G!;7(H8ix=NvW_Y{r&4U?I)IketxN(INp#k7%"
+    "DDZuPfDLq;#j}mJ_MG3B)#S>pKiGQRv^8IvS`k75TB_Lv&z_AZ$y1DmsBTs~5rb<ft#kkytEvljO&JoUYq_7o{Sv`p;QVi^;<UgE"
+    "z=W1?yltyMat?O10>`+5(%w2n(aqganaBGOJB)o|+){~4qB(^roe`zfOA9UxiLQC*5e*7r)eZVwMvH00I-|c}pTaj>I8*<$_!*{4"
+    "5iRxMgy^3A&$*Wv5O{tT=Pz%`YipcktvJu8bN@ZbXAje7fA65Z+wLgMhkFzNLvzy~0A^UM"
+)
+"""A Parquet file of 472 bytes with a wrong count of definition levels in its footer, which ends Arrow's process."""
+
+
+@pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])
+def test_a_footer_that_ends_the_process_is_tried_in_another(read, tmp_path):
+    (tmp_path / "x.parquet").write_bytes(zlib.decompress(base64.b85decode(CRASHES)))
+    with pytest.raises(DataError, match=r"x\.parquet: not a valid Parquet file \(reading it crashes the process\)"):
+        read(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("read", [pv.data.load, pv.data.stream])

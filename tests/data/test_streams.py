@@ -637,3 +637,20 @@ def test_batches_of_sorted_data_spread_as_if_all_were_shuffled():
     """By default a window holds 512 blocks; the expected ratio is sqrt(1 - 1/512), and 0.71 with one of 2 blocks."""
     assert shuffled_spread(400_000, BLOCKS) == pytest.approx(1, abs=0.01)
     assert shuffled_spread(400_000, 2) < 0.9, "power: too few blocks are seen"
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
+def test_integers_that_double_precision_would_round_are_refused(name, tmp_path):
+    array = np.array([[2**53 + 1, 2], [3, 4]])
+    np.save(tmp_path / "x.npy", array)
+    parquet.write_table(pa.table({"a": array[:, 0], "b": array[:, 1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="has 9007199254740993, which double precision would round"):
+        pv.data.stream(tmp_path / name).sample(2)
+
+
+def test_a_checksum_behind_a_packed_chunk_is_no_part_of_it(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    codecs = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
+    array = zarr.create_array(str(tmp_path / "x"), shape=(8, 3), chunks=(4, 3), dtype="f4", compressors=codecs)
+    array[:] = 1.5
+    assert (pv.data.stream(tmp_path / "x").sample(8).x == 1.5).all()

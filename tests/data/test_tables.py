@@ -144,7 +144,7 @@ DIALECTS = [
         has=AB,
     ),
     text("comments and a blank line above", "\n# one\n#two, too\n\na,b\n1,2\n3,4\n", SQUARE, "4 lines above", has=AB),
-    bad("a comment in between", "a,b\n1,2\n# a pause\n3,4\n", "row 1 has 1 value, but the table has 2 columns"),
+    bad("a comment in between", "a,b\n1,2\n# a pause\n3,4\n", "row 1 starts with #; delete comments below"),
     bad("a comment behind numbers", "a,b\n1,2\n3,4 # tired\n", "row 1, column 'b' is '4 # tired', not a number"),
     text(
         "an error of Excel in the first column",
@@ -158,6 +158,16 @@ DIALECTS = [
         "text with #", "# made by hand\na,b\n1,S#1\n3,S#2\n", [[1], [3]], label="b", has={"label_names": ["S#1", "S#2"]}
     ),
     bad("points between thousands", "a;c;b\n1,5;2,5;1.234\n", "column 'b' has '1.234', but the decimals are commas"),
+    text(
+        "dates beside decimal commas",
+        "d;a;b\n01.02.2020;1,5;2,5\n02.02.2020;3,5;4,5\n",
+        [[1.5, 2.5], [3.5, 4.5]],
+        index="d",
+    ),
+    text("versions as labels", "d;a;b\n1.1;1,5;2,5\n1.2;3,5;4,5\n", [[1.5, 2.5], [3.5, 4.5]], label="d"),
+    bad(
+        "points as decimals beside commas", "a;c;b\n1,5;2,5;1.2\n", "column 'b' has '1.2', but the decimals are commas"
+    ),
     bad("points between thousands, twice", "a;b\n" + "1,5;1.234,5\n" * 4, "'1.234,5', but the decimals are commas"),
     text("quoted names with commas in them", '"a, cm","b"\n1,2\n3,4\n', SQUARE, has={"columns": ["a, cm", "b"]}),
     text("a byte order mark", "\ufeffa,b\n1,2\n3,4\n".encode(), SQUARE, has=AB),
@@ -187,6 +197,9 @@ HEADERS = [
     text("countries and years", "land,2001,2002\nA,1,2\nB,3,4\n", index="land", has={"columns": ["2001", "2002"]}),
     text("a header of 1, 2 above fractions", "1,2\n1.5,0.3\n", [[1.5, 0.3]], "the first line names the columns"),
     text("one column without a header", "5\n1.5\n2.7\n", [[5], [1.5], [2.7]], "no header", has={"columns": ["f0"]}),
+    text("a column that pandas named 0, with an index", ",0\n0,1.5\n1,2.5\n", [[1.5], [2.5]], has={"columns": ["0"]}),
+    text("a year, with an index of text", ",2019\na,1.5\nb,2.5\n", [[1.5], [2.5]], has={"row_labels": ["a", "b"]}),
+    text("a column that pandas named 0", "0\n1.5\n2.5\n", [[1.5], [2.5]], "the first line names the columns"),
     text("numbers that only look like years", "2001,1999\n3,4\n", [[2001, 1999], [3, 4]], has=F),
     text("no header, two integers in turn", "1,2\n3,4\n", SQUARE, "no header", has=F),
     text("no header, a gap in the first row", "NA,2\n3,4\n", [[NAN, 2], [3, 4]], missing="nan", has=F),
@@ -200,6 +213,7 @@ HEADERS = [
     text("a name twice", "a,a\n1,2\n3,4\n", has={"columns": ["a", "a.1"]}),
 ]  # fmt: skip
 
+DAY = pd.to_datetime(["2020-01-01"])
 LABELS = [
     text(
         "an unnamed index", ",a,b\n7,1,2\n9,3,4\n", SQUARE, "row labels from the unnamed first column",
@@ -219,7 +233,9 @@ LABELS = [
     bad("no name", "a,b\n1,2\n", "no column ''", label=""),
     bad("names that are empty", lambda: pa.table([[1.0], [2.0]], ["", ""]), "2 columns have the name ''", name=None),
     made("labels that are infinite", frame(a=[1, 3], y=[np.inf, 2]), [[1], [3]], label="y", has={"labels": [1, 0]}),
-    made("labels that are bytes", frame(a=[1, 3], y=[b"\xff", b"a"]), [[1], [3]], label="y"),
+    made("labels of bytes", frame(a=[1], y=[b"\xff"]), [[1]], label="y", has={"label_names": ["\\xff"]}),
+    made("labels of dates", frame(a=[1], y=DAY), [[1]], label="y", has={"label_names": ["2020-01-01"]}),
+    text("a column dropped twice", "a,b\n1,2\n", [[2]], drop="a,a"),
     made("an index in half precision", frame(a=np.array([1, 3], np.float16), b=[2, 4]), [[2], [4]], index="a"),
     made("an index of another byte order", frame(**{"": np.array([7, 9], ">i8"), "a": [1, 3]}), [[1], [3]]),
     made("an unnamed column of lists", frame(**{"": [[1], [2]], "a": [1, 3]}), [[1], [3]], "row labels"),

@@ -1,6 +1,7 @@
 """A checkpoint with a right checksum but a wrong state is refused in a sentence that names its file."""
 
 import copy
+import functools
 import math
 import shutil
 
@@ -112,3 +113,24 @@ def test_what_is_lost_of_a_bug_is_not(killed, tmp_path, monkeypatch):
     shutil.copytree(killed.parent.parent, tmp_path / "run")
     with pytest.raises(torch.OutOfMemoryError):
         trained(tmp_path / "run", 3, resume=tmp_path / "run")
+
+
+def test_a_layer_that_the_loss_never_reaches_is_no_damage(tmp_path):
+    """Fused SGD takes no step if only some parameters have a momentum."""
+
+    def run(epochs, **given):
+        torch.manual_seed(0)
+        encoder = torch.nn.Linear(3, 4)
+        encoder.unused = torch.nn.Linear(2, 2)
+        vae = pv.VAE(
+            prior=pv.priors.StandardNormal(2),
+            decoder=pv.likelihoods.Normal(pv.nn.mlp(2, [], 3)),
+            encoder=pv.posteriors.DiagNormal(encoder),
+        )
+        sgd = functools.partial(torch.optim.SGD, lr=1e-3, momentum=0.9, fused=True)
+        pv.fit(vae, X, epochs=epochs, optimizer=sgd, progress=False, device="cpu", engine="eager", **given)
+        return vae
+
+    run(1, checkpoints=tmp_path)
+    resumed, whole = run(2, resume=tmp_path), run(2)
+    assert torch.equal(resumed.encoder.net.weight, whole.encoder.net.weight)

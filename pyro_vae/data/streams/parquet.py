@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.limits import MOST_ENTRIES, validate_regular
+from pyro_vae.data.limits import MOST_ENTRIES, try_reading, validate_regular
 from pyro_vae.data.parquet import arrow_numbers, column_chunks, whole_parquet
 from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
@@ -97,9 +97,11 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
     fragments = parquet_fragments(path)
     if not fragments:
         raise DataError(f"{path}: the folder contains no .parquet files and is not a Zarr array; give another folder")
-    files, groups, sizes = [], [], [0]
     for fragment in fragments:
         validate_regular(Path(fragment.path), links=True, advice="copy it again")
+    try_reading("footers", path, "Parquet file", 0)
+    files, groups, sizes = [], [], [0]
+    for fragment in fragments:
         with whole_parquet(fragment.path):
             files.append((fragment, stamp_of(Path(fragment.path))))
             fragment.ensure_complete_metadata()

@@ -12,6 +12,7 @@ import numpy as np
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.images import Layout, layout_of
+from pyro_vae.data.precision import validate_integers
 from pyro_vae.data.readers import whole_numpy
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError
@@ -121,6 +122,7 @@ NAN = ("nan", "NaN", "AAAAAAAA+H8=", "AADAfw==")
 
 def copy_numbers(values: Any, into: np.ndarray) -> None:
     """Copy numbers to another precision; overflow gives infinity, which validation reports with its position."""
+    validate_integers(np.asarray(values), "the data")
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(into, values, casting="unsafe")
 

@@ -36,6 +36,7 @@ class Packing:
     Args:
         codec: the codec that packs a chunk, if any.
         widest: the size, in bytes, of the widest number that a codec stores or reads.
+        checksums: the size, in bytes, of what follows a packed chunk.
         index_last: whether the index of a shard is at its end; None without shards.
         index_order: the byte order of the index.
         index_rest: the size, in bytes, of the checksum of the index.
@@ -43,6 +44,7 @@ class Packing:
 
     codec: str | None
     widest: int
+    checksums: int = 0
     index_last: bool | None = None
     index_order: str = "<"
     index_rest: int = 0
@@ -69,7 +71,7 @@ def packing_of(folder: Path, about: Mapping[str, Any], itemsize: int) -> Packing
     inner = _packing(folder, within.get("codecs", []), itemsize)
     order = {"big": ">"}.get(index[0].get("configuration", {}).get("endian", "little"), "<")
     ends = within.get("index_location", "end") == "end"
-    return Packing(inner.codec, inner.widest, ends, order, 4 * (len(index) - 1))
+    return Packing(inner.codec, inner.widest, inner.checksums, ends, order, 4 * (len(index) - 1))
 
 
 def _name(codec: Mapping[str, Any]) -> str:
@@ -90,7 +92,8 @@ def _packing(folder: Path, chain: Sequence[Any], itemsize: int) -> Packing:
             f"{folder}: the codecs {names} pack its chunks in an unusual order; write the array again with one "
             "compressor, and filters before it"
         )
-    return Packing(names[packers[0]] if packers else None, max([itemsize, *_widths(folder, chain)]))
+    widest = max([itemsize, *_widths(folder, chain)])
+    return Packing(names[packers[0]] if packers else None, widest, 4 * len(after))
 
 
 def _widths(folder: Path, chain: Sequence[Any]) -> Iterator[int]:
@@ -200,7 +203,7 @@ class ZarrRows:
                 elif codec in ("gzip", "zlib") and size * HIGHEST_RATIO < self._most + UNPACKED:
                     continue
                 else:
-                    unpacked = _unpack(path, file.read(size), STREAMS[codec], self._most)
+                    unpacked = _unpack(path, file.read(size - self._packing.checksums), STREAMS[codec], self._most)
                 if unpacked > self._most:
                     raise DataError(
                         f"{path}: a chunk of {in_bytes(size)} unpacks to more than its numbers, which take "

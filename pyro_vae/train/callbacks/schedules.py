@@ -110,15 +110,15 @@ def validate_no_plateau(scheduler: object) -> None:
         )
 
 
-def try_schedule(scheduler: LRScheduler) -> None:
-    """Advance a schedule twice: torch divides by its settings only then.
+def try_schedule(scheduler: LRScheduler, epochs: int) -> None:
+    """Advance a schedule up to twice: torch divides by its settings only then.
 
     Raises:
         SettingsError: if it cannot advance.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of a schedule that advances without a step
-        for _ in range(2):
+        for _ in range(min(2, epochs)):
             advance(scheduler, 0.0)
 
 

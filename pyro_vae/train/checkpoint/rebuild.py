@@ -125,7 +125,7 @@ class _Maker:
         named = {name: self.value(value) for name, value in tree["arguments"].items()}
         positional = self.value(tree.get("positional", []))
         if is_under(cls.__module__, ("torch.nn",)):
-            _validate_copies([*positional, *named.values()])
+            _validate_copies(positional, named)
         return cls(*positional, **named)
 
     def _restored(self, cls: Any, tree: Tree) -> nn.Module:
@@ -186,10 +186,13 @@ class _Maker:
         return found
 
 
-def _validate_copies(arguments: list[Any]) -> None:
+def _validate_copies(positional: list[Any], named: dict[str, Any]) -> None:
     """Raise before torch copies a module too often, as for the layers of a ``TransformerEncoder``."""
-    modules = sum(1 for value in arguments if isinstance(value, nn.Module) for _ in value.modules())
-    copies = max((value for value in arguments if type(value) is int), default=1)
+    modules = sum(
+        1 for value in (*positional, *named.values()) if isinstance(value, nn.Module) for _ in value.modules()
+    )
+    counts = [*positional, *(value for name, value in named.items() if name.endswith("layers"))]
+    copies = max((value for value in counts if type(value) is int), default=1)
     if modules * copies > MOST_MODULES:
         raise DataError(f"describes {modules * copies:,} modules; the maximum is {MOST_MODULES:,}")
 

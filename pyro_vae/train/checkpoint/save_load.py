@@ -121,8 +121,8 @@ def load(path: str | Path, *, into: VAE | None = None, classes: Iterable[Any] = 
     return vae
 
 
-OURS = "pyro_vae", "torch", "zuko"
-"""Packages whose buffers are finite; a buffer of a user's class may hold infinities, such as a mask."""
+OURS = "pyro_vae", "zuko"
+"""Packages whose buffers are finite, as torch's running means are; others may hold infinities, such as a mask."""
 
 POSITIVE = "unit", "fixed_scale"
 """Buffers of this library that are above 0."""
@@ -133,11 +133,13 @@ def validate_finite(vae: Amortized, tensors: dict[str, Tensor], path: Path) -> N
     for place, module in vae.named_modules(remove_duplicate=False):
         for name, current in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             full = f"{place}.{name}".lstrip(".")
-            tensor = tensors.get(full, current)
-            may_be_infinite = not isinstance(current, Parameter) and not is_under(type(module).__module__, OURS)
-            if tensor.isnan().any() or not (may_be_infinite or tensor.isfinite().all()):
+            if (tensor := tensors.get(full)) is None:
+                continue
+            is_ours = is_under(type(module).__module__, OURS)
+            must_be_finite = isinstance(current, Parameter) or is_ours or name.startswith("running_")
+            if tensor.isnan().any() or (must_be_finite and not tensor.isfinite().all()):
                 raise DataError(f"{path}: weight {full} is not finite; train again")
-            if name in POSITIVE and is_under(type(module).__module__, OURS) and not (tensor > 0).all():
+            if name in POSITIVE and is_ours and not (tensor > 0).all():
                 raise DataError(f"{path}: weight {full} is not above 0; train again")
 
 
