@@ -53,6 +53,8 @@ def open_zarr(folder: Path) -> Any:
 
 def _validate_chunks(folder: Path, array: Any) -> None:
     """Validate that chunks and rows fit into memory, and that none is missing (Zarr would read fill values)."""
+    if 0 in array.shape[1:]:
+        raise DataError(f"{folder}: has shape {array.shape}, so its rows are empty; give at least one column")
     for what, shape in (("chunk", array.chunks), ("row", array.shape[1:])):
         if (size := math.prod(shape) * array.dtype.itemsize) > MOST_BYTES:
             raise DataError(f"{folder}: a {what} has {in_bytes(size)}; write the array again with smaller {what}s")
