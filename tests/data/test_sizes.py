@@ -599,5 +599,5 @@ def test_a_sparse_matrix_with_entries_outside_is_refused(wrong, kind, tmp_path):
 
 def test_a_zarr_array_of_a_billion_empty_rows_is_refused(tmp_path):
     zarr.create_array(str(tmp_path / "x"), shape=(10**9, 0), chunks=(4, 3), dtype="f8")
-    with pytest.raises(DataError, match=r"has shape \(1000000000, 0\), so its rows are empty; give at least one column"):
+    with pytest.raises(DataError, match=r"has shape \(1000000000, 0\), so its rows are empty; give"):
         pv.data.stream(tmp_path / "x")
