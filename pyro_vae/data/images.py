@@ -170,7 +170,7 @@ def _tile(image: Any) -> int:
 
 
 def _pixels(path: Path) -> tuple[np.ndarray, set[str]]:
-    """Read the bytes of an image, shape ``(height, width)`` if grey, else with 3 channels, and what they leave out."""
+    """Return the pixels of an image, shape ``(height, width)`` or ``(height, width, 3)``, and what was ignored."""
     with _opened(path) as image:
         _validate_channels(path, image)
         ignored = {ALPHA} if "A" in image.mode or "transparency" in image.info else set()
@@ -182,7 +182,7 @@ def _pixels(path: Path) -> tuple[np.ndarray, set[str]]:
 ALPHA, TURNED = "alpha channels left out", "EXIF orientations ignored"
 
 ORIENTATION = 274
-"""The EXIF tag of an image that is to be turned or mirrored."""
+"""The EXIF tag that says how to turn an image."""
 
 
 def _validate_channels(path: Path, image: Any) -> None:

@@ -189,8 +189,8 @@ def test_what_a_trusted_package_imports_is_not_trusted(place, path, run, capsys,
     monkeypatch.syspath_prepend(str(Path("../..").resolve()))
     named = of_class(f"mine_of_imports.{path}", **({"f": "evil", "weights_only": False} if "load" in path else {}))
     with_settings(Path(), **{place: [named] if place == "callbacks" else named})
-    told = refused(capsys, ["fit", "--resume", ".", "--epochs", "2", "--trust", "mine_of_imports"])
-    assert f"names mine_of_imports.{path}, which" in told
+    message = refused(capsys, ["fit", "--resume", ".", "--epochs", "2", "--trust", "mine_of_imports"])
+    assert f"names mine_of_imports.{path}, which" in message
     assert not Path("OPENED").exists()
 
 
@@ -511,16 +511,18 @@ def test_held_out_data_that_are_rows_of_a_stream_are_refused(run, capsys):
     zarr = pytest.importorskip("zarr")
     zarr.save_array("x.zarr", X)
     np.save("x.npy", X[:9])
-    told = refused(capsys, ["fit", "--data", "x.zarr", "--out", "out", "--epochs", "1", "--validation_data", "x.npy"])
-    assert "x.npy: 9 of its 9 rows" in told
+    message = refused(
+        capsys, ["fit", "--data", "x.zarr", "--out", "out", "--epochs", "1", "--validation_data", "x.npy"]
+    )
+    assert "x.npy: 9 of its 9 rows" in message
 
 
 def test_held_out_data_that_are_training_data_are_refused(run, capsys):
     np.save("x.npy", X)
     np.save("some.npy", np.concatenate([X[:2], X[:20] + 1]))
     settings = ["fit", "--data", "x.npy", "--out", "out", "--epochs", "1", "--hidden", "[4]", "--engine", "eager"]
-    told = refused(capsys, [*settings, "--validation_data", "x.npy"])
-    assert "x.npy: 60 of its 60 rows (the first is row 0, counted from 0), are training data; give" in told
+    message = refused(capsys, [*settings, "--validation_data", "x.npy"])
+    assert "x.npy: 60 of its 60 rows (the first is row 0, counted from 0), are training data; give" in message
     assert not Path("out").exists()
     assert main([*settings, "--validation_data", "some.npy"]) == 0
     assert "some.npy: 2 of its 22 rows" in capsys.readouterr().err

@@ -567,7 +567,7 @@ EXACT = {
 
 
 def warned(source, vae):
-    """What is warned of before the VAE is tried, which numbers of this size may be too much for."""
+    """The warnings about precision; that the VAE cannot take such large numbers does not matter here."""
     with warnings.catch_warnings(record=True) as caught, suppress(pv.errors.ModelError):
         warnings.simplefilter("always")
         source_of(source, vae)

@@ -18,11 +18,11 @@ X = torch.randn(40, 6, generator=torch.Generator().manual_seed(1), dtype=torch.f
 quiet_fit = partial(pv.fit, epochs=2, batch_size=16, progress=False, device="cpu", engine="eager")
 
 
-@pytest.mark.parametrize(("validation", "told"), [(X, True), (X[:9], True), (X + 1, False)])
-def test_validation_data_that_are_training_data_are_told_of(validation, told, capsys):
+@pytest.mark.parametrize(("validation", "expected"), [(X, True), (X[:9], True), (X + 1, False)])
+def test_validation_data_that_are_training_data_are_reported(validation, expected, capsys):
     pv.fit(small_vae().double(), X, validation_data=validation, epochs=1, device="cpu", engine="eager")
     shown = " ".join("".join(capsys.readouterr()).split())
-    assert (f"{len(validation)} of its {len(validation)} rows" in shown) == told
+    assert (f"{len(validation)} of its {len(validation)} rows" in shown) == expected
 
 
 def weights(vae):

@@ -121,7 +121,11 @@ NAN = ("nan", "NaN", "AAAAAAAA+H8=", "AADAfw==")
 
 
 def copy_numbers(values: Any, into: np.ndarray) -> None:
-    """Copy numbers to another precision; overflow gives infinity, which validation reports with its position."""
+    """Copy numbers to another precision; overflow gives infinity, which validation reports with its position.
+
+    Raises:
+        DataError: if an integer above 2⁵³ would be rounded.
+    """
     validate_integers(np.asarray(values), "the data")
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(into, values, casting="unsafe")
