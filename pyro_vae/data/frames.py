@@ -63,7 +63,7 @@ def _validate_fields(array: np.ndarray, name: str) -> None:
             f"{name}: the structured array has shape {array.shape} and {len(names)} fields; give one dimension, and a "
             "field per column"
         )
-    if wrong := next((field for field in names if array.dtype[field].kind == "V"), None):
+    if (wrong := next((field for field in names if array.dtype[field].kind == "V"), None)) is not None:
         raise DataError(
             f"{name}: field {wrong!r} has type {array.dtype[wrong]}; give each field one number, text or date per row"
         )

@@ -156,6 +156,8 @@ def arrow_numbers(column: Any) -> np.ndarray | None:
         >>> import pyarrow as pa
         >>> arrow_numbers(pa.chunked_array([[1, None]])), arrow_numbers(pa.chunked_array([["a"]]))
         (array([ 1., nan]), None)
+        >>> arrow_numbers(pa.chunked_array([[None, None]], pa.null()))
+        array([nan, nan])
     """
     import pyarrow as pa
 
@@ -166,7 +168,7 @@ def arrow_numbers(column: Any) -> np.ndarray | None:
         values: np.ndarray = column.to_numpy(zero_copy_only=False)
         return values
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
-        if kind.bit_width == 64:
+        if pa.types.is_integer(kind) and kind.bit_width == 64:
             validate_integers(column.drop_null().to_numpy(zero_copy_only=False), "a column")
         return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None

@@ -616,6 +616,13 @@ def test_a_structured_array_that_is_no_table_is_refused_in_a_sentence(shape, fie
             use(np.zeros(shape, [("a", "f4")][:fields]))
 
 
+def test_a_structured_array_with_an_unnamed_field_of_fields_is_refused_in_a_sentence():
+    fields = np.zeros(2, [("a", [("b", "i4")]), ("c", "f8")])
+    fields.dtype.names = "", "c"
+    with pytest.raises(DataError, match=r"data: field '' has type .*; give each field one number"):
+        load(fields)
+
+
 # A mask beside a table.
 
 UNDER = pd.DataFrame({"b": ["x", "u", "v"], "a": [1, 2, 99]})
