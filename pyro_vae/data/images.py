@@ -170,7 +170,7 @@ def _tile(image: Any) -> int:
 
 
 def _pixels(path: Path) -> tuple[np.ndarray, set[str]]:
-    """Return the pixels of an image, shape ``(height, width)`` or ``(height, width, 3)``, and what was ignored."""
+    """Return the pixels of an image, shape ``(height, width)`` or ``(height, width, 3)``, and its ignored features."""
     with _opened(path) as image:
         _validate_channels(path, image)
         ignored = {ALPHA} if "A" in image.mode or "transparency" in image.info else set()

@@ -187,8 +187,9 @@ def _validate_numpy(path: Path, file: Any) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             counts = Counter(info.filename.removesuffix(".npy") for info in members)
-            if twice := next((name for name, count in counts.items() if count > 1), None):  # NumPy reads the last
-                raise DataError(f"{path}: {counts[twice]} arrays have the name {twice!r}; save each with its own name")
+            for name, count in counts.most_common(1):
+                if count > 1:  # NumPy reads the last
+                    raise DataError(f"{path}: {count} arrays have the name {name!r}; save each with its own name")
             validate_unpacked(path, sum(info.file_size for info in members))
             for info in members:
                 with archive.open(info) as packed:

@@ -341,15 +341,14 @@ def test_an_array_that_is_shorter_than_its_header_says_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("names", [["x.npy", "x.npy"], ["x", "x.npy"], ["y.npy", "x.npy", "y"]])
+@pytest.mark.parametrize("names", [["x.npy", "x.npy"], ["x", "x.npy"], ["y.npy", "x.npy", "y"], [".npy", ".npy"]])
 def test_an_array_that_is_in_an_archive_twice_is_refused(names, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         for i, name in enumerate(names):
             np.save(tmp_path / "a.npy", np.full((2, 2), i))
             archive.write(tmp_path / "a.npy", name)
-    with pytest.raises(
-        DataError, match=rf"x\.npz: 2 arrays have the name '{names[0][0]}'; save each with its own name"
-    ):
+    name = names[0].removesuffix(".npy")
+    with pytest.raises(DataError, match=rf"x\.npz: 2 arrays have the name '{name}'; save each with its own name"):
         pv.data.load(tmp_path / "x.npz")
 
 

@@ -179,8 +179,11 @@ class ZarrRows:
                 "again, or, if they are fill values, write it again with config={'write_empty_chunks': True}"
             )
         spans = [(begin, size) for begin, size in used.tolist()]
-        if wrong := next((size for begin, size in spans if begin + size > whole or size > self._most), None):
-            raise DataError(f"{path}: a chunk has {in_bytes(wrong)}, more than its shard or its numbers; copy it again")
+        for begin, size in spans:
+            if begin + size > whole or size > self._most:
+                raise DataError(
+                    f"{path}: a chunk has {in_bytes(size)}, more than its shard or its numbers; copy it again"
+                )
         return spans
 
     def _inside(self, place: tuple[int, ...]) -> np.ndarray:
