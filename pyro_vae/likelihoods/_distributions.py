@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_vae.core.compatibility import support_of
-from pyro_vae.core.distributions import StudentT
+from pyro_vae.core.distributions import Normal, StudentT, unexpanded
 
 EMPTY = torch.Size()
 
@@ -106,7 +106,7 @@ class Bernoulli(dist.Bernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return -F.softplus((1 - 2 * value) * self.logits)
+        return F.softplus((2 * value - 1) * self.logits, beta=-1)  # log σ(±η) in one pass
 
 
 class Levels(dist.TorchDistribution):
@@ -325,9 +325,9 @@ def rescale(features: Any, center: Tensor, unit: Tensor) -> Any:
         parts = zip(features.parts, center.split(features.sizes, -1), unit.split(features.sizes, -1), strict=True)
         return Side([rescale(part, c, s) for part, c, s in parts])
     if isinstance(features, StudentT):
-        return StudentT(features.given_df, center + unit * features.loc, unit * features.scale)
-    if type(features) in (dist.Normal, dist.Laplace, dist.Cauchy, dist.Gumbel):
-        return type(features)(center + unit * features.loc, unit * features.scale)
+        return StudentT(features.given_df, center + unit * features.loc, unit * unexpanded(features.scale))
+    if type(features) in (Normal, dist.Normal, dist.Laplace, dist.Cauchy, dist.Gumbel):
+        return type(features)(center + unit * features.loc, unit * unexpanded(features.scale))
     if not isinstance(support_of(features), type(constraints.real)):
         return features
     return _Rescaled(features, [dist.transforms.AffineTransform(center, unit)])

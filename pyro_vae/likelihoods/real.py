@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.core.component import Distribution
+from pyro_vae.core.distributions import Normal as _Normal
 from pyro_vae.core.distributions import StudentT as _StudentT
 from pyro_vae.core.given_numbers import GivenNumbers
 from pyro_vae.core.validation import above_zero, whole
@@ -98,7 +99,7 @@ class Normal(_Scaled):
         super().__init__(net, scale, learn_scale, per_feature)
 
     def features(self, out: Tensor) -> Distribution:
-        return dist.Normal(*self.loc_and_scale(out))
+        return _Normal(*self.loc_and_scale(out))
 
 
 class HeteroscedasticNormal(Likelihood):
@@ -138,7 +139,7 @@ class HeteroscedasticNormal(Likelihood):
 
     def features(self, out: Tensor) -> Distribution:
         loc, log_scale = self.parts(out)
-        return dist.Normal(loc, self.min_scale + log_scale.exp())
+        return _Normal(loc, self.min_scale + log_scale.exp())
 
     def extra_repr(self) -> str:
         return f"min_scale={self.min_scale:.4g}"
