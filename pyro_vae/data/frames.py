@@ -70,13 +70,17 @@ def _validate_fields(array: np.ndarray, name: str) -> None:
 
 
 def usable(values: Any) -> Any:
-    """Convert NumPy's types that pandas takes but cannot use: bytes, other byte orders, half and extended precision."""
+    """Convert NumPy's types that pandas takes but cannot use.
+
+    These are bytes, other byte orders, half and extended precision, and numbers whose parts have names.
+    """
     kind = getattr(values, "dtype", None)
     if not isinstance(kind, np.dtype):
         return values
     if kind.kind == "S":
         return values.astype(object)
-    return values.astype({"e": "f4", "g": "f8", "G": "c16"}.get(kind.char, kind.newbyteorder("=")))
+    plain = kind if kind.names is None else np.dtype(kind.str)
+    return values.astype({"e": "f4", "g": "f8", "G": "c16"}.get(kind.char, plain.newbyteorder("=")))
 
 
 def _from_arrow(source: Any, name: str) -> "pd.DataFrame":

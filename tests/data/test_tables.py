@@ -623,6 +623,14 @@ def test_a_structured_array_with_an_unnamed_field_of_fields_is_refused_in_a_sent
         load(fields)
 
 
+def test_numbers_whose_parts_have_names_are_numbers():
+    halves = np.array([1, 2**16], "<i4").view(("<i4", {"low": ("<i2", 0), "high": ("<i2", 2)}))
+    fields = np.zeros(2, [("a", halves.dtype), ("b", "f8")])
+    fields["a"] = halves
+    for table in ({"a": halves, "b": [0.0, 0.0]}, fields):
+        assert load(table).x.tolist() == [[1, 0], [2**16, 0]]
+
+
 # A mask beside a table.
 
 UNDER = pd.DataFrame({"b": ["x", "u", "v"], "a": [1, 2, 99]})
