@@ -132,7 +132,7 @@ def try_step(optimizer: Optimizer) -> None:
         ValueError: if a parameter is not finite afterwards.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    if optimizer.state:  # of a parameter that the loss never reached, there is none
+    if optimizer.state:  # SGD without momentum has none, and others have none of parameters without a gradient
         parameters = [p for p in parameters if optimizer.state.get(p)]
     gradients = [p.grad for p in parameters]
     for parameter in parameters:

@@ -444,16 +444,19 @@ def test_parquet_files_that_differ_are_refused(tmp_path):
         visited(source, seed=0, batch_size=2)
 
 
-ENCODED = [("scale_factor", 0.01), ("add_offset", 273.15), ("_FillValue", -32768), ("missing_value", [-1])]
+ENCODED = [
+    ("i2", "scale_factor", 0.01), ("i2", "add_offset", 273.15), ("i2", "_FillValue", -32768),
+    ("i2", "missing_value", [-1]), ("f4", "add_offset", float("nan")), ("f4", "missing_value", -1.0),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["zarr", "hdf5"])
-@pytest.mark.parametrize(("name", "value"), ENCODED)
-def test_numbers_that_the_netcdf_conventions_encode_are_refused(name, value, kind, tmp_path):
+@pytest.mark.parametrize(("dtype", "name", "value"), ENCODED)
+def test_numbers_that_the_netcdf_conventions_encode_are_refused(dtype, name, value, kind, tmp_path):
     zarr, h5py = pytest.importorskip("zarr"), pytest.importorskip("h5py")
-    folder = zarr_array(np.ones((10, 2), "i2"), tmp_path)
+    folder = zarr_array(np.ones((10, 2), dtype), tmp_path)
     array = zarr.open_array(str(folder)) if kind == "zarr" else h5py.File(tmp_path / "a.h5", "w").create_dataset(
-        "a", data=np.ones((10, 2), "i2")
+        "a", data=np.ones((10, 2), dtype)
     )  # fmt: skip
     array.attrs[name] = value
     with pytest.raises(DataError, match=f"the attribute {name} is .*; open it with xarray, and save the decoded"):

@@ -101,14 +101,11 @@ def describe_array(array: Any, name: str) -> dict[str, Any]:
 def _validate_decoded(name: str, attributes: Any, dtype: np.dtype) -> None:
     """Validate that attributes of the netCDF conventions do not give the stored numbers another meaning."""
     attributes = attributes if isinstance(attributes, Mapping) else {}
-    for key, neutral in (("scale_factor", 1), ("add_offset", 0), ("_FillValue", None), ("missing_value", None)):
+    absent = NAN if dtype.kind == "f" else ()
+    neutral = {"scale_factor": ("1", "1.0"), "add_offset": ("0", "0.0"), "_FillValue": absent, "missing_value": absent}
+    for key, harmless in neutral.items():
         value = attributes.get(key)
-        is_nan = dtype.kind == "f" and str(np.squeeze(value)) in NAN
-        if (
-            value is None
-            or is_nan
-            or (neutral is not None and str(np.squeeze(value)) in (f"{neutral}", f"{neutral}.0"))
-        ):
+        if value is None or str(np.squeeze(value)) in harmless:
             continue
         raise DataError(
             f"{name}: the attribute {key} is {reason(value, 40)}, so the stored numbers are not the values; open it "
