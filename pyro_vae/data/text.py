@@ -113,12 +113,12 @@ def read_text(
     _validate_width(path, found)
     exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # the default of 3.1
     try:
-        with open_text(path) as file, warnings.catch_warnings():
+        with open_text(path) as file, _below_comments(file, found) as text, warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(
-                file, sep=found.sep, decimal=found.decimal, header=0 if found.header else None, encoding=encoding,
-                skiprows=found.skipped, index_col=False if found.open_ended else None, na_values=list(missing),
-                skipinitialspace=True, low_memory=False, **exact,
+                text, sep=found.sep, decimal=found.decimal, header=0 if found.header else None,
+                index_col=False if found.open_ended else None, na_values=list(missing), skipinitialspace=True,
+                low_memory=False, **exact,
             )  # fmt: skip
     except UnicodeError as error:
         raise _not_text(path, error) from error
@@ -159,6 +159,14 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
     else:
         with path.open("rb") as file:
             yield file
+
+
+def _below_comments(file: IO[bytes], found: Dialect) -> IO[str]:
+    """Return the text from the first line of the table on; for pandas a quote above it would start a cell."""
+    text = io.TextIOWrapper(file, found.encoding, newline="")
+    for _ in itertools.islice(text, found.skipped):
+        pass
+    return text
 
 
 def _not_text(path: Path, why: object) -> DataError:
@@ -333,16 +341,13 @@ def _validate_width(path: Path, found: Dialect) -> None:
 
 def _rows(path: Path, found: Dialect) -> Iterator[list[str]]:
     """Iterate over the cells of each line that is not empty."""
-    with open_text(path) as file:
-        text = io.TextIOWrapper(file, found.encoding, newline="")
-        lines = itertools.islice(text, found.skipped, None)
-        spaces = found.sep == r"\s+"
-        cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines) if spaces else lines
-        try:
-            yield from (
-                row for row in csv.reader(cut, delimiter=" " if spaces else found.sep, skipinitialspace=True) if row
-            )
-        except csv.Error as error:
-            raise DataError(f"{path}: not a table ({reason(error)}); check its quotes") from error
-        except UnicodeError as error:
-            raise _not_text(path, error) from error
+    spaces = found.sep == r"\s+"
+    try:
+        with open_text(path) as file, _below_comments(file, found) as lines:
+            cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines) if spaces else lines
+            rows = csv.reader(cut, delimiter=" " if spaces else found.sep, skipinitialspace=True)
+            yield from (row for row in rows if row)
+    except csv.Error as error:
+        raise DataError(f"{path}: not a table ({reason(error)}); check its quotes") from error
+    except UnicodeError as error:
+        raise _not_text(path, error) from error
