@@ -34,13 +34,6 @@ def hdf5_bytes(path: str, allowed: int) -> int:
 
     Raises:
         StoredElsewhere: if data are stored in another file.
-
-    Example:
-        >>> import h5py, tempfile
-        >>> with tempfile.NamedTemporaryFile() as file:
-        ...     h5py.File(file.name, "w").create_dataset("x", (3, 2), "u1").file.close()
-        ...     hdf5_bytes(file.name, 100)
-        48
     """
     import h5py  # type: ignore[import-untyped]
 
@@ -87,15 +80,7 @@ def _read(_: str, found: Any) -> None:
 
 
 def mat_bytes(path: str, allowed: int) -> int:
-    """Read a MATLAB file, and return the size of its arrays in bytes.
-
-    Example:
-        >>> import tempfile, scipy.io
-        >>> with tempfile.NamedTemporaryFile(suffix=".mat") as file:
-        ...     scipy.io.savemat(file.name, {"x": [[1.0, 2.0]]})
-        ...     mat_bytes(file.name, 100)
-        16
-    """
+    """Read a MATLAB file, and return the size of its arrays in bytes."""
     from scipy.io import loadmat
 
     _limit_memory(2**30 + allowed)
@@ -147,7 +132,10 @@ def _column_chunks(footer: Any) -> list[tuple[str, str]]:
 
 
 def _limit_memory(more: int) -> None:
-    """Allow this process ``more`` bytes of memory in addition to what it uses now; does nothing outside Linux."""
+    """Allow this process ``more`` bytes of memory in addition to what it uses now; does nothing outside Linux.
+
+    So the functions that call it are for a process of its own, and have no examples that a test would run.
+    """
     with suppress(ImportError, OSError, ValueError):
         import resource
 
