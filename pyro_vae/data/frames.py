@@ -16,8 +16,8 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     """Convert a table of any library to a pandas DataFrame; return None for other objects.
 
     Args:
-        source: a DataFrame or Series, a structured array, a dict of columns, or an object with the Arrow or
-            ``__dataframe__`` protocol (polars, pyarrow, DuckDB, …).
+        source: a DataFrame or Series, a structured array, a dict of columns, a DataArray, or an object with the Arrow
+            or ``__dataframe__`` protocol (polars, pyarrow, DuckDB, …).
         name: the name of the data, for messages.
 
     Raises:
@@ -27,13 +27,14 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
         >>> as_frame({"a": [1, 2]}).shape, as_frame(np.zeros((2, 2)))
         ((2, 1), None)
     """
-    if isinstance(source, np.ndarray):
-        if source.dtype.names is None:
-            return None
-        _validate_fields(source, name)
-    elif not isinstance(source, dict) and not any(hasattr(source, name) for name in PROTOCOLS):
+    if not is_table(source):
         return None
     import pandas as pd
+
+    if isinstance(source, np.ndarray):
+        _validate_fields(source, name)
+    if hasattr(source, "dims"):
+        return source.to_pandas()
 
     if isinstance(source, pd.DataFrame):
         return source
@@ -102,10 +103,14 @@ def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
 def is_table(source: Any) -> bool:
     """Return whether an object is a table of named columns, without converting it.
 
+    An array of xarray is a table if it names its columns; its Arrow stream has a row per value instead.
+
     Example:
         >>> is_table({"a": [1, 2]}), is_table(np.zeros((2, 2)))
         (True, False)
     """
     if isinstance(source, np.ndarray):
         return source.dtype.names is not None
+    if hasattr(source, "dims"):
+        return getattr(source, "ndim", 0) == 2 and source.dims[1] in source.coords
     return isinstance(source, dict) or any(hasattr(source, name) for name in PROTOCOLS)

@@ -60,7 +60,7 @@ def load(
             ``.mat`` or ``.h5ad`` file (``pip install pyro-vae[anndata]``); an IDX file or MNIST's folder; a folder of
             images of one size and 8 bits per channel, whose subfolders, if any, are the labels; a DataFrame, a Series,
             an Arrow table or any table with the Arrow protocol, such as polars'; an AnnData; an array or tensor,
-            structured or sparse.
+            structured or sparse; a DataArray, whose second dimension may name the columns.
         index: the column of the row labels; ``""`` for none.
         label: the column of the labels, for colours in figures.
         drop: columns to leave out, as ``"id,date"`` or a list.

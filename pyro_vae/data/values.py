@@ -133,6 +133,8 @@ def from_array(data: Any, source: str) -> Tensor:
         array = np.asarray(data)
     except ValueError as error:
         raise DataError(f"{source}: the rows differ in length ({reason(error)}); make them equal") from error
+    except TypeError as error:
+        raise DataError(f"{source}: {type_of(data)} is not an array ({reason(error)}); give an array") from error
     if array.dtype.kind not in "fiub":
         raise DataError(f"{source}: the values have type {array.dtype}; give real numbers")
     if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.ndim == 2 and 0 not in array.shape:

@@ -22,6 +22,7 @@ import pytest
 import scipy.io
 import scipy.sparse
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -326,6 +327,11 @@ LIBRARIES = [
     made("a structured array", lambda: np.array([(1, 2.0), (3, 4.0)], [("a", "i4"), ("b", "f8")]), has=AB),
     made("an array", lambda: np.array(SQUARE), SQUARE, "read 2 rows, 2 columns", has={"columns": None}),
     made("a column of an array as label", lambda: np.array([[1, 2, 7], [3, 4, 8]]), label="f2", has={"labels": [7, 8]}),
+    made("an array of xarray", lambda: xr.DataArray(SQUARE), has={"columns": None}),
+    made("images of xarray", lambda: xr.DataArray(np.ones((2, 3, 3)), dims=["i", "h", "w"]), [[1] * 9] * 2),
+    made(
+        "an array of xarray with names", lambda: xr.DataArray(SQUARE, {"gene": ["a", "b"]}, ["cell", "gene"]), has=AB
+    ),
     made("a tensor", lambda: torch.tensor(SQUARE, requires_grad=True)),
     made("a tensor in bfloat16", lambda: torch.tensor(SQUARE, dtype=torch.bfloat16)),
     made("a sparse matrix", lambda: scipy.sparse.csr_array(SQUARE)),
@@ -335,6 +341,7 @@ LIBRARIES = [
     made("a layer of AnnData", Annotated, [[5, 6], [7, 8]], key="counts", label="kind", has={"labels": [1, 0]}),
     bad("a layer that is not there", Annotated, "no layer 'raw'", "counts", name=None, key="raw"),
     bad("a large sparse matrix", lambda: scipy.sparse.csr_array((10**6, 10**4)), "74.5 GiB", "stream", name=None),
+    bad("a dataset of xarray", lambda: xr.Dataset({"a": ("i", [1.0])}), "Dataset is not an array", name=None),
     bad("a column twice", lambda: pd.DataFrame(SQUARE, columns=["a", "a"]), "2 columns have the name 'a'", name=None),
     bad("columns of images", lambda: np.zeros((2, 3, 3)), "no named columns", name=None, drop="a"),
     bad("a separator of a frame", frame(a=[1]), "sep does not apply", name=None, sep=";"),
