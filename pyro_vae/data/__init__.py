@@ -1,5 +1,7 @@
 """Read, validate, split and stream data sets."""
 
+from typing import Any
+
 import torch
 
 from pyro_vae.core.device import make_generator
@@ -20,11 +22,11 @@ __all__ = [
 
 
 @takes_settings
-def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Data]:
+def split(data: Any, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Data]:
     """Split rows at random into training and held-out data.
 
     Args:
-        data: the data set.
+        data: :class:`Data`, or any input of :func:`load`.
         fraction: the held-out share, between 0 and 1; each part has at least one row.
         seed: the seed of the shuffle.
 
@@ -33,7 +35,7 @@ def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Da
 
     Raises:
         SettingsError: if ``fraction`` is not between 0 and 1.
-        DataError: if there are fewer than two rows.
+        DataError: if there are fewer than two rows, or the data cannot be used.
 
     Example:
         >>> train, test = split(Data(torch.zeros(10, 2)), 0.3)
@@ -42,6 +44,7 @@ def split(data: Data, fraction: float = 0.2, *, seed: int = 0) -> tuple[Data, Da
     """
     if not 0 < fraction < 1:
         raise SettingsError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
+    data = load(data)
     n = len(data.x)
     if n < 2:
         raise DataError(f"{data.source}: a single row cannot be split; give at least 2 rows")

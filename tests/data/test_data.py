@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -305,6 +306,13 @@ def test_a_split_follows_its_seed_alone():
 def test_a_share_that_is_none_is_refused(fraction):
     with pytest.raises(SettingsError, match=f"fraction is {fraction}; it must lie between 0 and 1"):
         split(Data(torch.zeros(4, 2)), fraction)
+
+
+def test_a_table_is_split_as_its_data_are():
+    table = pd.DataFrame({"a": range(10), "b": range(10, 20)})
+    for part, expected in zip(split(table), split(load(table)), strict=True):
+        assert part.x.equal(expected.x)
+        assert part.columns == ["a", "b"]
 
 
 def test_one_row_is_not_split():
