@@ -44,7 +44,7 @@ def read_parquet(path: Path, *, drop: Sequence[str] = (), text: Sequence[str | N
         _validate_size(path, file.metadata, fields, dropped)
         table = file.read(columns=[field.name for field in fields] if dropped else None)
         table.validate(full=True)  # text that is not UTF-8, for example, is an error only when it is used
-    named = {*text, *_index_columns(table.schema)}
+    named = {*text, *UNNAMED, *pandas_index(table.schema)}
     for i, field in enumerate(table.schema):
         if pa.types.is_decimal(field.type):  # a Python object per value in pandas
             convert = _as_text if field.name in named else floats
@@ -112,11 +112,11 @@ def _bytes_of(kind: Any) -> int:
     return BYTES_PER_OBJECT + int(kind.byte_width) if pa.types.is_fixed_size_binary(kind) else 8
 
 
-def _index_columns(schema: Any) -> list[str]:
-    """Return the columns that are or may be the index of a DataFrame."""
+def pandas_index(schema: Any) -> list[str]:
+    """Return the columns that are the index of the DataFrame that pandas wrote, given the schema of a file."""
     with suppress(Exception):  # what a file says about pandas may be anything
-        return [*UNNAMED, *(name for name in schema.pandas_metadata["index_columns"] if isinstance(name, str))]
-    return [*UNNAMED]
+        return [name for name in schema.pandas_metadata["index_columns"] if isinstance(name, str)]
+    return []
 
 
 @contextmanager
@@ -149,8 +149,10 @@ def floats(column: Any) -> Any:
     return pa.chunked_array([part.cast(pa.string()).cast(pa.float64()) for part in column.chunks], pa.float64())
 
 
-def arrow_numbers(column: Any) -> np.ndarray | None:
+def arrow_numbers(column: Any, name: str = "a column") -> np.ndarray | None:
     """Convert a column of an Arrow table to numbers, NaN for null; None if its type is not numeric.
+
+    The name is for messages.
 
     Example:
         >>> import pyarrow as pa
@@ -169,6 +171,6 @@ def arrow_numbers(column: Any) -> np.ndarray | None:
         return values
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
         if pa.types.is_integer(kind) and kind.bit_width == 64:
-            validate_integers(column.drop_null().to_numpy(zero_copy_only=False), "a column")
+            validate_integers(column.drop_null().to_numpy(zero_copy_only=False), name)
         return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return column.cast(pa.uint8()).to_numpy(zero_copy_only=False) if pa.types.is_boolean(kind) else None

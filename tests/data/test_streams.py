@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -375,6 +376,23 @@ def test_noise_of_torchs_own_generator_is_warned_of_and_undone(make):
     with pytest.warns(UserWarning, match="draws from torch's global generator"):
         pv.data.stream(make(Noisy(torch.zeros(6, 2))))
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", [None, "id"])
+@pytest.mark.parametrize("labels", [[7, 5, 9], ["x", "y", "z"]])
+def test_the_index_that_pandas_wrote_is_no_data(labels, name, tmp_path):
+    frame = pd.DataFrame(rows(3), pd.Index(labels, name=name), ["a", "b"])
+    frame.to_parquet(tmp_path / "x.parquet")
+    assert pv.data.stream(tmp_path / "x.parquet").head(3).x.equal(pv.data.load(tmp_path / "x.parquet").x)
+    if name and labels[0] == 7:
+        with_index = pv.data.stream(tmp_path / "x.parquet", columns=["a", "id"]).head(3).x
+        assert with_index[:, 1].tolist() == labels
+
+
+def test_integers_that_double_precision_would_round_are_refused_with_their_column(tmp_path):
+    parquet.write_table(pa.table({"a": [1, 2], "b": [2**53 + 1, None]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: column 'b': has 9007199254740993, which double precision"):
+        pv.data.stream(tmp_path / "x.parquet").head(2)
 
 
 def test_columns_are_refused_where_they_mean_nothing(tmp_path):

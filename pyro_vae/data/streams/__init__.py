@@ -57,7 +57,8 @@ def stream(
         context: additional input of prior, decoder and encoder: data with the same number of rows, as for ``data`` but
             not an iterable, or names of Parquet columns.
         mask: true where a value was observed: as for ``context``, but not names.
-        columns: the names of the Parquet columns to use; all columns except the context if not given.
+        columns: the names of the Parquet columns to use; all columns except the context and the index that pandas
+            wrote if not given.
         nan_is_missing: whether NaN and null mark missing values; otherwise they are an error.
         window_bytes: the maximum size, in bytes, of each of the two windows.
         block_rows: the approximate number of rows to read at once; by default a window has 512 blocks. Row groups of

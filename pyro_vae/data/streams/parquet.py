@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.limits import MOST_ENTRIES, try_reading, validate_regular
-from pyro_vae.data.parquet import arrow_numbers, column_chunks, whole_parquet
+from pyro_vae.data.parquet import arrow_numbers, column_chunks, pandas_index, whole_parquet
 from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
 
@@ -88,12 +88,15 @@ class ParquetTable(Table):
             table = fragment.subset(row_group_ids=[number]).to_table(columns=self.names, use_threads=False)
         values = np.empty((len(self.names), len(table)), dtype)
         for row, name in zip(values, self.names, strict=True):
-            copy_numbers(arrow_numbers(table.column(name)), row)
+            copy_numbers(arrow_numbers(table.column(name), f"{fragment.path}: column {name!r}"), row)
         return values
 
 
 def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: Sequence[str] = ()) -> ParquetTable:
-    """Open a Parquet file or folder, reading only footers; by default x has all columns except the context."""
+    """Open a Parquet file or folder, reading only footers.
+
+    By default x has all columns except the context and the index that pandas wrote.
+    """
     fragments = parquet_fragments(path)
     if not fragments:
         raise DataError(f"{path}: the folder contains no .parquet files and is not a Zarr array; give another folder")
@@ -107,7 +110,8 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
             fragment.ensure_complete_metadata()
             _validate_schema(fragment, fragments[0])
     schema = fragments[0].physical_schema
-    names = [name for name in schema.names if name not in context] if columns is None else list(columns)
+    besides = {*context, *pandas_index(schema)}
+    names = [name for name in schema.names if name not in besides] if columns is None else list(columns)
     _validate_columns(fragments[0].path, schema, names, context)
     for index, (fragment, _) in enumerate(files):
         for _ in column_chunks(fragment.path, fragment.metadata, [*names, *context]):
