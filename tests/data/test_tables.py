@@ -145,7 +145,7 @@ DIALECTS = [
         has=AB,
     ),
     text("comments and a blank line above", "\n# one\n#two, too\n\na,b\n1,2\n3,4\n", SQUARE, "4 lines above", has=AB),
-    text("a quote in a comment", '# the units, "m\n"a","b"\n1,2\n3,4\n', SQUARE, "1 line above", has=AB),
+    text("a quote in a comment", '# units: s,"m\n"a","b"\n1,2\n3,4\n', SQUARE, "1 line above", has=AB),
     bad("a comment in between", "a,b\n1,2\n# a pause\n3,4\n", "row 1 starts with #; delete comments below"),
     bad("a comment behind numbers", "a,b\n1,2\n3,4 # tired\n", "row 1, column 'b' is '4 # tired', not a number"),
     text(
