@@ -11,7 +11,7 @@ LOG_TWO_PI = math.log(2 * math.pi)
 
 
 def unexpanded(tensor: Tensor) -> Tensor:
-    """Return a view with one entry along each dimension that was expanded, to compute with once instead of per datum.
+    """Return a view with one entry along each expanded dimension, so that equal numbers are computed once.
 
     Example:
         >>> unexpanded(torch.ones(3).expand(5, 3)).shape
@@ -21,7 +21,7 @@ def unexpanded(tensor: Tensor) -> Tensor:
 
 
 class Normal(dist.Normal):
-    """Pyro's normal distribution, scored in a third of the time if its scale is the same for many values.
+    """Pyro's normal distribution, scored in fewer passes; a scale that many values share is used unexpanded.
 
     Example:
         >>> Normal(torch.zeros(4, 2), 0.5).log_prob(torch.zeros(2)).shape

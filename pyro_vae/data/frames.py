@@ -33,9 +33,8 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
 
     if isinstance(source, np.ndarray):
         _validate_fields(source, name)
-    if hasattr(source, "dims"):
+    if hasattr(source, "dims"):  # an array of xarray
         return source.to_pandas()
-
     if isinstance(source, pd.DataFrame):
         return source
     if isinstance(source, pd.Series):
@@ -103,7 +102,8 @@ def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
 def is_table(source: Any) -> bool:
     """Return whether an object is a table of named columns, without converting it.
 
-    An array of xarray is a table if it names its columns; its Arrow stream has a row per value instead.
+    An array of xarray is a table if its second dimension names the columns. Its Arrow stream is not used: it has one
+    row per value.
 
     Example:
         >>> is_table({"a": [1, 2]}), is_table(np.zeros((2, 2)))

@@ -113,7 +113,7 @@ def _bytes_of(kind: Any) -> int:
 
 
 def pandas_index(schema: Any) -> list[str]:
-    """Return the columns that are the index of the DataFrame that pandas wrote, given the schema of a file."""
+    """Return the columns that pandas wrote as the index of a DataFrame, given the schema of a file."""
     with suppress(Exception):  # what a file says about pandas may be anything
         return [name for name in schema.pandas_metadata["index_columns"] if isinstance(name, str)]
     return []

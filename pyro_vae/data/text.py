@@ -162,7 +162,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _below_comments(file: IO[bytes], found: Dialect) -> IO[str]:
-    """Return the text from the first line of the table on; for pandas a quote above it would start a cell."""
+    """Return the text from the table's first line on, because pandas lets a quote in a skipped line start a cell."""
     text = io.TextIOWrapper(file, found.encoding, newline="")
     for _ in itertools.islice(text, found.skipped):
         pass

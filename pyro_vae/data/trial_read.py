@@ -134,7 +134,7 @@ def _column_chunks(footer: Any) -> list[tuple[str, str]]:
 def _limit_memory(more: int) -> None:
     """Allow this process ``more`` bytes of memory in addition to what it uses now; does nothing outside Linux.
 
-    So the functions that call it are for a process of its own, and have no examples that a test would run.
+    The limit stays, so only a process of its own may call this.
     """
     with suppress(ImportError, OSError, ValueError):
         import resource
