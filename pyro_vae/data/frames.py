@@ -85,15 +85,18 @@ def usable(values: Any) -> Any:
 
 def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
     """Convert a table or a column with the Arrow protocol."""
+    import pandas as pd
     import pyarrow as pa
 
     try:
         table = pa.table(source)
     except pa.ArrowInvalid:  # a single column, such as a polars Series
-        column = pa.chunked_array(source).to_pandas()
-        return column.to_frame(getattr(source, "name", None) or 0)
+        column = pa.chunked_array(source)
+        return _from_arrow(pa.table({"0": column}), name).set_axis([getattr(source, "name", None) or 0], axis=1)
+    large = {column.type for column in table.columns if column.null_count and column.type in (pa.int64(), pa.uint64())}
+    integers = {kind: pd.ArrowDtype(kind) for kind in large}  # pandas would round them to double precision
     try:
-        return table.to_pandas()
+        return table.to_pandas(types_mapper=integers.get)
     except Exception as error:  # what pandas wrote about the columns may be anything in a file, and so the error
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise DataError(f"{name}: cannot be converted to a DataFrame ({what}); write the table again") from error

@@ -13,7 +13,7 @@ from pyro_vae.data.frames import is_table
 from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import narrow, unrounded, validate_integers
 from pyro_vae.data.rows import data_of, validate_data
-from pyro_vae.data.values import Data, as_tensor, matched
+from pyro_vae.data.values import Data, as_tensor, matched, own_values
 from pyro_vae.errors import DataError, SettingsError, type_of
 
 MOST_DENSE_BYTES = 2**31
@@ -183,7 +183,8 @@ def dense(source: Any, name: str = "data") -> Any:
     """Convert a sparse matrix, a tensor or nested lists to a dense NumPy array.
 
     Raises:
-        DataError: if a sparse matrix has entries outside, or would take more than 2 GiB.
+        DataError: if a sparse matrix has entries outside, or would take more than 2 GiB, or a tensor has no real
+            number for each value.
 
     Example:
         >>> from scipy import sparse
@@ -191,7 +192,7 @@ def dense(source: Any, name: str = "data") -> Any:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     is_scipy = hasattr(source, "toarray") and hasattr(source, "nnz")
-    is_torch = isinstance(source, Tensor) and source.layout != torch.strided
+    is_torch = isinstance(source, Tensor) and source.layout != torch.strided and not source.is_nested
     if (is_scipy or is_torch) and (size := 8 * int(np.prod(source.shape))) > MOST_DENSE_BYTES:
         shape = " × ".join(map(str, source.shape))
         raise DataError(
@@ -202,8 +203,9 @@ def dense(source: Any, name: str = "data") -> Any:
         _validate_indices(source, name)
         return source.toarray()
     if isinstance(source, Tensor):
-        tensor = (source.to_dense() if is_torch else source).detach().cpu()
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        tensor = own_values(source.to_dense() if is_torch else source, name).cpu().resolve_neg()
+        small = tensor.is_floating_point() and tensor.itemsize < 4
+        return (tensor.float() if small else tensor).numpy()
     if not isinstance(source, np.ndarray):
         as_tensor(source)  # explains the error if it is not an array
     return np.asanyarray(source)

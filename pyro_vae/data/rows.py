@@ -163,7 +163,7 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
         mask = data.mask if mask is None else mask
         data = data.x
     if mask is not None:
-        raw = data if isinstance(data, Tensor) else from_array(data, source)
+        raw = from_array(data, source)
         mask = _as_mask(mask, raw.shape, source)
         data = torch.where(mask, raw, torch.zeros((), dtype=raw.dtype, device=raw.device))
     x = as_tensor(data, source=source, columns=columns)
@@ -323,7 +323,7 @@ def mask_nan(data: Any, *, source: str = "data") -> Data:
         return data_of(data, missing=[], source=source)
     source, _ = name_and_columns(data, source)
     known = data if isinstance(data, Data) else Data(torch.empty(0))
-    raw = data.x if isinstance(data, Data) else data if isinstance(data, Tensor) else from_array(data, source)
+    raw = from_array(data.x if isinstance(data, Data) else data, source)
     raw = raw if raw.is_floating_point() else raw.float()
     mask = ~raw.isnan() if known.mask is None else known.mask & ~raw.isnan()
     rows = rows_of(replace(known, x=raw, mask=mask, source=source))

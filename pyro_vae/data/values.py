@@ -84,9 +84,7 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
         Traceback (most recent call last):
         pyro_vae.errors.DataError: data: 1 of 4 values is not finite, the first in row 1, column 1 (nan); ...
     """
-    tensor = data.detach() if isinstance(data, Tensor) else from_array(data, source)
-    if tensor.is_complex():
-        raise DataError(f"{source}: the numbers are complex; give real numbers")
+    tensor = from_array(data, source)
     if tensor.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64):
         tensor = tensor.double() if tensor.dim() == 2 and coarse_columns(tensor.double()) else tensor.float()
     elif tensor.dtype != torch.float64:
@@ -100,6 +98,29 @@ def as_tensor(data: Any, *, source: str = "data", columns: Sequence[str] | None 
         raise DataError(f"{source}: the shape is {tuple(tensor.shape)}; there must be at least one row and one feature")
     validate_finite(tensor, source, columns)
     return tensor
+
+
+def own_values(tensor: Tensor, source: str) -> Tensor:
+    """Detach a tensor, and validate that it is dense and stores a real number for each value.
+
+    Raises:
+        DataError: if it is complex, nested, quantized, sparse or on the ``meta`` device.
+
+    Example:
+        >>> own_values(torch.eye(2).to_sparse(), "data")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: data: the tensor is sparse; give its to_dense()
+    """
+    kinds = {
+        "is nested; give rows of the same length": tensor.is_nested,
+        "is sparse; give its to_dense()": tensor.layout != torch.strided,
+        "is quantized; give its dequantize()": tensor.is_quantized,
+        "is on the meta device, which stores no values; give one with values": tensor.is_meta,
+        "is complex; give real numbers": tensor.is_complex(),
+    }
+    if wrong := next((what for what, holds in kinds.items() if holds), None):
+        raise DataError(f"{source}: the tensor {wrong}")
+    return tensor.detach()
 
 
 def _validate_in_memory(data: Any, source: str) -> None:
@@ -117,7 +138,7 @@ def _validate_in_memory(data: Any, source: str) -> None:
 
 
 def from_array(data: Any, source: str) -> Tensor:
-    """Convert an array or nested lists of numbers to a tensor in single or double precision.
+    """Convert an array or nested lists of numbers to a tensor in single or double precision; detach a tensor.
 
     Raises:
         DataError: if values are masked or not real numbers, or rows differ in length.
@@ -126,6 +147,8 @@ def from_array(data: Any, source: str) -> Tensor:
         >>> from_array([[1, 2], [3, 4]], "x").dtype
         torch.float32
     """
+    if isinstance(data, Tensor):
+        return own_values(data, source)
     _validate_in_memory(data, source)
     if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
         raise DataError(f"{source}: is a masked array; give data.filled(0) and mask=~numpy.ma.getmaskarray(data)")

@@ -252,6 +252,48 @@ def test_what_is_no_table_of_finite_numbers_is_refused(data, message):
         as_tensor(data, source="readings")
 
 
+JAGGED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+TENSORS = {  # a tensor, and why it is refused
+    "nested": (lambda: JAGGED, "is nested; give rows of the same length"),
+    "sparse": (lambda: torch.eye(2).to_sparse(), r"is sparse; give its to_dense\(\)"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8), r"give its dequantize\(\)"),
+    "meta": (lambda: torch.eye(2, device="meta"), "is on the meta device, which stores no values"),
+    "complex": (lambda: (torch.eye(2) * 1j).conj(), "is complex; give real numbers"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("read", [as_tensor, load, rows_of, lambda x: rows_of(x, mask=np.ones((2, 2), bool))])
+@pytest.mark.parametrize(("tensor", "message"), TENSORS.values(), ids=TENSORS)
+def test_a_tensor_without_a_real_number_for_each_value_is_refused(read, tensor, message):
+    if read is load and "sparse" in message:  # which converts it
+        assert load(tensor()).x.equal(torch.eye(2))
+        return
+    with pytest.raises(DataError, match=f"data: the tensor .*{message}"):
+        read(tensor())
+
+
+def test_tensors_of_eight_bits_and_lazily_negative_ones_are_read():
+    minus = (torch.eye(2) * 1j).conj().imag
+    assert minus.is_neg()
+    assert load(minus).x.equal(-torch.eye(2))
+    assert load(torch.eye(2).to(torch.float8_e4m3fn)).x.equal(torch.eye(2))
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()])
+def test_integers_beside_a_gap_in_an_arrow_table_are_not_rounded(kind):
+    table = pa.table({"a": pa.array([2**53 + 1, None, 3], kind), "b": [1.5, 2.5, 3.5]})
+    with pytest.raises(DataError, match="column 'a': has 9007199254740993, which double precision would round"):
+        load(table, missing="nan")
+    assert load(table, missing="nan", drop="a").columns == ["b"]
+
+
+def test_integers_with_gaps_and_codes_in_an_arrow_table_are_read():
+    data = load(pa.table({"a": pa.array([7, None, -9]), "b": pa.array([1, 2, 3])}), missing="-9,nan")
+    assert data.x.tolist() == [[7, 1], [0, 2], [0, 3]]
+    assert data.mask.tolist() == [[True, True], [False, True], [False, True]]
+
+
 def test_a_refusal_names_the_column():
     with pytest.raises(DataError, match="row 1, column 'height'"):
         as_tensor([[1, 2], [3, np.nan]], columns=["weight", "height"])
