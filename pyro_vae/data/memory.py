@@ -66,7 +66,7 @@ class Options:
     ) -> Data:
         """Convert an array to data; options name its columns ``f0``, ``f1``, …"""
         if array.dtype.names is not None:
-            return self._without_key().table(array, source)
+            return self._table_of(array, source, labels, labels_source, notes)
         by_name = any((self.index, self.label is not None, self.drop, self.columns, self.context))
         by_name = by_name or (self.like is not None and bool(self.like.context_columns))
         if by_name and array.ndim == 2 and array.dtype.kind in "biufOU":
@@ -74,7 +74,7 @@ class Options:
 
             kind = object if array.dtype.kind in "OU" else None  # pandas would validate text
             frame = pd.DataFrame(array, columns=[f"f{i}" for i in range(array.shape[1])], dtype=kind, copy=False)
-            return self._without_key().table(frame, source)
+            return self._table_of(frame, source, labels, labels_source, notes)
         if by_name and array.ndim != 2:
             raise SettingsError(f"{source}: the data have no named columns; leave out options that name columns")
         exact = None
@@ -91,6 +91,15 @@ class Options:
         data = Data(x.flatten(1), classes, image_shape=layout.image_shape, source=source, exact=exact)
         data = validate_data(data, self.missing is not None, [*notes, *layout.describe()])
         return data if self.like is None else matched(data, self.like)
+
+    def _table_of(
+        self, table: Any, source: str, labels: np.ndarray | None, labels_source: str | None, notes: Sequence[str]
+    ) -> Data:
+        """Convert a table with separate labels, which a column of labels replaces, to data."""
+        data = self._without_key().table(table, source, notes)
+        if data.labels is not None:
+            return data
+        return replace(data, labels=labels_of(labels, len(data.x), labels_source or source))
 
     def _without_key(self) -> "Options":
         return replace(self, key=None)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_vae.data.columns import list_names
 from pyro_vae.data.images import find_pictures, read_pictures
 from pyro_vae.data.limits import (
     HIGHEST_RATIO,
@@ -175,10 +176,9 @@ def _load_numpy(path: Path, options: Options) -> Data:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             options.validate_unused(str(path), key=options.key)
-            array, labels = loaded, None
-        else:
-            array, labels = _choose_arrays(loaded, [*loaded.files], path, options.key)
-    return options.array(array, str(path), labels)
+            return options.array(loaded, str(path))
+        array, labels, notes = _choose_arrays(loaded, [*loaded.files], path, options.key)
+    return options.array(array, str(path), labels, notes=notes)
 
 
 def _validate_numpy(path: Path, file: Any) -> None:
@@ -228,8 +228,8 @@ def whole_numpy(path: Path) -> Iterator[None]:
 
 def _choose_arrays(
     archive: Any, names: Sequence[str], path: Path, key: str | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the array named by ``key``, the only array or ``x``, and the labels ``y`` if they belong to it."""
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """Return the array named by ``key``, the only array or ``x``, its labels ``y``, and a note of unread arrays."""
     name = key or (names[0] if len(names) == 1 else "x")
     if name not in names:
         lacks = "" if key is None else f" but not {key}"
@@ -238,7 +238,9 @@ def _choose_arrays(
             "labels y)"
         )
     labels = archive["y"] if "y" in names and name != "y" and (key or name == "x") else None
-    return _validate_converted(path, dense(archive[name], str(path))), labels
+    unread = [other for other in names if other != name and (other != "y" or labels is None)]
+    notes = [f"array {name!r}; not read: {list_names(unread)}"] if unread else []
+    return _validate_converted(path, dense(archive[name], str(path))), labels, notes
 
 
 def _validate_converted(path: Path, array: np.ndarray) -> np.ndarray:
@@ -259,8 +261,8 @@ def _load_matlab(path: Path, options: Options) -> Data:
     except Exception as error:  # scipy's errors on damaged files have no common base class
         raise DataError(f"{path}: not a valid .mat file ({reason(error)}); copy or make it again") from error
     names = [name for name in loaded if not name.startswith("__")]
-    array, labels = _choose_arrays(loaded, names, path, options.key)
-    return options.array(array, str(path), None if labels is None else np.squeeze(labels))
+    array, labels, notes = _choose_arrays(loaded, names, path, options.key)
+    return options.array(array, str(path), None if labels is None else np.squeeze(labels), notes=notes)
 
 
 def _matlab_bytes(path: Path) -> int:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pyarrow import parquet
+from scipy.io import savemat
 
 from pyro_vae.data import Data, as_tensor, digits, load, load_held_out, rows_of, split
 from pyro_vae.data.precision import narrow
@@ -84,6 +85,18 @@ def test_npz_gives_x_and_y(tmp_path, save):
 def test_npz_with_one_array_gives_it_by_any_name(tmp_path):
     np.savez(tmp_path / "a.npz", anything=NUMBERS)
     assert same(load(tmp_path / "a.npz").x, NUMBERS)
+
+
+def test_the_labels_of_npz_stay_when_columns_are_chosen_and_arrays_that_are_not_read_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", x=NUMBERS, y=np.arange(20), mask=NUMBERS > 0, test=NUMBERS)
+    data = load(tmp_path / "a.npz", drop="f0")
+    assert data.labels.tolist() == [*range(20)]
+    assert data.columns == ["f1", "f2"]
+    assert "array 'x'; not read: 'mask', 'test'" in data.summary
+    np.savez(tmp_path / "b.npz", x=np.arange(6).reshape(3, 2), y=[7, 7, 7])
+    assert load(tmp_path / "b.npz", label="f0").labels.tolist() == [0, 2, 4]
+    savemat(tmp_path / "a.mat", {"x": NUMBERS, "y": np.arange(20), "mask": NUMBERS > 0})
+    assert load(tmp_path / "a.mat").summary == "read 20 rows, 3 columns; array 'x'; not read: 'mask'"
 
 
 @pytest.mark.parametrize("header", [True, False])
