@@ -1,5 +1,6 @@
 """Convert images to flat rows, channels first, from arrays of any layout and from folders of files."""
 
+import mmap
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's modes with 8 bits per channel."""
+
+
+MOST_SCANS = 100
+"""The number of scans per JPEG image, about ten in progressive ones, above which large images are refused."""
 
 
 @dataclass(frozen=True)
@@ -150,17 +155,30 @@ def read_pictures(folder: Path, paths: Sequence[Path], notes: Sequence[str] = ()
 
 def _validate_sizes(folder: Path, paths: Sequence[Path]) -> None:
     """Validate, before any pixel is read, that images have one size and fit into memory."""
-    sizes, pixels = [], 0
+    sizes, pixels, work = [], 0, 0
     for path in paths:
         with _opened(path) as image:
             sizes.append(image.size)
-            pixels += max(image.width * image.height, _tile(image))
+            decoded = max(image.width * image.height, _tile(image))
+            pixels += decoded
+            work += decoded * (_scans(path) if image.format in ("JPEG", "MPO") else 1)
     if other := next((i for i, size in enumerate(sizes) if size != sizes[0]), None):
         first, second = (f"{sizes[i][0]} × {sizes[i][1]}" for i in (0, other))
         raise DataError(
             f"{folder}: {paths[0].name} has {first} pixels and {paths[other].name} {second}; make the sizes equal"
         )
     validate_unpacked(folder, 12 * pixels, sum(path.stat().st_size for path in paths))
+    if work > MOST_SCANS * pixels + 10**10:  # at about 10⁹ per second
+        raise DataError(
+            f"{folder}: the JPEG images have {round(work / pixels):,} scans on average, more than {MOST_SCANS}, and "
+            "would take minutes to decode; save them as PNG"
+        )
+
+
+def _scans(path: Path) -> int:
+    """Count the markers of scans in a JPEG file: each scan changes all pixels, however few bytes it has."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return sum(1 for _ in re.finditer(rb"\xff\xda", content))
 
 
 def _tile(image: Any) -> int:

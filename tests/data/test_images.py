@@ -1,5 +1,6 @@
 """Images: channels are moved first, folders become rows, and figures draw both grey levels and colours."""
 
+import io
 import struct
 import zlib
 
@@ -165,6 +166,18 @@ def test_any_error_on_content_is_one_sentence(error, tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load_pixels)
     with pytest.raises(DataError, match=r"a\.png: not a valid image \(one two\); copy or make it again"):
         load(write(tmp_path, a_png=COLOURS[0]))
+
+
+def test_a_jpeg_image_of_very_many_scans_is_refused_before_it_is_decoded(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((2000, 2000), np.uint8)).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    scan = b"\xff\xda" + whole.split(b"\xff\xda")[-3]
+    (tmp_path / "a.jpg").write_bytes(whole[:-2] + scan * 3_000 + whole[-2:])  # 45 KB, decoded in 10 s
+    with pytest.raises(DataError, match=r"have 3,006 scans on average, more than 100, and would take minutes"):
+        load(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(whole[:-2] + scan * 5 + whole[-2:])
+    assert load(tmp_path).x.count_nonzero() == 0
 
 
 def test_tiles_of_a_tiff_image_are_measured(tmp_path):
