@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyro_vae.data.precision import validate_integers
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from torch import Tensor
 
 MOST_CATEGORIES = 20
 """A text column with more distinct values is not treated as categorical."""
+
+DATES = ("date", "datetime", "datetime64", "interval", "period", "time", "timedelta", "timedelta64")
+"""The kinds of Python objects, as pandas names them, that it would convert to counts of some unit."""
 
 
 def numbers_of(
@@ -46,11 +50,15 @@ def numbers_of(
     if isinstance(kind, pd.SparseDtype):
         return numbers_of(column.sparse.to_dense(), name, source, known)
     is_date = isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mM"
-    if is_date or pd.api.types.is_complex_dtype(kind):
+    inferred = pd.api.types.infer_dtype(column) if kind.kind == "O" else ""
+    if is_date or inferred in DATES or pd.api.types.is_complex_dtype(kind):
         raise DataError(
-            f"{source}: column {name!r} has type {kind}, not numbers; convert it (to days since the first date, for "
-            "example), use it as row labels (index), or drop it"
+            f"{source}: column {name!r} has type {inferred or kind}, not numbers; convert it (to days since the first "
+            "date, for example), use it as row labels (index), or drop it"
         )
+    if isinstance(kind, pd.ArrowDtype) and not pd.api.types.is_any_real_numeric_dtype(kind) and kind.kind != "b":
+        is_string = pa.types.is_string(kind.pyarrow_dtype) or pa.types.is_large_string(kind.pyarrow_dtype)
+        return numbers_of(column.astype("str" if is_string else object), name, source, known)
     if known is not None:
         return code_by_name(column, name, source, known)
     if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind):
@@ -94,7 +102,9 @@ def _stripped(value: Any) -> str | None:
 
 
 def _as_scalar(value: Any) -> Any:
-    """Convert a list or array to text, so that pandas does not parse it as several values."""
+    """Convert a list or array to text, so that pandas does not parse it as several values, and a tensor to a number."""
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value.item()
     return value if value is None or isinstance(value, str | bytes) or np.ndim(value) == 0 else str(value)
 
 
@@ -153,13 +163,13 @@ def _as_number(value: Any) -> float | None:
 
 
 def recode(
-    codes: "Tensor",
+    codes: Tensor,
     names: Sequence[str],
     known: Sequence[str],
     column: str,
     source: str,
-    seen: "Tensor | None" = None,
-) -> "Tensor":
+    seen: Tensor | None = None,
+) -> Tensor:
     """Convert codes of categories to those of other data; unobserved values get any code.
 
     Args:
@@ -178,8 +188,6 @@ def recode(
         >>> recode(torch.tensor([0.0, 1.0]), ["g", "r"], ["b", "g", "r"], "colour", "data")
         tensor([1., 2.])
     """
-    import torch
-
     name_of: dict[float, Any] = dict(enumerate(names))
     seen = torch.ones_like(codes, dtype=torch.bool) if seen is None else seen
     occurring = [name_of.get(code, code) for code in codes[seen].unique().tolist()]

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from pyro_vae.errors import DataError
 
@@ -33,7 +34,7 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
 
     if isinstance(source, np.ndarray):
         _validate_fields(source, name)
-    if hasattr(source, "dims"):  # an array of xarray
+    if _is_data_array(source):
         return source.to_pandas()
     if isinstance(source, pd.DataFrame):
         return source
@@ -74,6 +75,8 @@ def usable(values: Any) -> Any:
 
     These are bytes, other byte orders, half and extended precision, and numbers whose parts have names.
     """
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
     kind = getattr(values, "dtype", None)
     if not isinstance(kind, np.dtype):
         return values
@@ -91,8 +94,7 @@ def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
     try:
         table = pa.table(source)
     except pa.ArrowInvalid:  # a single column, such as a polars Series
-        column = pa.chunked_array(source)
-        return _from_arrow(pa.table({"0": column}), name).set_axis([getattr(source, "name", None) or 0], axis=1)
+        table = _from_column(source, name)
     large = {column.type for column in table.columns if column.null_count and column.type in (pa.int64(), pa.uint64())}
     integers = {kind: pd.ArrowDtype(kind) for kind in large}  # pandas would round them to double precision
     try:
@@ -100,6 +102,18 @@ def _from_arrow(source: Any, name: str) -> "pd.DataFrame":
     except Exception as error:  # what pandas wrote about the columns may be anything in a file, and so the error
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise DataError(f"{name}: cannot be converted to a DataFrame ({what}); write the table again") from error
+
+
+def _from_column(source: Any, name: str) -> Any:
+    """Convert a column with the Arrow protocol to an Arrow table."""
+    import pyarrow as pa
+
+    try:
+        return pa.table({str(getattr(source, "name", None) or 0): pa.chunked_array(source)})
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{name}: cannot be converted to an Arrow table ({error}); convert its columns first"
+        ) from error
 
 
 def is_table(source: Any) -> bool:
@@ -114,6 +128,10 @@ def is_table(source: Any) -> bool:
     """
     if isinstance(source, np.ndarray):
         return source.dtype.names is not None
-    if hasattr(source, "dims"):
-        return getattr(source, "ndim", 0) == 2 and source.dims[1] in source.coords
+    if _is_data_array(source):
+        return source.ndim == 2 and source.dims[1] in source.coords
     return isinstance(source, dict) or any(hasattr(source, name) for name in PROTOCOLS)
+
+
+def _is_data_array(source: Any) -> bool:
+    return all(hasattr(source, name) for name in ("dims", "coords", "ndim"))  # an array of h5py has dims, too

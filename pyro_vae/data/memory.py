@@ -81,10 +81,9 @@ class Options:
         layout = layout_of(array.shape, array.dtype) if array.ndim > 2 else Layout(None)
         if array.dtype.kind in "fiu" and array.ndim >= 2 and 0 not in array.shape:
             validate_integers(array, source)
-            x = narrow(layout.rows(array))
-            exact = unrounded(array, x) if array.ndim == 2 else None  # imputation does not restore images to the bit
-            if codes := [value for value in self.missing or () if isinstance(value, int | float)]:
-                x = x.masked_fill(torch.isin(x, torch.tensor(codes, dtype=x.dtype)), torch.nan)
+            array = layout.rows(_without_codes(array, self.missing or ()))
+            x = narrow(array)
+            exact = None if layout.image_shape else unrounded(array, x)  # imputation does not restore images to the bit
         else:
             x = as_tensor(array, source=source)
         classes = labels_of(labels, len(x), labels_source or source)
@@ -103,6 +102,16 @@ class Options:
 
     def _without_key(self) -> "Options":
         return replace(self, key=None)
+
+
+def _without_codes(array: np.ndarray, missing: Sequence[Any]) -> np.ndarray:
+    """Replace the codes of missing values by NaN, before double precision is found unnecessary or too coarse."""
+    codes = [value for value in missing if isinstance(value, int | float)]
+    if not codes:
+        return array
+    kind = array.dtype if array.dtype.kind == "f" else np.dtype(np.float32 if array.itemsize < 3 else np.float64)
+    with np.errstate(over="ignore"):
+        return np.where(np.isin(array, np.array(codes, kind)), np.array(np.nan, kind), array.astype(kind, copy=False))
 
 
 DEFAULTS = Options()
