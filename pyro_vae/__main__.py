@@ -17,10 +17,12 @@ def run() -> int:
 
 
 def _flush() -> None:
-    """Flush the standard output; ignore a closed pipe, such as that of ``| head -1``."""
+    """Flush the standard output, if there is one; ignore a closed pipe, such as that of ``| head -1``."""
+    if sys.stdout is None:  # closed by >&-
+        return
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         from pyro_vae.core.format import discard
 
         discard(sys.stdout)

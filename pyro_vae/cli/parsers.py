@@ -4,12 +4,21 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ActionConfigFile, ArgumentParser, get_loader, set_loader
 
 from pyro_vae.cli.messages import plain
 
+
+def _load(text: str) -> Any:
+    """Load the value of a flag or the text of a file from YAML, where the flag ``--drop "#n"`` is not a comment."""
+    return text if text.lstrip().startswith("#") and "\n" not in text.strip() else get_loader("yaml")(text)
+
+
+set_loader("pyro-vae", _load, (yaml.YAMLError,))
+
 # Errors are raised, so that main can print them in one sentence; abbreviations would make new settings ambiguous.
-STRICT: Any = {"exit_on_error": False, "allow_abbrev": False}
+STRICT: Any = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": "pyro-vae"}
 
 
 class ConfigFile(ActionConfigFile):

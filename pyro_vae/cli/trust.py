@@ -100,7 +100,11 @@ class Trust:
         path = described["class_path"]
         if not isinstance(path, str) or {*described} - {"class_path", "init_args", "dict_kwargs"}:
             raise SettingsError(f"{self.config}: the setting {where} describes no class; copy the run again")
-        cls = self._validate_name(path, where)
+        if (cls := self._validate_name(path, where)) is None:  # a name that jsonargparse would look up
+            raise SettingsError(
+                f"{self.config}: the setting {where} names {path}, not a class with its module, as a run writes it; "
+                "copy the run again"
+            )
         is_callback = isinstance(cls, type) and issubclass(cls, Callback)
         for key in ("init_args", "dict_kwargs"):
             self._validate_arguments(described.get(key, {}), _hints_of(cls), where, writes=is_callback)

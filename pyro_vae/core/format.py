@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import sys
 from typing import IO, Any
 
 import rich.console
@@ -132,6 +133,14 @@ class Console(rich.console.Console):
     def __init__(self, **options: Any) -> None:
         shown: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, **options}
         super().__init__(**shown)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; report once that the output cannot be written, on a full disk for example, and work on."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            print(f"pyro-vae: the output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Work on without a word where nobody reads any more, as behind ``| head -1``."""

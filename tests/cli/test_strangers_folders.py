@@ -93,6 +93,8 @@ NAMED = {
     "a cluster to connect to": {"cluster": "ray://evil.example:10001"},
     "trust in itself": {"trust": "runs", "prior": of_class("runs.stranger.payload.Own")},
     "another folder to write to": {"callbacks": [of_class("pyro_vae.callbacks.TensorBoard", folder="/tmp/elsewhere")]},
+    "that folder, of a class by its short name": {"callbacks": [of_class("TensorBoard", folder="elsewhere")]},
+    "a number as a class": {"prior": of_class("1")},
     "no class at all": {"prior": {"class_path": 3}},
     "a table of numbers": {"prior": {1: 2}},
 }

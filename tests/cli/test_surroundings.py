@@ -168,19 +168,45 @@ def test_a_folder_that_is_gone_is_no_place_to_call_from(folder, monkeypatch, cap
     monkeypatch.chdir(folder)
 
 
+def in_a_child(arguments, prepare):
+    """Run the command in a fork whose standard output ``prepare`` has changed; return its exit code."""
+    if not (child := os.fork()):
+        code = 99
+        try:
+            prepare()
+            sys.argv = ["pyro-vae", *arguments]
+            code = run_process()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def writing_to(number):
+    os.dup2(number, 1)
+    sys.stdout = open(1, "w")  # noqa: SIM115
+
+
 def test_where_nobody_reads_the_work_is_done_all_the_same(folder):
     """As behind ``| head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
-    if not (child := os.fork()):
-        code = 99
-        try:
-            os.dup2(writing, 1)
-            sys.argv, sys.stdout = ["pyro-vae", *SCORE, "--out", "piped.csv"], open(1, "w")  # noqa: SIM115
-            code = run_process()
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
+    assert in_a_child([*SCORE, "--out", "piped.csv"], lambda: writing_to(writing)) == 0
     os.close(writing)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert Path("piped.csv").read_text() == Path("scores.csv").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_where_output_cannot_be_written_the_work_is_done_all_the_same(folder, capfd):
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert in_a_child([*SCORE, "--out", "full.csv"], lambda: writing_to(full)) == 0
+    os.close(full)
+    assert Path("full.csv").read_text() == Path("scores.csv").read_text()
+    assert capfd.readouterr().err.count("pyro-vae: the output cannot be written (No space left on device); going") == 1
+
+
+def test_without_standard_output_the_work_is_done_all_the_same(folder):
+    """As Python starts after ``>&-``."""
+    assert in_a_child([*SCORE, "--out", "closed.csv"], lambda: setattr(sys, "stdout", None)) == 0
+    assert Path("closed.csv").read_text() == Path("scores.csv").read_text()

@@ -153,3 +153,11 @@ def test_a_gap_is_left_open_in_a_figure(folder):
     data, reconstruction = (line.get_ydata() for line in axes.lines)
     assert np.isnan(data).sum() == 1
     assert np.isfinite(reconstruction).all()
+
+
+def test_a_flag_that_starts_like_a_comment_is_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame(ROWS, columns=["height", "#n"]).to_csv("a.csv", index=False)
+    assert main(["fit", "--data", "a.csv", "--drop", "#n", "--out", "#run", *QUICK]) == 0
+    assert trained_run("#run", None)[1].trained_on.columns == ["height"]
+    assert main(["fit", "--data", "a.csv", "--drop=#x", *QUICK]) == 2
