@@ -115,5 +115,5 @@ def is_table(source: Any) -> bool:
     if isinstance(source, np.ndarray):
         return source.dtype.names is not None
     if hasattr(source, "dims"):
-        return getattr(source, "ndim", 0) == 2 and source.dims[1] in source.coords
+        return getattr(source, "ndim", 0) == 2 and source.dims[1] in getattr(source, "coords", ())
     return isinstance(source, dict) or any(hasattr(source, name) for name in PROTOCOLS)
