@@ -176,7 +176,8 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
         data = torch.where(mask, raw, torch.zeros((), dtype=raw.dtype, device=raw.device))
     x = as_tensor(data, source=source, columns=columns)
     if context is not None:
-        named = context_like(None, context, source=f"context of {source}")
+        # Data are the context that rows_for has matched to training data.
+        named = context if isinstance(context, Data) else context_like(None, context, source=f"context of {source}")
         context = as_tensor(context_numbers(named), source=f"context of {source}")
         if context.dim() != 2 or len(context) != len(x):
             raise DataError(
@@ -191,8 +192,8 @@ def context_like(known: Any, context: Any, *, source: str = "context") -> Any:
 
     Args:
         known: an object with the attributes ``context_columns`` and ``categories`` of the training data, or None.
-        context: a table, whose columns are matched by name if the training data have named context columns; anything
-            else is returned unchanged.
+        context: a table or :class:`Data`, whose columns are matched by name if the training data have named context
+            columns; anything else is returned unchanged.
         source: the name of the context, for messages.
 
     Raises:
@@ -206,11 +207,12 @@ def context_like(known: Any, context: Any, *, source: str = "context") -> Any:
     like, columns = None, getattr(known, "context_columns", None) or ()
     if columns:
         like = Data(torch.empty(0), columns=columns, categories=known.categories, source="the training data")
-    if isinstance(context, Data):
-        return context if like is None else matched(context, like)
-    if not is_table(context):
+    if is_table(context):
+        data = data_of(context, columns=None if like is None else [*columns], like=like, source=source)
+    elif isinstance(context, Data):
+        data = context if like is None else matched(context, like)
+    else:
         return context
-    data = data_of(context, columns=None if like is None else [*columns], like=like, source=source)
     if like is None and data.categories:
         raise DataError(
             f"{source}: column {next(iter(data.categories))!r} has categories; encode them as numbers, or name the "
@@ -222,12 +224,17 @@ def context_like(known: Any, context: Any, *, source: str = "context") -> Any:
 def context_numbers(context: Any) -> Any:
     """Return the numbers of a context from :func:`context_like`, with categories one-hot and without rounding.
 
+    Raises:
+        DataError: if a value is missing.
+
     Example:
         >>> context_numbers(Data(torch.tensor([[1.0]]), columns=["sex"], categories={"sex": ["f", "m"]}))
         tensor([[0., 1.]])
     """
     if not isinstance(context, Data):
         return context
+    if context.mask is not None:
+        raise DataError(f"{context.source}: the context has missing values; fill them, or drop their rows")
     context = context if context.exact is None else replace(context, x=context.exact)
     return one_hot_context(context) if context.categories else context.x
 
@@ -264,7 +271,6 @@ def _as_mask(
     """Convert a mask to a tensor; match the columns of a table by name, and compare its row labels."""
     validate_unmasked(mask, f"mask of {source}")
     if (frame := as_frame(mask, f"mask of {source}")) is not None:
-        validate_same_labels("mask", _labels_of(frame), labels, source)
         mask = _in_order(frame, columns, source).to_numpy()
     if not isinstance(mask, Tensor):
         mask = torch.as_tensor(np.array(mask))  # a copy, since arrays of pandas are read-only
@@ -273,6 +279,7 @@ def _as_mask(
             f"{source}: the mask has type {mask.dtype} and shape {tuple(mask.shape)}; "
             f"give booleans of the data's shape {tuple(shape)}"
         )
+    validate_same_labels("mask", None if frame is None else _labels_of(frame), labels, source)
     return mask
 
 

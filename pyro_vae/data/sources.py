@@ -243,7 +243,7 @@ def source_of(data: Any, vae: "Amortized", *, context: Any = None, mask: Any = N
         (4,)
     """
     if not isinstance(data, Source):
-        context = context_like(vae.trained_on, context, source=f"context of {source}")
+        context = context_like(getattr(vae, "trained_on", None), context, source=f"context of {source}")
         data = data_for(vae, data, source=source, mask=mask, context=context)
         mask = None if isinstance(data, Data) else mask  # Data contains the mask
         rows = rows_for(vae, data, context=context, mask=mask, source=source)

@@ -18,7 +18,7 @@ from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.context import context_names
 from pyro_vae.data.frames import is_table
 from pyro_vae.data.rows import context_like, context_numbers, validate_same_labels
-from pyro_vae.data.values import as_tensor
+from pyro_vae.data.values import Data, as_tensor
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.priors import ContextNormal
 from pyro_vae.use.inputs import Names
@@ -128,7 +128,7 @@ def contexts(vae: Amortized, context: Any, n: int, labels: np.ndarray | None = N
 def _named(vae: Amortized, context: Any) -> Any:
     """Read a table of context columns as in training; return any other context unchanged."""
     known = vae.trained_on
-    if not is_table(context):
+    if not is_table(context) and not isinstance(context, Data):
         return context
     if known is None or not known.context_columns:
         raise SettingsError("context is a table, but the VAE was not trained on named context columns; give numbers")

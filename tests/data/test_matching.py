@@ -117,6 +117,25 @@ def test_a_sample_and_a_prediction_know_the_context_of_a_plain_table():
     assert len(pv.predict(vae, labelled[0], own_context=labelled[1], context=labelled[1][-1:], draws=10).x) == N
 
 
+def test_the_ends_of_a_walk_share_a_context_that_is_matched_by_name():
+    vae = trained(X, context=CONTEXT)
+    one, other = (X.set_axis(ROWS).iloc[[i]] for i in (0, 1))
+    known = pv.interpolate(vae, one, other, context=CONTEXT.to_numpy()[0])
+    found = pv.interpolate(vae, one, other, context=OTHER_ORDER.set_axis(ROWS).iloc[[0]])
+    np.testing.assert_array_equal(found.x, known.x)
+
+
+def test_data_are_a_context_like_their_table():
+    vae = trained(X, context=CONTEXT)
+    known = pv.sample(vae, N, context=CONTEXT)
+    assert pv.sample(vae, N, context=load(OTHER_ORDER)).equals(known)
+    with pytest.raises(DataError, match="the context has missing values; fill them, or drop their rows"):
+        rows_of(X, context=replace(load(CONTEXT), mask=torch.zeros(N, 2, dtype=torch.bool)))
+    sex = load({"sex": ["f", "m"] * (N // 2)})
+    with pytest.raises(DataError, match="column 'sex' has categories; encode them as numbers"):
+        pv.encode(conditional(), X, context=sex)
+
+
 def test_a_calibration_matches_the_context_by_name():
     vae = trained(X, context=CONTEXT)
     known, found = (sbc(vae, context=context, simulations=20, draws=9) for context in (CONTEXT, OTHER_ORDER))

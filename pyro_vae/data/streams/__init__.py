@@ -53,7 +53,9 @@ def stream(
             set of torch; a ``DataLoader``; an ``IterableDataset``; an iterable of batches that can be read repeatedly,
             or a function that returns one. Items and batches are tensors or arrays, tuples with x first (the rest is
             left out), or mappings with ``"x"`` and perhaps ``"context"`` and ``"mask"``. A data set that draws random
-            numbers should use its own generator; otherwise a warning is raised. Loaders are seeded in each epoch.
+            numbers should use its own generator; otherwise a warning is raised. Loaders are seeded in each epoch. A
+            loader that shuffles, samples or drops rows is for training only: functions whose results belong to rows,
+            such as :func:`pyro_vae.encode`, refuse it. An array of xarray has the names of its columns.
         size: the number of rows in a pass over an iterable, the n of the n/m scaling; other data know it.
         context: additional input of prior, decoder and encoder: data with the same number of rows, as for ``data`` but
             not an iterable, or names of Parquet columns.
