@@ -82,14 +82,11 @@ def test_a_context_is_matched_by_name_however_the_vae_was_trained(way, tmp_path)
             np.testing.assert_array_equal(pv.encode(vae, data, context=context).z, known)
     with pytest.raises(DataError, match="context of data: column 'dose' of the training data is missing"):
         pv.encode(vae, X, context=CONTEXT.rename(columns={"dose": "height"}))
-    for order in (["dose", "age"], ["b", "age"]):
-        columns = sorted({"a", "b", "age", "dose"} - {*order})
-        if "b" in columns:
-            streamed = stream(parquet(tmp_path), columns=columns, context=order)
-            with pytest.raises(
-                DataError, match=r"context columns of the stream differ .* give them as \['age', 'dose'"
-            ):
-                pv.encode(vae, streamed)
+    other = stream(parquet(tmp_path), columns=["a", "b"], context=["dose", "age"])
+    message = r"context columns of the stream differ .* give them as \['age', 'dose'\]"
+    for use in (lambda: pv.encode(vae, other), lambda: trained(other, vae)):
+        with pytest.raises(DataError, match=message):
+            use()
     streamed = stream(parquet(tmp_path), columns=["a", "b"], context=["age", "dose"])
     np.testing.assert_array_equal(pv.encode(vae, streamed).z, known)
 
