@@ -114,8 +114,9 @@ class Trained:
         known = dict(categories or {})
         if before is None:
             return cls(rows[:KEPT], twins, whole, columns, known, context_columns)
-        if columns is None:
-            columns, known, context_columns = before.columns, dict(before.categories), before.context_columns
+        columns = before.columns if columns is None else columns
+        context_columns = before.context_columns if context_columns is None else context_columns
+        known = {**before.categories, **known}
         rows = np.union1d(rows, before.rows)[:KEPT]
         return cls(rows, max(twins, before.twins), whole | before.whole, columns, known, context_columns)
 

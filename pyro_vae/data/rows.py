@@ -11,15 +11,18 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.context import validate_context, validate_kind
+from pyro_vae.data.columns import list_names
+from pyro_vae.data.context import one_hot_context, validate_context, validate_kind
 from pyro_vae.data.frames import as_frame, is_table
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
-from pyro_vae.data.tables import UNNAMED, columns_like, columns_of, given_names
-from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns
+from pyro_vae.data.tables import UNNAMED, columns_like, columns_of, given_names, matched_by_name, row_labels_of
+from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns, validate_unmasked
 from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pyro_vae.core.pair import Amortized
 
 
@@ -65,13 +68,15 @@ def data_of(
     if like is not None and like.context_columns:
         context = like.context_columns
         validate_context(names, context, source, like.source)
-    if like is not None and (expected := given_names(like.columns)):
+    expected = [] if like is None or like.columns is None else [*map(str, like.columns)]
+    by_name = bool(expected) and matched_by_name(names, expected)
+    if by_name or given_names(expected):
         index, label = (name if name in names else None for name in (index, label))  # new data may lack them
         drop = [name for name in drop if name in names]
-        if given_names(names):
-            besides = {index, label, *drop, *context} if columns is None else {*names} - {*expected}
-            columns, reordered = columns_like(names, expected, besides, source, like.source)
-            notes = [*notes, *reordered]
+    if like is not None and by_name:
+        besides = {index, label, *drop, *context} if columns is None else {*names} - {*expected}
+        columns, reordered = columns_like(names, expected, besides, source, like.source)
+        notes = [*notes, *reordered]
     import pyarrow as pa
 
     try:
@@ -85,7 +90,6 @@ def data_of(
             f"{source}: contains text that is not Unicode ({what!r}); correct it, or drop its column"
         ) from error
     if like is not None:
-        expected = [] if like.columns is None else [*like.columns]
         features = [name for name in table.names if name in expected]
         for name in (*(like.context_columns or ()), *features):
             validate_kind(name, table.categories.get(name), like.categories.get(name), source, like.source)
@@ -140,8 +144,11 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     Args:
         data: a tensor, an array, a DataFrame or another table (:func:`~pyro_vae.data.rows.data_of`), :class:`Data`
             (with its own context and mask) or :class:`Rows`.
-        context: shape ``(datum, c)``.
-        mask: booleans, same shape as the data: true where observed. Missing values may be any number.
+        context: shape ``(datum, c)``, or a table of numbers, whose row labels must be those of the data, if both have
+            them.
+        mask: booleans, same shape as the data: true where observed. Missing values may be any number. A table with the
+            names of the data's columns is matched by name, and its row labels must be those of the data, if both have
+            them.
         source: the name of the data, for messages.
 
     Raises:
@@ -158,34 +165,144 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
     if is_table(data):
         data, mask = data_like(None, data, source=source, mask=mask), None
     source, columns = name_and_columns(data, source)
+    labels = getattr(data, "row_labels", None)
     if isinstance(data, Data):
         context = data.context if context is None else context
         mask = data.mask if mask is None else mask
         data = data.x
     if mask is not None:
         raw = from_array(data, source)
-        mask = _as_mask(mask, raw.shape, source)
+        mask = _as_mask(mask, raw.shape, source, columns, labels)
         data = torch.where(mask, raw, torch.zeros((), dtype=raw.dtype, device=raw.device))
     x = as_tensor(data, source=source, columns=columns)
     if context is not None:
-        context = as_tensor(context, source=f"context of {source}")
+        # Data are the context that rows_for has matched to training data.
+        named = context if isinstance(context, Data) else context_like(None, context, source=f"context of {source}")
+        context = as_tensor(context_numbers(named), source=f"context of {source}")
         if context.dim() != 2 or len(context) != len(x):
             raise DataError(
                 f"{source}: the context has shape {tuple(context.shape)} for {len(x)} data; give one row per datum"
             )
+        validate_same_labels("context", getattr(named, "row_labels", None), labels, source)
     return Rows(x, context, mask)
 
 
-def _as_mask(mask: Any, shape: Sequence[int], source: str) -> Tensor:
-    mask = (
-        mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask))
-    )  # a copy, since arrays of pandas are read-only
+def context_like(known: Any, context: Any, *, source: str = "context") -> Any:
+    """Convert a table of contexts to :class:`Data` with the context columns and categories of training data.
+
+    Args:
+        known: an object with the attributes ``context_columns`` and ``categories`` of the training data, or None.
+        context: a table or :class:`Data`, whose columns are matched by name if the training data have named context
+            columns; anything else is returned unchanged.
+        source: the name of the context, for messages.
+
+    Raises:
+        DataError: if a context column is missing, or one has categories that the training data lack.
+
+    Example:
+        >>> known = Data(torch.zeros(1, 2), context_columns=["age", "dose"])
+        >>> context_like(known, {"dose": [1.5], "age": [40]}).x
+        tensor([[40.0000,  1.5000]])
+    """
+    like, columns = None, getattr(known, "context_columns", None) or ()
+    if columns:
+        like = Data(torch.empty(0), columns=columns, categories=known.categories, source="the training data")
+    if is_table(context):
+        data = data_of(context, columns=None if like is None else [*columns], like=like, source=source)
+    elif isinstance(context, Data):
+        data = context if like is None else matched(context, like)
+    else:
+        return context
+    if like is None and data.categories:
+        raise DataError(
+            f"{source}: column {next(iter(data.categories))!r} has categories; encode them as numbers, or name the "
+            "context columns of one table with the data (context= of pyro_vae.data.load)"
+        )
+    return data
+
+
+def context_numbers(context: Any) -> Any:
+    """Return the numbers of a context from :func:`context_like`, with categories one-hot and without rounding.
+
+    Raises:
+        DataError: if a value is missing.
+
+    Example:
+        >>> context_numbers(Data(torch.tensor([[1.0]]), columns=["sex"], categories={"sex": ["f", "m"]}))
+        tensor([[0., 1.]])
+    """
+    if not isinstance(context, Data):
+        return context
+    if context.mask is not None:
+        raise DataError(f"{context.source}: the context has missing values; fill them, or drop their rows")
+    context = context if context.exact is None else replace(context, x=context.exact)
+    return one_hot_context(context) if context.categories else context.x
+
+
+def validate_same_labels(part: str, own: np.ndarray | None, labels: np.ndarray | None, source: str) -> None:
+    """Validate that the rows of a context or a mask are labelled as those of the data, if both have labels.
+
+    Raises:
+        DataError: if they are not, naming the first row that differs.
+
+    Example:
+        >>> validate_same_labels("context", np.array(["s", "r"]), np.array(["r", "s"]), "data")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: data: the rows of the context are labelled differently from the data ...
+    """
+    import pandas as pd
+
+    if own is None or labels is None or pd.Index(own).equals(pd.Index(labels)):
+        return
+    row = next((i for i, pair in enumerate(zip(own, labels, strict=False)) if pair[0] != pair[1]), 0)
+    raise DataError(
+        f"{source}: the rows of the {part} are labelled differently from the data (row {row} is {own[row]} in the "
+        f"{part} and {labels[row]} in the data); give them in the same order"
+    )
+
+
+def _as_mask(
+    mask: Any,
+    shape: Sequence[int],
+    source: str,
+    columns: Sequence[str] | None = None,
+    labels: np.ndarray | None = None,
+) -> Tensor:
+    """Convert a mask to a tensor; match the columns of a table by name, and compare its row labels."""
+    validate_unmasked(mask, f"mask of {source}")
+    if (frame := as_frame(mask, f"mask of {source}")) is not None:
+        mask = _in_order(frame, columns, source).to_numpy()
+    if not isinstance(mask, Tensor):
+        mask = torch.as_tensor(np.array(mask))  # a copy, since arrays of pandas are read-only
     if mask.dtype != torch.bool or mask.shape != tuple(shape):
         raise DataError(
             f"{source}: the mask has type {mask.dtype} and shape {tuple(mask.shape)}; "
             f"give booleans of the data's shape {tuple(shape)}"
         )
+    validate_same_labels("mask", None if frame is None else _labels_of(frame), labels, source)
     return mask
+
+
+def _in_order(mask: "pd.DataFrame", columns: Sequence[str] | None, source: str) -> "pd.DataFrame":
+    """Return a mask with its columns in the order of the data, unless one of them has no names of columns."""
+    names = [str(name).strip() for name in mask.columns]
+    if columns is None or sorted(names) == sorted(columns):
+        return mask if columns is None else mask.iloc[:, [names.index(name) for name in columns]]
+    unnamed = [*map(str, range(len(names)))]  # by pandas
+    if names == unnamed or given_names(names) is None or given_names(columns) is None:
+        return mask
+    raise DataError(
+        f"{source}: the columns of the mask are {list_names(names)}, but those of the data are {list_names(columns)}; "
+        "give the mask the columns of the data"
+    )
+
+
+def _labels_of(frame: "pd.DataFrame") -> np.ndarray | None:
+    """Return the labels in the index of a DataFrame, or None if it counts the rows."""
+    import pandas as pd
+
+    counts = isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))
+    return None if counts else row_labels_of(frame.index)
 
 
 def rows_for(vae: "Amortized", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
@@ -194,8 +311,9 @@ def rows_for(vae: "Amortized", data: Any, *, context: Any = None, mask: Any = No
     Args:
         vae: the VAE.
         data: as for :func:`rows_of`.
-        context: shape ``(datum, c)``.
-        mask: booleans, same shape and column order as the data.
+        context: shape ``(datum, c)``, or a table, whose columns are matched by name to the context columns of the
+            training data, if they have names.
+        mask: as for :func:`rows_of`.
         source: the name of the data, for messages.
 
     Raises:
@@ -208,7 +326,8 @@ def rows_for(vae: "Amortized", data: Any, *, context: Any = None, mask: Any = No
         >>> len(rows_for(vae, torch.zeros(3, 4)))
         3
     """
-    data = data_for(vae, data, source=source, mask=mask)
+    context = context_like(getattr(vae, "trained_on", None), context, source=f"context of {source}")
+    data = data_for(vae, data, source=source, mask=mask, context=context)
     rows = rows_of(data, context=context, mask=None if isinstance(data, Data) else mask, source=source)
     warn_if_coarse(rows, vae, *name_and_columns(data, source))
     vae.check(rows.x, rows.context, rows.mask)
@@ -218,7 +337,13 @@ def rows_for(vae: "Amortized", data: Any, *, context: Any = None, mask: Any = No
 
 
 def data_for(
-    vae: "Amortized", data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
+    vae: "Amortized",
+    data: Any,
+    *,
+    source: str = "data",
+    missing: Sequence[Any] | None = None,
+    mask: Any = None,
+    context: Any = None,
 ) -> Any:
     """Convert tables to :class:`Data` with the columns and category codes of a VAE's training data.
 
@@ -227,8 +352,10 @@ def data_for(
         data: as for :func:`rows_for`; data without named columns are returned unchanged.
         source: the name of the data, for messages.
         missing: codes of missing values in a table, besides NaN; if not given, NaN is an error.
-        mask: booleans, same shape and column order as the data: true where observed. The mask is stored in the result
-            for tables and :class:`Data`, and ignored for other data.
+        mask: as for :func:`rows_of`. The mask is stored in the result for tables and :class:`Data`, and ignored for
+            other data.
+        context: the context, if it is not part of the data; then the data need no context columns, and the result has
+            no context.
 
     Raises:
         DataError: if the VAE was trained on named columns, and the data have other columns.
@@ -240,11 +367,17 @@ def data_for(
         >>> data_for(vae, {"b": [5.0], "a": [4.0]}).x
         tensor([[4., 5.]])
     """
-    return data_like(getattr(vae, "trained_on", None), data, source=source, missing=missing, mask=mask)
+    return data_like(getattr(vae, "trained_on", None), data, source=source, missing=missing, mask=mask, context=context)
 
 
 def data_like(
-    known: Any, data: Any, *, source: str = "data", missing: Sequence[Any] | None = None, mask: Any = None
+    known: Any,
+    data: Any,
+    *,
+    source: str = "data",
+    missing: Sequence[Any] | None = None,
+    mask: Any = None,
+    context: Any = None,
 ) -> Any:
     """Convert tables to :class:`Data` with the columns and category codes of training data.
 
@@ -255,6 +388,7 @@ def data_like(
         source: the name of the data, for messages.
         missing: as for :func:`data_for`.
         mask: as for :func:`data_for`.
+        context: as for :func:`data_for`.
 
     Raises:
         DataError: if the training data had named columns, and the data have other columns.
@@ -264,33 +398,49 @@ def data_like(
         tensor([[4., 5.]])
     """
     like = None
-    if getattr(known, "columns", None) is not None:
+    if getattr(known, "columns", None) is not None or getattr(known, "context_columns", None):
         like = Data(
             torch.empty(0), columns=known.columns, categories=getattr(known, "categories", {}),
             context_columns=getattr(known, "context_columns", None), source="the training data",
         )  # fmt: skip
     if is_table(data):
+        data = as_frame(data, source)
+        if like is not None and context is not None:
+            like = _without_absent_context(like, data)
         if mask is not None:
-            return _observed_of(data, mask, like, source)
-        return data_of(data, like=like, missing=missing, source=source)
+            data = _observed_of(data, mask, like, source)
+        else:
+            data = data_of(data, like=like, missing=missing, source=source)
+        return data if context is None else replace(data, context=None, context_columns=None)
     if not isinstance(data, Data):
         return data
     if mask is not None:
-        data = replace(data, mask=_as_mask(mask, data.x.shape, source))
+        data = replace(data, mask=_as_mask(mask, data.x.shape, source, data.columns, data.row_labels))
+    if context is not None:
+        data = replace(data, context=None, context_columns=None)
     return data if like is None else matched(data, like)
 
 
+def _without_absent_context(like: Data, frame: "pd.DataFrame") -> Data:
+    """Leave out the context columns that a table lacks, because its context is given separately."""
+    names = [str(name).strip() for name in frame.columns]
+    here = [name for name in like.context_columns or () if name in names and name not in (like.columns or ())]
+    return replace(like, context_columns=here or None)
+
+
 def _observed_of(table: Any, mask: Any, like: Data | None, source: str) -> Data:
-    """Read the observed cells of a table, given a mask with columns in the order of the table."""
+    """Read the observed cells of a table, given a mask of its columns."""
     frame = as_frame(table, source)
     assert frame is not None  # guaranteed by is_table
     names = [str(name).strip() for name in frame.columns]
-    expected = given_names(like.columns) if like is not None and given_names(names) else None
+    expected = like.columns if like is not None and matched_by_name(names, like.columns) else None
     context = () if like is None else like.context_columns or ()
     features = [name for name in names if (name not in context if expected is None else name in expected)]
-    if features and features[0] in UNNAMED and np.ndim(mask) == 2 and np.shape(mask)[1] == len(features) - 1:
+    seen = as_frame(mask, f"mask of {source}")
+    shape = np.shape(mask if seen is None else seen)
+    if features and features[0] in UNNAMED and len(shape) == 2 and shape[1] == len(features) - 1:
         features = features[1:]  # the first column holds the row labels
-    mask = _as_mask(mask, (len(frame), len(features)), source)
+    mask = _as_mask(mask if seen is None else seen, (len(frame), len(features)), source, features, _labels_of(frame))
     observed = np.ones(frame.shape, bool)
     observed[:, [names.index(name) for name in features]] = mask.cpu().numpy()
     data = data_of(frame.where(observed), like=like, missing=[], source=source)

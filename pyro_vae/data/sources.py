@@ -11,9 +11,9 @@ from torch import Tensor
 from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.fingerprint import row_hashes
-from pyro_vae.data.rows import data_for, rows_for
+from pyro_vae.data.rows import context_like, data_for, rows_for
 from pyro_vae.data.values import Data
-from pyro_vae.errors import SettingsError
+from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def source_of(data: Any, vae: "Amortized", *, context: Any = None, mask: Any = N
     Args:
         vae: the VAE.
         data: a source, or as for :func:`pyro_vae.data.rows_for`.
-        context: shape ``(datum, c)``; None if ``data`` is a source.
+        context: as for :func:`pyro_vae.data.rows_for`; None if ``data`` is a source.
         mask: booleans, same shape as the data; None if ``data`` is a source.
         source: the name of data that have none.
 
@@ -243,13 +243,25 @@ def source_of(data: Any, vae: "Amortized", *, context: Any = None, mask: Any = N
         (4,)
     """
     if not isinstance(data, Source):
-        data = data_for(vae, data, source=source, mask=mask)
+        context = context_like(getattr(vae, "trained_on", None), context, source=f"context of {source}")
+        data = data_for(vae, data, source=source, mask=mask, context=context)
         mask = None if isinstance(data, Data) else mask  # Data contains the mask
         rows = rows_for(vae, data, context=context, mask=mask, source=source)
-        if not isinstance(data, Data):
-            return InMemory(rows, source)
-        name = source if data.source == "data" else data.source
-        return InMemory(rows, name, data.columns, data.image_shape, data.categories, data.context_columns)
+        about = data if isinstance(data, Data) else Data(rows.x)
+        columns, categories = about.context_columns, dict(about.categories)
+        if isinstance(context, Data):
+            columns = context.columns
+            _validate_own_columns(context, about)
+            categories |= context.categories
+        name = source if about.source == "data" else about.source
+        return InMemory(rows, name, about.columns, about.image_shape, categories, columns)
     if context is not None or mask is not None:
         raise SettingsError(f"{data.source}: a source contains its context and mask; give them when you create it")
     return data.checked_for(vae)
+
+
+def _validate_own_columns(context: Data, data: Data) -> None:
+    """Raise if a context column has the name of a column of categories, which its numbers would later be read as."""
+    for name in context.columns or ():
+        if name in (data.columns or ()) and name in data.categories:
+            raise DataError(f"{context.source}: column {name!r} is a column of the data too; rename one")

@@ -194,6 +194,23 @@ def given_names(names: Sequence[str] | None) -> list[str] | None:
     return [*map(str, names)]
 
 
+def matched_by_name(names: Sequence[str] | None, expected: Sequence[str] | None) -> bool:
+    """Return whether columns are matched to those of other data by name, and not by position.
+
+    Columns without names, or with the default names ``f0``, ``f1``, …, are matched by position, unless all names of the
+    other data are among those of the table.
+
+    Example:
+        >>> matched_by_name(["b", "a"], ["a", "b"]), matched_by_name(["f1", "f0"], ["f0", "f1"])
+        (True, True)
+        >>> matched_by_name(["a", "b"], ["f0", "f1"])
+        False
+    """
+    if names is None or expected is None:
+        return False
+    return {*expected} <= {*names} or bool(given_names(names) and given_names(expected))
+
+
 def columns_like(
     names: Sequence[str], expected: Sequence[str], besides: Set[str | None], source: str, other: str
 ) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from pyro_vae.data.columns import code_by_name, recode
 from pyro_vae.data.context import context_like, validate_kind
 from pyro_vae.data.precision import coarse_columns, narrow
-from pyro_vae.data.tables import columns_like, given_names
+from pyro_vae.data.tables import columns_like, matched_by_name
 from pyro_vae.errors import DataError, type_of
 
 
@@ -137,6 +137,19 @@ def _validate_in_memory(data: Any, source: str) -> None:
         )
 
 
+def validate_unmasked(data: Any, source: str) -> None:
+    """Validate that neither an array nor an array in a list has masked values, which NumPy would read as numbers.
+
+    Example:
+        >>> validate_unmasked([np.ma.array([1.0, 2.0], mask=[True, False])], "data")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: data: is a masked array; give data.filled(0) and mask=~numpy.ma.getmaskarray(data)
+    """
+    parts = data if isinstance(data, list | tuple) else [data]
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise DataError(f"{source}: is a masked array; give data.filled(0) and mask=~numpy.ma.getmaskarray(data)")
+
+
 def from_array(data: Any, source: str) -> Tensor:
     """Convert an array or nested lists of numbers to a tensor in single or double precision; detach a tensor.
 
@@ -150,8 +163,7 @@ def from_array(data: Any, source: str) -> Tensor:
     if isinstance(data, Tensor):
         return own_values(data, source)
     _validate_in_memory(data, source)
-    if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
-        raise DataError(f"{source}: is a masked array; give data.filled(0) and mask=~numpy.ma.getmaskarray(data)")
+    validate_unmasked(data, source)
     try:
         array = np.asarray(data)
     except ValueError as error:
@@ -220,7 +232,7 @@ def row_names(data: Any, number: int) -> np.ndarray:
 def matched(data: Data, like: Data) -> Data:
     """Match the columns and the category codes of data to other data, by name.
 
-    Columns and contexts without names are not changed.
+    Columns and contexts without names, or with the default names of other columns, are not changed.
 
     Raises:
         DataError: if a column or a category is missing or unknown.
@@ -232,8 +244,10 @@ def matched(data: Data, like: Data) -> Data:
     """
     if data.context_columns and like.context_columns:
         data = replace(data, context=context_like(data, like), context_columns=like.context_columns)
-    names, expected = given_names(data.columns), given_names(like.columns)
-    if names is None or expected is None or data.x.dim() != 2:
+    if data.columns is None or like.columns is None or data.x.dim() != 2:
+        return data
+    names, expected = [*map(str, data.columns)], [*map(str, like.columns)]
+    if not matched_by_name(names, expected):
         return data
     columns, _ = columns_like(names, expected, set(), data.source, like.source)
     order = [names.index(name) for name in columns]

@@ -15,7 +15,7 @@ from pyro_vae.core.format import format_estimate, format_p
 from pyro_vae.core.pair import Amortized
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.rows import rows_for
+from pyro_vae.data.rows import context_like, context_numbers, rows_for
 from pyro_vae.data.values import as_tensor
 from pyro_vae.diagnose import _ecdf
 from pyro_vae.errors import DataError
@@ -148,7 +148,7 @@ def _sample_contexts(vae: Amortized, context: Any, mask: Any, number: int) -> Ro
     x = vae.stand_in(number)
     if context is None and mask is None:
         return Rows(x)
-    context = None if context is None else vae.like(as_tensor(context, source="context"))
+    context = None if context is None else _numbers_of(vae, context)
     device = vae.like(torch.zeros(())).device
     mask = None if mask is None else torch.as_tensor(mask, device=device)
     if mask is not None and (mask.dtype != torch.bool or mask.dim() < 2):
@@ -160,6 +160,12 @@ def _sample_contexts(vae: Amortized, context: Any, mask: Any, number: int) -> Ro
         raise DataError(f"mask has shape {tuple(mask.shape)}; pass at least one row and one feature")
     index = torch.randint(len(known), (number,), device=device)
     return Rows(x, *(None if value is None else value[index] for value in (context, mask)))
+
+
+def _numbers_of(vae: Amortized, context: Any) -> Tensor:
+    """Return the numbers of a context; a table is matched by name to the context columns of the training data."""
+    named = context_like(getattr(vae, "trained_on", None), context)
+    return vae.like(as_tensor(context_numbers(named), source="context"))
 
 
 def _ranks(vae: Amortized, rows: Rows, truth: Tensor, draws: int) -> Tensor:

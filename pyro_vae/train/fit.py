@@ -182,7 +182,8 @@ def fit(
         device: ``"auto"`` is CUDA if available, else the CPU.
         seed: of the order of the data and of the samples of z.
         progress: whether to print the device and show a progress bar.
-        context: additional input of prior, decoder and encoder, shape ``(datum, c)``.
+        context: additional input of prior, decoder and encoder, shape ``(datum, c)``, or a table of numbers, to whose
+            column names later contexts are matched.
         mask: booleans of the shape of the data, true where a value was observed; the likelihood ignores missing
             values (:func:`pyro_vae.data.mask_nan` treats NaN as missing).
         engine: ``"compiled"`` steps with :class:`~pyro_vae.CompiledSVI`, ``"eager"`` with Pyro's SVI, and ``"auto"``

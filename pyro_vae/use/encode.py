@@ -42,7 +42,7 @@ def encode(
         data: what :func:`pyro_vae.data.rows_for` takes (a table, whose columns are matched by name,
             :class:`~pyro_vae.data.Data`, an array, a tensor), or a :func:`pyro_vae.data.stream`, which is read once and
             need not fit into memory.
-        context: of a conditional VAE, shape ``(datum, c)``.
+        context: of a conditional VAE, shape ``(datum, c)``, or a table, matched by name.
         mask: booleans, the shape of the data: true where observed.
         draws: the number of draws for each datum, used if the mean of q(z|x) has no closed form, at least 2.
         seed: of the draws.

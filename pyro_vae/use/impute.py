@@ -54,7 +54,7 @@ def impute(
         vae: a VAE.
         data: what :func:`pyro_vae.data.rows_for` takes, or a :func:`pyro_vae.data.stream`, which is read once; memory
             is bounded, except for the result. Without a mask, NaN marks a missing value.
-        context: of a conditional VAE, shape ``(datum, c)``.
+        context: of a conditional VAE, shape ``(datum, c)``, or a table, matched by name.
         mask: booleans, the shape of the data: true where observed. Missing values are ignored.
         draws: the number of draws of z for each datum with a missing value, at least 25.
         imputations: the number of completed tables to draw from the joint distribution of the missing values, for

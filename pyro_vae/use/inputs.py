@@ -14,11 +14,11 @@ from pyro_vae.core.device import derive_seed, numbers_at_once, seeded
 from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.frames import as_frame, is_table
-from pyro_vae.data.rows import data_for, mask_nan, rows_for
+from pyro_vae.data.rows import context_like, data_for, mask_nan, rows_for
 from pyro_vae.data.streams import Streamed
 from pyro_vae.data.tables import given_names
 from pyro_vae.data.values import Data
-from pyro_vae.errors import DataError, SettingsError
+from pyro_vae.errors import SettingsError
 
 if TYPE_CHECKING:
     from pyro_vae.core.pair import Amortized
@@ -101,8 +101,8 @@ def read(
     Args:
         vae: the VAE to apply to the data.
         data: what :func:`pyro_vae.data.rows_for` takes, or a stream.
-        context: shape ``(datum, c)``.
-        mask: booleans, true where a value was observed.
+        context: as for :func:`pyro_vae.data.rows_for`.
+        mask: as for :func:`pyro_vae.data.rows_for`.
         nan_is_missing: whether NaN marks a missing value, if there is no mask.
         source: the name of the data in messages.
 
@@ -123,7 +123,10 @@ def read(
         data = as_frame(data, source)  # convert once, because some tables can be read only once
     elif isinstance(data, TensorDataset):
         data = data.tensors[0]  # the other tensors are labels
-    known = given = data_for(vae, data, source=source, missing=[] if nan_is_missing else None, mask=mask)
+    context = context_like(getattr(vae, "trained_on", None), context, source=f"context of {source}")
+    known = given = data_for(
+        vae, data, source=source, missing=[] if nan_is_missing else None, mask=mask, context=context
+    )
     if nan_is_missing and mask is None and not is_table(data) and not isinstance(data, Rows):
         known = mask_nan(known, source=source)
     mask = None if isinstance(known, Data) else mask  # Data hold their mask
@@ -135,12 +138,6 @@ def read(
 def _streamed(vae: "Amortized", data: Streamed, context: Any, mask: Any, nan_is_missing: bool) -> Table:
     if context is not None or mask is not None:
         raise SettingsError(f"{data.source}: a stream holds its own context and mask; pass them where it is made")
-    expected = given_names(Names.of(vae).columns)
-    if (columns := given_names(data.columns)) and expected and columns != expected:
-        raise DataError(
-            f"{data.source}: the columns of the stream differ from those of the training data, or their order does; "
-            f"pass columns={expected} to pyro_vae.data.stream"
-        )
     data = replace(data, nan_is_missing=True) if nan_is_missing else data
     return Table(data.like(vae).checked_for(vae), Names.of(vae, data))
 

@@ -90,7 +90,7 @@ def predict(
         raise SettingsError("the data have no context to be encoded in; pass it as own_context=")
     if context is None:
         raise SettingsError("context is None; pass the context to predict in")
-    (remaining,) = contexts(vae, context, len(table))
+    (remaining,) = contexts(vae, context, len(table), table.names.row_labels)
 
     def replace_context(rows: Rows) -> Rows:
         nonlocal remaining  # the blocks come in the order of the contexts

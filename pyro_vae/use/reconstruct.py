@@ -42,7 +42,7 @@ def reconstruct(
         vae: a VAE or a :class:`pyro_vae.Pair`.
         data: what :func:`pyro_vae.data.rows_for` takes, or a :func:`pyro_vae.data.stream`, which is read once; memory
             is bounded, except for the result.
-        context: of a conditional VAE, shape ``(datum, c)``.
+        context: of a conditional VAE, shape ``(datum, c)``, or a table, matched by name.
         mask: booleans, the shape of the data: true where observed; missing values are reconstructed too.
         draws: the number of draws of z for each datum, at least 2.
         seed: of the draws.

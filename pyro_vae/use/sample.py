@@ -15,9 +15,9 @@ from pyro_vae.core.progress import ticking
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
-from pyro_vae.data.context import context_names, one_hot_context
+from pyro_vae.data.context import context_names
 from pyro_vae.data.frames import is_table
-from pyro_vae.data.rows import data_of
+from pyro_vae.data.rows import context_like, context_numbers, validate_same_labels
 from pyro_vae.data.values import Data, as_tensor
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.priors import ContextNormal
@@ -94,11 +94,17 @@ def _draw_one(vae: Amortized, row: Rows) -> tuple[Tensor, Distribution]:
         raise _with_needed_context(error, vae, row.given, numbers) from error
 
 
-def contexts(vae: Amortized, context: Any, n: int) -> tuple[Tensor, ...]:
+def contexts(vae: Amortized, context: Any, n: int, labels: np.ndarray | None = None) -> tuple[Tensor, ...]:
     """Expand a context to n rows, on the device and in the precision of a VAE; return ``()`` without a context.
 
+    Args:
+        vae: the VAE.
+        context: as for :func:`sample`.
+        n: the number of rows.
+        labels: the row labels of the data that the contexts belong to, if any.
+
     Raises:
-        DataError: if the context has neither one row nor n rows.
+        DataError: if the context has neither one row nor n rows, or they are labelled differently from the data.
 
     Example:
         >>> import pyro_vae as pv
@@ -108,24 +114,25 @@ def contexts(vae: Amortized, context: Any, n: int) -> tuple[Tensor, ...]:
     """
     if context is None:
         return ()
-    context = _as_numbers(vae, context)
+    named = _named(vae, context)
+    context = context_numbers(named)
     array = context if isinstance(context, Tensor) else np.asarray(context)
     rows = vae.like(as_tensor(array[None] if array.ndim == 1 else array, source="context"))
     if rows.dim() != 2 or len(rows) not in (1, n):
         raise DataError(f"the context has shape {tuple(rows.shape)}, for {n} rows; give one row, or {n}")
+    if len(rows) > 1:
+        validate_same_labels("context", getattr(named, "row_labels", None), labels, "context")
     return (rows.expand(n, -1),)
 
 
-def _as_numbers(vae: Amortized, context: Any) -> Any:
-    """Encode a context of named columns as in training; return any other context unchanged."""
+def _named(vae: Amortized, context: Any) -> Any:
+    """Read a table of context columns as in training; return any other context unchanged."""
     known = vae.trained_on
-    if not is_table(context):
+    if not is_table(context) and not isinstance(context, Data):
         return context
     if known is None or not known.context_columns:
         raise SettingsError("context is a table, but the VAE was not trained on named context columns; give numbers")
-    columns = [*known.context_columns]
-    like = Data(torch.empty(0), columns=columns, categories=known.categories, source="the training data")
-    return one_hot_context(data_of(context, columns=columns, like=like, source="context"))
+    return context_like(known, context)
 
 
 def likelihood_at(vae: VAE, z: Tensor, given: tuple[Tensor, ...]) -> Distribution:

@@ -85,7 +85,7 @@ def score(
         vae: a VAE or a :class:`pyro_vae.Pair`.
         data: shape ``(datum, *features)``, a table, :class:`~pyro_vae.data.Data` with context and mask, or a stream,
             which is scored 4096 rows at a time.
-        context: for a conditional VAE, shape ``(datum, c)``, unless ``data`` hold it.
+        context: for a conditional VAE, shape ``(datum, c)``, or a table, matched by name, unless ``data`` hold it.
         mask: booleans, true where a value was observed, of the shape of the data, unless ``data`` hold it.
         held_out: rows of the same population that are not training data, in the form of ``data``, holding their context
             and mask.

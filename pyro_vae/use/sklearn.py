@@ -18,7 +18,7 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import above_zero, whole
 from pyro_vae.data.rows import mask_nan, rows_for
 from pyro_vae.data.spread import units_for
-from pyro_vae.data.values import Data
+from pyro_vae.data.values import Data, validate_unmasked
 from pyro_vae.evidence.estimate import log_evidence
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.nn import mlp
@@ -199,6 +199,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Validate X as scikit-learn does, and return it with the names of its columns and a mask of missing values."""
         if not reset:
             check_is_fitted(self)
+        validate_unmasked(X, "X")
         x = validate_data(
             self, X, reset=reset, dtype=NUMBERS, ensure_all_finite="allow-nan", ensure_min_samples=least, copy=True
         )

@@ -15,6 +15,7 @@ from pyro_vae.core.device import seeded, validate_seed
 from pyro_vae.core.rows import Rows
 from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
+from pyro_vae.data.rows import context_like, context_numbers
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.use.encode import encode
 from pyro_vae.use.features import summarize
@@ -133,7 +134,9 @@ def traverse(
 
 def _end(vae: VAE, row: Any, context: Any, name: str) -> tuple[Rows, Names]:
     """Read a row at an end of the line, and the names of its features."""
-    table = read(vae, _one_row(row), context=_two_dimensional(context), source=name)
+    named = context_like(vae.trained_on, _two_dimensional(context))
+    # Without its row label, because one context serves both rows.
+    table = read(vae, _one_row(row), context=context_numbers(named), source=name)
     if len(table) != 1 or not isinstance(table.rows, Rows):
         raise DataError(f"{name} has {len(table)} rows; give one")
     return table.rows, Names(table.names.columns, table.names.categories)

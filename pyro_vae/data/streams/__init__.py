@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from pyro_vae.core.validation import takes_settings, whole
+from pyro_vae.data.columns import list_names
 from pyro_vae.data.limits import validate_regular
 from pyro_vae.data.streams.base import WINDOW_BYTES, Streamed
 from pyro_vae.data.streams.batches import as_numpy, open_batches, open_dataset
-from pyro_vae.data.streams.parquet import open_parquet
+from pyro_vae.data.streams.parquet import ParquetTable, open_parquet
 from pyro_vae.data.streams.tables import Sliced, Table, describe_array, open_memmap, open_npy
 from pyro_vae.data.streams.zarr_store import is_zarr, open_zarr
 from pyro_vae.errors import DataError, SettingsError
@@ -52,7 +53,9 @@ def stream(
             set of torch; a ``DataLoader``; an ``IterableDataset``; an iterable of batches that can be read repeatedly,
             or a function that returns one. Items and batches are tensors or arrays, tuples with x first (the rest is
             left out), or mappings with ``"x"`` and perhaps ``"context"`` and ``"mask"``. A data set that draws random
-            numbers should use its own generator; otherwise a warning is raised. Loaders are seeded in each epoch.
+            numbers should use its own generator; otherwise a warning is raised. Loaders are seeded in each epoch. A
+            loader that shuffles, samples or drops rows is for training only: functions whose results belong to rows,
+            such as :func:`pyro_vae.encode`, refuse it. An array of xarray has the names of its columns.
         size: the number of rows in a pass over an iterable, the n of the n/m scaling; other data know it.
         context: additional input of prior, decoder and encoder: data with the same number of rows, as for ``data`` but
             not an iterable, or names of Parquet columns.
@@ -87,7 +90,7 @@ def stream(
     table = _open_table(data, source=source, size=size, columns=columns, context=context)
     if not table.seekable:
         _validate_unset(table.name, context=context, mask=mask, block_rows=block_rows)
-    _validate_unset(table.name, columns=None if table.columns else columns)
+    _validate_unset(table.name, columns=None if isinstance(table, ParquetTable) else columns)
     if size not in (None, table.size):
         raise SettingsError(f"{table.name}: size is {size} but there are {table.size} rows; leave size out")
     given = {"context": None if table.context else context, "mask": mask}
@@ -152,6 +155,11 @@ def _open_beside(data: Any, part: str, x: Table) -> Table:
         raise DataError(
             f"{table.name}: a row of the mask has shape {table.features}, but a row of {x.name} {x.features}; "
             "make them equal"
+        )
+    if part == "mask" and table.columns and x.columns and [*table.columns] != [*x.columns]:
+        raise DataError(
+            f"{table.name}: the columns of the mask are {list_names(table.columns)}, but those of {x.name} are "
+            f"{list_names(x.columns)}; give the mask the columns of the data, in their order"
         )
     return table
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from pyro_vae.core.device import derive_seed
 from pyro_vae.core.rows import Rows
+from pyro_vae.data.context import context_names
 from pyro_vae.data.precision import coarse_columns
 from pyro_vae.data.rows import warn_if_coarse
 from pyro_vae.data.sources import Window, permutation, spaced
 from pyro_vae.data.streams.layout import BLOCKS, Layout, window_rows
 from pyro_vae.data.streams.prefetch import prefetch
 from pyro_vae.data.streams.tables import Read, Table
+from pyro_vae.data.tables import matched_by_name
 from pyro_vae.data.values import validate_finite
 from pyro_vae.errors import DataError, SettingsError
 from pyro_vae.likelihoods import Likelihood
@@ -83,6 +85,11 @@ class Streamed:
         return self.table.columns
 
     @property
+    def context_columns(self) -> Sequence[str] | None:
+        """The names of the context columns, if any."""
+        return self.beside["context"].columns if "context" in self.beside else self.table.context_columns
+
+    @property
     def image_shape(self) -> tuple[int, ...] | None:
         """The shape of an image, ``(height, width)`` or ``(3, height, width)``, if rows are images."""
         return self.table.image_shape
@@ -135,7 +142,12 @@ class Streamed:
         return replace(self, dtype=torch.float64 if coarse_columns(*_flat(self.glance())) else torch.float32)
 
     def in_order(self, rows: int) -> Iterator[Rows]:
-        """Iterate over the data in their order, at most ``rows`` rows at a time, validated."""
+        """Iterate over the data in their order, at most ``rows`` rows at a time, validated.
+
+        Raises:
+            DataError: if a loader shuffles, samples or drops rows.
+        """
+        self.table.validate_in_order()
         read = self.table.reader(0)
         for first in range(0, len(self), rows):
             part = self._place(min(rows, len(self) - first))
@@ -265,8 +277,26 @@ class Streamed:
             )
         return replace(self, dtype=own.dtype, device=own.device)
 
+    def _validate_names(self, known: Any) -> None:
+        """Validate that columns and context columns with names are those of training data, in their order."""
+        expected = [*map(str, getattr(known, "columns", None) or ())]
+        if expected and self.columns and matched_by_name(self.columns, expected) and [*self.columns] != expected:
+            raise DataError(
+                f"{self.source}: the columns of the stream differ from those of the training data, or their order "
+                f"does; give them as {expected} (for Parquet, columns= of pyro_vae.data.stream)"
+            )
+        if known is None or not known.context_columns or not self.context_columns:
+            return
+        expected = context_names(known.context_columns, known.categories)
+        if [*self.context_columns] != expected:
+            raise DataError(
+                f"{self.source}: the context columns of the stream differ from those of the training data, or their "
+                f"order does; give them as {expected} (for Parquet, context= of pyro_vae.data.stream)"
+            )
+
     def checked_for(self, vae: "Amortized") -> "Streamed":
-        """Validate the first rows against a VAE; validate all rows against its likelihood's support when read."""
+        """Validate the columns and the first rows against a VAE, and all rows against the support when read."""
+        self._validate_names(getattr(vae, "trained_on", None))
         warn_if_coarse(self.glance(), vae, f"some rows of {self.source}", self.columns)
         rows = self.head()
         vae.check(rows.x, rows.context, rows.mask)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from pyro_vae.core.device import make_generator
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.streams.tables import Read, Table, copy_numbers
-from pyro_vae.data.values import Data, reason
+from pyro_vae.data.values import Data, reason, validate_unmasked
 from pyro_vae.errors import DataError, type_of
 
 ONCE = "a generator can be read only once, but training reads the data in each epoch"
@@ -54,6 +54,13 @@ class Batches(Table):
 
     def cuts(self, rows: int) -> np.ndarray:
         return np.array([0, self.size])
+
+    def validate_in_order(self) -> None:
+        if isinstance(loader := _epoch(self.data, self.name, 0), DataLoader) and not _gives_all_in_order(loader):
+            raise DataError(
+                f"{self.name}: the loader shuffles, samples or drops rows, so the results could not be assigned to the "
+                "rows of its data set; give a loader with shuffle=False, and neither a sampler nor drop_last"
+            )
 
     def reader(self, seed: int) -> Read:
         return _Pass(self, seed).read
@@ -148,6 +155,7 @@ def as_numpy(value: Tensor) -> np.ndarray:
 
 
 def _array(value: Any, name: str) -> np.ndarray:
+    validate_unmasked(value, name)
     try:
         array = as_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError) as error:
@@ -239,14 +247,31 @@ def _seeded(loader: "DataLoader[Any]", seed: int) -> "DataLoader[Any]":
     """Copy a loader with a separate, seeded generator; its default is torch's global generator."""
     own, generator = copy.copy(loader), make_generator(seed)
     own.generator = generator
-    sampler = copy.copy(loader.sampler)
+    batch_sampler = copy.copy(loader.batch_sampler)
+    sampler = copy.copy(_sampler_of(loader))
     if hasattr(sampler, "generator"):
         sampler.generator = generator
-    batch_sampler = copy.copy(loader.batch_sampler)
     if type(batch_sampler) is BatchSampler:
         batch_sampler.sampler = sampler
     own.__dict__.update(sampler=sampler, batch_sampler=batch_sampler, _iterator=None)
     return own
+
+
+def _sampler_of(loader: "DataLoader[Any]") -> Any:
+    """Return the sampler of rows; a loader that was given a BatchSampler does not use its own."""
+    return loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else loader.sampler
+
+
+def _gives_all_in_order(loader: Any) -> bool:
+    """Return whether a loader gives all rows in their order; an IterableDataset defines the order itself."""
+    if isinstance(loader.dataset, IterableDataset):
+        return True
+    sampler, batches = _sampler_of(loader), loader.batch_sampler
+    if type(sampler) is not SequentialSampler or len(sampler) != len(loader.dataset):
+        return False
+    if not getattr(loader, "in_order", True) or type(batches) not in (BatchSampler, type(None)):
+        return False
+    return batches is None or not (batches.drop_last and len(sampler) % batches.batch_size)
 
 
 def _known_size(data: Any) -> int | None:
@@ -254,5 +279,5 @@ def _known_size(data: Any) -> int | None:
     counted = isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset)
     if not counted or type(data.batch_sampler) is not BatchSampler:
         return None
-    rows, size = len(data.sampler), data.batch_sampler.batch_size
+    rows, size = len(_sampler_of(data)), data.batch_sampler.batch_size
     return rows // size * size if data.batch_sampler.drop_last else rows

@@ -131,7 +131,7 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
         raise DataError(f"{path}: the table has 0 rows; give at least one")
     return ParquetTable(
         str(path), sum(sizes), (len(names),), files=files, groups=groups, bounds=np.cumsum(sizes),
-        names=[*names, *context], columns=names, context=len(context),
+        names=[*names, *context], columns=names, context=len(context), context_columns=[*context] or None,
     )  # fmt: skip
 
 

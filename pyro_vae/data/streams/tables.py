@@ -14,7 +14,7 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import validate_integers
 from pyro_vae.data.readers import whole_numpy
-from pyro_vae.data.values import reason
+from pyro_vae.data.values import reason, validate_unmasked
 from pyro_vae.errors import DataError
 
 Read = Callable[[int, Rows], int]
@@ -32,6 +32,7 @@ class Table:
         context: the width of the context, 0 for none.
         masked: whether the table has a mask of observed values.
         columns: the names of the features.
+        context_columns: the names of the context columns.
         layout: the layout of images in rows, if rows are images.
         dtype: the type of the numbers, if the table is an array.
         seekable: whether rows can be read in any order, or only sequentially.
@@ -43,6 +44,7 @@ class Table:
     context: int = field(default=0, kw_only=True)
     masked: bool = field(default=False, kw_only=True)
     columns: Sequence[str] | None = field(default=None, kw_only=True)
+    context_columns: Sequence[str] | None = field(default=None, kw_only=True)
     layout: Layout = field(default=Layout(None), kw_only=True)
     dtype: np.dtype | None = field(default=None, kw_only=True)
     seekable: bool = field(default=True, kw_only=True)
@@ -67,6 +69,9 @@ class Table:
 
     def read_ahead(self, first: int, last: int) -> None:
         """Prepare for reading these rows soon."""
+
+    def validate_in_order(self) -> None:
+        """Raise a DataError if the table is known to give its rows in another order than the data."""
 
     def reader(self, seed: int) -> Read:
         """Return a reader for one pass, whose seed may determine the order of the rows."""
@@ -95,14 +100,26 @@ def describe_array(array: Any, name: str) -> dict[str, Any]:
     _validate_decoded(name, getattr(array, "attrs", None), dtype)
     size, *row = map(int, shape)
     about = {"name": name, "size": size, "features": (math.prod(row),), "dtype": dtype}
-    return {**about, "layout": layout_of(shape, dtype)}
+    return {**about, "columns": _columns_of(array), "layout": layout_of(shape, dtype)}
+
+
+def _columns_of(array: Any) -> list[str] | None:
+    """Return the names that an array of xarray has for its second dimension, as in memory."""
+    coords = getattr(array, "coords", {})
+    if len(array.shape) != 2 or not coords or array.dims[1] not in coords:
+        return None
+    return [str(name).strip() for name in coords[array.dims[1]].values.tolist()]
 
 
 def _validate_decoded(name: str, attributes: Any, dtype: np.dtype) -> None:
     """Validate that attributes of the netCDF conventions do not give the stored numbers another meaning."""
     attributes = attributes if isinstance(attributes, Mapping) else {}
     absent = NAN if dtype.kind == "f" else ()
-    neutral = {"scale_factor": ("1", "1.0"), "add_offset": ("0", "0.0"), "_FillValue": absent, "missing_value": absent}
+    stored = {"i": ("false",), "u": ("true",)}.get(dtype.kind, ("true", "false"))  # the sign of integers as they are
+    neutral = {
+        "scale_factor": ("1", "1.0"), "add_offset": ("0", "0.0"), "_FillValue": absent, "missing_value": absent,
+        "_Unsigned": stored,
+    }  # fmt: skip
     for key, harmless in neutral.items():
         value = attributes.get(key)
         if value is None or str(np.squeeze(value)) in harmless:
@@ -216,7 +233,9 @@ class Sliced(Table):
 
     def read(self, start: int, into: Rows) -> int:
         try:
-            copy_numbers(self.layout.rows(np.asarray(self.array[start : start + len(into)])), into.x.numpy())
+            values = self.array[start : start + len(into)]
+            validate_unmasked(values, self.name)
+            copy_numbers(self.layout.rows(np.asarray(values)), into.x.numpy())
         except DataError:
             raise
         except Exception as error:  # the array may come from any library
