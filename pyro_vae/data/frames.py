@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyro_vae.data.netcdf import validate_decoded
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def as_frame(source: Any, name: str = "data") -> "pd.DataFrame | None":
     if isinstance(source, np.ndarray):
         _validate_fields(source, name)
     if _is_data_array(source):
+        validate_decoded(source, source.dtype, name)
         return source.to_pandas()
     if isinstance(source, pd.DataFrame):
         return source

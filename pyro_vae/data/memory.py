@@ -225,7 +225,7 @@ def dense(source: Any, name: str = "data") -> Any:
         small = tensor.is_floating_point() and tensor.itemsize < 4
         return (tensor.float() if small else tensor).numpy()
     if not isinstance(source, np.ndarray):
-        as_tensor(source)  # explains the error if it is not an array
+        as_tensor(source, source=name)  # explains the error if it is not an array
     return np.asanyarray(source)
 
 

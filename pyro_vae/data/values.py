@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.data.columns import code_by_name, recode
 from pyro_vae.data.context import context_like, validate_kind
+from pyro_vae.data.netcdf import validate_decoded
 from pyro_vae.data.precision import coarse_columns, narrow
 from pyro_vae.data.tables import columns_like, matched_by_name
 from pyro_vae.errors import DataError, type_of
@@ -170,6 +171,7 @@ def from_array(data: Any, source: str) -> Tensor:
         raise DataError(f"{source}: the rows differ in length ({reason(error)}); make them equal") from error
     except TypeError as error:
         raise DataError(f"{source}: {type_of(data)} is not an array ({reason(error)}); give an array") from error
+    validate_decoded(data, array.dtype, source)
     if array.dtype.kind not in "fiub":
         raise DataError(f"{source}: the values have type {array.dtype}; give real numbers")
     if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.ndim == 2 and 0 not in array.shape:

@@ -9,8 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+import zarr
+from xarray import DataArray
 
-from pyro_vae.data import load, rows_of
+from pyro_vae.data import load, rows_of, stream
 from pyro_vae.errors import DataError
 
 
@@ -72,6 +74,29 @@ def test_an_array_of_hdf5_is_an_array(tmp_path):
         file["x"] = np.eye(2)  # it has dims, as arrays of xarray have
         assert load(file["x"]).x.equal(torch.eye(2))
         assert rows_of(file["x"]).x.equal(torch.eye(2, dtype=torch.float64))
+
+
+def arrays(numbers, attributes, folder):
+    """The same numbers and attributes as arrays of three libraries, one of them with named columns."""
+    file = h5py.File(folder / "a.h5", "w")
+    file["x"] = numbers
+    file["x"].attrs.update(attributes)
+    stored = zarr.create_array(folder / "a.zarr", data=numbers)
+    stored.attrs.update(attributes)
+    named = {"dims": ["t", "column"], "coords": {"column": ["u", "v"]}}
+    return file["x"], stored, DataArray(numbers, attrs=attributes), DataArray(numbers, attrs=attributes, **named)
+
+
+@pytest.mark.parametrize("read", [load, rows_of, stream])
+def test_stored_numbers_that_are_not_the_values_are_refused(read, tmp_path):
+    for array in arrays(np.arange(6, dtype=np.int16).reshape(3, 2), {"scale_factor": 0.1}, tmp_path):
+        with pytest.raises(DataError, match=r"the attribute scale_factor is 0.1, so the stored numbers are not the"):
+            read(array)
+
+
+def test_attributes_that_change_no_number_are_no_obstacle(tmp_path):
+    for array in arrays(np.arange(6.0).reshape(3, 2), {"scale_factor": 1.0, "units": "m"}, tmp_path):
+        assert load(array).x.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.int64])

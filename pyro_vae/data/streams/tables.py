@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.images import Layout, layout_of
+from pyro_vae.data.netcdf import validate_decoded
 from pyro_vae.data.precision import validate_integers
 from pyro_vae.data.readers import whole_numpy
 from pyro_vae.data.values import reason, validate_unmasked
@@ -97,7 +98,7 @@ def describe_array(array: Any, name: str) -> dict[str, Any]:
         raise DataError(f"{name}: the shape is {tuple(shape)}; give one row per datum and one column per feature")
     if 0 in shape:
         raise DataError(f"{name}: the shape is {tuple(shape)}; there must be at least one row and one feature")
-    _validate_decoded(name, getattr(array, "attrs", None), dtype)
+    validate_decoded(array, dtype, name)
     size, *row = map(int, shape)
     about = {"name": name, "size": size, "features": (math.prod(row),), "dtype": dtype}
     return {**about, "columns": _columns_of(array), "layout": layout_of(shape, dtype)}
@@ -109,29 +110,6 @@ def _columns_of(array: Any) -> list[str] | None:
     if len(array.shape) != 2 or not coords or array.dims[1] not in coords:
         return None
     return [str(name).strip() for name in coords[array.dims[1]].values.tolist()]
-
-
-def _validate_decoded(name: str, attributes: Any, dtype: np.dtype) -> None:
-    """Validate that attributes of the netCDF conventions do not give the stored numbers another meaning."""
-    attributes = attributes if isinstance(attributes, Mapping) else {}
-    absent = NAN if dtype.kind == "f" else ()
-    stored = {"i": ("false",), "u": ("true",)}.get(dtype.kind, ("true", "false"))  # the sign of integers as they are
-    neutral = {
-        "scale_factor": ("1", "1.0"), "add_offset": ("0", "0.0"), "_FillValue": absent, "missing_value": absent,
-        "_Unsigned": stored,
-    }  # fmt: skip
-    for key, harmless in neutral.items():
-        value = attributes.get(key)
-        if value is None or str(np.squeeze(value)) in harmless:
-            continue
-        raise DataError(
-            f"{name}: the attribute {key} is {reason(value, 40)}, so the stored numbers are not the values; open it "
-            "with xarray, and save the decoded values without encoding"
-        )
-
-
-NAN = ("nan", "NaN", "AAAAAAAA+H8=", "AADAfw==")
-"""NaN as text, in JSON, and in base 64 in double and single precision, as xarray writes it."""
 
 
 def copy_numbers(values: Any, into: np.ndarray) -> None:
