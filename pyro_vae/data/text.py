@@ -341,7 +341,8 @@ def _score(rows: Sequence[Sequence[str]]) -> float:
     if width < 2 or abs(len(rows[0]) - width) > 1:
         return 0.0
     numbers = [_number(cell, ",") is not None or cell in MISSING for row in body for cell in row]
-    return count / len(body) * (0.1 + sum(numbers) / len(numbers))
+    whole = ['"' not in cell for row in body for cell in row]  # a quote is left where a separator cuts a quoted cell
+    return count / len(body) * (0.1 + sum(numbers) / len(numbers)) * sum(whole) / len(whole)
 
 
 def _find_decimal(rows: Sequence[Sequence[str]], sep: str, source: str) -> str:
@@ -369,8 +370,8 @@ def is_header(
 ) -> bool | None:
     """Return whether the first row names the columns, or None if it may be names or data.
 
-    Text above numbers is a name, and text that occurs again in its column is not. A missing value is no name, except
-    that pandas and R leave the name of the row labels empty. For numbers, see ``_are_names``.
+    Text above numbers is a name, and text that occurs again in its column, up to digits, is not. A missing value is no
+    name, except that pandas and R leave the name of the row labels empty. For numbers, see ``_are_names``.
 
     Args:
         first: the cells of the first row.
@@ -394,11 +395,15 @@ def is_header(
     texts = [(cell, column) for cell, column, kind in zip(first, columns, kinds, strict=True) if kind == "text"]
     places = [i for i, kind in enumerate(kinds) if kind == "number"]
     gaps = [first[i] for i, kind in enumerate(kinds) if kind == "gap" and (i or first[i]) and columns[i]]
-    again = any(cell in column for cell, column in texts)
+    again = any(_shape(cell) in map(_shape, column) for cell, column in texts)
     if not texts and (not places or not (rest or first[0] == "")):
         return False
     below = [[row[i + start] for i in places if i + start < len(row)] for row in rest]
-    names = _are_names([first[i] for i in places], below, decimal, beside_text=bool(texts)) if places else True
+    names = (
+        _are_names([first[i] for i in places], below, decimal, beside_text=bool(texts) or shorter or first[0] == "")
+        if places
+        else True
+    )
     if any(column and _all_numbers(column, decimal) for _, column in texts):
         return None if again or names is False else True
     if not places:
@@ -416,6 +421,11 @@ def _kind(cell: str, decimal: str, marks: Set[str]) -> str:
     if cell in marks or not any(map(str.isalnum, cell)):
         return "gap"
     return "text" if _number(cell, decimal) is None else "number"
+
+
+def _shape(cell: str) -> str:
+    """Replace numbers in a text, such as a date or a count of samples, by 9."""
+    return re.sub(r"\d+", "9", cell)
 
 
 def _all_numbers(cells: Sequence[str], decimal: str) -> bool:
@@ -440,7 +450,10 @@ def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: st
     counting = whole and (set(steps) == {1} if steps else found == [0])
     apart = bool(values) and not any(min(values) <= number <= max(values) for number in found)
     if whole and fractions:
-        sure, maybe = counting or (apart and regular and several), apart and (rising or several)
+        sure, maybe = (
+            (counting and (bool(steps) or not beside_text)) or (apart and regular and several),
+            counting or (apart and (rising or several)),
+        )
     elif beside_text:
         sure, maybe = apart and regular and (counting or several), counting or (apart and rising and several)
     elif values and (found[0] or not whole) and all(_increase_by(row, steps) for row in others):
