@@ -399,11 +399,8 @@ def is_header(
     if not texts and (not places or not (rest or first[0] == "")):
         return False
     below = [[row[i + start] for i in places if i + start < len(row)] for row in rest]
-    names = (
-        _are_names([first[i] for i in places], below, decimal, beside_text=bool(texts) or shorter or first[0] == "")
-        if places
-        else True
-    )
+    labelled = bool(texts) or shorter or first[0] == ""
+    names = _are_names([first[i] for i in places], below, decimal, labelled) if places else True
     if any(column and _all_numbers(column, decimal) for _, column in texts):
         return None if again or names is False else True
     if not places:
@@ -432,12 +429,18 @@ def _all_numbers(cells: Sequence[str], decimal: str) -> bool:
     return all(_number(cell, decimal) is not None for cell in cells)
 
 
-def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: str, beside_text: bool) -> bool | None:
+def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: str, labelled: bool) -> bool | None:
     """Return whether numbers in the first row are names, or None if they may be.
 
     Such names count, as years and the names that pandas gives, or increase in equal steps outside the range of the
     numbers below, as wavelengths. Whole numbers above fractions are names then, and above whole numbers may be either.
-    Rows of numbers that all increase by the same steps are data, as those of ``numpy.arange``.
+    Rows of numbers alone that increase by the same steps are data, as those of ``numpy.arange``.
+
+    Args:
+        cells: the numbers in the first row.
+        below: the cells below them, by row.
+        decimal: the decimal point.
+        labelled: whether the rows may have labels: text or an empty cell is beside the numbers.
     """
     found = [float(_number(cell, decimal) or 0) for cell in cells]
     others = [[number for cell in row if (number := _number(cell, decimal)) is not None] for row in below]
@@ -451,10 +454,10 @@ def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: st
     apart = bool(values) and not any(min(values) <= number <= max(values) for number in found)
     if whole and fractions:
         sure, maybe = (
-            (counting and (bool(steps) or not beside_text)) or (apart and regular and several),
+            (counting and (bool(steps) or not labelled)) or (apart and regular and several),
             counting or (apart and (rising or several)),
         )
-    elif beside_text:
+    elif labelled:
         sure, maybe = apart and regular and (counting or several), counting or (apart and rising and several)
     elif values and (found[0] or not whole) and all(_increase_by(row, steps) for row in others):
         sure, maybe = False, False
