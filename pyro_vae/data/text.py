@@ -462,7 +462,8 @@ def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: st
     elif values and (found[0] or not whole) and all(_increase_by(row, steps) for row in others):
         sure, maybe = False, False
     else:
-        sure, maybe = apart and regular and several and not whole, counting or (apart and rising and several)
+        many = len(found) >= 10  # of few numbers, a row of data may have equal steps
+        sure, maybe = apart and regular and many and not whole, counting or (apart and rising and several)
     return True if sure else None if maybe else False
 
 

@@ -258,6 +258,7 @@ HEADERS = [
 NOTE, EITHER = "the first line names the columns", "may be names or data; give header"
 SPECTRA = "class,400,402,404\na,.1,.2,.3\nb,.1,.3,.3\na,.1,.3,.5\n"
 SPECTRUM = [[0.1, 0.2, 0.3], [0.1, 0.3, 0.3], [0.1, 0.3, 0.5]]
+FINE = ",".join(str(400 + i / 2) for i in range(10))
 FIRST_LINES = [
     text("names of pandas above fractions", "0,1\n0.5,0.8\n1.0,0.6\n", [[0.5, 0.8], [1, 0.6]], NOTE),
     text("MNIST with its label", "label,0,1\n5,0,9\n4,9,0\n", [[0, 9], [9, 0]], NOTE, label="label"),
@@ -268,7 +269,10 @@ FIRST_LINES = [
     text("numbers above row names", '"1" "2"\n"x" 1 2\n"y" 3 4\n', SQUARE, NOTE, has={"row_labels": ["x", "y"]}),
     text("wavelengths", "400,402,404\n.1,.2,.3\n.1,.3,.3\n.1,.3,.5\n", SPECTRUM, NOTE),
     text("wavelengths beside a class", SPECTRA, SPECTRUM, NOTE, label="class", has={"label_names": ["a", "b"]}),
-    text("wavelengths in fractions", "400.5,401.0,401.5\n.1,.2,.3\n.1,.3,.3\n.1,.3,.5\n", SPECTRUM, NOTE),
+    text("wavelengths in fractions", f"{FINE}\n.1,.2{',.3' * 8}\n", [[0.1, 0.2, *[0.3] * 8]], NOTE),
+    text("few wavelengths in fractions", "400.5,401.0,401.5\n.1,.3,.3\n", [[0.1, 0.3, 0.3]], header=True),
+    bad("the same, not asked for", "400.5,401.0,401.5\n.1,.3,.3\n", EITHER),
+    bad("a row that increases", "1.0,2.0,3.0\n0.0,0.0,0.0\n", EITHER),
     text("wavelengths above whole numbers", "n,40.5,41.0,41.5\n1,7,5,6\n", [[1, 7, 5, 6]], NOTE),
     text("rows of numpy.arange", "1.0 2.0 3.0\n4.0 5.0 6.0\n", [[1, 2, 3], [4, 5, 6]], "no header", name="a.txt"),
     text("whole numbers and a class", "4,5,x\n7,2,y\n1,1,x\n", [[4, 5], [7, 2], [1, 1]], "no header", label="f2"),
