@@ -51,10 +51,11 @@ def load(
     """Read data from a file, or from a table or array of any library.
 
     The attribute ``summary`` describes in one line what was read and which options were detected. The first line of a
-    text file is a header if it contains no numbers, or the consecutive integers that pandas writes. A first column
-    without a name holds the row labels if its values are unique. Rows with more than one dimension are flattened, and
-    bytes of shape ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are
-    divided by 255; other numbers are not changed.
+    text file is a header if it contains no numbers, or numbers that are names by their position or order, such as years
+    above fractions; a line that may be either is an error unless ``header`` is given. A first column without a name
+    holds the row labels if its values are unique. Rows with more than one dimension are flattened, and bytes of shape
+    ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are divided by 255;
+    other numbers are not changed.
 
     Args:
         source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz``,

@@ -9,21 +9,27 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pyro_vae.data.limits import Unpacking
+from pyro_vae.data.columns import list_names
+from pyro_vae.data.limits import Unpacking, in_bytes
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
 
-SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", r"\s+": "spaces"}
-"""Separators of columns, and their names."""
+SPACES = r"\s+"
+
+SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", SPACES: "spaces"}
+"""Separators of columns, and their names; the first ones are the rarest in names and numbers."""
 
 HEAD = 2**16
-"""The number of bytes from which the dialect is inferred."""
+"""The number of bytes from which the dialect is inferred, unless the first lines are longer."""
+
+LONGEST_HEAD = 2**24
+"""The maximum number of bytes from which the dialect is inferred."""
 
 MOST_COLUMNS = 10**5
 """The maximum number of columns of a text file; each is parsed separately."""
@@ -40,8 +46,9 @@ class Dialect:
         sep: the separator, a key of ``SEPARATORS`` or another character.
         decimal: the decimal point.
         header: whether the first line names the columns.
-        numbered: whether that line was found to be names though it has only numbers.
-        skipped: the number of lines above the table: comments, which start with ``#``, and blank lines.
+        numbered: whether that line was found to be names though it has numbers.
+        skipped: the number of lines above the table: comments, which start with ``#``, blank lines, and the line
+            ``sep=;`` of Excel.
         encoding: the encoding of the text.
         open_ended: whether each row, but not the header, ends with a separator.
     """
@@ -87,7 +94,7 @@ def read_text(
         The table as a DataFrame, and the dialect.
 
     Raises:
-        DataError: if the file is not text, or its rows differ in length.
+        DataError: if the file is not text, its rows differ in length, or its dialect is ambiguous.
         SettingsError: if ``sep`` or ``decimal`` is invalid.
 
     Example:
@@ -109,7 +116,9 @@ def read_text(
     if sep is not None and sep == (decimal or "."):
         raise SettingsError(f"sep and decimal are both {sep!r}; give different characters")
     encoding, lines = _head(path)
-    found = find_dialect(lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing)
+    found = find_dialect(
+        lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing, source=str(path)
+    )
     _validate_width(path, found)
     exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # the default of 3.1
     try:
@@ -174,18 +183,32 @@ def _not_text(path: Path, why: object) -> DataError:
 
 
 def _head(path: Path) -> tuple[str, list[str]]:
-    """Return the encoding of a text file and its first complete lines."""
+    """Return the encoding of a text file and its first complete lines, at least three of them below comments."""
+    size, head, lines = HEAD, b"", [""]
     with open_text(path) as file:
-        head = file.read(HEAD)
+        while size <= LONGEST_HEAD:
+            head += file.read(size - len(head))
+            encoding, lines = _decode(path, head, final=len(head) < size)
+            if len(head) < size or sum(bool(line.strip()) for line in lines[_lines_above(lines)[0] :]) >= 3:
+                return encoding, lines
+            size *= 2
+    raise DataError(
+        f"{path}: its first three lines have more than {in_bytes(LONGEST_HEAD)}; save the numbers as .npy, or correct "
+        "its line breaks"
+    )
+
+
+def _decode(path: Path, head: bytes, final: bool) -> tuple[str, list[str]]:
+    """Return the encoding of text and its lines, without the last one if the text goes on."""
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(head, final=len(head) < HEAD)
+        text = codecs.getincrementaldecoder(encoding)().decode(head, final=final)
     except UnicodeError as error:
         raise _not_text(path, error) from error
     if "\0" in text:  # UTF-16 without a byte order mark, or not text
         raise _not_text(path, "it contains NUL characters")
     lines = re.split(r"\r\n|\r|\n", text)
-    return encoding, lines if len(head) < HEAD or len(lines) < 2 else lines[:-1]
+    return encoding, lines if final else lines[:-1]
 
 
 def find_dialect(
@@ -196,6 +219,7 @@ def find_dialect(
     decimal: str | None = None,
     header: bool | None = None,
     missing: Sequence[str] = (),
+    source: str = "data",
 ) -> Dialect:
     """Infer the dialect of a table from its first lines, except for the given settings.
 
@@ -208,36 +232,46 @@ def find_dialect(
         decimal: the decimal point.
         header: whether the first line names the columns.
         missing: cells that mark a missing value, besides ``MISSING``.
+        source: the name of the data, for messages.
+
+    Raises:
+        DataError: if the lines can be read in two ways.
 
     Example:
         >>> find_dialect(["1,5 2", "3 4,25"]).describe()
         ['separated by spaces', 'decimal commas', 'no header']
     """
-    skipped = _comments_above(lines)
+    skipped, stated = _lines_above(lines)
     lines = [line for line in lines[skipped:] if line.strip()]
-    candidates = [sep] if sep else [key for key in SEPARATORS if key != decimal]
-    cut = {key: _cells(lines, key) for key in candidates}
-    best = max(candidates, key=lambda key: (_score(cut[key]), key == ","))
-    if not sep and _score(cut[best]) == 0:
-        best = "," if decimal != "," else ";"  # a single column
-    rows = cut.get(best) or _cells(lines, best)
+    sep = sep or (stated if stated != decimal else None)
+    sep = sep or _find_separator(lines, decimal, source)
+    rows = _cells(lines, sep)
     first, rest = (rows[0], rows[1:]) if rows else ([], [])
-    if decimal is None:
-        commas = sum(bool(COMMA.fullmatch(cell)) for row in rows for cell in row)
-        points = sum(bool(POINT.fullmatch(cell)) for row in rows for cell in row)
-        decimal = "," if best != "," and commas > points else "."
-    numbered = False
-    if header is None:
-        header = is_header(first, rest, decimal, missing)
-        numbered = header and (len(first) == 1 or first[0] != "0")  # from 0, they are names that pandas gives
-        numbered = numbered and all(_number(cell, decimal) is not None for cell in first)
+    decimal = decimal or _find_decimal(rows, sep, source)
+    names = is_header(first, rest, decimal, missing) if header is None else header
+    if names is None:
+        raise DataError(
+            f"{source}: the first line ({list_names(first)}) may be names or data; give header as true if it names the "
+            "columns, else as false"
+        )
+    numbered = header is None and names and first[0] != "" and any(_number(cell, decimal) is not None for cell in first)
     longer = [row for row in rest if len(row) == len(first) + 1]
-    open_ended = header and bool(longer) and len(longer) == len(rest) and not any(row[-1] for row in longer)
-    return Dialect(best, decimal, header, numbered, skipped, encoding, open_ended)
+    open_ended = names and bool(longer) and len(longer) == len(rest) and not any(row[-1] for row in longer)
+    return Dialect(sep, decimal, names, numbered, skipped, encoding, open_ended)
 
 
 COMMA, POINT = re.compile(r"[-+]?\d*,\d+([eE][-+]?\d+)?"), re.compile(r"[-+]?\d*\.\d+([eE][-+]?\d+)?")
+THOUSANDS, INTEGER = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}"), re.compile(r"[-+]?\d+")
+ONE_OR_TWO = re.compile(r"[-+]?(\d[\d.]*)?,\d+([eE][-+]?\d+)?|[-+]?\d{1,3}([ ,]\d{3})+([.,]\d+)?")
+"""A number that a comma or a space would cut into two numbers."""
 EXCEL_ERROR = re.compile(r"#(N/?A|DIV/0|REF|NAME|NULL|NUM|VALUE)\b")
+EXCEL_SEPARATOR = re.compile(r"\s*\"?sep=(\t|\S)\"?\s*", re.IGNORECASE)
+
+
+def _lines_above(lines: Sequence[str]) -> tuple[int, str | None]:
+    """Return the number of lines above a table, and the separator that Excel's first line ``sep=;`` states, if any."""
+    stated = EXCEL_SEPARATOR.fullmatch(lines[0]) if lines else None
+    return (1 + _comments_above(lines[1:]), stated[1]) if stated else (_comments_above(lines), None)
 
 
 def _comments_above(lines: Sequence[str]) -> int:
@@ -252,11 +286,50 @@ def _comments_above(lines: Sequence[str]) -> int:
 
 
 def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
-    """Split each line into cells, without quotes and outer spaces."""
-    spaces = sep == r"\s+"
+    """Split each line into cells, without quotes and outer spaces; return none if the lines cannot be split."""
+    spaces = sep == SPACES
     text = [re.sub(r"[ \t]+", " ", line.strip()) for line in lines] if spaces else lines
-    reader = csv.reader((line + "\n" for line in text), delimiter=" " if spaces else sep, skipinitialspace=True)
-    return [[cell.strip() for cell in row] for row in reader if row]
+    mark = " " if spaces else sep
+    if any(line.count(mark) > MOST_COLUMNS for line in text):  # refused with their number by _validate_width
+        return []
+    reader = csv.reader((line + "\n" for line in text), delimiter=mark, skipinitialspace=True)
+    try:
+        return [[cell.strip() for cell in row] for row in reader if row]
+    except csv.Error:  # a cell above the limit of csv
+        return []
+
+
+def _find_separator(lines: Sequence[str], decimal: str | None, source: str) -> str:
+    """Infer the separator.
+
+    Where the first line has one cell, it lacks the separator, or is that of R above one column and row names. So these
+    separators come last.
+    """
+    cut = {key: _cells(lines, key) for key in SEPARATORS if key != decimal}
+    scores = {key: _score(rows) for key, rows in cut.items()}
+    even = [key for key, rows in cut.items() if scores[key] and len({*map(len, rows)}) == 1]
+    if {*even} - {SPACES} and not any(COMMA.fullmatch(cell) for row in cut[SPACES][:1] for cell in row):
+        scores[SPACES] = 0  # spaces are in many names and texts, and between thousands
+    found = [key for key, score in scores.items() if score]
+    found = [key for key in found if len(cut[key][0]) > 1] or found
+    if not found:
+        return "," if decimal != "," else ";"  # a single column
+    best = max(found, key=scores.__getitem__)
+    rarer = [*SEPARATORS][: [*SEPARATORS].index(best)]
+    rivals = [key for key in even if key in rarer and (key, best) != (",", SPACES)]
+    if best == "," and SPACES in even and scores[SPACES] == scores[best]:
+        rivals.append(SPACES)
+    if rivals:
+        raise DataError(
+            f"{source}: the columns may be separated by {SEPARATORS[rivals[0]]} or {SEPARATORS[best]}; give sep"
+        )
+    numbers = [line.strip() for line in lines[1:]] if len(cut[best][0]) == 1 and decimal is None else []
+    if numbers and all(map(ONE_OR_TWO.fullmatch, numbers)):
+        raise DataError(
+            f"{source}: below the first line {lines[0].strip()!r}, {numbers[0]!r} may be one number or two; give "
+            "decimal or sep"
+        )
+    return best
 
 
 def _score(rows: Sequence[Sequence[str]]) -> float:
@@ -268,7 +341,19 @@ def _score(rows: Sequence[Sequence[str]]) -> float:
     if width < 2 or abs(len(rows[0]) - width) > 1:
         return 0.0
     numbers = [_number(cell, ",") is not None or cell in MISSING for row in body for cell in row]
-    return count / len(body) * (0.1 + sum(numbers) / len(numbers))
+    whole = ['"' not in cell for row in body for cell in row]  # a quote is left where a separator cuts a quoted cell
+    return count / len(body) * (0.1 + sum(numbers) / len(numbers)) * sum(whole) / len(whole)
+
+
+def _find_decimal(rows: Sequence[Sequence[str]], sep: str, source: str) -> str:
+    """Infer the decimal point."""
+    commas = [cell for row in rows for cell in row if COMMA.fullmatch(cell)]
+    points = sum(bool(POINT.fullmatch(cell)) for row in rows for cell in row)
+    if sep == "," or len(commas) <= points:
+        return "."
+    if sep != ";" and all(map(THOUSANDS.fullmatch, commas)):  # semicolons are used where commas are decimal
+        raise DataError(f"{source}: the comma of {commas[0]!r} may be decimal or between thousands; give decimal")
+    return ","
 
 
 def _number(cell: str, decimal: str) -> float | None:
@@ -280,12 +365,13 @@ def _number(cell: str, decimal: str) -> float | None:
         return None
 
 
-def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str, missing: Sequence[str] = ()) -> bool:
-    """Return whether the first row names the columns.
+def is_header(
+    first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str, missing: Sequence[str] = ()
+) -> bool | None:
+    """Return whether the first row names the columns, or None if it may be names or data.
 
-    The first row is a header if it contains no numbers. Consecutive integers, such as years or the names that pandas
-    gives to unnamed columns, are names too if they count from 0, are next to a text or an empty cell, or several are
-    above fractions.
+    Text above numbers is a name, and text that occurs again in its column, up to digits, is not. A missing value is no
+    name, except that pandas and R leave the name of the row labels empty. For numbers, see ``_are_names``.
 
     Args:
         first: the cells of the first row.
@@ -296,37 +382,124 @@ def is_header(first: Sequence[str], rest: Sequence[Sequence[str]], decimal: str,
     Example:
         >>> is_header(["", "0", "1"], [], "."), is_header(["5.1", "3.5", "setosa"], [], ".")
         (True, False)
+        >>> is_header(["0", "1"], [["1", "0"]], ".") is None
+        True
     """
-    every = [None if cell in MISSING or cell in missing else _number(cell, decimal) for cell in first]
-    found = [number for number in every if number is not None]
-    if not found:
-        return any(cell not in MISSING and cell not in missing for cell in first)
-    whole = all(cell.isdecimal() for cell, number in zip(first, every, strict=True) if number is not None)
-    if not whole or found != [found[0] + i for i in range(len(found))]:
+    marks = MISSING | {*missing}
+    shorter = bool(rest) and all(len(row) == len(first) + 1 for row in rest)
+    start = int(shorter and any(row[-1] for row in rest))  # below are row labels, or separators at the end
+    columns = [
+        [row[i] for row in rest if i < len(row) and row[i] not in marks] for i in range(start, start + len(first))
+    ]
+    kinds = [_kind(cell, decimal, marks) for cell in first]
+    texts = [(cell, column) for cell, column, kind in zip(first, columns, kinds, strict=True) if kind == "text"]
+    places = [i for i, kind in enumerate(kinds) if kind == "number"]
+    gaps = [first[i] for i, kind in enumerate(kinds) if kind == "gap" and (i or first[i]) and columns[i]]
+    again = any(_shape(cell) in map(_shape, column) for cell, column in texts)
+    if not texts and (not places or not (rest or first[0] == "")):
         return False
-    lone = len(first) == 2 and first[0] == ""  # as pandas names an index, and a column without a name
-    below = [_number(cell, decimal) for row in rest for cell in row]
-    fractions = any(number is not None and number % 1 for number in below)
-    if len(found) < len(first):
-        return len(found) > 1 or (lone and (found[0] == 0 or fractions))
-    return fractions if len(found) == 1 and first[0] == "0" else len(found) > 1 and (found[0] == 0 or fractions)
+    below = [[row[i + start] for i in places if i + start < len(row)] for row in rest]
+    labelled = bool(texts) or shorter or first[0] == ""
+    names = _are_names([first[i] for i in places], below, decimal, labelled) if places else True
+    if any(column and _all_numbers(column, decimal) for _, column in texts):
+        return None if again or names is False else True
+    if not places:
+        repeated = bool(rest) and len({cell for cell, _ in texts}) < len(texts)
+        return False if any(gaps) else None if gaps or again or repeated else True
+    if gaps or again:
+        return False
+    if shorter and names is None:
+        return True
+    return _is_below_index(first, columns[0], names) if first[0] == "" and not texts else names
+
+
+def _kind(cell: str, decimal: str, marks: Set[str]) -> str:
+    """Return whether a cell is a number, text or a gap; signs such as ``?`` stand for missing values."""
+    if cell in marks or not any(map(str.isalnum, cell)):
+        return "gap"
+    return "text" if _number(cell, decimal) is None else "number"
+
+
+def _shape(cell: str) -> str:
+    """Replace numbers in a text, such as a date or a count of samples, by 9."""
+    return re.sub(r"\d+", "9", cell)
+
+
+def _all_numbers(cells: Sequence[str], decimal: str) -> bool:
+    return all(_number(cell, decimal) is not None for cell in cells)
+
+
+def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: str, labelled: bool) -> bool | None:
+    """Return whether numbers in the first row are names, or None if they may be.
+
+    Such names count, as years and the names that pandas gives, or increase in equal steps outside the range of the
+    numbers below, as wavelengths. Whole numbers above fractions are names then, and above whole numbers may be either.
+    Rows of numbers alone that increase by the same steps are data, as those of ``numpy.arange``.
+
+    Args:
+        cells: the numbers in the first row.
+        below: the cells below them, by row.
+        decimal: the decimal point.
+        labelled: whether the rows may have labels: text or an empty cell is beside the numbers.
+    """
+    found = [float(_number(cell, decimal) or 0) for cell in cells]
+    others = [[number for cell in row if (number := _number(cell, decimal)) is not None] for row in below]
+    values = [number for row in others for number in row]
+    several, whole = len(found) > 2, all(map(str.isdecimal, cells))
+    fractions = any(_number(cell, decimal) is not None and not INTEGER.fullmatch(cell) for row in below for cell in row)
+    steps = [b - a for a, b in itertools.pairwise(found)]
+    rising = bool(steps) and min(steps) > 0
+    regular = rising and max(steps) - min(steps) <= 1e-6 * max(steps)
+    counting = whole and (set(steps) == {1} if steps else found == [0])
+    apart = bool(values) and not any(min(values) <= number <= max(values) for number in found)
+    if whole and fractions:
+        sure, maybe = (
+            (counting and (bool(steps) or not labelled)) or (apart and regular and several),
+            counting or (apart and (rising or several)),
+        )
+    elif labelled:
+        sure, maybe = apart and regular and (counting or several), counting or (apart and rising and several)
+    elif values and (found[0] or not whole) and all(_increase_by(row, steps) for row in others):
+        sure, maybe = False, False
+    else:
+        many = len(found) >= 10  # of few numbers, a row of data may have equal steps
+        sure, maybe = apart and regular and many and not whole, counting or (apart and rising and several)
+    return True if sure else None if maybe else False
+
+
+def _increase_by(row: Sequence[float], steps: Sequence[float]) -> bool:
+    """Return whether a row increases by given steps, up to rounding."""
+    pairs = [*itertools.pairwise(row)]
+    return len(pairs) == len(steps) and all(
+        abs(b - a - step) <= 1e-6 * step for (a, b), step in zip(pairs, steps, strict=True)
+    )
+
+
+def _is_below_index(first: Sequence[str], labels: Sequence[str], names: bool | None) -> bool | None:
+    """Return whether numbers behind an empty cell are names above row labels, as pandas writes a table."""
+    count = [str(i) for i in range(max(len(first), len(labels)))]
+    if first[1:] == count[: len(first) - 1] or (labels and labels == count[: len(labels)]):
+        return True
+    if names is None or (names is False and len(first) == 2 and first[1].isdecimal()):
+        return True if labels and all(_number(label, ".") is None for label in labels) else None
+    return names
 
 
 def _validate_lengths(path: Path, found: Dialect) -> None:
     """Validate that all rows have the same length; pandas reads a short row as missing values."""
     rows = _rows(path, found)
-    expected, labelled = len(next(rows, [])), False
+    expected, more = len(next(rows, [])), ""
     for i, row in enumerate(rows, 0 if found.header else 1):
         if i == 0 and len(row) == expected + 1:
-            labelled = True
+            more = " and row labels" if row[-1].strip() else " and a separator at the end of each row"
         if row[0].startswith("#") and not EXCEL_ERROR.match(row[0]):
             raise DataError(
                 f"{path}: row {i} starts with #; delete comments below the header (rows are counted from 0, after it)"
             )
-        if len(row) != expected + (labelled or found.open_ended):
+        if len(row) != expected + bool(more):
             raise DataError(
-                f"{path}: row {i} has {len(row)} value{'s' if len(row) > 1 else ''}, but the table has {expected} "
-                "columns; make them equal (rows are counted from 0, after the header)"
+                f"{path}: row {i} has {len(row)} value{'s' * (len(row) > 1)}, but the table has {expected} "
+                f"column{'s' * (expected > 1)}{more}; make them equal (rows are counted from 0, after the header)"
             )
 
 

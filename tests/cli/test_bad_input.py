@@ -220,7 +220,7 @@ MISSING = [
 
 TEXT = [
     data("a word in a CSV", "a.csv", b"a,b\n1,2\n3,4\n5,tall\n", "row 2, column 'b' is 'tall'", "drop it", "from 0"),
-    data("a word in a CSV without header", "a.csv", b"1,2\n3,tall\n", "row 1, column 'f1' is 'tall'", "drop it"),
+    data("a word in a CSV without header", "a.csv", b"1,5\n3,tall\n", "row 1, column 'f1' is 'tall'", "drop it"),
     data("a number only Python reads", "a.csv", b"a,b\n1,2\n3,1_000\n", "row 1, column 'b' is '1_000'", "drop it"),
     data(
         "an empty cell in a CSV", "a.csv", b"a,b\n1,2\n3,\n5,6\n", "1 of 6 values is not", "row 1, column 'b'", "fill"

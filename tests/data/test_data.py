@@ -324,12 +324,15 @@ def test_any_array_is_loaded_as_it_is_or_refused_by_its_first_bad_row(tmp_path_f
     write = {".npy": np.save, ".csv": lambda p, a: write_csv(p, a, name == "header.csv"), ".parquet": write_parquet}
     write[path.suffix](path, array)
     expected = narrow(array).numpy()
+    # A few numbers that increase, above a row or two of others, may be names.
+    rising = name == "bare.csv" and array.shape[1] > 2 and (array[0, 1:] > array[0, :-1]).all()
+    options = {"header": False} if rising else {}
     bad = np.flatnonzero(~np.isfinite(expected).all(1))
     if len(bad):
         with pytest.raises(DataError, match=f"the first in row {bad[0]}, column"):
-            load(path)
+            load(path, **options)
     else:
-        assert np.array_equal(load(path).x.numpy(), expected)
+        assert np.array_equal(load(path, **options).x.numpy(), expected)
 
 
 # Splits.

@@ -220,7 +220,7 @@ def test_bytes_count_as_the_numbers_they_become(name, make, size, tmp_path, monk
         pv.data.load(tmp_path / name)
 
 
-@pytest.mark.parametrize("line", [b"0\n", b"0\r", b"0\r\n", b"0,0\n", b"0;0\n", b"0|0\n", b"0\t0\n", b"0 0\n"])
+@pytest.mark.parametrize("line", [b"7\n", b"7\r", b"7\r\n", b"0,0\n", b"0;0\n", b"0|0\n", b"0\t0\n", b"0 0\n"])
 def test_cells_of_packed_text_are_counted(line, tmp_path, monkeypatch):
     cells = len(line.split()) if b" " in line else len(line.strip()) // 2 + 1
     (tmp_path / "x.csv.gz").write_bytes(gzip.compress(line * 10**4))

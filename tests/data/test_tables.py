@@ -192,6 +192,46 @@ DIALECTS = [
     bad("a long first row", "a,b\n1,2,3\n4,5\n", "row 1 has 2 values"),
 ]
 
+GROUPS = "name;group;value\na;x;1,5\nb;y;2,7\n"
+DECIMAL = [[1.5], [2.7]]
+SEPARATORS = [
+    text("a date and a decimal comma", "Datum;Wert\n1.1.20;1,5\n2.1.20;2,7\n", DECIMAL, "semicolons", index="Datum"),
+    text("a name and a decimal comma", "name;value\na;1,5\nb;2,7\n", DECIMAL, "decimal commas", index="name"),
+    text("two names and a decimal comma", GROUPS, DECIMAL, "semicolons", index="name", drop="group"),
+    text("a decimal comma behind a tab", "a\tb\nx\t1,5\ny\t2,7\n", DECIMAL, "tabs", name="a.tsv", index="a"),
+    text("a decimal comma behind a bar", "a|b, m\nx|1,5\ny|2,7\n", DECIMAL, "bars", index="a"),
+    text("no header and a decimal comma", "1.1.20;1,5\n2.1.20;2,7\n", DECIMAL, "semicolons", "no header", index="f0"),
+    text("a name with a comma", "Datum, Zeit;b\n1.1.20;1,5\n2.1.20;2,7\n", DECIMAL, "semicolons", index="Datum, Zeit"),
+    text("spaces in a name and in cells", "patient name,age\nP 1,34\nP 2,40\n", [[34], [40]], index="patient name"),
+    text("quoted semicolons", '"a;b","c;d"\n"x;y","3;4"\n"x;y","3;4"\n', [[0, 0]] * 2, has={"columns": ["a;b", "c;d"]}),
+    text("three decimals and a zero", "a\tb\n1\t1,234\n2\t0,345\n", [[1, 1.234], [2, 0.345]], "decimal commas"),
+    text("three decimals between semicolons", "a;b\n1;1,234\n2;2,345\n", [[1, 1.234], [2, 2.345]], "decimal commas"),
+    text("one column, decimal asked for", "value\n1,5\n2,7\n", DECIMAL, decimal=","),
+    text("one column, separator asked for", "value\n1,5\n2,7\n", [[5], [7]], sep=",", has={"row_labels": [1, 2]}),
+    text("one column and row names of R", '"x"\n"1" 5\n"2" 7\n', [[5], [7]], has={"row_labels": [1, 2]}),
+    text("the same with commas", '"x"\n"1",5\n"2",7\n', [[5], [7]], has={"row_labels": [1, 2]}),
+    text("the same with names", "x\nr1,5\nr2,7\n", [[5], [7]], has={"row_labels": ["r1", "r2"]}),
+    text("R's write.csv2", '"";"x"\n"r1";1,5\n"r2";2,7\n', DECIMAL, has={"row_labels": ["r1", "r2"]}),
+    text("row names of R, decimal commas", '"x"\n"r1";1,5\n"r2";2,7\n', DECIMAL, has={"row_labels": ["r1", "r2"]}),
+    text("Excel's line sep=", "sep=;\na;b\n1;2\n3;4\n", SQUARE, "semicolons", "1 line above the table skipped", has=AB),
+    text("the same for tabs", "\ufeffsep=\t\r\na\tb\r\n1\t2\r\n3\t4\r\n", SQUARE, "tabs", "1 line above", has=AB),
+    text("Excel's line and a comment", '"sep=|"\n# x\na|b\n1|2\n3|4\n', SQUARE, "2 lines above", has=AB),
+    bad("one column of decimal commas", "value\n1,5\n2,7\n", "'1,5' may be one number or two; give decimal or sep"),
+    bad("one column of thousands", "value\n1 234\n2 345\n", "'1 234' may be one number or two"),
+    bad("one column of thousands and commas", "value\n1,234.5\n2,345.5\n", "'1,234.5' may be one number or two"),
+    bad("decimal commas or thousands", "a\tb\nx\t1,234\ny\t2,345\n", "'1,234' may be decimal or between thousands"),
+    bad("thousands with spaces", "a;b\n1 234;1,5\n2 345;2,5\n", "column 'a' is '1 234', not a number"),
+    bad("thousands with spaces beside commas", "a,b\n1 234,1\n2 345,2\n", "column 'a' is '1 234', not a number"),
+    bad("the same below a name with a space", "Net x,b\n1 234,1\n2 345,2\n", "'Net x' is '1 234', not a number"),
+    bad("commas or semicolons", "a x;o;1,5\nb;p;2,7\n", "may be separated by semicolons or commas; give sep"),
+    bad("commas or spaces", "1,5 a\n2,5 b\n", "may be separated by spaces or commas; give sep"),
+    bad("row labels and a short row", "a\nx,1\ny\n", "row 1 has 1 value, but the table has 1 column and row labels;"),
+    bad(
+        "an end without a separator", "a,b\n1,2,\n3,4,\n5,6\n",
+        "row 2 has 2 values, but the table has 2 columns and a separator at the end of each row;",
+    ),
+]  # fmt: skip
+
 HEADERS = [
     text("a header of 0, 1, as pandas writes", "0,1\n1.0,2.0\n3.0,4.0\n", has={"columns": ["0", "1"]}),
     text("an index and a header of 0, 1", ",0,1\n0,1,2\n1,3,4\n", SQUARE, "row labels", has={"columns": ["0", "1"]}),
@@ -213,6 +253,55 @@ HEADERS = [
     ),
     text("names with spaces around", " a , b\n1,2\n3,4\n", has=AB),
     text("a name twice", "a,a\n1,2\n3,4\n", has={"columns": ["a", "a.1"]}),
+]  # fmt: skip
+
+NOTE, EITHER = "the first line names the columns", "may be names or data; give header"
+SPECTRA = "class,400,402,404\na,.1,.2,.3\nb,.1,.3,.3\na,.1,.3,.5\n"
+SPECTRUM = [[0.1, 0.2, 0.3], [0.1, 0.3, 0.3], [0.1, 0.3, 0.5]]
+FINE = ",".join(str(400 + i / 2) for i in range(10))
+FIRST_LINES = [
+    text("names of pandas above fractions", "0,1\n0.5,0.8\n1.0,0.6\n", [[0.5, 0.8], [1, 0.6]], NOTE),
+    text("MNIST with its label", "label,0,1\n5,0,9\n4,9,0\n", [[0, 9], [9, 0]], NOTE, label="label"),
+    text("MNIST without a header", "5,0,0\n4,9,0\n", [[0, 0], [9, 0]], "no header", label="f0"),
+    text("years beside names", "land,2001,2002\nA,1,2\nB,3,4\n", SQUARE, NOTE, index="land"),
+    text("years beside an index that counts", ",2001,2002\n0,1,2\n1,3,4\n", SQUARE, has={"row_labels": [0, 1]}),
+    text("years beside an index of text", ",2001,2002\nx,1,2\ny,3,4\n", SQUARE, has={"row_labels": ["x", "y"]}),
+    text("numbers above row names", '"1" "2"\n"x" 1 2\n"y" 3 4\n', SQUARE, NOTE, has={"row_labels": ["x", "y"]}),
+    text("wavelengths", "400,402,404\n.1,.2,.3\n.1,.3,.3\n.1,.3,.5\n", SPECTRUM, NOTE),
+    text("wavelengths beside a class", SPECTRA, SPECTRUM, NOTE, label="class", has={"label_names": ["a", "b"]}),
+    text("wavelengths in fractions", f"{FINE}\n.1,.2{',.3' * 8}\n", [[0.1, 0.2, *[0.3] * 8]], NOTE),
+    text("few wavelengths in fractions", "400.5,401.0,401.5\n.1,.3,.3\n", [[0.1, 0.3, 0.3]], header=True),
+    bad("the same, not asked for", "400.5,401.0,401.5\n.1,.3,.3\n", EITHER),
+    bad("a row that increases", "1.0,2.0,3.0\n0.0,0.0,0.0\n", EITHER),
+    text("wavelengths above whole numbers", "n,40.5,41.0,41.5\n1,7,5,6\n", [[1, 7, 5, 6]], NOTE),
+    text("rows of numpy.arange", "1.0 2.0 3.0\n4.0 5.0 6.0\n", [[1, 2, 3], [4, 5, 6]], "no header", name="a.txt"),
+    text("whole numbers and a class", "4,5,x\n7,2,y\n1,1,x\n", [[4, 5], [7, 2], [1, 1]], "no header", label="f2"),
+    text("counting numbers and a class", "1,2,x\n1.5,2,y\n3,1,x\n", [[1, 2], [1.5, 2], [3, 1]], label="f2"),
+    text("a date and zero", "1.1.20,0\n2.1.20,1.5\n", [[0], [1.5]], "no header", index="f0"),
+    text("a mark before 1, 2", "?,1,2\n3,4,6\n", [[NAN, 1, 2], [3, 4, 6]], missing="?"),
+    text("NA before 1, 2", "NA,1,2\n3,4,6\n", [[NAN, 1, 2], [3, 4, 6]], missing="nan"),
+    text("NA before a class", "NA,1,x\n3,2,y\n4,9,x\n", [[NAN, 1], [3, 2], [4, 9]], missing="nan", label="f2"),
+    text("a name missing", "a,,b\n1,2,3\n", [[1, 2, 3]], has={"columns": ["a", "Unnamed: 1", "b"]}),
+    text(
+        "passengers", "Id,Name,Age,Fare\n1,A,22,7.5\n2,B,,8\n", [[22, 7.5], [NAN, 8]], index="Id", drop="Name",
+        missing="nan",
+    ),
+    text("categories with names", "sex,smokes\nf,no\nm,yes\nf,no\nm,yes\n", [[0, 0], [1, 1]] * 2),
+    text("categories, header given", "p,x\ne,x\np,y\ne,y\n", [[1, 0], [0, 0], [1, 1], [0, 1]], header=False),
+    bad("a table of 0 and 1", "0,1\n1,0\n0,0\n", "the first line ('0', '1') " + EITHER),
+    bad("0 1 2 3 above whole numbers", "0 1 2 3\n5 4 3 2\n", EITHER, name="a.txt"),
+    bad("names of pandas above whole numbers", "0,1,2\n0,1,2\n3,4,5\n", EITHER),
+    bad("a column that starts with 0", "0\n1\n0\n", "the first line ('0') " + EITHER),
+    bad("1, 2, 3 above pixels", "1,2,3\n0,255,0\n", EITHER),
+    bad("whole numbers and another class", "4,5,x\n7,2,y\n", EITHER),
+    bad("mushrooms", "p,x,s,n\ne,x,s,y\np,x,y,y\n", "('p', 'x', 's', 'n') " + EITHER),
+    bad("votes", "republican,n,y,n\ndemocrat,y,y,y\n", EITHER),
+    bad("names of samples", "s1,x\ns2,y\ns3,z\n", EITHER),
+    bad("a name missing among categories", "name,,class\nA,q,x\nB,r,y\n", EITHER),
+    bad("an empty cell before 1, 2", ",1,2\n7,1,2\n9,5,4\n", EITHER),
+    bad("uneven wavelengths", "400,402,405\n.1,.2,.3\n.1,.3,.3\n", EITHER),
+    bad("uneven wavelengths beside a class", SPECTRA.replace("404", "407"), EITHER),
+    bad("a size above, as scikit-learn's iris", "4,2,setosa,virginica\n5.1,3.5,1.4,0\n4.9,3.0,1.4,0\n", EITHER),
 ]  # fmt: skip
 
 DAY = pd.to_datetime(["2020-01-01"])
@@ -374,7 +463,7 @@ FILES = [
     bad("a key of text", "a\n1\n", "key does not apply", key="q"),
 ]  # fmt: skip
 
-CASES = [*DIALECTS, *HEADERS, *LABELS, *MISSING, *TYPES, *LIBRARIES, *FILES]
+CASES = [*DIALECTS, *SEPARATORS, *HEADERS, *FIRST_LINES, *LABELS, *MISSING, *TYPES, *LIBRARIES, *FILES]
 
 
 def given_data(case: Case, folder: Path) -> Any:
@@ -452,8 +541,9 @@ def comes_back(folder, *, values, names, index, sep, comma, suffix, encoding, en
     if names is not None:
         table.columns = names[: table.shape[1]]
     decimal = "," if comma and sep != "," else "."
-    # A single column shows no separator, and a header 0 of a single column no sign that it is one.
-    asked = asked or table.shape[1] == 1
+    # A single column shows no separator, and a header 0 of a single column no sign that it is one. Three decimals in
+    # each cell may be thousands.
+    asked = asked or table.shape[1] == 1 or all(str(value)[-4:-3] == "." for value in np.ravel(table))
     options = {"sep": sep if sep != "\t" else "tabs", "decimal": decimal, "header": True} if asked else {}
     how = {"index": index, "encoding": encoding, "lineterminator": end, "quoting": quoting}
     table.to_csv(path, sep=sep, decimal=decimal, **how)
@@ -461,6 +551,29 @@ def comes_back(folder, *, values, names, index, sep, comma, suffix, encoding, en
     np.testing.assert_array_equal(data.x.double().numpy(), table.to_numpy())
     assert data.columns == [str(name) for name in table.columns]
     assert (data.row_labels is None) == (not index)
+
+
+WIDE = [f"gene_number_{i:05}" for i in range(10_000)]
+
+
+@pytest.mark.parametrize("end", ["", ";"])
+@pytest.mark.parametrize("first", ["", "# made by hand\n# in two\n# or three lines\n"])
+def test_a_header_that_is_longer_than_the_first_block_is_read(tmp_path, first, end):
+    values = np.arange(20_000.0).reshape(2, -1) / 4
+    rows = "".join(";".join(str(value).replace(".", ",") for value in row) + end + "\n" for row in values)
+    (tmp_path / "a.csv").write_text(first + ";".join(WIDE) + "\n" + rows)
+    data = load(tmp_path / "a.csv", missing="nan")
+    assert (data.columns, data.mask, data.row_labels) == (WIDE, None, None)
+    np.testing.assert_array_equal(data.x, values)
+    (tmp_path / "b.csv").write_text(first + ";".join(map(str, range(20_000, 30_000))) + "\n" + rows)
+    assert load(tmp_path / "b.csv", missing="nan").columns == [*map(str, range(20_000, 30_000))]
+
+
+def test_text_without_line_breaks_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.data.text.LONGEST_HEAD", 2**18)
+    (tmp_path / "a.csv").write_text("12," * 2**17)
+    with pytest.raises(DataError, match=r"a\.csv: its first three lines have more than 256 KiB; save the numbers as"):
+        load(tmp_path / "a.csv")
 
 
 # What is done with them.
