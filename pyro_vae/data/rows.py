@@ -14,7 +14,8 @@ from pyro_vae.core.rows import Rows
 from pyro_vae.data.context import validate_context, validate_kind
 from pyro_vae.data.frames import as_frame, is_table
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
-from pyro_vae.data.tables import UNNAMED, columns_like, columns_of, given_names
+from pyro_vae.data.row_labels import UNNAMED
+from pyro_vae.data.tables import columns_like, columns_of, given_names
 from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns
 from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood
