@@ -87,16 +87,9 @@ def row_labels_of(index: "pd.Index") -> np.ndarray:
         return index.to_numpy(copy=True)
     if pd.api.types.is_integer_dtype(kind) and not index.hasnans:
         return index.to_numpy(np.uint64 if pd.api.types.is_unsigned_integer_dtype(kind) else np.int64)
-    return np.array([_as_label(value) for value in index])
-
-
-def _as_label(value: Any) -> str:
-    """Convert a value to text: nothing where it is missing, which makes integers 7.0 in pandas."""
-    import pandas as pd
-
-    if pd.api.types.is_scalar(value) and pd.isna(value):
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    # pandas makes integers beside a missing value 7.0
+    texts = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in index]
+    return np.where(index.isna(), "", texts) if index.hasnans else np.array(texts)
 
 
 def as_written(texts: Sequence[str], decimal: str = ".") -> Any:

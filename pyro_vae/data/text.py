@@ -140,7 +140,8 @@ def read_text(
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         _validate_lengths(path, found)
         raise DataError(f"{path}: not a table ({reason(error)}); if it is one, give its separator as sep") from error
-    if frame.shape[1] and (frame.iloc[:, -1].isin([b"", np.nan]).any() or leading):
+    last = frame.iloc[:, -1]
+    if leading or (last == b"" if len(names) - 1 in rows else last.isna()).any():
         _validate_lengths(path, found)  # pandas fills short rows with missing values
     if frame.shape[1] == 1 and not leading:
         _validate_no_blank_lines(path, found)
@@ -186,10 +187,12 @@ def _classes(column: "pd.Series", decimal: str) -> Any:
 
     if column.isna().any():
         return column
-    labels = [text.strip() for text in column]
+    codes, distinct = pd.factorize(column)
+    labels = [text.strip() for text in distinct]
     swapped = str.maketrans(",.", ".,") if decimal == "," else {}
     numbers = pd.to_numeric(pd.Series([text.translate(swapped) for text in labels]), errors="coerce")
-    return numbers if numbers.notna().all() and (numbers % 1 > 0).any() else as_written(labels, decimal)
+    fractions = numbers.notna().all() and (numbers % 1 > 0).any()
+    return pd.Series(numbers if fractions else as_written(labels, decimal)).to_numpy()[codes]
 
 
 @contextmanager
