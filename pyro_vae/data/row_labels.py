@@ -87,8 +87,9 @@ def row_labels_of(index: "pd.Index") -> np.ndarray:
         return index.to_numpy(copy=True)
     if pd.api.types.is_integer_dtype(kind) and not index.hasnans:
         return index.to_numpy(np.uint64 if pd.api.types.is_unsigned_integer_dtype(kind) else np.int64)
+    values = index.astype(object)  # iterates faster
     # pandas makes integers beside a missing value 7.0
-    texts = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in index]
+    texts = [str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values]
     return np.where(index.isna(), "", texts) if index.hasnans else np.array(texts)
 
 
