@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,12 +107,14 @@ def as_written(texts: Sequence[str], decimal: str = ".") -> Any:
         >>> as_written(["7", "10"]), as_written(["0.5", "1.5"]), as_written(["007", "7"])
         (array([ 7, 10]), array([0.5, 1.5]), ['007', '7'])
     """
-    try:
-        integers = [int(text) for text in texts]
-        if all(str(number) == text for number, text in zip(integers, texts, strict=True)):
-            return np.array(integers, np.uint64 if min(integers) >= 0 and max(integers) >= 2**63 else np.int64)
-    except (ValueError, OverflowError):  # not integers, or too large for 64 bits
-        pass
+    import pyarrow as pa
+
+    array = pa.array(texts, pa.large_string())
+    for kind in (pa.int64(), pa.uint64()):
+        with suppress(pa.ArrowInvalid):  # not integers, or too large for 64 bits
+            integers = array.cast(kind)
+            if integers.cast(pa.large_string()).equals(array):
+                return np.array(integers)
     try:
         floats = [float(text.replace(decimal, ".")) for text in texts]
     except ValueError:

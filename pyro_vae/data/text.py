@@ -9,7 +9,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -391,8 +391,7 @@ def _validate_lengths(path: Path, found: Dialect) -> None:
 
 def _validate_no_blank_lines(path: Path, found: Dialect) -> None:
     """Validate that no blank line is between the rows of a single column, where it may be a missing value."""
-    with open_text(path) as file, _below_comments(file, found) as lines:
-        rows = [bool(row) for row in csv.reader(line.strip() + "\n" for line in lines)]
+    rows = [bool(row) for row in _rows(path, found, blank=True)]
     first, last = rows.index(True), len(rows) - rows[::-1].index(True)
     if not all(rows[first:last]):
         row = rows.index(False, first) - first - found.header
@@ -411,14 +410,18 @@ def _validate_width(path: Path, found: Dialect) -> None:
         )
 
 
-def _rows(path: Path, found: Dialect) -> Iterator[list[str]]:
-    """Iterate over the cells of each line that is not empty."""
+def _rows(path: Path, found: Dialect, blank: bool = False) -> Iterator[list[str]]:
+    """Iterate over the cells of each line that is not empty; or of each line, without outer spaces, if ``blank``."""
     spaces = found.sep == r"\s+"
     try:
         with open_text(path) as file, _below_comments(file, found) as lines:
-            cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines) if spaces else lines
+            cut: Iterable[str] = lines
+            if blank:
+                cut = (line.strip() + "\n" for line in lines)
+            elif spaces:
+                cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines)
             rows = csv.reader(cut, delimiter=" " if spaces else found.sep, skipinitialspace=True)
-            yield from (row for row in rows if row)
+            yield from (row for row in rows if row or blank)
     except csv.Error as error:
         raise DataError(f"{path}: not a table ({reason(error)}); check its quotes") from error
     except UnicodeError as error:

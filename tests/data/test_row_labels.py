@@ -195,6 +195,11 @@ def test_blank_lines_around_a_single_column_are_ignored(text, tmp_path):
     assert load(written(tmp_path, text)).x.tolist() == [[1.5], [2.5]]
 
 
+def test_a_huge_cell_of_a_single_column_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"not a table \(.*check its quotes"):
+        load(written(tmp_path, "a\n1.5\n" + "7" * 2**18 + "\n"))
+
+
 def test_a_quoted_empty_cell_of_a_single_column_is_missing(tmp_path):
     pd.DataFrame({"a": [1.5, None, 2.5, None]}).to_csv(tmp_path / "a.csv", index=False)
     frame, _ = read_text(tmp_path / "a.csv")
