@@ -53,9 +53,9 @@ def load(
     The attribute ``summary`` describes in one line what was read and which options were detected. The first line of a
     text file is a header if it contains no numbers, or the consecutive integers that pandas writes. A first column
     without a name holds the row labels. Row labels and class labels that are not numbers as Python writes them, such as
-    007 and 1E5, stay text. Rows with more than one dimension are flattened, and
-    bytes of shape ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are
-    divided by 255; other numbers are not changed.
+    007 and 1E5, stay text. Rows with more than one dimension are flattened, and bytes of shape
+    ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are divided by 255;
+    other numbers are not changed.
 
     Args:
         source: a ``.csv``, ``.tsv`` or ``.txt`` file, gzipped, zipped or plain; a ``.parquet``, ``.npy``, ``.npz``,
