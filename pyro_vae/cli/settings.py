@@ -78,7 +78,7 @@ def fit_settings(
             number added if that name is taken.
         validation_data: held-out data, as --data; by default a random share of --data (for MNIST, its test images).
         held_out: the share of --data to hold out, between 0 and 1.
-        index: the column of row labels, "" for none; by default the first column if it has no name and unique values.
+        index: the column of row labels, "" for none; by default the first column if it has no name.
         label: the column of class labels, used only to colour figures.
         drop: columns to drop, e.g. "id,date".
         columns: columns to use; by default all others.

@@ -45,8 +45,13 @@ def numbers_of(
 
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
-        names = [str(value) for value in kind.categories] if known is None else known
-        return code_by_name(column.astype(object), name, source, names)
+        names = [str(value) for value in kind.categories]
+        if (alike := next((text for text, count in Counter(names).items() if count > 1), None)) is not None:
+            raise DataError(
+                f"{source}: column {name!r} has two categories with the text {alike!r}, such as a number and a text; "
+                "merge or rename them"
+            )
+        return code_by_name(column.astype(object), name, source, names if known is None else known)
     if isinstance(kind, pd.SparseDtype):
         return numbers_of(column.sparse.to_dense(), name, source, known)
     is_date = isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind in "mM"
@@ -123,11 +128,14 @@ def code_by_name(column: "pd.Series", name: str, source: str, known: Sequence[st
 
     exact = {value: float(i) for i, value in enumerate(known)}
     stripped = _unique([value.strip() for value in known])
+    folded = _unique([value.strip().lower() for value in known])
     numbers = _unique([_as_number(value) for value in known])
 
     def code(value: Any) -> float:
         text = str(value)
         found = exact.get(text, stripped.get(text.strip()))
+        if found is None and isinstance(value, bool | np.bool_):  # pandas reads TRUE as True
+            found = folded.get(text.lower())
         if found is None and not isinstance(value, str | bytes):
             found = numbers.get(_as_number(value))
         return np.nan if found is None else found

@@ -151,7 +151,8 @@ class Unpacking(io.RawIOBase):
     """A packed text file that raises a DataError once its text or its cells take more memory than allowed."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file, self.path, self.unpacked, self.cells = file, path, 0, 0
+        self.file, self.path, self.unpacked = file, path, 0
+        self.separators = self.newlines = self.returns = 0
         self.quoted, self.cell = False, 0  # whether a quote is open, and the length of the last cell so far
         self.packed = path.stat().st_size
 
@@ -164,7 +165,9 @@ class Unpacking(io.RawIOBase):
         data = self.file.read(len(into))
         into[: len(data)] = data
         self.unpacked += len(data)
-        self.cells += sum(data.count(end) for end in b",;|\t ") + max(data.count(b"\n"), data.count(b"\r"))
+        self.separators += sum(data.count(end) for end in b",;|\t ")
+        self.newlines, self.returns = self.newlines + data.count(b"\n"), self.returns + data.count(b"\r")
+        cells = self.separators + max(self.newlines, self.returns)
         self.quoted ^= data.count(b'"') % 2 == 1
         ends = b'"' if self.quoted else b",;|\t \n\r"
         last = max(data.rfind(end) for end in ends)
@@ -175,7 +178,7 @@ class Unpacking(io.RawIOBase):
             )
         if self.unpacked > UNPACKED:
             validate_unpacked(self.path, self.unpacked)
-        if self.cells > MOST_CELLS and 8 * self.cells > RATIO * self.packed:
+        if cells > MOST_CELLS and 8 * cells > RATIO * self.packed:
             raise DataError(
                 f"{self.path}: has more than {MOST_CELLS:,} cells in {in_bytes(self.packed)}; if you trust the file, "
                 "unpack it first"

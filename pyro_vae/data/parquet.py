@@ -9,7 +9,7 @@ import numpy as np
 
 from pyro_vae.data.limits import UNPACKED, in_bytes, most_unpacked, try_reading, validate_unpacked
 from pyro_vae.data.precision import validate_integers
-from pyro_vae.data.tables import UNNAMED
+from pyro_vae.data.row_labels import UNNAMED
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError
 

@@ -53,7 +53,8 @@ def load(
     The attribute ``summary`` describes in one line what was read and which options were detected. The first line of a
     text file is a header if it contains no numbers, or numbers that are names by their position or order, such as years
     above fractions; a line that may be either is an error unless ``header`` is given. A first column without a name
-    holds the row labels if its values are unique. Rows with more than one dimension are flattened, and bytes of shape
+    holds the row labels. Row labels and class labels that are not numbers as Python writes them, such as 007 and 1E5,
+    stay text. Rows with more than one dimension are flattened, and bytes of shape
     ``(n, height, width, 3)`` have the channels moved first. Pixels of IDX files and of image files are divided by 255;
     other numbers are not changed.
 
@@ -112,8 +113,9 @@ def load(
         if is_text(path):
             _validate_packed(path)
             frame, dialect = read_text(
-                path, **of_text, missing=[m for m in options.missing or () if isinstance(m, str)]
-            )
+                path, **of_text, missing=[m for m in options.missing or () if isinstance(m, str)],
+                index=index, label=label,
+            )  # fmt: skip
             return options.table(frame, str(path), dialect.describe())
         options.validate_unused(str(path), **of_text)
         return _reader(path)(path, options)

@@ -15,7 +15,8 @@ from pyro_vae.data.columns import list_names
 from pyro_vae.data.context import one_hot_context, validate_context, validate_kind
 from pyro_vae.data.frames import as_frame, is_table
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
-from pyro_vae.data.tables import UNNAMED, columns_like, columns_of, given_names, matched_by_name, row_labels_of
+from pyro_vae.data.row_labels import UNNAMED, row_labels_of
+from pyro_vae.data.tables import columns_like, columns_of, given_names, matched_by_name
 from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns, validate_unmasked
 from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood

@@ -1,5 +1,6 @@
 """Convert tables of named columns to numbers, row labels, labels and category names."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -10,7 +11,7 @@ import numpy as np
 
 from pyro_vae.data.columns import list_names, numbers_of
 from pyro_vae.data.context import describe_context, read_context
-from pyro_vae.data.frames import usable
+from pyro_vae.data.row_labels import UNNAMED, find_row_labels
 from pyro_vae.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 MOST_TEXT_COLUMNS = 10**4
 """The maximum number of columns that are not numbers; encoding each takes a millisecond."""
-
-UNNAMED = ("", "Unnamed: 0", "__index_level_0__")
-"""The names that pandas and others give to an index saved as a column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +66,7 @@ def columns_of(
     Args:
         frame: the table.
         index: the column of the row labels, ``""`` for none; if not given, the index of the frame unless it counts the
-            rows, or a first column without a name and with unique values.
+            rows, or a first column without a name that ``columns`` and ``context`` do not list.
         label: the column of the labels.
         drop: columns to leave out.
         columns: columns to use, in this order; all remaining columns if not given.
@@ -89,9 +87,13 @@ def columns_of(
     names, decimal_comma = _names(frame, source), frame.attrs.get("decimal") == ","
     notes: list[str] = []
     frame = frame.set_axis(names, axis="columns")
-    _validate_uses(names, [index or None, label, *{*drop}], [*(columns or ()), *context], source)
+    _validate_uses(names, [index or None, label, *{*drop}], {"columns": columns or (), "context": context}, source)
+    used = {label, *drop, *(columns or ()), *context}
+    row_labels, beside, found = find_row_labels(frame, index, used)  # before codes of missing values are masked
     if missing and names:
         frame = frame.mask(frame.apply(_equals_any, values=list(missing)))
+    if decimal_comma:
+        _validate_no_points(frame[[*context]], source)
     given, coded = read_context(frame, context, categories=categories, source=source)
     if context:
         notes.append(describe_context(context, coded))
@@ -100,8 +102,8 @@ def columns_of(
     if label is not None:
         labels, label_names = _labels(frame.pop(label), label, source)
         notes.append(f"labels from column {label!r}")
-    frame, row_labels = _split_row_labels(frame, index, notes)
-    frame = frame.drop(columns=[name for name in context if name in frame])
+    notes.extend(found)
+    frame = frame.drop(columns=[name for name in (*beside, *context) if name in frame])
     frame = _without_empty(frame, notes) if columns is None else frame[[name for name in columns if name in frame]]
     if 0 in frame.shape:
         raise DataError(
@@ -115,11 +117,11 @@ def columns_of(
         _validate_no_points(frame, source)
     values = np.empty(frame.shape)
     for i, name in enumerate(frame.columns):
-        values[:, i], found = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
-        if found is not None:
-            coded[name] = found
-            notes.append(f"column {name!r} as codes of {len(found)} categories")
-    if row_labels is None and (counting := _counts_rows(values[:, 0])):
+        values[:, i], levels = numbers_of(frame.iloc[:, i], name, source, (categories or {}).get(name))
+        if levels is not None:
+            coded[name] = levels
+            notes.append(f"column {name!r} as codes of {len(levels)} categories")
+    if counting := _counts_rows(values[:, 0]):
         notes.append(f"column {frame.columns[0]!r} {counting}: index={frame.columns[0]!r} uses it as row labels")
     return Columns(
         values, [*frame.columns], row_labels, labels, label_names, coded, notes, given if context else None
@@ -153,16 +155,22 @@ def _validate_no_points(frame: "pd.DataFrame", source: str) -> None:
             )
 
 
-def _validate_uses(names: Sequence[str], removed: Sequence[str | None], others: Sequence[str], source: str) -> None:
-    """Raise unless the columns that options name exist, and none is removed from the data twice."""
+def _validate_uses(
+    names: Sequence[str], removed: Sequence[str | None], lists: Mapping[str, Sequence[str]], source: str
+) -> None:
+    """Raise unless the columns that options name exist, and none is removed from the data or listed twice."""
     uses = Counter(name for name in removed if name is not None)
-    for name in (*uses, *others):
+    for name in (*uses, *itertools.chain(*lists.values())):
         if name not in names:
             raise DataError(f"{source}: there is no column {name!r}; the columns are {list_names(names)}")
         if uses[name] > 1:
             raise DataError(
                 f"{source}: column {name!r} is given {uses[name]} times among index, label and drop; give it one use"
             )
+    for option, listed in lists.items():
+        name, times = max(Counter(listed).items(), key=lambda item: item[1], default=("", 0))
+        if times > 1:
+            raise DataError(f"{source}: column {name!r} is given {times} times in {option}; give it once")
 
 
 def _equals_any(column: "pd.Series", values: list[Any]) -> "pd.Series":
@@ -219,7 +227,7 @@ def columns_like(
     Args:
         names: the columns of the table.
         expected: the columns of the other data.
-        besides: columns to ignore; a first column without a name is ignored too.
+        besides: columns to ignore; a first column without a name is ignored too, unless the other data have it.
         source: the name of the data, for messages.
         other: the name of the other data, for messages.
 
@@ -229,7 +237,8 @@ def columns_like(
     Raises:
         DataError: if a column is missing or unknown.
     """
-    found = [name for i, name in enumerate(names) if name not in besides and not (i == 0 and name in UNNAMED)]
+    unnamed = {*names[:1]} & {*UNNAMED} - {*expected}
+    found = [name for name in names if name not in besides and name not in unnamed]
     if lacks := [name for name in expected if name not in found]:
         raise DataError(
             f"{source}: column {lacks[0]!r} of {other} is missing (there are {list_names(found)}); add it or rename one"
@@ -237,58 +246,6 @@ def columns_like(
     if unknown := [name for name in found if name not in expected]:
         raise DataError(f"{source}: column {unknown[0]!r} is not in {other}; drop it")
     return [*expected], [] if found == [*expected] else [f"columns in the order of {other}"]
-
-
-def _split_row_labels(
-    frame: "pd.DataFrame", index: str | None, notes: list[str]
-) -> "tuple[pd.DataFrame, np.ndarray | None]":
-    """Separate the row labels from a table."""
-    import pandas as pd
-
-    if index:
-        notes.append(f"row labels from column {index!r}")
-        return frame.drop(columns=index), row_labels_of(_as_index(frame[index]))
-    if index == "":
-        return frame, None
-    if not (isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))):
-        notes.append("row labels from the index")
-        return frame, row_labels_of(frame.index)
-    if frame.shape[1] > 1 and frame.columns[0] in UNNAMED:
-        first = _as_index(frame.iloc[:, 0])
-        if first.is_unique and not first.hasnans:
-            notes.append("row labels from the unnamed first column")
-            return frame.iloc[:, 1:], row_labels_of(first)
-    return frame, None
-
-
-def _as_index(column: "pd.Series") -> "pd.Index":
-    """Convert a column to an index; pandas has none of half precision, and needs values that can be hashed."""
-    import pandas as pd
-
-    if column.dtype == object:
-        return pd.Index(column.map(lambda value: str(value) if np.iterable(value) else value), dtype=object)
-    if getattr(column.dtype, "numpy_dtype", None) == np.float16:  # of Arrow
-        column = column.astype(np.float32)
-    return pd.Index(usable(column))
-
-
-def row_labels_of(index: "pd.Index") -> np.ndarray:
-    """Convert an index to a type that xarray and netCDF support: numbers, times or text.
-
-    Example:
-        >>> import pandas as pd
-        >>> row_labels_of(pd.Index(["a", 3])).tolist()
-        ['a', '3']
-    """
-    import pandas as pd
-
-    if isinstance(index, pd.MultiIndex):
-        return np.array([", ".join(map(str, key)) for key in index])
-    if isinstance(index.dtype, np.dtype) and index.dtype.kind in "iufM":
-        return index.to_numpy(copy=True)
-    if pd.api.types.is_integer_dtype(index.dtype) and not index.hasnans:
-        return index.to_numpy(np.int64)
-    return np.array([str(value) for value in index])
 
 
 def _labels(column: "pd.Series", name: str, source: str) -> tuple[np.ndarray, list[str] | None]:

@@ -9,16 +9,22 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 from pyro_vae.data.columns import list_names
 from pyro_vae.data.limits import Unpacking, in_bytes
+from pyro_vae.data.row_labels import UNNAMED, as_written
 from pyro_vae.data.values import reason
 from pyro_vae.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPACES = r"\s+"
 
@@ -80,8 +86,12 @@ def read_text(
     decimal: str | None = None,
     header: bool | None = None,
     missing: Sequence[str] = (),
+    index: str | None = None,
+    label: str | None = None,
 ) -> tuple[Any, Dialect]:
     """Read a table from a text file, gzipped, zipped or plain.
+
+    Row labels and class labels are numbers only if their text is that of these numbers, and no row label is missing.
 
     Args:
         path: the path of the file.
@@ -89,6 +99,8 @@ def read_text(
         decimal: the decimal point; inferred if not given.
         header: whether the first line names the columns; inferred if not given.
         missing: cells that mark a missing value, besides ``MISSING``.
+        index: the column of the row labels, ``""`` for none; a first column without a name if not given.
+        label: the column of the class labels.
 
     Returns:
         The table as a DataFrame, and the dialect.
@@ -120,15 +132,16 @@ def read_text(
         lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing, source=str(path)
     )
     _validate_width(path, found)
-    exact = {} if pd.__version__ >= "3.1" else {"float_precision": "round_trip"}  # the default of 3.1
     try:
-        with open_text(path) as file, _below_comments(file, found) as text, warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                text, sep=found.sep, decimal=found.decimal, header=0 if found.header else None,
-                index_col=False if found.open_ended else None, na_values=list(missing), skipinitialspace=True,
-                low_memory=False, **exact,
-            )  # fmt: skip
+        top = _parse(path, found, missing, nrows=1, dtype=str)
+        names = _column_names(top, found)
+        leading = int(not isinstance(top.index, pd.RangeIndex))  # rows have one cell more than the header
+        unnamed = index != "" and not leading and len(names) > 1 and names[0] in UNNAMED
+        classes = [i for i, name in enumerate(names) if name == label]
+        rows = [i for i, name in enumerate(names) if (name == index or (unnamed and i == 0)) and i not in classes]
+        # bytes, because pandas would find missing values among texts
+        converters = dict.fromkeys([*range(leading), *(i + leading for i in rows)], str.encode)
+        frame = _parse(path, found, missing, converters=converters, dtype={i + leading: str for i in classes})
     except UnicodeError as error:
         raise _not_text(path, error) from error
     except pd.errors.EmptyDataError as error:
@@ -136,13 +149,59 @@ def read_text(
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         _validate_lengths(path, found)
         raise DataError(f"{path}: not a table ({reason(error)}); if it is one, give its separator as sep") from error
-    if frame.shape[1] and (frame.iloc[:, -1].isna().any() or not isinstance(frame.index, pd.RangeIndex)):
+    last = frame.iloc[:, -1]
+    if leading or (last == b"" if len(names) - 1 in rows else last.isna()).any():
         _validate_lengths(path, found)  # pandas fills short rows with missing values
-    if not found.header:
-        frame.columns = [f"f{i}" for i in range(frame.shape[1])]
-    frame = frame.rename(columns=str)
+    if frame.shape[1] == 1 and not leading:
+        _validate_no_blank_lines(path, found)
+    if leading:
+        frame.index = pd.Index(_row_labels(frame.index, found.decimal))
+    for i in rows:
+        frame.isetitem(i, _row_labels(frame.iloc[:, i], found.decimal))
+    for i in classes:
+        frame.isetitem(i, _classes(frame.iloc[:, i], found.decimal))
+    frame.columns = pd.Index(names)
     frame.attrs["decimal"] = found.decimal
     return frame, found
+
+
+def _parse(path: Path, found: Dialect, missing: Sequence[str], **more: Any) -> "pd.DataFrame":
+    """Parse a table with pandas."""
+    import pandas as pd
+
+    if pd.__version__ < "3.1":
+        more["float_precision"] = "round_trip"  # the default of 3.1
+    with open_text(path) as file, _below_comments(file, found) as text, warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(
+            text, sep=found.sep, decimal=found.decimal, header=0 if found.header else None,
+            index_col=False if found.open_ended else None, na_values=list(missing), skipinitialspace=True,
+            low_memory=False, **more,
+        )  # fmt: skip
+
+
+def _column_names(frame: "pd.DataFrame", found: Dialect) -> list[str]:
+    return [str(name).strip() if found.header else f"f{i}" for i, name in enumerate(frame.columns)]
+
+
+def _row_labels(cells: Any, decimal: str) -> Any:
+    """Convert row labels to numbers if they are written so; nan if there are none."""
+    labels = [cell.decode().strip() for cell in cells]
+    return as_written(labels, decimal) if any(labels) else np.full(len(labels), np.nan)
+
+
+def _classes(column: "pd.Series", decimal: str) -> Any:
+    """Convert class labels to numbers if they are written so, or are fractions, which are not labels."""
+    import pandas as pd
+
+    if column.isna().any():
+        return column
+    codes, distinct = pd.factorize(column)
+    labels = [text.strip() for text in distinct]
+    swapped = str.maketrans(",.", ".,") if decimal == "," else {}
+    numbers = pd.to_numeric(pd.Series([text.translate(swapped) for text in labels]), errors="coerce")
+    fractions = numbers.notna().all() and (numbers % 1 > 0).any()
+    return pd.Series(numbers if fractions else as_written(labels, decimal)).to_numpy()[codes]
 
 
 @contextmanager
@@ -503,6 +562,18 @@ def _validate_lengths(path: Path, found: Dialect) -> None:
             )
 
 
+def _validate_no_blank_lines(path: Path, found: Dialect) -> None:
+    """Validate that no blank line is between the rows of a single column, where it may be a missing value."""
+    rows = [bool(row) for row in _rows(path, found, blank=True)]
+    first, last = rows.index(True), len(rows) - rows[::-1].index(True)
+    if not all(rows[first:last]):
+        row = rows.index(False, first) - first - found.header
+        raise DataError(
+            f"{path}: row {row} is blank; write nan if its value is missing, or delete the line (rows are counted from "
+            "0, after the header)"
+        )
+
+
 def _validate_width(path: Path, found: Dialect) -> None:
     """Count the columns before pandas parses each separately."""
     if (columns := len(next(_rows(path, found), []))) > MOST_COLUMNS:
@@ -512,14 +583,18 @@ def _validate_width(path: Path, found: Dialect) -> None:
         )
 
 
-def _rows(path: Path, found: Dialect) -> Iterator[list[str]]:
-    """Iterate over the cells of each line that is not empty."""
+def _rows(path: Path, found: Dialect, blank: bool = False) -> Iterator[list[str]]:
+    """Iterate over the cells of each line that is not empty; or of each line, without outer spaces, if ``blank``."""
     spaces = found.sep == r"\s+"
     try:
         with open_text(path) as file, _below_comments(file, found) as lines:
-            cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines) if spaces else lines
+            cut: Iterable[str] = lines
+            if blank:
+                cut = (line.strip() + "\n" for line in lines)
+            elif spaces:
+                cut = (re.sub(r"[ \t]+", " ", line.strip()) + "\n" for line in lines)
             rows = csv.reader(cut, delimiter=" " if spaces else found.sep, skipinitialspace=True)
-            yield from (row for row in rows if row)
+            yield from (row for row in rows if row or blank)
     except csv.Error as error:
         raise DataError(f"{path}: not a table ({reason(error)}); check its quotes") from error
     except UnicodeError as error:

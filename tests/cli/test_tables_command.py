@@ -52,6 +52,18 @@ def test_latents_are_read_back_with_the_labels_of_the_rows(folder, tmp_path, end
     assert [path.name for path in tmp_path.iterdir()] == [out.name], "no part of a file is left"
 
 
+@pytest.mark.parametrize("header", ["id", ""], ids=["index", "unnamed"])
+def test_row_labels_of_digits_come_out_as_they_were_written(header, tmp_path):
+    ids = [f"{i:04d}" for i in range(20)]
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 2)), ids, ["a", "b"])
+    table.to_csv(tmp_path / "a.csv", index_label=header)
+    flags = ["--index", header] if header else []
+    data = ["--data", str(tmp_path / "a.csv")]
+    assert main(["fit", *data, *flags, "--missing", "9,0003", "--out", str(tmp_path / "run"), *QUICK]) == 0
+    assert call(tmp_path, "encode", *data, "--out", str(tmp_path / "z.csv")) == 0
+    assert [line.split(",")[0] for line in (tmp_path / "z.csv").read_text().splitlines()[1:]] == ids
+
+
 def test_gaps_are_filled_and_the_rest_is_as_it_was(folder, tmp_path):
     out = tmp_path / "filled.csv"
     assert call(folder, "impute", "--data", str(folder / "gaps.csv"), "--missing", "?", "--out", str(out)) == 0

@@ -312,7 +312,7 @@ LABELS = [
     ),
     text("an unnamed index of text", ",a,b\nx,1,2\ny,3,4\n", has={**AB, "row_labels": ["x", "y"]}),
     text("row names of R", '"a" "b"\n"x" 1 2\n"y" 3 4\n', name="a.txt", has={**AB, "row_labels": ["x", "y"]}),
-    text("an unnamed column that repeats", ",a\n1,2\n1,4\n", [[1, 2], [1, 4]], has={"row_labels": None}),
+    text("an unnamed column that repeats", ",a\n1,2\n1,4\n", [[2], [4]], has={"row_labels": [1, 1]}),
     text("an unnamed column wanted as data", ",a\n1,2\n3,4\n", SQUARE, index="", has={"row_labels": None}),
     text("an index by name", "id,a,b\nx,1,2\ny,3,4\n", index="id", has={**AB, "row_labels": ["x", "y"]}),
     text("a column that counts", "n,a\n1,5\n2,7\n3,6\n", [[1, 5], [2, 7], [3, 6]], "'n' counts the rows", "index='n'"),
