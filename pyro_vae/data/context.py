@@ -128,7 +128,7 @@ def validate_kind(name: str, names: Sequence[str] | None, known: Sequence[str] |
         raise DataError(f"{source}: column {name!r} contains {here}, but {there} in {other}; make them alike")
 
 
-def context_like(data: Any, like: Any) -> Tensor:
+def context_recoded(data: Any, like: Any) -> Tensor:
     """Return the context of data with the columns and categories of other data, in their order.
 
     Args:

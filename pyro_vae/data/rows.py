@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from pyro_vae.core.rows import Rows
-from pyro_vae.data.columns import list_names
 from pyro_vae.data.context import one_hot_context, validate_context, validate_kind
 from pyro_vae.data.frames import as_frame, is_table
+from pyro_vae.data.masks import as_mask, labels_of_index, validate_same_labels
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
-from pyro_vae.data.row_labels import UNNAMED, row_labels_of
+from pyro_vae.data.row_labels import UNNAMED
 from pyro_vae.data.tables import columns_like, columns_of, given_names, matched_by_name
-from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns, validate_unmasked
+from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns
 from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood
 
@@ -173,7 +172,7 @@ def rows_of(data: Any, *, context: Any = None, mask: Any = None, source: str = "
         data = data.x
     if mask is not None:
         raw = from_array(data, source)
-        mask = _as_mask(mask, raw.shape, source, columns, labels)
+        mask = as_mask(mask, raw.shape, source, columns, labels)
         data = torch.where(mask, raw, torch.zeros((), dtype=raw.dtype, device=raw.device))
     x = as_tensor(data, source=source, columns=columns)
     if context is not None:
@@ -238,72 +237,6 @@ def context_numbers(context: Any) -> Any:
         raise DataError(f"{context.source}: the context has missing values; fill them, or drop their rows")
     context = context if context.exact is None else replace(context, x=context.exact)
     return one_hot_context(context) if context.categories else context.x
-
-
-def validate_same_labels(part: str, own: np.ndarray | None, labels: np.ndarray | None, source: str) -> None:
-    """Validate that the rows of a context or a mask are labelled as those of the data, if both have labels.
-
-    Raises:
-        DataError: if they are not, naming the first row that differs.
-
-    Example:
-        >>> validate_same_labels("context", np.array(["s", "r"]), np.array(["r", "s"]), "data")
-        Traceback (most recent call last):
-        pyro_vae.errors.DataError: data: the rows of the context are labelled differently from the data ...
-    """
-    import pandas as pd
-
-    if own is None or labels is None or pd.Index(own).equals(pd.Index(labels)):
-        return
-    row = next((i for i, pair in enumerate(zip(own, labels, strict=False)) if pair[0] != pair[1]), 0)
-    raise DataError(
-        f"{source}: the rows of the {part} are labelled differently from the data (row {row} is {own[row]} in the "
-        f"{part} and {labels[row]} in the data); give them in the same order"
-    )
-
-
-def _as_mask(
-    mask: Any,
-    shape: Sequence[int],
-    source: str,
-    columns: Sequence[str] | None = None,
-    labels: np.ndarray | None = None,
-) -> Tensor:
-    """Convert a mask to a tensor; match the columns of a table by name, and compare its row labels."""
-    validate_unmasked(mask, f"mask of {source}")
-    if (frame := as_frame(mask, f"mask of {source}")) is not None:
-        mask = _in_order(frame, columns, source).to_numpy()
-    if not isinstance(mask, Tensor):
-        mask = torch.as_tensor(np.array(mask))  # a copy, since arrays of pandas are read-only
-    if mask.dtype != torch.bool or mask.shape != tuple(shape):
-        raise DataError(
-            f"{source}: the mask has type {mask.dtype} and shape {tuple(mask.shape)}; "
-            f"give booleans of the data's shape {tuple(shape)}"
-        )
-    validate_same_labels("mask", None if frame is None else _labels_of(frame), labels, source)
-    return mask
-
-
-def _in_order(mask: "pd.DataFrame", columns: Sequence[str] | None, source: str) -> "pd.DataFrame":
-    """Return a mask with its columns in the order of the data, unless one of them has no names of columns."""
-    names = [str(name).strip() for name in mask.columns]
-    if columns is None or sorted(names) == sorted(columns):
-        return mask if columns is None else mask.iloc[:, [names.index(name) for name in columns]]
-    unnamed = [*map(str, range(len(names)))]  # by pandas
-    if names == unnamed or given_names(names) is None or given_names(columns) is None:
-        return mask
-    raise DataError(
-        f"{source}: the columns of the mask are {list_names(names)}, but those of the data are {list_names(columns)}; "
-        "give the mask the columns of the data"
-    )
-
-
-def _labels_of(frame: "pd.DataFrame") -> np.ndarray | None:
-    """Return the labels in the index of a DataFrame, or None if it counts the rows."""
-    import pandas as pd
-
-    counts = isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))
-    return None if counts else row_labels_of(frame.index)
 
 
 def rows_for(vae: "Amortized", data: Any, *, context: Any = None, mask: Any = None, source: str = "data") -> Rows:
@@ -416,7 +349,7 @@ def data_like(
     if not isinstance(data, Data):
         return data
     if mask is not None:
-        data = replace(data, mask=_as_mask(mask, data.x.shape, source, data.columns, data.row_labels))
+        data = replace(data, mask=as_mask(mask, data.x.shape, source, data.columns, data.row_labels))
     if context is not None:
         data = replace(data, context=None, context_columns=None)
     return data if like is None else matched(data, like)
@@ -441,7 +374,9 @@ def _observed_of(table: Any, mask: Any, like: Data | None, source: str) -> Data:
     shape = np.shape(mask if seen is None else seen)
     if features and features[0] in UNNAMED and len(shape) == 2 and shape[1] == len(features) - 1:
         features = features[1:]  # the first column holds the row labels
-    mask = _as_mask(mask if seen is None else seen, (len(frame), len(features)), source, features, _labels_of(frame))
+    mask = as_mask(
+        mask if seen is None else seen, (len(frame), len(features)), source, features, labels_of_index(frame)
+    )
     observed = np.ones(frame.shape, bool)
     observed[:, [names.index(name) for name in features]] = mask.cpu().numpy()
     data = data_of(frame.where(observed), like=like, missing=[], source=source)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.data.columns import code_by_name, recode
-from pyro_vae.data.context import context_like, validate_kind
+from pyro_vae.data.context import context_recoded, validate_kind
 from pyro_vae.data.netcdf import validate_decoded
 from pyro_vae.data.precision import coarse_columns, narrow
 from pyro_vae.data.tables import columns_like, matched_by_name
@@ -245,7 +245,7 @@ def matched(data: Data, like: Data) -> Data:
         tensor([[2., 1.]])
     """
     if data.context_columns and like.context_columns:
-        data = replace(data, context=context_like(data, like), context_columns=like.context_columns)
+        data = replace(data, context=context_recoded(data, like), context_columns=like.context_columns)
     if data.columns is None or like.columns is None or data.x.dim() != 2:
         return data
     names, expected = [*map(str, data.columns)], [*map(str, like.columns)]

@@ -17,7 +17,8 @@ from pyro_vae.core.vae import VAE
 from pyro_vae.core.validation import takes_settings, whole
 from pyro_vae.data.context import context_names
 from pyro_vae.data.frames import is_table
-from pyro_vae.data.rows import context_like, context_numbers, validate_same_labels
+from pyro_vae.data.masks import validate_same_labels
+from pyro_vae.data.rows import context_like, context_numbers
 from pyro_vae.data.values import Data, as_tensor
 from pyro_vae.errors import DataError, ModelError, SettingsError
 from pyro_vae.priors import ContextNormal

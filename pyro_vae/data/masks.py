@@ -1,0 +1,99 @@
+"""Convert masks of observed values, and validate that their rows are those of the data."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.columns import list_names
+from pyro_vae.data.frames import as_frame
+from pyro_vae.data.row_labels import row_labels_of
+from pyro_vae.data.tables import given_names
+from pyro_vae.data.values import validate_unmasked
+from pyro_vae.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def validate_same_labels(part: str, own: np.ndarray | None, labels: np.ndarray | None, source: str) -> None:
+    """Validate that the rows of a context or a mask are labelled as those of the data, if both have labels.
+
+    Raises:
+        DataError: if they are not, naming the first row that differs.
+
+    Example:
+        >>> validate_same_labels("context", np.array(["s", "r"]), np.array(["r", "s"]), "data")
+        Traceback (most recent call last):
+        pyro_vae.errors.DataError: data: the rows of the context are labelled differently from the data ...
+    """
+    import pandas as pd
+
+    if own is None or labels is None or pd.Index(own).equals(pd.Index(labels)):
+        return
+    row = next((i for i, pair in enumerate(zip(own, labels, strict=False)) if pair[0] != pair[1]), 0)
+    raise DataError(
+        f"{source}: the rows of the {part} are labelled differently from the data (row {row} is {own[row]} in the "
+        f"{part} and {labels[row]} in the data); give them in the same order"
+    )
+
+
+def as_mask(
+    mask: Any,
+    shape: Sequence[int],
+    source: str,
+    columns: Sequence[str] | None = None,
+    labels: np.ndarray | None = None,
+) -> Tensor:
+    """Convert a mask to a tensor; match the columns of a table by name, and compare its row labels.
+
+    Args:
+        mask: booleans, or a table of booleans: true where observed.
+        shape: the shape of the data.
+        source: the name of the data, for messages.
+        columns: the columns of the data, if they have names.
+        labels: the row labels of the data, if any.
+
+    Raises:
+        DataError: if they are not booleans of this shape, or columns or row labels differ.
+
+    Example:
+        >>> as_mask({"b": [True], "a": [False]}, (1, 2), "data", ["a", "b"])
+        tensor([[False,  True]])
+    """
+    validate_unmasked(mask, f"mask of {source}")
+    if (frame := as_frame(mask, f"mask of {source}")) is not None:
+        mask = _in_order(frame, columns, source).to_numpy()
+    if not isinstance(mask, Tensor):
+        mask = torch.as_tensor(np.array(mask))  # a copy, since arrays of pandas are read-only
+    if mask.dtype != torch.bool or mask.shape != tuple(shape):
+        raise DataError(
+            f"{source}: the mask has type {mask.dtype} and shape {tuple(mask.shape)}; "
+            f"give booleans of the data's shape {tuple(shape)}"
+        )
+    validate_same_labels("mask", None if frame is None else labels_of_index(frame), labels, source)
+    return mask
+
+
+def _in_order(mask: "pd.DataFrame", columns: Sequence[str] | None, source: str) -> "pd.DataFrame":
+    """Return a mask with its columns in the order of the data, unless one of them has no names of columns."""
+    names = [str(name).strip() for name in mask.columns]
+    if columns is None or sorted(names) == sorted(columns):
+        return mask if columns is None else mask.iloc[:, [names.index(name) for name in columns]]
+    unnamed = [*map(str, range(len(names)))]  # by pandas
+    if names == unnamed or given_names(names) is None or given_names(columns) is None:
+        return mask
+    raise DataError(
+        f"{source}: the columns of the mask are {list_names(names)}, but those of the data are {list_names(columns)}; "
+        "give the mask the columns of the data"
+    )
+
+
+def labels_of_index(frame: "pd.DataFrame") -> np.ndarray | None:
+    """Return the labels in the index of a DataFrame, or None if it counts the rows."""
+    import pandas as pd
+
+    counts = isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))
+    return None if counts else row_labels_of(frame.index)
