@@ -136,7 +136,7 @@ def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
     spaces = sep == SPACES
     text = [re.sub(r"[ \t]+", " ", line.strip()) for line in lines] if spaces else lines
     mark = " " if spaces else sep
-    if any(line.count(mark) > MOST_COLUMNS for line in text):  # refused with their number by _validate_width
+    if any(line.count(mark) > MOST_COLUMNS for line in text):  # refused with their number by _validate_first
         return []
     reader = csv.reader((line + "\n" for line in text), delimiter=mark, skipinitialspace=True)
     try:

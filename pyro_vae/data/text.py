@@ -8,6 +8,7 @@ import itertools
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,7 @@ def read_text(
     found = find_dialect(
         lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing, source=str(path)
     )
-    _validate_width(path, found)
+    _validate_first(path, found)
     try:
         top = _parse(path, found, missing, nrows=1, dtype=str)
         names = _column_names(top, found)
@@ -252,13 +253,18 @@ def _validate_no_blank_lines(path: Path, found: Dialect) -> None:
         )
 
 
-def _validate_width(path: Path, found: Dialect) -> None:
-    """Count the columns before pandas parses each separately."""
-    if (columns := len(next(_rows(path, found), []))) > MOST_COLUMNS:
+def _validate_first(path: Path, found: Dialect) -> None:
+    """Count the columns before pandas parses each separately, and their names before it renames equal ones."""
+    first = next(_rows(path, found), [])
+    if len(first) > MOST_COLUMNS:
         raise DataError(
-            f"{path}: has {columns:,} columns, above the limit of {MOST_COLUMNS:,} for text files; save the numbers as "
-            ".npy"
+            f"{path}: has {len(first):,} columns, above the limit of {MOST_COLUMNS:,} for text files; save the numbers "
+            "as .npy"
         )
+    counts = Counter(name for cell in first if (name := cell.strip()))
+    name, count = counts.most_common(1)[0] if counts and found.header else ("", 0)
+    if count > 1:
+        raise DataError(f"{path}: {count} columns have the name {name!r}; rename them")
 
 
 def _rows(path: Path, found: Dialect, blank: bool = False) -> Iterator[list[str]]:

@@ -146,6 +146,7 @@ DIALECTS = [
     ),
     text("comments and a blank line above", "\n# one\n#two, too\n\na,b\n1,2\n3,4\n", SQUARE, "4 lines above", has=AB),
     text("a quote in a comment", '# units: s,"m\n"a","b"\n1,2\n3,4\n', SQUARE, "1 line above", has=AB),
+    bad("a name twice", "a, a \n1.5,2\n3,4\n", "2 columns have the name 'a'; rename them"),
     bad("a comment in between", "a,b\n1,2\n# a pause\n3,4\n", "row 1 starts with #; delete comments below"),
     bad("a comment behind numbers", "a,b\n1,2\n3,4 # tired\n", "row 1, column 'b' is '4 # tired', not a number"),
     text(
@@ -252,7 +253,6 @@ HEADERS = [
         label="f2", has={"labels": [0, 0, 1, 1], "label_names": ["setosa", "virginica"]},
     ),
     text("names with spaces around", " a , b\n1,2\n3,4\n", has=AB),
-    text("a name twice", "a,a\n1,2\n3,4\n", has={"columns": ["a", "a.1"]}),
 ]  # fmt: skip
 
 NOTE, EITHER = "the first line names the columns", "may be names or data; give header"
