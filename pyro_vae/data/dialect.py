@@ -141,7 +141,7 @@ def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
     reader = csv.reader((line + "\n" for line in text), delimiter=mark, skipinitialspace=True)
     try:
         return [[cell.strip() for cell in row] for row in reader if row]
-    except csv.Error:  # a cell above the limit of csv
+    except csv.Error:  # a cell is too long
         return []
 
 
