@@ -100,7 +100,7 @@ class Trust:
         path = described["class_path"]
         if not isinstance(path, str) or {*described} - {"class_path", "init_args", "dict_kwargs"}:
             raise SettingsError(f"{self.config}: the setting {where} describes no class; copy the run again")
-        if (cls := self._validate_name(path, where)) is None:  # a short name, which would be looked up among all classes
+        if (cls := self._validate_name(path, where)) is None:  # a short name could be that of any class
             raise SettingsError(
                 f"{self.config}: the setting {where} names {path}, not a class with its module, as a run writes it; "
                 "copy the run again"
