@@ -59,7 +59,11 @@ def run_compare(arguments: Namespace) -> int:
     if len(seeds) > 1:
         return _compare_seeds(settings, seeds, data, resumes=settings is not arguments)
     seeded_settings, vae = with_seed(settings, seeds[0]), vaes[seeds[0]]
-    with RunFolder(folder_for("compare", settings.out)) as run, saving_after_divergence(seeded_settings, vae, run):
+    with (
+        RunFolder(folder_for("compare", settings.out)) as run,
+        run.locked(),
+        saving_after_divergence(seeded_settings, vae, run),
+    ):
         moments, fitted = _train(seeded_settings, vae, data)
         show_fit(fitted, Console())
         _write(settings, _compare_moments(seeded_settings, moments, data.held_out, Console()), run)
@@ -95,7 +99,7 @@ def _elbos(settings: Namespace) -> dict[str, Loss] | None:
 def _compare_run(settings: Namespace) -> int:
     _validate_no_training_settings(settings)
     first, vae, held_out, _ = trained_run(settings.run, settings.data, settings.missing, settings.trust)
-    with RunFolder(folder_for("compare", settings.out, settings.run)) as run:
+    with RunFolder(folder_for("compare", settings.out, settings.run)) as run, run.locked():
         _write(settings, _compare_moments(settings, {"start": first, "end": vae}, held_out, Console()), run)
         run.show(Console())
     return 0

@@ -98,7 +98,7 @@ def demo(out: str | None = None, *, epochs: int = 200, seed: int = 0, device: st
     console = Console()
     data = digits()
     train, test = split(data, seed=seed)
-    with RunFolder(folder_for("demo", out)) as run:
+    with RunFolder(folder_for("demo", out)) as run, run.locked():
         console.print(
             f"{data.source}: {len(train.x)} to train on, {len(test.x)} held out, {data.x.shape[1]} pixels each"
         )

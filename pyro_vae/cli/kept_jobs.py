@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,12 @@ def _about(folder: Path) -> dict[str, str]:
     return about
 
 
-def sweep_folder(name: str, out: str | None, *, resumes: bool) -> RunFolder:
-    """Return the folder of a sweep, a new one unless the sweep resumes."""
+@contextmanager
+def sweep_folder(name: str, out: str | None, *, resumes: bool) -> Iterator[RunFolder]:
+    """Yield the locked folder of a sweep, a new one unless the sweep resumes."""
     folder = folder_for(name, out)
-    return RunFolder.again(folder) if resumes else RunFolder(folder)
+    with RunFolder.again(folder) if resumes else RunFolder(folder) as run, run.locked():
+        yield run
 
 
 def tell_done(done: int, jobs: int) -> None:

@@ -43,11 +43,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.made = not self.path.exists()
+        self.is_new, self.made = True, not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(self.path)
-            existing = next(self.path.iterdir(), None)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OutputError:
@@ -55,10 +54,7 @@ class RunFolder:
         except (OSError, ValueError) as error:  # ValueError: a path that no file system takes
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{self.path}: cannot be written ({reason}); choose another folder") from error
-        if existing is not None:
-            raise OutputError(
-                f"{self.path}: already holds {existing.name}; nothing is overwritten, choose another folder"
-            )
+        _validate_empty(self.path)
 
     @classmethod
     def again(cls, path: str | Path) -> "RunFolder":
@@ -72,7 +68,7 @@ class RunFolder:
             ...     RunFolder.again(folder).text("note.txt", "hello")
         """
         run = cls.__new__(cls)
-        run.path, run.made = Path(path), False
+        run.path, run.is_new, run.made = Path(path), False, False
         return run
 
     def within(self, name: str) -> "RunFolder":
@@ -88,6 +84,18 @@ class RunFolder:
         """Remove the folder if an error left it empty."""
         if self.made and not any(self.path.iterdir()):
             self.path.rmdir()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the folder against other runs inside the block.
+
+        Raises:
+            OutputError: if another run holds the lock, or has written to the new folder since this object was made.
+        """
+        with locked(self.path):
+            if self.is_new:
+                _validate_empty(self.path)
+            yield
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
@@ -164,6 +172,12 @@ def _remove_abandoned(folder: Path) -> None:
         with locked(folder):
             for name in names & BEGUN - {LOCK}:
                 (folder / name).unlink()
+
+
+def _validate_empty(folder: Path) -> None:
+    """Raise if a new folder holds files besides the lock."""
+    if existing := next((path.name for path in folder.iterdir() if path.name != LOCK), None):
+        raise OutputError(f"{folder}: already holds {existing}; nothing is overwritten, choose another folder")
 
 
 def folder_for(command: str, out: str | None, run: str | None = None) -> str:

@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -13,11 +12,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch.multiprocessing
 from jsonargparse import Namespace
 
 from pyro_vae.cli.load_data import Loaded
 from pyro_vae.cli.settings import with_absolute_paths
+from pyro_vae.cli.worker import start_worker
 from pyro_vae.core.device import validate_seed
 from pyro_vae.core.format import Console
 from pyro_vae.core.progress import ticking
@@ -161,18 +160,18 @@ def _side_by_side(settings: Namespace, function: Job, jobs: Jobs) -> Outcomes:
 
 
 def _work(job: str, function: Job, settings: Namespace, *arguments: Any) -> tuple[str, Outcome]:
-    """Run a job in a worker, which dies with the main process and does not receive its Ctrl-C."""
-    if settings.cluster is None:
-        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
-        os.setpgid(0, 0)
+    """Run a job in a worker."""
     return job, function(settings, *arguments, None)
 
 
 @contextmanager
 def _processes(workers: int) -> Iterator[int]:
     """Let joblib start workers on this machine."""
+    import joblib
+
     try:
-        yield workers
+        with joblib.parallel_config("loky", initializer=start_worker, initargs=(os.getpid(),)):
+            yield workers
     except BrokenExecutor as error:
         codes = re.search(r"\{(.+)\}", str(error))
         raise ProcessError(f"a worker died ({codes[1] if codes else 'of unknown cause'}); {AGAIN}") from error

@@ -122,7 +122,7 @@ class Journal:
             with _refusing_damage(self.found[0]):
                 _validate_settings(self.found[2]["begun_with"], callbacks, self.saved.run)
         encode(run.state())  # fail now, not at the first checkpoint minutes later
-        run.due = lambda: self.group.first and self.saved is not None and self.saved.due(run.step)
+        run.due = self.due
         if self.found is None:
             return
         path, tree, about = self.found
@@ -150,6 +150,10 @@ class Journal:
         if found is not None and self.saved is not None:
             self.saved.written(found[2]["step"])
         return found
+
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint is due on this process."""
+        return self.group.first and self.saved is not None and self.saved.due(step)
 
     def write_if_due(self, run: Run) -> None:
         """Write a checkpoint when one is due, after a rollback, and at the end."""

@@ -62,7 +62,8 @@ class Run:
         good: the state after the last good epoch.
         rollbacks: how often this process rolled back after a divergence.
         stopped: why the training ended before its last epoch; empty if it did not.
-        due: returns whether a checkpoint is due on this process.
+        due: returns whether a checkpoint is due on this process after a step; it must not refer to the run, whose
+            VAE would then leave Pyro's parameter store at the next garbage collection only.
         best: the epoch with the highest mean validation ELBO so far, and its ELBO of each datum.
         weights_epoch: the epoch whose weights the VAE has at the end, if a callback replaced the last ones; 0 if they
             belong to no single epoch.
@@ -88,7 +89,7 @@ class Run:
         self.vae, self.source, self.watched, self.loss, self.optim = vae, source, watched, loss, optim
         self.batch_size, self.seed, self.device, self.callbacks = batch_size, seed, device, callbacks
         self.group, self.rank, self.ranks = group, group.rank, group.ranks
-        self.due: Callable[[], bool] = bool
+        self.due: Callable[[int], bool] = lambda step: False
         self.attributes = {
             "estimator": loss_name(loss),
             "optimizer": type(optim.optimizer).__name__,
@@ -147,7 +148,7 @@ class Run:
         self.stepping = Steps(
             self.vae, self.loss, self.optim, size=len(self.source), batch_size=self.batch_size, engine=engine,
             precision=precision, steps=epochs * self.steps_per_epoch, say=bar.say,
-            group=self.group, wishes=lambda: (stop_requested.is_set(), self.due()),
+            group=self.group, wishes=lambda: (stop_requested.is_set(), self.due(self.step)),
         )  # fmt: skip
         for callback in self.callbacks:
             callback.start(self)

@@ -1,6 +1,7 @@
 """A sweep that is killed keeps what is done, and goes on with it to the same numbers."""
 
 import csv
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from pyro_vae.cli.run_folder import RunFolder
 from pyro_vae.cli.settings import command, swap_settings
 from pyro_vae.diagnose import DIAGNOSTICS
 from pyro_vae.diagnose import check as diagnose_check
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, OutputError
 from pyro_vae.train.distributed.group import available_cores
 
 FAST = ["--data", "data.npy", "--epochs", "2", "--hidden", "[4]", "--latent_dim", "2", "--batch_size", "16"]
@@ -268,6 +269,58 @@ def interrupt(*_, **__):
 
 def dies(*_, **__):
     raise SystemExit
+
+
+SINGLE = ["compare", *FAST, "--elbos", "[STL]", "--particles", "[1]", "--draws", "3"]
+TRAINED = ["compare", "run", "--elbos", "[STL]", "--particles", "[1]", "--draws", "3", "--rows", "4"]
+BUSY = {
+    "swap": (SWAP, "pyro_vae.cli.swap.train"),
+    "compare over seeds": (COMPARE, "pyro_vae.cli.compare.train"),
+    "compare": (SINGLE, "pyro_vae.cli.compare.train"),
+    "compare RUN": (TRAINED, "pyro_vae.cli.compare._compare_moments"),
+    "check": (["check", "run", *CHECK], "pyro_vae.cli.check.check"),
+}
+
+
+def during(moment, second, monkeypatch):
+    """Run a second command at the first call of a function of the first command; return its exit codes."""
+    whole, codes = pkgutil.resolve_name(moment), []
+
+    def busy(*given, **more):
+        monkeypatch.setattr(moment, whole)
+        codes.append(main(second))
+        return whole(*given, **more)
+
+    monkeypatch.setattr(moment, busy)
+    return codes
+
+
+@pytest.mark.parametrize(("arguments", "moment"), BUSY.values(), ids=BUSY.keys())
+def test_two_commands_do_not_write_to_one_folder_at_once(arguments, moment, run, cheap, monkeypatch, capsys):
+    codes = during(moment, [*arguments, "--out", "out"], monkeypatch)
+    assert main([*arguments, "--out", "out"]) == 0
+    assert codes == [2]
+    assert "out: another run is writing to this folder" in capsys.readouterr().err
+    assert not Path("out/.lock").exists()
+
+
+def test_a_sweep_is_not_resumed_twice_at_once(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        counted(patch, cli_compare, dies_at=2)
+        with pytest.raises(SystemExit):
+            main([*COMPARE, "--out", "cut"])
+    codes = during("pyro_vae.cli.compare.train", ["compare", "cut"], monkeypatch)
+    assert main(["compare", "cut"]) == 0
+    assert codes == [2]
+    assert "cut: another run is writing to this folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_run_filled_before_it_was_locked_is_refused(tmp_path):
+    late, first = RunFolder(tmp_path), RunFolder(tmp_path)
+    with first.locked():
+        first.text("note.txt", "the first run")
+    with pytest.raises(OutputError, match=r"already holds (note\.txt|SHA256SUMS); nothing"), late.locked():
+        pass
 
 
 MOMENTS = {

@@ -135,6 +135,32 @@ def test_workers_end_with_the_command(end, folder):
     assert process.returncode in (130, -signal.SIGKILL)
 
 
+WAITING = """
+from helpers import sweep_checks
+from jsonargparse import Namespace
+from pyro_vae.cli.sweep import run_jobs
+run_jobs(Namespace(workers=2, cluster=None), sweep_checks.waits, {"a": (), "b": (), "c": ()}, "data")
+"""
+
+
+def test_workers_that_are_starting_end_with_the_command_when_it_is_killed():
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    main_process = subprocess.Popen([sys.executable, "-c", WAITING], env={**os.environ, "PYTHONPATH": path})
+    while len(workers := loky_workers(main_process.pid)) < 2:
+        time.sleep(0.01)
+    main_process.kill()
+    main_process.wait()
+    left = alive(workers)
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left
+
+
+def loky_workers(process):
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [int(child) for child in children if "popen_loky" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

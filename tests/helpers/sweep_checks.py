@@ -25,6 +25,10 @@ def one_dies(settings, number, data):
     return Outcome(number)
 
 
+def waits(settings, data):
+    time.sleep(60)
+
+
 def interrupts(settings, number, folder, data):
     """The first is done at once; the second presses Ctrl-C in the process that waits for it."""
     if number == 1:

@@ -199,6 +199,13 @@ def test_products_are_rewritten_up_to_rounding():
     assert torch.allclose(rewritten(*inputs)[0], linear(*inputs), rtol=1e-12, atol=1e-12)
 
 
+def test_a_product_that_is_rewritten_can_be_flattened():
+    """As the gradient of a narrow layer is, before the processes of ``devices=n`` reduce it."""
+    inputs = [torch.randn(128, 40), torch.randn(40, 8)]
+    rewritten = cheaper_products(graph.trace(lambda a, b: 2 * torch.mm(a, b).flatten(), inputs).module)
+    assert torch.allclose(rewritten(*inputs)[0], 2 * (inputs[0] @ inputs[1]).flatten(), atol=1e-4)
+
+
 def test_small_steps_are_taken_by_one_thread():
     """A product of (n × n) matrices is 2 n³ operations."""
     traced = graph.trace(lambda a, b: torch.mm(a, b).exp().sum(), [torch.randn(50, 50), torch.randn(50, 50)])

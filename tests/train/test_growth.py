@@ -1,11 +1,13 @@
 """Nothing grows with the number of fits, compiled shapes and streams of one process."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from helpers.checks import small_vae
@@ -73,6 +75,20 @@ for i in range(number):
         found.append(held())
 print(json.dumps(found))
 """
+
+
+def test_runs_with_checkpoints_leave_the_parameter_store_without_a_garbage_collection(tmp_path):
+    sizes = []
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(4):
+            settings = {"epochs": 1, "progress": False, "device": "cpu", "engine": "eager"}
+            pv.fit(small_vae(), torch.randn(16, 6), checkpoints=tmp_path / str(i), **settings)
+            sizes.append(len(pyro.get_param_store()))
+    finally:
+        gc.enable()
+    assert sizes[1:] == [sizes[1]] * 3
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ import pyro_vae as pv
 from pyro_vae.cli import fit_command, main
 from pyro_vae.errors import DataError, ModelError, ProcessError, SettingsError
 from pyro_vae.train.distributed import group
+from pyro_vae.train.distributed import launch as worker
 from pyro_vae.train.distributed.group import Group, joined, launched, reraise_lost_peer
 from pyro_vae.train.distributed.launch import forward_signals, launch
 from pyro_vae.train.distributed.reduce import validate_distributable
@@ -282,7 +283,7 @@ def test_workers_that_ignore_a_signal_are_killed_and_no_other_process_is(signals
     spawn = multiprocessing.get_context("spawn")
     other = spawn.Process(target=time.sleep, args=(60,))
     other.start()
-    with forward_signals() as received:
+    with forward_signals(1) as received:
         hang = spawn.Process(target=os.execv, args=(sys.executable, [sys.executable, "-c", IGNORES]))
         hang.start()
         while not Path("ready").exists():
@@ -301,6 +302,31 @@ def test_workers_that_ignore_a_signal_are_killed_and_no_other_process_is(signals
     assert other.is_alive()
     other.kill()
     other.join()
+
+
+def test_a_worker_that_starts_after_the_signal_ends_too():
+    late = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    with forward_signals(1):
+        os.kill(os.getpid(), signal.SIGINT)
+        late.start()
+        late.join(20)
+        late.kill()
+        late.join()
+    assert late.exitcode == -signal.SIGTERM
+
+
+def test_a_signal_while_a_worker_imports_its_function_ends_the_worker(monkeypatch):
+    """Torch would wait for the result of a worker that ends with KeyboardInterrupt."""
+    monkeypatch.setattr(worker.os, "setpgid", lambda *_: None)
+    monkeypatch.setattr(worker.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match="130"):
+        worker._work(pickle.dumps((Interrupted(), ())), {}, torch.get_num_threads())
+
+
+class Interrupted:
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGINT,)
 
 
 @pytest.mark.slow

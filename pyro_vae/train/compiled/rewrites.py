@@ -27,6 +27,9 @@ def cheaper_products(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         if node.target is aten.mm.default and _is_narrow(*node.args):
             _replace(graph, node, lambda a, b: _t(graph, _mm(graph, _t(graph, b), _t(graph, a))))
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # a transposed product has other strides, which may allow no view
     return fx.GraphModule(module, graph)
 
 

@@ -91,7 +91,11 @@ def launch(workers: int, function: Callable[..., Any], *args: Any, shared: dict[
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     validate_main_guard()
-    with forward_signals() as received, tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder, _quiet_torch():
+    with (
+        forward_signals(workers) as received,
+        tempfile.TemporaryDirectory(prefix="pyro-vae-") as folder,
+        _quiet_torch(),
+    ):
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=workers, max_restarts=0, run_id=uuid.uuid4().hex,
             rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
@@ -122,6 +126,17 @@ def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
     """Run the function in this worker."""
     os.setpgid(0, 0)  # Ctrl-C goes to the launching process, which forwards it
     signal.signal(signal.SIGTERM, _interrupt)  # fit returns after SIGTERM, so that the launching process gets weights
+    try:
+        return _call(sent, shared, threads)
+    except LostPeerError:
+        time.sleep(GRACE)
+        raise
+    except KeyboardInterrupt:  # also while the function is imported
+        sys.exit(128 + signal.SIGINT)  # torch would treat it as a success without a result, and wait
+
+
+def _call(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
+    """Call the function; return its result on worker 0."""
     atexit.register(gc.freeze)  # otherwise the last garbage collection takes a second of each worker
     _exit_if_orphaned()
     torch.set_num_threads(threads)
@@ -129,18 +144,13 @@ def _work(sent: bytes, shared: dict[str, Any], threads: int) -> Any:
         function, args = pickle.loads(sent)  # noqa: S301  (sent by the launching process)
     except (AttributeError, ImportError) as error:
         raise SettingsError(f"a worker cannot import an argument ({error}); define it in a module (.py)") from error
-    try:
-        result = function(*args, **shared)
-    except LostPeerError:
-        time.sleep(GRACE)
-        raise
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)  # torch would treat it as a success without a result, and wait
+    result = function(*args, **shared)
     _exit_if_orphaned()
     return result if os.environ["RANK"] == "0" else None
 
 
 def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher sends another one as soon as a worker has ended
     raise KeyboardInterrupt
 
 
@@ -171,28 +181,41 @@ def _failure(rank: int, failure: Any, workers: int, interrupted: bool) -> BaseEx
 
 
 @contextmanager
-def forward_signals() -> Iterator[list[int]]:
-    """Forward a termination signal to workers; kill them at a second one or after :data:`ENDING` seconds."""
+def forward_signals(workers: int) -> Iterator[list[int]]:
+    """Forward a termination signal to workers; kill them at a second one or after :data:`ENDING` seconds.
+
+    Args:
+        workers: the number of workers that start inside the block; the signal also ends those that start after it.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    others = multiprocessing.active_children()
+    others, ended = {*multiprocessing.active_children()}, threading.Event()
 
     def forward(number: int, _: Any = None) -> None:
         received.append(number)
-        for worker in multiprocessing.active_children():
-            if worker not in others:
-                worker.terminate() if len(received) == 1 else worker.kill()
         if len(received) == 1:
-            deadline.start()
+            threading.Thread(target=end_workers, daemon=True).start()
+            return
+        for worker in {*multiprocessing.active_children()} - others:
+            worker.kill()
 
-    deadline = threading.Timer(ENDING, forward, [signal.SIGKILL])
+    def end_workers() -> None:
+        deadline, asked = time.monotonic() + ENDING, set[Any]()
+        while len(asked) < workers and time.monotonic() < deadline and not ended.wait(0.05):
+            started = {*multiprocessing.active_children()} - others - asked
+            for worker in started:
+                worker.terminate()
+            asked |= started
+        if not ended.wait(max(0.0, deadline - time.monotonic())):
+            forward(signal.SIGKILL)
+
     before = {number: signal.signal(number, forward) for number in ending_signals()}
     try:
         yield received
     finally:
-        deadline.cancel()
+        ended.set()
         for number, handler in before.items():
             signal.signal(number, handler)
         deliver_again(received, before)
