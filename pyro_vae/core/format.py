@@ -4,6 +4,7 @@ import io
 import math
 import os
 import sys
+from contextlib import suppress
 from typing import IO, Any
 
 import rich.console
@@ -135,12 +136,14 @@ class Console(rich.console.Console):
         super().__init__(**shown)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; report once that the output cannot be written, on a full disk for example, and work on."""
+        """Print; if the output cannot be written, because the disk is full for example, say so and go on without it."""
         try:
             super().print(*objects, **options)
         except OSError as error:
-            print(f"pyro-vae: the output cannot be written ({error.strerror}); going on without it", file=sys.stderr)
+            message = f"pyro-vae: the output cannot be written ({error.strerror}); going on without it"
             self.on_broken_pipe()
+            with suppress(OSError, AttributeError):  # the errors may go to the same place, or nowhere
+                sys.stderr.write(message + "\n")
 
     def on_broken_pipe(self) -> None:
         """Work on without a word where nobody reads any more, as behind ``| head -1``."""

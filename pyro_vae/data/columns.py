@@ -1,5 +1,6 @@
 """Convert a column of a table to numbers, or to the codes of its categories."""
 
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 MOST_CATEGORIES = 20
 """A text column with more distinct values is not treated as categorical."""
+
+OTHER_NOTATION = re.compile(r"[-+−]?[$€£]?\s?\d+([ ,.'\u00a0]\d{3})*([.,]\d+)?\s?[%$€£]?")
+"""A number with a decimal comma, thousands separators, a unit or another minus sign."""
 
 DATES = ("date", "datetime", "datetime64", "interval", "period", "time", "timedelta", "timedelta64")
 """The kinds of Python objects, as pandas names them, that it would convert to counts of some unit."""
@@ -82,8 +86,14 @@ def numbers_of(
     if not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
         return numbers.to_numpy(np.float64, na_value=np.nan), None
     values = column[here].str.strip() if is_text else column[here].map(_stripped)
-    if text.sum() == here.sum() and values.notna().all() and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2):
-        return code_by_name(column, name, source, sorted(values.unique()))
+    all_text = text.sum() == here.sum() and bool(values.notna().all())
+    distinct = (
+        sorted(values.unique()) if all_text and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2) else []
+    )
+    if all(map(OTHER_NOTATION.fullmatch, distinct)):
+        distinct = []  # numbers, which codes would put in another order
+    if distinct:
+        return code_by_name(column, name, source, distinct)
     row = int(text.argmax())
     value = column.iloc[row]
     shown = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)

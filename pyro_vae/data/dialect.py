@@ -65,6 +65,7 @@ def find_dialect(
     decimal: str | None = None,
     header: bool | None = None,
     missing: Sequence[str] = (),
+    named: Set[str] = frozenset(),
     source: str = "data",
 ) -> Dialect:
     """Infer the dialect of a table from its first lines, except for the given settings.
@@ -78,6 +79,7 @@ def find_dialect(
         decimal: the decimal point.
         header: whether the first line names the columns.
         missing: cells that mark a missing value, besides ``MISSING``.
+        named: names of columns that options mention; a first line with one of them is the header.
         source: the name of the data, for messages.
 
     Raises:
@@ -94,7 +96,7 @@ def find_dialect(
     rows = _cells(lines, sep)
     first, rest = (rows[0], rows[1:]) if rows else ([], [])
     decimal = decimal or _find_decimal(rows, sep, source)
-    names = is_header(first, rest, decimal, missing) if header is None else header
+    names = header if header is not None else not named.isdisjoint(first) or is_header(first, rest, decimal, missing)
     if names is None:
         raise DataError(
             f"{source}: the first line ({list_names(first)}) may be names or data; give header as true if it names the "
@@ -148,13 +150,16 @@ def _cells(lines: Sequence[str], sep: str) -> list[list[str]]:
 def _find_separator(lines: Sequence[str], decimal: str | None, source: str) -> str:
     """Infer the separator.
 
-    Where the first line has one cell, it lacks the separator, or is that of R above one column and row names. So these
-    separators come last.
+    A separator that the first line lacks is used only if there is no other: R writes one name above two columns, the
+    first of which holds the row labels.
     """
     cut = {key: _cells(lines, key) for key in SEPARATORS if key != decimal}
     scores = {key: _score(rows) for key, rows in cut.items()}
     even = [key for key, rows in cut.items() if scores[key] and len({*map(len, rows)}) == 1]
-    if {*even} - {SPACES} and not any(COMMA.fullmatch(cell) for row in cut[SPACES][:1] for cell in row):
+    others = [key for key in even if key != SPACES]
+    if others and not any(COMMA.fullmatch(cell) for row in cut[SPACES][:1] for cell in row):
+        if SPACES in even and scores[SPACES] > max(scores[key] for key in others):
+            raise DataError(f"{source}: the columns may be separated by {SEPARATORS[others[0]]} or spaces; give sep")
         scores[SPACES] = 0  # spaces are in many names and texts, and between thousands
     found = [key for key, score in scores.items() if score]
     found = [key for key in found if len(cut[key][0]) > 1] or found
@@ -247,16 +252,25 @@ def is_header(
     below = [[row[i + start] for i in places if i + start < len(row)] for row in rest]
     labelled = bool(texts) or shorter or first[0] == ""
     names = _are_names([first[i] for i in places], below, decimal, labelled) if places else True
-    if any(column and _all_numbers(column, decimal) for _, column in texts):
+    above_numbers = [cell for cell, column in texts if column and _all_numbers(column, decimal)]
+    if above_numbers and not places:
+        return True
+    if above_numbers:
         return None if again or names is False else True
     if not places:
         repeated = bool(rest) and len({cell for cell, _ in texts}) < len(texts)
         return False if any(gaps) else None if gaps or again or repeated else True
     if gaps or again:
         return False
+    if names is False and any(len({*map(_shape, column)}) < len(column) for _, column in texts):
+        return None  # text that is not below, where texts repeat
     if shorter and names is None:
         return True
-    return _is_below_index(first, columns[0], names) if first[0] == "" and not texts else names
+    if first[0] == "" and not texts and len(columns[0]) == len(rest):  # every row has a label
+        counts = [str(i) for i in range(max(len(first), len(rest)))]
+        of_pandas = first[1:] == counts[: len(first) - 1] or columns[0] == counts[: len(rest)]
+        return True if of_pandas or all(_number(cell, ".") is None for cell in columns[0]) else names or None
+    return names
 
 
 def _kind(cell: str, decimal: str, marks: Set[str]) -> str:
@@ -278,9 +292,9 @@ def _all_numbers(cells: Sequence[str], decimal: str) -> bool:
 def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: str, labelled: bool) -> bool | None:
     """Return whether numbers in the first row are names, or None if they may be.
 
-    Such names count, as years and the names that pandas gives, or increase in equal steps outside the range of the
-    numbers below, as wavelengths. Whole numbers above fractions are names then, and above whole numbers may be either.
-    Rows of numbers alone that increase by the same steps are data, as those of ``numpy.arange``.
+    Names count, as years and the default names of pandas do, or increase, as wavelengths do. They are names for sure if
+    there are ten in equal steps, or three outside the range of the numbers below and written unlike them: without
+    fractions. Rows of numbers alone that increase by the same steps are data, as those of ``numpy.arange``.
 
     Args:
         cells: the numbers in the first row.
@@ -291,26 +305,26 @@ def _are_names(cells: Sequence[str], below: Sequence[Sequence[str]], decimal: st
     found = [float(_number(cell, decimal) or 0) for cell in cells]
     others = [[number for cell in row if (number := _number(cell, decimal)) is not None] for row in below]
     values = [number for row in others for number in row]
-    several, whole = len(found) > 2, all(map(str.isdecimal, cells))
-    fractions = any(_number(cell, decimal) is not None and not INTEGER.fullmatch(cell) for row in below for cell in row)
     steps = [b - a for a, b in itertools.pairwise(found)]
-    rising = bool(steps) and min(steps) > 0
+    rising, several, whole = bool(steps) and min(steps) > 0, len(found) > 2, all(map(str.isdecimal, cells))
     regular = rising and max(steps) - min(steps) <= 1e-6 * max(steps)
     counting = whole and (set(steps) == {1} if steps else found == [0])
     apart = bool(values) and not any(min(values) <= number <= max(values) for number in found)
-    if whole and fractions:
-        sure, maybe = (
-            (counting and (bool(steps) or not labelled)) or (apart and regular and several),
-            counting or (apart and (rising or several)),
-        )
-    elif labelled:
-        sure, maybe = apart and regular and (counting or several), counting or (apart and rising and several)
-    elif values and (found[0] or not whole) and all(_increase_by(row, steps) for row in others):
-        sure, maybe = False, False
-    else:
-        many = len(found) >= 10  # of few numbers, a row of data may have equal steps
-        sure, maybe = apart and regular and many and not whole, counting or (apart and rising and several)
-    return True if sure else None if maybe else False
+    if not counting and not (rising and several and (regular or apart)):
+        return False
+    if not labelled and (found[0] or not whole) and values and all(_increase_by(row, steps) for row in others):
+        return False
+    enough = several or (counting and rising and labelled)
+    unlike = whole and _are_fractions(below, decimal)
+    sure = enough and (counting or apart) and (unlike or (apart and labelled))
+    return True if regular and (len(found) >= 10 or sure) else None
+
+
+def _are_fractions(rows: Sequence[Sequence[str]], decimal: str) -> bool:
+    """Return whether there are numbers with fractions, and no column mixes them with whole numbers."""
+    columns = itertools.zip_longest(*rows, fillvalue="")
+    kinds = [{bool(INTEGER.fullmatch(cell)) for cell in one if _number(cell, decimal) is not None} for one in columns]
+    return {False} in kinds and {True, False} not in kinds
 
 
 def _increase_by(row: Sequence[float], steps: Sequence[float]) -> bool:
@@ -319,13 +333,3 @@ def _increase_by(row: Sequence[float], steps: Sequence[float]) -> bool:
     return len(pairs) == len(steps) and all(
         abs(b - a - step) <= 1e-6 * step for (a, b), step in zip(pairs, steps, strict=True)
     )
-
-
-def _is_below_index(first: Sequence[str], labels: Sequence[str], names: bool | None) -> bool | None:
-    """Return whether numbers behind an empty cell are names above row labels, as pandas writes a table."""
-    count = [str(i) for i in range(max(len(first), len(labels)))]
-    if first[1:] == count[: len(first) - 1] or (labels and labels == count[: len(labels)]):
-        return True
-    if names is None or (names is False and len(first) == 2 and first[1].isdecimal()):
-        return True if labels and all(_number(label, ".") is None for label in labels) else None
-    return names

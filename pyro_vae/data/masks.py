@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_vae.data.columns import list_names
 from pyro_vae.data.frames import as_frame
-from pyro_vae.data.row_labels import row_labels_of
-from pyro_vae.data.tables import given_names
+from pyro_vae.data.row_labels import labels_of_index
+from pyro_vae.data.tables import column_names, given_names
 from pyro_vae.data.values import validate_unmasked
 from pyro_vae.errors import DataError
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def validate_same_labels(part: str, own: np.ndarray | None, labels: np.ndarray | None, source: str) -> None:
-    """Validate that the rows of a context or a mask are labelled as those of the data, if both have labels.
+    """Validate that the rows of a context or a mask are labelled as those of the data.
+
+    Where only one of them has labels, they are not compared, unless they are the numbers of the rows.
 
     Raises:
         DataError: if they are not, naming the first row that differs.
@@ -31,12 +33,19 @@ def validate_same_labels(part: str, own: np.ndarray | None, labels: np.ndarray |
     """
     import pandas as pd
 
-    if own is None or labels is None or pd.Index(own).equals(pd.Index(labels)):
+    if own is None or labels is None:
+        known = labels if own is None else own
+        if known is None or known.dtype.kind not in "iu" or not np.array_equal(np.sort(known), np.arange(len(known))):
+            return  # not even the labels of shuffled rows
+        own, labels = (np.arange(len(known)) if each is None else each for each in (own, labels))
+    first, second = pd.Index(own), pd.Index(labels)
+    if first.equals(second) or first.astype(str).equals(second.astype(str)):  # dates may be text on one side
         return
     row = next((i for i, pair in enumerate(zip(own, labels, strict=False)) if pair[0] != pair[1]), 0)
+    here, there = (repr(each[row : row + 1].tolist()[0]) for each in (own, labels))
     raise DataError(
-        f"{source}: the rows of the {part} are labelled differently from the data (row {row} is {own[row]} in the "
-        f"{part} and {labels[row]} in the data); give them in the same order"
+        f"{source}: the rows of the {part} are labelled differently from the data (row {row} is {here} in the {part} "
+        f"and {there} in the data); give both the same labels in the same order, or neither (reset_index(drop=True))"
     )
 
 
@@ -79,9 +88,10 @@ def as_mask(
 
 def _in_order(mask: "pd.DataFrame", columns: Sequence[str] | None, source: str) -> "pd.DataFrame":
     """Return a mask with its columns in the order of the data, unless one of them has no names of columns."""
-    names = [str(name).strip() for name in mask.columns]
+    names = column_names(mask.columns)
     if columns is None or sorted(names) == sorted(columns):
-        return mask if columns is None else mask.iloc[:, [names.index(name) for name in columns]]
+        place = {name: i for i, name in enumerate(names)}
+        return mask if columns is None else mask.iloc[:, [place[name] for name in columns]]
     unnamed = [*map(str, range(len(names)))]  # by pandas
     if names == unnamed or given_names(names) is None or given_names(columns) is None:
         return mask
@@ -89,11 +99,3 @@ def _in_order(mask: "pd.DataFrame", columns: Sequence[str] | None, source: str) 
         f"{source}: the columns of the mask are {list_names(names)}, but those of the data are {list_names(columns)}; "
         "give the mask the columns of the data"
     )
-
-
-def labels_of_index(frame: "pd.DataFrame") -> np.ndarray | None:
-    """Return the labels in the index of a DataFrame, or None if it counts the rows."""
-    import pandas as pd
-
-    counts = isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))
-    return None if counts else row_labels_of(frame.index)

@@ -1,6 +1,6 @@
 """Convert tables and arrays of any library to :class:`~pyro_vae.data.Data`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from pyro_vae.data.frames import is_table
 from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.precision import narrow, unrounded, validate_integers
 from pyro_vae.data.rows import data_of, validate_data
+from pyro_vae.data.tables import column_names, given_names
 from pyro_vae.data.values import Data, as_tensor, matched, own_values
 from pyro_vae.errors import DataError, SettingsError, type_of
 
@@ -47,6 +48,13 @@ class Options:
         """Return the options that apply to tables of named columns, None where not set."""
         lists = {"drop": self.drop or None, "context": self.context or None}
         return {name: getattr(self, name) for name in ("index", "label", "columns", "missing", "key")} | lists
+
+    def named(self) -> set[str]:
+        """Return the names of columns that have a use, here or in the other data."""
+        like = () if self.like is None else given_names(self.like.columns) or ()
+        known = () if self.like is None else self.like.context_columns or ()
+        given = [name for name in (self.index, self.label) if name]
+        return {*given, *self.drop, *(self.columns or ()), *self.context, *like, *known}
 
     def table(self, table: Any, source: str, notes: Sequence[str] = ()) -> Data:
         """Convert a table of named columns to data."""
@@ -107,11 +115,14 @@ class Options:
 def _without_codes(array: np.ndarray, missing: Sequence[Any]) -> np.ndarray:
     """Replace the codes of missing values by NaN, before double precision is found unnecessary or too coarse."""
     codes = [value for value in missing if isinstance(value, int | float)]
-    if not codes:
-        return array
     kind = array.dtype if array.dtype.kind == "f" else np.dtype(np.float32 if array.itemsize < 3 else np.float64)
     with np.errstate(over="ignore"):
-        return np.where(np.isin(array, np.array(codes, kind)), np.array(np.nan, kind), array.astype(kind, copy=False))
+        values = np.array(codes, kind)
+    if not np.isfinite(values).any():
+        return array
+    numbers = array.astype(kind)
+    numbers[np.isin(numbers, values[np.isfinite(values)])] = np.nan
+    return numbers
 
 
 DEFAULTS = Options()
@@ -143,7 +154,9 @@ def as_list(names: str | Sequence[Any] | None) -> list[Any] | None:
     """
     if names is None:
         return None
-    return [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
+    if isinstance(names, str):
+        return [name.strip() for name in names.split(",")]
+    return column_names(names if isinstance(names, Iterable) else [names])
 
 
 def as_missing(values: str | Sequence[Any] | None) -> list[Any] | None:
@@ -153,12 +166,12 @@ def as_missing(values: str | Sequence[Any] | None) -> list[Any] | None:
         >>> as_missing("?,-999")
         ['?', '-999', -999.0]
     """
-    listed = as_list([values] if isinstance(values, int | float) else values)
-    if listed is None:
+    if values is None:
         return None
+    listed = values.split(",") if isinstance(values, str) else [*values] if isinstance(values, Iterable) else [values]
     codes: list[Any] = []
     for value in listed:
-        codes.append(str(value))
+        codes.append(str(value).strip())
         try:
             codes.append(float(value))
         except (TypeError, ValueError, OverflowError):

@@ -30,7 +30,7 @@ from pyro_vae.data.memory import DEFAULTS, Options, as_list, as_missing, dense, 
 from pyro_vae.data.parquet import read_parquet
 from pyro_vae.data.text import open_text, read_text
 from pyro_vae.data.values import Data, reason
-from pyro_vae.errors import DataError
+from pyro_vae.errors import DataError, SettingsError
 
 
 def load(
@@ -94,6 +94,11 @@ def load(
         >>> data.columns, data.x.shape, data.summary
         (['height', 'weight'], torch.Size([2, 2]), 'read 2 rows, 2 columns; separated by semicolons; decimal commas')
     """
+    one = {"index": index, "label": label}
+    if odd := next((name for name, value in one.items() if not isinstance(value, str | None)), None):
+        raise SettingsError(f"{odd} is {one[odd]!r}; give the name of a column")
+    if not isinstance(header, bool | None):
+        raise SettingsError(f"header is {header!r}; give True or False")
     options = Options(
         index, label, as_list(drop) or [], as_list(columns), as_missing(missing), as_list(context) or [], key, like
     )  # fmt: skip
@@ -114,7 +119,7 @@ def load(
             _validate_packed(path)
             frame, dialect = read_text(
                 path, **of_text, missing=[m for m in options.missing or () if isinstance(m, str)],
-                index=index, label=label,
+                index=options.index, label=options.label, named=options.named(),
             )  # fmt: skip
             return options.table(frame, str(path), dialect.describe())
         options.validate_unused(str(path), **of_text)

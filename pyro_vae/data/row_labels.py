@@ -1,5 +1,6 @@
 """Find the labels of the rows of a table, and read labels as they are written."""
 
+import itertools
 import math
 from collections.abc import Sequence, Set
 from contextlib import suppress
@@ -7,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae.data.columns import list_names
 from pyro_vae.data.frames import usable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-UNNAMED = ("", "Unnamed: 0", "Unnamed: 0.1", "__index_level_0__")
-"""The names that pandas and others give to an index saved as a column; the third to one saved twice."""
+UNNAMED = ("", "__index_level_0__", "Unnamed: 0", *(f"Unnamed: 0.{i}" for i in range(1, 10)))
+"""The names that pandas and others give to an index saved as a column, those with points to one saved several times."""
 
 
 def find_row_labels(
@@ -35,33 +37,31 @@ def find_row_labels(
         >>> find_row_labels(pd.DataFrame({"": [7, 7], "a": [1, 2]}), None, set())
         (array([7, 7]), [''], ['row labels from the unnamed first column'])
     """
-    import pandas as pd
-
     if index == "":
         return None, [], []
-    unnamed = [*frame.columns[:1]] if _is_unnamed(frame, used) else []
+    unnamed = _unnamed(frame, used)
     if index:
-        labels, where, columns = _as_index(frame[index]), f"column {index!r}", [index]
-    elif not (isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))):
-        labels, where, columns = frame.index, "the index", []
+        labels, where, columns = row_labels_of(_as_index(frame[index])), f"column {index!r}", [index]
+    elif (of_index := labels_of_index(frame)) is not None:
+        labels, where, columns = of_index, "the index", []
     elif unnamed:
-        labels, where, columns = _as_index(frame[unnamed[0]]), "the unnamed first column", unnamed
+        labels, where, columns = row_labels_of(_as_index(frame[unnamed[0]])), "the unnamed first column", unnamed[:1]
     else:
         return None, [], []
     notes = [f"row labels from {where}"]
     if lost := [name for name in unnamed if name not in columns]:  # an index that was saved before
-        notes.append("the unnamed first column left out")
-    return row_labels_of(labels), [*columns, *lost], notes
+        notes.append("the unnamed first column left out" if lost == unnamed[:1] else f"{list_names(lost)} left out")
+    return labels, [*columns, *lost], notes
 
 
-def _is_unnamed(frame: "pd.DataFrame", used: Set[str | None]) -> bool:
-    """Return whether the first column has no name, no other use, and values: a separator may start each line."""
-    first = frame.columns[0] if frame.shape[1] > 1 else None
-    return first in UNNAMED and first not in used and not bool(frame[first].isna().all())
+def _unnamed(frame: "pd.DataFrame", used: Set[str | None]) -> list[str]:
+    """Return the first columns without name and other use, unless they are empty: a separator may start each line."""
+    first = itertools.takewhile(lambda name: name in UNNAMED and name not in used, frame.columns[:-1])
+    return [name for name in first if not bool(frame[name].isna().all())]
 
 
 def _as_index(column: "pd.Series") -> "pd.Index":
-    """Convert a column to an index; pandas has none of half precision, and needs values that can be hashed."""
+    """Convert a column to an index; an index cannot have half precision, nor values without a hash."""
     import pandas as pd
 
     if column.dtype == object:
@@ -69,6 +69,20 @@ def _as_index(column: "pd.Series") -> "pd.Index":
     if getattr(column.dtype, "numpy_dtype", None) == np.float16:  # of Arrow
         column = column.astype(np.float32)
     return pd.Index(usable(column))
+
+
+def labels_of_index(frame: "pd.DataFrame") -> np.ndarray | None:
+    """Return the labels in the index of a DataFrame, or None if it counts the rows.
+
+    Example:
+        >>> import pandas as pd
+        >>> labels_of_index(pd.DataFrame(index=["a", "b"])).tolist()
+        ['a', 'b']
+    """
+    import pandas as pd
+
+    counts = isinstance(frame.index, pd.RangeIndex) and frame.index.equals(pd.RangeIndex(len(frame)))
+    return None if counts else row_labels_of(frame.index)
 
 
 def row_labels_of(index: "pd.Index") -> np.ndarray:

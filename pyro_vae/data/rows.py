@@ -12,10 +12,10 @@ from torch.utils.data import TensorDataset
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.context import one_hot_context, validate_context, validate_kind
 from pyro_vae.data.frames import as_frame, is_table
-from pyro_vae.data.masks import as_mask, labels_of_index, validate_same_labels
+from pyro_vae.data.masks import as_mask, validate_same_labels
 from pyro_vae.data.precision import coarse_columns, narrow, unrounded
-from pyro_vae.data.row_labels import UNNAMED
-from pyro_vae.data.tables import columns_like, columns_of, given_names, matched_by_name
+from pyro_vae.data.row_labels import UNNAMED, labels_of_index
+from pyro_vae.data.tables import column_names, columns_like, columns_of, given_names, matched_by_name
 from pyro_vae.data.values import Data, as_tensor, from_array, matched, name_and_columns
 from pyro_vae.errors import DataError, PrecisionWarning, type_of
 from pyro_vae.likelihoods import Likelihood
@@ -64,12 +64,14 @@ def data_of(
     frame = as_frame(source_of_data, source)
     if frame is None:
         raise DataError(f"{source}: is {type_of(source_of_data)}, not a table of named columns; give a DataFrame")
-    names = [str(name).strip() for name in frame.columns]
+    names = column_names(frame.columns)
     if like is not None and like.context_columns:
         context = like.context_columns
         validate_context(names, context, source, like.source)
     expected = [] if like is None or like.columns is None else [*map(str, like.columns)]
     by_name = bool(expected) and matched_by_name(names, expected)
+    if given_names(expected) is None and {index, label, *drop} & {*names}:
+        by_name = False  # the remaining default names count anew
     if by_name or given_names(expected):
         index, label = (name if name in names else None for name in (index, label))  # new data may lack them
         drop = [name for name in drop if name in names]
@@ -90,7 +92,7 @@ def data_of(
             f"{source}: contains text that is not Unicode ({what!r}); correct it, or drop its column"
         ) from error
     if like is not None:
-        features = [name for name in table.names if name in expected]
+        features = {*expected}.intersection(table.names)
         for name in (*(like.context_columns or ()), *features):
             validate_kind(name, table.categories.get(name), like.categories.get(name), source, like.source)
     x = narrow(table.values)
@@ -357,7 +359,7 @@ def data_like(
 
 def _without_absent_context(like: Data, frame: "pd.DataFrame") -> Data:
     """Leave out the context columns that a table lacks, because its context is given separately."""
-    names = [str(name).strip() for name in frame.columns]
+    names = column_names(frame.columns)
     here = [name for name in like.context_columns or () if name in names and name not in (like.columns or ())]
     return replace(like, context_columns=here or None)
 
@@ -366,7 +368,7 @@ def _observed_of(table: Any, mask: Any, like: Data | None, source: str) -> Data:
     """Read the observed cells of a table, given a mask of its columns."""
     frame = as_frame(table, source)
     assert frame is not None  # guaranteed by is_table
-    names = [str(name).strip() for name in frame.columns]
+    names = column_names(frame.columns)
     expected = like.columns if like is not None and matched_by_name(names, like.columns) else None
     context = () if like is None else like.context_columns or ()
     features = [name for name in names if (name not in context if expected is None else name in expected)]
@@ -374,14 +376,13 @@ def _observed_of(table: Any, mask: Any, like: Data | None, source: str) -> Data:
     shape = np.shape(mask if seen is None else seen)
     if features and features[0] in UNNAMED and len(shape) == 2 and shape[1] == len(features) - 1:
         features = features[1:]  # the first column holds the row labels
-    mask = as_mask(
-        mask if seen is None else seen, (len(frame), len(features)), source, features, labels_of_index(frame)
-    )
-    observed = np.ones(frame.shape, bool)
-    observed[:, [names.index(name) for name in features]] = mask.cpu().numpy()
+    mask = as_mask(mask if seen is None else seen, (len(frame), len(features)), source, features)
+    observed, place = np.ones(frame.shape, bool), {name: i for i, name in enumerate(features)}
+    observed[:, [name in place for name in names]] = mask.cpu().numpy()
     data = data_of(frame.where(observed), like=like, missing=[], source=source)
+    validate_same_labels("mask", None if seen is None else labels_of_index(seen), data.row_labels, source)
     x = data.x if data.mask is None else data.x.masked_fill(~data.mask, torch.nan)
-    return replace(data, x=x, mask=mask[:, [features.index(name) for name in data.columns or features]])
+    return replace(data, x=x, mask=mask[:, [place[name] for name in data.columns or features]])
 
 
 def mask_nan(data: Any, *, source: str = "data") -> Data:

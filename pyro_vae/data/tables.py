@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +128,19 @@ def columns_of(
     )  # fmt: skip
 
 
+def column_names(columns: Iterable[Any]) -> list[str]:
+    """Return the names of columns as text, the levels of a name separated by commas.
+
+    Example:
+        >>> column_names([("height", 1), " weight"])
+        ['height, 1', 'weight']
+    """
+    return [", ".join(map(str, name)) if isinstance(name, tuple) else str(name).strip() for name in columns]
+
+
 def _names(frame: "pd.DataFrame", source: str) -> list[str]:
     """Validate that the names of the columns differ, and return them as text."""
-    names = [", ".join(map(str, name)) if isinstance(name, tuple) else str(name).strip() for name in frame.columns]
+    names = column_names(frame.columns)
     counts = Counter(names)
     twice = next((name for name, count in counts.items() if count > 1), None)
     if twice is not None:
@@ -138,14 +148,14 @@ def _names(frame: "pd.DataFrame", source: str) -> list[str]:
     return names
 
 
-POINT, THOUSANDS = re.compile(r"\s*[-+]?\d*\.\d+\s*"), re.compile(r"\s*[-+]?\d{1,3}(\.\d{3})+(,\d+)?\s*")
+POINT, POINTS_BETWEEN = re.compile(r"\s*[-+]?\d*\.\d+\s*"), re.compile(r"\s*[-+]?\d{1,3}(\.\d{3})+(,\d+)?\s*")
 
 
 def _validate_no_points(frame: "pd.DataFrame", source: str) -> None:
     """Raise if a column has points between thousands where the decimal is a comma: 1.234 would be read as 1,234."""
     for name, column in frame.items():
         cells = [] if column.dtype.kind in "biuf" else [cell for cell in column if isinstance(cell, str)]
-        odd = next((cell for cell in cells if THOUSANDS.fullmatch(cell)), None)
+        odd = next((cell for cell in cells if POINTS_BETWEEN.fullmatch(cell)), None)
         if odd is None and cells and all(POINT.fullmatch(cell) for cell in cells):
             odd = cells[0]
         if odd is not None:
@@ -159,9 +169,9 @@ def _validate_uses(
     names: Sequence[str], removed: Sequence[str | None], lists: Mapping[str, Sequence[str]], source: str
 ) -> None:
     """Raise unless the columns that options name exist, and none is removed from the data or listed twice."""
-    uses = Counter(name for name in removed if name is not None)
+    uses, known = Counter(name for name in removed if name is not None), {*names}
     for name in (*uses, *itertools.chain(*lists.values())):
-        if name not in names:
+        if name not in known:
             raise DataError(f"{source}: there is no column {name!r}; the columns are {list_names(names)}")
         if uses[name] > 1:
             raise DataError(
@@ -174,7 +184,7 @@ def _validate_uses(
 
 
 def _equals_any(column: "pd.Series", values: list[Any]) -> "pd.Series":
-    """Return where a column equals one of some values, in the precision and without the outer spaces of its own."""
+    """Return where a column equals one of some values, rounded to its precision; outer spaces of text are ignored."""
     import pandas as pd
     import pyarrow as pa
 
@@ -239,11 +249,12 @@ def columns_like(
     """
     unnamed = {*names[:1]} & {*UNNAMED} - {*expected}
     found = [name for name in names if name not in besides and name not in unnamed]
-    if lacks := [name for name in expected if name not in found]:
+    here, there = {*found}, {*expected}
+    if lacks := [name for name in expected if name not in here]:
         raise DataError(
             f"{source}: column {lacks[0]!r} of {other} is missing (there are {list_names(found)}); add it or rename one"
         )
-    if unknown := [name for name in found if name not in expected]:
+    if unknown := [name for name in found if name not in there]:
         raise DataError(f"{source}: column {unknown[0]!r} is not in {other}; drop it")
     return [*expected], [] if found == [*expected] else [f"columns in the order of {other}"]
 

@@ -9,14 +9,14 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.data.dialect import EXCEL_ERROR, MOST_COLUMNS, SEPARATORS, Dialect, find_dialect, lines_above
+from pyro_vae.data.dialect import EXCEL_ERROR, MOST_COLUMNS, SEPARATORS, SPACES, Dialect, find_dialect, lines_above
 from pyro_vae.data.limits import Unpacking, in_bytes
 from pyro_vae.data.row_labels import UNNAMED, as_written
 from pyro_vae.data.values import reason
@@ -41,6 +41,7 @@ def read_text(
     missing: Sequence[str] = (),
     index: str | None = None,
     label: str | None = None,
+    named: Set[str] = frozenset(),
 ) -> tuple[Any, Dialect]:
     """Read a table from a text file, gzipped, zipped or plain.
 
@@ -54,6 +55,7 @@ def read_text(
         missing: cells that mark a missing value, besides ``MISSING``.
         index: the column of the row labels, ``""`` for none; a first column without a name if not given.
         label: the column of the class labels.
+        named: the names of all columns that have a use.
 
     Returns:
         The table as a DataFrame, and the dialect.
@@ -72,24 +74,31 @@ def read_text(
     """
     import pandas as pd
 
-    by_name = {name: key for key, name in SEPARATORS.items()} | {"\\t": "\t", " ": r"\s+", "tab": "\t", "space": r"\s+"}
+    by_name = {name: key for key, name in SEPARATORS.items()} | {"\\t": "\t", " ": SPACES, "tab": "\t", "space": SPACES}
     sep = None if sep is None else by_name.get(sep, sep)
-    if decimal not in (None, ".", ",") or (sep is not None and len(sep) != 1 and sep != r"\s+"):
+    if decimal not in (None, ".", ",") or (sep is not None and len(sep) != 1 and sep != SPACES):
         raise SettingsError(
             f"sep is {sep!r} and decimal {decimal!r}; sep must be one character, tabs or spaces, and decimal . or ,"
         )
-    if sep is not None and sep == (decimal or "."):
+    if sep is not None and sep == (decimal or ".") != ",":
         raise SettingsError(f"sep and decimal are both {sep!r}; give different characters")
     encoding, lines = _head(path)
     found = find_dialect(
-        lines, encoding=encoding, sep=sep, decimal=decimal, header=header, missing=missing, source=str(path)
+        lines,
+        encoding=encoding,
+        sep=sep,
+        decimal=decimal,
+        header=header,
+        missing=missing,
+        named=named,
+        source=str(path),
     )
     _validate_first(path, found)
     try:
         top = _parse(path, found, missing, nrows=1, dtype=str)
         names = _column_names(top, found)
         leading = int(not isinstance(top.index, pd.RangeIndex))  # rows have one cell more than the header
-        unnamed = index != "" and not leading and len(names) > 1 and names[0] in UNNAMED
+        unnamed = index != "" and not leading and len(names) > 1 and names[0] in {*UNNAMED} - named
         classes = [i for i, name in enumerate(names) if name == label]
         rows = [i for i, name in enumerate(names) if (name == index or (unnamed and i == 0)) and i not in classes]
         # bytes, because pandas would find missing values among texts
@@ -230,15 +239,16 @@ def _validate_lengths(path: Path, found: Dialect) -> None:
     for i, row in enumerate(rows, 0 if found.header else 1):
         if i == 0 and len(row) == expected + 1:
             more = " and row labels" if row[-1].strip() else " and a separator at the end of each row"
+        if len(row) == expected + bool(more):
+            continue
         if row[0].startswith("#") and not EXCEL_ERROR.match(row[0]):
             raise DataError(
                 f"{path}: row {i} starts with #; delete comments below the header (rows are counted from 0, after it)"
             )
-        if len(row) != expected + bool(more):
-            raise DataError(
-                f"{path}: row {i} has {len(row)} value{'s' * (len(row) > 1)}, but the table has {expected} "
-                f"column{'s' * (expected > 1)}{more}; make them equal (rows are counted from 0, after the header)"
-            )
+        raise DataError(
+            f"{path}: row {i} has {len(row)} value{'s' * (len(row) > 1)}, but the table has {expected} "
+            f"column{'s' * (expected > 1)}{more}; make them equal (rows are counted from 0, after the header)"
+        )
 
 
 def _validate_no_blank_lines(path: Path, found: Dialect) -> None:
@@ -269,7 +279,7 @@ def _validate_first(path: Path, found: Dialect) -> None:
 
 def _rows(path: Path, found: Dialect, blank: bool = False) -> Iterator[list[str]]:
     """Iterate over the cells of each line that is not empty; or of each line, without outer spaces, if ``blank``."""
-    spaces = found.sep == r"\s+"
+    spaces = found.sep == SPACES
     try:
         with open_text(path) as file, _below_comments(file, found) as lines:
             cut: Iterable[str] = lines

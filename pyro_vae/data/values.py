@@ -252,7 +252,8 @@ def matched(data: Data, like: Data) -> Data:
     if not matched_by_name(names, expected):
         return data
     columns, _ = columns_like(names, expected, set(), data.source, like.source)
-    order = [names.index(name) for name in columns]
+    place = {name: i for i, name in enumerate(names)}
+    order = [place[name] for name in columns]
     same = order == [*range(len(order))]
     x = data.x if same else data.x[:, order]
     mask, exact = (part if part is None or same else part[:, order] for part in (data.mask, data.exact))

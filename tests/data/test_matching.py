@@ -181,8 +181,8 @@ def test_other_labels_of_the_rows_of_a_context_or_a_mask_are_refused():
         assert len(rows_of(data, **{part: given.reset_index(drop=True)})) == N, "no labels to compare"
         assert len(rows_of(data.reset_index(drop=True), **{part: given[::-1]})) == N
         message = (
-            f"the rows of the {part} are labelled differently from the data .row 0 is r11 in the {part} and r0 in the "
-            "data.; give them in the same order"
+            f"the rows of the {part} are labelled differently from the data .row 0 is 'r11' in the {part} and 'r0' in "
+            "the data.; give both the same labels in the same order"
         )
         for read in (rows_of, lambda data, **given: rows_of(load(data), **given)):
             with pytest.raises(DataError, match=message):
@@ -361,3 +361,33 @@ def test_an_array_of_hdf5_is_no_table_of_named_columns(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         array = file.create_dataset("x", data=X.to_numpy())
         assert rows_of(array, context=array).x.tolist() == X.to_numpy().tolist()
+
+
+def test_shuffled_rows_are_not_those_of_a_table_without_labels():
+    shuffled = CONTEXT.set_axis(range(N))[::-1]
+    for data, context in ((X, shuffled), (X.set_axis(range(N))[::-1], CONTEXT.set_axis(range(N)))):
+        with pytest.raises(DataError, match="the rows of the context are labelled differently"):
+            rows_of(data, context=context)
+
+
+def test_labels_of_another_type_are_the_same_labels():
+    days = pd.date_range("2020-01-01", periods=N)
+    assert len(rows_of(X.set_axis(days), context=CONTEXT.set_axis(days.astype(str)))) == N
+    assert len(rows_of(X.set_axis(range(5, N + 5)), mask=(X > -9).set_axis([*map(str, range(5, N + 5))]))) == N
+
+
+def test_a_mask_is_compared_with_labels_in_a_first_column_without_a_name():
+    data = X.reset_index(drop=True)
+    data.insert(0, "", ROWS)
+    mask = (X > -9).set_axis(ROWS)
+    assert len(rows_of(data, mask=mask)) == N
+    with pytest.raises(DataError, match="the rows of the mask are labelled differently"):
+        rows_of(data, mask=mask[::-1])
+
+
+def test_names_of_several_levels_are_matched():
+    frame = X.set_axis(pd.MultiIndex.from_product([["u"], X.columns]), axis=1)
+    data = load(frame)
+    assert load(frame.iloc[:, ::-1], like=data).x.equal(data.x)
+    assert rows_of(frame, mask=frame > -9).x.equal(rows_of(data).x)
+    assert rows_of(data, mask=frame > -9).mask.all()

@@ -142,12 +142,13 @@ def test_an_unnamed_first_column_is_no_data_beside_other_row_labels(tmp_path):
     assert load(saved[saved.a > 100]).columns == ["a", "b"]
 
 
-def test_an_index_that_was_saved_twice_is_said_to_count(tmp_path):
-    COUNTED.to_csv(tmp_path / "once.csv")
-    pd.read_csv(tmp_path / "once.csv").to_csv(tmp_path / "twice.csv")
-    data = load(tmp_path / "twice.csv")
-    assert data.columns == ["Unnamed: 0", "a", "b"]
-    assert "column 'Unnamed: 0' counts the rows" in data.summary
+def test_an_index_that_was_saved_several_times_is_no_data(tmp_path):
+    COUNTED.to_csv(tmp_path / "1.csv")
+    for i in range(1, 4):
+        pd.read_csv(tmp_path / f"{i}.csv").to_csv(tmp_path / f"{i + 1}.csv")
+        data = load(tmp_path / f"{i + 1}.csv")
+        assert data.columns == ["a", "b"]
+        assert "'Unnamed: 0' left out" in data.summary
 
 
 def test_a_separator_at_the_start_of_each_line_makes_no_row_labels(tmp_path):

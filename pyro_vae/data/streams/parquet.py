@@ -11,6 +11,7 @@ import numpy as np
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.limits import MOST_ENTRIES, try_reading, validate_regular
 from pyro_vae.data.parquet import arrow_numbers, column_chunks, pandas_index, whole_parquet
+from pyro_vae.data.row_labels import UNNAMED
 from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
 
@@ -95,7 +96,7 @@ class ParquetTable(Table):
 def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: Sequence[str] = ()) -> ParquetTable:
     """Open a Parquet file or folder, reading only footers.
 
-    By default x has all columns except the context and the index that pandas wrote.
+    By default x has all columns except the context, the index that pandas wrote, and a first column without a name.
     """
     fragments = parquet_fragments(path)
     if not fragments:
@@ -110,7 +111,7 @@ def open_parquet(path: Path, *, columns: Sequence[str] | None = None, context: S
             fragment.ensure_complete_metadata()
             _validate_schema(fragment, fragments[0])
     schema = fragments[0].physical_schema
-    besides = {*context, *pandas_index(schema)}
+    besides = {*context, *pandas_index(schema), *(name for name in schema.names[:1] if name in UNNAMED)}
     names = [name for name in schema.names if name not in besides] if columns is None else list(columns)
     _validate_columns(fragments[0].path, schema, names, context)
     for index, (fragment, _) in enumerate(files):

@@ -15,6 +15,7 @@ from pyro_vae.data.images import Layout, layout_of
 from pyro_vae.data.netcdf import validate_decoded
 from pyro_vae.data.precision import validate_integers
 from pyro_vae.data.readers import whole_numpy
+from pyro_vae.data.tables import column_names
 from pyro_vae.data.values import reason, validate_unmasked
 from pyro_vae.errors import DataError
 
@@ -109,7 +110,7 @@ def _columns_of(array: Any) -> list[str] | None:
     coords = getattr(array, "coords", {})
     if len(array.shape) != 2 or not coords or array.dims[1] not in coords:
         return None
-    return [str(name).strip() for name in coords[array.dims[1]].values.tolist()]
+    return column_names(coords[array.dims[1]].values.tolist())
 
 
 def copy_numbers(values: Any, into: np.ndarray) -> None:
