@@ -135,15 +135,14 @@ class Console(rich.console.Console):
         shown: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, **options}
         super().__init__(**shown)
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print; if the output cannot be written, because the disk is full for example, say so and go on without it."""
+    def _check_buffer(self) -> None:
+        """Write; if the output cannot be written, because the disk is full for example, say so and go on without it."""
         try:
-            super().print(*objects, **options)
+            super()._check_buffer()
         except OSError as error:
-            message = f"pyro-vae: the output cannot be written ({error.strerror}); going on without it"
             self.on_broken_pipe()
             with suppress(OSError, AttributeError):  # the errors may go to the same place, or nowhere
-                sys.stderr.write(message + "\n")
+                sys.stderr.write(f"pyro-vae: the output cannot be written ({error.strerror}); going on without it\n")
 
     def on_broken_pipe(self) -> None:
         """Work on without a word where nobody reads any more, as behind ``| head -1``."""

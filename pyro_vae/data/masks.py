@@ -74,14 +74,16 @@ def as_mask(
     """
     validate_unmasked(mask, f"mask of {source}")
     if (frame := as_frame(mask, f"mask of {source}")) is not None:
-        mask = _in_order(frame, columns, source).to_numpy()
-    if not isinstance(mask, Tensor):
-        mask = torch.as_tensor(np.array(mask))  # a copy, since arrays of pandas are read-only
-    if mask.dtype != torch.bool or mask.shape != tuple(shape):
+        frame = _in_order(frame, columns, source)
+        whole = all(kind.kind == "b" for kind in frame.dtypes) and not frame.isna().any(axis=None)
+        mask = frame.to_numpy(bool if whole else None)  # one of pandas' nullable types would become objects
+    given = mask if isinstance(mask, Tensor) else np.array(mask)  # a copy, since arrays of pandas are read-only
+    if given.dtype not in (torch.bool, bool) or tuple(given.shape) != tuple(shape):
         raise DataError(
-            f"{source}: the mask has type {mask.dtype} and shape {tuple(mask.shape)}; "
+            f"{source}: the mask has type {given.dtype} and shape {tuple(given.shape)}; "
             f"give booleans of the data's shape {tuple(shape)}"
         )
+    mask = torch.as_tensor(given)
     validate_same_labels("mask", None if frame is None else labels_of_index(frame), labels, source)
     return mask
 

@@ -206,6 +206,20 @@ def test_where_output_cannot_be_written_the_work_is_done_all_the_same(folder, ca
     assert capfd.readouterr().err.count("pyro-vae: the output cannot be written (No space left on device); going") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_where_errors_cannot_be_written_either_the_work_is_done_all_the_same(folder):
+    """As behind ``> log 2>&1`` on a full disk."""
+
+    def prepare():
+        writing_to(full)
+        sys.stderr = sys.stdout
+
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert in_a_child([*SCORE, "--out", "both.csv"], prepare) == 0
+    os.close(full)
+    assert Path("both.csv").read_text() == Path("scores.csv").read_text()
+
+
 def test_without_standard_output_the_work_is_done_all_the_same(folder):
     """As Python starts after ``>&-``."""
     assert in_a_child([*SCORE, "--out", "closed.csv"], lambda: setattr(sys, "stdout", None)) == 0

@@ -391,3 +391,10 @@ def test_names_of_several_levels_are_matched():
     assert load(frame.iloc[:, ::-1], like=data).x.equal(data.x)
     assert rows_of(frame, mask=frame > -9).x.equal(rows_of(data).x)
     assert rows_of(data, mask=frame > -9).mask.all()
+
+
+def test_a_mask_may_have_nullable_booleans_but_no_gap():
+    mask = (X > -9).astype("boolean")
+    assert rows_of(X, mask=mask).mask.all()
+    with pytest.raises(DataError, match="the mask has type object"):
+        rows_of(X, mask=mask.mask(mask))

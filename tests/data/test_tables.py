@@ -562,7 +562,8 @@ def comes_back(folder, *, values, names, index, sep, comma, suffix, encoding, en
     try:
         data = load(path, **(options if asked or table.shape[1] == 1 else {}))  # a single column shows no separator
     except DataError as error:
-        assert re.search("may be (names or data|separated by|decimal|one number or two)", str(error))
+        if not re.search("may be (names or data|separated by|decimal|one number or two)", str(error)):
+            raise
         data = load(path, **options)
     np.testing.assert_array_equal(data.x.double().numpy(), table.to_numpy())
     assert data.columns == [str(name) for name in table.columns]
@@ -790,7 +791,7 @@ def test_a_mask_follows_the_columns_of_its_table_and_hides_what_may_be_anything(
     coded = Data(torch.tensor([[7.0, 1.0], [0.0, 2.0], [1.0, 99.0]]), columns=["b", "a"], categories={"b": ["u", "v"]})
     rows = pv.data.rows_for(vae, coded, mask=SEEN)
     assert (rows.x.tolist(), rows.mask.tolist()) == expected
-    with pytest.raises(DataError, match=r"mask has type torch\.bool and shape \(3, 1\); give booleans of .* \(3, 2\)"):
+    with pytest.raises(DataError, match=r"mask has type bool and shape \(3, 1\); give booleans of .* \(3, 2\)"):
         pv.data.rows_for(vae, UNDER, mask=SEEN[:, :1])
 
 
