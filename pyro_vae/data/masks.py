@@ -76,7 +76,7 @@ def as_mask(
     if (frame := as_frame(mask, f"mask of {source}")) is not None:
         frame = _in_order(frame, columns, source)
         whole = all(kind.kind == "b" for kind in frame.dtypes) and not frame.isna().any(axis=None)
-        mask = frame.to_numpy(bool if whole else None)  # one of pandas' nullable types would become objects
+        mask = frame.to_numpy(bool if whole else None)  # booleans that may be missing are objects in pandas
     given = mask if isinstance(mask, Tensor) else np.array(mask)  # a copy, since arrays of pandas are read-only
     if given.dtype not in (torch.bool, bool) or tuple(given.shape) != tuple(shape):
         raise DataError(
