@@ -398,3 +398,15 @@ def test_a_mask_may_have_nullable_booleans_but_no_gap():
     assert rows_of(X, mask=mask).mask.all()
     with pytest.raises(DataError, match="the mask has type object"):
         rows_of(X, mask=mask.mask(mask))
+
+
+@pytest.mark.parametrize("labels", [ROWS, [*range(10, 10 + N)]], ids=["text", "numbers"])
+def test_streams_of_rows_in_another_order_are_refused(labels, tmp_path):
+    X.set_axis(labels).to_parquet(tmp_path / "x.parquet")
+    CONTEXT.set_axis(labels).to_parquet(tmp_path / "same.parquet", row_group_size=3)
+    CONTEXT.set_axis(labels)[::-1].to_parquet(tmp_path / "other.parquet")
+    CONTEXT.to_parquet(tmp_path / "none.parquet")
+    for name in ("same.parquet", "none.parquet"):
+        assert len(stream(tmp_path / "x.parquet", context=tmp_path / name)) == N
+    with pytest.raises(DataError, match=r"the rows of the context are labelled differently from .*x\.parquet; write"):
+        stream(tmp_path / "x.parquet", context=tmp_path / "other.parquet")

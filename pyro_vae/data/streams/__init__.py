@@ -161,6 +161,13 @@ def _open_beside(data: Any, part: str, x: Table) -> Table:
             f"{table.name}: the columns of the mask are {list_names(table.columns)}, but those of {x.name} are "
             f"{list_names(x.columns)}; give the mask the columns of the data, in their order"
         )
+    if isinstance(table, ParquetTable) and isinstance(x, ParquetTable):
+        own, labels = table.labels(), x.labels()
+        if own is not None and labels is not None and own.columns != labels.columns:
+            raise DataError(
+                f"{table.name}: the rows of the {part} are labelled differently from {x.name}; write both in one "
+                "order, or without an index"
+            )
     return table
 
 

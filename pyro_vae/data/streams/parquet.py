@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_vae.core.rows import Rows
 from pyro_vae.data.limits import MOST_ENTRIES, try_reading, validate_regular
-from pyro_vae.data.parquet import arrow_numbers, column_chunks, pandas_index, whole_parquet
+from pyro_vae.data.parquet import arrow_numbers, column_chunks, pandas_index, read_parquet, whole_parquet
 from pyro_vae.data.row_labels import UNNAMED
 from pyro_vae.data.streams.tables import Table, copy_numbers, file_changed, stamp_of
 from pyro_vae.errors import DataError
@@ -78,6 +78,17 @@ class ParquetTable(Table):
             if into.context is not None and self.context:
                 into.context.numpy()[at : at + len(rows)] = rows[:, width:]
         return count
+
+    def labels(self) -> Any:
+        """Read the row labels that pandas wrote as an index; return an Arrow table, or None if there are none."""
+        import pyarrow as pa
+
+        schema = self.files[0][0].physical_schema
+        if not (index := pandas_index(schema)):
+            return None
+        others = [name for name in schema.names if name not in index]
+        paths = [Path(fragment.path) for fragment, _ in self.files]
+        return pa.concat_tables([read_parquet(path, drop=others, text=index)[0] for path in paths])
 
     def _decode(self, index: int, dtype: np.dtype) -> np.ndarray:
         """Decode a row group, shape ``(column, row)``, x before the context."""
