@@ -136,13 +136,13 @@ class Console(rich.console.Console):
         super().__init__(**shown)
 
     def _check_buffer(self) -> None:
-        """Write; if the output cannot be written, because the disk is full for example, say so and go on without it."""
+        """Write; if the output cannot be written, because the disk is full for example, say so and continue."""
         try:
             super()._check_buffer()
         except OSError as error:
             self.on_broken_pipe()
             with suppress(OSError, AttributeError):  # the errors may go to the same place, or nowhere
-                sys.stderr.write(f"pyro-vae: the output cannot be written ({error.strerror}); going on without it\n")
+                sys.stderr.write(f"pyro-vae: the output cannot be written ({error.strerror}); continuing without it\n")
 
     def on_broken_pipe(self) -> None:
         """Work on without a word where nobody reads any more, as behind ``| head -1``."""

@@ -203,7 +203,7 @@ def test_where_output_cannot_be_written_the_work_is_done_all_the_same(folder, ca
     assert in_a_child([*SCORE, "--out", "full.csv"], lambda: writing_to(full)) == 0
     os.close(full)
     assert Path("full.csv").read_text() == Path("scores.csv").read_text()
-    assert capfd.readouterr().err.count("pyro-vae: the output cannot be written (No space left on device); going") == 1
+    assert capfd.readouterr().err.count("pyro-vae: the output cannot be written (No space left on device); cont") == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
