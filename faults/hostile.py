@@ -119,9 +119,14 @@ def callables() -> Iterator[Hostile]:
             for given in (path, [path]):
                 named = {"class_path": f"torch.optim.lr_scheduler.{schedule}", "init_args": {"lr_lambda": given}}
                 yield Hostile("callables", f"{schedule}: {given}", _settings(scheduler=named), RESUME)
-    for folder in ("/tmp/elsewhere", "../elsewhere", "~/elsewhere"):
-        named = {"class_path": "pyro_vae.callbacks.TensorBoard", "init_args": {"folder": folder}}
-        yield Hostile("callables", f"TensorBoard: {folder}", _settings(callbacks=[named]), RESUME)
+    full, short = "pyro_vae.callbacks.TensorBoard", "TensorBoard"
+    for path, folder in (
+        *((full, f"{up}elsewhere") for up in ("/tmp/", "../", "~/")),
+        (short, "elsewhere"),
+        (short, "1"),
+    ):
+        named = {"class_path": path, "init_args": {"folder": folder}}
+        yield Hostile("callables", f"{path}: {folder}", _settings(callbacks=[named]), RESUME)
 
 
 def _file(name: str, make: Change) -> Change:
