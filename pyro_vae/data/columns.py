@@ -85,15 +85,8 @@ def numbers_of(
     here, text = column.notna().to_numpy(), (numbers.isna() & column.notna()).to_numpy()
     if not text.any() and not pd.api.types.is_complex_dtype(numbers.dtype):
         return numbers.to_numpy(np.float64, na_value=np.nan), None
-    values = column[here].str.strip() if is_text else column[here].map(_stripped)
-    all_text = text.sum() == here.sum() and bool(values.notna().all())
-    distinct = (
-        sorted(values.unique()) if all_text and values.nunique() <= min(MOST_CATEGORIES, len(values) // 2) else []
-    )
-    if all(map(OTHER_NOTATION.fullmatch, distinct)):
-        distinct = []  # numbers, which codes would put in another order
-    if distinct:
-        return code_by_name(column, name, source, distinct)
+    if text.sum() == here.sum() and (categories := _categories(column[here])):
+        return code_by_name(column, name, source, categories)
     row = int(text.argmax())
     value = column.iloc[row]
     shown = reprlib.repr(value.tolist() if isinstance(value, np.ndarray) else value)
@@ -101,6 +94,18 @@ def numbers_of(
         f"{source}: row {row}, column {name!r} is {shown}, not a number; encode the column as "
         "numbers, use it as row labels (index) or label, or drop it (rows are counted from 0)"
     )
+
+
+def _categories(column: "pd.Series") -> list[str]:
+    """Return the sorted categories of a column of text; none if there are too many, or they are numbers."""
+    import pandas as pd
+
+    is_text = isinstance(column.dtype, pd.StringDtype)
+    values = column.str.strip() if is_text else column.map(_stripped)
+    if values.isna().any() or values.nunique() > min(MOST_CATEGORIES, len(values) // 2):
+        return []
+    distinct = sorted(values.unique())
+    return [] if all(map(OTHER_NOTATION.fullmatch, distinct)) else distinct  # codes would put numbers in another order
 
 
 def _parse_text(column: "pd.Series") -> "pd.Series":

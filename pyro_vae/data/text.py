@@ -83,27 +83,13 @@ def read_text(
     if sep is not None and sep == (decimal or ".") != ",":
         raise SettingsError(f"sep and decimal are both {sep!r}; give different characters")
     encoding, lines = _head(path)
-    found = find_dialect(
-        lines,
-        encoding=encoding,
-        sep=sep,
-        decimal=decimal,
-        header=header,
-        missing=missing,
-        named=named,
-        source=str(path),
-    )
+    given: Any = {"sep": sep, "decimal": decimal, "header": header, "missing": missing, "named": named}
+    found = find_dialect(lines, encoding=encoding, source=str(path), **given)
     _validate_first(path, found)
     try:
-        top = _parse(path, found, missing, nrows=1, dtype=str)
-        names = _column_names(top, found)
-        leading = int(not isinstance(top.index, pd.RangeIndex))  # rows have one cell more than the header
-        unnamed = index != "" and not leading and len(names) > 1 and names[0] in {*UNNAMED} - named
-        classes = [i for i, name in enumerate(names) if name == label]
-        rows = [i for i, name in enumerate(names) if (name == index or (unnamed and i == 0)) and i not in classes]
-        # bytes, because pandas would find missing values among texts
-        converters = dict.fromkeys([*range(leading), *(i + leading for i in rows)], str.encode)
-        frame = _parse(path, found, missing, converters=converters, dtype={i + leading: str for i in classes})
+        frame = _parse_labelled(path, found, missing, index, label, named)
+    except DataError:
+        raise
     except UnicodeError as error:
         raise _not_text(path, error) from error
     except pd.errors.EmptyDataError as error:
@@ -111,6 +97,25 @@ def read_text(
     except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         _validate_lengths(path, found)
         raise DataError(f"{path}: not a table ({reason(error)}); if it is one, give its separator as sep") from error
+    frame.attrs["decimal"] = found.decimal
+    return frame, found
+
+
+def _parse_labelled(
+    path: Path, found: Dialect, missing: Sequence[str], index: str | None, label: str | None, named: Set[str]
+) -> "pd.DataFrame":
+    """Parse a table; its row labels and class labels are parsed as text first."""
+    import pandas as pd
+
+    top = _parse(path, found, missing, nrows=1, dtype=str)
+    names = [str(name).strip() if found.header else f"f{i}" for i, name in enumerate(top.columns)]
+    leading = int(not isinstance(top.index, pd.RangeIndex))  # rows have one cell more than the header
+    unnamed = index != "" and not leading and len(names) > 1 and names[0] in {*UNNAMED} - named
+    classes = [i for i, name in enumerate(names) if name == label]
+    rows = [i for i, name in enumerate(names) if (name == index or (unnamed and i == 0)) and i not in classes]
+    # bytes, because pandas would find missing values among texts
+    converters = dict.fromkeys([*range(leading), *(i + leading for i in rows)], str.encode)
+    frame = _parse(path, found, missing, converters=converters, dtype={i + leading: str for i in classes})
     last = frame.iloc[:, -1]
     if leading or (last == b"" if len(names) - 1 in rows else last.isna()).any():
         _validate_lengths(path, found)  # pandas fills short rows with missing values
@@ -122,9 +127,7 @@ def read_text(
         frame.isetitem(i, _row_labels(frame.iloc[:, i], found.decimal))
     for i in classes:
         frame.isetitem(i, _classes(frame.iloc[:, i], found.decimal))
-    frame.columns = pd.Index(names)
-    frame.attrs["decimal"] = found.decimal
-    return frame, found
+    return frame.set_axis(names, axis="columns")
 
 
 def _parse(path: Path, found: Dialect, missing: Sequence[str], **more: Any) -> "pd.DataFrame":
@@ -140,10 +143,6 @@ def _parse(path: Path, found: Dialect, missing: Sequence[str], **more: Any) -> "
             index_col=False if found.open_ended else None, na_values=list(missing), skipinitialspace=True,
             low_memory=False, **more,
         )  # fmt: skip
-
-
-def _column_names(frame: "pd.DataFrame", found: Dialect) -> list[str]:
-    return [str(name).strip() if found.header else f"f{i}" for i, name in enumerate(frame.columns)]
 
 
 def _row_labels(cells: Any, decimal: str) -> Any:
