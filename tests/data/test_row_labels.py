@@ -187,7 +187,7 @@ BLANK = {
 @pytest.mark.parametrize(("text", "says"), BLANK.values(), ids=BLANK)
 @pytest.mark.parametrize("missing", [None, "nan"])
 def test_a_blank_line_between_the_rows_of_a_single_column_is_refused(text, says, missing, tmp_path):
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=rf"^\S+: {says}; write nan"):
         load(written(tmp_path, text), missing=missing)
 
 
